@@ -1,0 +1,250 @@
+"""The `stylegan` command. Results go to standard output, everything else to standard error.
+
+Exit codes: 0 done (also when the gate says no), 1 a step failed, 2 bad usage or config.
+Imports of heavy libraries wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import BaseModel
+
+from flows import console
+from stylegan.config import Config, load
+from stylegan.errors import ConfigError, StepError, UserError
+
+app = App(
+    name="stylegan", help="Train, evaluate and register StyleGAN as a workflow. CONFIG is a YAML file such as configs/quickstart.yaml."
+)
+
+Overrides = Annotated[
+    list[str] | None, Parameter(name=["--set", "-s"], negative="", help="Override a value of the config: key.path=value. Repeatable.")
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the record as one JSON line on standard output.")]
+Registry = Annotated[str | None, Parameter(name="--config", help="Config whose MLflow registry is meant; unset is MLFLOW_TRACKING_URI.")]
+
+
+@app.command
+def plan(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what `run` would do: the steps, cached or not and why, images, time and memory. Touches nothing."""
+    from stylegan.plan import make_plan
+
+    found = make_plan(load(config, overrides or []))
+    if as_json:
+        _print_json(found)
+    else:
+        console.print_plan(found)
+
+
+@app.command
+def run(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Run the whole DAG: shard, train every stage, evaluate, register, gate. The same command again goes on where it stopped."""
+    settings = load(config, overrides or [])
+    _quiet_prefect()
+    from flows.server import api
+
+    with api():
+        from flows.train import train_flow
+
+        summary = train_flow(settings)
+    if as_json:
+        _print_json(summary)
+    else:
+        console.print_summary(settings, summary)
+
+
+@app.command
+def shard(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Only the first step: images to WebDataset shards."""
+    from stylegan.steps import Pipeline
+
+    _print_done(Pipeline(load(config, overrides or [])).shard(), as_json)
+
+
+@app.command
+def train(config: str, *, until: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train the stages (sharding first if need be).
+
+    Parameters
+    ----------
+    until
+        Stop after the stage of this resolution.
+    """
+    from stylegan.steps import Pipeline
+
+    settings = load(config, overrides or [])
+    if until is not None and until not in settings.resolutions:
+        raise ConfigError(f"--until {until}: no such stage; the stages are {', '.join(map(str, settings.resolutions))}")
+    with Pipeline(settings) as pipeline:
+        done = pipeline.train_until(until or settings.data.resolution)
+    _print_done(done, as_json)
+
+
+@app.command
+def evaluate(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Evaluate the last stage's checkpoint; it must be trained already."""
+    from stylegan.steps import Pipeline
+
+    with Pipeline(load(config, overrides or [])) as pipeline:
+        done = pipeline.evaluate_trained()
+    _print_done(done, as_json)
+
+
+@app.command
+def register(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Register the evaluated model as challenger; the gate is left to `run`."""
+    from stylegan.steps import Pipeline
+
+    with Pipeline(load(config, overrides or [])) as pipeline:
+        done = pipeline.register_evaluated()
+    _print_done(done, as_json)
+
+
+@app.command
+def sample(
+    model: str,
+    *,
+    seeds: str = "0-15",
+    psi: float | None = None,
+    label: str | None = None,
+    out: Path = Path("grid.png"),
+    config: Registry = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a grid of images.
+
+    Parameters
+    ----------
+    model
+        A run id, the URI of a checkpoint, or models:/name@alias (or models:/name/version).
+    seeds
+        One image each: numbers and ranges, such as 0-15 or 1,5,9-12.
+    psi
+        Truncation: 1 or unset is off, smaller is more typical and less varied.
+    label
+        Class (name or number) of a class-conditional model; unset takes all in turn.
+    out
+        PNG file to write.
+    """
+    from stylegan import sampling
+
+    settings = _registry_config(config, overrides)
+    record = sampling.sample(settings, model, seeds=sampling.parse_seeds(seeds), psi=psi, label=label, out=str(out))
+    _print_json(record) if as_json else print(f"{record.num_images} images of {record.checkpoint_uri} in {record.path}")
+
+
+@app.command
+def promote(
+    name: str, *, version: str | None = None, config: Registry = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Make a version champion (the old one becomes `previous`).
+
+    Parameters
+    ----------
+    name
+        Registered model.
+    version
+        Its version; unset is the challenger.
+    """
+    from stylegan.registry import store
+
+    _print_version(store.promote(_tracking_uri(config, overrides), name, version=version), as_json)
+
+
+@app.command
+def rollback(name: str, *, config: Registry = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Make the previous champion champion again."""
+    from stylegan.registry import store
+
+    _print_version(store.rollback(_tracking_uri(config, overrides), name), as_json)
+
+
+@app.command
+def doctor(config: str | None = None, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check storage, Ray, MLflow, Prefect and the metric's weights: what works, and what to do about the rest."""
+    from flows.doctor import examine
+
+    settings = load(config, overrides or []) if config else None
+    examination = examine(settings)
+    if as_json:
+        _print_json(examination)
+    else:
+        console.print_examination(examination)
+    if not examination.ok:
+        raise StepError("doctor: not everything works; the lines above say what to do")
+
+
+def _registry_config(config: str | None, overrides: list[str] | None) -> Config | None:
+    if config is None and overrides:
+        raise ConfigError("--set needs --config FILE here, the config whose values it changes")
+    return load(config, overrides or []) if config else None
+
+
+def _tracking_uri(config: str | None, overrides: list[str] | None) -> str:
+    from stylegan import tracking
+
+    settings = _registry_config(config, overrides)
+    uri = tracking.resolve_uri(settings) if settings else os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise ConfigError("no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")
+    tracking.check_server(uri)
+    return uri
+
+
+def _quiet_prefect() -> None:
+    """The terminal shows our own log; Prefect's goes to its server only. Must come before prefect is imported."""
+    settings = {
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "stylegan",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def _print_json(record: BaseModel) -> None:
+    print(json.dumps(record.model_dump(mode="json")), flush=True)
+
+
+def _print_done(done: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(done.record)
+    else:
+        console.print_record(done.record, done.cached)
+
+
+def _print_version(version: Any, as_json: bool) -> None:
+    _print_json(version) if as_json else print(f"{version.name} version {version.version}: {', '.join(version.aliases) or 'no alias'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    try:
+        with console.logging_to_terminal():
+            app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        console.print_error(f"{' '.join(str(error).split())} (see stylegan --help)")
+        return 2
+    except ConfigError as error:
+        console.print_error(str(error))
+        return 2
+    except UserError as error:
+        console.print_error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        console.print_error("interrupted; the same command goes on from the newest checkpoint")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

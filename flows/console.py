@@ -1,0 +1,158 @@
+"""What the terminal shows: log lines and progress bars on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from stylegan.config import Config
+from stylegan.progress import duration
+
+if TYPE_CHECKING:
+    from flows.doctor import Examination
+    from flows.train import Summary
+    from stylegan.plan import Plan
+
+
+class Handler(logging.Handler):
+    """Prints the library's log; on a terminal, progress is drawn as bars instead of lines."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+        self.bars = Progress(TextColumn("{task.description:<14}"), BarColumn(), TextColumn("{task.fields[text]}"), console=console)
+        self.tasks: dict[str, TaskID] = {}
+        if console.is_terminal:
+            self.bars.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record to the terminal."""
+        progress = getattr(record, "progress", None)
+        if progress is None or not self.console.is_terminal:
+            style = "yellow" if record.levelno >= logging.WARNING else ""
+            self.console.print(record.getMessage(), style=style, highlight=False, markup=False, soft_wrap=True)
+            return
+        name, done, total, text = progress
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=total, text="")
+        self.bars.update(self.tasks[name], completed=done, total=total, text=text)
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        self.bars.stop()
+        super().close()
+
+
+@contextlib.contextmanager
+def logging_to_terminal() -> Iterator[None]:
+    """Send the library's log to standard error for the time of a command."""
+    console = Console(file=sys.stderr)
+    handler = Handler(console)
+    names = ["stylegan", "stylegan-progress"] if console.is_terminal else ["stylegan"]
+    for name in names:
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        for name in names:
+            logging.getLogger(name).removeHandler(handler)
+        handler.close()
+
+
+def print_error(message: str) -> None:
+    """One line on standard error."""
+    print(f"stylegan: {message}", file=sys.stderr)
+
+
+def print_plan(plan: Plan) -> None:
+    """The steps of a plan as a table on standard output."""
+    table = Table(title=f"{plan.name}: {plan.run_id or 'the run id is known once the data is sharded'}", title_justify="left")
+    for heading in ("step", "state", "images", "time", "memory", "why"):
+        right = heading in ("images", "time", "memory")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "why")
+    for step in plan.steps:
+        table.add_row(
+            step.name,
+            "[green]cached[/]" if step.state == "cached" else "run",
+            f"{step.images:,}" if step.images else "",
+            f"~{duration(step.seconds)}" if step.seconds else "",
+            f"{step.memory_gib:.2f} GiB" if step.memory_gib else "",
+            step.reason,
+        )
+    seconds = [step.seconds for step in plan.steps if step.seconds]
+    Console().print(table)
+    if seconds:
+        print(f"training: about {duration(sum(seconds))} in all; memory is for one worker")
+
+
+def print_record(record: BaseModel, cached: bool) -> None:
+    """A step's record as `key  value` lines on standard output."""
+    print("taken from storage:" if cached else "done:")
+    for key, value in record.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            print(f"  {key}:")
+            for name, item in value.items():
+                print(f"    {name:<28} {item:.5g}" if isinstance(item, float) else f"    {name:<28} {item}")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            print(f"  {key:<18} {shown}")
+
+
+def print_examination(examination: Examination) -> None:
+    """What works and what does not, a line each."""
+    for finding in examination.findings:
+        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<8} {finding.detail}")
+
+
+def print_summary(config: Config, summary: Summary) -> None:
+    """The end of a run: stages, metrics, grid, version, and how to look at it all."""
+    console = Console()
+    table = Table(title=f"{summary.run_id}: training", title_justify="left")
+    for heading in ("stage", "kimg", "D loss", "G loss", "R1", "D(real)", "D(fake)", "img/s"):
+        table.add_column(heading, justify="right")
+    for point in summary.stages:
+        side = f"{point['progress/resolution']:.0f}"
+        keys = ("loss/d", "loss/g", "loss/r1", "scores/real", "scores/fake")
+        numbers = [f"{point[key]:.3f}" for key in keys]
+        table.add_row(f"{side}x{side}", f"{point['progress/kimg']:g}", *numbers, f"{point['time/img_per_sec']:.0f}")
+    console.print(table)
+    table = Table(title=f"evaluation of {config.evaluation.num_images} images, protocol {summary.report.protocol}", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in sorted(summary.report.metrics.items()):
+        table.add_row(name, f"{value:.4g}")
+    for name, reason in sorted(summary.report.skipped.items()):
+        table.add_row(name, f"skipped: {reason}")
+    console.print(table)
+    version, verdict = summary.version, summary.verdict
+    print(f"samples     {summary.grid}")
+    print(f"model       {version.name} version {version.version}, alias {', '.join(version.aliases) or 'none'}")
+    print(f"gate        {'promoted' if verdict.promote else 'not promoted'}: {' '.join(verdict.reasons)}")
+    print("\nLook at it:")
+    for line in ui_commands(config):
+        print(f"  {line}")
+
+
+def ui_commands(config: Config) -> list[str]:
+    """The commands that open MLflow and Prefect on this run's results, and one that draws from the new model."""
+    from stylegan.tracking import resolve_uri
+
+    uri = resolve_uri(config)
+    folder = os.path.dirname(sys.executable)
+    mlflow = (
+        uri if uri.startswith("http") else f"{folder}/mlflow ui --backend-store-uri {uri} --port 5000    # then open http://127.0.0.1:5000"
+    )
+    api = os.environ.get("PREFECT_API_URL")
+    prefect = api.removesuffix("/api") if api else f"{folder}/prefect server start    # then open http://127.0.0.1:4200"
+    sample = f"MLFLOW_TRACKING_URI={uri} {folder}/stylegan sample models:/{config.model_name}@champion --seeds 0-15 --out grid.png"
+    return [mlflow, prefect, sample]

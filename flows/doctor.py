@@ -1,0 +1,119 @@
+"""`stylegan doctor`: tries every engine a run needs and says what works and what to do."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict
+
+from stylegan import cluster, storage, tracking
+from stylegan.config import Config
+from stylegan.errors import StepError, UserError
+
+
+class Finding(BaseModel):
+    """One thing tried."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Examination(BaseModel):
+    """All things tried; `ok` if all work."""
+
+    model_config = ConfigDict(frozen=True)
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything works."""
+        return all(finding.ok for finding in self.findings)
+
+
+def examine(config: Config | None) -> Examination:
+    """Try what a run of this config needs; without a config, what the defaults need on this machine."""
+    checks: list[tuple[str, Callable[[Config | None], str]]] = [
+        ("storage", _storage),
+        ("data", _data),
+        ("metrics", _metrics),
+        ("mlflow", _mlflow),
+        ("prefect", _prefect),
+        ("ray", _ray),
+    ]
+    return Examination(findings=tuple(_try(name, check, config) for name, check in checks))
+
+
+def _try(name: str, check: Callable[[Config | None], str], config: Config | None) -> Finding:
+    try:
+        return Finding(name=name, ok=True, detail=check(config))
+    except UserError as error:
+        return Finding(name=name, ok=False, detail=str(error))
+
+
+def _storage(config: Config | None) -> str:
+    root = storage.absolute(config.storage.root if config else "stylegan-data")
+    existed = storage.exists(root)
+    probe = storage.join(root, f".doctor-{uuid.uuid4().hex[:8]}")
+    storage.write_bytes(probe, b"probe")
+    if storage.read_bytes(probe) != b"probe":
+        raise StepError(f"storage.root={root}: a file that was just written reads back differently; check that store")
+    storage.delete(probe)
+    if not existed:
+        storage.delete(root)
+    if not storage.is_local(root):
+        return f"{root} can be written and read"
+    folder = root if existed else "."
+    return f"{root} can be written and read, {shutil.disk_usage(folder).free / 2**30:.1f} GiB free"
+
+
+def _data(config: Config | None) -> str:
+    from stylegan.data.sources import open_source
+
+    if config is None:
+        return "give a CONFIG to look at its data"
+    source = open_source(config.data)
+    return f"{len(source.images)} images, {len(source.label_names) or 'no'} classes in {config.data.source}"
+
+
+def _metrics(config: Config | None) -> str:
+    from stylegan.data.sources import open_source
+    from stylegan.evaluation.features import check_features
+
+    if config is None:
+        return "the embedded classifier needs no weights"
+    check_features(config.evaluation, labelled=bool(open_source(config.data).label_names))
+    return f"evaluation.features={config.evaluation.features} is there or trained on demand"
+
+
+def _mlflow(config: Config | None) -> str:
+    if config is None:
+        return "SQLite below storage.root unless tracking.uri is set"
+    uri = tracking.resolve_uri(config)
+    tracking.check_server(uri)
+    return f"{uri} answers" if uri.startswith("http") else uri
+
+
+def _prefect(config: Config | None) -> str:
+    from flows.server import api
+
+    with api() as url:
+        return f"{url} answers"
+
+
+def _ray(config: Config | None) -> str:
+    from stylegan.config import RayConfig
+    from stylegan.training.schedule import stages
+
+    with cluster.session():
+        if config is None:
+            cluster.connect(RayConfig())
+        else:
+            cluster.check_address(config.ray)
+            cluster.check_resources(config, stages(config))
+        return f"{cluster.describe()}; every stage fits" if config else cluster.describe()

@@ -1,0 +1,101 @@
+"""The embedded Prefect server: used when PREFECT_API_URL is not set.
+
+Prefect's own temporary server outlives a flow that is killed. This one watches its parent and ends with it. History stays in
+PREFECT_HOME, where `prefect server start` shows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from stylegan.errors import StepError
+
+START_SECONDS = 120  # the very first start migrates the database
+
+
+@contextlib.contextmanager
+def api() -> Iterator[str]:
+    """The URL of the Prefect API that the user has configured, else of a server that lives as long as this context.
+
+    Raises:
+        StepError: the configured server does not answer.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+
+    configured = PREFECT_API_URL.value()
+    if configured:
+        _check(configured)
+        yield configured
+        return
+    process, url = _start()
+    try:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+            yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _check(url: str) -> None:
+    import httpx
+
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        raise StepError(
+            f"PREFECT_API_URL={url}: no Prefect server answers there ({type(error).__name__}); start one with `prefect server start`, "
+            "or unset PREFECT_API_URL to run without"
+        ) from None
+
+
+def _start() -> tuple[subprocess.Popen[bytes], str]:
+    import httpx
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1"}
+    env = os.environ | quiet | {"PREFECT__SERVER_EPHEMERAL": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "flows.server", str(port), str(os.getpid())], env=env, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                return process, url
+        time.sleep(0.1)
+    process.kill()
+    raise StepError(
+        f"the embedded Prefect server did not start within {START_SECONDS} s (exit code {process.poll()}); "
+        "look at PREFECT_HOME and its free space, or start `prefect server start` yourself and set PREFECT_API_URL"
+    )
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve on 127.0.0.1 until told to stop or the parent is gone: `python -m flows.server PORT PARENT_PID`."""
+    import uvicorn
+
+    port, parent = int(sys.argv[1]), int(sys.argv[2])
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="critical", lifespan="on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The steps as Prefect tasks: each body is one call into the library.
+
+Whether a step's work is there already is decided by storage alone (stylegan/plan.py); such a task run ends as `Cached`.
+Prefect's own result cache stays off: it cannot see that storage was emptied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+from prefect.tasks import Task
+
+from stylegan.data.shards import ShardSet
+from stylegan.errors import UnavailableError, UserError
+from stylegan.evaluation.report import Report
+from stylegan.registry.gate import Verdict
+from stylegan.registry.store import ModelVersion
+from stylegan.steps import Done, Pipeline
+from stylegan.training.schedule import Stage
+from stylegan.training.state import Checkpoint
+
+
+def _may_work_later(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """A user's mistake stays one; a store or server that did not answer, or a crash, is worth another try."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, UnavailableError) or not isinstance(error, UserError)
+
+
+OPTIONS: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [5, 30],
+    "retry_condition_fn": _may_work_later,
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
+
+
+def _state(done: Done[Any]) -> Any:
+    if done.cached:
+        return Completed(name="Cached", message="taken from storage", data=done.record)
+    return done.record
+
+
+@task(name="shard", task_run_name="shard", **OPTIONS)
+def shard(pipeline: Pipeline) -> ShardSet:
+    """Images to WebDataset shards."""
+    return _state(pipeline.shard())
+
+
+@task(name="train", task_run_name="train {stage.name}", **OPTIONS)
+def train(pipeline: Pipeline, shards: ShardSet, stage: Stage, previous: Checkpoint | None) -> Checkpoint:
+    """One resolution stage as a Ray Train run."""
+    return _state(pipeline.train(shards, stage, previous))
+
+
+@task(name="evaluate", task_run_name="evaluate", **OPTIONS)
+def evaluate(pipeline: Pipeline, shards: ShardSet, checkpoint: Checkpoint) -> Report:
+    """FID, PPL and separability of the last checkpoint."""
+    return _state(pipeline.evaluate(shards, checkpoint))
+
+
+@task(name="register", task_run_name="register", **OPTIONS)
+def register(pipeline: Pipeline, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> ModelVersion:
+    """A version in the MLflow registry, as challenger."""
+    return _state(pipeline.register(shards, checkpoint, report))
+
+
+@task(name="gate", task_run_name="gate", **OPTIONS)
+def gate(pipeline: Pipeline, shards: ShardSet, version: ModelVersion, report: Report) -> Verdict:
+    """Champion or not."""
+    return _state(pipeline.gate(shards, version, report))

@@ -1,0 +1,24 @@
+"""The two kinds of failure a user sees, each as one line.
+
+`ConfigError`: the config or the command line is wrong; exit code 2, nothing was started.
+`StepError`: a step met something it cannot work with (data, storage, a server); exit code 1, finished work is kept.
+
+The message names the thing, its value, what is allowed and the cure. Anything else that is raised is a defect of the
+program and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """A failure that its message explains completely; printed as one line, never with a traceback."""
+
+
+class ConfigError(UserError, ValueError):
+    """A value in the config or on the command line is not allowed (exit code 2)."""
+
+
+class StepError(UserError, RuntimeError):
+    """A step cannot go on with what it was given (exit code 1)."""
+
+
+class UnavailableError(StepError):
+    """A store, server or cluster refused or did not answer; the same step may work a little later."""

@@ -1,0 +1,132 @@
+"""The generator as an MLflow model: rows in, images out. MLflow runs this very file when it loads the model ("models from code").
+
+A row holds `seed` (an integer that z is drawn from) or `z` itself, and for a conditional generator `label`, the index of the
+class. Every row is drawn alone, so its image does not depend on the rows beside it, to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array
+
+WEIGHTS = "generator"  # name of the model's artifact, a generator.safetensors
+
+
+def signature(resolution: int, channels: int) -> ModelSignature:
+    """Columns `seed`, `z`, `label` (all optional here, checked row by row); uint8 images [N, H, W, C]; the parameters."""
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.long, "seed", required=False),
+                ColSpec(Array(DataType.double), "z", required=False),
+                ColSpec(DataType.long, "label", required=False),
+            ]
+        ),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, resolution, resolution, channels))]),
+        params=ParamSchema(
+            [
+                ParamSpec("truncation_psi", DataType.double, 1.0),
+                ParamSpec("truncation_cutoff", DataType.long, 8),
+                ParamSpec("noise_seed", DataType.long, 0),
+            ]
+        ),
+    )
+
+
+def example(conditional: bool) -> pd.DataFrame:
+    """Rows that any generator can draw; shown in the registry and by MLflow's server."""
+    return pd.DataFrame({"seed": [0, 1], "label": [0, 0]} if conditional else {"seed": [0, 1]})
+
+
+class GeneratorModel(PythonModel):
+    """Draws images with the averaged generator of a checkpoint."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the weights, onto a GPU if there is one. Called by MLflow once."""
+        from stylegan.networks.weights import load_generator
+
+        with open(context.artifacts[WEIGHTS], "rb") as file:
+            generator, label_names = load_generator(file.read())
+        self.classes = label_names if generator.num_labels else ()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = generator.to(self.device)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Draw one image per row.
+
+        Args:
+            context: unused; MLflow passes it.
+            model_input: DataFrame with `seed` or `z` (`z` wins where a row has both), and `label` for a conditional model.
+            params: truncation_psi (1 = off), truncation_cutoff (layers that are truncated), noise_seed (the noise of
+                every image of the call is drawn from it).
+
+        Returns:
+            uint8 [N, H, W, C].
+
+        Raises:
+            MlflowException: a row cannot be drawn; the message names the row, the value and what is allowed.
+        """
+        rows = model_input.to_dict("records")
+        if not rows:
+            raise _bad("the input has no row with `seed` or `z`; give at least one")
+        return np.stack([self._draw(*self._latent(i, row), params or {}) for i, row in enumerate(rows)])
+
+    def _latent(self, i: int, row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """z [1, L] and label [1] of a row."""
+        size = self.generator.model.latent_size
+        if not _missing(row.get("z")):
+            z = torch.tensor(np.asarray(row["z"], dtype=np.float32))
+            if z.shape != (size,) or not torch.isfinite(z).all():
+                raise _bad(f"row {i}: z has shape {list(z.shape)}; it must be {size} finite numbers")
+        elif not _missing(row.get("seed")):
+            z = torch.randn(size, generator=torch.Generator().manual_seed(int(row["seed"])))
+        else:
+            raise _bad(f"row {i}: has neither `seed` nor `z`; give an integer `seed`, or `z` with {size} numbers")
+        return z[None].to(self.device), self._label(i, row.get("label"))
+
+    def _label(self, i: int, label: Any) -> torch.Tensor | None:
+        names, given = self.classes, not _missing(label)
+        if given and not names:
+            raise _bad(f"row {i}: label {int(label)} given, but this generator has no classes; leave `label` out")
+        if names and not (given and 0 <= label < len(names)):
+            allowed = ", ".join(f"{index} ({name})" for index, name in enumerate(names))
+            raise _bad(f"row {i}: label {int(label) if given else 'is missing'}; this generator's classes are {allowed}")
+        return torch.tensor([int(label)], device=self.device) if names else None
+
+    @torch.no_grad()
+    def _draw(self, z: torch.Tensor, label: torch.Tensor | None, params: dict[str, Any]) -> np.ndarray:
+        """One image, uint8 [H, W, C]."""
+        from stylegan.images import quantise
+        from stylegan.networks.generator import random_noise
+
+        psi = float(params.get("truncation_psi", 1.0))
+        source = torch.Generator().manual_seed(int(params.get("noise_seed", 0)))  # on the CPU: the same numbers on every machine
+        images = self.generator(
+            z,
+            label,
+            noise=random_noise(source, self.device),
+            truncation_psi=None if psi == 1.0 else psi,
+            truncation_cutoff=int(params.get("truncation_cutoff", 8)),
+        )
+        return quantise(images)[0].permute(1, 2, 0).cpu().numpy()
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _bad(message: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(message)
+
+
+mlflow.models.set_model(GeneratorModel())

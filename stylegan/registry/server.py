@@ -1,0 +1,145 @@
+"""Where MLflow is, whether it answers, and a client for it.
+
+Every call names its tracking URI and its run: no global URI, no active run, so threads and flows do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from stylegan import storage
+from stylegan.config import Config
+from stylegan.errors import ConfigError, StepError, UnavailableError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ANSWER_SECONDS = 8.0  # a name with an IPv4 and an IPv6 address is tried twice
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
+
+_quiet_lock = threading.Lock()
+_quiet_levels: list[int] = []
+
+
+def resolve_uri(config: Config) -> str:
+    """The tracking URI of a config: `tracking.uri`, else SQLite below a local `storage.root`, else below the working folder."""
+    return config.tracking.uri or f"sqlite:///{_embedded_folder(config)}/mlflow.db"
+
+
+def artifact_location(config: Config) -> str | None:
+    """Where a new experiment keeps its artifacts; None leaves it to the server."""
+    uri = resolve_uri(config)
+    if uri.startswith(("http://", "https://", "databricks")):
+        return None
+    if uri.startswith("sqlite:") or storage.is_local(config.storage.root):
+        return f"{_embedded_folder(config)}/mlartifacts"
+    return storage.join(storage.absolute(config.storage.root), "mlartifacts")
+
+
+def check_server(uri: str) -> None:
+    """Return if MLflow can be expected behind this URI.
+
+    Raises:
+        ConfigError: the URI is none that MLflow 3 works with.
+        UnavailableError: nothing answers there (within 20 s).
+    """
+    parts = urlsplit(uri)
+    kind = parts.scheme.split("+")[0]
+    if kind in ("http", "https"):
+        _check_http(uri.rstrip("/"))
+    elif kind in DATABASE_PORTS:
+        _check_port(uri, parts.hostname or "localhost", parts.port or DATABASE_PORTS[kind])
+    elif kind in ("", "file"):
+        path = storage.absolute(uri)
+        raise ConfigError(f"tracking.uri={uri}: MLflow 3 does not write to plain folders; use sqlite:///{path}/mlflow.db")
+    elif kind not in ("sqlite", "databricks"):
+        raise ConfigError(f"tracking.uri={uri}: must start with http://, https://, sqlite:///, postgresql://, mysql:// or mssql://")
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client for tracking and registry at `uri`. Raises what `check_server` raises."""
+    check_server(uri)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 take four minutes
+    with quiet():
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def is_empty(uri: str) -> bool:
+    """Whether the URI is a SQLite file that is not there yet: looking into it would make it."""
+    return uri.startswith("sqlite:") and not Path(uri.partition(":///")[2]).exists()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep MLflow's greetings and hints off the terminal while inside, from however many threads."""
+    logger = logging.getLogger("mlflow")
+    with _quiet_lock:
+        _quiet_levels.append(logger.level)
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            before = _quiet_levels.pop()  # the last one out finds the level from before the first one in
+            logger.setLevel(before)
+
+
+@contextmanager
+def explained(uri: str, action: str) -> Iterator[None]:
+    """Turn MLflow's refusal into one line that says what was tried (`action`) and where.
+
+    Raises:
+        StepError: MLflow refused what was asked.
+        UnavailableError: MLflow or its database failed; a later try may work.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with quiet():
+            yield
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:300]
+        kind = StepError if error.error_code in REFUSALS else UnavailableError
+        raise kind(f"MLflow at {uri}: cannot {action}: {reason}; check that server, then run the same command again") from error
+
+
+def _embedded_folder(config: Config) -> str:
+    root = config.storage.root
+    return storage.absolute(root) if storage.is_local(root) else os.path.join(os.getcwd(), "stylegan-local")
+
+
+def _check_http(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=ANSWER_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 404, 405):  # a login or a proxy in front: something answers, the first real call tells more
+            return
+        reason = f"answers {error.code} {error.reason}"
+    except (OSError, ValueError) as error:
+        reason = f"does not answer ({getattr(error, 'reason', None) or error})"
+    raise UnavailableError(f"tracking.uri={uri}: {reason}; start that server, mend tracking.uri, or unset it to use a local SQLite file")
+
+
+def _check_port(uri: str, host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UnavailableError(
+            f"tracking.uri={urlsplit(uri).scheme}://...: no database answers at {host}:{port} ({error}); start it or mend tracking.uri"
+        ) from None

@@ -1,0 +1,114 @@
+"""Grids of images from any trained model: a run id, a checkpoint's URI, or a version in the registry."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from stylegan import storage, tracking
+from stylegan.config import Config
+from stylegan.errors import ConfigError
+from stylegan.images import grid, png_bytes
+from stylegan.networks.generator import Generator, random_noise
+from stylegan.plan import run_uri
+from stylegan.registry.store import load_version
+from stylegan.training.loop import MIN_CELL
+from stylegan.training.state import load_model
+
+MAX_SEEDS = 10_000
+
+
+class Grid(BaseModel):
+    """A grid of generated images in a PNG file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    checkpoint_uri: str
+    num_images: int
+    resolution: int
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-3,7` to [0, 1, 2, 3, 7]. Raises ConfigError if it is no such list."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise ConfigError(f"--seeds {text}: must be numbers and rising ranges, such as 0-15 or 1,5,9-12")
+        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+        if len(seeds) > MAX_SEEDS:
+            raise ConfigError(f"--seeds {text}: at most {MAX_SEEDS} images in one grid")
+    return seeds
+
+
+def find_checkpoint(config: Config | None, model: str) -> str:
+    """The checkpoint URI behind a run id, `models:/name@alias` or a checkpoint URI.
+
+    Args:
+        config: where runs and the registry are; unset looks in the default storage.root and MLFLOW_TRACKING_URI.
+
+    Raises:
+        ConfigError, StepError: there is no such model.
+    """
+    if model.startswith("models:/"):
+        uri = tracking.resolve_uri(config) if config else os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            raise ConfigError(f"{model}: no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")
+        return load_version(uri, model)
+    if storage.exists(storage.join(storage.absolute(model), "generator.safetensors")):
+        return storage.absolute(model)
+    if config:
+        report = storage.join(run_uri(config, model), "report.json")
+        if storage.exists(report):
+            return str(storage.read_json(report)["checkpoint_uri"])
+    raise ConfigError(
+        f"{model}: no such model; give the URI of a checkpoint-... folder, models:/name@champion, or a finished run's id "
+        "together with --config FILE that says where runs are stored"
+    )
+
+
+def sample(config: Config | None, model: str, *, seeds: list[int], psi: float | None, label: str | None, out: str) -> Grid:
+    """Draw one image per seed and write them as a grid.
+
+    Args:
+        model: as in `find_checkpoint`.
+        psi: truncation of the first 8 layers; None or 1 is off.
+        label: class name or number of a class-conditional model; None takes the classes in turn.
+        out: path of the PNG.
+    """
+    uri = find_checkpoint(config, model)
+    generator, label_names = load_model(uri)
+    labels = _labels(label, label_names, len(seeds))
+    images = torch.cat([_one(generator, seed, None if labels is None else labels[i : i + 1], psi) for i, seed in enumerate(seeds)])
+    scale = max(MIN_CELL // generator.resolution, 1)
+    picture = grid(F.interpolate(images, scale_factor=scale, mode="nearest"), math.ceil(math.sqrt(len(seeds))))
+    storage.write_bytes(storage.absolute(out), png_bytes(picture))
+    return Grid(path=out, checkpoint_uri=uri, num_images=len(seeds), resolution=generator.resolution)
+
+
+@torch.no_grad()
+def _one(generator: Generator, seed: int, labels: Tensor | None, psi: float | None) -> Tensor:
+    """The image of a seed, [1, C, r, r]: z and noise come from the seed alone, whatever else is in the grid."""
+    random = torch.Generator().manual_seed(seed)
+    z = torch.randn(1, generator.w_avg.shape[0], generator=random)
+    return generator(z, labels, noise=random_noise(random, "cpu"), truncation_psi=psi)
+
+
+def _labels(label: str | None, names: tuple[str, ...], count: int) -> Tensor | None:
+    if not names:
+        if label is not None:
+            raise ConfigError(f"--label {label}: this model is not class-conditional; leave it out")
+        return None
+    if label is None:
+        return torch.arange(count) % len(names)
+    if label in names:
+        return torch.full((count,), names.index(label))
+    if label.isdigit() and int(label) < len(names):
+        return torch.full((count,), int(label))
+    raise ConfigError(f"--label {label}: no such class; the classes are {', '.join(names)}")

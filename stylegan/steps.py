@@ -1,0 +1,227 @@
+"""The steps of a run: each looks in storage, else does its work, then leaves its record. Command line and flow call these.
+
+A step returns its record and whether it was taken from storage. Repeating a step is always safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from stylegan import cluster, storage, tracking
+from stylegan.config import Config, dump
+from stylegan.data.shards import ShardSet, check_enough, find_shards, write_shards
+from stylegan.data.sources import open_source
+from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation.features import check_features
+from stylegan.evaluation.report import Report, evaluate
+from stylegan.plan import find_report, find_stage, find_verdict, make_keys, root, run_uri, stage_uri, write_verdict
+from stylegan.progress import Progress
+from stylegan.registry import store
+from stylegan.registry.gate import Verdict, judge
+from stylegan.registry.store import ModelVersion
+from stylegan.tracking import StageRelay, TrackedRun
+from stylegan.training.loop import StageJob, read_rows
+from stylegan.training.schedule import Stage, stages
+from stylegan.training.state import Checkpoint
+
+R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """A step's record, and whether it was there already."""
+
+    record: R
+    cached: bool
+
+
+class Pipeline:
+    """The steps of one config. As a context it holds what they share: the Ray session and the MLflow run, each opened at first use."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._stack = ExitStack()
+        self._run: TrackedRun | None = None
+
+    def __enter__(self) -> Pipeline:
+        """Check what can be checked before any work.
+
+        Raises:
+            ConfigError, StepError: MLflow or Ray does not answer, or its address cannot work.
+        """
+        tracking.check_server(tracking.resolve_uri(self.config))
+        cluster.check_address(self.config.ray)
+        self._stack.enter_context(cluster.session())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._stack:
+            if self._run:
+                status = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
+                self._run.finish(status)  # type: ignore[arg-type]
+
+    def shard(self) -> Done[ShardSet]:
+        """Images to shards.
+
+        Raises:
+            ConfigError: the source does not exist, or the config asks for labels that it does not have.
+            StepError: the images cannot be used, or storage refuses.
+        """
+        data = self.config.data
+        source = open_source(data)
+        found = find_shards(source, data, root(self.config))
+        progress = Progress("shard", len(source.images))
+        record = found or write_shards(source, data, root(self.config), progress=lambda done, _total: progress.update(done))
+        self._check(record)
+        return Done(record, found is not None)
+
+    def _check(self, shards: ShardSet) -> None:
+        """What the rest of the run needs of the data, before anything trains."""
+        check_enough(shards, max(stage.batch for stage in stages(self.config)))
+        if self.config.model.conditional and not shards.label_names:
+            raise ConfigError(
+                f"model.conditional=true needs labels, but data.source={self.config.data.source} has none; "
+                "put the images in class folders, add a dataset.json, or set model.conditional=false"
+            )
+        check_features(self.config.evaluation, labelled=bool(shards.label_names))
+
+    def tracked(self, shards: ShardSet) -> TrackedRun:
+        """The MLflow run of this pipeline run, opened or continued."""
+        if self._run is None:
+            run_id = make_keys(self.config, shards).run_id
+            storage.write_bytes(storage.join(run_uri(self.config, run_id), "config.yaml"), dump(self.config).encode())
+            self._run = tracking.open_run(self.config, run_id, shards)
+        return self._run
+
+    def train(self, shards: ShardSet, stage: Stage, previous: Checkpoint | None) -> Done[Checkpoint]:
+        """One stage on Ray; its curves and grids go to MLflow while it trains (all at once if it was trained before).
+
+        Raises:
+            ConfigError: the cluster can never hold its workers.
+            StepError: training or storage failed.
+        """
+        keys = make_keys(self.config, shards)
+        key = keys.stages[self.config.resolutions.index(stage.resolution)]
+        uri = stage_uri(self.config, stage, key)
+        found = find_stage(self.config, stage, key)
+        progress = Progress(f"train {stage.name}", stage.num_images)
+        with StageRelay(self.tracked(shards), uri, on_rows=partial(_show, progress, stage)):
+            job = StageJob(config=self.config, stage=stage, shards=shards, key=key, run_id=keys.run_id, uri=uri, previous=previous)
+            record = found or cluster.train(job)
+        return Done(record, found is not None)
+
+    def evaluate(self, shards: ShardSet, checkpoint: Checkpoint) -> Done[Report]:
+        """The metrics of the config on the averaged generator of a checkpoint, in parallel on Ray."""
+        config, run_id = self.config, make_keys(self.config, shards).run_id
+        out = run_uri(config, run_id)
+        found = find_report(config, run_id)
+        report = found
+        if report is None:
+            storage.write_bytes(storage.join(out, "samples.png"), storage.read_bytes(self._last_samples(shards)))
+            report = evaluate(
+                checkpoint.uri,
+                shards,
+                config.evaluation,
+                root=root(config),
+                pmap=self._parallel_map,
+                device="cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu",
+                out_uri=out,
+            )
+            storage.write_json(storage.join(out, "report.json"), report.model_dump(mode="json"))
+        self.tracked(shards).log_report(report)
+        return Done(report, found is not None)
+
+    def _parallel_map(self, function: Any, items: Iterable[T]) -> Iterator[Any]:
+        return cluster.parallel_map(function, items, self.config)
+
+    def _last_samples(self, shards: ShardSet) -> str:
+        stage, key = stages(self.config)[-1], make_keys(self.config, shards).stages[-1]
+        folder = storage.join(stage_uri(self.config, stage, key), "samples")
+        return storage.join(folder, max(name for name in storage.names(folder) if name[0].isdigit()))
+
+    def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
+        """A version of the model in the registry, as challenger."""
+        key = make_keys(self.config, shards).registration
+        found = store.find_version(self.config, key)
+        record = found or store.register(
+            self.config, mlflow_run_id=self.tracked(shards).mlflow_run_id, checkpoint=checkpoint.uri, report=report, key=key
+        )
+        return Done(record, found is not None)
+
+    def gate(self, shards: ShardSet, version: ModelVersion, report: Report) -> Done[Verdict]:
+        """Judge the version against the champion and move the aliases.
+
+        The verdict is kept before the aliases move and marked when they have: a kill in between neither loses it nor judges twice.
+        """
+        run_id = make_keys(self.config, shards).run_id
+        applied, verdict = find_verdict(self.config, run_id, version.version)
+        if verdict and applied:
+            return Done(verdict, True)
+        if verdict is None:
+            champion_version, champion = store.champion(self.config) or (None, None)
+            verdict = judge(
+                report, champion, self.config.registry.gate, challenger_version=version.version, champion_version=champion_version
+            )
+            write_verdict(self.config, run_id, verdict, applied=False)
+        store.apply_verdict(self.config, verdict)
+        write_verdict(self.config, run_id, verdict, applied=True)
+        return Done(verdict, False)
+
+    def train_until(self, resolution: int) -> Done[Checkpoint]:
+        """Shards, and all stages up to one resolution."""
+        shards, done = self.shard().record, None
+        for stage in stages(self.config):
+            if stage.resolution <= resolution:
+                done = self.train(shards, stage, done.record if done else None)
+        assert done is not None
+        return done
+
+    def evaluate_trained(self) -> Done[Report]:
+        """Evaluate the end of the last stage. Raises StepError if it is not trained."""
+        shards, checkpoint = self._trained()
+        return self.evaluate(shards, checkpoint)
+
+    def register_evaluated(self) -> Done[ModelVersion]:
+        """Register the evaluated model. Raises StepError if it is not evaluated."""
+        shards, checkpoint = self._trained()
+        report = find_report(self.config, make_keys(self.config, shards).run_id)
+        if report is None:
+            raise StepError("register: this config is not evaluated yet; run `stylegan evaluate` with it first")
+        return self.register(shards, checkpoint, report)
+
+    def _trained(self) -> tuple[ShardSet, Checkpoint]:
+        shards = find_shards(open_source(self.config.data), self.config.data, root(self.config))
+        stage = stages(self.config)[-1]
+        found = find_stage(self.config, stage, make_keys(self.config, shards).stages[-1]) if shards else None
+        if shards is None or found is None:
+            raise StepError(f"evaluate: stage {stage.name} of this config is not trained yet; run `stylegan train` with it first")
+        self._check(shards)
+        return shards, found
+
+    def summarize(self, shards: ShardSet, version: ModelVersion) -> dict[str, Any]:
+        """What a summary shows beside the records: ids, the last point of each stage's curves, the grid, the aliases as they are now."""
+        keys = make_keys(self.config, shards)
+        folders = [stage_uri(self.config, stage, key) for stage, key in zip(stages(self.config), keys.stages, strict=True)]
+        rows = [read_rows(storage.join(folder, "stats.jsonl")) for folder in folders]
+        return {
+            "run_id": keys.run_id,
+            "mlflow_run_id": self.tracked(shards).mlflow_run_id,
+            "stages": tuple(found[-1]["metrics"] for found in rows if found),
+            "grid": storage.join(run_uri(self.config, keys.run_id), "samples.png"),
+            "version": store.find_version(self.config, keys.registration) or version,
+        }
+
+
+def _show(progress: Progress, stage: Stage, rows: list[dict]) -> None:
+    if rows:
+        metrics = rows[-1]["metrics"]
+        losses = f"D {metrics['loss/d']:.3f}, G {metrics['loss/g']:.3f}, alpha {metrics['progress/alpha']:.2f}"
+        progress.update(rows[-1]["nimg"] - stage.start_nimg, losses)

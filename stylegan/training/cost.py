@@ -1,0 +1,97 @@
+"""How long a stage takes and how much memory a worker needs, before it runs.
+
+Speed comes from finished stages of the same networks in the same storage; where there are none, from counted operations and
+a quarter-second measurement of this machine (rough, and only where no GPU is asked for).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from stylegan import storage
+from stylegan.config import Config, ModelConfig, digest
+from stylegan.networks.discriminator import Discriminator
+from stylegan.networks.generator import Generator
+from stylegan.training.schedule import Stage
+
+# Forward passes that one image costs in a D step and a G step with R1: a backward pass counts as two forward ones.
+D_PASSES = 3 + 3 + 3 + 2  # reals, fakes, double backward of R1; and the way through D to G
+G_PASSES = 1 + 3  # fakes for D; forward and backward for G
+ACTIVATION_COPIES = 4  # layer outputs kept at the peak (R1's graph of the reals), relative to one forward pass of both
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`images_per_second` over all workers (None: unknown), `memory_gib` of one worker."""
+
+    images_per_second: float | None
+    memory_gib: float
+
+
+def stage_cost(config: Config, stage: Stage) -> Cost:
+    """Speed and memory of a stage."""
+    workers = config.workers_at(stage.resolution)
+    flops, parameters, activations = _count(config.model, stage.resolution, config.data.channels)
+    share = stage.batch // (workers.workers or 1)
+    memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30  # weights, average, gradients, Adam's two moments
+    speed = measured_speed(config, stage)
+    if speed is None and not workers.gpus_per_worker and not config.ray.address:
+        speed = _machine_flops() / flops
+    return Cost(speed, memory)
+
+
+def speed_record(config: Config, images_per_second: float) -> dict[str, object]:
+    """What a finished stage leaves for later plans, beside its checkpoint's record."""
+    return {"img_per_sec": images_per_second, "model": digest(config.model), "ray": digest(config.ray)}
+
+
+def measured_speed(config: Config, stage: Stage) -> float | None:
+    """Images per second of a finished stage with these networks and this launch, from storage."""
+    folder = storage.join(storage.absolute(config.storage.root), "stages")
+    for name in storage.names(folder):
+        if not name.startswith(f"{stage.resolution:04d}-"):
+            continue
+        try:
+            done = storage.read_json(storage.join(folder, name, "done.json"))
+        except FileNotFoundError:
+            continue
+        if done.get("model") == digest(config.model) and done.get("ray") == digest(config.ray):
+            return float(done["img_per_sec"]) or None
+    return None
+
+
+@lru_cache(maxsize=32)
+def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, int, int]:
+    """Operations of a D and G step per image, parameters of G and D, and floats of their layer outputs per image."""
+    with torch.device("meta"):
+        G = Generator(model, resolution=resolution, channels=channels)
+        D = Discriminator(model, resolution=resolution, channels=channels)
+        z, images = torch.empty(1, model.latent_size), torch.empty(1, channels, resolution, resolution)
+        sizes: list[int] = []
+        for module in [*G.modules(), *D.modules()]:
+            if not list(module.children()):
+                module.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0))
+        with FlopCounterMode(display=False) as of_g:
+            G(z)
+        with FlopCounterMode(display=False) as of_d:
+            D(images)
+    parameters = sum(p.numel() for network in (G, D) for p in network.parameters())
+    return G_PASSES * of_g.get_total_flops() + D_PASSES * of_d.get_total_flops(), parameters, sum(sizes)
+
+
+@lru_cache(maxsize=1)
+def _machine_flops() -> float:
+    """Operations a second of a middle-sized convolution here, halved for all that is not a convolution."""
+    x, weight = torch.randn(8, 64, 32, 32), torch.randn(64, 64, 3, 3)
+    F.conv2d(x, weight, padding=1)
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.25:
+        F.conv2d(x, weight, padding=1)
+        rounds += 1
+    return rounds * 2 * x.numel() * 64 * 9 / (time.perf_counter() - start) / 2

@@ -1,0 +1,95 @@
+"""Progressive growing as pure functions of the number of images (`nimg`) that D has been shown.
+
+A stage fades in its resolution over `fade_images` and then trains it for `stable_images` (Karras et al. 2018, section 2;
+the first stage has no fade). Nothing here is saved in a checkpoint: the same `nimg` always gives the same alpha, batch and
+learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stylegan.config import Config, StageOverride, at_resolution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One resolution of progressive growing; all lengths in images."""
+
+    resolution: int
+    levels_below: int  # log2(final resolution / resolution): the integer part of the papers' lod
+    start_nimg: int
+    fade_images: int
+    stable_images: int
+    batch: int  # over all workers
+    learning_rate: float
+    repeats: int  # steps between two looks at alpha
+
+    @property
+    def name(self) -> str:
+        """For people: `16x16`."""
+        return f"{self.resolution}x{self.resolution}"
+
+    @property
+    def num_images(self) -> int:
+        """Fade and stable training, rounded up to whole batches."""
+        return math.ceil((self.fade_images + self.stable_images) / self.batch) * self.batch
+
+    @property
+    def end_nimg(self) -> int:
+        """`nimg` at which the stage is done."""
+        return self.start_nimg + self.num_images
+
+    def alpha(self, nimg: int) -> float:
+        """Weight in [0, 1] of the new resolution against the old one; 1 - frac(lod) in the papers' terms."""
+        if not self.fade_images:
+            return 1.0
+        look = self.batch * self.repeats
+        position = (nimg - self.start_nimg) // look * look
+        return min(position / self.fade_images, 1.0)
+
+    def resets_optimizers(self, nimg: int) -> bool:
+        """Whether Adam's state is thrown away before the step at `nimg`: at the start of the stage and at the end of its fade."""
+        if nimg == self.start_nimg:
+            return True
+        return self.alpha(nimg) == 1.0 and self.alpha(nimg - self.batch) < 1.0
+
+
+def stages(config: Config) -> tuple[Stage, ...]:
+    """The stages of a run, ascending in resolution; each starts where the one before it ends."""
+    plan: list[Stage] = []
+    training, start = config.training, 0
+    for resolution in config.resolutions:
+        override = training.stages.get(resolution, StageOverride())
+        fade = 0.0
+        if plan:
+            fade = at_resolution(training.fade_kimg, resolution) if override.fade_kimg is None else override.fade_kimg
+        stable = at_resolution(training.stable_kimg, resolution) if override.stable_kimg is None else override.stable_kimg
+        if resolution == config.data.resolution and training.total_kimg is not None:
+            stable = max(training.total_kimg - start / 1000 - fade, 0)
+        plan.append(
+            Stage(
+                resolution=resolution,
+                levels_below=int(math.log2(config.data.resolution // resolution)),
+                start_nimg=start,
+                fade_images=round(fade * 1000),
+                stable_images=round(stable * 1000),
+                batch=config.batch_at(resolution),
+                learning_rate=override.learning_rate or at_resolution(training.learning_rate, resolution),
+                repeats=training.minibatch_repeats,
+            )
+        )
+        start = plan[-1].end_nimg
+    return tuple(plan)
+
+
+def ema_beta(batch: int, ema_kimg: float) -> float:
+    """Decay of the generator average per D step, for a half-life of `ema_kimg` thousand images (0 copies G)."""
+    return 0.5 ** (batch / (ema_kimg * 1000)) if ema_kimg else 0.0
+
+
+def crossed(interval_kimg: float, before: int, now: int) -> bool:
+    """Whether a multiple of the interval lies in (before, now], both in images."""
+    interval = max(round(interval_kimg * 1000), 1)
+    return now // interval > before // interval

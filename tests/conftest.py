@@ -1,0 +1,65 @@
+"""Fixtures for all tests: a real S3 server on this machine, tiny drawn images, a private cache folder."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images of tests go to a temporary folder, in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STYLEGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Callable[[], str]]:
+    """Call it for the URL of a fresh, empty bucket; the environment points this process and its children at the server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    numbers = count()
+
+    def fresh_bucket() -> str:
+        import boto3
+
+        name = f"bucket-{next(numbers)}"
+        boto3.client("s3").create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in (settings | {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "NO_PROXY": host}).items():
+            patch.setenv(key, value)
+        yield fresh_bucket
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def draw_images() -> Callable[..., Path]:
+    """`draw_images(folder, names, size=(24, 20), mode="RGB")` draws one PNG for each name, every one different."""
+
+    def draw(folder: Path, names: list[str], *, size: tuple[int, int] = (24, 20), mode: str = "RGB") -> Path:
+        from PIL import Image, ImageDraw
+
+        for number, name in enumerate(names):
+            image = Image.new("RGB", size, (40 + 7 * number % 200, 90, 250 - 11 * number % 200))
+            left, top = number % (size[0] // 2), (3 * number) % (size[1] // 2)
+            ImageDraw.Draw(image).ellipse((left, top, left + size[0] // 3, top + size[1] // 3), fill=(250, 20 * number % 256, 10))
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            image.convert(mode).save(folder / name)
+        return folder
+
+    return draw
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
+    """A folder with the class folders `cat` (7 images) and `dog` (5 images) of 24x20 RGB PNGs."""
+    names = [f"cat/{i}.png" for i in range(7)] + [f"dog/{i}.png" for i in range(5)]
+    return draw_images(tmp_path / "images", names)

@@ -1,0 +1,83 @@
+"""A tiny data set, its feature network and a tiny generator, made once."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from stylegan import storage
+from stylegan.config import DataConfig, EvaluationConfig, ModelConfig
+from stylegan.data.shards import ShardSet, write_shards
+from stylegan.data.sources import open_source
+from stylegan.networks.generator import Generator
+from stylegan.networks.weights import save_generator
+
+TINY = ModelConfig(latent_size=16, mapping_layers=2, mapping_fmaps=16, fmap_max=8)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw_set(folder: Path, num_images: int) -> Path:
+    """A bright spot in the half that names the class, and a line at the top, so that rotations can be told."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(num_images):
+        half = ("left", "right")[number % 2]
+        x, y, light = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((0, 2), (2, 6), (120, 255)))
+        image = Image.new("L", (8, 8), 40)
+        pen = ImageDraw.Draw(image)
+        pen.line((0, 0, 7, 0), fill=90)
+        pen.rectangle((x + 4 * (half == "right"), y, x + 4 * (half == "right") + 1, y + 1), fill=light)
+        (folder / half).mkdir(parents=True, exist_ok=True)
+        image.save(folder / half / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Storage root; feature networks in it are trained once for all tests."""
+    return str(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory, root: str) -> ShardSet:
+    """Two classes of 60 grey 8x8 images each."""
+    source = draw_set(tmp_path_factory.mktemp("images"), 120)
+    data = DataConfig(source=str(source), resolution=8, channels=1)
+    return write_shards(open_source(data), data, root)
+
+
+@pytest.fixture(scope="session")
+def unlabelled(shards: ShardSet) -> ShardSet:
+    """The same images as if they had no labels."""
+    return shards.model_copy(update={"label_names": ()})
+
+
+@pytest.fixture(scope="session")
+def evaluation() -> EvaluationConfig:
+    """All metrics, each on two chunks."""
+    return EvaluationConfig(num_images=300, ppl_samples=300, separability_samples=300)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[..., str]:
+    """`checkpoint(resolution=8, label_names=(), change=None)`: URI of a folder with a generator; `change` edits it first."""
+
+    def make(*, resolution: int = 8, label_names: tuple[str, ...] = (), change: Callable[[Generator], object] | None = None) -> str:
+        torch.manual_seed(0)
+        generator = Generator(TINY, resolution=resolution, channels=1, num_labels=len(label_names))
+        if change:
+            with torch.no_grad():
+                change(generator)
+        uri = str(tmp_path / f"checkpoint-{resolution}")
+        storage.write_bytes(storage.join(uri, "generator.safetensors"), save_generator(generator, label_names))
+        return uri
+
+    return make

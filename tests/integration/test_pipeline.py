@@ -1,0 +1,197 @@
+"""The whole DAG with its real engines: once through, repeated, killed, on S3."""
+
+import hashlib
+import os
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from stylegan import storage
+from stylegan.config import load
+from stylegan.training.state import newest_checkpoint
+
+STEPS = ["shard", "train 4x4", "train 8x8", "evaluate", "register", "gate"]
+
+
+def task_states(place):
+    """(name, state) of the task runs of the last flow run, in order, from Prefect's own database."""
+    with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
+        (flow_run,) = database.execute("select id from flow_run order by created desc limit 1").fetchone()
+        return database.execute(
+            "select name, state_name from task_run where flow_run_id = ? order by expected_start_time, created", (flow_run,)
+        ).fetchall()
+
+
+def client(place):
+    return MlflowClient(f"sqlite:///{place.root}/mlflow.db")
+
+
+def curve(place, run_id, key):
+    return [(point.step, point.value) for point in client(place).get_metric_history(run_id, key)]
+
+
+def weights(summary):
+    """Digests of the averaged generator and of the whole training state at the end."""
+    uri = summary["checkpoints"][-1]["uri"]
+    return hashlib.sha256(Path(uri, "generator.safetensors").read_bytes()).hexdigest()
+
+
+def test_summary_names_everything_that_was_made(finished):
+    place, summary = finished
+    assert [c["resolution"] for c in summary["checkpoints"]] == [4, 8]
+    assert summary["checkpoints"][-1]["nimg"] == 2200
+    assert set(summary["report"]["metrics"]) == {"fid_classifier", "ppl_wend_classifier", "classifier_accuracy"}
+    assert summary["verdict"]["promote"] is True
+    assert summary["version"]["aliases"] == ["champion"]
+    assert Path(summary["grid"]).read_bytes().startswith(b"\x89PNG")
+    config = load(Path(place.root, "runs", summary["run_id"], "config.yaml"))
+    assert config == load(place.config)
+
+
+def test_prefect_shows_a_task_run_for_every_step(finished):
+    place, _ = finished
+    assert [name for name, _ in task_states(place)] == STEPS
+
+
+def test_prefect_has_the_artifacts(finished):
+    place, _summary = finished
+    with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
+        kinds = {key.rsplit("-", 1)[1]: kind for key, kind in database.execute("select key, type from artifact where key is not null")}
+    assert kinds == {"metrics": "table", "verdict": "markdown", "samples": "image"}
+
+
+def test_mlflow_has_one_run_with_params_curves_grids_and_dataset(finished):
+    place, summary = finished
+    runs = client(place).search_runs(["1"])
+    assert len(runs) == 1
+    run = runs[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.batch.4"] == "8"
+    assert run.data.params["data.source"] == "digits"
+    for key in ("loss/d", "loss/g", "loss/r1", "progress/alpha", "progress/lr", "time/img_per_sec", "progress/kimg"):
+        steps = [step for step, _ in curve(place, run.info.run_id, key)]
+        assert steps == sorted(set(steps)), key
+        assert steps[-1] == 2, key
+    assert run.data.metrics["eval/fid_classifier"] == pytest.approx(summary["report"]["metrics"]["fid_classifier"])
+    assert run.inputs.dataset_inputs[0].dataset.digest == summary["shards"]["fingerprint"][:36]
+    names = [file.path for file in client(place).list_artifacts(run.info.run_id)]
+    assert {"config.yaml", "report.json", "images"} <= set(names)
+
+
+def test_no_process_is_left_behind(finished):
+    place, _ = finished
+    place.wait_until_empty()
+
+
+def test_repeat_takes_everything_from_storage(finished):
+    """Plan calls all steps cached, and the same command then skips them all and changes nothing in MLflow."""
+    place, summary = finished
+    before = curve(place, summary["mlflow_run_id"], "loss/g")
+    plan = place.json("plan", str(place.config))
+    assert [(step["name"], step["state"]) for step in plan["steps"]] == [(name, "cached") for name in STEPS]
+    again = place.json("run", str(place.config))
+    assert again["checkpoints"] == summary["checkpoints"]
+    assert again["version"] == summary["version"]
+    assert task_states(place) == [(name, "Cached") for name in STEPS]
+    assert curve(place, summary["mlflow_run_id"], "loss/g") == before
+    assert len(client(place).search_runs(["1"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "redone"),
+    [
+        ("evaluation.num_images=300", STEPS[3:]),
+        ("training.stages.8.stable_kimg=0.7", STEPS[2:]),
+        ("registry.gate.min_improvement=0.1", STEPS[5:]),
+        ("ray.cpus_per_worker=2", []),
+        ("snapshots.log_kimg=1", []),
+        ("seed=1", STEPS[1:]),
+        ("data.channels=3", STEPS),
+    ],
+)
+def test_plan_redoes_exactly_what_depends_on_a_change(finished, override, redone):
+    place, _ = finished
+    plan = place.json("plan", str(place.config), "--set", override)
+    assert [step["name"] for step in plan["steps"] if step["state"] == "run"] == redone
+
+
+def test_another_evaluation_trains_nothing(finished):
+    """What the plan called cached is what the run skips; its MLflow run has the whole curve all the same."""
+    place, summary = finished
+    other = place.json("run", str(place.config), "--set", "evaluation.num_images=300")
+    assert [state for _, state in task_states(place)] == ["Cached"] * 3 + ["Completed"] * 3
+    assert other["run_id"] != summary["run_id"]
+    assert other["checkpoints"] == summary["checkpoints"]
+    assert other["verdict"]["promote"] is False  # another protocol
+    assert curve(place, other["mlflow_run_id"], "loss/g") == curve(place, summary["mlflow_run_id"], "loss/g")
+
+
+def test_step_verbs_agree_with_the_run(finished):
+    place, summary = finished
+    config = str(place.config)
+    assert place.json("shard", config) == summary["shards"]
+    assert place.json("train", config, "--until", "4") == summary["checkpoints"][0]
+    assert place.json("evaluate", config) == summary["report"]
+    assert place.json("register", config)["version"] == summary["version"]["version"]
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the command ended before it could be killed"
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def kill_when(place, condition):
+    """Start the run and kill its process group with SIGKILL as soon as the condition holds."""
+    process = place.start("run", str(place.config))
+    try:
+        wait_for(condition, process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def stage_nimg(place, resolution):
+    folder = Path(place.root, "stages")
+    found = [newest_checkpoint(str(path)) for path in folder.glob(f"{resolution:04d}-*")] if folder.exists() else []
+    return max((checkpoint.nimg for checkpoint in found if checkpoint), default=0)
+
+
+@pytest.mark.timeout(600)
+def test_killed_twice_ends_like_an_uninterrupted_run(finished, make_place):
+    """kill -9 in the first stage and in the middle of a fade: same count, bit-identical weights, one gapless curve, nothing left."""
+    reference, expected = finished
+    place = make_place()
+    kill_when(place, lambda: stage_nimg(place, 4) >= 400)
+    kill_when(place, lambda: stage_nimg(place, 8) >= 1200)
+    assert 1000 < stage_nimg(place, 8) < 2200
+    summary = place.json("run", str(place.config))
+    assert summary["run_id"] == expected["run_id"]
+    assert summary["checkpoints"][-1]["nimg"] == expected["checkpoints"][-1]["nimg"]
+    assert weights(summary) == weights(expected)
+    assert len(client(place).search_runs(["1"])) == 1
+    for key in ("loss/d", "loss/g", "loss/r1", "progress/alpha"):
+        assert curve(place, summary["mlflow_run_id"], key) == curve(reference, expected["mlflow_run_id"], key)
+    with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
+        states = [state for (state,) in database.execute("select state_name from flow_run order by created")]
+    assert states == ["Crashed", "Crashed", "Completed"]
+    place.wait_until_empty()
+
+
+@pytest.mark.timeout(400)
+def test_whole_run_on_s3(s3_server, make_place, finished):
+    """storage.root on an object store: same weights as on disk, and the same command again finds everything."""
+    _, expected = finished
+    place = make_place(f"{s3_server()}/runs")
+    summary = place.json("run", str(place.config))
+    uri = summary["checkpoints"][-1]["uri"]
+    assert uri.startswith("s3://")
+    assert hashlib.sha256(storage.read_bytes(f"{uri}/generator.safetensors")).hexdigest() == weights(expected)
+    plan = place.json("plan", str(place.config))
+    assert {step["state"] for step in plan["steps"]} == {"cached"}

@@ -1,0 +1,154 @@
+"""The discriminator against the published parameter counts and a second, literal implementation of its formulas."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan.config import ModelConfig
+from stylegan.errors import StepError
+from stylegan.networks.discriminator import Discriminator
+
+SMALL = {"fmap_max": 6, "fmap_base": 64}
+
+
+def _discriminator(resolution: int = 16, num_labels: int = 0, **switches: object) -> Discriminator:
+    """A small network whose biases are not 0."""
+    torch.manual_seed(0)
+    network = Discriminator(ModelConfig(**(SMALL | switches)), resolution=resolution, channels=3, num_labels=num_labels)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            parameter.data = torch.randn(parameter.shape) * 0.3
+    return network
+
+
+@pytest.mark.parametrize(
+    ("resolution", "count"),
+    [(1024, 23_087_249), (512, 23_080_225), (256, 23_052_353), (128, 22_941_313), (64, 22_498_049), (32, 20_726_785)],
+)
+def test_parameter_count(resolution: int, count: int) -> None:
+    """All sizes have exactly as many parameters as the official networks."""
+    with torch.device("meta"):
+        network = Discriminator(ModelConfig(), resolution=resolution, channels=3)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+def _act(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, x, 0.2 * x)
+
+
+def _conv(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    """Equalised convolution without bias, gain sqrt(2)."""
+    weight = state[f"{name}.weight"]
+    return F.conv2d(x, weight * math.sqrt(2 / (weight[0].numel())), padding=weight.shape[-1] // 2)
+
+
+def _bias(state: dict[str, Tensor], name: str) -> Tensor:
+    return state[f"{name}.bias"].reshape(1, -1, 1, 1)
+
+
+def _reference(state: dict[str, Tensor], images: Tensor, *, alpha: float, model: ModelConfig) -> Tensor:
+    """Logits from the weights alone: plain convolutions, blur, means, one group of four by hand."""
+    levels = int(math.log2(images.shape[-1])) - 2
+    x = _act(_conv(images, state, f"from_rgb.{levels}") + _bias(state, f"from_rgb.{levels}"))
+    for level in range(levels - 1, -1, -1):
+        x = _act(_conv(x, state, f"blocks.{level}.conv0") + _bias(state, f"blocks.{level}.conv0"))
+        if model.blur:
+            kernel = torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=x.dtype) / 16
+            x = F.conv2d(x, kernel.repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1])
+        x = F.avg_pool2d(_conv(x, state, f"blocks.{level}.conv1_down"), 2)
+        x = _act(x + _bias(state, f"blocks.{level}.conv1_down"))
+        if level == levels - 1:
+            old = _act(_conv(F.avg_pool2d(images, 2), state, f"from_rgb.{level}") + _bias(state, f"from_rgb.{level}"))
+            x = alpha * x + (1 - alpha) * old
+    if model.mbstd_group > 1:
+        std = torch.sqrt((x - x.mean(0)).square().mean(0) + 1e-8).mean()
+        x = torch.cat([x, std.expand(len(x), 1, 4, 4)], 1)
+    x = _act(_conv(x, state, "head.conv") + _bias(state, "head.conv")).reshape(len(x), -1)
+    x = _act(x @ state["head.dense0.weight"].T * math.sqrt(2 / x.shape[1]) + state["head.dense0.bias"])
+    return x @ state["head.dense1.weight"].T / math.sqrt(x.shape[1]) + state["head.dense1.bias"]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+@pytest.mark.parametrize("switches", [{}, {"blur": False}, {"mbstd_group": 1}])
+def test_scores_match_the_formulas(switches: dict[str, object], alpha: float) -> None:
+    """Order of blur, convolution, downscaling, bias and activation, the gains and the fade agree with a literal implementation."""
+    network = _discriminator(**switches).double()
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    expected = _reference(network.state_dict(), images, alpha=alpha, model=network.model)[:, 0]
+    scores = network(images, alpha=alpha)
+    assert scores.shape == (4,)
+    torch.testing.assert_close(scores, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_label_picks_its_logit() -> None:
+    """With labels the score is the logit of the image's class; labels are asked for in one line."""
+    network = _discriminator(num_labels=3).double()
+    images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.tensor([2, 0, 1, 1])
+    logits = _reference(network.state_dict(), images, alpha=1.0, model=network.model)
+    scores = network(images, labels)
+    assert logits.shape == (4, 3)
+    torch.testing.assert_close(scores, logits[torch.arange(4), labels])
+    assert not torch.allclose(scores, network(images, (labels + 1) % 3), atol=1e-3)
+    with pytest.raises(StepError, match=r"^labels=None: [^\n]*from 0 to 2$"):
+        network(images)
+
+
+def test_unconditional_ignores_labels() -> None:
+    """Labels of the data may always be passed."""
+    network, images = _discriminator(), torch.randn(2, 3, 16, 16)
+    assert torch.equal(network(images, torch.tensor([0, 1])), network(images))
+
+
+def test_fade_is_continuous_at_both_ends() -> None:
+    """alpha 0 is exactly the smaller network on box-downscaled images, alpha near 1 is no fade; 4x4 has no fade."""
+    network, images = _discriminator(8), torch.randn(4, 3, 16, 16)
+    before = network(F.avg_pool2d(images, 2))
+    network.grow()
+    assert torch.equal(network(images, alpha=0.0), before)
+    torch.testing.assert_close(network(images, alpha=1 - 1e-6), network(images), atol=1e-4, rtol=0)
+    assert not torch.allclose(network(images), before, atol=1e-3)
+    small = F.avg_pool2d(images, 4)
+    assert torch.equal(_discriminator(4)(small, alpha=0.5), _discriminator(4)(small))
+
+
+def test_grow_keeps_every_old_parameter() -> None:
+    """The old parameters are the same objects with the same bits; a block and a fromRGB come on top."""
+    network = _discriminator(8)
+    parameters, state = dict(network.named_parameters()), copy.deepcopy(network.state_dict())
+    network.grow()
+    grown = dict(network.named_parameters())
+    assert network.resolution == 16
+    assert all(grown[name] is parameter and torch.equal(parameter, state[name]) for name, parameter in parameters.items())
+    assert {name.rsplit(".", 1)[0] for name in set(grown) - set(parameters)} == {
+        "blocks.1.conv0",
+        "blocks.1.conv1_down",
+        "from_rgb.2",
+    }
+
+
+def test_grown_and_large_networks_start_alike() -> None:
+    """Weights depend on torch's random state only, drawn from coarse to fine."""
+    torch.manual_seed(1)
+    small = Discriminator(ModelConfig(**SMALL), resolution=8, channels=1)
+    small.grow()
+    torch.manual_seed(1)
+    large = Discriminator(ModelConfig(**SMALL), resolution=16, channels=1)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), large.state_dict().values(), strict=True))
+
+
+def test_last_dense_layer_has_gain_one() -> None:
+    """Every other layer has gain sqrt(2)."""
+    head = Discriminator(ModelConfig(fmap_max=64), resolution=4, channels=3).head
+    assert head.dense1.scale == pytest.approx(1 / 8)
+    assert head.dense0.scale == pytest.approx(math.sqrt(2 / (64 * 16)))
+    assert head.conv.scale == pytest.approx(math.sqrt(2 / (9 * 65)))
+
+
+def test_odd_batches_are_scored() -> None:
+    """A batch that the group size does not divide takes smaller groups."""
+    assert _discriminator()(torch.randn(5, 3, 16, 16)).shape == (5,)
+    assert _discriminator()(torch.randn(1, 3, 16, 16)).shape == (1,)

@@ -1,0 +1,303 @@
+"""The generator against the published parameter counts and a second, literal implementation of its formulas."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan.config import ModelConfig
+from stylegan.errors import StepError
+from stylegan.networks.generator import Generator, mix, random_noise
+
+SMALL = {"latent_size": 12, "mapping_fmaps": 10, "mapping_layers": 3, "fmap_max": 6, "fmap_base": 128}
+TABLE_1 = {  # config letter -> switches (Karras et al. 2019, table 1)
+    "B": {"styles": False, "const_input": False, "noise": False, "pixel_norm": True, "instance_norm": False, "mapping_layers": 0},
+    "C": {"const_input": False, "noise": False},
+    "D": {"noise": False},
+    "E": {},
+    "F without blur": {"blur": False},
+}
+
+
+def _generator(resolution: int = 16, num_labels: int = 0, **switches: object) -> Generator:
+    torch.manual_seed(0)
+    return Generator(ModelConfig(**(SMALL | switches)), resolution=resolution, channels=3, num_labels=num_labels)
+
+
+def _shake(generator: Generator) -> Generator:
+    """Give the parameters that start at a constant (biases, noise weights) values that show when they are misplaced."""
+    for parameter in generator.parameters():
+        if parameter.detach().unique().numel() == 1:
+            parameter.data += torch.randn(parameter.shape, dtype=parameter.dtype) * 0.5
+    return generator
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("resolution", "count"),
+    [(1024, 26_219_627), (512, 26_179_768), (256, 26_086_229), (128, 25_843_858), (64, 25_137_935), (32, 22_841_356)],
+)
+def test_parameter_count(resolution: int, count: int) -> None:
+    """All sizes have exactly as many parameters as the official networks."""
+    with torch.device("meta"):
+        generator = Generator(ModelConfig(), resolution=resolution, channels=3)
+    assert _count(generator) == count
+    assert _count(generator.mapping) == 2_101_248
+    assert generator.num_layers == 2 * math.log2(resolution) - 2
+
+
+def test_parameter_count_of_the_traditional_generator() -> None:
+    """Config B at 1024x1024 as published."""
+    with torch.device("meta"):
+        assert _count(Generator(ModelConfig(**TABLE_1["B"]), resolution=1024, channels=3)) == 23_079_115
+
+
+def _reference_layer(x: Tensor, p: dict[str, Tensor], w: Tensor, noise: Tensor | None, model: ModelConfig) -> Tensor:
+    """Noise, bias, leaky ReLU, pixel norm, instance norm, style: word by word."""
+    channels = x.shape[1]
+    if noise is not None:
+        x = x + noise * p["noise_weight"].reshape(1, channels, 1, 1)
+    x = x + p["bias"].reshape(1, channels, 1, 1)
+    x = torch.where(x >= 0, x, 0.2 * x)
+    if model.pixel_norm:
+        x = x / torch.sqrt(torch.mean(x**2, dim=1, keepdim=True) + 1e-8)
+    if model.instance_norm:
+        x = x - torch.mean(x, dim=(2, 3), keepdim=True)
+        x = x / torch.sqrt(torch.mean(x**2, dim=(2, 3), keepdim=True) + 1e-8)
+    if model.styles:
+        style = w @ (p["style.weight"].T / math.sqrt(w.shape[1])) + p["style.bias"]
+        style = style.reshape(-1, 2, channels, 1, 1)
+        x = x * (style[:, 0] + 1) + style[:, 1]
+    return x
+
+
+def _reference_synthesis(state: dict[str, Tensor], ws: Tensor, noises: list[Tensor], model: ModelConfig) -> Tensor:
+    """The synthesis network from its weights alone, with nearest doubling and plain convolutions."""
+    x = ws[:, 0]
+    for i in range(ws.shape[1]):
+        p = {key.removeprefix(f"layers.{i}."): value for key, value in state.items() if key.startswith(f"layers.{i}.")}
+        if i == 0 and model.const_input:
+            x = p["source.const"].repeat(len(ws), 1, 1, 1)
+        elif i == 0:
+            weight = p["source.dense.weight"]
+            x = (x @ weight.T * (math.sqrt(2) / 4 / math.sqrt(weight.shape[1]))).reshape(len(ws), -1, 4, 4)
+        else:
+            weight = p["source.weight"] * math.sqrt(2 / (9 * x.shape[1]))
+            up = i % 2 == 0
+            x = F.conv2d(x.repeat_interleave(2, 2).repeat_interleave(2, 3) if up else x, weight, padding=1)
+            if up and model.blur:
+                kernel = torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=x.dtype) / 16
+                x = F.conv2d(x, kernel.repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1])
+        x = _reference_layer(x, p, ws[:, i], noises[i] if model.noise else None, model)
+    last = max(int(key.split(".")[1]) for key in state if key.startswith("to_rgb"))
+    weight, bias = state[f"to_rgb.{last}.weight"], state[f"to_rgb.{last}.bias"]
+    return F.conv2d(x, weight / math.sqrt(x.shape[1]), bias)
+
+
+@pytest.mark.parametrize("config", TABLE_1)
+def test_synthesis_matches_the_formulas(config: str) -> None:
+    """Inputs, resampling, the order within a layer and all gains agree with a literal implementation, in every config."""
+    generator = _shake(_generator(**TABLE_1[config]).double())
+    ws = torch.randn(4, 6, 12, dtype=torch.float64)
+    noises = [torch.randn(4, 1, 4 << i // 2, 4 << i // 2, dtype=torch.float64) for i in range(6)]
+    images = generator.synthesis(ws, noise=lambda index, n, resolution: noises[index])
+    expected = _reference_synthesis(generator.synthesis.state_dict(), ws, noises, generator.model)
+    assert images.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(images, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_synthesis_is_precise_enough_in_single_precision() -> None:
+    """Single and double precision differ by rounding only, also where a layer is constant at the start."""
+    generator = _generator()
+    ws = torch.randn(4, 6, 12)
+    torch.testing.assert_close(
+        generator.synthesis(ws), copy.deepcopy(generator).double().synthesis(ws.double()).float(), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("layers", "num_labels"), [(3, 0), (3, 2), (1, 0), (0, 0)])
+def test_mapping_matches_the_formulas(layers: int, num_labels: int) -> None:
+    """Label vector beside z, one pixel norm over both, then dense layers and leaky ReLUs, the last one included."""
+    mapping = _shake(_generator(mapping_layers=layers, num_labels=num_labels)).mapping
+    z, labels = torch.randn(5, 12), torch.tensor([0, 1, 1, 0, 1])
+    x = torch.cat([z, mapping.state_dict()["label_concat"][labels]], 1) if num_labels else z
+    x = x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
+    for i in range(layers):
+        weight, bias = mapping.layers[i].weight, mapping.layers[i].bias
+        x = F.leaky_relu(x @ weight.T * 0.01 * math.sqrt(2 / weight.shape[1]) + bias * 0.01, 0.2)
+    torch.testing.assert_close(mapping(z, labels), x)
+    assert mapping(z, labels).shape == (5, 12)
+
+
+def test_initial_scales() -> None:
+    """Mapping weights act with std sqrt(2 / inputs), styles and toRGB have gain 1, the dense input sqrt(2) / 4."""
+    generator = _generator(4, latent_size=256, mapping_fmaps=256, fmap_max=256, fmap_base=8192, const_input=False)
+    for layer in generator.mapping.layers:
+        assert (layer.weight * layer.scale).std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.02)
+    synthesis = generator.synthesis
+    effective = {
+        1 / 16: [synthesis.layers[0].style, synthesis.layers[1].style, synthesis.to_rgb[0]],
+        math.sqrt(2) / 4 / 16: [synthesis.layers[0].source.dense],
+        math.sqrt(2) / 48: [synthesis.layers[1].source],
+    }
+    for std, parts in effective.items():
+        for part in parts:
+            assert (part.weight * part.scale).std().item() == pytest.approx(std, rel=0.06)
+    assert (_generator(4).synthesis.layers[0].source.const == 1).all()
+
+
+def test_noise_has_no_effect_at_first() -> None:
+    """Noise weights start at 0: two draws give identical images; afterwards they do not."""
+    generator, z = _generator(), torch.randn(3, 12)
+    noise = random_noise(torch.Generator().manual_seed(1), "cpu")
+    assert torch.equal(generator(z, noise=noise), generator(z, noise=noise))
+    _shake(generator)
+    assert not torch.allclose(generator(z, noise=noise), generator(z, noise=noise), atol=1e-3)
+    assert torch.equal(generator(z), generator(z))
+
+
+def test_noise_is_asked_for_once_per_layer_and_image() -> None:
+    """The noise function sees the layer, the batch and the layer's resolution; the draws of two images differ."""
+    calls = []
+
+    def noise(index: int, n: int, resolution: int) -> Tensor:
+        calls.append((index, n, resolution))
+        return draw(index, n, resolution)
+
+    draw = random_noise(torch.Generator().manual_seed(3), "cpu")
+    generator = _shake(_generator())
+    images = generator(torch.randn(1, 12).repeat(2, 1), noise=noise)
+    assert calls == [(0, 2, 4), (1, 2, 4), (2, 2, 8), (3, 2, 8), (4, 2, 16), (5, 2, 16)]
+    assert not torch.allclose(images[0], images[1], atol=1e-3)
+    again = random_noise(torch.Generator().manual_seed(3), "cpu")
+    assert torch.equal(again(0, 2, 4), random_noise(torch.Generator().manual_seed(3), "cpu")(0, 2, 4))
+
+
+def test_stored_noise_is_shared_by_the_batch() -> None:
+    """Without a noise function equal latents give equal images."""
+    images = _shake(_generator())(torch.randn(1, 12).repeat(2, 1))
+    torch.testing.assert_close(images[0], images[1])
+
+
+def test_fade_is_continuous_at_both_ends() -> None:
+    """alpha near 1 is no fade, alpha 0 is exactly the smaller generator's image, nearest upscaled; between them it is linear."""
+    generator = _shake(_generator(8))
+    ws = torch.randn(4, 6, 12)
+    before = generator.synthesis(ws[:, :4])
+    generator.grow()
+    upscaled = before.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(generator.synthesis(ws, alpha=0.0), upscaled)
+    whole = generator.synthesis(ws)
+    torch.testing.assert_close(generator.synthesis(ws, alpha=1 - 1e-6), whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(generator.synthesis(ws, alpha=0.25), 0.75 * upscaled + 0.25 * whole)
+    assert torch.equal(_generator(4).synthesis(ws[:, :2], alpha=0.5), _generator(4).synthesis(ws[:, :2]))
+
+
+def test_grow_keeps_every_old_parameter() -> None:
+    """Growing adds two layers, a toRGB and two noise maps; the old parameters are the same objects with the same bits."""
+    generator = _shake(_generator(8))
+    parameters, state = dict(generator.named_parameters()), copy.deepcopy(generator.state_dict())
+    generator.grow()
+    assert (generator.resolution, generator.num_layers) == (16, 6)
+    grown, new = dict(generator.named_parameters()), generator.state_dict()
+    assert all(grown[name] is parameter for name, parameter in parameters.items())
+    assert all(torch.equal(new[name], value) for name, value in state.items())
+    assert {name.split(".", 1)[1].rsplit(".", 1)[0] for name in set(grown) - set(parameters)} >= {"layers.4", "layers.5", "to_rgb.2"}
+    assert generator(torch.randn(2, 12)).shape == (2, 3, 16, 16)
+
+
+def test_grown_and_large_networks_start_alike() -> None:
+    """Weights depend on torch's random state only, drawn from coarse to fine."""
+    small = _generator(8)
+    small.grow()
+    large = _generator(16)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), large.state_dict().values(), strict=True))
+
+
+def test_grow_keeps_the_precision() -> None:
+    """The new layers have the type of the old ones."""
+    generator = _generator(4).double()
+    generator.grow()
+    assert {value.dtype for value in generator.state_dict().values()} == {torch.float64}
+
+
+def test_w_avg_moves_towards_the_batch_mean() -> None:
+    """w_avg = beta * w_avg + (1 - beta) * mean, starting from 0 and outside autograd."""
+    generator = _generator()
+    first, second = torch.randn(12, requires_grad=True), torch.randn(12)
+    assert not generator.w_avg.any()
+    generator.update_w_avg(first, 0.995)
+    generator.update_w_avg(second, 0.995)
+    torch.testing.assert_close(generator.w_avg, (0.995 * 0.005 * first + 0.005 * second).detach())
+    assert not generator.w_avg.requires_grad
+    generator.update_w_avg(second, 1.0)
+    torch.testing.assert_close(generator.w_avg, (0.995 * 0.005 * first + 0.005 * second).detach())
+
+
+@pytest.mark.parametrize("cutoff", [1, 3, 5, 6])
+def test_mixing_cuts_between_layers(cutoff: int) -> None:
+    """Layers below the cutoff take the first code, the rest the second; gradients reach both."""
+    w1, w2 = torch.randn(2, 12, requires_grad=True), torch.randn(2, 12, requires_grad=True)
+    ws = mix(w1, w2, cutoff, 6)
+    assert ws.shape == (2, 6, 12)
+    assert all(torch.equal(ws[:, i], w1 if i < cutoff else w2) for i in range(6))
+    g1, g2 = torch.autograd.grad(ws.sum(), (w1, w2))
+    assert (g1 == cutoff).all()
+    assert (g2 == 6 - cutoff).all()
+
+
+@pytest.mark.parametrize(("psi", "cutoff"), [(None, 8), (1.0, 8), (1, 2), (0.5, None), (0.5, 0), (0.5, -1)])
+def test_truncation_is_off_unless_asked(psi: float | None, cutoff: int | None) -> None:
+    """psi None or 1, or no positive cutoff, leaves the image as it is."""
+    generator, z = _shake(_generator()), torch.randn(2, 12)
+    generator.w_avg += torch.randn(12)
+    assert torch.equal(generator(z, truncation_psi=psi, truncation_cutoff=cutoff), generator(z))
+
+
+@pytest.mark.parametrize("cutoff", [1, 3, 8])
+def test_truncation_pulls_the_first_layers_to_the_mean(cutoff: int) -> None:
+    """w_avg + psi * (w - w_avg) below the cutoff, w above."""
+    generator, z = _shake(_generator()), torch.randn(2, 12)
+    generator.w_avg += torch.randn(12)
+    w = generator.mapping(z)
+    short = generator.w_avg + 0.7 * (w - generator.w_avg)
+    expected = generator.synthesis(torch.stack([short if i < cutoff else w for i in range(6)], 1))
+    images = generator(z, truncation_psi=0.7, truncation_cutoff=cutoff)
+    torch.testing.assert_close(images, expected)
+    assert not torch.allclose(images, generator(z), atol=1e-3)
+
+
+def test_labels_change_the_image() -> None:
+    """A conditional generator makes different images of one z for two labels and asks for labels in one line."""
+    generator, z = _generator(num_labels=3), torch.randn(1, 12).repeat(3, 1)
+    images = generator(z, torch.tensor([0, 1, 1]))
+    assert images.shape == (3, 3, 16, 16)
+    torch.testing.assert_close(images[1], images[2])
+    assert not torch.allclose(images[0], images[1], atol=1e-3)
+    with pytest.raises(StepError, match=r"^labels=None: [^\n]*from 0 to 2$"):
+        generator(z)
+
+
+@pytest.mark.parametrize("config", TABLE_1)
+def test_every_parameter_in_use_learns(config: str) -> None:
+    """While fading, each parameter gets a gradient, but for the toRGB layers of lower resolutions and style-free configs' none."""
+    generator = _shake(_generator(**TABLE_1[config]))
+    generator(torch.randn(4, 12), alpha=0.5, noise=random_noise(None, "cpu")).square().sum().backward()
+    idle = [name for name, parameter in generator.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert [name for name in idle if not name.startswith("synthesis.to_rgb.0")] == []
+
+
+def test_layers_read_their_own_style() -> None:
+    """With styles every layer's w matters; without, only the first one's does."""
+    for styles, count in ((True, 6), (False, 1)):
+        generator = _generator(styles=styles, const_input=styles)
+        ws = torch.randn(2, 6, 12, requires_grad=True)
+        (gradient,) = torch.autograd.grad(generator.synthesis(ws).square().sum(), ws)
+        assert [bool(gradient[:, i].any()) for i in range(6)] == list(itertools.islice([True] * count + [False] * 6, 6))

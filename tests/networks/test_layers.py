@@ -1,0 +1,190 @@
+"""The building blocks against their formulas, written out here a second time."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan.config import ModelConfig
+from stylegan.networks import layers
+from stylegan.networks.layers import Conv, Dense, DownConv, UpConv
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _shifts(weight: Tensor) -> Tensor:
+    """Four shifts by one pixel, summed one after the other."""
+    out = torch.zeros(*weight.shape[:2], 4, 4, dtype=weight.dtype)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            out[:, :, dy : dy + 3, dx : dx + 3] += weight
+    return out
+
+
+def _upscale(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_channels_follow_the_paper() -> None:
+    """Blocks from 4x4 to 1024x1024 have 512, 512, 512, 512, 256, ..., 16 channels."""
+    assert [layers.num_fmaps(ModelConfig(), k - 1) for k in range(2, 11)] == [512, 512, 512, 512, 256, 128, 64, 32, 16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_up_conv_is_upscale_then_convolution(dtype: torch.dtype) -> None:
+    """Unfused equals nearest doubling and a plain convolution; fused equals it with the kernel rotated by 180 degrees."""
+    x, w = torch.randn(2, 5, 6, 6, dtype=dtype), torch.randn(3, 5, 3, 3, dtype=dtype) / 7
+    plain = F.conv2d(_upscale(x), w, padding=1)
+    torch.testing.assert_close(layers.up_conv(x, w, fused=False), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(layers.up_conv(x, w.rot90(2, (2, 3)), fused=True), plain, atol=1e-5, rtol=0)
+    assert not torch.allclose(layers.up_conv(x, w, fused=True), plain, atol=1e-2)
+
+
+def test_fused_up_conv_is_a_transposed_convolution() -> None:
+    """The fused form adds the four shifts without dividing."""
+    x, w = torch.randn(2, 5, 4, 4), torch.randn(3, 5, 3, 3) / 7
+    expected = F.conv_transpose2d(x, _shifts(w).transpose(0, 1), stride=2, padding=1)
+    torch.testing.assert_close(layers.up_conv(x, w, fused=True), expected, atol=1e-5, rtol=0)
+
+
+def test_down_conv_is_convolution_then_mean() -> None:
+    """Fused and unfused give the same numbers, borders included; the bias comes after."""
+    x, w, b = torch.randn(2, 5, 8, 8), torch.randn(3, 5, 3, 3) / 7, torch.randn(3)
+    unfused = F.avg_pool2d(F.conv2d(x, w, padding=1), 2) + b.view(-1, 1, 1)
+    fused = F.conv2d(x, _shifts(w) * 0.25, stride=2, padding=1) + b.view(-1, 1, 1)
+    torch.testing.assert_close(layers.down_conv(x, w, bias=b), unfused, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fused, unfused, atol=1e-5, rtol=0)
+
+
+def test_up_convs_are_fused_from_128() -> None:
+    """The rule looks at the resolution of the output."""
+    assert [UpConv(1, 1, resolution=r).fused for r in (8, 64, 128, 256)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("make", [Conv, DownConv])
+def test_conv_scales_its_weight_at_run_time(make: type[Conv]) -> None:
+    """Stored weights have std 1; the used ones gain / sqrt(9 * inputs), also where the kernel becomes 4x4."""
+    conv = make(64, 64)
+    assert conv.weight.std().item() == pytest.approx(1, rel=0.02)
+    assert conv.scale == pytest.approx(math.sqrt(2) / math.sqrt(9 * 64))
+    x = torch.randn(1, 64, 8, 8)
+    expected = F.conv2d(x, conv.weight * conv.scale, padding=1)
+    expected = F.avg_pool2d(expected, 2) if make is DownConv else expected
+    torch.testing.assert_close(conv(x), expected, atol=1e-5, rtol=0)
+
+
+def test_dense_with_learning_rate_multiplier() -> None:
+    """Stored std is 1 / lrmul, effective std gain / sqrt(inputs), and the bias counts lrmul times."""
+    dense = Dense(256, 256, lrmul=0.01)
+    assert dense.weight.std().item() == pytest.approx(100, rel=0.02)
+    with torch.no_grad():
+        dense.bias.fill_(3.0)
+    effective = dense(torch.eye(256)) - dense(torch.zeros(1, 256))
+    assert effective.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.02)
+    torch.testing.assert_close(dense(torch.zeros(1, 256)), torch.full((1, 256), 0.03))
+
+
+def test_lrelu_has_derivative_one_at_zero() -> None:
+    """The spec's derivative at exactly 0 is 1, and a second derivative of what flows through exists."""
+    x = torch.tensor([-2.0, 0.0, 3.0, -1e-30], requires_grad=True)
+    y = layers.lrelu(x)
+    torch.testing.assert_close(y, torch.tensor([-0.4, 0.0, 3.0, -2e-31]))
+    g = torch.ones(4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(y, x, g, create_graph=True)
+    assert gradient.tolist() == pytest.approx([0.2, 1.0, 1.0, 0.2])
+    assert torch.autograd.grad(gradient.sum(), g)[0].tolist() == pytest.approx([0.2, 1.0, 1.0, 0.2])
+
+
+def test_blur_is_binomial_and_darkens_borders() -> None:
+    """A point spreads to [1,2,1] x [1,2,1] / 16; ones keep 3/4 at an edge and 9/16 in a corner."""
+    point = torch.zeros(1, 2, 5, 5)
+    point[0, 1, 2, 2] = 16
+    expected = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])
+    torch.testing.assert_close(layers.blur(point)[0, 1, 1:4, 1:4], expected)
+    assert not layers.blur(point)[0, 0].any()
+    ones = layers.blur(torch.ones(1, 1, 4, 4))[0, 0]
+    assert (ones[0, 0].item(), ones[0, 1].item(), ones[1, 1].item()) == (9 / 16, 3 / 4, 1.0)
+
+
+@pytest.mark.parametrize("function", [layers.blur, layers.lrelu, layers.instance_norm, layers.pixel_norm])
+def test_first_and_second_derivatives(function) -> None:
+    """Numeric and analytic derivatives of both orders agree in double precision."""
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (x,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
+
+
+def test_resampling_convolutions_have_second_derivatives() -> None:
+    """Both are differentiable twice in image and weight."""
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, w: layers.up_conv(x, w, fused=False), (x, w), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x, w: layers.down_conv(x, w, bias=None), (x, w), fast_mode=True)
+
+
+def test_pixel_norm() -> None:
+    """Root mean square over channels, with 1e-8 under the root."""
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layers.pixel_norm(x), x / (x.pow(2).mean(1, keepdim=True) + 1e-8).sqrt())
+    tiny = torch.full((1, 4), 1e-4)
+    torch.testing.assert_close(layers.pixel_norm(tiny), torch.full((1, 4), 1 / math.sqrt(2)))
+
+
+def test_instance_norm() -> None:
+    """Biased variance per image and channel, 1e-8 under the root; a constant channel becomes exactly 0."""
+    x = torch.randn(2, 3, 5, 5) * 4 + 2
+    centred = x - x.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(layers.instance_norm(x), centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + 1e-8))
+    small = torch.tensor([1e-4, -1e-4] * 8).view(1, 1, 4, 4)
+    torch.testing.assert_close(layers.instance_norm(small), small / math.sqrt(2e-8))
+    assert not layers.instance_norm(torch.full((2, 3, 4, 4), 1.37)).any()
+
+
+def test_instance_norm_takes_statistics_in_single_precision() -> None:
+    """Half precision features keep their type, but the statistics are not rounded to it."""
+    x = (torch.randn(1, 2, 32, 32) * 300 + 2000).half()
+    out = layers.instance_norm(x)
+    assert out.dtype == torch.float16
+    torch.testing.assert_close(out.float(), layers.instance_norm(x.float()), atol=2e-3, rtol=1e-3)
+
+
+def test_modulate_adds_one_to_the_scale() -> None:
+    """The first half of the style is the scale less one, the second half the shift."""
+    x = torch.randn(2, 3, 4, 4)
+    style = torch.randn(2, 6)
+    torch.testing.assert_close(layers.modulate(x, style), x * (style[:, :3, None, None] + 1) + style[:, 3:, None, None])
+    torch.testing.assert_close(layers.modulate(x, torch.zeros(2, 6)), x)
+
+
+def _stddev(x: Tensor, groups: list[list[int]]) -> Tensor:
+    """Reference: one number per group, by loops."""
+    out = torch.empty(len(x))
+    for group in groups:
+        members = x[group]
+        std = (members - members.mean(0)).square().mean(0).add(1e-8).sqrt().mean()
+        out[group] = std
+    return out
+
+
+@pytest.mark.parametrize(
+    ("n", "group", "groups"),
+    [
+        (8, 4, [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        (4, 4, [[0, 1, 2, 3]]),
+        (6, 4, [[0, 2, 4], [1, 3, 5]]),  # the largest divisor of 6 not above 4 is 3
+        (2, 4, [[0, 1]]),
+        (5, 4, [[0], [1], [2], [3], [4]]),
+    ],
+)
+def test_minibatch_stddev_groups(n: int, group: int, groups: list[list[int]]) -> None:
+    """Image n is grouped with n +- N/G; each pixel of the new channel holds its group's number."""
+    x = torch.randn(n, 3, 2, 2) * torch.arange(1, n + 1).view(-1, 1, 1, 1)
+    out = layers.minibatch_stddev(x, group)
+    assert out.shape == (n, 4, 2, 2)
+    torch.testing.assert_close(out[:, :3], x)
+    torch.testing.assert_close(out[:, 3], _stddev(x, groups).view(n, 1, 1).expand(n, 2, 2))

@@ -1,0 +1,101 @@
+"""A generator survives the way through bytes, and other bytes are refused in one line."""
+
+import json
+
+import pytest
+import torch
+from safetensors import torch as safetensors_torch
+
+from stylegan.config import ModelConfig
+from stylegan.errors import StepError
+from stylegan.networks.generator import Generator
+from stylegan.networks.weights import load_generator, save_generator
+
+SMALL = ModelConfig(latent_size=8, mapping_fmaps=8, mapping_layers=2, fmap_max=4, fmap_base=64)
+
+
+def _generator(num_labels: int = 0) -> Generator:
+    torch.manual_seed(0)
+    generator = Generator(SMALL, resolution=16, channels=1, num_labels=num_labels)
+    generator.w_avg += torch.randn(8)
+    return generator
+
+
+@pytest.mark.parametrize("num_labels", [0, 2])
+def test_round_trip(num_labels: int) -> None:
+    """Weights, buffers, sizes and label names come back; the loaded network is for inference."""
+    generator = _generator(num_labels)
+    loaded, names = load_generator(save_generator(generator, ["cat", "dog"]))
+    assert names == ("cat", "dog")
+    assert (loaded.model, loaded.resolution, loaded.channels, loaded.num_labels) == (SMALL, 16, 1, num_labels)
+    assert loaded.state_dict().keys() == generator.state_dict().keys()
+    assert all(torch.equal(value, generator.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    z, labels = torch.randn(2, 8), torch.tensor([0, 1])
+    assert torch.equal(loaded(z, labels, truncation_psi=0.7), generator(z, labels, truncation_psi=0.7))
+
+
+def test_loaded_generator_can_grow_and_be_averaged() -> None:
+    """The loaded tensors are ordinary ones: they can be written to, and new layers can be added."""
+    loaded, _ = load_generator(save_generator(_generator(), []))
+    loaded.update_w_avg(torch.ones(8), 0.0)
+    loaded.grow()
+    assert (loaded.w_avg == 1).all()
+    assert loaded(torch.randn(2, 8)).shape == (2, 1, 32, 32)
+
+
+def test_equal_generators_give_equal_bytes() -> None:
+    """The bytes can be compared and digested."""
+    data = save_generator(_generator(), ["a", "b", "c"])
+    assert data == save_generator(_generator(), ["a", "b", "c"])
+    assert data == save_generator(load_generator(data)[0], ["a", "b", "c"])
+
+
+def test_loading_draws_no_random_numbers() -> None:
+    """A loop that loads a generator goes on with the same random numbers."""
+    data = save_generator(_generator(), [])
+    state = torch.get_rng_state()
+    load_generator(data)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_label_names_must_match_a_conditional_generator() -> None:
+    """Two classes need two names."""
+    with pytest.raises(StepError, match=r"^label_names: 1 names for a generator with 2 classes[^\n]*$"):
+        save_generator(_generator(2), ["cat"])
+
+
+def _with_header(data: bytes, **changes: object) -> bytes:
+    """The same tensors under a changed header."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["stylegan.generator"])
+    return safetensors_torch.save(safetensors_torch.load(data), metadata={"stylegan.generator": json.dumps(header | changes)})
+
+
+def _damaged() -> dict[str, bytes]:
+    data = save_generator(_generator(), [])
+    return {
+        "empty": b"",
+        "text": b"<html>404 Not Found</html>" * 20,
+        "cut short": data[: len(data) // 2],
+        "cut in the header": data[:100],
+        "header flipped": data[:8] + b"x" + data[9:],
+        "other safetensors": safetensors_torch.save({"a": torch.zeros(2)}),
+        "other header": safetensors_torch.save({"a": torch.zeros(2)}, metadata={"stylegan.generator": "[]"}),
+        "other resolution": _with_header(data, resolution=32),
+        "no resolution": _with_header(data, resolution=None),
+        "unknown model key": _with_header(data, model={"depth": 3}),
+        "broken json": safetensors_torch.save({}, metadata={"stylegan.generator": "{"}),
+    }
+
+
+@pytest.mark.parametrize("kind", _damaged())
+def test_other_bytes_are_refused_in_one_line(kind: str) -> None:
+    """Whatever is wrong with the bytes, the message is one line that says what to give instead."""
+    with pytest.raises(StepError) as caught:
+        load_generator(_damaged()[kind])
+    message = str(caught.value)
+    assert message.startswith("generator: these ")
+    assert "\n" not in message
+    assert "give a generator.safetensors" in message

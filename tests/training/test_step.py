@@ -1,0 +1,194 @@
+"""Steps of the two players: what they change, what they draw, and that ranks do not matter."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from stylegan.config import build
+from stylegan.errors import StepError
+from stylegan.training import distributed
+from stylegan.training import step as step_module
+from stylegan.training.schedule import ema_beta, stages
+from stylegan.training.state import TrainState, start_stage
+from stylegan.training.step import Draws, discriminator_step, generator_step, process_reals
+
+TREE = {
+    "name": "t",
+    "data": {"source": "digits", "resolution": 16, "channels": 1},
+    "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
+    "training": {"start_resolution": 8, "batch": 16, "fade_kimg": 0.064, "stable_kimg": 0.064, "r1_gamma": 10, "mirror": True},
+}
+
+
+def make(**training):
+    config = build({**TREE, "training": {**TREE["training"], **training}})
+    stage = stages(config)[0]
+    return config, stage, start_stage(config, stage, num_labels=3, previous=None)
+
+
+def reals(count=16, resolution=8):
+    random = np.random.default_rng(0)
+    return torch.from_numpy(random.integers(0, 256, (count, 1, resolution, resolution), dtype=np.uint8))
+
+
+LABELS = torch.arange(16) % 3
+
+
+def weights(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def changed(before, network):
+    return {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+
+
+def test_each_player_changes_only_its_own_weights():
+    config, stage, state = make()
+    g, d = weights(state.G), weights(state.D)
+    discriminator_step(state, config, stage, reals(), LABELS)
+    assert changed(g, state.G) == {"w_avg"}  # followed whenever G runs in training
+    assert changed(d, state.D)
+    d = weights(state.D)
+    generator_step(state, config, stage, LABELS)
+    assert changed(d, state.D) == set()
+    assert changed(g, state.G) > {"w_avg"}
+
+
+def test_average_of_w_follows_twice_per_iteration():
+    config, stage, state = make()
+    discriminator_step(state, config, stage, reals(), LABELS)
+    once = state.G.w_avg.clone()
+    generator_step(state, config, stage, LABELS)
+    assert not torch.equal(once, state.G.w_avg)
+
+
+def test_generator_average_moves_in_the_d_step_and_copies_buffers():
+    config, stage, state = make()
+    generator_step(state, config, stage, LABELS)
+    before, current = weights(state.G_ema), weights(state.G)
+    discriminator_step(state, config, stage, reals(), LABELS)
+    beta = ema_beta(stage.batch, config.training.ema_kimg)
+    for name, parameter in state.G_ema.named_parameters():
+        torch.testing.assert_close(parameter, before[name] * beta + current[name] * (1 - beta))
+    torch.testing.assert_close(state.G_ema.w_avg, state.G.w_avg)
+
+
+def test_d_and_g_draw_independently_and_the_same_again_after_a_restart():
+    config, stage, _ = make()
+    one, again = (Draws.of(config, stage, 32, "D", torch.device("cpu")) for _ in range(2))
+    other, later = Draws.of(config, stage, 32, "G", torch.device("cpu")), Draws.of(config, stage, 48, "D", torch.device("cpu"))
+    z = one.normal(8)
+    assert torch.equal(z, again.normal(8))
+    assert not torch.equal(z, other.normal(8))
+    assert not torch.equal(z, later.normal(8))
+
+
+def test_mixing_cuts_inside_the_current_layers(monkeypatch):
+    """Over many steps every cutoff from 1 to the last current layer comes up, none beyond; ten per cent are not mixed."""
+    config, stage, state = make()
+    cutoffs = []
+    original = step_module.mix
+    monkeypatch.setattr(step_module, "mix", lambda w1, w2, cutoff, layers: cutoffs.append(cutoff) or original(w1, w2, cutoff, layers))
+    with torch.no_grad():
+        for nimg in range(0, 16 * 100, 16):
+            step_module.generate(state, config, LABELS, alpha=1.0, draws=Draws.of(config, stage, nimg, "D", torch.device("cpu")))
+    assert set(cutoffs) == {1, 2, 3, 4}  # 4 layers at 8x8; 4 means not mixed
+    assert 0.02 <= cutoffs.count(4) / len(cutoffs) <= 0.25
+
+
+def test_reals_are_faded_and_mirrored():
+    images = reals(2)
+    full = process_reals(images, alpha=1.0)
+    assert full.min() >= -1
+    assert full.max() <= 1
+    coarse = process_reals(images, alpha=0.0)
+    assert torch.equal(coarse[:, :, ::2, ::2], coarse[:, :, 1::2, 1::2])
+    torch.testing.assert_close(process_reals(images, alpha=0.25), 0.25 * full + 0.75 * coarse)
+    flipped = process_reals(images, alpha=1.0, flips=torch.tensor([True, False]))
+    assert torch.equal(flipped[0], full[0].flip(2))
+    assert torch.equal(flipped[1], full[1])
+
+
+def test_non_finite_gradients_skip_the_update_and_end_the_stage_when_they_stay():
+    config, stage, state = make()
+    with torch.no_grad():
+        next(state.D.parameters()).fill_(float("nan"))
+    before = weights(state.D)
+    discriminator_step(state, config, stage, reals(), LABELS)
+    assert all(torch.equal(value, state.D.state_dict()[name]) for name, value in before.items() if not value.isnan().any())
+    assert state.sums["optim/skipped"] == 1
+    state.skipped = step_module.MAX_SKIPPED - 1
+    with pytest.raises(StepError, match=r"diverged.*learning_rate"):
+        discriminator_step(state, config, stage, reals(), LABELS)
+
+
+def test_r1_weight_is_given_at_the_final_resolution():
+    """The same stage as part of a run that is two levels higher has a sixteenth of the penalty's weight."""
+    gradients = []
+    for resolution, gamma in ((8, 10.0), (32, 160.0)):
+        tree = copy.deepcopy(TREE) | {"data": {"source": "digits", "resolution": resolution, "channels": 1}}
+        config = build({**tree, "training": {**TREE["training"], "r1_gamma": gamma, "mirror": False}})
+        stage = stages(config)[0]
+        state = start_stage(config, stage, num_labels=3, previous=None)
+        discriminator_step(state, config, stage, reals(), LABELS)
+        gradients.append(weights(state.D))
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name])
+
+
+def train(state: TrainState, config, stage, rank_share):
+    data = reals(48, stage.resolution)
+    for i in range(3):
+        batch = torch.arange(i * 16, i * 16 + 16)[rank_share]
+        discriminator_step(state, config, stage, data[batch], (batch % 3))
+        generator_step(state, config, stage, LABELS)
+        state.nimg += stage.batch
+
+
+def on_rank(rank, port, path):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    config, stage, state = make()
+    train(state, config, stage, distributed.own_share(stage.batch, config.model.mbstd_group))
+    torch.save(state.state_dict(), f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_train_like_one(tmp_path):
+    """Same global batch on 1 and 2 gloo ranks: after 3 full D and G steps with R1 all weights agree to 1e-5.
+
+    In float64: Adam without momentum turns the rounding of a gradient near zero into a whole step of the learning rate.
+    """
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(on_rank, (port, str(tmp_path)), nprocs=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        config, stage, state = make()
+        train(state, config, stage, slice(None))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    one = state.state_dict()
+    two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for network in ("G", "D", "G_ema"):
+        for name, value in one[network].items():
+            assert torch.equal(two[0][network][name], two[1][network][name]), name
+            torch.testing.assert_close(two[0][network][name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_shares_of_ranks_are_whole_groups(monkeypatch):
+    """With 8 images and groups of 4, {0,2,4,6} and {1,3,5,7} are never torn apart."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.own_share(8, 4).tolist())
+    assert shares == [[0, 2, 4, 6], [1, 3, 5, 7]]
