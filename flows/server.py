@@ -27,6 +27,7 @@ def api() -> Iterator[str]:
     Raises:
         StepError: the configured server does not answer.
     """
+    from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
     configured = PREFECT_API_URL.value()
@@ -38,6 +39,7 @@ def api() -> Iterator[str]:
     try:
         with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
             yield url
+            APILogWorker.drain_all(timeout=5)  # what is still on its way would meet a closed door
     finally:
         process.terminate()
         try:

@@ -6,7 +6,7 @@ Prefect's own result cache stays off: it cannot see that storage was emptied.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -22,6 +22,8 @@ from stylegan.registry.store import ModelVersion
 from stylegan.steps import Done, Pipeline
 from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint
+
+R = TypeVar("R")
 
 
 def _may_work_later(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -73,3 +75,10 @@ def register(pipeline: Pipeline, shards: ShardSet, checkpoint: Checkpoint, repor
 def gate(pipeline: Pipeline, shards: ShardSet, version: ModelVersion, report: Report) -> Verdict:
     """Champion or not."""
     return _state(pipeline.gate(shards, version, report))
+
+
+def call(step: Task[..., R], *arguments: Any) -> R:
+    """Run a task and return its record, also when it ended as `Cached` (Prefect hands such a state on as it is)."""
+    result: Any = step(*arguments)
+    record: R = result.result() if isinstance(result, State) else result
+    return record

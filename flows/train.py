@@ -56,13 +56,13 @@ def train_flow(config: Config | str, overrides: list[str] | None = None) -> Summ
     if isinstance(config, str):
         config = load(config, overrides or [])
     with Pipeline(config) as pipeline:
-        shards = tasks.shard(pipeline)
+        shards = tasks.call(tasks.shard, pipeline)
         checkpoints: list[Checkpoint] = []
         for stage in stages(config):
-            checkpoints.append(tasks.train(pipeline, shards, stage, checkpoints[-1] if checkpoints else None))
-        report = tasks.evaluate(pipeline, shards, checkpoints[-1])
-        version = tasks.register(pipeline, shards, checkpoints[-1], report)
-        verdict = tasks.gate(pipeline, shards, version, report)
+            checkpoints.append(tasks.call(tasks.train, pipeline, shards, stage, checkpoints[-1] if checkpoints else None))
+        report = tasks.call(tasks.evaluate, pipeline, shards, checkpoints[-1])
+        version = tasks.call(tasks.register, pipeline, shards, checkpoints[-1], report)
+        verdict = tasks.call(tasks.gate, pipeline, shards, version, report)
         facts = pipeline.summarize(shards, version)
     summary = Summary(**facts, shards=shards, checkpoints=tuple(checkpoints), report=report, verdict=verdict)
     hooks.publish_artifacts(summary)

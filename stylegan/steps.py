@@ -5,8 +5,9 @@ A step returns its record and whether it was taken from storage. Repeating a ste
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -25,12 +26,13 @@ from stylegan.plan import find_report, find_stage, find_verdict, make_keys, root
 from stylegan.progress import Progress
 from stylegan.registry import store
 from stylegan.registry.gate import Verdict, judge
-from stylegan.registry.store import ModelVersion
+from stylegan.registry.store import ModelVersion, StaleVerdictError
 from stylegan.tracking import StageRelay, TrackedRun
 from stylegan.training.loop import StageJob, read_rows
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
 
+logger = logging.getLogger("stylegan")
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
 
@@ -64,9 +66,13 @@ class Pipeline:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._stack:
-            if self._run:
-                status = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
-                self._run.finish(status)  # type: ignore[arg-type]
+            if self._run is None:
+                return
+            if error is None:
+                self._run.finish("FINISHED")
+                return
+            with suppress(StepError):  # the failure itself is what must be told
+                self._run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
     def shard(self) -> Done[ShardSet]:
         """Images to shards.
@@ -126,18 +132,16 @@ class Pipeline:
         report = found
         if report is None:
             storage.write_bytes(storage.join(out, "samples.png"), storage.read_bytes(self._last_samples(shards)))
-            report = evaluate(
-                checkpoint.uri,
-                shards,
-                config.evaluation,
-                root=root(config),
-                pmap=self._parallel_map,
-                device="cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu",
-                out_uri=out,
-            )
+            report = self._evaluate(shards, checkpoint.uri, out=out)
             storage.write_json(storage.join(out, "report.json"), report.model_dump(mode="json"))
         self.tracked(shards).log_report(report)
         return Done(report, found is not None)
+
+    def _evaluate(self, shards: ShardSet, checkpoint_uri: str, *, out: str | None) -> Report:
+        config = self.config
+        device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
+        where = root(config)
+        return evaluate(checkpoint_uri, shards, config.evaluation, root=where, pmap=self._parallel_map, device=device, out_uri=out)
 
     def _parallel_map(self, function: Any, items: Iterable[T]) -> Iterator[Any]:
         return cluster.parallel_map(function, items, self.config)
@@ -165,15 +169,34 @@ class Pipeline:
         applied, verdict = find_verdict(self.config, run_id, version.version)
         if verdict and applied:
             return Done(verdict, True)
-        if verdict is None:
-            champion_version, champion = store.champion(self.config) or (None, None)
-            verdict = judge(
-                report, champion, self.config.registry.gate, challenger_version=version.version, champion_version=champion_version
-            )
-            write_verdict(self.config, run_id, verdict, applied=False)
+        try:
+            verdict = self._apply(run_id, verdict or self._judge(run_id, shards, version, report))
+        except StaleVerdictError:  # another version became champion since it was judged
+            verdict = self._apply(run_id, self._judge(run_id, shards, version, report))
+        return Done(verdict, False)
+
+    def _judge(self, run_id: str, shards: ShardSet, version: ModelVersion, report: Report) -> Verdict:
+        champion_version, champion = store.champion(self.config) or (None, None)
+        if champion and champion.checkpoint_uri != report.checkpoint_uri and not _comparable(champion, report):
+            champion = self._evaluate_again(shards, champion)
+        gate = self.config.registry.gate
+        verdict = judge(report, champion, gate, challenger_version=version.version, champion_version=champion_version)
+        write_verdict(self.config, run_id, verdict, applied=False)
+        return verdict
+
+    def _evaluate_again(self, shards: ShardSet, champion: Report) -> Report:
+        """The champion measured like the challenger: on these images, under this protocol. As it was, if it cannot be."""
+        logger.info("gate: the champion was measured on other images or under another protocol; measuring it again")
+        try:
+            return self._evaluate(shards, champion.checkpoint_uri, out=None)
+        except StepError as error:
+            logger.warning("gate: the champion cannot be measured again: %s", error)
+            return champion
+
+    def _apply(self, run_id: str, verdict: Verdict) -> Verdict:
         store.apply_verdict(self.config, verdict)
         write_verdict(self.config, run_id, verdict, applied=True)
-        return Done(verdict, False)
+        return verdict
 
     def train_until(self, resolution: int) -> Done[Checkpoint]:
         """Shards, and all stages up to one resolution."""
@@ -218,6 +241,10 @@ class Pipeline:
             "grid": storage.join(run_uri(self.config, keys.run_id), "samples.png"),
             "version": store.find_version(self.config, keys.registration) or version,
         }
+
+
+def _comparable(one: Report, other: Report) -> bool:
+    return (one.protocol, one.dataset_fingerprint) == (other.protocol, other.dataset_fingerprint)
 
 
 def _show(progress: Progress, stage: Stage, rows: list[dict]) -> None:

@@ -15,6 +15,14 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny tensors are slower on several threads, and much slower on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Callable[[], str]]:
     """Call it for the URL of a fresh, empty bucket; the environment points this process and its children at the server."""

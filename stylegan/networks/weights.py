@@ -40,7 +40,7 @@ def save_generator(generator: Generator, label_names: Sequence[str]) -> bytes:
         "label_names": list(label_names),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    return safetensors_torch.save(tensors, metadata={HEADER: json.dumps(header, sort_keys=True)})
+    return safetensors_torch.save(tensors, metadata={HEADER: json.dumps(header)})
 
 
 def load_generator(data: bytes) -> tuple[Generator, tuple[str, ...]]:

@@ -73,9 +73,9 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 take four minutes
-    with quiet():
-        from mlflow import MlflowClient
+    from mlflow import MlflowClient  # the import sets MLflow's log level: before `quiet`
 
+    with quiet():
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

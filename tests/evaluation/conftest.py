@@ -1,6 +1,6 @@
 """A tiny data set, its feature network and a tiny generator, made once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,6 @@ from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 
 TINY = ModelConfig(latent_size=16, mapping_layers=2, mapping_fmaps=16, fmap_max=8)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def draw_set(folder: Path, num_images: int) -> Path:

@@ -22,6 +22,7 @@ from stylegan.evaluation.features import obtain_features
 from stylegan.evaluation.fid import Moments
 from stylegan.evaluation.generate import Chunk, features_of, generator_of
 from stylegan.evaluation.report import Report, evaluate, measure, metric_keys, protocol
+from stylegan.evaluation.separability import most_confident, separability
 from stylegan.images import quantise, to_float
 from stylegan.networks.generator import Generator
 
@@ -113,6 +114,25 @@ def test_generated_images_are_cut_to_eight_bits_before_fid(
     found = measure(chunk)
     np.testing.assert_allclose(found.mean, net.pooled(to_float(quantise(images))).mean(dim=0), rtol=1e-4, atol=1e-5)
     assert np.abs(found.mean - net.pooled(images).mean(dim=0).numpy()).max() > 0.1
+
+
+def test_separability_is_scored_in_z_and_in_w(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    answers: list[Any] = []
+
+    def watch(function: Callable[[Chunk], Any], items: Iterable[Chunk]) -> list[Any]:
+        answers.extend((item, function(item)) for item in items)
+        return [answer for _, answer in answers]
+
+    report = evaluate(checkpoint(), shards, evaluation.model_copy(update={"metrics": ("separability",)}), root=root, pmap=watch)
+    z = np.concatenate([chunk.latents(16).numpy() for chunk, _ in answers])
+    w = generator_of(answers[0][0].subject).mapping(torch.tensor(z)).numpy()
+    classes, confidence = (np.concatenate([answer[i] for _, answer in answers]) for i in (2, 3))
+    kept = most_confident(confidence)
+    assert report.metrics["separability_z_classifier"] == pytest.approx(separability(z[kept], classes[kept]), rel=1e-3)
+    assert report.metrics["separability_w_classifier"] == pytest.approx(separability(w[kept], classes[kept]), rel=1e-3)
+    assert report.metrics["separability_w_classifier"] != pytest.approx(report.metrics["separability_z_classifier"], rel=1e-2)
 
 
 def test_protocol_is_a_digest_of_what_decides_the_numbers(shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:

@@ -152,3 +152,4 @@ def test_odd_batches_are_scored() -> None:
     """A batch that the group size does not divide takes smaller groups."""
     assert _discriminator()(torch.randn(5, 3, 16, 16)).shape == (5,)
     assert _discriminator()(torch.randn(1, 3, 16, 16)).shape == (1,)
+    assert _discriminator(mbstd_group=2)(torch.randn(4, 3, 16, 16)).shape == (4,)

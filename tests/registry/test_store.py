@@ -84,10 +84,12 @@ def test_a_checkpoint_without_a_generator_is_one_line(registry, tmp_path, make_r
     assert store.find_version(registry.config, "k") is None
 
 
-def test_there_is_no_champion_before_the_first_and_asking_writes_nothing(make_config, tmp_path):
-    config = make_config()
-    assert store.champion(config) is None
-    (tmp_path / "mlflow.db").unlink()
+def test_there_is_no_champion_before_the_first(make_config):
+    assert store.champion(make_config()) is None
+
+
+def test_asking_before_there_is_a_store_makes_none(tiny_config, tmp_path):
+    config = tiny_config(tmp_path)
     assert store.champion(config) is None
     assert store.find_version(config, "k1") is None
     assert list(tmp_path.iterdir()) == []
