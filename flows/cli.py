@@ -31,7 +31,7 @@ Registry = Annotated[str | None, Parameter(name="--config", help="Config whose M
 
 
 @app.command
-def plan(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what `run` would do: the steps, cached or not and why, images, time and memory. Touches nothing."""
     from stylegan.plan import make_plan
 
@@ -43,7 +43,7 @@ def plan(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -
 
 
 @app.command
-def run(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def run(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run the whole DAG: shard, train every stage, evaluate, register, gate. The same command again goes on where it stopped."""
     settings = load(config, overrides or [])
     _quiet_prefect()
@@ -60,7 +60,7 @@ def run(config: str, *, overrides: Overrides = None, as_json: AsJson = False) ->
 
 
 @app.command
-def shard(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def shard(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Only the first step: images to WebDataset shards."""
     from stylegan.steps import Pipeline
 
@@ -68,7 +68,7 @@ def shard(config: str, *, overrides: Overrides = None, as_json: AsJson = False) 
 
 
 @app.command
-def train(config: str, *, until: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train(config: str, /, *, until: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train the stages (sharding first if need be).
 
     Parameters
@@ -87,7 +87,7 @@ def train(config: str, *, until: int | None = None, overrides: Overrides = None,
 
 
 @app.command
-def evaluate(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def evaluate(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Evaluate the last stage's checkpoint; it must be trained already."""
     from stylegan.steps import Pipeline
 
@@ -97,7 +97,7 @@ def evaluate(config: str, *, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 @app.command
-def register(config: str, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def register(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Register the evaluated model as challenger; the gate is left to `run`."""
     from stylegan.steps import Pipeline
 
@@ -109,6 +109,7 @@ def register(config: str, *, overrides: Overrides = None, as_json: AsJson = Fals
 @app.command
 def sample(
     model: str,
+    /,
     *,
     seeds: str = "0-15",
     psi: float | None = None,
@@ -142,7 +143,7 @@ def sample(
 
 @app.command
 def promote(
-    name: str, *, version: str | None = None, config: Registry = None, overrides: Overrides = None, as_json: AsJson = False
+    name: str, /, *, version: str | None = None, config: Registry = None, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Make a version champion (the old one becomes `previous`).
 
@@ -159,7 +160,7 @@ def promote(
 
 
 @app.command
-def rollback(name: str, *, config: Registry = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def rollback(name: str, /, *, config: Registry = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Make the previous champion champion again."""
     from stylegan.registry import store
 
@@ -167,7 +168,7 @@ def rollback(name: str, *, config: Registry = None, overrides: Overrides = None,
 
 
 @app.command
-def doctor(config: str | None = None, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def doctor(config: str | None = None, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check storage, Ray, MLflow, Prefect and the metric's weights: what works, and what to do about the rest."""
     from flows.doctor import examine
 

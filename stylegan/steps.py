@@ -45,6 +45,12 @@ class Done(Generic[R]):
     cached: bool
 
 
+def _done(step: str, record: R, found: R | None) -> Done[R]:
+    if found is not None:
+        logger.info("%s: cached, taken from storage", step)
+    return Done(record, found is not None)
+
+
 class Pipeline:
     """The steps of one config. As a context it holds what they share: the Ray session and the MLflow run, each opened at first use."""
 
@@ -87,7 +93,7 @@ class Pipeline:
         progress = Progress("shard", len(source.images))
         record = found or write_shards(source, data, root(self.config), progress=lambda done, _total: progress.update(done))
         self._check(record)
-        return Done(record, found is not None)
+        return _done("shard", record, found)
 
     def _check(self, shards: ShardSet) -> None:
         """What the rest of the run needs of the data, before anything trains."""
@@ -122,7 +128,7 @@ class Pipeline:
         with StageRelay(self.tracked(shards), uri, on_rows=partial(_show, progress, stage)):
             job = StageJob(config=self.config, stage=stage, shards=shards, key=key, run_id=keys.run_id, uri=uri, previous=previous)
             record = found or cluster.train(job)
-        return Done(record, found is not None)
+        return _done(f"train {stage.name}", record, found)
 
     def evaluate(self, shards: ShardSet, checkpoint: Checkpoint) -> Done[Report]:
         """The metrics of the config on the averaged generator of a checkpoint, in parallel on Ray."""
@@ -135,7 +141,7 @@ class Pipeline:
             report = self._evaluate(shards, checkpoint.uri, out=out)
             storage.write_json(storage.join(out, "report.json"), report.model_dump(mode="json"))
         self.tracked(shards).log_report(report)
-        return Done(report, found is not None)
+        return _done("evaluate", report, found)
 
     def _evaluate(self, shards: ShardSet, checkpoint_uri: str, *, out: str | None) -> Report:
         config = self.config
@@ -158,7 +164,7 @@ class Pipeline:
         record = found or store.register(
             self.config, mlflow_run_id=self.tracked(shards).mlflow_run_id, checkpoint=checkpoint.uri, report=report, key=key
         )
-        return Done(record, found is not None)
+        return _done("register", record, found)
 
     def gate(self, shards: ShardSet, version: ModelVersion, report: Report) -> Done[Verdict]:
         """Judge the version against the champion and move the aliases.
@@ -168,12 +174,12 @@ class Pipeline:
         run_id = make_keys(self.config, shards).run_id
         applied, verdict = find_verdict(self.config, run_id, version.version)
         if verdict and applied:
-            return Done(verdict, True)
+            return _done("gate", verdict, verdict)
         try:
             verdict = self._apply(run_id, verdict or self._judge(run_id, shards, version, report))
         except StaleVerdictError:  # another version became champion since it was judged
             verdict = self._apply(run_id, self._judge(run_id, shards, version, report))
-        return Done(verdict, False)
+        return _done("gate", verdict, None)
 
     def _judge(self, run_id: str, shards: ShardSet, version: ModelVersion, report: Report) -> Verdict:
         champion_version, champion = store.champion(self.config) or (None, None)

@@ -30,7 +30,7 @@ from stylegan.training.schedule import Stage, crossed
 from stylegan.training.state import Checkpoint, TrainState, newest_checkpoint, prune, resume, save_checkpoint, start_stage
 from stylegan.training.step import discriminator_step, generator_step, process_reals
 
-MIN_CELL = 32  # pixels: small images are enlarged to this in sample grids
+MIN_CELL = 64  # pixels: small images are enlarged to this in sample grids
 
 
 @dataclass(frozen=True, kw_only=True)

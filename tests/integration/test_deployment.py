@@ -1,0 +1,104 @@
+"""The deployment of infra/prefect.yaml on a real Prefect server: a triggered run goes through, and the cron makes runs."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def server(finished):
+    """A Prefect server of our own; the URL of its API and the environment of its clients."""
+    place, _ = finished
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    home = place.folder / "server"
+    env = os.environ | place.env | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "STYLEGAN_HOME": str(place.folder)}
+    env |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    prefect = str(Path(sys.executable).parent / "prefect")
+    command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with open(place.folder / "server.log", "wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield url, env, prefect
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def post(url, path, body):
+    request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(1)
+    return condition()
+
+
+@pytest.mark.timeout(300)
+def test_deployment_is_scheduled_and_a_triggered_run_goes_through(finished, server):
+    """Deployed from the shipped file; everything is in storage already, so the run is quick and all its steps are cached."""
+    place, _summary = finished
+    url, env, prefect = server
+    for folder in ("flows", "infra", "configs"):
+        shutil.copytree(ROOT / folder, place.folder / folder, dirs_exist_ok=True)
+    shutil.copy(place.config, place.folder / "configs" / "quickstart.yaml")
+
+    def cli(*arguments):
+        done = subprocess.run([prefect, "--no-prompt", *arguments], cwd=place.folder, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    cli("work-pool", "create", "stylegan", "--type", "process")
+    cli("deploy", "--prefect-file", "infra/prefect.yaml", "--all")
+    (deployment,) = post(url, "/deployments/filter", {})
+    assert deployment["name"] == "weekly"
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+
+    scheduled = wait_for(lambda: post(url, "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}), 60)
+    assert len(scheduled) >= 2
+    assert all(run["expected_start_time"][11:16] == "03:00" for run in scheduled)
+
+    with open(place.folder / "worker.log", "wb") as log:
+        worker = subprocess.Popen(
+            [prefect, "worker", "start", "--pool", "stylegan"], cwd=place.folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        cli("deployment", "run", "stylegan-train/weekly", "--watch")
+        (run,) = post(url, "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
+        tasks = post(url, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"})
+        assert [(task["name"], task["state"]["name"]) for task in tasks] == [
+            (name, "Cached") for name in ("shard", "train 4x4", "train 8x8", "evaluate", "register", "gate")
+        ]
+    finally:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()

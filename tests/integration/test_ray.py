@@ -1,0 +1,65 @@
+"""Launching: what a cluster cannot hold, an address where nobody is, and joining a cluster that runs already."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_impossible_resources_end_within_a_minute_with_what_the_cluster_has(finished):
+    """The stage is not trained yet under this seed, so its workers would have to be placed."""
+    place, _ = finished
+    start = time.monotonic()
+    place.run("train", str(place.config), "--set", "seed=7", "--set", "ray.cpus_per_worker=999", code=2, seconds=60)
+    assert time.monotonic() - start < 60
+    (line,) = [line for line in place.errors().splitlines() if line.startswith("stylegan: ")]
+    assert "asks for 1 worker(s) with 999 CPU each" in line
+    assert f"the cluster has 1 node(s): {os.cpu_count()} CPU" in line
+    place.wait_until_empty()
+
+
+def test_closed_address_ends_within_half_a_minute(finished):
+    place, _ = finished
+    address = f"127.0.0.1:{free_port()}"
+    place.run("train", str(place.config), "--set", "seed=7", "--set", f"ray.address={address}", code=1, seconds=30)
+    assert f"stylegan: ray.address={address}: nothing answers there" in place.errors()
+
+
+@pytest.mark.timeout(240)
+def test_joins_a_running_cluster_with_two_workers(make_place, tmp_path_factory):
+    """ray.address set: the stage trains on that cluster, on two gloo ranks, and the cluster is still there afterwards."""
+    place = make_place()
+    place.env |= {"RAY_AUTH_MODE": "disabled"}
+    port, bin_folder = free_port(), Path(sys.executable).parent
+    temp = f"/tmp/ray-{port}"  # Ray's sockets allow short paths only
+    agents = ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent")
+    head = [str(bin_folder / "ray"), "start", "--head", f"--port={port}", f"--temp-dir={temp}", "--num-cpus=2", "--block"]
+    head += [f"--{name}-port={free_port()}" for name in agents] + ["--include-dashboard=false", "--disable-usage-stats"]
+    env = os.environ | place.env
+    with open(place.folder / "head", "wb") as log:
+        process = subprocess.Popen(head, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.5)
+        record = place.json("train", str(place.config), "--until", "4", "--set", f"ray.address=127.0.0.1:{port}", "--set", "ray.workers=2")
+        assert record["nimg"] == 1000
+        assert process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    place.wait_until_empty()
