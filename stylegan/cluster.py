@@ -150,6 +150,8 @@ def train(job: StageJob) -> Checkpoint:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = job.config
+    if config.storage.root.startswith("memory://"):
+        raise ConfigError(f"storage.root={config.storage.root}: workers cannot see the memory of another process; use a folder or bucket")
     need = config.workers_at(job.stage.resolution)
     check_resources(config, [job.stage])
     use_gpu = bool(need.gpus_per_worker)

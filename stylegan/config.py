@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stylegan.errors import ConfigError
 
@@ -28,8 +28,15 @@ def _spread(value: Any) -> Any:
     return value if isinstance(value, dict) else {4: value}
 
 
+def _known_resolutions(table: dict[int, Any]) -> dict[int, Any]:
+    unknown = [key for key in table if key not in RESOLUTIONS]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no resolution; the keys are powers of two from 4 to 1024")
+    return table
+
+
 # A value per resolution: an entry holds from its resolution up to the next entry, e.g. {4: 128, 32: 64}.
-PerResolution = Annotated[dict[int, T], Field(min_length=1), BeforeValidator(_spread)]
+PerResolution = Annotated[dict[int, T], Field(min_length=1), BeforeValidator(_spread), AfterValidator(_known_resolutions)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -256,6 +263,11 @@ class Config(Section):
             raise ValueError(
                 f"registry.gate.metric={self.registry.gate.metric}: not among evaluation.metrics={list(self.evaluation.metrics)}; "
                 "add it there or gate on one of them"
+            )
+        if self.model.const_input and not self.model.styles:
+            raise ValueError(
+                "model.styles=false with model.const_input=true would draw one image for every z; "
+                "set model.const_input=false or model.styles=true"
             )
         if self.model.conditional and self.data.labels == "none":
             raise ValueError("model.conditional=true needs labels but data.labels=none; set data.labels=auto or model.conditional=false")
