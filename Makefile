@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint format bench clean setup
+.PHONY: quickstart test lint format clean setup
 
 quickstart: setup
 	$(BIN)/stylegan run configs/quickstart.yaml

@@ -16,7 +16,8 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel
 
 from flows import console
-from stylegan.config import Config, load
+from stylegan.config import Config
+from stylegan.config_file import load
 from stylegan.errors import ConfigError, StepError, UserError
 
 app = App(

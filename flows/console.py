@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -29,26 +30,37 @@ class Handler(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
         self.console = console
-        self.bars = Progress(TextColumn("{task.description:<14}"), BarColumn(), TextColumn("{task.fields[text]}"), console=console)
+        self.bars: Progress | None = None  # only while there is work: results are printed to a terminal without bars
         self.tasks: dict[str, TaskID] = {}
-        if console.is_terminal:
-            self.bars.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """One record to the terminal."""
         progress = getattr(record, "progress", None)
-        if progress is None or not self.console.is_terminal:
+        if progress and self.console.is_terminal:
+            self._draw(*progress)
+        else:
             style = "yellow" if record.levelno >= logging.WARNING else ""
             self.console.print(record.getMessage(), style=style, highlight=False, markup=False, soft_wrap=True)
-            return
-        name, done, total, text = progress
+
+    def _draw(self, name: str, done: float, total: float, text: str) -> None:
+        if self.bars is None:
+            columns = (TextColumn("{task.description:<14}"), BarColumn(), TextColumn("{task.fields[text]}"))
+            self.bars = Progress(*columns, console=self.console, redirect_stdout=False, redirect_stderr=False)
+            self.bars.start()
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=total, text="")
         self.bars.update(self.tasks[name], completed=done, total=total, text=text)
+        if self.bars.finished:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.bars:
+            self.bars.stop()
+        self.bars, self.tasks = None, {}
 
     def close(self) -> None:
         """Leave the bars as they are."""
-        self.bars.stop()
+        self._stop()
         super().close()
 
 
@@ -126,7 +138,7 @@ def print_summary(config: Config, summary: Summary) -> None:
         numbers = [f"{point[key]:.3f}" for key in keys]
         table.add_row(f"{side}x{side}", f"{point['progress/kimg']:g}", *numbers, f"{point['time/img_per_sec']:.0f}")
     console.print(table)
-    table = Table(title=f"evaluation of {config.evaluation.num_images} images, protocol {summary.report.protocol}", title_justify="left")
+    table = Table(title=f"evaluation, protocol {summary.report.protocol}", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in sorted(summary.report.metrics.items()):
@@ -139,20 +151,21 @@ def print_summary(config: Config, summary: Summary) -> None:
     print(f"model       {version.name} version {version.version}, alias {', '.join(version.aliases) or 'none'}")
     print(f"gate        {'promoted' if verdict.promote else 'not promoted'}: {' '.join(verdict.reasons)}")
     print("\nLook at it:")
-    for line in ui_commands(config):
+    for line in ui_commands(config, summary):
         print(f"  {line}")
 
 
-def ui_commands(config: Config) -> list[str]:
+def ui_commands(config: Config, summary: Summary) -> list[str]:
     """The commands that open MLflow and Prefect on this run's results, and one that draws from the new model."""
     from stylegan.tracking import resolve_uri
 
-    uri = resolve_uri(config)
-    folder = os.path.dirname(sys.executable)
-    mlflow = (
-        uri if uri.startswith("http") else f"{folder}/mlflow ui --backend-store-uri {uri} --port 5000    # then open http://127.0.0.1:5000"
-    )
+    uri, folder = resolve_uri(config), shlex.quote(os.path.dirname(sys.executable))
+    mlflow = f"{folder}/mlflow ui --backend-store-uri {shlex.quote(uri)} --port 5000    # then open http://127.0.0.1:5000"
     api = os.environ.get("PREFECT_API_URL")
-    prefect = api.removesuffix("/api") if api else f"{folder}/prefect server start    # then open http://127.0.0.1:4200"
-    sample = f"MLFLOW_TRACKING_URI={uri} {folder}/stylegan sample models:/{config.model_name}@champion --seeds 0-15 --out grid.png"
-    return [mlflow, prefect, sample]
+    prefect = f"{folder}/prefect server start    # then open http://127.0.0.1:4200"
+    model = shlex.quote(f"models:/{summary.version.name}/{summary.version.version}")
+    return [
+        uri if uri.startswith("http") else mlflow,
+        api.removesuffix("/api") if api else prefect,
+        f"MLFLOW_TRACKING_URI={shlex.quote(uri)} {folder}/stylegan sample {model} --seeds 0-15 --out grid.png",
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -64,8 +66,9 @@ def _storage(config: Config | None) -> str:
     if storage.read_bytes(probe) != b"probe":
         raise StepError(f"storage.root={root}: a file that was just written reads back differently; check that store")
     storage.delete(probe)
-    if not existed:
-        storage.delete(root)
+    if not existed and storage.is_local(root):
+        with contextlib.suppress(OSError):  # a run that has started meanwhile keeps it
+            os.rmdir(root)
     if not storage.is_local(root):
         return f"{root} can be written and read"
     folder = root if existed else "."
@@ -74,10 +77,12 @@ def _storage(config: Config | None) -> str:
 
 def _data(config: Config | None) -> str:
     from stylegan.data.sources import open_source
+    from stylegan.plan import check_data
 
     if config is None:
         return "give a CONFIG to look at its data"
     source = open_source(config.data)
+    check_data(config, len(source.images), source.label_names)
     return f"{len(source.images)} images, {len(source.label_names) or 'no'} classes in {config.data.source}"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import re
 import socket
 from typing import TYPE_CHECKING
 
 import psutil
+from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
@@ -16,6 +18,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
 from stylegan import storage
+from stylegan.images import png_bytes
 
 if TYPE_CHECKING:
     from flows.train import Summary
@@ -34,7 +37,7 @@ def _is_gone(tag: str) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.0f}" != started
+        return abs(psutil.Process(int(pid)).create_time() - float(started)) > 5  # reckoned from the boot time, which is adjusted
     except psutil.Error:
         return True
 
@@ -69,8 +72,15 @@ def publish_artifacts(summary: Summary) -> None:
     rows += [{"metric": name, "value": f"skipped: {why}"} for name, why in sorted(summary.report.skipped.items())]
     create_table_artifact(rows, key=f"{key}-metrics", description=f"Metrics of {summary.run_id} under protocol {summary.report.protocol}")
     create_markdown_artifact(_markdown(summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}")
-    grid = base64.b64encode(storage.read_bytes(summary.grid)).decode()
+    grid = base64.b64encode(_thumbnail(storage.read_bytes(summary.grid))).decode()
     create_image_artifact(f"data:image/png;base64,{grid}", key=f"{key}-samples", description=f"Samples of {summary.run_id}")
+
+
+def _thumbnail(png: bytes) -> bytes:
+    """At most 1024 pixels wide: an artifact is sent to the API as text."""
+    image = Image.open(io.BytesIO(png))
+    image.thumbnail((1024, 1024))
+    return png_bytes(image)
 
 
 def _markdown(summary: Summary) -> str:

@@ -9,7 +9,8 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows import hooks, tasks
-from stylegan.config import Config, load
+from stylegan.config import Config
+from stylegan.config_file import load
 from stylegan.data.shards import ShardSet
 from stylegan.evaluation.report import Report
 from stylegan.registry.gate import Verdict
@@ -51,8 +52,8 @@ def train_flow(config: Config | str, overrides: list[str] | None = None) -> Summ
         overrides: `key.path=value` strings on top of a YAML file.
     """
     logging.getLogger("stylegan").setLevel(logging.INFO)
+    hooks.tag_process()  # first, so that this run can be told to be killed whenever that happens
     hooks.end_killed_runs(FLOW_NAME)
-    hooks.tag_process()
     if isinstance(config, str):
         config = load(config, overrides or [])
     with Pipeline(config) as pipeline:

@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 
 from stylegan import storage
 from stylegan.config import Config, RayConfig, RayStageOverride
-from stylegan.config import build as build_config
+from stylegan.config_file import build as build_config
 from stylegan.data.shards import ShardSet
-from stylegan.errors import ConfigError, StepError
+from stylegan.errors import ConfigError, DivergedError, StepError, UnavailableError, UserError
 from stylegan.training.loop import StageJob, train_stage
-from stylegan.training.schedule import Stage
+from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 # Ray's defaults poll every 2 s and start spare workers: on one machine that doubles the cost of a short stage.
-EMBEDDED_ENV = {
+RAY_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
@@ -62,7 +62,7 @@ def connect(ray_config: RayConfig) -> None:
 
     if ray.is_initialized():
         return
-    for name, value in EMBEDDED_ENV.items():
+    for name, value in RAY_ENV.items():
         os.environ.setdefault(name, value)
     check_address(ray_config)
     try:
@@ -150,8 +150,6 @@ def train(job: StageJob) -> Checkpoint:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = job.config
-    if config.storage.root.startswith("memory://"):
-        raise ConfigError(f"storage.root={config.storage.root}: workers cannot see the memory of another process; use a folder or bucket")
     need = config.workers_at(job.stage.resolution)
     check_resources(config, [job.stage])
     use_gpu = bool(need.gpus_per_worker)
@@ -172,7 +170,9 @@ def train(job: StageJob) -> Checkpoint:
         with _quiet():
             result = trainer.fit()
     except TrainingFailedError as error:
-        raise StepError(f"train {job.stage.name}: {_root_cause(error)}") from error
+        raise _explain(job.stage, error) from error
+    if "diverged" in result.return_value:
+        raise StepError(f"train {job.stage.name}: {result.return_value['diverged']}")
     return Checkpoint.model_validate(result.return_value)
 
 
@@ -217,20 +217,24 @@ def _worker(plain: dict[str, Any]) -> dict[str, Any]:
     )
     cpus = config.workers_at(job.stage.resolution).cpus_per_worker or 1
     torch.set_num_threads(max(int(cpus), 1))
-    return train_stage(job, device=get_device(), on_checkpoint=ray.train.report).model_dump(mode="json")
+    try:
+        return train_stage(job, device=get_device(), on_checkpoint=ray.train.report).model_dump(mode="json")
+    except DivergedError as error:  # the same on every rank; handed back, since Ray would only start it again
+        return {"diverged": str(error)}
 
 
-def _root_cause(error: BaseException) -> str:
-    """What the worker said: the one line of a UserError, else the last line of its traceback."""
-    failures = getattr(error, "worker_failures", {})
-    cause: BaseException = next(iter(failures.values())) if failures else error
-    text = str(cause)
-    for line in reversed(text.splitlines()):
-        for kind in ("stylegan.errors.StepError: ", "stylegan.errors.ConfigError: ", "StepError: ", "ConfigError: "):
-            if kind in line:
-                return line.split(kind, 1)[1].strip()
-    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(cause).__name__)
-    return f"{type(cause).__name__}: {last}"
+def _explain(stage: Stage, failure: Exception) -> UserError:
+    """What a worker said, if one knew what was wrong; anything else (a lost node, no memory) may work another time.
+
+    When one rank fails the others lose their connection to it, so all are looked at.
+    """
+    failures = list(getattr(failure, "worker_failures", {}).values()) or [failure]
+    causes = [getattr(cause, "_base_exc", cause) for cause in failures]
+    told = sorted((cause for cause in causes if isinstance(cause, UserError)), key=lambda cause: isinstance(cause, UnavailableError))
+    if told:
+        return type(told[0])(f"train {stage.name}: {told[0]}")
+    lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
+    return UnavailableError(f"train {stage.name}: a worker failed: {type(causes[0]).__name__}: {lines[-1] if lines else 'no message'}")
 
 
 @contextlib.contextmanager
@@ -255,7 +259,7 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     """
     import ray
 
-    connect(config.ray)
+    check_resources(config, stages(config)[-1:])
     need = config.workers_at(config.data.resolution)
     cpus, gpus = need.cpus_per_worker or 1, need.gpus_per_worker or 0
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=config.ray.resources_per_worker, max_retries=3)(_call)
@@ -264,8 +268,13 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
         try:
             yield ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            raise (cause if isinstance(cause, (StepError, ConfigError)) else error) from None
+            if isinstance(error.cause, UserError):
+                raise type(error.cause)(str(error.cause)) from error
+            raise
+        except ray.exceptions.RayError as error:
+            raise UnavailableError(
+                f"a Ray task was lost ({type(error).__name__}); give its node more memory or lower ray.workers, then run again"
+            ) from error
 
 
 def _call(function: Callable[[T], R], item: T, cpus: float) -> R:

@@ -1,4 +1,4 @@
-"""The one config tree: a YAML file, its `base:` files and `--set` overrides, checked before anything runs.
+"""The one config tree, checked before anything runs. `stylegan.config_file` reads it from YAML.
 
 Every field states its meaning, and its unit where it has one. Unknown keys are errors. Sections that say *how* a run is
 carried out (`storage`, `ray`, `tracking`, `snapshots`, `registry`) are not part of a run's identity; the others are.
@@ -6,16 +6,11 @@ carried out (`storage`, `ray`, `tracking`, `snapshots`, `registry`) are not part
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from stylegan.errors import ConfigError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 T = TypeVar("T")
 Metric = Literal["fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability"]
@@ -158,7 +153,7 @@ class EvaluationConfig(Section):
         description="classifier: trained on the labels of the shards; rotation: the same network trained to tell rotations (no labels "
         "needed); or the URI of a .safetensors file that either has written.",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class RayStageOverride(Section):
@@ -198,7 +193,11 @@ class GateConfig(Section):
 class RegistryConfig(Section):
     """The registered model."""
 
-    name: str | None = Field(None, description="Name in the MLflow registry; unset is the run's `name`.")
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]*$",
+        description="Name in the MLflow registry (letters, digits, blanks, _ and -); unset is the run's `name`.",
+    )
     gate: GateConfig = GateConfig()
 
 
@@ -206,7 +205,7 @@ class Config(Section):
     """A whole run."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Lower case letters, digits and dashes.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     storage: StorageConfig = StorageConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -237,8 +236,25 @@ class Config(Section):
         """Images per step over all workers in one stage."""
         return self.training.stages.get(resolution, StageOverride()).batch or at_resolution(self.training.batch, resolution)
 
+    def kimg_at(self, resolution: int) -> tuple[float, float]:
+        """Length of one stage's fade and of its stable training, in kimg; `training.total_kimg` stretches the last one."""
+        training, override = self.training, self.training.stages.get(resolution, StageOverride())
+        fade = 0.0
+        if resolution > training.start_resolution:
+            fade = at_resolution(training.fade_kimg, resolution) if override.fade_kimg is None else override.fade_kimg
+        stable = at_resolution(training.stable_kimg, resolution) if override.stable_kimg is None else override.stable_kimg
+        if resolution == self.data.resolution and training.total_kimg is not None:
+            stable = max(training.total_kimg - sum(sum(self.kimg_at(below)) for below in self.resolutions[:-1]) - fade, 0)
+        return fade, stable
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        self._check_stages()
+        self._check_batches()
+        self._check_switches()
+        return self
+
+    def _check_stages(self) -> None:
         start = self.training.start_resolution
         if start not in RESOLUTIONS or start > self.data.resolution:
             raise ValueError(f"training.start_resolution={start}: must be a power of two from 4 to data.resolution={self.data.resolution}")
@@ -246,6 +262,16 @@ class Config(Section):
             unknown = [r for r in given if r not in self.resolutions]
             if unknown:
                 raise ValueError(f"{owner}.stages.{unknown[0]}: no such stage; the stages are {list(self.resolutions)}")
+        if start in self.training.stages and self.training.stages[start].fade_kimg:
+            raise ValueError(f"training.stages.{start}.fade_kimg: the first stage has nothing to fade in from; remove it")
+        least = sum(sum(self.kimg_at(r)) for r in self.resolutions[:-1]) + self.kimg_at(self.data.resolution)[0]
+        if self.training.total_kimg is not None and self.training.total_kimg <= least:
+            raise ValueError(
+                f"training.total_kimg={self.training.total_kimg:g}: the stages below {self.data.resolution}x{self.data.resolution} and its "
+                f"fade take {least:g} already; give more, or shorten training.fade_kimg and training.stable_kimg"
+            )
+
+    def _check_batches(self) -> None:
         for r in self.resolutions:
             batch, workers = self.batch_at(r), self.workers_at(r).workers or 1
             if batch % workers:
@@ -259,6 +285,8 @@ class Config(Section):
                     f"training.batch at {r}x{r} gives each of {workers} workers {share} images: not divisible by model.mbstd_group="
                     f"{self.model.mbstd_group}; use a batch that is a multiple of {self.model.mbstd_group * workers}"
                 )
+
+    def _check_switches(self) -> None:
         if self.evaluation.metrics and self.registry.gate.metric not in self.evaluation.metrics:
             raise ValueError(
                 f"registry.gate.metric={self.registry.gate.metric}: not among evaluation.metrics={list(self.evaluation.metrics)}; "
@@ -271,7 +299,6 @@ class Config(Section):
             )
         if self.model.conditional and self.data.labels == "none":
             raise ValueError("model.conditional=true needs labels but data.labels=none; set data.labels=auto or model.conditional=false")
-        return self
 
 
 def digest(part: Any) -> str:
@@ -287,39 +314,6 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no digest")
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read, merge and check a config.
-
-    Args:
-        path: YAML file; a `base:` key names another one (relative to it) whose values it replaces key by key.
-        overrides: `key.path=value` strings, the value read as YAML; later ones win.
-
-    Raises:
-        ConfigError: file missing, not YAML, unknown key or value not allowed; the message is one line.
-    """
-    tree = _read(Path(path), ())
-    for override in overrides:
-        _apply(tree, override)
-    return build(tree, str(path))
-
-
-def build(tree: dict[str, Any], origin: str = "config") -> Config:
-    """A checked `Config` from plain values; `origin` is named in errors.
-
-    Raises:
-        ConfigError: as in `load`.
-    """
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(error, tree)}") from None
-
-
-def dump(config: Config) -> str:
-    """The resolved config as YAML; `load` reads it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
 def flatten(config: Config) -> dict[str, str]:
     """Every value by its dotted key, as text (for MLflow params)."""
     flat: dict[str, str] = {}
@@ -333,89 +327,3 @@ def flatten(config: Config) -> dict[str, str]:
 
     walk("", config.model_dump(mode="json"))
     return flat
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: its `base:` files lead back to itself; remove the loop")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file; give the path of a YAML file such as configs/quickstart.yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend the file") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold `key: value` lines, found {type(tree).__name__}; see configs/quickstart.yaml")
-    base = tree.pop("base", None)
-    return tree if base is None else _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree)
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    keys, equals, text = override.partition("=")
-    if not equals or not all(keys.split(".")):
-        raise ConfigError(f"--set {override}: must be key.path=value, e.g. --set training.batch=32")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    node: dict[Any, Any] = tree
-    *path, last = (int(key) if key.isdigit() else key for key in keys.split("."))
-    for key in path:
-        child = node.get(key)
-        if not isinstance(child, dict):  # a plain value stands for all resolutions, an absent section is empty
-            child = node[key] = {} if child is None else {4: child}
-        node = child
-    node[last] = value
-
-
-def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
-    """The first problem, in one line: key, value, what is allowed."""
-    # A misspelt key explains a missing one, so it is told first.
-    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "config"
-    if problem["type"] == "extra_forbidden":
-        section = _section(location[:-1])
-        names = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known here: {', '.join(names)}"
-        return f"unknown key {key}; {hint}"
-    if problem["type"] == "missing":
-        return f"{key} is missing; {_describe(location)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not location:
-        return message
-    return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _describe(location: list[str]) -> str:
-    section = _section(location[:-1])
-    field = section.model_fields.get(location[-1]) if section else None
-    return (field.description if field and field.description else "set it in the file or with --set").rstrip(".")
-
-
-def _section(path: list[str]) -> type[BaseModel] | None:
-    """The model that checks the section at `path`, also inside a table by resolution such as training.stages.8."""
-    model: Any = Config
-    for part in path:
-        if get_origin(model) is dict:
-            model = get_args(model)[1]
-        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-        else:
-            return None
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None

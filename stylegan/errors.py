@@ -22,3 +22,7 @@ class StepError(UserError, RuntimeError):
 
 class UnavailableError(StepError):
     """A store, server or cluster refused or did not answer; the same step may work a little later."""
+
+
+class DivergedError(StepError):
+    """Training has no finite gradients any more; from the same checkpoint it would end the same way."""

@@ -15,6 +15,8 @@ from stylegan import storage
 from stylegan.config import Config, digest
 from stylegan.data.shards import ShardSet, find_shards
 from stylegan.data.sources import open_source
+from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation.features import check_features
 from stylegan.evaluation.report import Report
 from stylegan.registry.gate import Verdict
 from stylegan.registry.store import find_version
@@ -80,6 +82,27 @@ def gate_key(config: Config, version: str) -> str:
     return digest([VERSIONS["gate"], config.model_name, version, config.registry.gate])
 
 
+def check_data(config: Config, num_images: int, label_names: tuple[str, ...]) -> None:
+    """What a run needs of its images; known from the listing, before anything is written.
+
+    Raises:
+        ConfigError: labels are needed and there are none.
+        StepError: there are fewer images than in a batch.
+    """
+    source = config.data.source
+    batch = max(config.batch_at(resolution) for resolution in config.resolutions)
+    if num_images < batch:
+        raise StepError(
+            f"data.source={source}: holds {num_images} images, fewer than the largest batch of {batch}; add images or lower training.batch"
+        )
+    if config.model.conditional and not label_names:
+        raise ConfigError(
+            f"model.conditional=true needs labels, but data.source={source} has none; "
+            "put the images in class folders, add a dataset.json, or set model.conditional=false"
+        )
+    check_features(config.evaluation, labelled=bool(label_names))
+
+
 def root(config: Config) -> str:
     """`storage.root` as an absolute URI."""
     return storage.absolute(config.storage.root)
@@ -109,10 +132,13 @@ def find_stage(config: Config, stage: Stage, key: str) -> Checkpoint | None:
 
 def find_report(config: Config, run_id: str) -> Report | None:
     """The report of a finished evaluation."""
+    folder = run_uri(config, run_id)
     try:
-        return Report.model_validate(storage.read_json(storage.join(run_uri(config, run_id), "report.json")))
+        report = Report.model_validate(storage.read_json(storage.join(folder, "report.json")))
     except FileNotFoundError:
         return None
+    figures = {name: storage.join(folder, storage.name(uri)) for name, uri in report.figures.items()}  # the root may have moved
+    return report.model_copy(update={"figures": figures})
 
 
 def find_verdict(config: Config, run_id: str, version: str) -> tuple[bool, Verdict | None]:
@@ -143,6 +169,7 @@ def make_plan(config: Config) -> Plan:
         ConfigError, StepError: the source or the storage cannot be read.
     """
     source = open_source(config.data)
+    check_data(config, len(source.images), source.label_names)
     shards = find_shards(source, config.data, root(config))
     if shards is None:
         return _plan_without_data(config, len(source.images))
@@ -152,7 +179,7 @@ def make_plan(config: Config) -> Plan:
     for stage, key in zip(stages(config), keys.stages, strict=True):
         steps.append(_plan_stage(config, stage, key, ready))
         ready = steps[-1].state == "cached"
-    report = find_report(config, keys.run_id) if ready else None
+    report = find_report(config, keys.run_id)  # kept even if a stage has to be trained again
     steps.append(_plan_evaluate(config, report, ready))
     version = find_version(config, keys.registration) if report else None
     if version:

@@ -28,7 +28,7 @@ class Progress:
             return
         now, self.last_done = time.monotonic(), done
         if self.first is None:
-            self.first = (now, done)
+            self.first, self.last_line = (now, done), now
         rate = (done - self.first[1]) / max(now - self.first[0], 1e-9)
         parts = [f"{done:,.0f} of {self.total:,.0f} {self.unit}"]
         if rate > 0 and now > self.first[0]:

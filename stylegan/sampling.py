@@ -11,11 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from stylegan import storage, tracking
-from stylegan.config import Config
+from stylegan.config import Config, StorageConfig
 from stylegan.errors import ConfigError
 from stylegan.images import grid, png_bytes
 from stylegan.networks.generator import Generator, random_noise
-from stylegan.plan import run_uri
 from stylegan.registry.store import load_version
 from stylegan.training.loop import MIN_CELL
 from stylegan.training.state import load_model
@@ -39,11 +38,12 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)) or len(first) > 18:
             raise ConfigError(f"--seeds {text}: must be numbers and rising ranges, such as 0-15 or 1,5,9-12")
-        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-        if len(seeds) > MAX_SEEDS:
+        count = int(last) - int(first) + 1 if dash else 1
+        if len(seeds) + count > MAX_SEEDS:
             raise ConfigError(f"--seeds {text}: at most {MAX_SEEDS} images in one grid")
+        seeds += range(int(first), int(first) + count)
     return seeds
 
 
@@ -63,13 +63,13 @@ def find_checkpoint(config: Config | None, model: str) -> str:
         return load_version(uri, model)
     if storage.exists(storage.join(storage.absolute(model), "generator.safetensors")):
         return storage.absolute(model)
-    if config:
-        report = storage.join(run_uri(config, model), "report.json")
-        if storage.exists(report):
-            return str(storage.read_json(report)["checkpoint_uri"])
+    root = storage.absolute((config.storage if config else StorageConfig()).root)
+    report = storage.join(root, "runs", model, "report.json")
+    if storage.exists(report):
+        return str(storage.read_json(report)["checkpoint_uri"])
     raise ConfigError(
         f"{model}: no such model; give the URI of a checkpoint-... folder, models:/name@champion, or a finished run's id "
-        "together with --config FILE that says where runs are stored"
+        "(with --config FILE, which says where runs are stored, unless that is ./stylegan-data)"
     )
 
 
@@ -109,6 +109,6 @@ def _labels(label: str | None, names: tuple[str, ...], count: int) -> Tensor | N
         return torch.arange(count) % len(names)
     if label in names:
         return torch.full((count,), names.index(label))
-    if label.isdigit() and int(label) < len(names):
+    if label.isdecimal() and int(label) < len(names):
         return torch.full((count,), int(label))
     raise ConfigError(f"--label {label}: no such class; the classes are {', '.join(names)}")

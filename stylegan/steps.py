@@ -16,13 +16,13 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from stylegan import cluster, storage, tracking
-from stylegan.config import Config, dump
-from stylegan.data.shards import ShardSet, check_enough, find_shards, write_shards
+from stylegan.config import Config
+from stylegan.config_file import dump
+from stylegan.data.shards import ShardSet, find_shards, write_shards
 from stylegan.data.sources import open_source
-from stylegan.errors import ConfigError, StepError
-from stylegan.evaluation.features import check_features
+from stylegan.errors import ConfigError, StepError, UnavailableError
 from stylegan.evaluation.report import Report, evaluate
-from stylegan.plan import find_report, find_stage, find_verdict, make_keys, root, run_uri, stage_uri, write_verdict
+from stylegan.plan import check_data, find_report, find_stage, find_verdict, make_keys, root, run_uri, stage_uri, write_verdict
 from stylegan.progress import Progress
 from stylegan.registry import store
 from stylegan.registry.gate import Verdict, judge
@@ -65,6 +65,8 @@ class Pipeline:
         Raises:
             ConfigError, StepError: MLflow or Ray does not answer, or its address cannot work.
         """
+        if self.config.storage.root.startswith("memory://"):
+            raise ConfigError("storage.root=memory://: workers cannot see the memory of another process; use a folder or a bucket")
         tracking.check_server(tracking.resolve_uri(self.config))
         cluster.check_address(self.config.ray)
         self._stack.enter_context(cluster.session())
@@ -89,21 +91,12 @@ class Pipeline:
         """
         data = self.config.data
         source = open_source(data)
+        check_data(self.config, len(source.images), source.label_names)
         found = find_shards(source, data, root(self.config))
         progress = Progress("shard", len(source.images))
         record = found or write_shards(source, data, root(self.config), progress=lambda done, _total: progress.update(done))
-        self._check(record)
+        check_data(self.config, record.num_images, record.label_names)  # without those that could not be read
         return _done("shard", record, found)
-
-    def _check(self, shards: ShardSet) -> None:
-        """What the rest of the run needs of the data, before anything trains."""
-        check_enough(shards, max(stage.batch for stage in stages(self.config)))
-        if self.config.model.conditional and not shards.label_names:
-            raise ConfigError(
-                f"model.conditional=true needs labels, but data.source={self.config.data.source} has none; "
-                "put the images in class folders, add a dataset.json, or set model.conditional=false"
-            )
-        check_features(self.config.evaluation, labelled=bool(shards.label_names))
 
     def tracked(self, shards: ShardSet) -> TrackedRun:
         """The MLflow run of this pipeline run, opened or continued."""
@@ -195,6 +188,8 @@ class Pipeline:
         logger.info("gate: the champion was measured on other images or under another protocol; measuring it again")
         try:
             return self._evaluate(shards, champion.checkpoint_uri, out=None)
+        except UnavailableError:
+            raise  # a moment's outage must not become a verdict
         except StepError as error:
             logger.warning("gate: the champion cannot be measured again: %s", error)
             return champion
@@ -215,24 +210,23 @@ class Pipeline:
 
     def evaluate_trained(self) -> Done[Report]:
         """Evaluate the end of the last stage. Raises StepError if it is not trained."""
-        shards, checkpoint = self._trained()
+        shards, checkpoint = self._trained("evaluate")
         return self.evaluate(shards, checkpoint)
 
     def register_evaluated(self) -> Done[ModelVersion]:
         """Register the evaluated model. Raises StepError if it is not evaluated."""
-        shards, checkpoint = self._trained()
+        shards, checkpoint = self._trained("register")
         report = find_report(self.config, make_keys(self.config, shards).run_id)
         if report is None:
             raise StepError("register: this config is not evaluated yet; run `stylegan evaluate` with it first")
         return self.register(shards, checkpoint, report)
 
-    def _trained(self) -> tuple[ShardSet, Checkpoint]:
+    def _trained(self, step: str) -> tuple[ShardSet, Checkpoint]:
         shards = find_shards(open_source(self.config.data), self.config.data, root(self.config))
         stage = stages(self.config)[-1]
         found = find_stage(self.config, stage, make_keys(self.config, shards).stages[-1]) if shards else None
         if shards is None or found is None:
-            raise StepError(f"evaluate: stage {stage.name} of this config is not trained yet; run `stylegan train` with it first")
-        self._check(shards)
+            raise StepError(f"{step}: stage {stage.name} of this config is not trained yet; run `stylegan train` with it first")
         return shards, found
 
     def summarize(self, shards: ShardSet, version: ModelVersion) -> dict[str, Any]:

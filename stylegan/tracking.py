@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import io
 import json
+import logging
 import math
 import re
 import threading
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from stylegan import storage
-from stylegan.config import Config, dump, flatten
+from stylegan.config import Config, flatten
+from stylegan.config_file import dump
 from stylegan.data.shards import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.report import Report
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 __all__ = ["StageRelay", "TrackedRun", "check_server", "open_run", "resolve_uri"]
+
+logger = logging.getLogger("stylegan")
 
 RUN_TAG = "stylegan.run_id"
 CLOCK = "progress/kimg"  # in every row, so its last step is the last step of the run
@@ -75,7 +79,7 @@ class TrackedRun:
             return len(new)
 
     def log_sample(self, kimg: int, png: bytes) -> None:
-        """Log a grid of samples, the bytes of a PNG; nothing happens if this step has one."""
+        """Log a grid of samples, the bytes of a PNG. The first grid of a kimg stays: another one of the same kimg is not logged."""
         with self._lock, explained(self.uri, "log a sample grid"):
             if kimg not in self.sample_steps:
                 image = Image.open(io.BytesIO(png))
@@ -83,7 +87,7 @@ class TrackedRun:
                 self.sample_steps.add(kimg)
 
     def log_report(self, report: Report) -> None:
-        """Log metrics as eval/<name> at the checkpoint's kimg, the report as report.json and its figures; repeatable."""
+        """Log metrics as eval/<name> at the checkpoint's kimg, the report as report.json and the figures still there; repeatable."""
         found = re.search(r"checkpoint-(\d+)/*$", report.checkpoint_uri)
         step = int(found[1]) // 1000 if found else max(self.last_step, 0)
         with self._lock, explained(self.uri, "log the report"):
@@ -117,7 +121,11 @@ class TrackedRun:
             self._monitor = None
 
     def _log_figure(self, name: str, uri: str) -> None:
-        image = Image.open(io.BytesIO(storage.read_bytes(uri)))
+        try:
+            image = Image.open(io.BytesIO(storage.read_bytes(uri)))
+        except FileNotFoundError:
+            logger.warning("evaluate: figure %s is gone (%s); MLflow keeps what it has of it", name, uri)
+            return
         self.client.log_image(self.mlflow_run_id, image, artifact_file=f"figures/{name}.png")
 
 

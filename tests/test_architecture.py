@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; a module may import its own storey and those before it.
 STOREYS = [
-    ["stylegan.errors", "stylegan.config", "stylegan.storage", "stylegan.progress", "stylegan.images"],
+    ["stylegan.errors", "stylegan.config", "stylegan.config_file", "stylegan.storage", "stylegan.progress", "stylegan.images"],
     ["stylegan.data", "stylegan.networks"],
     ["stylegan.training"],
     ["stylegan.evaluation"],

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylegan.config import RESOLUTIONS, Config, at_resolution, build, digest, dump, flatten, load
+from stylegan.config import RESOLUTIONS, Config, at_resolution, digest, flatten
+from stylegan.config_file import build, dump, load
 from stylegan.errors import ConfigError
 
 SMALL = {"name": "small", "data": {"source": "digits", "resolution": 32}}
@@ -155,7 +156,7 @@ def test_base_that_is_missing_or_leads_back(tmp_path):
 
 def test_dump_loads_back(tmp_path):
     """The resolved config is a config that gives the same one."""
-    config = load(written(tmp_path, SMALL), ["training.batch.16=64", "ray.stages.8.workers=2", "training.total_kimg=7"])
+    config = load(written(tmp_path, SMALL), ["training.batch.16=64", "ray.stages.8.workers=2", "training.total_kimg=7000"])
     assert load(written(tmp_path, dump(config), "resolved.yaml")) == config
 
 
@@ -166,7 +167,7 @@ def test_digest_sees_values_not_spelling(tmp_path):
         plain
     )
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
-    changed = {digest(load(written(tmp_path, SMALL), [override])) for override in ("seed=1", "model.noise=false", "training.batch.32=64")}
+    changed = {digest(load(written(tmp_path, SMALL), [override])) for override in ("seed=1", "model.noise=false", "training.batch.32=32")}
     assert len(changed | {digest(plain)}) == 4
 
 
@@ -191,3 +192,31 @@ def test_config_cannot_be_changed():
     config: Config = build(SMALL)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
+
+
+def test_overriding_one_entry_of_a_table_keeps_the_defaults_of_the_others(tmp_path):
+    """Asking for another learning rate at 1024 must not change the one at 8."""
+    path = written(tmp_path, SMALL | {"data": {"source": "digits", "resolution": 1024}})
+    config = load(path, ["training.learning_rate.1024=0.1"])
+    assert config.training.learning_rate == {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.1}
+    assert load(path, ["training.stages.16.batch=4"]).batch_at(16) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.total_kimg=2400", "take 2400 already"),
+        ("training.stages.8.fade_kimg=1", "the first stage has nothing to fade in from"),
+        ("training.batch.12=3", "12 is no resolution"),
+        ("model.styles=false", "set model.const_input=false or model.styles=true"),
+        ("registry.name=a/b", "registry.name='a/b'"),
+        ("seed=99999999999", "seed=99999999999"),
+    ],
+)
+def test_what_could_not_train_is_refused(tmp_path, override, words):
+    assert words in mistake(written(tmp_path, SMALL), override)
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_are_sound(path):
+    assert load(path).resolutions

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stylegan.config import build
+from stylegan.config_file import build
 from stylegan.data.shards import ShardSet
 from stylegan.plan import gate_key, make_keys
 

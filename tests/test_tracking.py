@@ -3,17 +3,27 @@
 import http.server
 import io
 import json
+import logging
 import math
+import os
+import re
 import shutil
 import socket
+import sqlite3
+import tempfile
 import threading
 import time
+from contextlib import closing, contextmanager
+from pathlib import Path
 
+import botocore.config
+import botocore.session
 import pytest
+import sqlalchemy
 import yaml
 from PIL import Image
 
-from stylegan import config as config_module
+from stylegan import config_file as config_module
 from stylegan.data.shards import ShardSet
 from stylegan.errors import ConfigError, StepError, UnavailableError
 from stylegan.evaluation.report import Report
@@ -142,6 +152,123 @@ def test_what_the_health_page_answers_decides(status, works):
         else:
             with pytest.raises(StepError, match=f"answers {status}"):
                 check_server(uri)
+
+
+@contextmanager
+def as_somebody():
+    """Without the rights of root, who may write everywhere."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("prefix", ["sqlite", "sqlite+pysqlite"])
+def test_a_sqlite_file_that_cannot_be_one_is_refused_at_once(tmp_path, prefix):
+    """MLflow would try again for 100 seconds."""
+    (tmp_path / "file").write_text("notes, longer than a header")
+    (tmp_path / "empty.db").touch()
+    mistakes = {
+        f"{tmp_path}": f"is a folder, not a SQLite file; use sqlite:///{tmp_path}/mlflow.db",
+        f"{tmp_path}/file/new/mlflow.db": f"{tmp_path}/file is a file, not a folder",
+        f"{tmp_path}/file": "is a file of another kind, not SQLite",
+    }
+    for path, words in mistakes.items():
+        with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+            server.connect(f"{prefix}:///{path}")
+        assert "\n" not in str(caught.value)
+    for path in ("new/folder/mlflow.db", "empty.db"):
+        check_server(f"{prefix}:///{tmp_path}/{path}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.db", "file"]
+
+
+@pytest.mark.parametrize("place", ["mlflow.db", "new/folder/mlflow.db", "there.db"])
+def test_a_sqlite_file_without_permission_is_refused_at_once(place):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to anybody else
+        (Path(folder) / "there.db").touch(mode=0o444)
+        os.chmod(folder, 0o777 if place == "there.db" else 0o555)
+        with as_somebody(), pytest.raises(StepError, match="no permission to write") as caught:
+            check_server(f"sqlite:///{folder}/{place}")
+        assert str(Path(folder, "there.db") if place == "there.db" else folder) in str(caught.value)
+        os.chmod(folder, 0o777)
+        with as_somebody():
+            check_server(f"sqlite:///{folder}/other.db")
+
+
+def test_a_store_that_mlflow_cannot_open_is_one_line(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "old.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('of another MLflow')")
+        database.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+    with pytest.raises(StepError, match=r"MLflow at sqlite:///.*old\.db: cannot open the store: ") as caught:
+        server.connect(f"sqlite:///{tmp_path}/old.db")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_without_its_driver_is_one_line_without_the_password():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        with pytest.raises(ConfigError, match=r"tracking\.uri=mssql\+\w+://me:\*\*\*@127.*install that package") as caught:
+            server.connect(f"mssql+pymssql://me:secret@127.0.0.1:{listening.getsockname()[1]}/mlflow")
+        assert "secret" not in str(caught.value)
+
+
+def refused_port(_folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        socket.create_connection(free.getsockname(), timeout=1)
+
+
+def no_database(folder):
+    with sqlalchemy.create_engine(f"sqlite:///{folder}/none/x.db").connect():
+        pass
+
+
+def double_row(_folder):
+    with sqlalchemy.create_engine("sqlite://").connect() as database:
+        database.execute(sqlalchemy.text("CREATE TABLE t (x INTEGER PRIMARY KEY)"))
+        for _ in range(2):
+            database.execute(sqlalchemy.text("INSERT INTO t VALUES (1)"))
+
+
+def s3_away(_folder):
+    access = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
+    once = botocore.config.Config(retries={"max_attempts": 0})
+    client = botocore.session.Session().create_client("s3", endpoint_url="http://127.0.0.1:1", config=once, **access)
+    client.put_object(Bucket="b", Key="k", Body=b"")
+
+
+@pytest.mark.parametrize(
+    ("fail", "later"),
+    [
+        (lambda folder: (folder / "none" / "x").write_bytes(b""), False),
+        (lambda folder: folder.read_bytes(), False),
+        (double_row, False),
+        (refused_port, True),
+        (no_database, True),
+        (s3_away, True),
+    ],
+)
+def test_what_files_databases_and_artifact_stores_raise_is_one_line(tmp_path, fail, later):
+    """`later`: the same command may work a little later."""
+    with (
+        pytest.raises(StepError, match=r"MLflow at sqlite:///x: cannot log: .+; check that store") as caught,
+        server.explained("sqlite:///x", "log"),
+    ):
+        fail(tmp_path)
+    assert isinstance(caught.value, UnavailableError) is later
+    assert "\n" not in str(caught.value)
+
+
+def test_a_defect_keeps_its_traceback_and_a_user_error_its_words():
+    with pytest.raises(KeyError), server.explained("sqlite:///x", "log"):
+        raise KeyError("defect")
+    with pytest.raises(ConfigError, match=r"^x is wrong$"), server.explained("sqlite:///x", "log"):
+        raise ConfigError("x is wrong")
 
 
 # The run --------------------------------------------------------------------------------------------------------------
@@ -273,6 +400,24 @@ def test_a_report_is_metrics_at_the_checkpoints_kimg_and_an_artifact(opened, tmp
     with open(run.client.download_artifacts(run.mlflow_run_id, "report.json")) as file:
         assert Report.model_validate_json(file.read()) == report
     assert [file.path for file in run.client.list_artifacts(run.mlflow_run_id, "figures")] == ["figures/grid.png"]
+
+
+def test_a_figure_that_is_gone_is_skipped_with_a_warning(opened, tmp_path, caplog):
+    (tmp_path / "grid.png").write_bytes(png(7))
+    report = Report(
+        protocol="p1",
+        dataset_fingerprint="f1",
+        checkpoint_uri="s3://b/stages/0008-x/checkpoint-000012500",
+        metrics={"fid_classifier": math.nan},
+        figures={"gone": str(tmp_path / "gone.png"), "grid": str(tmp_path / "grid.png")},
+    )
+    run = opened()
+    with caplog.at_level(logging.WARNING, "stylegan"):
+        run.log_report(report)
+    assert f"figure gone is gone ({tmp_path}/gone.png)" in caplog.text
+    assert [file.path for file in run.client.list_artifacts(run.mlflow_run_id, "figures")] == ["figures/grid.png"]
+    with open(run.client.download_artifacts(run.mlflow_run_id, "report.json")) as file:
+        assert math.isnan(Report.model_validate_json(file.read()).metrics["fid_classifier"])
 
 
 def test_system_metrics_go_on_where_they_stopped(opened, monkeypatch):

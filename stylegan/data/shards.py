@@ -89,14 +89,6 @@ def _dataset_uri(root: str, fingerprint: str) -> str:
     return storage.join(root, "datasets", fingerprint)
 
 
-def check_enough(shards: ShardSet, batch: int) -> None:
-    """Raise StepError if the set is smaller than one batch."""
-    if shards.num_images < batch:
-        raise StepError(
-            f"{shards.uri}: holds {shards.num_images} images, fewer than the largest batch of {batch}; add images or lower training.batch"
-        )
-
-
 def write_shards(source: Source, data: DataConfig, root: str, *, progress: Progress | None = None) -> ShardSet:
     """Make the shards of a source below `root`/datasets, or return those that are there already.
 

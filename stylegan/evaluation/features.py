@@ -112,14 +112,14 @@ def check_features(evaluation: EvaluationConfig, labelled: bool) -> None:
 
 
 def load_features(uri: str, device: str = "cpu") -> FeatureNet:
-    """Read a network that `obtain_features` has written.
+    """Read a network that `obtain_features` has written. The `uri` of what is given back is absolute: workers have other folders.
 
     Raises:
         ConfigError: no such file, or not one of these.
     """
     allowed = "use classifier, rotation, or the URI of a .safetensors file that one of them has written"
     try:
-        data = storage.read_bytes(uri)
+        data = storage.read_bytes(storage.absolute(uri))
     except FileNotFoundError:
         raise ConfigError(f"evaluation.features={uri}: there is no such file; {allowed}") from None
     try:
@@ -130,7 +130,7 @@ def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     except (ValidationError, ValueError, LookupError, TypeError, RuntimeError, safetensors.SafetensorError):
         raise ConfigError(f"evaluation.features={uri}: is not a feature network of this version of the program; {allowed}") from None
     network.to(device).eval().requires_grad_(False)
-    return FeatureNet(network, facts, hashlib.sha256(data).hexdigest(), uri)
+    return FeatureNet(network, facts, hashlib.sha256(data).hexdigest(), storage.absolute(uri))
 
 
 def _facts(data: bytes) -> FeatureFacts:

@@ -6,6 +6,7 @@ labels of conditional generators follow the data set (v1 gives zeros), and the f
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from functools import partial, reduce
@@ -13,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from stylegan import storage
 from stylegan.config import EvaluationConfig, digest
 from stylegan.data.loader import ImageTable, load_images
 from stylegan.data.shards import ShardSet
 from stylegan.errors import StepError
+from stylegan.evaluation.features import VERSION as FEATURES_VERSION
 from stylegan.evaluation.features import FeatureNet, Pmap, obtain_features
 from stylegan.evaluation.fid import Moments, frechet_distance, require_enough
 from stylegan.evaluation.generate import CHUNK, Chunk, Subject, features_of, generator_of, read_generator, sha256
@@ -32,12 +34,14 @@ from stylegan.networks.weights import load_generator
 from stylegan.progress import Progress
 
 VERSION = 1  # raise it whenever a metric is computed in another way
+EVALUATION_VERSION = (VERSION, FEATURES_VERSION)  # a report made under another one is out of date
 
 
 class Report(BaseModel):
     """What was measured, and under which `protocol`; numbers compare only within one protocol and data set.
 
     `skipped` gives the reason of each metric that was asked for and could not be measured; `figures` are URIs of PNG files.
+    In JSON a metric that is not finite is "NaN", "Infinity" or "-Infinity", and is read back as that number.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,6 +52,15 @@ class Report(BaseModel):
     metrics: dict[str, float]
     figures: dict[str, str] = {}
     skipped: dict[str, str] = {}
+
+    # Pydantic's own ser_json_inf_nan is for model_dump_json only: model_dump(mode="json") would keep what JSON does not have.
+    @field_serializer("metrics", when_used="json")
+    def _metrics_to_json(self, metrics: dict[str, float]) -> dict[str, float | str]:
+        return {name: value if math.isfinite(value) else _name_of(value) for name, value in metrics.items()}
+
+
+def _name_of(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def evaluate(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import threading
 import urllib.error
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 8.0  # a name with an IPv4 and an IPv6 address is tried twice
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
+REMOTE = {"botocore", "boto3", "requests", "urllib3"}  # packages whose errors tell of a store on the network
 
 _quiet_lock = threading.Lock()
 _quiet_levels: list[int] = []
@@ -52,6 +54,7 @@ def check_server(uri: str) -> None:
 
     Raises:
         ConfigError: the URI is none that MLflow 3 works with.
+        StepError: the SQLite file cannot be written.
         UnavailableError: nothing answers there (within 20 s).
     """
     parts = urlsplit(uri)
@@ -63,25 +66,30 @@ def check_server(uri: str) -> None:
     elif kind in ("", "file"):
         path = storage.absolute(uri)
         raise ConfigError(f"tracking.uri={uri}: MLflow 3 does not write to plain folders; use sqlite:///{path}/mlflow.db")
-    elif kind not in ("sqlite", "databricks"):
+    elif kind == "sqlite":
+        _check_sqlite(uri)
+    elif kind != "databricks":
         raise ConfigError(f"tracking.uri={uri}: must start with http://, https://, sqlite:///, postgresql://, mysql:// or mssql://")
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client for tracking and registry at `uri`. Raises what `check_server` raises."""
+    """A client for tracking and registry at `uri`. Raises what `check_server` and `explained` raise."""
     check_server(uri)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 take four minutes
     from mlflow import MlflowClient  # the import sets MLflow's log level: before `quiet`
 
-    with quiet():
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        with explained(uri, "open the store"):
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except ImportError as error:  # a database needs a driver, which MLflow does not bring
+        raise ConfigError(f"tracking.uri={_shown(uri)}: {error}; install that package, or use another store") from error
 
 
 def is_empty(uri: str) -> bool:
     """Whether the URI is a SQLite file that is not there yet: looking into it would make it."""
-    return uri.startswith("sqlite:") and not Path(uri.partition(":///")[2]).exists()
+    return uri.startswith("sqlite:") and not os.path.exists(_sqlite_path(uri))
 
 
 @contextmanager
@@ -101,26 +109,71 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def explained(uri: str, action: str) -> Iterator[None]:
-    """Turn MLflow's refusal into one line that says what was tried (`action`) and where.
+    """Turn a refusal of MLflow, its database or its artifact store into one line: what was tried (`action`), where, and why not.
 
     Raises:
-        StepError: MLflow refused what was asked.
-        UnavailableError: MLflow or its database failed; a later try may work.
+        StepError: MLflow refused what was asked, or files or the database do not work.
+        UnavailableError: MLflow, its database or its artifact store failed; a later try may work.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         with quiet():
             yield
-    except MlflowException as error:
-        reason = " ".join(str(error).split())[:300]
-        kind = StepError if error.error_code in REFUSALS else UnavailableError
-        raise kind(f"MLflow at {uri}: cannot {action}: {reason}; check that server, then run the same command again") from error
+    except Exception as error:
+        kind = _kind_of(error)
+        if kind is None:
+            raise
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300] or type(error).__name__
+        raise kind(f"MLflow at {_shown(uri)}: cannot {action}: {reason}; check that store, then run the same command again") from error
+
+
+def _kind_of(error: Exception) -> type[StepError] | None:
+    """What a failure is to the user; None for a defect of the program and for what is explained already."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        return StepError if error.error_code in REFUSALS else UnavailableError
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    if packages & REMOTE or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, OperationalError)):
+        return UnavailableError
+    # Alembic's tell of a database that another version of MLflow has made.
+    return StepError if "alembic" in packages or isinstance(error, (OSError, SQLAlchemyError)) else None
+
+
+def _shown(uri: str) -> str:
+    """The URI without its password."""
+    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", uri)
 
 
 def _embedded_folder(config: Config) -> str:
     root = config.storage.root
     return storage.absolute(root) if storage.is_local(root) else os.path.join(os.getcwd(), "stylegan-local")
+
+
+def _sqlite_path(uri: str) -> str:
+    """The file of a `sqlite:///...` URI."""
+    return uri.partition(":///")[2].partition("?")[0]
+
+
+def _check_sqlite(uri: str) -> None:
+    """MLflow itself would try again for 100 s and then tell where in SQLAlchemy it gave up."""
+    path = Path(_sqlite_path(uri))
+    folder = next(str(parent) for parent in path.absolute().parents if os.path.exists(parent))
+    if os.path.isdir(path):
+        raise ConfigError(f"tracking.uri={uri}: is a folder, not a SQLite file; use sqlite:///{path / 'mlflow.db'}")
+    if not os.path.isdir(folder):
+        raise ConfigError(f"tracking.uri={uri}: {folder} is a file, not a folder; mend tracking.uri (or storage.root, if that is unset)")
+    places = [(folder, os.W_OK | os.X_OK)] + [(str(path), os.R_OK | os.W_OK)] * os.path.exists(path)
+    for place, mode in places:
+        if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
+            raise StepError(f"tracking.uri={uri}: no permission to write {place}; allow it, or set tracking.uri to another place")
+    if os.path.exists(path) and _first_bytes(path, 16) not in (b"", b"SQLite format 3\0"):
+        raise ConfigError(f"tracking.uri={uri}: is a file of another kind, not SQLite; mend tracking.uri or move that file away")
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(count)
 
 
 def _check_http(uri: str) -> None:

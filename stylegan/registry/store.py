@@ -1,8 +1,9 @@
 """The registered model: its versions, and the aliases champion, challenger and previous.
 
 A version carries everything that the gate needs as tags, so a verdict asks for no other store: `stylegan.key` (what it was made
-from), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id` and each metric. Decisions stay as tags too: `gate.*` for
-the last verdict, `champion.<time>` for every time the version became champion.
+from), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id` and each metric; `stylegan.registered`, written last, says
+that the registration is complete. Decisions stay as tags too: `gate.*` for the last verdict, `champion.<time>` for every time the
+version became champion.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+REGISTERED = "stylegan.registered"  # a version without it was cut short
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors")
 
 
@@ -51,7 +53,7 @@ class ModelVersion(BaseModel):
 def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Report, key: str) -> ModelVersion:
     """Log the checkpoint's generator as a model of the run, register it and make it the challenger.
 
-    A version made under the same `key` is returned instead, so a repeated step registers nothing twice.
+    A version made under the same `key` is returned instead, completed if it was cut short: a repeated step registers nothing twice.
 
     Args:
         mlflow_run_id: MLflow's id of the run that the model belongs to.
@@ -78,22 +80,19 @@ def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Rep
                 description=write_card(config, report, run_id),
                 model_id=model_id,
             )
-            client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": found.version}])})
-        version = client.get_model_version(name, str(found.version))
-        if "gate.verdict" not in version.tags and CHAMPION not in version.aliases:
-            client.set_registered_model_alias(name, CHALLENGER, str(version.version))
-        return _record(client, name, str(version.version))
+        _complete(client, name, str(found.version))
+        return _record(client, name, str(found.version))
 
 
 def find_version(config: Config, key: str) -> ModelVersion | None:
-    """The version that was registered under this key. Writes nothing."""
+    """The version that was registered under this key; one that was cut short does not count. Writes nothing."""
     uri = resolve_uri(config)
     if is_empty(uri):
         return None
     client = connect(uri)
     with explained(uri, f"look up {config.model_name}"):
         found = _find(client, config.model_name, key)
-        return _record(client, config.model_name, str(found.version)) if found else None
+        return _record(client, config.model_name, str(found.version)) if found and REGISTERED in found.tags else None
 
 
 def champion(config: Config) -> tuple[str, Report] | None:
@@ -277,6 +276,18 @@ def _create_model(client: MlflowClient, name: str) -> None:
             raise
 
 
+def _complete(client: MlflowClient, name: str, version: str) -> None:
+    """What a new version needs beside itself; every act can be repeated, so a registration that was cut short is finished here."""
+    found = client.get_model_version(name, version)
+    if REGISTERED in found.tags:
+        return
+    if found.model_id:
+        client.set_logged_model_tags(found.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": found.version}])})
+    if "gate.verdict" not in found.tags and CHAMPION not in found.aliases:
+        client.set_registered_model_alias(name, CHALLENGER, version)
+    client.set_model_version_tag(name, version, REGISTERED, _now())  # last: it says that all of this is done
+
+
 def _crown(client: MlflowClient, name: str, version: str, *, old: str | None, why: str) -> None:
     """Move the aliases; every step can be repeated, so an interrupted move is finished by the next."""
     if old is not None and old != version:
@@ -316,8 +327,9 @@ def _by_alias(client: MlflowClient, name: str, alias: str) -> Any | None:
 
 
 def _find(client: MlflowClient, name: str, key: str) -> Any | None:
+    """The version made under this key: a complete one, else the newest that was cut short."""
     found = client.search_model_versions(f"name='{name}' and tags.`stylegan.key`='{key}'", order_by=["version_number DESC"])
-    return found[0] if found else None
+    return next((version for version in found if REGISTERED in version.tags), found[0] if found else None)
 
 
 def _versions(client: MlflowClient, name: str) -> list[str]:

@@ -22,12 +22,13 @@ from stylegan import storage
 from stylegan.config import Config, at_resolution
 from stylegan.data.loader import load_images, sample_indices
 from stylegan.data.shards import ShardSet
+from stylegan.errors import StepError
 from stylegan.images import grid, png_bytes
 from stylegan.networks.generator import Generator, random_noise
 from stylegan.training import distributed
 from stylegan.training.cost import speed_record
 from stylegan.training.schedule import Stage, crossed
-from stylegan.training.state import Checkpoint, TrainState, newest_checkpoint, prune, resume, save_checkpoint, start_stage
+from stylegan.training.state import Checkpoint, TrainState, newest_checkpoint, prune, resume_stage, save_checkpoint, start_stage
 from stylegan.training.step import discriminator_step, generator_step, process_reals
 
 MIN_CELL = 64  # pixels: small images are enlarged to this in sample grids
@@ -65,10 +66,11 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
     config, stage = job.config, job.stage
     data = load_images(job.shards, stage.resolution)
     label_table = torch.from_numpy(np.array(data.labels)).to(device) if job.conditional else None
-    state = start_stage(config, stage, num_labels=_num_labels(job), previous=job.previous, device=device)
-    newest = newest_checkpoint(job.uri)
+    newest, num_labels = newest_checkpoint(job.uri), len(_label_names(job))
     if newest:
-        resume(state, newest, key=job.key)
+        state = resume_stage(config, stage, newest, num_labels=num_labels, key=job.key, device=device)
+    else:
+        state = start_stage(config, stage, num_labels=num_labels, previous=job.previous, device=device)
     curves = Curves(job, state)
     distributed.barrier()  # every rank has looked for the newest checkpoint before the first writes another
     if state.nimg == stage.start_nimg:
@@ -79,7 +81,8 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
         before, done = max(state.nimg - stage.batch, stage.start_nimg), state.nimg >= stage.end_nimg
         if curves.due(before) or (done and state.steps):
             curves.add_point()
-        if done or _due(config.snapshots.samples_kimg, stage, before, state.nimg):
+        last_kimg = state.nimg // 1000 == stage.end_nimg // 1000  # the name of the final grid
+        if done or (_due(config.snapshots.samples_kimg, stage, before, state.nimg) and not last_kimg):
             write_samples(job, state)
         saved = newest is not None and newest.nimg == state.nimg
         if not saved and (done or _due(config.snapshots.checkpoint_kimg, stage, before, state.nimg)):
@@ -172,13 +175,18 @@ def read_rows(uri: str) -> list[dict]:
 
 def write_checkpoint(job: StageJob, state: TrainState, curves: Curves) -> Checkpoint:
     """Save on rank 0 (the curves first, so that they never end before a checkpoint) and wait for it on the others."""
+    distributed.mean_(state.sums[name] for name in sorted(state.sums))  # one rank's file stands for all
     if distributed.rank() == 0:
         curves.write()
         save_checkpoint(state, job.uri, run_id=job.run_id, key=job.key, label_names=_label_names(job))
         prune(job.uri, job.config.snapshots.keep)
     distributed.barrier()
     newest = newest_checkpoint(job.uri)
-    assert newest is not None
+    if newest is None or newest.nimg != state.nimg:
+        raise StepError(
+            f"storage.root={job.config.storage.root}: this worker does not see the checkpoint that the first one wrote; "
+            "give a folder or bucket that every node of the cluster reaches"
+        )
     return newest
 
 
@@ -227,7 +235,3 @@ def _due(table: dict[int, float], stage: Stage, before: int, now: int) -> bool:
 
 def _label_names(job: StageJob) -> tuple[str, ...]:
     return job.shards.label_names if job.conditional else ()
-
-
-def _num_labels(job: StageJob) -> int:
-    return len(_label_names(job))

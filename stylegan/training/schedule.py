@@ -61,13 +61,8 @@ def stages(config: Config) -> tuple[Stage, ...]:
     plan: list[Stage] = []
     training, start = config.training, 0
     for resolution in config.resolutions:
+        fade, stable = config.kimg_at(resolution)
         override = training.stages.get(resolution, StageOverride())
-        fade = 0.0
-        if plan:
-            fade = at_resolution(training.fade_kimg, resolution) if override.fade_kimg is None else override.fade_kimg
-        stable = at_resolution(training.stable_kimg, resolution) if override.stable_kimg is None else override.stable_kimg
-        if resolution == config.data.resolution and training.total_kimg is not None:
-            stable = max(training.total_kimg - start / 1000 - fade, 0)
         plan.append(
             Stage(
                 resolution=resolution,

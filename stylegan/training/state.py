@@ -23,6 +23,7 @@ from stylegan.networks.weights import load_generator, save_generator
 from stylegan.training.schedule import Stage
 
 MARKER = "checkpoint.json"
+Device = torch.device | str
 
 
 class Checkpoint(BaseModel):
@@ -40,7 +41,7 @@ class Checkpoint(BaseModel):
 class TrainState:
     """G, D, the average of G, both optimizers, the image count and the running sums of the next point on the curves."""
 
-    def __init__(self, config: Config, resolution: int, num_labels: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: Config, resolution: int, num_labels: int, device: Device = "cpu") -> None:
         shape = {"resolution": resolution, "channels": config.data.channels, "num_labels": num_labels}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -52,7 +53,6 @@ class TrainState:
         self.sums: dict[str, Tensor] = {}  # metric -> sum over the steps since the last point
         self.steps = 0  # number of those steps
         self.skipped = 0  # updates skipped in a row because a gradient was not finite
-        self.reset_optimizers(config, 0.0)
 
     def reset_optimizers(self, config: Config, learning_rate: float) -> None:
         """Fresh Adam for both networks (beta powers and moments at zero)."""
@@ -101,13 +101,16 @@ class TrainState:
         self.load_networks(saved)
         self.opt_G.load_state_dict(saved["opt_G"])
         self.opt_D.load_state_dict(saved["opt_D"])
-        self.sums, self.steps, self.skipped = saved["sums"], saved["steps"], saved["skipped"]
+        self.sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
+        self.steps, self.skipped = saved["steps"], saved["skipped"]
 
 
-def start_stage(
-    config: Config, stage: Stage, *, num_labels: int, previous: Checkpoint | None, device: torch.device | str = "cpu"
-) -> TrainState:
-    """The state at the first image of a stage: new networks, or those of the stage below, grown by one resolution."""
+def start_stage(config: Config, stage: Stage, *, num_labels: int, previous: Checkpoint | None, device: Device = "cpu") -> TrainState:
+    """The state at the first image of a stage: new networks, or those of the stage below, grown by one resolution.
+
+    Raises:
+        StepError: `previous` is not the end of the stage below in this config, or is damaged.
+    """
     state = TrainState(config, previous.resolution if previous else stage.resolution, num_labels, device)
     if previous:
         state.load_networks(_read_training(previous.uri))
@@ -118,6 +121,23 @@ def start_stage(
                 f"of this config starts at {stage.start_nimg}: it belongs to another config; run the stage below again"
             )
     state.reset_optimizers(config, stage.learning_rate)
+    return state
+
+
+def resume_stage(config: Config, stage: Stage, record: Checkpoint, *, num_labels: int, key: str, device: Device = "cpu") -> TrainState:
+    """The state of a checkpoint of the same stage.
+
+    Raises:
+        StepError: the checkpoint was made by another config, or is damaged.
+    """
+    if record.digest != key:
+        raise StepError(
+            f"checkpoint {record.uri} belongs to another config (key {record.digest}, this config gives {key}); "
+            "use the config it was made with or another storage.root"
+        )
+    state = TrainState(config, stage.resolution, num_labels, device)
+    state.reset_optimizers(config, stage.learning_rate)
+    state.load_state_dict(_read_training(record.uri))
     return state
 
 
@@ -136,20 +156,6 @@ def save_checkpoint(state: TrainState, stage_uri: str, *, run_id: str, key: str,
     storage.write_bytes(storage.join(record.uri, "generator.safetensors"), save_generator(state.G_ema, label_names))
     storage.write_json(storage.join(record.uri, MARKER), record.model_dump())
     return record
-
-
-def resume(state: TrainState, record: Checkpoint, *, key: str) -> None:
-    """Load a checkpoint of the same stage.
-
-    Raises:
-        StepError: the checkpoint was made by another config, or is damaged.
-    """
-    if record.digest != key:
-        raise StepError(
-            f"checkpoint {record.uri} belongs to another config (key {record.digest}, this config gives {key}); "
-            "use the config it was made with or another storage.root"
-        )
-    state.load_state_dict(_read_training(record.uri))
 
 
 def checkpoints(stage_uri: str) -> list[str]:
@@ -173,10 +179,16 @@ def read_checkpoint(uri: str) -> Checkpoint:
 
 
 def prune(stage_uri: str, keep: int) -> None:
-    """Remove all but the newest checkpoints; the marker goes first, so a kill never leaves a broken one that counts."""
-    for uri in checkpoints(stage_uri)[:-keep]:
-        storage.delete(storage.join(uri, MARKER))
-        storage.delete(uri)
+    """Remove all but the newest checkpoints, and what an earlier kill left of others.
+
+    The marker goes first, so a kill never leaves a broken checkpoint that counts.
+    """
+    kept = checkpoints(stage_uri)[-keep:]
+    for name in storage.names(stage_uri):
+        uri = storage.join(stage_uri, name)
+        if name.startswith("checkpoint-") and uri not in kept:
+            storage.delete(storage.join(uri, MARKER))
+            storage.delete(uri)
 
 
 def load_model(checkpoint_uri: str) -> tuple[Generator, tuple[str, ...]]:

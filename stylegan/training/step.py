@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylegan.config import Config
-from stylegan.errors import StepError
+from stylegan.errors import DivergedError
 from stylegan.networks.generator import mix
 from stylegan.training import distributed, losses
 from stylegan.training.schedule import Stage, ema_beta
@@ -137,7 +137,7 @@ def _update(state: TrainState, network: nn.Module, optimizer: torch.optim.Optimi
         _add(state, {"optim/skipped": torch.ones((), device=state.device)})
     optimizer.zero_grad(set_to_none=True)
     if state.skipped >= MAX_SKIPPED:
-        raise StepError(
+        raise DivergedError(
             f"training diverged at {state.nimg} images: {MAX_SKIPPED} updates in a row had gradients that are not finite; "
             "lower training.learning_rate or raise training.r1_gamma"
         )

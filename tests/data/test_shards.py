@@ -19,7 +19,7 @@ from PIL import Image
 from stylegan import storage
 from stylegan.config import DataConfig
 from stylegan.data.decode import fit
-from stylegan.data.shards import ShardSet, check_enough, find_shards, shard_key, write_shards
+from stylegan.data.shards import ShardSet, find_shards, shard_key, write_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import StepError
 
@@ -204,14 +204,6 @@ def test_damaged_member_of_a_zip_is_one_rejected_image(image_folder, tmp_path):
     shards = make(config(path, max_rejected=1), tmp_path)
     assert "cat/1.png" in Path(shards.uri, "rejected.jsonl").read_text()
     assert shards.num_images == 11
-
-
-def test_check_enough():
-    """Fewer images than the largest batch are refused with the cure."""
-    shards = ShardSet(uri="x", fingerprint="f", num_images=12, resolutions=(4,), label_names=(), num_rejected=0)
-    check_enough(shards, 12)
-    with pytest.raises(StepError, match=r"12 images, fewer than the largest batch of 13; .*training\.batch"):
-        check_enough(shards, 13)
 
 
 def test_s3_round_trip(image_folder, tmp_path, s3_server):

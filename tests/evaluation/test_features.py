@@ -95,6 +95,17 @@ def test_a_network_given_by_uri_keeps_its_kind(net: FeatureNet, unlabelled: Shar
     assert (found.name, found.sha256) == ("classifier", net.sha256)
 
 
+def test_a_relative_uri_becomes_absolute(
+    net: FeatureNet, shards: ShardSet, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers start in other folders."""
+    storage.write_bytes(f"{tmp_path}/here/net.safetensors", storage.read_bytes(net.uri))
+    monkeypatch.chdir(tmp_path / "here")
+    for given in ("net.safetensors", "../here/net.safetensors", f"file://{tmp_path}/here/net.safetensors"):
+        check_features(settings(given), labelled=True)
+        assert obtain_features(settings(given), shards, root=root).uri == f"{tmp_path}/here/net.safetensors"
+
+
 def test_a_classifier_without_labels_names_the_key_and_the_cure() -> None:
     check_features(settings("classifier"), labelled=True)
     check_features(settings("rotation"), labelled=False)

@@ -1,8 +1,10 @@
 """A whole evaluation of a tiny generator."""
 
 import io
+import json
 import math
 import pickle
+import runpy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,8 @@ from stylegan.config import EvaluationConfig
 from stylegan.data.loader import load_images
 from stylegan.data.shards import ShardSet
 from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation import features as features_module
+from stylegan.evaluation import report as report_module
 from stylegan.evaluation.features import obtain_features
 from stylegan.evaluation.fid import Moments
 from stylegan.evaluation.generate import Chunk, features_of, generator_of
@@ -231,6 +235,24 @@ def test_the_figure_shows_reals_on_the_left_and_fakes_on_the_right(
     assert np.array_equal(pixels[:8, 8:16], reals[1, 0])
     assert np.array_equal(pixels[8:16, :8], reals[8, 0])
     assert pixels[:, 64:].mean() > 150 > pixels[:, :64].mean()
+
+
+def test_metrics_that_are_not_finite_survive_json() -> None:
+    """Both ways of writing a report, storage and registry, give JSON that every reader accepts."""
+    metrics = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1 / 3}
+    report = Report(protocol="p", dataset_fingerprint="f", checkpoint_uri="c", metrics=metrics)
+    assert report.model_dump()["metrics"] == metrics
+    for text in (report.model_dump_json(), json.dumps(report.model_dump(mode="json"), allow_nan=False)):
+        assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": 1 / 3}
+        for again in (Report.model_validate_json(text), Report.model_validate(json.loads(text))):
+            assert repr(again) == repr(report)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is imported already
+def test_the_version_of_an_evaluation_follows_metrics_and_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report_module.EVALUATION_VERSION == (report_module.VERSION, features_module.VERSION)
+    monkeypatch.setattr(features_module, "VERSION", 1000)
+    assert runpy.run_module("stylegan.evaluation.report")["EVALUATION_VERSION"] == (report_module.VERSION, 1000)
 
 
 def test_keys_carry_the_feature_space() -> None:

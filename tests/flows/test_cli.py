@@ -1,6 +1,9 @@
 """The command line: exit codes, one line for every mistake, clean standard output."""
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -78,8 +81,9 @@ def test_bad_sources(capsys, write, tmp_path):
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 not a zip")
     assert "broken.zip" in fail(capsys, 1, "shard", write(tmp_path / "broken.zip"))
     with zipfile.ZipFile(tmp_path / "junk.zip", "w") as archive:
-        archive.writestr("a.png", b"not an image")
-    assert "cannot be read" in fail(capsys, 1, "shard", write(tmp_path / "junk.zip", data={"max_rejected": 5}))
+        for name in "abcdefgh":
+            archive.writestr(f"{name}.png", b"not an image")
+    assert "cannot be read" in fail(capsys, 1, "shard", write(tmp_path / "junk.zip", data={"max_rejected": 9}))
     assert not list((tmp_path / "root").glob("datasets/*"))
 
 
@@ -161,3 +165,28 @@ def test_promote_without_a_registry(capsys, monkeypatch, write):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert "no MLflow registry is named" in fail(capsys, 2, "promote", "m")
     assert "m" in fail(capsys, 2, "rollback", "m", "--config", write())
+
+
+def test_json_on_a_terminal_still_goes_to_standard_output(tmp_path, write, draw_images):
+    """Progress bars on standard error must not swallow what a shell redirects to a file."""
+    source = draw_images(tmp_path / "images", [f"{i}.png" for i in range(8)])
+    master, terminal = os.openpty()
+    with open(tmp_path / "out", "wb") as out:
+        process = subprocess.Popen([sys.executable, "-m", "flows.cli", "shard", write(source), "--json"], stdout=out, stderr=terminal)
+        assert process.wait(60) == 0
+    os.close(terminal)
+    assert "shard" in os.read(master, 65536).decode()
+    os.close(master)
+    assert json.loads((tmp_path / "out").read_text())["num_images"] == 8
+
+
+def test_doctor_says_what_works_and_what_does_not(capsys, write, draw_images, tmp_path, monkeypatch):
+    """Everything but the tracking server is there; nothing is left behind in storage."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    source = draw_images(tmp_path / "images", [f"{i}.png" for i in range(8)])
+    assert main(["doctor", write(source, tracking={"uri": "http://127.0.0.1:9"})]) == 1
+    captured = capsys.readouterr()
+    states = dict(line.split()[1::-1] for line in captured.out.splitlines())
+    assert states == {"storage": "ok", "data": "ok", "metrics": "ok", "mlflow": "FAIL", "prefect": "ok", "ray": "ok"}
+    assert "tracking.uri=http://127.0.0.1:9" in captured.out
+    assert not (tmp_path / "root").exists()

@@ -25,7 +25,7 @@ def server(finished):
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     home = place.folder / "server"
-    env = os.environ | place.env | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "STYLEGAN_HOME": str(place.folder)}
+    env = os.environ | place.env | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
     env |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     prefect = str(Path(sys.executable).parent / "prefect")
     command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from stylegan import storage
-from stylegan.config import load
+from stylegan.config_file import load
 from stylegan.training.state import newest_checkpoint
 
 STEPS = ["shard", "train 4x4", "train 8x8", "evaluate", "register", "gate"]
@@ -126,7 +126,7 @@ def test_another_evaluation_trains_nothing(finished):
     assert [state for _, state in task_states(place)] == ["Cached"] * 3 + ["Completed"] * 3
     assert other["run_id"] != summary["run_id"]
     assert other["checkpoints"] == summary["checkpoints"]
-    assert other["verdict"]["promote"] is False  # another protocol
+    assert other["verdict"]["promote"] is False  # the champion's own checkpoint
     assert curve(place, other["mlflow_run_id"], "loss/g") == curve(place, summary["mlflow_run_id"], "loss/g")
 
 
@@ -163,14 +163,29 @@ def stage_nimg(place, resolution):
     return max((checkpoint.nimg for checkpoint in found if checkpoint), default=0)
 
 
+def there(place, pattern):
+    return lambda: any(Path(place.root).glob(pattern))
+
+
+def registered(place):
+    """Whether the registry has a version, finished or not."""
+    database = Path(place.root, "mlflow.db")
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        return connection.execute("select count(*) from model_versions").fetchone() != (0,)
+
+
 @pytest.mark.timeout(600)
-def test_killed_twice_ends_like_an_uninterrupted_run(finished, make_place):
-    """kill -9 in the first stage and in the middle of a fade: same count, bit-identical weights, one gapless curve, nothing left."""
+def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_place):
+    """kill -9 while sharding, in the first stage, in a fade, evaluating, registering: same count, bit-identical weights, one
+    gapless curve, one version, nothing left."""
     reference, expected = finished
     place = make_place()
+    kill_when(place, there(place, "datasets/.staging-*"))
     kill_when(place, lambda: stage_nimg(place, 4) >= 400)
     kill_when(place, lambda: stage_nimg(place, 8) >= 1200)
     assert 1000 < stage_nimg(place, 8) < 2200
+    kill_when(place, there(place, "runs/*/report.json"))
+    kill_when(place, lambda: registered(place))
     summary = place.json("run", str(place.config))
     assert summary["run_id"] == expected["run_id"]
     assert summary["checkpoints"][-1]["nimg"] == expected["checkpoints"][-1]["nimg"]
@@ -180,7 +195,10 @@ def test_killed_twice_ends_like_an_uninterrupted_run(finished, make_place):
         assert curve(place, summary["mlflow_run_id"], key) == curve(reference, expected["mlflow_run_id"], key)
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         states = [state for (state,) in database.execute("select state_name from flow_run order by created")]
-    assert states == ["Crashed", "Crashed", "Completed"]
+    assert states == ["Crashed"] * 5 + ["Completed"]
+    assert [version.version for version in client(place).search_model_versions("name='tiny'")] == [1]
+    assert summary["version"]["aliases"] == ["champion"]
+    assert not list(Path(place.root, "datasets").glob(".staging-*"))
     place.wait_until_empty()
 
 

@@ -1,6 +1,7 @@
 """Launching: what a cluster cannot hold, an address where nobody is, and joining a cluster that runs already."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -62,4 +63,5 @@ def test_joins_a_running_cluster_with_two_workers(make_place, tmp_path_factory):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(temp, ignore_errors=True)
     place.wait_until_empty()

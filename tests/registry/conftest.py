@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from stylegan import config as config_module
+from stylegan import config_file as config_module
 from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator

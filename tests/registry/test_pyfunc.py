@@ -133,6 +133,23 @@ def test_the_signature_tells_shapes_and_parameters(plain):
     assert {param.name: param.default for param in schema.params} == {"truncation_psi": 1.0, "truncation_cutoff": 8, "noise_seed": 0}
 
 
+@pytest.fixture
+def global_uri():
+    """Sets MLflow's global tracking URI, as notebooks do, until the end of the test."""
+    yield mlflow.set_tracking_uri
+    mlflow.set_tracking_uri(None)
+
+
+def test_the_snippet_of_the_readme_draws_images(registered, global_uri):
+    config = registered["classes"]
+    connect(resolve_uri(config)).set_registered_model_alias("classes", "champion", "1")
+    global_uri(resolve_uri(config))
+    model = mlflow.pyfunc.load_model("models:/classes@champion")
+    images = model.predict(pd.DataFrame({"seed": [0, 1, 2], "label": [1, 1, 0]}), params={"truncation_psi": 0.7})
+    assert (images.shape, images.dtype) == ((3, 8, 8, 1), np.uint8)
+    assert (images[0] != images[1]).any()
+
+
 FRESH = """
 import json, sys
 sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", str(finder))]

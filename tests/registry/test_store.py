@@ -1,5 +1,10 @@
 """Versions and aliases in a real MLflow registry (SQLite)."""
 
+import json
+import math
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from stylegan.errors import ConfigError, StepError
@@ -72,10 +77,64 @@ def test_registering_the_same_key_again_gives_the_same_version(registry):
     assert store.find_version(registry.config, "other") is None
 
 
-def test_a_registration_that_was_cut_before_its_alias_is_finished(registry):
-    registry.add(12.5)
-    registry.client.delete_registered_model_alias("tiny", "challenger")
-    assert registry.add(12.5).aliases == ("challenger",)
+def change_database(config, statement):
+    with closing(sqlite3.connect(f"{config.storage.root}/mlflow.db")) as database, database:
+        database.execute(statement)
+
+
+@pytest.mark.parametrize("table", ["registered_model_aliases", "logged_model_tags"])
+def test_a_registration_that_was_cut_short_does_not_count_and_is_finished_by_the_next(registry, table):
+    """The database refuses what follows the version, as a kill right there would: the version is there, and not more."""
+    change_database(registry.config, f"CREATE TRIGGER cut BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'cut'); END")
+    with pytest.raises(StepError, match="cannot register tiny"):
+        registry.add(12.5)
+    assert registry.tags("1")["stylegan.key"] == "k1"
+    assert store.find_version(registry.config, "k1") is None
+    change_database(registry.config, "DROP TRIGGER cut")
+    finished = registry.add(12.5)
+    assert finished == store.ModelVersion(name="tiny", version="1", aliases=("challenger",))
+    assert store.find_version(registry.config, "k1") == finished
+    model = registry.client.get_logged_model(registry.client.get_model_version("tiny", "1").model_id)
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": "1"}]
+
+
+def test_registering_a_finished_version_again_leaves_the_aliases_alone(registry):
+    registry.add(12.5, "k1")
+    registry.add(11.5, "k2")
+    registry.add(12.5, "k1")
+    assert registry.aliases() == {"challenger": "2"}
+
+
+def test_a_finished_version_is_preferred_to_a_newer_one_that_was_cut_short(registry):
+    """Two runs at once can make two versions of one key."""
+    first = registry.add(12.5)
+    registry.client.create_model_version("tiny", source="/somewhere", run_id=registry.run_id, tags={"stylegan.key": "k1"})
+    assert store.find_version(registry.config, "k1") == first
+    assert registry.add(12.5) == first
+
+
+@pytest.mark.parametrize("name", ["cats AND dogs", "a -- b_2", "Name LIKE - "])
+def test_names_that_look_like_a_query_are_found(make_config, make_checkpoint, make_report, name):
+    registry = Registry(make_config(registry={"name": name}), make_checkpoint, make_report)
+    version = registry.add(12.5)
+    assert version == store.ModelVersion(name=name, version="1", aliases=("challenger",))
+    assert store.find_version(registry.config, "k1") == registry.add(12.5) == version
+    assert store.promote(registry.uri, name, "1").aliases == ("champion",)
+    assert store.load_version(registry.uri, f"models:/{name}@champion") == registry.report(12.5).checkpoint_uri
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_champion_with_a_metric_that_is_not_finite_is_read_and_keeps_its_place(registry, bad):
+    """Such a model can only have been promoted by hand."""
+    registry.add(bad)
+    assert registry.tags("1")["fid_classifier"] == f"{bad:g}"
+    store.promote(registry.uri, "tiny")
+    version, report = store.champion(registry.config)
+    assert version == "1"
+    assert repr(report.metrics["fid_classifier"]) == repr(bad)
+    verdict, _ = registry.gate(9.0, "k2")
+    assert not verdict.promote
+    assert registry.aliases() == {"champion": "1", "challenger": "2"}
 
 
 def test_a_checkpoint_without_a_generator_is_one_line(registry, tmp_path, make_report):

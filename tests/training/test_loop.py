@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stylegan import storage
-from stylegan.config import build
+from stylegan.config_file import build
 from stylegan.data.shards import write_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import StepError

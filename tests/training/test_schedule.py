@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylegan.config import build
+from stylegan.config_file import build
 from stylegan.training.schedule import crossed, ema_beta, stages
 
 

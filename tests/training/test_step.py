@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from stylegan.config import build
+from stylegan.config_file import build
 from stylegan.errors import StepError
 from stylegan.training import distributed
 from stylegan.training import step as step_module

@@ -1,0 +1,24 @@
+"""Progress as log records."""
+
+import logging
+
+import pytest
+
+from stylegan.progress import Progress, duration
+
+
+def test_every_update_reaches_the_bars_but_only_the_end_of_quick_work_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    for name in ("stylegan", "stylegan-progress"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    progress = Progress("shard", 100)
+    for done in (10, 10, 60, 100):
+        progress.update(done)
+    by_logger = {name: [r.progress[1] for r in caplog.records if r.name == name] for name in ("stylegan", "stylegan-progress")}
+    assert by_logger == {"stylegan": [100], "stylegan-progress": [10, 60, 100]}
+    assert "100 of 100 img" in caplog.text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12, "12 s"), (600, "10 min"), (9000, "2.5 h"), (400_000, "4.6 d")])
+def test_durations_for_people(seconds, text):
+    assert duration(seconds) == text
