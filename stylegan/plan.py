@@ -17,7 +17,7 @@ from stylegan.data.shards import ShardSet, find_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.features import check_features
-from stylegan.evaluation.report import Report
+from stylegan.evaluation.report import EVALUATION_VERSION, Report
 from stylegan.registry.gate import Verdict
 from stylegan.registry.store import find_version
 from stylegan.training.cost import Cost, stage_cost
@@ -25,7 +25,7 @@ from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint, newest_checkpoint
 
 # Raise one when the step's result changes for the same config: finished work of that step is then done again.
-VERSIONS = {"train": 1, "evaluate": 1, "register": 1, "gate": 1}
+VERSIONS = {"train": 1, "evaluate": EVALUATION_VERSION, "register": 1, "gate": 1}
 
 
 class Keys(BaseModel):

@@ -24,6 +24,7 @@ import yaml
 from PIL import Image
 
 from stylegan import config_file as config_module
+from stylegan.config import flatten
 from stylegan.data.shards import ShardSet
 from stylegan.errors import ConfigError, StepError, UnavailableError
 from stylegan.evaluation.report import Report
@@ -281,7 +282,7 @@ def test_a_new_run_holds_params_config_and_dataset(make_config):
     found = run.client.get_run(run.mlflow_run_id)
     assert found.info.run_name == "tiny-0123"
     assert found.info.status == "RUNNING"
-    assert found.data.params == {key: value[:6000] for key, value in config_module.flatten(config).items()}
+    assert found.data.params == {key: value[:6000] for key, value in flatten(config).items()}
     assert len(found.data.params["evaluation.features"]) == 6000
     [dataset] = found.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "f" * 36)

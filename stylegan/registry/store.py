@@ -1,9 +1,9 @@
 """The registered model: its versions, and the aliases champion, challenger and previous.
 
 A version carries everything that the gate needs as tags, so a verdict asks for no other store: `stylegan.key` (what it was made
-from), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id` and each metric; `stylegan.registered`, written last, says
-that the registration is complete. Decisions stay as tags too: `gate.*` for the last verdict, `champion.<time>` for every time the
-version became champion.
+from), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id`, `stylegan.model_id` and each metric;
+`stylegan.registered`, written last, says that the registration is complete. Decisions stay as tags too: `gate.*` for the last
+verdict, `champion.<time>` for every time the version became champion.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 REGISTERED = "stylegan.registered"  # a version without it was cut short
+MODEL_ID = "stylegan.model_id"  # MLflow's SQL store forgets it
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors")
 
 
@@ -76,7 +77,7 @@ def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Rep
                 name,
                 location,
                 run_id=mlflow_run_id,
-                tags=_facts(report, key=key, checkpoint=checkpoint, run_id=run_id),
+                tags=_facts(report, key=key, checkpoint=checkpoint, run_id=run_id) | {MODEL_ID: model_id},
                 description=write_card(config, report, run_id),
                 model_id=model_id,
             )
@@ -281,8 +282,9 @@ def _complete(client: MlflowClient, name: str, version: str) -> None:
     found = client.get_model_version(name, version)
     if REGISTERED in found.tags:
         return
-    if found.model_id:
-        client.set_logged_model_tags(found.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": found.version}])})
+    if MODEL_ID in found.tags:  # shows the version on the model's page
+        versions = json.dumps([{"name": name, "version": found.version}])
+        client.set_logged_model_tags(found.tags[MODEL_ID], {"mlflow.modelVersions": versions})
     if "gate.verdict" not in found.tags and CHAMPION not in found.aliases:
         client.set_registered_model_alias(name, CHALLENGER, version)
     client.set_model_version_tag(name, version, REGISTERED, _now())  # last: it says that all of this is done

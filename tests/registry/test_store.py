@@ -94,8 +94,8 @@ def test_a_registration_that_was_cut_short_does_not_count_and_is_finished_by_the
     finished = registry.add(12.5)
     assert finished == store.ModelVersion(name="tiny", version="1", aliases=("challenger",))
     assert store.find_version(registry.config, "k1") == finished
-    model = registry.client.get_logged_model(registry.client.get_model_version("tiny", "1").model_id)
-    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": "1"}]
+    model = registry.client.get_logged_model(registry.tags("1")["stylegan.model_id"])
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": 1}]
 
 
 def test_registering_a_finished_version_again_leaves_the_aliases_alone(registry):
