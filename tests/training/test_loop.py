@@ -168,3 +168,10 @@ def test_previous_stage_of_another_length_is_refused(job):
     longer = TREE["training"] | {"stages": {4: {"stable_kimg": 0.02}}}
     with pytest.raises(StepError, match="belongs to another config"):
         train_stage(job(8, "two", previous=below, training=longer))
+
+
+def test_storage_that_refuses_a_checkpoint_ends_in_one_line(job, tmp_path):
+    """A regular file stands where the stage's folder would have to be made."""
+    (tmp_path / "one").write_text("in the way")
+    with pytest.raises(StepError, match="storage: cannot"):
+        train_stage(job(4, "one"))
