@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +22,12 @@ from stylegan.config_file import load
 from stylegan.errors import ConfigError, StepError, UserError
 
 app = App(
-    name="stylegan", help="Train, evaluate and register StyleGAN as a workflow. CONFIG is a YAML file such as configs/quickstart.yaml."
+    name="stylegan",
+    version=lambda: version("stylegan-pipeline"),
+    help="Train, evaluate and register StyleGAN as a workflow. CONFIG is a YAML file such as configs/quickstart.yaml.",
 )
 
+ConfigFile = Annotated[str, Parameter(help="YAML file of the run, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None, Parameter(name=["--set", "-s"], negative="", help="Override a value of the config: key.path=value. Repeatable.")
 ]
@@ -32,7 +36,7 @@ Registry = Annotated[str | None, Parameter(name="--config", help="Config whose M
 
 
 @app.command
-def plan(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what `run` would do: the steps, cached or not and why, images, time and memory. Touches nothing."""
     from stylegan.plan import make_plan
 
@@ -44,7 +48,7 @@ def plan(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False
 
 
 @app.command
-def run(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run the whole DAG: shard, train every stage, evaluate, register, gate. The same command again goes on where it stopped."""
     settings = load(config, overrides or [])
     _quiet_prefect()
@@ -61,7 +65,7 @@ def run(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False)
 
 
 @app.command
-def shard(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def shard(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Only the first step: images to WebDataset shards."""
     from stylegan.steps import Pipeline
 
@@ -69,7 +73,7 @@ def shard(config: str, /, *, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 @app.command
-def train(config: str, /, *, until: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train(config: ConfigFile, /, *, until: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train the stages (sharding first if need be).
 
     Parameters
@@ -88,7 +92,7 @@ def train(config: str, /, *, until: int | None = None, overrides: Overrides = No
 
 
 @app.command
-def evaluate(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def evaluate(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Evaluate the last stage's checkpoint; it must be trained already."""
     from stylegan.steps import Pipeline
 
@@ -98,7 +102,7 @@ def evaluate(config: str, /, *, overrides: Overrides = None, as_json: AsJson = F
 
 
 @app.command
-def register(config: str, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def register(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Register the evaluated model as challenger; the gate is left to `run`."""
     from stylegan.steps import Pipeline
 
@@ -169,7 +173,7 @@ def rollback(name: str, /, *, config: Registry = None, overrides: Overrides = No
 
 
 @app.command
-def doctor(config: str | None = None, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def doctor(config: ConfigFile | None = None, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check storage, Ray, MLflow, Prefect and the metric's weights: what works, and what to do about the rest."""
     from flows.doctor import examine
 

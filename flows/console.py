@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -99,7 +100,7 @@ def print_plan(plan: Plan) -> None:
             f"{step.images:,}" if step.images else "",
             f"~{duration(step.seconds)}" if step.seconds else "",
             f"{step.memory_gib:.2f} GiB" if step.memory_gib else "",
-            step.reason,
+            escape(step.reason),
         )
     seconds = [step.seconds for step in plan.steps if step.seconds]
     Console().print(table)
@@ -144,7 +145,7 @@ def print_summary(config: Config, summary: Summary) -> None:
     for name, value in sorted(summary.report.metrics.items()):
         table.add_row(name, f"{value:.4g}")
     for name, reason in sorted(summary.report.skipped.items()):
-        table.add_row(name, f"skipped: {reason}")
+        table.add_row(name, escape(f"skipped: {reason}"))
     console.print(table)
     version, verdict = summary.version, summary.verdict
     print(f"samples     {summary.grid}")
