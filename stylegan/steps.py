@@ -117,8 +117,8 @@ class Pipeline:
         key = keys.stages[self.config.resolutions.index(stage.resolution)]
         uri = stage_uri(self.config, stage, key)
         found = find_stage(self.config, stage, key)
-        progress = Progress(f"train {stage.name}", stage.num_images)
-        with StageRelay(self.tracked(shards), uri, on_rows=partial(_show, progress, stage)):
+        show = None if found else partial(_show, Progress(f"train {stage.name}", stage.num_images), stage)
+        with StageRelay(self.tracked(shards), uri, on_rows=show):
             job = StageJob(config=self.config, stage=stage, shards=shards, key=key, run_id=keys.run_id, uri=uri, previous=previous)
             record = found or cluster.train(job)
         return _done(f"train {stage.name}", record, found)

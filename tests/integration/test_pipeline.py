@@ -130,6 +130,17 @@ def test_another_evaluation_trains_nothing(finished):
     assert curve(place, other["mlflow_run_id"], "loss/g") == curve(place, summary["mlflow_run_id"], "loss/g")
 
 
+def test_champion_of_another_protocol_is_measured_again(finished):
+    """A longer last stage judged on fewer images: the verdict compares two numbers of the same protocol."""
+    place, summary = finished
+    changes = ["--set", "training.stages.8.stable_kimg=0.62", "--set", "evaluation.num_images=350"]
+    other = place.json("run", str(place.config), *changes)
+    assert other["report"]["protocol"] != summary["report"]["protocol"]
+    (reason,) = other["verdict"]["reasons"]
+    assert reason.startswith(f"fid_classifier is {other['report']['metrics']['fid_classifier']:.6g} against ")
+    assert other["verdict"]["champion"] == "1"
+
+
 def test_step_verbs_agree_with_the_run(finished):
     place, summary = finished
     config = str(place.config)
