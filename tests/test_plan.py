@@ -44,6 +44,7 @@ def test_how_a_run_is_carried_out_is_not_part_of_it(change):
         ({"training__r1_gamma": 1}, 0),
         ({"model__noise": False}, 0),
         ({"training__stages": {8: {"batch": 64}}}, 0),
+        ({"training__stages": {8: {"learning_rate": 0.5}}}, 0),
         ({"training__stages": {16: {"stable_kimg": 10}}}, 1),
         ({"training__stages": {32: {"fade_kimg": 10}}}, 2),
         ({"training__total_kimg": 9000}, 2),

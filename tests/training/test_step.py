@@ -87,6 +87,21 @@ def test_d_and_g_draw_independently_and_the_same_again_after_a_restart():
     assert not torch.equal(z, later.normal(8))
 
 
+@pytest.mark.parametrize("player", ["D", "G"])
+def test_every_step_of_a_player_draws_anew(player):
+    """From the same state and images, another image count gives another update."""
+    after = []
+    for nimg in (0, 16):
+        config, stage, state = make(mirror=False)
+        state.nimg = nimg
+        if player == "D":
+            discriminator_step(state, config, stage, reals(), LABELS)
+        else:
+            generator_step(state, config, stage, LABELS)
+        after.append(weights(getattr(state, player)))
+    assert any(not torch.equal(value, after[1][name]) for name, value in after[0].items())
+
+
 def test_mixing_cuts_inside_the_current_layers(monkeypatch):
     """Over many steps every cutoff from 1 to the last current layer comes up, none beyond; ten per cent are not mixed."""
     config, stage, state = make()
