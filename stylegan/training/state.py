@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+from contextlib import suppress
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -152,9 +153,14 @@ def save_checkpoint(state: TrainState, stage_uri: str, *, run_id: str, key: str,
     )
     buffer = io.BytesIO()
     torch.save(state.state_dict(), buffer)
-    storage.write_bytes(storage.join(record.uri, "training.pt"), buffer.getvalue())
-    storage.write_bytes(storage.join(record.uri, "generator.safetensors"), save_generator(state.G_ema, label_names))
-    storage.write_json(storage.join(record.uri, MARKER), record.model_dump())
+    try:
+        storage.write_bytes(storage.join(record.uri, "training.pt"), buffer.getvalue())
+        storage.write_bytes(storage.join(record.uri, "generator.safetensors"), save_generator(state.G_ema, label_names))
+        storage.write_json(storage.join(record.uri, MARKER), record.model_dump())
+    except StepError:
+        with suppress(StepError):  # a full store has room again for what is there already
+            storage.delete(record.uri)
+        raise
     return record
 
 
