@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -40,7 +41,7 @@ class Summary(BaseModel):
 
 def _run_name() -> str:
     config = flow_run.parameters.get("config")
-    return config.name if isinstance(config, Config) else str(config)
+    return config.name if isinstance(config, Config) else Path(str(config)).stem
 
 
 @flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False)
