@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint format clean setup
+.PHONY: quickstart test bench lint format clean setup
 
 quickstart: setup
 	$(BIN)/stylegan run configs/quickstart.yaml
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Ratios to a plain version of the same networks, about four minutes; BENCH="--resolution 64" and so on for other sizes.
+bench: setup
+	cd tests && ../$(BIN)/python -m benchmarks.bench $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

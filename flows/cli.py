@@ -147,6 +147,40 @@ def sample(
 
 
 @app.command
+def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> None:
+    """Turn an official StyleGAN v1 pickle into a folder that every verb reads like a checkpoint.
+
+    Parameters
+    ----------
+    official
+        Path or URL of the .pkl file.
+    out
+        URI of the folder to write; new or empty.
+    """
+    from stylegan import exchange
+
+    record = exchange.import_weights(official, out)
+    _print_json(record) if as_json else print(f"{', '.join(record.files)} of {record.resolution}x{record.resolution} in {record.uri}")
+
+
+@app.command
+def export(model: str, /, *, out: str, config: Registry = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Write the averaged generator into one file for other programs.
+
+    Parameters
+    ----------
+    model
+        A run id, the URI of a checkpoint, or models:/name@alias (or models:/name/version).
+    out
+        File to write: .safetensors, or .onnx (inputs z, labels if conditional, and psi; needs the extra `onnx`).
+    """
+    from stylegan import exchange
+
+    record = exchange.export(_registry_config(config, overrides), model, out)
+    _print_json(record) if as_json else print(f"{record.checkpoint_uri} in {record.path}, {record.num_bytes:,} bytes")
+
+
+@app.command
 def promote(
     name: str, /, *, version: str | None = None, config: Registry = None, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:

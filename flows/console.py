@@ -18,6 +18,7 @@ from rich.table import Table
 
 from stylegan.config import Config
 from stylegan.progress import duration
+from stylegan.training.schedule import PENALTIES
 
 if TYPE_CHECKING:
     from flows.doctor import Examination
@@ -131,12 +132,13 @@ def print_summary(config: Config, summary: Summary) -> None:
     """The end of a run: stages, metrics, grid, version, and how to look at it all."""
     console = Console()
     table = Table(title=f"{summary.run_id}: training", title_justify="left")
-    for heading in ("stage", "kimg", "D loss", "G loss", "R1", "D(real)", "D(fake)", "img/s"):
+    penalty = next((key for key in PENALTIES if any(key in point for point in summary.stages)), PENALTIES[0])
+    for heading in ("stage", "kimg", "D loss", "G loss", penalty.removeprefix("loss/").upper(), "D(real)", "D(fake)", "img/s"):
         table.add_column(heading, justify="right")
     for point in summary.stages:
         side = f"{point['progress/resolution']:.0f}"
-        keys = ("loss/d", "loss/g", "loss/r1", "scores/real", "scores/fake")
-        numbers = [f"{point[key]:.3f}" for key in keys]
+        keys = ("loss/d", "loss/g", penalty, "scores/real", "scores/fake")
+        numbers = [f"{point[key]:.3f}" if key in point else "-" for key in keys]
         table.add_row(f"{side}x{side}", f"{point['progress/kimg']:g}", *numbers, f"{point['time/img_per_sec']:.0f}")
     console.print(table)
     table = Table(title=f"evaluation, protocol {summary.report.protocol}", title_justify="left")

@@ -19,7 +19,8 @@ from stylegan.config import Config, RayConfig, RayStageOverride
 from stylegan.config_file import build as build_config
 from stylegan.data.shards import ShardSet
 from stylegan.errors import ConfigError, DivergedError, StepError, UnavailableError, UserError
-from stylegan.training.loop import StageJob, train_stage
+from stylegan.training.job import StageJob
+from stylegan.training.loop import train_stage
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
 

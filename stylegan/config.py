@@ -10,7 +10,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, field_validator, model_validator
+
+from stylegan.config_checks import check
+from stylegan.tables import OFFICIAL_BATCH, at_resolution, official_batch
 
 T = TypeVar("T")
 Metric = Literal["fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability"]
@@ -30,17 +33,18 @@ def _known_resolutions(table: dict[int, Any]) -> dict[int, Any]:
     return table
 
 
+def _batch(value: Any) -> int | Literal["auto"]:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("input should be greater than or equal to 1 and whole, or `auto` for the official table")
+
+
 # A value per resolution: an entry holds from its resolution up to the next entry, e.g. {4: 128, 32: 64}.
 PerResolution = Annotated[dict[int, T], Field(min_length=1), BeforeValidator(_spread), AfterValidator(_known_resolutions)]
 Count = Annotated[int, Field(ge=1)]
+Batch = Annotated[int | Literal["auto"], PlainValidator(_batch)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-
-
-def at_resolution(table: dict[int, T], resolution: int) -> T:
-    """The entry of the largest key that is not above `resolution` (the smallest entry below the first key)."""
-    keys = [key for key in table if key <= resolution]
-    return table[max(keys) if keys else min(table)]
 
 
 class Section(BaseModel):
@@ -98,6 +102,7 @@ class ModelConfig(Section):
     style_mixing_prob: float = Field(0.9, ge=0, le=1, description="Share of minibatches trained with two styles (F).")
     w_avg_beta: float = Field(0.995, ge=0, le=1, description="Decay of the running average of w.")
     mbstd_group: int = Field(4, ge=1, description="Group size of the minibatch standard deviation; 1 turns it off.")
+    spectral_norm: bool = Field(False, description="Divide every weight of D by its largest singular value (Miyato et al. 2018).")
     conditional: bool = Field(False, description="Class-conditional G and D; needs labelled data.")
 
 
@@ -110,6 +115,20 @@ class StageOverride(Section):
     learning_rate: float | None = Field(None, gt=0)
 
 
+class RotationConfig(Section):
+    """Self-supervision of SS-GAN (Chen et al. 2019): D also tells by which multiple of 90 degrees an image was turned."""
+
+    weight_d: float = Field(1.0, ge=0, description="beta: weight of the loss on turned reals, which trains D.")
+    weight_g: float = Field(0.2, ge=0, description="alpha: weight of the loss on turned fakes, which trains G.")
+    fraction: float = Field(0.25, gt=0, le=1, description="Share of the batch that is turned (each image by 0, 90, 180 and 270 degrees).")
+    decay_kimg: float | None = Field(None, gt=0, description="weight_g falls linearly to 0 over this many kimg of the run; unset keeps it.")
+    only: bool = Field(False, description="Drop both GAN losses: the self-supervised baseline, a rotation classifier (`rotation_only`).")
+
+    def num_turned(self, batch: int) -> int:
+        """Images of a batch that are turned, at least one."""
+        return max(round(self.fraction * batch), 1)
+
+
 class TrainingConfig(Section):
     """Progressive growing, losses and optimizers; 1 kimg = 1,000 real images shown to D."""
 
@@ -118,10 +137,32 @@ class TrainingConfig(Section):
     stable_kimg: PerResolution[NotNegative] = Field({4: 600.0}, description="Length of training after the fade.")
     total_kimg: float | None = Field(None, gt=0, description="If set, the last stage goes on until this many kimg in all.")
     stages: dict[int, StageOverride] = Field({}, description="Exceptions by resolution.")
-    batch: PerResolution[Count] = Field({4: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}, description="Images per step over all workers.")
+    batch: PerResolution[Batch] = Field(
+        {**OFFICIAL_BATCH[1]},
+        description="Images per step over all workers; `auto` is the official table for the number of workers of the stage.",
+    )
+    max_batch_per_worker: PerResolution[Count] | None = Field(
+        None, description="Cuts every batch to this many images for each worker; no limit below its first entry. Unset: none."
+    )
     learning_rate: PerResolution[Positive] = Field({4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003}, description="Adam lr of G and D.")
+    learning_rate_scaling: Literal["none", "sqrt", "linear"] = Field(
+        "none", description="Multiply learning_rate by (batch / official batch on 8 GPUs) to the power of 0, 1/2 or 1."
+    )
     minibatch_repeats: int = Field(4, ge=1, description="Steps between two looks at the schedule.")
+    loss: Literal["nonsaturating", "saturating", "wgan", "hinge"] = Field("nonsaturating", description="GAN loss of both players.")
     r1_gamma: float = Field(10.0, ge=0, description="R1 weight at data.resolution (at the stage it is gamma * 4^-levels below).")
+    r2_gamma: float = Field(0.0, ge=0, description="The same penalty on fakes.")
+    gp_weight: float = Field(0.0, ge=0, description="WGAN-GP: weight of the gradient penalty between reals and fakes (10 in the paper).")
+    gp_target: float = Field(1.0, gt=0, description="WGAN-GP: the gradient norm asked for, at data.resolution.")
+    drift_weight: float = Field(0.0, ge=0, description="WGAN-GP: weight of the squared score of reals (0.001 in ProGAN).")
+    penalty_interval: int = Field(
+        1, ge=1, description="Steps between two gradient penalties; above 1 (StyleGAN2's lazy regularisation) they weigh as much more."
+    )
+    rotation: RotationConfig | None = Field(None, description="Self-supervision by rotation; unset is off.")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32", description="Of features and weights in use; statistics, losses and stored weights stay fp32. tf32 and fp16 are for GPUs."
+    )
+    compile: bool = Field(False, description="Fuse the element-wise operations with torch.compile; needs a C++ compiler or a GPU.")
     adam_beta1: float = Field(0.0, ge=0, lt=1)
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     adam_eps: float = Field(1e-8, gt=0)
@@ -137,6 +178,10 @@ class SnapshotsConfig(Section):
     log_kimg: PerResolution[Positive] = Field({4: 10.0}, description="Distance of points on the curves.")
     samples_kimg: PerResolution[Positive] = Field({4: 100.0}, description="Distance of sample grids.")
     grid: int = Field(8, ge=1, description="Rows and columns of a sample grid.")
+    probe_kimg: PerResolution[Positive] | None = Field(
+        None, description="Distance of probes of D's features by a linear classifier (the forgetting curve); needs labelled data."
+    )
+    probe_images: int = Field(2000, ge=20, description="Images of a probe, half to fit and half to score.")
 
 
 class EvaluationConfig(Section):
@@ -234,7 +279,26 @@ class Config(Section):
 
     def batch_at(self, resolution: int) -> int:
         """Images per step over all workers in one stage."""
-        return self.training.stages.get(resolution, StageOverride()).batch or at_resolution(self.training.batch, resolution)
+        batch, cap = self.uncut_batch_at(resolution), self.training.max_batch_per_worker
+        if cap and resolution >= min(cap):
+            return min(batch, at_resolution(cap, resolution) * (self.workers_at(resolution).workers or 1))
+        return batch
+
+    def uncut_batch_at(self, resolution: int) -> int:
+        """The same before `training.max_batch_per_worker`."""
+        batch = self.training.stages.get(resolution, StageOverride()).batch or at_resolution(self.training.batch, resolution)
+        if batch == "auto":
+            return official_batch(resolution, self.workers_at(resolution).workers or 1, self.model.mbstd_group)
+        return batch
+
+    def learning_rate_at(self, resolution: int) -> float:
+        """Adam's learning rate in one stage; one given in `training.stages` is taken as it is, others are scaled with the batch."""
+        given = self.training.stages.get(resolution, StageOverride()).learning_rate
+        if given:
+            return given
+        exponent = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.training.learning_rate_scaling]
+        reference = at_resolution(OFFICIAL_BATCH[8], resolution)
+        return at_resolution(self.training.learning_rate, resolution) * (self.batch_at(resolution) / reference) ** exponent
 
     def kimg_at(self, resolution: int) -> tuple[float, float]:
         """Length of one stage's fade and of its stable training, in kimg; `training.total_kimg` stretches the last one."""
@@ -249,56 +313,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        self._check_stages()
-        self._check_batches()
-        self._check_switches()
+        check(self)
         return self
-
-    def _check_stages(self) -> None:
-        start = self.training.start_resolution
-        if start not in RESOLUTIONS or start > self.data.resolution:
-            raise ValueError(f"training.start_resolution={start}: must be a power of two from 4 to data.resolution={self.data.resolution}")
-        for owner, given in (("training", self.training.stages), ("ray", self.ray.stages)):
-            unknown = [r for r in given if r not in self.resolutions]
-            if unknown:
-                raise ValueError(f"{owner}.stages.{unknown[0]}: no such stage; the stages are {list(self.resolutions)}")
-        if start in self.training.stages and self.training.stages[start].fade_kimg:
-            raise ValueError(f"training.stages.{start}.fade_kimg: the first stage has nothing to fade in from; remove it")
-        least = sum(sum(self.kimg_at(r)) for r in self.resolutions[:-1]) + self.kimg_at(self.data.resolution)[0]
-        if self.training.total_kimg is not None and self.training.total_kimg <= least:
-            raise ValueError(
-                f"training.total_kimg={self.training.total_kimg:g}: the stages below {self.data.resolution}x{self.data.resolution} and its "
-                f"fade take {least:g} already; give more, or shorten training.fade_kimg and training.stable_kimg"
-            )
-
-    def _check_batches(self) -> None:
-        for r in self.resolutions:
-            batch, workers = self.batch_at(r), self.workers_at(r).workers or 1
-            if batch % workers:
-                raise ValueError(
-                    f"training.batch at {r}x{r} is {batch}: not divisible by its {workers} workers; use a multiple of {workers}, "
-                    f"or set training.stages.{r}.batch or ray.stages.{r}.workers"
-                )
-            share, group = batch // workers, min(self.model.mbstd_group, batch)
-            if share % min(group, share) or (workers > 1 and share % group):
-                raise ValueError(
-                    f"training.batch at {r}x{r} gives each of {workers} workers {share} images: not divisible by model.mbstd_group="
-                    f"{self.model.mbstd_group}; use a batch that is a multiple of {self.model.mbstd_group * workers}"
-                )
-
-    def _check_switches(self) -> None:
-        if self.evaluation.metrics and self.registry.gate.metric not in self.evaluation.metrics:
-            raise ValueError(
-                f"registry.gate.metric={self.registry.gate.metric}: not among evaluation.metrics={list(self.evaluation.metrics)}; "
-                "add it there or gate on one of them"
-            )
-        if self.model.const_input and not self.model.styles:
-            raise ValueError(
-                "model.styles=false with model.const_input=true would draw one image for every z; "
-                "set model.const_input=false or model.styles=true"
-            )
-        if self.model.conditional and self.data.labels == "none":
-            raise ValueError("model.conditional=true needs labels but data.labels=none; set data.labels=auto or model.conditional=false")
 
 
 def digest(part: Any) -> str:

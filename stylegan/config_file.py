@@ -140,6 +140,8 @@ def _section(path: list[str]) -> type[BaseModel] | None:
             model = get_args(model)[1]
         elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = model.model_fields[part].annotation
+            if type(None) in get_args(model):  # an optional section
+                model = get_args(model)[0]
         else:
             return None
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None

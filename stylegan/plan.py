@@ -25,7 +25,10 @@ from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint, newest_checkpoint
 
 # Raise one when the step's result changes for the same config: finished work of that step is then done again.
-VERSIONS = {"train": 1, "evaluate": EVALUATION_VERSION, "register": 1, "gate": 1}
+VERSIONS = {"train": 2, "evaluate": EVALUATION_VERSION, "register": 1, "gate": 1}
+
+# Settings of training that act through a stage's own length, batch and learning rate only.
+IN_STAGE = ("stages", "fade_kimg", "stable_kimg", "total_kimg", "batch", "max_batch_per_worker", "learning_rate", "learning_rate_scaling")
 
 
 class Keys(BaseModel):
@@ -65,9 +68,10 @@ class Plan(BaseModel):
 def make_keys(config: Config, shards: ShardSet) -> Keys:
     """The keys of every step after sharding."""
     plan, keys, below = stages(config), [], ""
-    common = config.training.model_dump(mode="json", exclude={"stages", "fade_kimg", "stable_kimg", "total_kimg", "batch", "learning_rate"})
+    common = config.training.model_dump(mode="json", exclude=set(IN_STAGE))
     for stage in plan:
-        # The final resolution enters by R1, whose weight is given there; workers and intervals do not.
+        # The final resolution enters by the penalties, whose weights are given there; workers and intervals do not, but for the
+        # batch that `auto` makes of the workers.
         what = [shards.fingerprint, config.data.resolution, config.data.channels, shards.label_names if config.model.conditional else None]
         below = digest([VERSIONS["train"], below, config.seed, what, config.model, common, vars(stage)])
         keys.append(below)
@@ -99,6 +103,11 @@ def check_data(config: Config, num_images: int, label_names: tuple[str, ...]) ->
         raise ConfigError(
             f"model.conditional=true needs labels, but data.source={source} has none; "
             "put the images in class folders, add a dataset.json, or set model.conditional=false"
+        )
+    if config.snapshots.probe_kimg and not label_names:
+        raise ConfigError(
+            f"snapshots.probe_kimg needs labels, but data.source={source} has none; "
+            "put the images in class folders, add a dataset.json, or leave out snapshots.probe_kimg"
         )
     check_features(config.evaluation, labelled=bool(label_names))
 

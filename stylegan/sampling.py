@@ -16,7 +16,7 @@ from stylegan.errors import ConfigError
 from stylegan.images import grid, png_bytes
 from stylegan.networks.generator import Generator, random_noise
 from stylegan.registry.store import load_version
-from stylegan.training.loop import MIN_CELL
+from stylegan.training.samples import MIN_CELL
 from stylegan.training.state import load_model
 
 MAX_SEEDS = 10_000

@@ -28,7 +28,8 @@ from stylegan.registry import store
 from stylegan.registry.gate import Verdict, judge
 from stylegan.registry.store import ModelVersion, StaleVerdictError
 from stylegan.tracking import StageRelay, TrackedRun
-from stylegan.training.loop import StageJob, read_rows
+from stylegan.training.curves import read_rows
+from stylegan.training.job import StageJob
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
 

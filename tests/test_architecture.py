@@ -8,13 +8,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; a module may import its own storey and those before it.
 STOREYS = [
-    ["stylegan.errors", "stylegan.config", "stylegan.config_file", "stylegan.storage", "stylegan.progress", "stylegan.images"],
+    [
+        "stylegan.errors",
+        "stylegan.config",
+        "stylegan.config_checks",
+        "stylegan.tables",
+        "stylegan.config_file",
+        "stylegan.storage",
+        "stylegan.progress",
+        "stylegan.images",
+    ],
     ["stylegan.data", "stylegan.networks"],
     ["stylegan.training"],
     ["stylegan.evaluation"],
     ["stylegan.registry"],
     ["stylegan.tracking"],
-    ["stylegan.cluster", "stylegan.plan", "stylegan.sampling"],
+    ["stylegan.cluster", "stylegan.plan", "stylegan.sampling", "stylegan.exchange"],
     ["stylegan.steps"],
     ["flows"],
 ]

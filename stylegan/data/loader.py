@@ -1,4 +1,4 @@
-"""Shards to arrays, and the endless order in which their images are shown.
+"""Shards to arrays, the endless order in which their images are shown, and the batches of that order, one ahead.
 
 The tars of one resolution are decoded once into a local uint8 file that is mapped into memory: at low resolutions tar
 parsing and PNG decoding would cost far more than training. What is shown when is a pure function of numbers, so a resumed
@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -18,14 +20,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 import webdataset as wds
 from PIL import Image
 from platformdirs import user_cache_dir
+from torch import Tensor
 
 from stylegan import storage
 from stylegan.data.shards import MANIFEST, ShardSet, level_name
 from stylegan.data.staging import exclusive_folder
 from stylegan.errors import StepError
+
+Batch = tuple[Tensor, Tensor]  # images, uint8 [N, C, r, r]; labels, int64 [N]
 
 
 @dataclass(frozen=True)
@@ -170,3 +176,36 @@ def sample_indices(num_images: int, *, seed: int, stage: int, start: int, count:
 def _permutation(num_images: int, seed: int, stage: int, epoch: int) -> np.ndarray:
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, stage, epoch])))
     return generator.permutation(num_images)
+
+
+def batches(table: ImageTable, order: Iterable[np.ndarray]) -> Iterator[Batch]:
+    """The images and labels of each array of indices."""
+    for indices in order:
+        yield torch.from_numpy(table.images[indices]), torch.from_numpy(table.labels[indices])
+
+
+@contextmanager
+def prefetch(source: Iterator[Batch], device: torch.device) -> Iterator[Iterator[Batch]]:
+    """The same batches on a device; while one is used, a thread makes the next one, in page-locked memory if it goes to CUDA.
+
+    What `source` raises is raised where its batch is asked for. The thread ends with the block.
+
+        with prefetch(batches(table, order), device) as source:
+            images, labels = next(source)
+    """
+
+    def make() -> Batch | None:
+        batch = next(source, None)
+        if batch is None or device.type != "cuda":
+            return batch
+        with torch.cuda.device(device):  # a thread begins on device 0, and would wake it up
+            return batch[0].pin_memory(), batch[1].pin_memory()
+
+    def in_turn() -> Iterator[Batch]:
+        ahead = executor.submit(make)
+        while batch := ahead.result():
+            ahead = executor.submit(make)
+            yield batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+
+    with ThreadPoolExecutor(1, "prefetch") as executor:
+        yield in_turn()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from stylegan.config import ModelConfig
 from stylegan.errors import StepError
-from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, blur, instance_norm, lrelu, modulate, num_fmaps, pixel_norm
+from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, adain, instance_norm, modulate, num_fmaps, pixel_norm
+from stylegan.networks.ops import blur, lrelu, noise_bias_act
 
 # Called with (layer index, n, resolution); gives [n or 1, 1, resolution, resolution], nominally N(0, 1).
 NoiseFn = Callable[[int, int, int], Tensor]
@@ -97,7 +98,7 @@ class ConstantInput(nn.Module):
         self.const = nn.Parameter(torch.ones(1, channels, 4, 4))
 
     def forward(self, w: Tensor) -> Tensor:
-        return self.const.expand(len(w), -1, -1, -1)
+        return self.const.expand(w.shape[0], -1, -1, -1)  # not len(w), which an exported graph would hold fixed
 
 
 class DenseInput(nn.Module):
@@ -129,21 +130,19 @@ class SynthesisLayer(nn.Module):
         x = self.source(x)
         if self.blurs:
             x = blur(x)
-        bias = self.bias.view(-1, 1, 1)
-        if self.noise_weight is not None and noise is not None:
-            x = torch.addcmul(x, noise, self.noise_weight.view(-1, 1, 1)).add_(bias)
-        else:
-            x = x + bias
-        x = lrelu(x)
+        x = noise_bias_act(x, noise, self.noise_weight, self.bias)
         if self.pixel_norm:
             x = pixel_norm(x)
-        if self.instance_norm:
-            x = instance_norm(x)
-        return x if self.style is None else modulate(x, self.style(w))
+        if self.style is None:
+            return instance_norm(x) if self.instance_norm else x
+        style = self.style(w)
+        return adain(x, style) if self.instance_norm else modulate(x, style)
 
 
 class Synthesis(nn.Module):
     """Synthesis network g: one w per layer to images."""
+
+    compute_dtype: torch.dtype | None = None  # of the features after the first layer; None is that of the weights
 
     def __init__(self, model: ModelConfig, w_size: int, *, channels: int) -> None:
         """Make the 4x4 layers; `grow` adds more."""
@@ -192,12 +191,14 @@ class Synthesis(nn.Module):
         x = ws[:, 0]
         coarse = None
         for index, layer in enumerate(self.layers):
-            x = layer(x, ws[:, index], self._noise(index, len(ws), noise))
+            x = layer(x, ws[:, index], self._noise(index, ws.shape[0], noise))
+            if index == 0:  # the first features decide the precision of all others
+                x = x.to(self.compute_dtype or x.dtype, memory_format=torch.channels_last)
             if index == len(self.layers) - 3:
                 coarse = x  # the features of half the resolution
-        rgb = self.to_rgb[-1](x)
+        rgb = self.to_rgb[-1](x).to(ws.dtype)
         if alpha < 1 and coarse is not None:
-            return torch.lerp(F.interpolate(self.to_rgb[-2](coarse), scale_factor=2, mode="nearest"), rgb, alpha)
+            return torch.lerp(F.interpolate(self.to_rgb[-2](coarse).to(ws.dtype), scale_factor=2, mode="nearest"), rgb, alpha)
         return rgb
 
     def _noise(self, index: int, n: int, noise: NoiseFn | None) -> Tensor | None:

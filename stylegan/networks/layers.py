@@ -3,22 +3,25 @@
 Sources: Karras et al. 2018 ("ProGAN": equalised learning rate and pixel norm, section 4; minibatch stddev, section 3) and
 Karras et al. 2019 ("StyleGAN": AdaIN, section 2; blur and the learning rate multiplier of the mapping network, appendix C).
 Everything here can be differentiated twice, as R1 needs.
+
+Weights are stored in single precision; a layer uses them in the type of its input, so the type of the first features decides
+the precision of a network. Dense layers stay in single precision: they are small, and w and the scores need it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylegan.config import ModelConfig
+from stylegan.networks.ops import EPS, Geometry, convolve, instance_norm_style
 
 SQRT2 = math.sqrt(2)
-SLOPE = 0.2  # of the leaky ReLU
-EPS = 1e-8  # of every normalisation
 FUSED_FROM = 128  # resampling and convolution are one operation from this resolution of the finer side
 
 
@@ -43,7 +46,7 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias * self.lrmul
-        return F.linear(x, self.weight * self.scale, bias)
+        return F.linear(x * self.scale, self.weight, bias)  # x is smaller than the weight
 
 
 class Conv(nn.Module):
@@ -52,14 +55,23 @@ class Conv(nn.Module):
     Stored weights are N(0, 1) and used as weight * gain / sqrt(kernel^2 * num_in).
     """
 
-    def __init__(self, num_in: int, num_out: int, *, kernel: int = 3, gain: float = SQRT2, bias: bool = True) -> None:
+    def __init__(
+        self, num_in: int, num_out: int, *, kernel: int = 3, gain: float = SQRT2, bias: bool = True, activate: bool = False
+    ) -> None:
+        """Make the layer; `activate` lets a leaky ReLU follow the bias."""
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel))
+        self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel).to(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
         self.scale = gain / math.sqrt(kernel * kernel * num_in)
+        self.activate = activate
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.weight.shape[-1] // 2)
+        weight = self.weight * self.scale  # read once: spectral normalisation computes it at every reading
+        geometry = Geometry(padding=weight.shape[-1] // 2, activate=self.activate)
+        return convolve(x, weight.to(x.dtype), self._bias(x), geometry)
+
+    def _bias(self, x: Tensor) -> Tensor | None:
+        return None if self.bias is None else self.bias.to(x.dtype)
 
 
 class UpConv(Conv):
@@ -71,96 +83,66 @@ class UpConv(Conv):
         self.fused = resolution >= FUSED_FROM
 
     def forward(self, x: Tensor) -> Tensor:
-        return up_conv(x, self.weight * self.scale, fused=self.fused)
+        return up_conv(x, self.weight, scale=self.scale, fused=self.fused)
 
 
 class DownConv(Conv):
     """Convolves, then halves the side: [N, num_in, 2H, 2W] -> [N, num_out, H, W], plus bias."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return down_conv(x, self.weight * self.scale, bias=self.bias)
+        return down_conv(x, self.weight, scale=self.scale, bias=self._bias(x), activate=self.activate)
 
 
-def four_tap(weight: Tensor) -> Tensor:
-    """Kernel [..., 3, 3] convolved with a 2x2 block of ones: [..., 4, 4] (the sum of its four shifts by one pixel)."""
-    padded = F.pad(weight, (1, 1, 1, 1))
-    rows = padded[..., 1:, :] + padded[..., :-1, :]
-    return rows[..., 1:] + rows[..., :-1]
+def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False) -> Tensor:
+    """Kernel [O, I, 3, 3] convolved with a 2x2 block of `scale`: [O, I, 4, 4], the sum of its four shifts by one pixel.
+
+    `rotated` turns it by 180 degrees.
+    """
+    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 9, I]; no copy, as weights lie in memory
+    matrix = torch.tensor(_shifts(scale, rotated), dtype=weight.dtype, device=weight.device)
+    return (matrix @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
 
-def up_conv(x: Tensor, weight: Tensor, *, fused: bool) -> Tensor:
+@lru_cache
+def _shifts(scale: float, rotated: bool) -> list[list[float]]:
+    """[16, 9]: how the pixels of a 3x3 kernel add up to those of the 4x4 one."""
+    row = np.eye(4, 3) + np.eye(4, 3, k=-1)
+    if rotated:
+        row = row[:, ::-1]
+    return (np.kron(row, row) * scale).tolist()
+
+
+def up_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, fused: bool) -> Tensor:
     """Nearest-neighbour doubling and 3x3 convolution in one transposed convolution with 16 instead of 36 products per pixel.
 
     Args:
         x: [N, I, H, W].
-        weight: [O, I, 3, 3], already scaled.
+        weight: [O, I, 3, 3].
+        scale: multiplies the weight.
         fused: the weight is that of a transposed convolution (StyleGAN's layers from 128x128), which is the adjoint of a
             correlation: its kernel lies rotated by 180 degrees. False: the weight is that of the plain convolution.
 
     Returns:
         [N, O, 2H, 2W].
     """
-    kernel = weight if fused else weight.flip(2, 3)
-    return F.conv_transpose2d(x, four_tap(kernel).transpose(0, 1), stride=2, padding=1)
+    kernel = four_tap(weight, scale=scale, rotated=not fused).to(x.dtype)
+    return convolve(x, kernel.transpose(0, 1), None, Geometry(stride=2, padding=1, transposed=True))
 
 
-def down_conv(x: Tensor, weight: Tensor, *, bias: Tensor | None) -> Tensor:
+def down_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, bias: Tensor | None, activate: bool = False) -> Tensor:
     """3x3 convolution and 2x2 mean in one strided convolution; the same numbers fused or not.
 
     Args:
         x: [N, I, 2H, 2W].
-        weight: [O, I, 3, 3], already scaled.
+        weight: [O, I, 3, 3].
+        scale: multiplies the weight.
         bias: [O], added after the mean.
+        activate: leaky ReLU at the end.
 
     Returns:
         [N, O, H, W].
     """
-    return F.conv2d(x, four_tap(weight) * 0.25, bias, stride=2, padding=1)
-
-
-class _LeakyReLU(torch.autograd.Function):
-    """Slope 0.2 with derivative 1 at exactly 0, where torch's own has 0.2."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = F.leaky_relu(x, SLOPE)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        # The smallest normal number lifts an exact zero, and nothing else, to the positive side.
-        sign = y.detach() + torch.finfo(y.dtype).tiny
-        return torch.ops.aten.leaky_relu_backward(grads[0], sign, SLOPE, False)
-
-
-def lrelu(x: Tensor) -> Tensor:
-    """Leaky ReLU with slope 0.2; its derivative at 0 is 1."""
-    return _LeakyReLU.apply(x)
-
-
-class _Blur(torch.autograd.Function):
-    """A symmetric filter with zero padding is its own adjoint: backward, and backward of backward, are the blur again.
-
-    Autograd would do the same sums, but its second derivative of a depthwise convolution is many times slower.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        taps = 2 - (torch.arange(3, device=x.device, dtype=x.dtype) - 1).abs()
-        kernel = torch.outer(taps, taps) / 16
-        return F.conv2d(x, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _Blur.apply(grads[0])
-
-
-def blur(x: Tensor) -> Tensor:
-    """[1, 2, 1] x [1, 2, 1] / 16 on each channel of [N, C, H, W], zero padded, so borders darken (StyleGAN, appendix C)."""
-    return _Blur.apply(x)
+    return convolve(x, four_tap(weight, scale=scale / 4).to(x.dtype), bias, Geometry(stride=2, padding=1, activate=activate))
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -170,19 +152,41 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 def instance_norm(x: Tensor) -> Tensor:
     """Zero mean and unit (biased) variance of each channel of each image, [N, C, H, W]; statistics in single precision or better."""
-    # The kernel of layer_norm accumulates half precision in single, and subtracts the mean first: a constant channel gives 0.
-    return F.layer_norm(x, x.shape[2:], eps=EPS)
+    n, c = x.shape[:2]
+    return instance_norm_style(x, x.new_ones(n, c), x.new_zeros(n, c))
 
 
 def modulate(x: Tensor, style: Tensor) -> Tensor:
-    """The affine half of AdaIN (StyleGAN, equation 1): x * (scale + 1) + shift.
+    """The learned half of AdaIN without the normalisation: x * (scale + 1) + shift; arguments as in `adain`."""
+    scale, shift = style[:, :, None, None].to(x.dtype).chunk(2, dim=1)
+    return torch.addcmul(shift, x, scale + 1)
+
+
+def adain(x: Tensor, style: Tensor) -> Tensor:
+    """AdaIN with a learned style (StyleGAN, equation 1): instance_norm(x) * (scale + 1) + shift.
 
     Args:
-        x: normalised features [N, C, H, W].
+        x: features [N, C, H, W].
         style: [N, 2C], the C scales before the C shifts.
     """
-    scale, shift = style[:, :, None, None].chunk(2, dim=1)
-    return torch.addcmul(shift, x, scale + 1)
+    scale, shift = style.chunk(2, dim=1)
+    return instance_norm_style(x, scale + 1, shift)
+
+
+def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:
+    """AdaIN as style transfer has it (Huang & Belongie 2017, equation 8): content's features with style's mean and deviation.
+
+    Args:
+        content: [N, C, H, W].
+        style: features [N, C, h, w] of the images whose style is wanted; any size.
+
+    Returns:
+        [N, C, H, W]: each channel has the mean and the (biased) standard deviation of the style's.
+    """
+    wide = style.to(torch.promote_types(style.dtype, torch.float32))
+    mean = wide.mean((2, 3))
+    deviation = ((wide - mean[:, :, None, None]).square().mean((2, 3)) + EPS).sqrt()
+    return instance_norm_style(content, deviation, mean)
 
 
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:

@@ -1,10 +1,10 @@
-"""A generator as bytes: one safetensors file that holds its weights and, in the header, what is needed to rebuild it."""
+"""A network as bytes: one safetensors file that holds its weights and, in the header, what is needed to rebuild it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -13,9 +13,13 @@ from safetensors import torch as safetensors_torch
 
 from stylegan.config import ModelConfig
 from stylegan.errors import StepError
+from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 
-HEADER = "stylegan.generator"  # one key: the order of several would differ from process to process, and so would the bytes
+# One key: the order of several would differ from process to process, and so would the bytes.
+HEADER = "stylegan.generator"
+DISCRIMINATOR_HEADER = "stylegan.discriminator"
+Net = TypeVar("Net", Generator, Discriminator)
 
 
 def save_generator(generator: Generator, label_names: Sequence[str]) -> bytes:
@@ -28,19 +32,7 @@ def save_generator(generator: Generator, label_names: Sequence[str]) -> bytes:
     Raises:
         StepError: the generator is conditional and `label_names` is not as long as it has classes.
     """
-    if generator.num_labels and generator.num_labels != len(label_names):
-        raise StepError(
-            f"label_names: {len(label_names)} names for a generator with {generator.num_labels} classes; give one name per class"
-        )
-    header = {
-        "model": generator.model.model_dump(mode="json"),
-        "resolution": generator.resolution,
-        "channels": generator.channels,
-        "num_labels": generator.num_labels,
-        "label_names": list(label_names),
-    }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    return safetensors_torch.save(tensors, metadata={HEADER: json.dumps(header)})
+    return _save(HEADER, generator, label_names)
 
 
 def load_generator(data: bytes) -> tuple[Generator, tuple[str, ...]]:
@@ -49,30 +41,57 @@ def load_generator(data: bytes) -> tuple[Generator, tuple[str, ...]]:
     Raises:
         StepError: the bytes are cut short, damaged or something else.
     """
+    return _load(data, HEADER, Generator)
+
+
+def save_discriminator(discriminator: Discriminator, label_names: Sequence[str]) -> bytes:
+    """The discriminator as a safetensors file; arguments and errors as for `save_generator`."""
+    return _save(DISCRIMINATOR_HEADER, discriminator, label_names)
+
+
+def load_discriminator(data: bytes) -> tuple[Discriminator, tuple[str, ...]]:
+    """The discriminator that `save_discriminator` wrote; as `load_generator`."""
+    return _load(data, DISCRIMINATOR_HEADER, Discriminator)
+
+
+def _save(key: str, network: Net, label_names: Sequence[str]) -> bytes:
+    kind = _kind(key)
+    if network.num_labels and network.num_labels != len(label_names):
+        raise StepError(f"label_names: {len(label_names)} names for a {kind} with {network.num_labels} classes; give one name per class")
+    header = {
+        "model": network.model.model_dump(mode="json"),
+        "resolution": network.resolution,
+        "channels": network.channels,
+        "num_labels": network.num_labels,
+        "label_names": list(label_names),
+    }
+    if isinstance(network, Discriminator):
+        header["rotation"] = network.rotation is not None
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return safetensors_torch.save(tensors, metadata={key: json.dumps(header)})
+
+
+def _load(data: bytes, key: str, make: Callable[..., Net]) -> tuple[Net, tuple[str, ...]]:
     try:
         tensors = safetensors_torch.load(data)
-        header = _header(data)
-        generator = _blank(header)
-        generator.load_state_dict(tensors, assign=True)
-    except (SafetensorError, ValidationError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        header = _header(data, key)
+        label_names = tuple(header.pop("label_names"))
+        # On the meta device nothing is drawn: loading leaves the global random state alone.
+        with torch.device("meta"):
+            network = make(ModelConfig.model_validate(header.pop("model")), **header)
+        network.load_state_dict(tensors, assign=True)
+    except (SafetensorError, ValidationError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason, kind = " ".join(str(error).split())[:200] or type(error).__name__, _kind(key)
         raise StepError(
-            f"generator: these {len(data)} bytes are not a generator file ({reason}); give a generator.safetensors written by this program"
+            f"{kind}: these {len(data)} bytes are not a {kind} file ({reason}); give a {kind}.safetensors written by this program"
         ) from error
-    return generator.eval().requires_grad_(False), tuple(header["label_names"])
+    return network.eval().requires_grad_(False), label_names
 
 
-def _header(data: bytes) -> dict[str, Any]:
+def _header(data: bytes, key: str) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
-    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][HEADER])
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][key])
 
 
-def _blank(header: dict[str, Any]) -> Generator:
-    # On the meta device nothing is drawn: loading leaves the global random state alone.
-    with torch.device("meta"):
-        return Generator(
-            ModelConfig.model_validate(header["model"]),
-            resolution=header["resolution"],
-            channels=header["channels"],
-            num_labels=header["num_labels"],
-        )
+def _kind(key: str) -> str:
+    return key.rpartition(".")[2]

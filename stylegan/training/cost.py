@@ -66,6 +66,11 @@ def measured_speed(config: Config, stage: Stage) -> float | None:
     return None
 
 
+def step_flops(model: ModelConfig, resolution: int, channels: int) -> float:
+    """Operations of a D and a G step per image, with R1 in every step."""
+    return _count(model, resolution, channels)[0]
+
+
 @lru_cache(maxsize=32)
 def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, int, int]:
     """Operations of a D and G step per image, parameters of G and D, and floats of their layer outputs per image."""

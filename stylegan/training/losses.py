@@ -1,37 +1,102 @@
-"""Losses of StyleGAN's FFHQ set-up: non-saturating logistic loss (Goodfellow et al. 2014) with R1 (Mescheder et al. 2018).
+"""GAN losses of both players and the gradient penalties of D.
 
-Every function gives one number per image; the caller takes means.
+StyleGAN's own on FFHQ is the non-saturating loss with R1, on CelebA-HQ WGAN-GP (Karras et al. 2019, appendix C); the others are
+those of its published code. Every function gives one number per image, unless it says otherwise; the caller takes means.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylegan.config import TrainingConfig
+from stylegan.networks.ops import input_gradients
+
 
 def generator_nonsaturating(scores_fake: Tensor) -> Tensor:
-    """-log sigmoid(D(G(z))) of each image, [N] -> [N]."""
+    """-log sigmoid(D(G(z))) of each image, [N] -> [N] (Goodfellow et al. 2014, section 3)."""
     return F.softplus(-scores_fake)
 
 
+def generator_saturating(scores_fake: Tensor) -> Tensor:
+    """log(1 - sigmoid(D(G(z)))) of each image, [N] -> [N]: the minimax game (Goodfellow et al. 2014, equation 1)."""
+    return -F.softplus(scores_fake)
+
+
+def generator_linear(scores_fake: Tensor) -> Tensor:
+    """-D(G(z)) of each image, [N] -> [N]: G of WGAN (Arjovsky et al. 2017) and of the hinge loss (Lim & Ye 2017)."""
+    return -scores_fake
+
+
 def discriminator_nonsaturating(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
-    """-log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))) of each pair, [N], [N] -> [N]."""
+    """-log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))) of each pair, [N], [N] -> [N]; D of both logistic games."""
     return F.softplus(scores_fake) + F.softplus(-scores_real)
 
 
-def r1_penalty(scores_real: Tensor, reals: Tensor) -> Tensor:
-    """Squared norm of the gradient of the scores at each real image; itself differentiable. The loss is gamma / 2 times this.
+def discriminator_wgan(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
+    """D(G(z)) - D(x) of each pair, [N], [N] -> [N] (Arjovsky et al. 2017); needs something that bounds D's slope."""
+    return scores_fake - scores_real
+
+
+def discriminator_hinge(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
+    """relu(1 + D(G(z))) + relu(1 - D(x)) of each pair, [N], [N] -> [N] (Lim & Ye 2017)."""
+    return F.relu(1 + scores_fake) + F.relu(1 - scores_real)
+
+
+# `training.loss` -> the loss of G and the loss of D.
+GENERATOR: dict[str, Callable[[Tensor], Tensor]] = {
+    "nonsaturating": generator_nonsaturating,
+    "saturating": generator_saturating,
+    "wgan": generator_linear,
+    "hinge": generator_linear,
+}
+DISCRIMINATOR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "nonsaturating": discriminator_nonsaturating,
+    "saturating": discriminator_nonsaturating,
+    "wgan": discriminator_wgan,
+    "hinge": discriminator_hinge,
+}
+
+
+def r1_penalty(scores: Tensor, images: Tensor, *, scale: Tensor | None = None) -> Tensor:
+    """Squared norm of the gradient of the scores at each image; itself differentiable. The loss is gamma / 2 times this.
+
+    R1 at reals, R2 at fakes (Mescheder et al. 2018, section 4.1).
 
     Args:
-        scores_real: [N], computed from `reals`.
-        reals: [N, C, H, W] with requires_grad.
+        scores: [N], computed from `images`.
+        images: [N, C, H, W] with requires_grad.
+        scale: see `input_gradients`.
 
     Returns:
         [N].
     """
-    (gradient,) = torch.autograd.grad(scores_real.sum(), reals, create_graph=True)
+    gradient = input_gradients(scores, images, scale)
     return gradient.square().sum((1, 2, 3))
+
+
+def norm_penalty(scores: Tensor, images: Tensor, *, target: float = 1.0, levels_below: int = 0, scale: Tensor | None = None) -> Tensor:
+    """(|gradient| - target)^2 / target^2 at each image; itself differentiable (WGAN-GP, Gulrajani et al. 2017, equation 3).
+
+    Where the gradient is exactly zero the norm has no derivative: its subgradient 0 is taken (every direction is as good, and
+    0 is their mean), so such an image has the penalty 1 and moves nothing, where sqrt would give NaN.
+
+    Args:
+        scores: [N], computed from `images`.
+        images: [N, C, H, W] with requires_grad.
+        target: the norm asked for, at 2^levels_below times the resolution of `images`; see `native_gamma`.
+        levels_below: the gradient of the enlarged images is 2^-levels_below times as long as that of `images`.
+        scale: see `input_gradients`.
+
+    Returns:
+        [N].
+    """
+    gradient = input_gradients(scores, images, scale)
+    norm = torch.linalg.vector_norm(gradient, dim=(1, 2, 3)) * 2.0**-levels_below
+    return (norm / target - 1).square()
 
 
 def native_gamma(gamma: float, levels_below: int) -> float:
@@ -41,3 +106,34 @@ def native_gamma(gamma: float, levels_below: int) -> float:
     divides the squared norm by 4 per level.
     """
     return gamma * 4.0**-levels_below
+
+
+def penalties(
+    training: TrainingConfig, levels_below: int, scored: dict[str, tuple[Tensor, Tensor]], *, scale: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gradient penalties of a step.
+
+    Args:
+        training: their weights.
+        levels_below: of the stage, see `native_gamma`.
+        scored: images [N, C, H, W] with requires_grad and their scores [N] for those of r1 (reals), r2 (fakes) and gp (between
+            the two) that are on; at least one.
+        scale: of the inner gradients, see `input_gradients`.
+
+    Returns:
+        Their weighted sum over all penalties, a number, and the mean of each without its weight (r1 and r2: of the squared norm
+        at these images) under its name on the curves.
+    """
+    weights = {
+        "r1": native_gamma(training.r1_gamma, levels_below) / 2,
+        "r2": native_gamma(training.r2_gamma, levels_below) / 2,
+        "gp": training.gp_weight,
+    }
+    means: dict[str, Tensor] = {}
+    for name, (images, scores) in scored.items():
+        if name == "gp":
+            means[name] = norm_penalty(scores, images, target=training.gp_target, levels_below=levels_below, scale=scale).mean()
+        else:
+            means[name] = r1_penalty(scores, images, scale=scale).mean()
+    total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
+    return total, {f"loss/{name}": mean for name, mean in means.items()}

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stylegan.config import Config, StageOverride, at_resolution
+from stylegan.config import Config
+
+PENALTIES = ("loss/r1", "loss/r2", "loss/gp")  # metrics that only the steps with a penalty have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class Stage:
     batch: int  # over all workers
     learning_rate: float
     repeats: int  # steps between two looks at alpha
+    penalty_interval: int = 1  # steps between two gradient penalties of D
 
     @property
     def name(self) -> str:
@@ -49,6 +52,15 @@ class Stage:
         position = (nimg - self.start_nimg) // look * look
         return min(position / self.fade_images, 1.0)
 
+    def has_penalty(self, nimg: int) -> bool:
+        """Whether the D step at `nimg` has the gradient penalties: the first of the stage and every so many after it."""
+        return (nimg - self.start_nimg) // self.batch % self.penalty_interval == 0
+
+    def num_penalties(self, nimg: int, steps: int) -> int:
+        """How many of the `steps` D steps before `nimg` had the gradient penalties."""
+        now = (nimg - self.start_nimg) // self.batch
+        return math.ceil(now / self.penalty_interval) - math.ceil((now - steps) / self.penalty_interval)
+
     def resets_optimizers(self, nimg: int) -> bool:
         """Whether Adam's state is thrown away before the step at `nimg`: at the start of the stage and at the end of its fade."""
         if nimg == self.start_nimg:
@@ -62,7 +74,6 @@ def stages(config: Config) -> tuple[Stage, ...]:
     training, start = config.training, 0
     for resolution in config.resolutions:
         fade, stable = config.kimg_at(resolution)
-        override = training.stages.get(resolution, StageOverride())
         plan.append(
             Stage(
                 resolution=resolution,
@@ -71,8 +82,9 @@ def stages(config: Config) -> tuple[Stage, ...]:
                 fade_images=round(fade * 1000),
                 stable_images=round(stable * 1000),
                 batch=config.batch_at(resolution),
-                learning_rate=override.learning_rate or at_resolution(training.learning_rate, resolution),
+                learning_rate=config.learning_rate_at(resolution),
                 repeats=training.minibatch_repeats,
+                penalty_interval=training.penalty_interval,
             )
         )
         start = plan[-1].end_nimg
@@ -82,6 +94,14 @@ def stages(config: Config) -> tuple[Stage, ...]:
 def ema_beta(batch: int, ema_kimg: float) -> float:
     """Decay of the generator average per D step, for a half-life of `ema_kimg` thousand images (0 copies G)."""
     return 0.5 ** (batch / (ema_kimg * 1000)) if ema_kimg else 0.0
+
+
+def lazy_correction(penalty_interval: int) -> float:
+    """c for D's Adam, whose learning rate becomes c * lr and whose betas become beta^c (StyleGAN2, Karras et al. 2020, appendix B).
+
+    Penalties of every k-th step only are an update of their own: k steps make k + 1 updates, which shall have the effect of k.
+    """
+    return 1.0 if penalty_interval == 1 else penalty_interval / (penalty_interval + 1)
 
 
 def crossed(interval_kimg: float, before: int, now: int) -> bool:

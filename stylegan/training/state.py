@@ -21,9 +21,12 @@ from stylegan.errors import StepError
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator, save_generator
-from stylegan.training.schedule import Stage
+from stylegan.training.background import HostCopy
+from stylegan.training.hardware import set_precision
+from stylegan.training.schedule import Stage, lazy_correction
 
 MARKER = "checkpoint.json"
+FIRST_LOG2_SCALE = 16.0
 Device = torch.device | str
 
 
@@ -47,23 +50,37 @@ class TrainState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.G = Generator(config.model, **shape).to(device)
-            self.D = Discriminator(config.model, **shape).to(device)
-        self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
+            self.D = Discriminator(config.model, **shape, rotation=config.training.rotation is not None).to(device)
+        self.precision = config.training.precision
+        self.G_ema = self._average()
         self.device = torch.device(device)
         self.nimg = 0
         self.sums: dict[str, Tensor] = {}  # metric -> sum over the steps since the last point
         self.steps = 0  # number of those steps
-        self.skipped = 0  # updates skipped in a row because a gradient was not finite
+        self.measured: dict[str, float] = {}  # by rank 0 for the next point: metric -> value
+        self.skipped = self._per_player(0.0)  # updates skipped in a row because a gradient was not finite
+        self.log2_scale = self._per_player(FIRST_LOG2_SCALE)  # of the losses in fp16
+
+    def _average(self) -> Generator:
+        """A copy of G, which computes in single precision, as everywhere outside training."""
+        average = copy.deepcopy(self.G).eval().requires_grad_(False)
+        set_precision(average, "fp32")
+        set_precision(self.G, self.precision)
+        set_precision(self.D, self.precision)
+        return average
+
+    def _per_player(self, value: float) -> dict[str, Tensor]:
+        return {player: torch.tensor(value, device=self.device) for player in ("G", "D")}
 
     def reset_optimizers(self, config: Config, learning_rate: float) -> None:
         """Fresh Adam for both networks (beta powers and moments at zero)."""
         training = config.training
 
-        def adam(network: nn.Module) -> torch.optim.Adam:
-            betas = (training.adam_beta1, training.adam_beta2)
-            return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, eps=training.adam_eps, fused=True)
+        def adam(network: nn.Module, correction: float) -> torch.optim.Adam:
+            betas = (training.adam_beta1**correction, training.adam_beta2**correction)
+            return torch.optim.Adam(network.parameters(), lr=learning_rate * correction, betas=betas, eps=training.adam_eps, fused=True)
 
-        self.opt_G, self.opt_D = adam(self.G), adam(self.D)
+        self.opt_G, self.opt_D = adam(self.G, 1.0), adam(self.D, lazy_correction(training.penalty_interval))
 
     def grow(self, config: Config) -> None:
         """Add the next resolution to all three networks; fresh weights depend on (seed, resolution) only."""
@@ -74,27 +91,35 @@ class TrainState:
         self.G.to(self.device)
         self.D.to(self.device)
         old = self.G_ema.state_dict()
-        self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
+        self.G_ema = self._average()
         self.G_ema.load_state_dict({**self.G.state_dict(), **old})
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All three by their names in a checkpoint."""
+        return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
 
     def state_dict(self) -> dict[str, object]:
         """Tensors and plain values; `load_state_dict` takes it back."""
         return {
-            "G": self.G.state_dict(),
-            "D": self.D.state_dict(),
-            "G_ema": self.G_ema.state_dict(),
+            **{name: network.state_dict() for name, network in self.networks().items()},
             "opt_G": self.opt_G.state_dict(),
             "opt_D": self.opt_D.state_dict(),
             "nimg": self.nimg,
             "sums": self.sums,
             "steps": self.steps,
+            "measured": self.measured,
             "skipped": self.skipped,
+            "log2_scale": self.log2_scale,
         }
+
+    def snapshot(self) -> HostCopy[dict[str, object]]:
+        """`state_dict` as it is now, in host memory: training goes on while it is written."""
+        return HostCopy(self.state_dict(), self.device)
 
     def load_networks(self, saved: dict) -> None:
         """Networks and image count only; the next stage starts with fresh optimizers."""
-        for name in ("G", "D", "G_ema"):
-            getattr(self, name).load_state_dict(saved[name])
+        for name, network in self.networks().items():
+            network.load_state_dict(saved[name])
         self.nimg = saved["nimg"]
 
     def load_state_dict(self, saved: dict) -> None:
@@ -103,7 +128,9 @@ class TrainState:
         self.opt_G.load_state_dict(saved["opt_G"])
         self.opt_D.load_state_dict(saved["opt_D"])
         self.sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
-        self.steps, self.skipped = saved["steps"], saved["skipped"]
+        self.steps, self.measured = saved["steps"], saved["measured"]
+        for name in ("skipped", "log2_scale"):
+            setattr(self, name, {player: value.to(self.device) for player, value in saved[name].items()})
 
 
 def start_stage(config: Config, stage: Stage, *, num_labels: int, previous: Checkpoint | None, device: Device = "cpu") -> TrainState:
@@ -142,26 +169,34 @@ def resume_stage(config: Config, stage: Stage, record: Checkpoint, *, num_labels
     return state
 
 
-def save_checkpoint(state: TrainState, stage_uri: str, *, run_id: str, key: str, label_names: tuple[str, ...]) -> Checkpoint:
-    """Write the state below a stage's folder; the marker goes last, so a kill leaves either all of it or nothing that counts."""
-    record = Checkpoint(
-        uri=storage.join(stage_uri, f"checkpoint-{state.nimg:09d}"),
-        run_id=run_id,
-        resolution=state.G.resolution,
-        nimg=state.nimg,
-        digest=key,
-    )
+def save_checkpoint(record: Checkpoint, saved: dict, *, G_ema: Generator, label_names: tuple[str, ...]) -> None:
+    """Write a checkpoint; the marker goes last, so a kill leaves either all of it or nothing that counts.
+
+    Args:
+        record: what it will be; `record.uri` must be `checkpoint_uri(stage_uri, record.nimg)`.
+        saved: `TrainState.state_dict` at that image count, in host memory.
+        G_ema: a generator of the same shape in host memory; it gets the averaged weights of `saved`.
+        label_names: the classes that it knows.
+
+    Raises:
+        StepError: storage refuses.
+    """
     buffer = io.BytesIO()
-    torch.save(state.state_dict(), buffer)
+    torch.save(saved, buffer)
+    G_ema.load_state_dict(saved["G_ema"], assign=True)
     try:
         storage.write_bytes(storage.join(record.uri, "training.pt"), buffer.getvalue())
-        storage.write_bytes(storage.join(record.uri, "generator.safetensors"), save_generator(state.G_ema, label_names))
+        storage.write_bytes(storage.join(record.uri, "generator.safetensors"), save_generator(G_ema, label_names))
         storage.write_json(storage.join(record.uri, MARKER), record.model_dump())
     except StepError:
         with suppress(StepError):  # a full store has room again for what is there already
             storage.delete(record.uri)
         raise
-    return record
+
+
+def checkpoint_uri(stage_uri: str, nimg: int) -> str:
+    """The folder of a checkpoint: the order of the names is that of the image counts."""
+    return storage.join(stage_uri, f"checkpoint-{nimg:09d}")
 
 
 def checkpoints(stage_uri: str) -> list[str]:

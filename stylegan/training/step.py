@@ -1,4 +1,4 @@
-"""One step of each player (StyleGAN v1: non-saturating loss, R1 on reals; Karras et al. 2019, section 4 and appendix C).
+"""One step of each player (Karras et al. 2019, section 4 and appendix C), with the losses and penalties that the config names.
 
 Every random number of a step is drawn for the global batch from a generator seeded by (seed, stage, nimg, player) and then
 cut to this rank's share: a killed run repeats the same draws, and the number of ranks changes nothing but rounding.
@@ -9,20 +9,21 @@ running average of w follows the mean over all ranks (the official code keeps on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stylegan.config import Config
-from stylegan.errors import DivergedError
+from stylegan.config import Config, TrainingConfig
 from stylegan.networks.generator import mix
 from stylegan.training import distributed, losses
 from stylegan.training.schedule import Stage, ema_beta
+from stylegan.training.selfsupervision import rotation_only, with_turned_fakes, with_turned_reals
 from stylegan.training.state import TrainState
+from stylegan.training.update import add_sums, loss_scale, update, update_average
 
-MAX_SKIPPED = 50  # updates in a row without a finite gradient before the stage gives up
 PLAYERS = ("D", "G")
 
 
@@ -85,26 +86,56 @@ def generate(state: TrainState, config: Config, labels: Tensor | None, *, alpha:
 def discriminator_step(state: TrainState, config: Config, stage: Stage, reals: Tensor, labels: Tensor | None) -> None:
     """One D update and one update of the average of G.
 
+    With `training.penalty_interval` above 1 the gradient penalties are an update of their own after that of every so many steps,
+    with as much more weight (StyleGAN2's lazy regularisation, Karras et al. 2020, section 3.1 and appendix B).
+
     Args:
         state: changed in place; its `sums` receive the losses.
         reals: this rank's images, uint8 [batch / ranks, C, r, r].
         labels: their classes, int64 [batch / ranks], None if unconditional.
     """
-    alpha = stage.alpha(state.nimg)
+    training, alpha = config.training, stage.alpha(state.nimg)
     draws = Draws.of(config, stage, state.nimg, "D", state.device)
-    flips = draws.uniform() < 0.5 if config.training.mirror else None
+    flips = draws.uniform() < 0.5 if training.mirror else None
     with torch.no_grad():
         images = process_reals(reals.to(state.device, non_blocking=True), alpha=alpha, flips=flips)
         fakes = generate(state, config, labels, alpha=alpha, draws=draws)
-    gamma = losses.native_gamma(config.training.r1_gamma, stage.levels_below)
-    images.requires_grad_(gamma > 0)
-    scores_real = state.D(images, labels, alpha=alpha)
-    scores_fake = state.D(fakes, labels, alpha=alpha)
-    loss = losses.discriminator_nonsaturating(scores_real, scores_fake).mean()
-    penalty = losses.r1_penalty(scores_real, images).mean() if gamma else torch.zeros_like(loss)
-    _update(state, state.D, state.opt_D, loss + gamma / 2 * penalty)
-    _update_average(state, ema_beta(stage.batch, config.training.ema_kimg))
-    _add(state, {"loss/d": loss, "loss/r1": penalty, "scores/real": scores_real.mean(), "scores/fake": scores_fake.mean()})
+    score = partial(state.D, labels=labels, alpha=alpha)
+    lazy = training.penalty_interval > 1
+    points = {} if lazy else penalty_points(training, images, fakes, draws)
+    scores_real, scores_fake = score(images), score(fakes)
+    loss = losses.DISCRIMINATOR[training.loss](scores_real, scores_fake).mean()
+    metrics = {"loss/d": loss, "scores/real": scores_real.mean(), "scores/fake": scores_fake.mean()}
+    total = loss + training.drift_weight * scores_real.square().mean() if training.drift_weight else loss
+    if points:
+        known = {"r1": scores_real, "r2": scores_fake}
+        scored = {name: (x, known[name] if name in known else score(x)) for name, x in points.items()}
+        term, found = losses.penalties(training, stage.levels_below, scored, scale=loss_scale(state, "D", training))
+        total, metrics = total + term, metrics | found
+    total, turned = with_turned_reals(total, state, config=config, stage=stage, reals=images)
+    update(state, "D", total, training)
+    if lazy and stage.has_penalty(state.nimg) and not rotation_only(training):
+        scored = {name: (x, score(x)) for name, x in penalty_points(training, images, fakes, draws).items()}
+        term, found = losses.penalties(training, stage.levels_below, scored, scale=loss_scale(state, "D", training))
+        update(state, "D", training.penalty_interval * term, training)
+        metrics |= found
+    update_average(state, ema_beta(stage.batch, training.ema_kimg))
+    add_sums(state, metrics | turned)
+
+
+def penalty_points(training: TrainingConfig, reals: Tensor, fakes: Tensor, draws: Draws) -> dict[str, Tensor]:
+    """The images at which the gradient penalties that are on look at D's slope, ready to be differentiated.
+
+    Reals for r1 and fakes for r2 (the tensors themselves), and for gp a random point on the line between each pair.
+    """
+    points = {}
+    if training.r1_gamma:
+        points["r1"] = reals
+    if training.r2_gamma:
+        points["r2"] = fakes
+    if training.gp_weight:
+        points["gp"] = torch.lerp(reals, fakes, draws.uniform()[:, None, None, None].to(reals.dtype))
+    return {name: images.requires_grad_() for name, images in points.items()}
 
 
 def generator_step(state: TrainState, config: Config, stage: Stage, label_table: Tensor | None) -> None:
@@ -116,43 +147,8 @@ def generator_step(state: TrainState, config: Config, stage: Stage, label_table:
         labels = label_table[(draws.uniform() * len(label_table)).long()]
     state.D.requires_grad_(False)
     fakes = generate(state, config, labels, alpha=alpha, draws=draws)
-    loss = losses.generator_nonsaturating(state.D(fakes, labels, alpha=alpha)).mean()
-    _update(state, state.G, state.opt_G, loss)
+    loss = losses.GENERATOR[config.training.loss](state.D(fakes, labels, alpha=alpha)).mean()
+    total, turned = with_turned_fakes(loss, state, config=config, stage=stage, fakes=fakes)
+    update(state, "G", total, config.training)
     state.D.requires_grad_(True)
-    _add(state, {"loss/g": loss})
-
-
-def _update(state: TrainState, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Gradients averaged over ranks; an update with a gradient that is not finite is skipped on all of them."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    distributed.mean_(gradients)
-    finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
-    if finite:
-        optimizer.step()
-        state.skipped = 0
-    else:
-        state.skipped += 1
-        _add(state, {"optim/skipped": torch.ones((), device=state.device)})
-    optimizer.zero_grad(set_to_none=True)
-    if state.skipped >= MAX_SKIPPED:
-        raise DivergedError(
-            f"training diverged at {state.nimg} images: {MAX_SKIPPED} updates in a row had gradients that are not finite; "
-            "lower training.learning_rate or raise training.r1_gamma"
-        )
-
-
-def _update_average(state: TrainState, beta: float) -> None:
-    """G_ema follows G; buffers (w_avg, noise) are copied."""
-    with torch.no_grad():
-        averaged: list[Tensor] = list(state.G_ema.parameters())
-        current: list[Tensor] = list(state.G.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - beta)
-        for mean, now in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
-            mean.copy_(now)
-
-
-def _add(state: TrainState, values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        state.sums[name] = state.sums.get(name, torch.zeros((), device=state.device)) + value.detach()
+    add_sums(state, {"loss/g": loss} | turned)

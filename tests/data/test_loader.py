@@ -1,12 +1,15 @@
 """The loader: arrays equal to the tars, damage found, and an order that is a pure function of numbers."""
 
+import itertools
 import json
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,7 +17,7 @@ from PIL import Image
 from stylegan import storage
 from stylegan.config import DataConfig
 from stylegan.data.decode import fit
-from stylegan.data.loader import load_images, sample_indices
+from stylegan.data.loader import ImageTable, batches, load_images, prefetch, sample_indices
 from stylegan.data.shards import ShardSet, write_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import StepError
@@ -175,3 +178,50 @@ def test_result_may_be_changed():
     expected = first.copy()
     first[:] = -1
     assert (sample_indices(10, seed=0, stage=4, start=0, count=10) == expected).all()
+
+
+def some_table() -> ImageTable:
+    return ImageTable(np.arange(12 * 3 * 4, dtype=np.uint8).reshape(12, 3, 2, 2), np.arange(12))
+
+
+CPU = torch.device("cpu")
+
+
+def test_batches_come_in_order_and_one_ahead():
+    """Images and labels of each array of indices; of the endless source exactly one more than was asked for is made."""
+    asked = []
+
+    def order():
+        for start in itertools.count():
+            asked.append(start)
+            yield np.array([start, 11])
+
+    with prefetch(batches(some_table(), order()), CPU) as source:
+        for start in range(5):
+            images, labels = next(source)
+            assert torch.equal(images, torch.from_numpy(some_table().images[[start, 11]]))
+            assert labels.tolist() == [start, 11]
+    assert asked == list(range(6))
+
+
+def test_batches_end_with_their_order():
+    with prefetch(batches(some_table(), [np.array([1]), np.array([2])]), CPU) as source:
+        assert [labels.tolist() for _, labels in source] == [[1], [2]]
+
+
+def test_prefetch_raises_where_the_batch_is_asked_for_and_leaves_no_thread():
+    """An index that does not exist fails its own batch, not the one before; the thread is gone, too when it is the user who fails."""
+
+    def use_one_and_fail():
+        with prefetch(batches(some_table(), itertools.repeat(np.array([1]))), CPU) as source:
+            next(source)
+            raise ZeroDivisionError
+
+    before = threading.active_count()
+    with prefetch(batches(some_table(), [np.array([1]), np.array([99])]), CPU) as source:
+        assert next(source)[1].tolist() == [1]
+        with pytest.raises(IndexError, match="99"):
+            next(source)
+    with pytest.raises(ZeroDivisionError):
+        use_one_and_fail()
+    assert threading.active_count() == before

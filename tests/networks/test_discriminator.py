@@ -15,10 +15,11 @@ from stylegan.networks.discriminator import Discriminator
 SMALL = {"fmap_max": 6, "fmap_base": 64}
 
 
-def _discriminator(resolution: int = 16, num_labels: int = 0, **switches: object) -> Discriminator:
+def _discriminator(resolution: int = 16, num_labels: int = 0, rotation: bool = False, **switches: object) -> Discriminator:
     """A small network whose biases are not 0."""
     torch.manual_seed(0)
-    network = Discriminator(ModelConfig(**(SMALL | switches)), resolution=resolution, channels=3, num_labels=num_labels)
+    shape = {"resolution": resolution, "channels": 3, "num_labels": num_labels}
+    network = Discriminator(ModelConfig(**(SMALL | switches)), **shape, rotation=rotation)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             parameter.data = torch.randn(parameter.shape) * 0.3
@@ -50,7 +51,7 @@ def _bias(state: dict[str, Tensor], name: str) -> Tensor:
     return state[f"{name}.bias"].reshape(1, -1, 1, 1)
 
 
-def _reference(state: dict[str, Tensor], images: Tensor, *, alpha: float, model: ModelConfig) -> Tensor:
+def _reference(state: dict[str, Tensor], images: Tensor, *, alpha: float, model: ModelConfig, last: str = "head.dense1") -> Tensor:
     """Logits from the weights alone: plain convolutions, blur, means, one group of four by hand."""
     levels = int(math.log2(images.shape[-1])) - 2
     x = _act(_conv(images, state, f"from_rgb.{levels}") + _bias(state, f"from_rgb.{levels}"))
@@ -69,7 +70,7 @@ def _reference(state: dict[str, Tensor], images: Tensor, *, alpha: float, model:
         x = torch.cat([x, std.expand(len(x), 1, 4, 4)], 1)
     x = _act(_conv(x, state, "head.conv") + _bias(state, "head.conv")).reshape(len(x), -1)
     x = _act(x @ state["head.dense0.weight"].T * math.sqrt(2 / x.shape[1]) + state["head.dense0.bias"])
-    return x @ state["head.dense1.weight"].T / math.sqrt(x.shape[1]) + state["head.dense1.bias"]
+    return x @ state[f"{last}.weight"].T / math.sqrt(x.shape[1]) + state[f"{last}.bias"]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
@@ -153,3 +154,49 @@ def test_odd_batches_are_scored() -> None:
     assert _discriminator()(torch.randn(5, 3, 16, 16)).shape == (5,)
     assert _discriminator()(torch.randn(1, 3, 16, 16)).shape == (1,)
     assert _discriminator(mbstd_group=2)(torch.randn(4, 3, 16, 16)).shape == (4,)
+
+
+def _turned(images: Tensor) -> Tensor:
+    return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+@pytest.mark.parametrize("num_labels", [0, 3])
+def test_rotation_logits_match_the_formulas(num_labels: int, alpha: float) -> None:
+    """A dense layer of gain 1 on the input of the score layer, the minibatch statistic over the four turns of one image."""
+    network = _discriminator(num_labels=num_labels, rotation=True).double()
+    images = _turned(torch.randn(1, 3, 16, 16, dtype=torch.float64))
+    expected = _reference(network.state_dict(), images, alpha=alpha, model=network.model, last="rotation")
+    logits = network.rotation_logits(images, alpha=alpha)
+    assert logits.shape == (4, 4)
+    torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("group", [4, 2, 8])
+def test_rotation_of_an_image_depends_on_nothing_else(group: int) -> None:
+    """Neither on the other images, nor on which of its turns counts as upright: the batch never gives the answer away."""
+    network = _discriminator(rotation=True, mbstd_group=group).double()
+    images = torch.randn(8, 3, 16, 16, dtype=torch.float64)
+    together = network.rotation_logits(_turned(images)).unflatten(0, (4, 8))
+    for n, image in enumerate(images):
+        alone = network.rotation_logits(_turned(image[None]))
+        torch.testing.assert_close(together[:, n], alone)
+        torch.testing.assert_close(network.rotation_logits(_turned(torch.rot90(image[None], 1, (2, 3)))), alone.roll(-1, 0))
+
+
+def test_score_is_linear_in_the_features() -> None:
+    """`features` gives the input of the last layer, for the same minibatch groups as a score."""
+    network, images = _discriminator(rotation=True), torch.randn(8, 3, 16, 16)
+    features = network.features(images, alpha=0.4)
+    assert features.shape == (8, SMALL["fmap_max"])
+    assert torch.equal(network.head.dense1(features).squeeze(1), network(images, alpha=0.4))
+
+
+def test_rotation_head_changes_no_other_weight() -> None:
+    """With and without it the same network comes from the same random state; without it, it cannot be asked."""
+    with_head, without = (_discriminator(rotation=rotation) for rotation in (True, False))
+    states = with_head.state_dict(), without.state_dict()
+    assert states[0].keys() - states[1].keys() == {"rotation.weight", "rotation.bias"}
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items() if name.endswith("weight"))
+    with pytest.raises(StepError, match=r"^this discriminator has no rotation head; [^\n]*training\.rotation[^\n]*$"):
+        without.rotation_logits(torch.randn(4, 3, 16, 16))

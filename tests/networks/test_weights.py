@@ -8,8 +8,9 @@ from safetensors import torch as safetensors_torch
 
 from stylegan.config import ModelConfig
 from stylegan.errors import StepError
+from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
-from stylegan.networks.weights import load_generator, save_generator
+from stylegan.networks.weights import load_discriminator, load_generator, save_discriminator, save_generator
 
 SMALL = ModelConfig(latent_size=8, mapping_fmaps=8, mapping_layers=2, fmap_max=4, fmap_base=64)
 
@@ -34,6 +35,33 @@ def test_round_trip(num_labels: int) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     z, labels = torch.randn(2, 8), torch.tensor([0, 1])
     assert torch.equal(loaded(z, labels, truncation_psi=0.7), generator(z, labels, truncation_psi=0.7))
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+@pytest.mark.parametrize("num_labels", [0, 2])
+def test_round_trip_of_a_discriminator(num_labels: int, rotation: bool) -> None:
+    """Weights, sizes, label names and the second head come back."""
+    torch.manual_seed(0)
+    discriminator = Discriminator(SMALL, resolution=16, channels=3, num_labels=num_labels, rotation=rotation)
+    data = save_discriminator(discriminator, ["cat", "dog"])
+    loaded, names = load_discriminator(data)
+    assert names == ("cat", "dog")
+    assert (loaded.model, loaded.resolution, loaded.channels, loaded.num_labels) == (SMALL, 16, 3, num_labels)
+    assert loaded.state_dict().keys() == discriminator.state_dict().keys()
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 1, 0])
+    assert torch.equal(loaded(images, labels), discriminator(images, labels))
+    assert data == save_discriminator(loaded, names)
+
+
+def test_generators_and_discriminators_are_not_mistaken_for_each_other() -> None:
+    """The header says what a file holds, and the message what was asked for."""
+    discriminator = Discriminator(SMALL, resolution=16, channels=1)
+    with pytest.raises(StepError, match=r"^generator: these [^\n]*give a generator.safetensors"):
+        load_generator(save_discriminator(discriminator, []))
+    with pytest.raises(StepError, match=r"^discriminator: these [^\n]*are not a discriminator file"):
+        load_discriminator(save_generator(_generator(), []))
 
 
 def test_loaded_generator_can_grow_and_be_averaged() -> None:

@@ -1,71 +1,17 @@
-"""A stage in one process without Ray: what it leaves in storage, and that an interruption changes nothing."""
+"""A stage in one process without Ray: what it leaves in storage, and what it refuses."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from contents import assert_same, curves, training_state
 
 from stylegan import storage
-from stylegan.config_file import build
-from stylegan.data.shards import write_shards
-from stylegan.data.sources import open_source
-from stylegan.errors import StepError
-from stylegan.training import loop
-from stylegan.training.loop import StageJob, read_rows, train_stage
-from stylegan.training.schedule import stages
-from stylegan.training.state import checkpoints, load_model, newest_checkpoint, read_checkpoint
-
-TREE = {
-    "name": "t",
-    "data": {"resolution": 8, "channels": 3},
-    "model": {"latent_size": 8, "mapping_layers": 1, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
-    "training": {"start_resolution": 4, "batch": 4, "fade_kimg": 0.024, "stable_kimg": 0.016},
-    "snapshots": {"checkpoint_kimg": 0.012, "log_kimg": 0.008, "samples_kimg": 0.016, "grid": 2, "keep": 2},
-}
-
-
-@pytest.fixture
-def job(tmp_path, draw_images):
-    """job(resolution, name, previous=None, **sections): a stage on 12 images of two classes, kept in folder `name`."""
-    source = draw_images(tmp_path / "images", [f"{c}/{i}.png" for c in "ab" for i in range(6)])
-    data = TREE["data"] | {"source": str(source)}
-    config = build(TREE | {"data": data})
-    shards = write_shards(open_source(config.data), config.data, str(tmp_path / "root"))
-
-    def make(resolution, name, previous=None, **sections):
-        config = build(TREE | {"data": data} | sections)
-        stage = next(stage for stage in stages(config) if stage.resolution == resolution)
-        uri = str(tmp_path / name / str(resolution))
-        return StageJob(config=config, stage=stage, shards=shards, key="k", run_id="r", uri=uri, previous=previous)
-
-    return make
-
-
-def training_state(uri):
-    return torch.load(Path(uri, "training.pt"), weights_only=True)
-
-
-def assert_same(one, other):
-    """Two saved states are equal to the last bit."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
-
-
-def curves(uri):
-    """The points without the clock's metrics."""
-    rows = read_rows(f"{uri}/stats.jsonl")
-    return [(row["nimg"], {k: v for k, v in row["metrics"].items() if not k.startswith("time/")}) for row in rows]
+from stylegan.errors import DivergedError, StepError
+from stylegan.training.curves import read_rows
+from stylegan.training.loop import train_stage
+from stylegan.training.state import checkpoints, load_model, newest_checkpoint, read_checkpoint, resume_stage, start_stage
 
 
 def test_a_stage_leaves_one_checkpoint_curves_grids_and_its_record(job):
@@ -74,7 +20,9 @@ def test_a_stage_leaves_one_checkpoint_curves_grids_and_its_record(job):
     assert (record.nimg, record.resolution, record.digest) == (16, 4, "k")
     assert checkpoints(first.uri) == [record.uri]
     assert read_checkpoint(record.uri) == record
-    assert [row["nimg"] for row in read_rows(f"{first.uri}/stats.jsonl")] == [8, 16]
+    rows = read_rows(f"{first.uri}/stats.jsonl")
+    assert [row["nimg"] for row in rows] == [8, 16]
+    assert all(0 <= row["metrics"]["time/overhead"] < 1 for row in rows)
     assert set(storage.names(f"{first.uri}/samples")) == {"000000.png", "reals.png"}
     assert storage.read_json(f"{first.uri}/done.json")["img_per_sec"] > 0
     generator, names = load_model(record.uri)
@@ -85,7 +33,7 @@ def test_a_stage_leaves_one_checkpoint_curves_grids_and_its_record(job):
 def test_growing_keeps_the_old_weights_and_starts_with_the_old_picture(job):
     below = train_stage(job(4, "one"))
     above = job(8, "one", previous=below)
-    state = loop.start_stage(above.config, above.stage, num_labels=2, previous=below)
+    state = start_stage(above.config, above.stage, num_labels=2, previous=below)
     old = training_state(below.uri)
     for network in ("G", "D", "G_ema"):
         grown = getattr(state, network).state_dict()
@@ -96,33 +44,6 @@ def test_growing_keeps_the_old_weights_and_starts_with_the_old_picture(job):
     fresh = set(state.G_ema.state_dict()) - set(old["G_ema"])
     assert fresh
     assert all(torch.equal(state.G_ema.state_dict()[name], state.G.state_dict()[name]) for name in fresh)
-
-
-class Killed(BaseException):
-    """Stands for a process that ends between two lines."""
-
-
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_interrupted_at_any_checkpoint_it_ends_bit_identical(job, after):
-    """In the fade and after it: weights, optimizer state and curves equal those of an uninterrupted stage."""
-    previous = train_stage(job(4, "below"))
-    whole = job(8, "whole", previous=previous)
-    expected = train_stage(whole)
-    torn = job(8, "torn", previous=previous)
-    seen = []
-
-    def stop(_):
-        seen.append(newest_checkpoint(torn.uri).nimg)
-        if len(seen) == after:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_stage(torn, on_checkpoint=stop)
-    assert seen[-1] < expected.nimg
-    record = train_stage(torn)
-    assert record.nimg == expected.nimg
-    assert_same(training_state(record.uri), training_state(expected.uri))
-    assert curves(torn.uri) == curves(whole.uri)
 
 
 def test_points_beyond_the_newest_checkpoint_are_made_again_not_twice(job):
@@ -138,13 +59,68 @@ def test_points_beyond_the_newest_checkpoint_are_made_again_not_twice(job):
     assert curves(whole.uri) == expected
 
 
-def test_unfinished_stages_keep_the_newest_checkpoints_only(job):
-    previous = train_stage(job(4, "one"))
-    stage = job(8, "one", previous=previous)
-    kept = []
-    train_stage(stage, on_checkpoint=lambda _: kept.append(len(checkpoints(stage.uri))))
-    assert max(kept) == 2
-    assert len(checkpoints(stage.uri)) == 1
+def test_stage_without_images_passes_the_weights_on(job):
+    """stable_kimg 0 for the first stage: its checkpoint holds the networks as they were made."""
+    empty = job(4, "empty", training={"stages": {4: {"stable_kimg": 0}}})
+    record = train_stage(empty)
+    assert record.nimg == 0
+    fresh = start_stage(empty.config, empty.stage, num_labels=2, previous=None)
+    assert_same(training_state(record.uri)["G"], dict(fresh.G.state_dict()))
+    assert curves(empty.uri) == []
+
+
+def test_probe_is_part_of_the_next_point_once(job):
+    """Probes at 24, 36, 48 and the end of 56 images, points at every 8: each probe in the first point that follows."""
+    snapshots = {"probe_kimg": 0.012, "checkpoint_kimg": 0.02}
+    below = train_stage(job(4, "one", snapshots=snapshots))
+    stage = job(8, "one", previous=below, snapshots=snapshots)
+    train_stage(stage)
+    probed = {nimg: metrics["probe/accuracy"] for nimg, metrics in curves(stage.uri) if "probe/accuracy" in metrics}
+    assert list(probed) == [24, 40, 48, 56]
+    assert all(0 <= value <= 1 for value in probed.values())
+
+
+def test_probe_needs_no_conditional_model(job):
+    """The labels of the data are enough."""
+    stage = job(4, "one", snapshots={"probe_kimg": 0.008}, model={"conditional": False})
+    train_stage(stage)
+    assert all("probe/accuracy" in metrics for _, metrics in curves(stage.uri))
+
+
+def test_learning_rate_that_blows_up_ends_the_stage_and_leaves_a_checkpoint_that_loads(job):
+    """After one update of 1e30 no gradient is finite: skipped updates are counted, and the weights stay finite and loadable."""
+    stage = job(4, "one", training={"learning_rate": 1e30, "stable_kimg": 4.0}, snapshots={"checkpoint_kimg": 0.02})
+    with pytest.raises(DivergedError, match=r"diverged at \d+ images.*learning_rate"):
+        train_stage(stage)
+    nimg, metrics = curves(stage.uri)[-1]
+    assert metrics["optim/skipped"] == 2  # both players, in every step
+    newest = newest_checkpoint(stage.uri)
+    assert newest.nimg >= 20
+    assert nimg >= 96  # 50 updates: the points up to the end are there
+    generator, _ = load_model(newest.uri)
+    assert all(value.isfinite().all() for value in generator.state_dict().values())
+    state = resume_stage(stage.config, stage.stage, newest, num_labels=2, key="k")
+    assert state.nimg == newest.nimg
+    assert all(value.isfinite().all() for value in state.D.state_dict().values())
+    with pytest.raises(DivergedError):  # from there it ends the same way
+        train_stage(stage)
+
+
+def test_checkpoints_of_skipped_updates_hold_the_weights_before(job):
+    """One weight of D is NaN in a checkpoint: until the stage gives up every checkpoint has the networks of that one."""
+    short = train_stage(job(4, "one"))
+    saved = training_state(short.uri)
+    saved["D"]["head.conv.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(saved, Path(short.uri, "training.pt"))
+    stage = job(4, "one", training={"stable_kimg": 4.0})
+    with pytest.raises(DivergedError):
+        train_stage(stage)
+    newest = newest_checkpoint(stage.uri)
+    assert newest.nimg > short.nimg
+    now = training_state(newest.uri)
+    assert_same({**now["G"], "w_avg": None}, {**saved["G"], "w_avg": None})
+    assert_same(now["D"], saved["D"])
+    assert all(count > 0 for count in now["skipped"].values())
 
 
 def test_checkpoint_of_another_config_is_refused(job):
@@ -165,12 +141,11 @@ def test_damaged_checkpoint_is_named_and_runs_no_code(job):
 
 def test_previous_stage_of_another_length_is_refused(job):
     below = train_stage(job(4, "one"))
-    longer = TREE["training"] | {"stages": {4: {"stable_kimg": 0.02}}}
     with pytest.raises(StepError, match="belongs to another config"):
-        train_stage(job(8, "two", previous=below, training=longer))
+        train_stage(job(8, "two", previous=below, training={"stages": {4: {"stable_kimg": 0.02}}}))
 
 
-def test_storage_that_refuses_a_checkpoint_ends_in_one_line(job, tmp_path):
+def test_storage_that_refuses_ends_in_one_line(job, tmp_path):
     """A regular file stands where the stage's folder would have to be made."""
     (tmp_path / "one").write_text("in the way")
     with pytest.raises(StepError, match="storage: cannot"):

@@ -1,14 +1,17 @@
 """Losses by hand, and R1 as a function that D's weights can learn from."""
 
 import math
+from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from stylegan.config import ModelConfig
+from stylegan.config import ModelConfig, TrainingConfig
 from stylegan.networks.discriminator import Discriminator
 from stylegan.training import losses
+from stylegan.training.schedule import PENALTIES
 
 
 def _discriminator(resolution: int = 8, num_labels: int = 0) -> Discriminator:
@@ -84,3 +87,97 @@ def test_native_gamma_makes_up_for_the_resolution(levels: int) -> None:
     at_full = losses.r1_penalty(network(F.avg_pool2d(full, 2**levels)), full)
     torch.testing.assert_close(10 * at_full, losses.native_gamma(10, levels) * at_native)
     assert losses.native_gamma(10, 7) == 10 / 16384
+
+
+SCORES = torch.tensor([0.0, 2.0, -3.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_score"),
+    [
+        ("nonsaturating", lambda s: math.log(1 + math.exp(-s))),
+        ("saturating", lambda s: -math.log(1 + math.exp(s))),
+        ("wgan", lambda s: -s),
+        ("hinge", lambda s: -s),
+    ],
+)
+def test_every_generator_loss_by_hand(kind: str, of_score: Callable[[float], float]) -> None:
+    """One number per image; all of them fall when the scores of fakes rise."""
+    assert losses.GENERATOR[kind](SCORES).tolist() == pytest.approx([of_score(s) for s in SCORES.tolist()])
+    assert (losses.GENERATOR[kind](SCORES + 1) < losses.GENERATOR[kind](SCORES)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_scores"),
+    [
+        ("nonsaturating", lambda r, f: math.log(1 + math.exp(f)) + math.log(1 + math.exp(-r))),
+        ("saturating", lambda r, f: math.log(1 + math.exp(f)) + math.log(1 + math.exp(-r))),
+        ("wgan", lambda r, f: f - r),
+        ("hinge", lambda r, f: max(0, 1 + f) + max(0, 1 - r)),
+    ],
+)
+def test_every_discriminator_loss_by_hand(kind: str, of_scores: Callable[[float, float], float]) -> None:
+    """One number per pair; the hinge is flat beyond the margins, where the last pair lies."""
+    reals = torch.tensor([0.5, -1.0, 2.0])
+    expected = [of_scores(r, f) for r, f in zip(reals.tolist(), SCORES.tolist(), strict=True)]
+    assert losses.DISCRIMINATOR[kind](reals, SCORES).tolist() == pytest.approx(expected)
+
+
+def test_the_games_are_those_of_the_config() -> None:
+    kinds = set(get_args(TrainingConfig.model_fields["loss"].annotation))
+    assert losses.GENERATOR.keys() == losses.DISCRIMINATOR.keys() == kinds
+
+
+def _linear(weight: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    return (images * weight).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize(("target", "levels"), [(1.0, 0), (750.0, 0), (1.0, 2)])
+def test_norm_penalty_of_a_linear_critic(target: float, levels: int) -> None:
+    """D(x) = <w, x> has the slope w everywhere, so penalty and gradient are closed forms: (2^-levels |w| / t - 1)^2."""
+    weight = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    penalty = losses.norm_penalty(_linear(weight, images), images, target=target, levels_below=levels)
+    scale = 2.0**-levels / target
+    norm = weight.detach().norm()
+    torch.testing.assert_close(penalty, ((scale * norm - 1) ** 2).expand(3))
+    (gradient,) = torch.autograd.grad(penalty.mean(), weight)
+    torch.testing.assert_close(gradient, 2 * (scale * norm - 1) * scale * weight.detach() / norm)
+
+
+def test_norm_penalty_is_taken_at_the_final_resolution() -> None:
+    """Enlarged images that D averages down again have gradients 2^-levels as long."""
+    network, native = _discriminator(), torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    full = F.interpolate(native.detach(), scale_factor=4).requires_grad_()
+    at_native = losses.norm_penalty(network(native), native, target=0.1, levels_below=2)
+    at_full = losses.norm_penalty(network(F.avg_pool2d(full, 4)), full, target=0.1)
+    torch.testing.assert_close(at_native, at_full)
+
+
+def test_norm_penalty_without_a_slope() -> None:
+    """At a gradient of exactly zero the penalty is (0 - t)^2 / t^2 = 1 and moves nothing; sqrt would give NaN."""
+    weight = torch.zeros(1, 4, 4, requires_grad=True)
+    images = torch.randn(3, 1, 4, 4, requires_grad=True)
+    penalty = losses.norm_penalty(_linear(weight, images), images, target=2.0)
+    assert penalty.tolist() == [1, 1, 1]
+    (gradient,) = torch.autograd.grad(penalty.sum(), weight)
+    assert gradient.count_nonzero() == 0
+    half = torch.zeros(3, 1, 4, 4)  # one image with a slope among others without
+    half[1] = 1
+    tilted = half.clone().requires_grad_()
+    losses.norm_penalty(_linear(tilted, images), images).sum().backward()
+    assert tilted.grad is not None
+    assert tilted.grad.isfinite().all()
+    assert tilted.grad.flatten(1).any(1).tolist() == [False, True, False]
+
+
+def test_penalties_have_their_weights_and_are_shown_without() -> None:
+    """gamma / 2 for R1 and R2, gp_weight for WGAN-GP, each as at the final resolution two levels up."""
+    images = [torch.randn(2, 1, 4, 4, requires_grad=True) for _ in range(3)]
+    slopes = [torch.full((1, 4, 4), value) for value in (1.0, 2.0, 3.0)]  # squared norms 16, 64, 144
+    scored = {name: (x, _linear(slope, x)) for name, x, slope in zip(("r1", "r2", "gp"), images, slopes, strict=True)}
+    training = TrainingConfig(r1_gamma=10, r2_gamma=6, gp_weight=7, gp_target=2)
+    total, means = losses.penalties(training, 2, scored)
+    assert {name: mean.item() for name, mean in means.items()} == pytest.approx({"loss/r1": 16, "loss/r2": 64, "loss/gp": 0.25})
+    assert total.item() == pytest.approx(10 / 16 / 2 * 16 + 6 / 16 / 2 * 64 + 7 * 0.25)
+    assert set(means) == set(PENALTIES)

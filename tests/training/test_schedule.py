@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylegan.config_file import build
+from stylegan.config_file import build, load
 from stylegan.training.schedule import crossed, ema_beta, stages
 
 
@@ -22,33 +23,104 @@ def official_lod(kimg, resolution=1024, start=8, length=600):
     return max(math.log2(resolution) - math.log2(start) - phase - max(rest - length, 0) / length, 0)
 
 
-def test_faithful_schedule_at_1024():
+# The published tables (section "training script" of the official code): minibatch over all GPUs at 4x4, 8x8, ..., 1024x1024.
+OFFICIAL_MINIBATCH = {
+    1: [128, 128, 128, 64, 32, 16, 8, 4, 4],
+    2: [256, 256, 128, 64, 32, 16, 8, 8, 8],
+    4: [512, 256, 128, 64, 32, 16, 16, 16, 16],
+    8: [512, 256, 128, 64, 32, 32, 32, 32, 32],
+}
+OFFICIAL_RATE = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}  # 0.001 below
+OFFICIAL_TICK = {4: 160, 8: 140, 16: 120, 32: 100, 64: 80, 128: 60, 256: 40, 512: 30, 1024: 20}  # kimg
+
+
+def official_resolution(kimg):
+    return 2 ** (10 - math.floor(official_lod(kimg)))
+
+
+def official_resets():
+    """At which kimg the official loop re-initialises Adam: where the integers around lod change between two looks at the schedule."""
+    resets, before, nimg = [], None, 0
+    while nimg < 8_600_000:  # nothing changes after the last fade
+        lod = official_lod(nimg / 1000)
+        if (math.floor(lod), math.ceil(lod)) != before:
+            resets.append(nimg / 1000)
+        before = math.floor(lod), math.ceil(lod)
+        nimg += 4 * OFFICIAL_MINIBATCH[8][int(math.log2(official_resolution(nimg / 1000))) - 2]
+    return resets
+
+
+@pytest.fixture(scope="module")
+def ffhq():
+    """The plan of the config that stands for the paper."""
+    return stages(load(Path(__file__).parents[2] / "configs" / "ffhq-1024.yaml"))
+
+
+def test_ffhq_has_the_published_stages(ffhq):
     """8x8 until 600 kimg, each resolution fades for 600 and stays for 600, 1024x1024 fades in from 7,800 to 8,400, the end is 25,000."""
-    plan = stages(config(total_kimg=25_000))
-    assert [stage.resolution for stage in plan] == [8, 16, 32, 64, 128, 256, 512, 1024]
-    assert [stage.levels_below for stage in plan] == [7, 6, 5, 4, 3, 2, 1, 0]
-    last = plan[-1]
-    assert abs(last.start_nimg / 1000 - 7800) < 1
-    assert last.fade_images == 600_000
-    assert abs(last.end_nimg / 1000 - 25_000) < 1
-    assert [stage.learning_rate for stage in plan] == [0.001, 0.001, 0.001, 0.001, 0.0015, 0.002, 0.003, 0.003]
+    assert [stage.resolution for stage in ffhq] == [8, 16, 32, 64, 128, 256, 512, 1024]
+    assert [stage.levels_below for stage in ffhq] == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert [stage.fade_images for stage in ffhq] == [0] + [600_000] * 7
+    assert [stage.start_nimg / 1000 for stage in ffhq] == pytest.approx([0, *range(600, 8000, 1200)], abs=0.5)
+    assert (ffhq[-1].start_nimg + ffhq[-1].fade_images) / 1000 == pytest.approx(8400, abs=0.5)
+    assert ffhq[-1].end_nimg / 1000 == pytest.approx(25_000, abs=0.5)
 
 
-def test_lod_agrees_with_the_official_formula():
-    """At every 37th kimg: resolution below + fade give the published level of detail."""
-    plan = stages(config(total_kimg=25_000))
-    for kimg in range(10, 25_000, 37):
-        stage = next(stage for stage in plan if kimg * 1000 < stage.end_nimg)
-        lod = stage.levels_below + 1 - stage.alpha(kimg * 1000)
-        assert lod == pytest.approx(official_lod(kimg), abs=2e-3)
+def test_ffhq_follows_the_official_schedule_at_every_tick(ffhq):
+    """lod, resolution, minibatch and learning rate from 0 to 25,000 kimg; stages end on whole batches, so within a kimg of it."""
+    ticks, kimg = 0, 0.0
+    while kimg < 25_000:
+        resolution = official_resolution(kimg)
+        stage = next(stage for stage in ffhq if kimg * 1000 < stage.end_nimg)
+        assert stage.levels_below + 1 - stage.alpha(round(kimg * 1000)) == pytest.approx(official_lod(kimg), abs=3e-3)
+        if official_resolution(kimg - 1) == official_resolution(kimg + 1):  # else either of two stages is right
+            assert stage.resolution == resolution, kimg
+            assert stage.batch == OFFICIAL_MINIBATCH[8][int(math.log2(resolution)) - 2], kimg
+            assert stage.learning_rate == OFFICIAL_RATE.get(resolution, 0.001), kimg
+        ticks, kimg = ticks + 1, kimg + OFFICIAL_TICK[resolution]
+    assert ticks > 900
 
 
-def test_fifteen_optimizer_resets_at_1024():
-    """At the start of training, and at the start and the end of each of seven fades."""
-    resets = 0
-    for stage in stages(config(total_kimg=25_000, batch=512)):
-        resets += sum(stage.resets_optimizers(nimg) for nimg in range(stage.start_nimg, stage.end_nimg, stage.batch))
-    assert resets == 15
+def test_ffhq_takes_as_many_steps_as_published(ffhq):
+    """About 718 thousand iterations, of which 537.5 thousand are at 1024x1024."""
+    steps = [stage.num_images // stage.batch for stage in ffhq]
+    assert sum(steps) == pytest.approx(718_000, rel=1e-3)
+    assert steps[-1] == pytest.approx(537_500, rel=1e-5)
+
+
+def test_ffhq_resets_adam_where_the_official_loop_does(ffhq):
+    """Fifteen times: at the start of training, and at the start and the end of each of seven fades."""
+    resets = [
+        nimg / 1000
+        for stage in ffhq
+        for nimg in range(stage.start_nimg, min(stage.end_nimg, 8_600_000), stage.batch)
+        if stage.resets_optimizers(nimg)
+    ]
+    assert len(resets) == 15
+    assert resets == pytest.approx(official_resets(), abs=1.1)  # a look at the schedule at 8x8 is 1.024 kimg
+
+
+@pytest.mark.parametrize("gpus", OFFICIAL_MINIBATCH)
+def test_auto_batches_are_those_of_the_official_script(gpus):
+    """For every number of GPUs and every resolution of the published table."""
+    tree = {"name": "t", "data": {"source": "digits", "resolution": 1024}, "ray": {"workers": gpus}}
+    plan = stages(build(tree | {"training": {"batch": "auto", "start_resolution": 4}}))
+    assert [stage.batch for stage in plan] == OFFICIAL_MINIBATCH[gpus]
+
+
+def test_defaults_are_those_of_one_gpu():
+    """Batches, rates and lengths without a word in the config."""
+    plan = stages(build({"name": "t", "data": {"source": "digits", "resolution": 1024}}))
+    assert [stage.batch for stage in plan] == OFFICIAL_MINIBATCH[1][1:]
+    assert [stage.learning_rate for stage in plan] == [OFFICIAL_RATE.get(stage.resolution, 0.001) for stage in plan]
+    assert {stage.repeats for stage in plan} == {4}
+
+
+@pytest.mark.parametrize(("resolution", "kimg"), [(1024, 8400), (512, 7200), (256, 6000), (128, 4800), (64, 3600), (32, 2400)])
+def test_last_fade_ends_when_published(resolution, kimg):
+    """lod reaches 0 at 1,200 kimg for every doubling from 8x8."""
+    last = stages(config(resolution))[-1]
+    assert (last.start_nimg + last.fade_images) / 1000 == pytest.approx(kimg, abs=0.5)
 
 
 def test_alpha_holds_between_two_looks_at_the_schedule():
@@ -75,7 +147,7 @@ def test_stages_join_without_gap_and_end_on_whole_batches(batch, fade, stable):
 
 def test_half_life_of_the_average():
     assert ema_beta(32, 10) ** (10_000 / 32) == pytest.approx(0.5)
-    assert [round(ema_beta(batch, 10), 5) for batch in (256, 128, 64, 32, 16)] == [0.98241, 0.99117, 0.99557, 0.99778, 0.99889]
+    assert [round(ema_beta(batch, 10), 5) for batch in (256, 128, 64, 32, 16, 4)] == [0.98241, 0.99117, 0.99557, 0.99778, 0.99889, 0.99972]
     assert ema_beta(32, 0) == 0
 
 

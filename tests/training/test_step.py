@@ -9,12 +9,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stylegan.config_file import build
-from stylegan.errors import StepError
+from stylegan.errors import DivergedError
 from stylegan.training import distributed
 from stylegan.training import step as step_module
 from stylegan.training.schedule import ema_beta, stages
 from stylegan.training.state import TrainState, start_stage
 from stylegan.training.step import Draws, discriminator_step, generator_step, process_reals
+from stylegan.training.update import MAX_SKIPPED, check_divergence
 
 TREE = {
     "name": "t",
@@ -43,7 +44,7 @@ def weights(network):
 
 
 def changed(before, network):
-    return {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+    return {name for name, value in before.items() if not torch.equal(network.state_dict()[name], value)}
 
 
 def test_each_player_changes_only_its_own_weights():
@@ -56,6 +57,11 @@ def test_each_player_changes_only_its_own_weights():
     generator_step(state, config, stage, LABELS)
     assert changed(d, state.D) == set()
     assert changed(g, state.G) > {"w_avg"}
+
+
+def one_step(state, config, stage):
+    discriminator_step(state, config, stage, reals(), LABELS)
+    generator_step(state, config, stage, LABELS)
 
 
 def test_average_of_w_follows_twice_per_iteration():
@@ -128,17 +134,26 @@ def test_reals_are_faded_and_mirrored():
     assert torch.equal(flipped[1], full[1])
 
 
-def test_non_finite_gradients_skip_the_update_and_end_the_stage_when_they_stay():
+@pytest.mark.parametrize("player", ["D", "G"])
+def test_non_finite_gradients_skip_the_update_and_end_the_stage_when_they_stay(player):
+    """Weights and Adam's state stay as they were, the other player's good updates do not hide it, and 50 in a row are the end."""
     config, stage, state = make()
+    network, optimizer = getattr(state, player), getattr(state, f"opt_{player}")
+    one_step(state, config, stage)
     with torch.no_grad():
-        next(state.D.parameters()).fill_(float("nan"))
-    before = weights(state.D)
-    discriminator_step(state, config, stage, reals(), LABELS)
-    assert all(torch.equal(value, state.D.state_dict()[name]) for name, value in before.items() if not value.isnan().any())
-    assert state.sums["optim/skipped"] == 1
-    state.skipped = step_module.MAX_SKIPPED - 1
-    with pytest.raises(StepError, match=r"diverged.*learning_rate"):
-        discriminator_step(state, config, stage, reals(), LABELS)
+        next(network.parameters()).fill_(float("nan"))
+    before, moments = weights(network), copy.deepcopy(optimizer.state_dict())
+    for _ in range(MAX_SKIPPED - 1):
+        discriminator_step(state, config, stage, reals(), LABELS) if player == "D" else generator_step(state, config, stage, LABELS)
+    other = "G" if player == "D" else "D"
+    assert {name: int(count) for name, count in state.skipped.items()} == {player: MAX_SKIPPED - 1, other: 0}
+    assert state.sums["optim/skipped"] == MAX_SKIPPED - 1
+    check_divergence(state)
+    one_step(state, config, stage)
+    assert changed({k: v for k, v in before.items() if not v.isnan().any()}, network) <= {"w_avg"}
+    torch.testing.assert_close(optimizer.state_dict()["state"], moments["state"], rtol=0, atol=0)
+    with pytest.raises(DivergedError, match=r"diverged at 0 images: 5. updates of [DG].*learning_rate"):
+        check_divergence(state)
 
 
 def test_r1_weight_is_given_at_the_final_resolution():

@@ -1,0 +1,28 @@
+"""What a worker is given to train one stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stylegan.config import Config
+from stylegan.data.shards import ShardSet
+from stylegan.training.schedule import Stage
+from stylegan.training.state import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageJob:
+    """All that a worker needs to know to train one stage; the same on every rank."""
+
+    config: Config
+    stage: Stage
+    shards: ShardSet
+    key: str
+    run_id: str
+    uri: str  # the stage's folder in storage
+    previous: Checkpoint | None  # the end of the stage below
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes that G and D see, in the order of their numbers; empty if they are unconditional."""
+        return self.shards.label_names if self.config.model.conditional else ()

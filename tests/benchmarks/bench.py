@@ -1,0 +1,219 @@
+"""`make bench`: the training core against its yardstick, plain.py, and against the machine's own peak.
+
+Each variant lives in a process of its own, with the allocator that it would have by itself, so that its peak memory can be
+read; they take turns, one step each, round after round. What counts are the ratios of one run: absolute times belong to the
+machine and to the hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+
+import torch
+import torch.nn.functional as F
+from benchmarks.plain import Draws, PlainDiscriminator, PlainGenerator, PlainTraining
+from torch.profiler import ProfilerActivity, profile
+
+from stylegan.config import Config
+from stylegan.config_file import build
+from stylegan.networks.generator import random_noise
+from stylegan.training.cost import step_flops
+from stylegan.training.hardware import set_precision, tuned
+from stylegan.training.schedule import stages
+from stylegan.training.state import start_stage
+from stylegan.training.step import discriminator_step, generator_step
+
+# Name -> settings of `training`; None is the yardstick.
+VARIANTS: dict[str, dict[str, object] | None] = {
+    "plain": None,
+    "fp32": {},
+    "fp32 compiled": {"compile": True},
+    "bf16 compiled": {"precision": "bf16", "compile": True},
+    "bf16 compiled lazy": {"precision": "bf16", "compile": True, "penalty_interval": 16},
+}
+EXACT, FAST = "fp32 compiled", "bf16 compiled lazy"
+Step = Callable[[], object]
+
+
+def make_config(resolution: int, fmap_max: int, batch: int, training: dict[str, object]) -> Config:
+    """A run of one stage: R1 in every step unless `training` says otherwise."""
+    return build(
+        {
+            "name": "bench",
+            "data": {"source": "digits", "resolution": resolution},
+            "model": {"fmap_max": fmap_max},
+            "training": {"start_resolution": resolution, "batch": batch, **training},
+        }
+    )
+
+
+def plain_steps(config: Config) -> tuple[Step, Step]:
+    """A training step and inference of the yardstick."""
+    resolution, batch = config.data.resolution, config.batch_at(config.data.resolution)
+    G = PlainGenerator(config.model, resolution=resolution, channels=3)
+    D = PlainDiscriminator(config.model, resolution=resolution, channels=3)
+    training = PlainTraining(G, D, learning_rate=0.001)
+    images = torch.randint(0, 256, (batch, 3, resolution, resolution), dtype=torch.uint8)
+
+    def train() -> None:
+        training.d_step(images.float() / 127.5 - 1, None, Draws.random(G, batch))
+        training.g_step(None, Draws.random(G, batch))
+
+    return train, torch.no_grad()(lambda: G(Draws.random(G, batch)))
+
+
+def own_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
+    """A training step and inference of the product."""
+    stage = stages(config)[-1]
+    state = start_stage(config, stage, num_labels=0, previous=None, device=device)
+    images = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
+    set_precision(state.G_ema, config.training.precision)
+
+    def train() -> None:
+        discriminator_step(state, config, stage, images, None)
+        generator_step(state, config, stage, None)
+        state.nimg += stage.batch
+
+    def infer() -> None:
+        z = torch.randn(stage.batch, config.model.latent_size, device=device)
+        state.G_ema(z, noise=random_noise(None, device))
+
+    return train, torch.no_grad()(infer)
+
+
+def serve(connection: Connection, name: str, options: argparse.Namespace) -> None:
+    """A variant's process: takes ("train" | "infer", steps), answers with seconds per step; ("end", 0) with its peak memory in MiB."""
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    settings = VARIANTS[name]
+    config = make_config(options.resolution, options.fmap_max, options.batch, settings or {})
+    with contextlib.ExitStack() as stack:
+        if settings is None:
+            train, infer = plain_steps(config)
+        else:
+            stack.enter_context(tuned(config.training, device))
+            train, infer = own_steps(config, device)
+        while True:
+            what, steps = connection.recv()
+            if what == "end":
+                connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+                return
+            connection.send(timed(train if what == "train" else infer, steps))
+
+
+def timed(step: Step, steps: int) -> float:
+    """Seconds per step."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / steps
+
+
+def ask(connection: Connection, what: str, steps: int) -> float:
+    """One turn of a variant."""
+    connection.send((what, steps))
+    return float(connection.recv())
+
+
+def measure(options: argparse.Namespace) -> None:
+    """All variants in turns, and a table."""
+    context = multiprocessing.get_context("spawn")
+    turns: dict[str, Connection] = {}
+    for name in VARIANTS:
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(there, name, options), daemon=True).start()
+        turns[name] = here
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for what in ("train", "infer"):
+        for connection in turns.values():
+            ask(connection, what, 2)  # the first steps compile and fill caches
+        for _ in range(options.rounds):
+            for name, connection in turns.items():
+                # A lazy step is dear once in sixteen: a whole interval is the unit.
+                steps = 16 if "lazy" in name and what == "train" else 4 if what == "infer" else 1
+                seconds.setdefault((what, name), []).append(ask(connection, what, steps))
+    peaks = {name: ask(connection, "end", 0) for name, connection in turns.items()}
+    report(options, seconds, peaks)
+
+
+def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[float]], peaks: dict[str, float]) -> None:
+    """One row a variant: images per second (median, and its spread), ratios to the yardstick of the same round, memory."""
+    size = f"{options.resolution}x{options.resolution}, fmap_max {options.fmap_max}, batch {options.batch}"
+    print(f"\n{size}, {options.threads} thread(s), {options.rounds} rounds\n")
+    print("| variant | train img/s (min-max) | ratio | infer img/s | ratio | peak MiB |\n|---|---|---|---|---|---|")
+    for name, peak in peaks.items():
+        cells = [name]
+        for what in ("train", "infer"):
+            rates = [options.batch / s for s in seconds[what, name]]
+            ratio = statistics.median(p / s for p, s in zip(seconds[what, "plain"], seconds[what, name], strict=True))
+            spread = f" ({min(rates):.1f}-{max(rates):.1f})" if what == "train" else ""
+            cells += [f"{statistics.median(rates):.1f}{spread}", f"{ratio:.2f}"]
+        print("| " + " | ".join([*cells, f"{peak:.0f}"]) + " |")
+    config = make_config(options.resolution, options.fmap_max, options.batch, {})
+    flops = step_flops(config.model, options.resolution, 3) * options.batch
+    peak_flops = {precision: convolution_peak(options, dtype) for precision, dtype in (("fp32", None), ("bf16", torch.bfloat16))}
+    print()
+    for precision, peak in peak_flops.items():
+        name = f"{precision} compiled"
+        rate = flops / statistics.median(seconds["train", name])
+        print(f"{name}: {rate / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f} measured for its largest convolution: {rate / peak:.0%}")
+
+
+def convolution_peak(options: argparse.Namespace, dtype: torch.dtype | None) -> float:
+    """Operations per second of the forward pass of the 3x3 convolution at the finest resolution, best of ten."""
+    torch.set_num_threads(options.threads)
+    width, side = min(int(8192 / (options.resolution / 2)), options.fmap_max), options.resolution
+    x = torch.randn(options.batch, width, side, side, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(width, width, 3, 3, dtype=dtype)
+    step = partial(F.conv2d, x, weight, padding=1)
+    step()
+    return 2 * x.numel() * width * 9 / min(timed(step, 3) for _ in range(10))
+
+
+def top_operations(options: argparse.Namespace) -> None:
+    """Where the time of the fast variant goes."""
+    torch.set_num_threads(options.threads)
+    config = make_config(options.resolution, options.fmap_max, options.batch, {"precision": "bf16", "compile": True})
+    with tuned(config.training, torch.device(options.device)):
+        train, _ = own_steps(config, torch.device(options.device))
+        for _ in range(2):
+            train()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            train()
+    averages = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in averages)
+    print("\nbf16 compiled, share of time:")
+    for event in averages[: options.top]:
+        print(f"  {event.self_cpu_time_total / total:5.1%}  {event.count:5d} x  {event.key[:70]}")
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Benchmark of the training core against the plain version.")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--fmap-max", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--top", type=int, default=12, help="operations in the list of where time goes; 0 leaves it out")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.device}")
+    measure(options)
+    if options.top:
+        top_operations(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Stages so small that a whole one takes a moment."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stylegan.config_file import build
+from stylegan.data.shards import write_shards
+from stylegan.data.sources import open_source
+from stylegan.training.job import StageJob
+from stylegan.training.schedule import stages
+
+TREE = {
+    "name": "t",
+    "data": {"resolution": 8, "channels": 3},
+    "model": {"latent_size": 8, "mapping_layers": 1, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
+    "training": {"start_resolution": 4, "batch": 4, "fade_kimg": 0.024, "stable_kimg": 0.016},
+    "snapshots": {"checkpoint_kimg": 0.012, "log_kimg": 0.008, "samples_kimg": 0.016, "grid": 2, "keep": 2},
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path, draw_images: Callable[..., Path]) -> Callable[..., StageJob]:
+    """job(resolution, name, previous=None, **sections): a stage on 12 images of two classes, kept in folder `name`.
+
+    The 4x4 stage has 4 steps; that at 8x8 goes from 16 to 56 images and fades in until 48. Values in `sections` replace those of
+    the tree above.
+    """
+    source = draw_images(tmp_path / "images", [f"{c}/{i}.png" for c in "ab" for i in range(6)])
+    data = TREE["data"] | {"source": str(source)}
+    config = build(TREE | {"data": data})
+    shards = write_shards(open_source(config.data), config.data, str(tmp_path / "root"))
+
+    def make(resolution, name, previous=None, **sections):
+        changed = {key: TREE[key] | value for key, value in sections.items()}
+        config = build(TREE | {"data": data} | changed)
+        stage = next(stage for stage in stages(config) if stage.resolution == resolution)
+        uri = str(tmp_path / name / str(resolution))
+        return StageJob(config=config, stage=stage, shards=shards, key="k", run_id="r", uri=uri, previous=previous)
+
+    return make

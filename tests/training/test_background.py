@@ -1,0 +1,78 @@
+"""The thread behind training: order, failures, the end; and copies that later changes do not reach."""
+
+import logging
+import threading
+
+import pytest
+import torch
+
+from stylegan.errors import StepError
+from stylegan.training.background import Background, HostCopy
+
+
+def fail(text):
+    raise StepError(text)
+
+
+def diverge_after(jobs):
+    with Background() as background:
+        for job in jobs:
+            background.submit(job)
+        raise ZeroDivisionError
+
+
+def test_jobs_are_done_in_order_by_one_thread_before_the_block_ends():
+    done = []
+    with Background() as background:
+        for number in range(5):
+            background.submit(lambda number=number: done.append((number, threading.current_thread().name)))
+    assert [number for number, _ in done] == [0, 1, 2, 3, 4]
+    assert len({name for _, name in done}) == 1
+    assert threading.current_thread().name not in done[0]
+
+
+@pytest.mark.parametrize("look", ["check", "wait", "submit", "end"])
+def test_failure_of_a_job_is_raised_at_the_next_look(look):
+    def train():
+        with Background() as background:
+            job = background.submit(lambda: fail("full"))
+            assert isinstance(job.exception(), StepError)  # waits until it has failed
+            if look == "submit":
+                background.submit(lambda: None)
+            elif look != "end":
+                getattr(background, look)()
+            passed.append(look)
+
+    passed = []
+    with pytest.raises(StepError, match="full"):
+        train()
+    assert passed == (["end"] if look == "end" else [])
+
+
+def test_failure_of_training_comes_first_and_that_of_a_job_is_logged(caplog):
+    with caplog.at_level(logging.WARNING, logger="stylegan"), pytest.raises(ZeroDivisionError):
+        diverge_after([lambda: fail("full")])
+    assert "full" in caplog.text
+
+
+def test_what_was_submitted_is_done_when_training_fails():
+    """The last good checkpoint is not lost because the next step diverged."""
+    done = []
+    with pytest.raises(ZeroDivisionError):
+        diverge_after([lambda number=number: done.append(number) for number in range(3)])
+    assert done == [0, 1, 2]
+
+
+def test_copy_keeps_its_values_when_the_original_changes():
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    original = {"net": {"w": weight}, "adam": [{"betas": (0.0, 0.99), "step": torch.tensor(3.0)}], "nimg": 7}
+    copy = HostCopy(original, torch.device("cpu"))
+    with torch.no_grad():
+        weight.zero_()
+        original["adam"][0]["step"] += 1
+        original["nimg"] = 8
+    found = copy.get()
+    assert torch.equal(found["net"]["w"], torch.ones(2, 3))
+    assert not found["net"]["w"].requires_grad
+    assert found["adam"] == [{"betas": (0.0, 0.99), "step": torch.tensor(3.0)}]
+    assert found["nimg"] == 7

@@ -1,0 +1,109 @@
+"""Checkpoints in the background: training goes on, one at a time, a refusal is told, nothing counts before it is complete."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from contents import assert_same, curves, training_state
+
+from stylegan import storage
+from stylegan.errors import StepError
+from stylegan.training import loop
+from stylegan.training.curves import read_rows
+from stylegan.training.loop import train_stage
+from stylegan.training.state import checkpoints, newest_checkpoint
+
+SECONDS = 30  # more than any step takes
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(job, monkeypatch):
+    """Writing the checkpoint of 8 images ends only after the next step was made: waiting for it would wait in vain."""
+    stage = job(4, "one", snapshots={"checkpoint_kimg": 0.008})
+    stepped, waited = threading.Event(), []
+    write, step = storage.write_bytes, loop.generator_step
+
+    def slow_write(uri, data):
+        if uri.endswith("checkpoint-000000008/training.pt"):
+            waited.append(stepped.wait(SECONDS))
+        write(uri, data)
+
+    def noticed_step(state, *arguments):
+        step(state, *arguments)
+        if state.nimg == 8:
+            stepped.set()
+
+    monkeypatch.setattr(storage, "write_bytes", slow_write)
+    monkeypatch.setattr(loop, "generator_step", noticed_step)
+    train_stage(stage)
+    assert waited == [True]
+
+
+def test_a_checkpoint_holds_the_state_of_its_moment(job, monkeypatch):
+    """Written only when training is three steps further, it is that of a run that ended there."""
+    short = train_stage(job(4, "short", training={"stable_kimg": 0.004}))
+    stage = job(4, "long", snapshots={"checkpoint_kimg": 0.004})
+    stepped, write, step = threading.Event(), storage.write_bytes, loop.generator_step
+    held = {}
+
+    def slow_write(uri, data):
+        if "checkpoint-000000004" in uri:
+            assert stepped.wait(SECONDS)
+            write(uri, data)
+            held.setdefault("state", training_state(Path(uri).parent))
+        else:
+            write(uri, data)
+
+    def noticed_step(state, *arguments):
+        step(state, *arguments)
+        if state.nimg == 4:
+            stepped.set()
+
+    monkeypatch.setattr(storage, "write_bytes", slow_write)
+    monkeypatch.setattr(loop, "generator_step", noticed_step)
+    train_stage(stage)
+    expected = training_state(short.uri)
+    for name in ("G", "D", "G_ema", "opt_G", "opt_D", "nimg"):
+        assert_same(held["state"][name], expected[name], name)
+
+
+def test_one_at_a_time_and_told_when_complete(job):
+    """on_checkpoint comes once for each, when it is there and the next is not begun; the newest and the one before are kept."""
+    stage, told = job(4, "one", snapshots={"checkpoint_kimg": 0.004}), []
+
+    def on_checkpoint(point):
+        told.append((newest_checkpoint(stage.uri).nimg, len(checkpoints(stage.uri)), point.get("progress/kimg")))
+
+    train_stage(stage, on_checkpoint=on_checkpoint)
+    assert told == [(4, 1, None), (8, 2, 0.008), (12, 2, 0.008), (16, 2, 0.016)]
+    assert len(checkpoints(stage.uri)) == 1
+
+
+def test_refused_checkpoint_ends_the_stage_in_one_line_and_leaves_the_last_one(job):
+    """A file stands where the folder of the second checkpoint would be; without it the same command ends as it would have."""
+    whole = job(4, "whole", snapshots={"checkpoint_kimg": 0.008})
+    expected = train_stage(whole)
+    stage = job(4, "torn", snapshots={"checkpoint_kimg": 0.008})
+    obstacle = Path(stage.uri, "checkpoint-000000016")
+    with pytest.raises(StepError, match=r"^storage: cannot write .*checkpoint-000000016/training\.pt: .*run the same command again$"):
+        train_stage(stage, on_checkpoint=lambda _: obstacle.write_text("in the way"))
+    assert newest_checkpoint(stage.uri).nimg == 8
+    assert read_rows(f"{stage.uri}/stats.jsonl")[-1]["nimg"] >= 8
+    assert not Path(stage.uri, "done.json").exists()
+    obstacle.unlink(missing_ok=True)
+    record = train_stage(stage)
+    assert_same(training_state(record.uri), training_state(expected.uri))
+    assert curves(stage.uri) == curves(whole.uri)
+
+
+def test_curves_on_storage_never_end_before_a_checkpoint_that_counts(job, monkeypatch):
+    """At every marker that is written, the points up to its image count are there already."""
+    stage, seen, write = job(4, "one", snapshots={"log_kimg": 0.004, "checkpoint_kimg": 0.004}), [], storage.write_bytes
+
+    def watched(uri, data):
+        if uri.endswith("checkpoint.json"):
+            seen.append((int(Path(uri).parent.name[-9:]), read_rows(f"{stage.uri}/stats.jsonl")[-1]["nimg"]))
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", watched)
+    train_stage(stage)
+    assert seen == [(4, 4), (8, 8), (12, 12), (16, 16)]

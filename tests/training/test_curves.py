@@ -1,0 +1,63 @@
+"""Points of the curves: where they go on after an interruption, and the share of time outside the steps."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from stylegan import storage
+from stylegan.training.background import Background
+from stylegan.training.curves import Curves, Stopwatch, read_rows
+from stylegan.training.state import start_stage
+
+
+@pytest.fixture
+def curves(job):
+    """curves(rows): of a 4x4 stage that has these rows in storage, 8 images into it."""
+    stage = job(4, "one")
+
+    def make(rows):
+        state = start_stage(stage.config, stage.stage, num_labels=2, previous=None)
+        state.nimg = 8
+        with Background() as background:
+            storage.write_bytes(f"{stage.uri}/stats.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+            return Curves(stage, state, background)
+
+    return make
+
+
+def test_no_file_is_no_rows(tmp_path):
+    assert read_rows(str(tmp_path / "stats.jsonl")) == []
+
+
+def test_points_are_means_over_the_steps_and_what_was_measured(curves):
+    found = curves([])
+    state = found.state
+    state.sums, state.steps, state.measured = {"loss/d": torch.tensor(6.0)}, 4, {"probe/accuracy": 0.5}
+    found.add_point()
+    point = found.newest()
+    assert point["loss/d"] == 1.5
+    assert point["probe/accuracy"] == 0.5
+    assert point["progress/kimg"] == 0.008
+    assert (state.sums, state.steps, state.measured) == ({}, 0, {})
+
+
+def test_content_is_that_of_its_moment(curves):
+    """What was there up to the image count of the state, as it was, and the points since; later ones are not in it."""
+    rows = [{"nimg": nimg, "resolution": 4, "metrics": {"loss/d": 0.1 * nimg}} for nimg in (4, 8, 12)]
+    found = curves(rows)
+    content = found.content()
+    found.state.sums, found.state.steps = {"loss/d": torch.tensor(6.0)}, 4
+    found.add_point()
+    assert [json.loads(line) for line in content().splitlines()] == rows[:2]
+    assert len(found.content()().splitlines()) == 3
+
+
+def test_stopwatch_adds_up_blocks_and_begins_anew():
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(2):
+        with watch:
+            time.sleep(0.005)
+    assert watch.read() >= 0.01
+    assert watch.read() == 0

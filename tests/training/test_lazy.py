@@ -1,0 +1,211 @@
+"""Lazy regularisation: gradient penalties in every k-th step only, as an update of their own (StyleGAN2, appendix B)."""
+
+import copy
+
+import pytest
+import torch
+from contents import assert_same, curves, training_state
+
+from stylegan import storage
+from stylegan.config_file import build
+from stylegan.training import losses
+from stylegan.training.loop import train_stage
+from stylegan.training.schedule import PENALTIES, Stage, lazy_correction, stages
+from stylegan.training.state import newest_checkpoint, start_stage
+from stylegan.training.step import Draws, discriminator_step, generate, process_reals
+
+BATCH = 8
+
+
+def make(**training):
+    tree = {
+        "name": "t",
+        "data": {"source": "digits", "resolution": 32, "channels": 1},
+        "model": {"latent_size": 8, "mapping_layers": 1, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8},
+        "training": {"batch": BATCH, "learning_rate": 0.01} | training,
+    }
+    config = build(tree)
+    stage = stages(config)[0]
+    return config, stage, start_stage(config, stage, num_labels=0, previous=None)
+
+
+REALS = torch.randint(0, 256, (BATCH, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def weights(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def test_penalty_steps_follow_from_the_image_count():
+    stage = Stage(
+        resolution=8,
+        levels_below=0,
+        start_nimg=100,
+        fade_images=0,
+        stable_images=10_000,
+        batch=8,
+        learning_rate=1,
+        repeats=4,
+        penalty_interval=3,
+    )
+    steps = range(100, 100 + 10 * 8, 8)
+    assert [stage.has_penalty(nimg) for nimg in steps] == [True, False, False] * 3 + [True]
+    for first in range(10):
+        for last in range(first, 10):
+            counted = sum(stage.has_penalty(nimg) for nimg in steps[first:last])
+            assert stage.num_penalties(steps[last], last - first) == counted
+
+
+def test_adam_of_d_makes_up_for_the_additional_updates():
+    """StyleGAN2's numbers for an interval of 16; at 1 everything is as given, and G is never touched."""
+    assert lazy_correction(1) == 1
+    *_, plain = make()
+    assert plain.opt_D.defaults["lr"] == plain.opt_G.defaults["lr"] == 0.01
+    assert plain.opt_D.defaults["betas"] == (0.0, 0.99)
+    *_, lazy = make(penalty_interval=16, adam_beta1=0.5)
+    assert lazy.opt_D.defaults["lr"] == pytest.approx(0.01 * 16 / 17)
+    assert lazy.opt_D.defaults["betas"] == pytest.approx((0.5 ** (16 / 17), 0.99 ** (16 / 17)))
+    assert lazy.opt_G.defaults["lr"] == 0.01
+    assert lazy.opt_G.defaults["betas"] == (0.5, 0.99)
+
+
+def test_a_penalty_is_a_second_update_with_the_weight_of_its_interval():
+    """The step equals one update by the GAN loss, then one by k times gamma / 2 times R1 at the native resolution."""
+    config, stage, state = make(penalty_interval=4, r1_gamma=10)
+    expected = copy.deepcopy(state.D)
+    draws = Draws.of(config, stage, 0, "D", torch.device("cpu"))
+    images = process_reals(REALS, alpha=1.0)
+    with torch.no_grad():
+        fakes = generate(copy.deepcopy(state), config, None, alpha=1.0, draws=draws)
+    discriminator_step(state, config, stage, REALS, None)
+
+    adam = torch.optim.Adam(expected.parameters(), lr=0.01 * 4 / 5, betas=(0.0, 0.99 ** (4 / 5)), eps=1e-8)
+    losses.discriminator_nonsaturating(expected(images), expected(fakes)).mean().backward()
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    images.requires_grad_()
+    penalty = losses.r1_penalty(expected(images), images).mean()
+    (4 * 10 / 4**2 / 2 * penalty).backward()  # two levels below 32x32
+    adam.step()
+    for name, value in state.D.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(state.sums["loss/r1"], penalty.detach())
+
+
+@pytest.mark.parametrize(
+    "penalty", [{"r1_gamma": 10}, {"r1_gamma": 0, "r2_gamma": 10}, {"r1_gamma": 0, "gp_weight": 10, "loss": "wgan"}], ids=["r1", "r2", "gp"]
+)
+def test_steps_between_two_penalties_have_none(penalty):
+    """There the weight of the penalty changes nothing, and the curves get no value of it."""
+    after = {}
+    for nimg in (0, BATCH):
+        for factor in (1, 100):
+            weight = {key: value * factor if key != "loss" else value for key, value in penalty.items()}
+            config, stage, state = make(penalty_interval=2, **weight)
+            state.nimg = nimg
+            discriminator_step(state, config, stage, REALS, None)
+            assert any(name in state.sums for name in PENALTIES) == (nimg == 0)
+            after[nimg, factor] = weights(state.D)
+    assert any(not torch.equal(value, after[0, 100][name]) for name, value in after[0, 1].items())
+    assert_same(after[BATCH, 1], after[BATCH, 100])
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_r2_and_gp_are_where_they_belong(interval):
+    """R2 is the slope at the fakes, WGAN-GP that between the pairs, both as D was when they were taken."""
+    config, stage, state = make(penalty_interval=interval, r1_gamma=0, r2_gamma=3)
+    seen = recorded(state.D)
+    discriminator_step(state, config, stage, REALS, None)
+    fakes = seen[1].detach()
+    assert torch.equal(seen[-1], fakes)
+    config, stage, state = make(penalty_interval=interval, r1_gamma=0, gp_weight=3, loss="wgan")
+    seen = recorded(state.D)
+    discriminator_step(state, config, stage, REALS, None)
+    reals, fakes, between = seen
+    share = ((between - reals) / (fakes - reals)).detach()
+    place = share.flatten(1).median(1).values
+    torch.testing.assert_close(between.detach(), torch.lerp(reals.detach(), fakes.detach(), place[:, None, None, None]), atol=1e-4, rtol=0)
+    assert (place > 0).all()
+    assert (place < 1).all()
+    assert len(place.unique()) == BATCH
+
+
+def recorded(D):
+    """All images that D is shown from now on."""
+    seen = []
+    D.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
+    return seen
+
+
+def test_drift_pulls_scores_of_reals_only():
+    """The gradient of the loss is that of wgan plus epsilon times that of the mean squared score of the reals."""
+    results = []
+    for drift in (0.0, 0.5):
+        config, stage, state = make(loss="wgan", r1_gamma=0, gp_weight=10, drift_weight=drift)
+        gradients = {}
+        state.D.head.dense1.bias.register_hook(lambda g, found=gradients: found.update(bias=g.clone()))
+        discriminator_step(state, config, stage, REALS, None)
+        results.append((gradients["bias"], state.sums))
+    (plain, _), (drifted, sums) = results
+    torch.testing.assert_close(plain, torch.zeros(1), atol=1e-6, rtol=0)  # a bias moves reals and fakes alike
+    torch.testing.assert_close(drifted, 0.5 * 2 * sums["scores/real"][None], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["nonsaturating", "saturating", "wgan", "hinge"])
+def test_every_loss_leaves_the_other_player_alone(loss):
+    config, stage, state = make(loss=loss, r1_gamma=1, r2_gamma=1)
+    before = {player: dict(weights(getattr(state, player))) for player in "GD"}
+    discriminator_step(state, config, stage, REALS, None)
+    assert {n for n, v in state.G.state_dict().items() if not torch.equal(v, before["G"][n])} == {"w_avg"}
+    assert all(parameter.grad is None for player in "GD" for parameter in getattr(state, player).parameters())
+    assert all(value.isfinite() for value in state.sums.values())
+
+
+LAZY = {"penalty_interval": 3, "r1_gamma": 1.0}
+
+
+def test_curves_show_the_mean_of_the_steps_with_a_penalty(job):
+    """Of one, five and four steps of which one, one and two have R1; without learning it is that of the same steps of a plain run."""
+    still = {"training": LAZY | {"learning_rate": 1e-12}}
+    previous = train_stage(job(4, "one", **still))
+    lazy = job(8, "one", previous, **still, snapshots={"log_kimg": 0.02})
+    plain = job(8, "two", previous, training=still["training"] | {"penalty_interval": 1}, snapshots={"log_kimg": 0.004})
+    assert [lazy.stage.has_penalty(nimg) for nimg in range(16, 56, 4)] == [True, False, False] * 3 + [True]
+    train_stage(lazy)
+    train_stage(plain)
+    found, every = ({nimg: point["loss/r1"] for nimg, point in curves(one.uri)} for one in (lazy, plain))
+    assert found == pytest.approx({20: every[20], 40: every[32], 56: (every[44] + every[56]) / 2}, rel=1e-4)
+
+
+def test_a_point_without_a_penalty_has_no_value_for_it(job):
+    previous = train_stage(job(4, "one", training=LAZY))
+    lazy = job(8, "one", previous, training=LAZY)
+    train_stage(lazy)
+    assert [nimg for nimg, point in curves(lazy.uri) if "loss/r1" in point] == [24, 32, 48, 56]  # not that of the steps at 32 and 36
+
+
+def test_killed_between_two_penalties_and_resumed_it_is_the_same(job, monkeypatch):
+    """A checkpoint at a step without a penalty: weights, Adam and curves of the resumed stage equal the uninterrupted one's."""
+    options = {"training": LAZY}
+    previous = train_stage(job(4, "one", **options))
+    whole = job(8, "one", previous, **options)
+    train_stage(whole)
+    broken = job(8, "two", previous, **options)
+    write, written = storage.write_json, []
+
+    def die_after_the_second(uri, content):
+        write(uri, content)
+        written.append(uri)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_json", die_after_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(broken)
+    monkeypatch.undo()
+    killed = newest_checkpoint(broken.uri)
+    assert killed.nimg < broken.stage.end_nimg
+    assert not broken.stage.has_penalty(killed.nimg)
+    again = train_stage(broken)
+    assert_same(training_state(again.uri), training_state(storage.join(whole.uri, storage.name(again.uri))))
+    assert curves(broken.uri) == curves(whole.uri)

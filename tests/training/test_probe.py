@@ -1,0 +1,157 @@
+"""The linear probe of D's features: what it measures, that it repeats, that it leaves D alone, and when a stage calls it."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from stylegan.config import ModelConfig
+from stylegan.config_file import build
+from stylegan.data.shards import write_shards
+from stylegan.data.sources import open_source
+from stylegan.errors import StepError
+from stylegan.networks.discriminator import Discriminator
+from stylegan.training.curves import read_rows
+from stylegan.training.job import StageJob
+from stylegan.training.loop import train_stage
+from stylegan.training.probe import features, probe, probe_indices
+from stylegan.training.schedule import stages
+from stylegan.training.step import process_reals
+
+DATA = load_digits()
+IMAGES = torch.from_numpy((DATA.images * (255 / 16)).round().astype(np.uint8))[:600, None]
+LABELS = torch.from_numpy(DATA.target.astype(np.int64))[:600]
+
+
+def discriminator(**model):
+    torch.manual_seed(0)
+    return Discriminator(ModelConfig(**({"fmap_max": 32, "fmap_base": 256} | model)), resolution=8, channels=1)
+
+
+def run(D, images=IMAGES, labels=LABELS, **changes):
+    return probe(D, images, labels, **({"alpha": 1.0, "seed": 0, "batch": 64} | changes))
+
+
+def test_digits_are_told_apart_on_random_features_twice_the_same():
+    """Far above chance (0.1), even untrained; equal to the last bit at every call; another seed, other halves."""
+    found = run(discriminator())
+    assert found.keys() == {"probe/accuracy"}
+    assert found["probe/accuracy"] > 0.7
+    assert run(discriminator()) == found
+    assert any(run(discriminator(), seed=seed) != found for seed in (1, 2, 3))
+
+
+def test_labels_without_meaning_cannot_be_told():
+    """The images that are scored are not those that were fitted."""
+    shuffled = LABELS[torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(0))]
+    assert run(discriminator(), labels=shuffled)["probe/accuracy"] < 0.2
+
+
+def test_probe_leaves_everything_as_it_was():
+    D = discriminator().train()
+    before = {name: value.clone() for name, value in D.state_dict().items()}
+    random = torch.get_rng_state()
+    run(D)
+    assert all(torch.equal(value, before[name]) for name, value in D.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in D.parameters())
+    assert D.training
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_features_belong_to_their_images():
+    """Whatever the order and the size of the batches; without a minibatch statistic, each is what its image alone gives."""
+    D, order = discriminator(mbstd_group=1), np.random.default_rng(0).permutation(50)
+    found = features(D, IMAGES[:50], alpha=0.5, order=order, batch=16)
+    with torch.no_grad():
+        expected = torch.cat([D.features(process_reals(image[None], alpha=0.5), alpha=0.5) for image in IMAGES[:50]])
+    np.testing.assert_allclose(found, expected.double().numpy(), atol=1e-5)
+
+
+def test_every_image_is_seen_in_a_full_group():
+    """The last batch is filled up from the first: with 18 images in batches of 8, the groups of the 17th are of four."""
+    D, order = discriminator(), np.arange(18)
+    found = features(D, IMAGES[:18], alpha=1.0, order=order, batch=8)
+    with torch.no_grad():
+        last = D.features(process_reals(IMAGES[[16, 17, 0, 1, 2, 3, 4, 5]], alpha=1.0))
+    np.testing.assert_allclose(found[16:], last[:2].double().numpy(), atol=1e-5)
+
+
+def test_the_same_images_at_every_probe():
+    chosen = probe_indices(1000, count=50, seed=3)
+    assert np.array_equal(chosen, probe_indices(1000, count=50, seed=3))
+    assert len(set(chosen.tolist())) == 50
+    assert chosen.max() > 500  # not simply the first
+    assert not np.array_equal(chosen, probe_indices(1000, count=50, seed=4))
+    assert probe_indices(7, count=50, seed=0).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((600,), -1), r"^snapshots\.probe_kimg: 600 of the 600 images [^\n]* no label; [^\n]*unset snapshots\.probe_kimg$"),
+        (torch.zeros(600, dtype=torch.int64), r"^snapshots\.probe_kimg: [^\n]*fewer than two classes; [^\n]*$"),
+    ],
+)
+def test_data_that_cannot_be_probed_is_told_in_one_line(labels, message):
+    with pytest.raises(StepError, match=message):
+        run(discriminator(), labels=labels)
+
+
+class Killed(BaseException):
+    """Stands for a process that ends between two lines."""
+
+
+@pytest.fixture
+def job(tmp_path, draw_images):
+    """job(name, labels=True): an 8x8 stage of 48 images, probed every 16, with a point every 8 and a checkpoint every 12."""
+
+    def make(name, labels=True):
+        folders = "ab" if labels else [""]
+        source = draw_images(tmp_path / f"images-{name}", [f"{c}/{i}.png".lstrip("/") for c in folders for i in range(12)])
+        tree = {
+            "name": "t",
+            "data": {"source": str(source), "resolution": 8},
+            "model": {"latent_size": 8, "mapping_layers": 1, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8},
+            "training": {"batch": 4, "stable_kimg": 0.048, "rotation": {}},
+            "snapshots": {
+                "checkpoint_kimg": 0.012,
+                "log_kimg": 0.008,
+                "samples_kimg": 1,
+                "grid": 2,
+                "probe_kimg": 0.016,
+                "probe_images": 20,
+            },
+        }
+        config = build(tree)
+        shards = write_shards(open_source(config.data), config.data, str(tmp_path / "root"))
+        return StageJob(config=config, stage=stages(config)[0], shards=shards, key="k", run_id="r", uri=str(tmp_path / name), previous=None)
+
+    return make
+
+
+def probed(job):
+    """Image count -> accuracy of every point that has one."""
+    rows = read_rows(f"{job.uri}/stats.jsonl")
+    return {row["nimg"]: row["metrics"]["probe/accuracy"] for row in rows if "probe/accuracy" in row["metrics"]}
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_stage_is_probed_once_in_every_interval_also_when_it_is_resumed(job, after):
+    whole, torn, calls = job("whole"), job("torn"), []
+    train_stage(whole)
+    assert list(probed(whole)) == [16, 32, 48]
+
+    def stop(_):
+        calls.append(1)
+        if len(calls) == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_stage(torn, on_checkpoint=stop)
+    train_stage(torn)
+    assert probed(torn) == probed(whole)
+
+
+def test_a_stage_without_labels_is_not_probed(job):
+    with pytest.raises(StepError, match=r"^snapshots\.probe_kimg: [^\n]*no label; [^\n]*$"):
+        train_stage(job("unlabelled", labels=False))

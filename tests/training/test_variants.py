@@ -1,0 +1,121 @@
+"""Losses, penalties and spectral normalisation together: ranks, restarts, seeds and probes change nothing in them either."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from contents import assert_same, curves, training_state
+
+from stylegan import storage
+from stylegan.config_file import build
+from stylegan.training import distributed
+from stylegan.training.loop import train_stage
+from stylegan.training.schedule import stages
+from stylegan.training.state import newest_checkpoint, start_stage
+from stylegan.training.step import discriminator_step, generator_step
+
+BATCH = 16
+VARIANTS = {
+    "wgan-gp": {"loss": "wgan", "r1_gamma": 0, "gp_weight": 10, "drift_weight": 0.001},
+    "lazy-gp": {"loss": "hinge", "r1_gamma": 0, "gp_weight": 10, "drift_weight": 0.001, "penalty_interval": 2},
+    "lazy-r1-r2": {"loss": "saturating", "r1_gamma": 3, "r2_gamma": 3, "penalty_interval": 2},
+}
+
+
+def make(variant, seed=0):
+    tree = {
+        "name": "t",
+        "seed": seed,
+        "data": {"source": "digits", "resolution": 16, "channels": 1},
+        "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "spectral_norm": True},
+        "training": {"batch": BATCH, "fade_kimg": 0.064, "stable_kimg": 0.064} | VARIANTS[variant],
+    }
+    config = build(tree)
+    stage = stages(config)[0]
+    return config, stage, start_stage(config, stage, num_labels=0, previous=None)
+
+
+def train(variant, **options):
+    """Three steps of each player on this rank's share of the same images."""
+    config, stage, state = make(variant, **options)
+    data = torch.randint(0, 256, (3, BATCH, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    share = distributed.own_share(BATCH, config.model.mbstd_group)
+    for reals in data:
+        discriminator_step(state, config, stage, reals[share], None)
+        generator_step(state, config, stage, None)
+        state.nimg += BATCH
+    return state
+
+
+def on_rank(rank, port, path):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save({variant: train(variant).state_dict() for variant in VARIANTS}, f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_train_like_one(tmp_path):
+    """Every variant on 1 and 2 gloo ranks: all weights, and the vectors of the power method, agree after three steps.
+
+    In float64: Adam without momentum turns the rounding of a gradient near zero into a whole step of the learning rate.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(on_rank, (port, str(tmp_path)), nprocs=2)
+    two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        one = {variant: train(variant).state_dict() for variant in VARIANTS}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for variant in VARIANTS:
+        for network in ("G", "D", "G_ema"):
+            for name, value in one[variant][network].items():
+                of_ranks = [saved[variant][network][name] for saved in two]
+                assert torch.equal(*of_ranks), (variant, name)
+                message = f"{variant} {network} {name}"
+                torch.testing.assert_close(of_ranks[0], value, rtol=0, atol=1e-5, msg=lambda text, message=message: f"{message}: {text}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_seed_decides_everything(variant):
+    assert_same(train(variant).state_dict(), train(variant).state_dict())
+    one, other = (train(variant, seed=seed).D.head.dense0.parametrizations.weight[0]._u for seed in (0, 1))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_and_resumed_it_is_the_same_to_the_last_bit(job, variant, monkeypatch):
+    """Growing from 4x4 to 8x8, killed at the second checkpoint of 8x8: the power method goes on where it was."""
+    options = {"training": VARIANTS[variant], "model": {"spectral_norm": True}}
+    previous = train_stage(job(4, "one", **options))
+    whole, broken = (job(8, name, previous, **options) for name in ("one", "two"))
+    complete = train_stage(whole)
+    write, written = storage.write_json, []
+
+    def die_after_the_second(uri, content):
+        write(uri, content)
+        written.append(uri)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_json", die_after_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(broken)
+    monkeypatch.undo()
+    assert newest_checkpoint(broken.uri).nimg < broken.stage.end_nimg
+    assert_same(training_state(train_stage(broken).uri), training_state(complete.uri))
+    assert curves(broken.uri) == curves(whole.uri)
+
+
+def test_probes_and_grids_in_between_do_not_move_d(job):
+    """With spectral normalisation a forward pass in training moves D's buffers; measuring must not be one."""
+    options = {"model": {"spectral_norm": True}}
+    plain, probed = job(4, "one", **options), job(4, "two", **options, snapshots={"probe_kimg": 0.004, "samples_kimg": 0.004})
+    states = [training_state(train_stage(one).uri) for one in (plain, probed)]
+    assert any("probe/accuracy" in point for _, point in curves(probed.uri))
+    assert_same(states[0]["D"], states[1]["D"])
