@@ -205,6 +205,6 @@ def minibatch_stddev(x: Tensor, group: int) -> Tensor:
     n, _, height, width = x.shape
     members = max(size for size in range(1, min(group, n) + 1) if n % size == 0)
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (members, n // members))
-    variance = grouped.var(0, correction=0)  # [N/G, C, H, W]
+    variance = (grouped - grouped.mean(0)).square().mean(0)  # [N/G, C, H, W]; Tensor.var takes far longer
     level = (variance + EPS).sqrt().mean((1, 2, 3)).to(x.dtype)  # [N/G]
     return torch.cat([x, level.repeat(members).view(n, 1, 1, 1).expand(n, 1, height, width)], dim=1)

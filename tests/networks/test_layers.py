@@ -166,3 +166,24 @@ def test_minibatch_stddev_groups(n: int, group: int, groups: list[list[int]]) ->
     assert out.shape == (n, 4, 2, 2)
     torch.testing.assert_close(out[:, :3], x)
     torch.testing.assert_close(out[:, 3], _stddev(x, groups).view(n, 1, 1).expand(n, 2, 2))
+
+
+def test_adain_is_instance_norm_then_modulation() -> None:
+    """One operation for both halves, equal to the two."""
+    x, style = torch.randn(2, 3, 5, 5), torch.randn(2, 6)
+    torch.testing.assert_close(layers.adain(x, style), layers.modulate(layers.instance_norm(x), style))
+
+
+def test_adaptive_instance_norm_takes_over_the_statistics_of_the_style() -> None:
+    """Huang & Belongie 2017, equation 8: mean and deviation of each channel are those of the style image, whatever its size."""
+    content, style = torch.randn(2, 3, 8, 8) * 3 + 1, torch.randn(2, 3, 5, 7) * 0.5 - 2
+    out = layers.adaptive_instance_norm(content, style)
+    torch.testing.assert_close(out.mean((2, 3)), style.mean((2, 3)))
+    torch.testing.assert_close(out.std((2, 3), correction=0), style.std((2, 3), correction=0))
+    assert torch.equal(layers.adaptive_instance_norm(content, content).argmax(), content.argmax())
+    torch.testing.assert_close(layers.adaptive_instance_norm(content, content), content, atol=1e-5, rtol=1e-5)
+
+
+def test_adaptive_instance_norm_has_gradients_in_both() -> None:
+    content, style = (torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(layers.adaptive_instance_norm, (content, style))

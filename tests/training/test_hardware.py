@@ -1,0 +1,140 @@
+"""Precision and compiled operations: the same training, faster."""
+
+import copy
+
+import pytest
+import torch
+from benchmarks.compare import assert_near
+
+from stylegan.config_file import build
+from stylegan.errors import StepError
+from stylegan.networks import ops
+from stylegan.networks.weights import load_generator, save_generator
+from stylegan.training import hardware
+from stylegan.training.hardware import set_precision, tuned
+from stylegan.training.schedule import stages
+from stylegan.training.state import start_stage
+from stylegan.training.step import discriminator_step, generator_step
+
+CPU = torch.device("cpu")
+TREE = {
+    "name": "t",
+    "data": {"source": "digits", "resolution": 16, "channels": 1},
+    "model": {"latent_size": 32, "mapping_layers": 2, "mapping_fmaps": 32, "fmap_base": 256, "fmap_max": 32},
+    "training": {"start_resolution": 16, "batch": 8, "stable_kimg": 1, "r1_gamma": 1.0, "learning_rate": 0.002},
+}
+
+
+def make(**training):
+    config = build({**TREE, "training": {**TREE["training"], **training}})
+    stage = stages(config)[0]
+    return config, stage, start_stage(config, stage, num_labels=0, previous=None)
+
+
+def train(steps, **training):
+    """The losses of a short training on stripes, step by step."""
+    config, stage, state = make(**training)
+    rows = torch.arange(16)[:, None].expand(16, 16)
+    images = torch.stack([((rows + n) % 4 * 80).to(torch.uint8) for n in range(8)])[:, None]
+    losses = []
+    with tuned(config.training, CPU):
+        for _ in range(steps):
+            state.sums = {}
+            discriminator_step(state, config, stage, images, None)
+            generator_step(state, config, stage, None)
+            state.nimg += stage.batch
+            losses.append([float(state.sums[name]) for name in ("loss/d", "loss/g")])
+    return torch.tensor(losses), state
+
+
+def test_bf16_trains_like_fp32():
+    """Curves of 40 steps: their means over eight steps differ by no more than those of two seeds do."""
+    (single, _), (low, state) = train(40), train(40, precision="bf16")
+    smooth = [losses.view(5, 8, 2).mean(1) for losses in (single, low)]
+    torch.testing.assert_close(smooth[1], smooth[0], atol=0.1, rtol=0.1)
+    assert not torch.equal(single, low)  # it did compute in bf16
+    assert all(p.dtype == torch.float32 for network in state.networks().values() for p in network.parameters())
+
+
+def test_features_are_bf16_and_the_average_stays_single():
+    _, _, state = make(precision="bf16")
+    seen = {}
+    for name, network in state.networks().items():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Module) and type(module).__name__ in ("Conv", "UpConv", "DownConv"):
+                module.register_forward_hook(lambda _m, _i, out, name=name: seen.setdefault(name, set()).add(out.dtype))
+    z = torch.randn(8, 32)
+    images = state.G(z)
+    state.D(images)
+    state.G_ema(z)
+    assert images.dtype == torch.float32
+    assert torch.bfloat16 in seen["G"]
+    assert seen["D"] == {torch.bfloat16}
+    assert seen["G_ema"] == {torch.float32}
+    loaded, _ = load_generator(save_generator(state.G, ()))
+    assert loaded.synthesis.compute_dtype is None
+
+
+def test_grown_networks_keep_their_precision():
+    config, _, state = make(precision="bf16")
+    state.grow(config)
+    assert (state.G.synthesis.compute_dtype, state.D.compute_dtype) == (torch.bfloat16, torch.bfloat16)
+    assert state.G_ema.synthesis.compute_dtype is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_operations_give_the_same_gradients(precision):
+    """One loss of both players with R1, with and without torch.compile."""
+    gradients = []
+    for compiled in (False, True):
+        config, _, state = make(precision=precision, compile=compiled)
+        random = torch.Generator().manual_seed(0)
+        z, reals = torch.randn(8, 32, generator=random), torch.randn(8, 1, 16, 16, generator=random).requires_grad_()
+        try:
+            with tuned(config.training, CPU):
+                scores = state.D(reals)
+                penalty = ops.input_gradients(scores, reals).square().sum()
+                (scores.sum() + penalty + state.D(state.G(z)).sum()).backward()
+        except StepError as error:
+            pytest.skip(str(error))
+        found = {name: p.grad for net in (state.G, state.D) for name, p in net.named_parameters() if p.grad is not None}
+        del found["synthesis.layers.0.bias"]  # zero but for rounding: the first normalisation takes a constant away
+        gradients.append(found)
+    allowed = {"fp32": 1e-4, "bf16": 0.1}[precision]
+    assert_near(gradients[1], gradients[0], allowed=allowed, least=0.1 if precision == "bf16" else 1e-3)
+
+
+def test_second_derivatives_survive_compilation():
+    """What is to be differentiated again is not compiled."""
+    x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    with ops.fused():
+        assert torch.autograd.gradgradcheck(lambda x: ops.instance_norm_style(x, x.new_ones(1, 2), x.new_zeros(1, 2)), (x,), fast_mode=True)
+
+
+def test_a_missing_compiler_is_told_before_training(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nfound")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    config, _, _ = make(compile=True)
+    with (
+        pytest.raises(StepError, match=r"training.compile=true.*no C\+\+ compiler found.*training.compile=false"),
+        tuned(config.training, CPU),
+    ):
+        pass
+
+
+def test_settings_of_torch_are_put_back():
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    config, _, _ = make(precision="tf32")
+    with tuned(config.training, CPU):
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_every_precision_of_the_config_has_a_type():
+    config, _, state = make()
+    for precision in type(config.training).model_fields["precision"].annotation.__args__:
+        set_precision(copy.deepcopy(state.D), precision)
+    assert set(hardware.FEATURES) == set(type(config.training).model_fields["precision"].annotation.__args__)
