@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from stylegan import storage
-from stylegan.config import Config, ModelConfig, digest
+from stylegan.config import Config, ModelConfig, TrainingConfig, digest
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.training.schedule import Stage
 
-# Forward passes that one image costs in a D step and a G step with R1: a backward pass counts as two forward ones.
-D_PASSES = 3 + 3 + 3 + 2  # reals, fakes, double backward of R1; and the way through D to G
-G_PASSES = 1 + 3  # fakes for D; forward and backward for G
+# Forward passes that one image costs; a backward pass counts as two forward ones, one that stops at the image as one.
+G_PASSES = 1 + 3  # fakes for D; forward and backward
+D_PASSES = 3 + 3 + 2  # reals, fakes, and the way through D to G
+PENALTY_PASSES = 3  # slope at the images, and backward through it; images of its own cost a forward and a backward pass more
 ACTIVATION_COPIES = 4  # layer outputs kept at the peak (R1's graph of the reals), relative to one forward pass of both
 
 
@@ -37,18 +38,25 @@ class Cost:
 def stage_cost(config: Config, stage: Stage) -> Cost:
     """Speed and memory of a stage."""
     workers = config.workers_at(stage.resolution)
-    flops, parameters, activations = _count(config.model, stage.resolution, config.data.channels)
+    _, _, parameters, activations = _count(config.model, stage.resolution, config.data.channels)
     share = stage.batch // (workers.workers or 1)
     memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30  # weights, average, gradients, Adam's two moments
     speed = measured_speed(config, stage)
     if speed is None and not workers.gpus_per_worker and not config.ray.address:
-        speed = _machine_flops() / flops
+        speed = _machine_flops() / step_flops(config, stage.resolution)
     return Cost(speed, memory)
 
 
 def speed_record(config: Config, images_per_second: float) -> dict[str, object]:
     """What a finished stage leaves for later plans, beside its checkpoint's record."""
-    return {"img_per_sec": images_per_second, "model": digest(config.model), "ray": digest(config.ray)}
+    return {"img_per_sec": images_per_second, **_speed_digests(config)}
+
+
+def _speed_digests(config: Config) -> dict[str, object]:
+    """What the speed of a stage depends on, apart from its resolution."""
+    training = config.training
+    work = [training.precision, training.compile, training.penalty_interval, _penalties(training), training.rotation]
+    return {"model": digest(config.model), "ray": digest(config.ray), "work": digest(work)}
 
 
 def measured_speed(config: Config, stage: Stage) -> float | None:
@@ -61,19 +69,32 @@ def measured_speed(config: Config, stage: Stage) -> float | None:
             done = storage.read_json(storage.join(folder, name, "done.json"))
         except FileNotFoundError:
             continue
-        if done.get("model") == digest(config.model) and done.get("ray") == digest(config.ray):
+        if done | _speed_digests(config) == done:
             return float(done["img_per_sec"]) or None
     return None
 
 
-def step_flops(model: ModelConfig, resolution: int, channels: int) -> float:
-    """Operations of a D and a G step per image, with R1 in every step."""
-    return _count(model, resolution, channels)[0]
+def step_flops(config: Config, resolution: int) -> float:
+    """Operations of a D and a G step per image, on average over the steps."""
+    training = config.training
+    of_g, of_d, _, _ = _count(config.model, resolution, config.data.channels)
+    passes = float(D_PASSES)
+    for penalty in _penalties(training):
+        own_images = penalty == "gp" or training.penalty_interval > 1
+        passes += (PENALTY_PASSES + 3 * own_images) / training.penalty_interval
+    if training.rotation:
+        passes += (3 + 2) * 4 * training.rotation.fraction
+    return G_PASSES * of_g + passes * of_d
+
+
+def _penalties(training: TrainingConfig) -> list[str]:
+    weights = {"r1": training.r1_gamma, "r2": training.r2_gamma, "gp": training.gp_weight}
+    return [name for name, weight in weights.items() if weight]
 
 
 @lru_cache(maxsize=32)
-def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, int, int]:
-    """Operations of a D and G step per image, parameters of G and D, and floats of their layer outputs per image."""
+def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, float, int, int]:
+    """Operations of a forward pass of G and of D per image, their parameters, and floats of their layer outputs per image."""
     with torch.device("meta"):
         G = Generator(model, resolution=resolution, channels=channels)
         D = Discriminator(model, resolution=resolution, channels=channels)
@@ -87,7 +108,7 @@ def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, i
         with FlopCounterMode(display=False) as of_d:
             D(images)
     parameters = sum(p.numel() for network in (G, D) for p in network.parameters())
-    return G_PASSES * of_g.get_total_flops() + D_PASSES * of_d.get_total_flops(), parameters, sum(sizes)
+    return of_g.get_total_flops(), of_d.get_total_flops(), parameters, sum(sizes)
 
 
 @lru_cache(maxsize=1)

@@ -161,7 +161,7 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[floa
             cells += [f"{statistics.median(rates):.1f}{spread}", f"{ratio:.2f}"]
         print("| " + " | ".join([*cells, f"{peak:.0f}"]) + " |")
     config = make_config(options.resolution, options.fmap_max, options.batch, {})
-    flops = step_flops(config.model, options.resolution, 3) * options.batch
+    flops = step_flops(config, options.resolution) * options.batch
     peak_flops = {precision: convolution_peak(options, dtype) for precision, dtype in (("fp32", None), ("bf16", torch.bfloat16))}
     print()
     for precision, peak in peak_flops.items():

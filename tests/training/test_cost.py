@@ -1,15 +1,26 @@
 """Estimates of a plan: speed from what was measured before, memory that grows with what is trained."""
 
+import pytest
+
 from stylegan import storage
 from stylegan.config_file import build
-from stylegan.training.cost import measured_speed, speed_record, stage_cost
+from stylegan.training.cost import measured_speed, speed_record, stage_cost, step_flops
 from stylegan.training.schedule import stages
 
 
-def config(root, **ray):
+def config(root, training=None, **ray):
     model = {"latent_size": 16, "mapping_fmaps": 16, "fmap_base": 256, "fmap_max": 16}
     data = {"source": "digits", "resolution": 32}
-    return build({"name": "t", "storage": {"root": str(root)}, "data": data, "model": model, "training": {"batch": 16}, "ray": ray})
+    return build(
+        {
+            "name": "t",
+            "storage": {"root": str(root)},
+            "data": data,
+            "model": model,
+            "training": {"batch": 16} | (training or {}),
+            "ray": ray,
+        }
+    )
 
 
 def test_without_a_finished_stage_speed_is_reckoned_from_this_machine(tmp_path):
@@ -31,6 +42,25 @@ def test_a_finished_stage_of_the_same_networks_and_launch_tells_the_speed(tmp_pa
     assert measured_speed(here, stage) == 123.0
     assert measured_speed(here, stages(here)[1]) is None
     assert measured_speed(config(tmp_path, workers=2), stage) is None
+
+
+def test_penalties_and_self_supervision_cost_passes_through_d(tmp_path):
+    """In passes of D: 8 without, 3 more for R1 in every step, 6 in every sixteenth, 5 for a quarter of the batch turned four ways."""
+
+    def passes(**training):
+        return step_flops(config(tmp_path, training), 32)
+
+    none, every, lazy, turned = passes(r1_gamma=0), passes(), passes(penalty_interval=16), passes(r1_gamma=0, rotation={})
+    one = (every - none) / 3
+    assert lazy - none == pytest.approx(6 / 16 * one)
+    assert turned - none == pytest.approx(5 * one)
+
+
+def test_the_speed_of_other_work_tells_nothing(tmp_path):
+    here = config(tmp_path)
+    storage.write_json(f"{tmp_path}/stages/0008-abc/done.json", speed_record(here, 123.0))
+    for change in ({"precision": "bf16"}, {"compile": True}, {"penalty_interval": 4}, {"rotation": {}}):
+        assert measured_speed(config(tmp_path, change), stages(here)[0]) is None
 
 
 def test_more_workers_need_less_memory_each(tmp_path):
