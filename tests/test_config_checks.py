@@ -29,7 +29,7 @@ def mistake(**sections):
             {"training": {"precision": "fp16"}, "ray": {"gpus_per_worker": 1, "stages": {16: {"gpus_per_worker": 0}}}},
             ["at 16x16", "set ray.gpus_per_worker=1"],
         ),
-        ({"training": {"precision": "fp8"}}, ["training.precision='fp8'", "'fp32', 'bf16' or 'fp16'"]),
+        ({"training": {"precision": "fp8"}}, ["training.precision='fp8'", "'fp32', 'tf32', 'bf16' or 'fp16'"]),
         ({"training": {"loss": "lsgan"}}, ["training.loss='lsgan'", "'nonsaturating', 'saturating', 'wgan' or 'hinge'"]),
         ({"training": {"loss": "wgan", "r1_gamma": 0}}, ["training.loss=wgan", "training.gp_weight=10", "model.spectral_norm=true"]),
         (
