@@ -99,7 +99,9 @@ def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False) -> Te
     `rotated` turns it by 180 degrees.
     """
     taps = weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 9, I]; no copy, as weights lie in memory
-    matrix = torch.tensor(_shifts(scale, rotated), dtype=weight.dtype, device=weight.device)
+    # From page-locked memory a copy to the GPU does not wait for it.
+    matrix = torch.tensor(_shifts(scale, rotated), dtype=weight.dtype, device="cpu", pin_memory=weight.is_cuda)
+    matrix = matrix.to(weight.device, non_blocking=True)
     return (matrix @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
 

@@ -31,10 +31,10 @@ from torch import Tensor
 SLOPE = 0.2  # of the leaky ReLU
 EPS = 1e-8  # of every normalisation
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 _fused = False
+_input_gradients_only = False
 
 
 @contextlib.contextmanager
@@ -46,9 +46,6 @@ def fused(enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         _fused = before
-
-
-_input_gradients_only = False
 
 
 def input_gradients(outputs: Tensor, inputs: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -292,7 +289,7 @@ def instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         shift: [N, C].
     """
     if _needs_graph(x, scale, shift):
-        return _InstanceNormStyle.apply(x, scale, shift)[0]
+        return _InstanceNormStyle.apply(x, scale, shift)
     return _instance_norm_style(x, scale, shift)[0]
 
 
@@ -309,17 +306,13 @@ def _instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tenso
 
 class _InstanceNormStyle(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         y, mean, rstd = _instance_norm_style(x, scale, shift)
         ctx.save_for_backward(x, scale, mean, rstd)
-        ctx.mark_non_differentiable(mean, rstd)
-        ctx.set_materialize_grads(False)
-        return y, mean, rstd
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        if grads[0] is None:
-            return None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, scale, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: mean and rstd must know that they depend on x
             wide = x.to(rstd.dtype)

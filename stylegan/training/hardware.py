@@ -12,6 +12,8 @@ from torch import nn
 from stylegan.config import TrainingConfig
 from stylegan.errors import StepError
 from stylegan.networks import ops
+from stylegan.networks.discriminator import Discriminator
+from stylegan.networks.generator import Synthesis
 
 # `training.precision` -> type of features and of weights in use; None is that of the stored weights.
 FEATURES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,8 +45,8 @@ def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
 def set_precision(network: nn.Module, precision: str) -> None:
     """Let the parts of a network that have one compute in the features' type of `training.precision`."""
     for module in network.modules():
-        if hasattr(module, "compute_dtype"):
-            setattr(module, "compute_dtype", FEATURES[precision])  # noqa: B010 (a plain attribute to mypy's surprise)
+        if isinstance(module, Synthesis | Discriminator):
+            module.compute_dtype = FEATURES[precision]
 
 
 def check_compiler(device: torch.device) -> None:

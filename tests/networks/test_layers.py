@@ -180,7 +180,6 @@ def test_adaptive_instance_norm_takes_over_the_statistics_of_the_style() -> None
     out = layers.adaptive_instance_norm(content, style)
     torch.testing.assert_close(out.mean((2, 3)), style.mean((2, 3)))
     torch.testing.assert_close(out.std((2, 3), correction=0), style.std((2, 3), correction=0))
-    assert torch.equal(layers.adaptive_instance_norm(content, content).argmax(), content.argmax())
     torch.testing.assert_close(layers.adaptive_instance_norm(content, content), content, atol=1e-5, rtol=1e-5)
 
 

@@ -1,10 +1,13 @@
-"""What stages left in storage, for comparison."""
+"""What stages left in storage, for comparison; and stages that end too early."""
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from stylegan import storage
 from stylegan.training.curves import read_rows
+from stylegan.training.loop import train_stage
 
 
 def training_state(uri):
@@ -38,3 +41,19 @@ def curves(uri):
 def pictures(uri):
     """The bytes of the sample grids by name."""
     return {path.name: path.read_bytes() for path in Path(uri, "samples").iterdir()}
+
+
+def train_killed(job, monkeypatch):
+    """Train a stage until its second checkpoint is complete, and not an image further."""
+    write, written = storage.write_json, []
+
+    def die_after_the_second(uri, content):
+        write(uri, content)
+        written.append(uri)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", die_after_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            train_stage(job)

@@ -1,6 +1,10 @@
 """Precision and compiled operations: the same training, faster."""
 
 import copy
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -25,15 +29,15 @@ TREE = {
 }
 
 
-def make(**training):
-    config = build({**TREE, "training": {**TREE["training"], **training}})
+def make(seed=0, **training):
+    config = build({**TREE, "seed": seed, "training": {**TREE["training"], **training}})
     stage = stages(config)[0]
     return config, stage, start_stage(config, stage, num_labels=0, previous=None)
 
 
-def train(steps, **training):
+def train(steps, seed=0, **training):
     """The losses of a short training on stripes, step by step."""
-    config, stage, state = make(**training)
+    config, stage, state = make(seed, **training)
     rows = torch.arange(16)[:, None].expand(16, 16)
     images = torch.stack([((rows + n) % 4 * 80).to(torch.uint8) for n in range(8)])[:, None]
     losses = []
@@ -48,11 +52,9 @@ def train(steps, **training):
 
 
 def test_bf16_trains_like_fp32():
-    """Curves of 40 steps: their means over eight steps differ by no more than those of two seeds do."""
-    (single, _), (low, state) = train(40), train(40, precision="bf16")
-    smooth = [losses.view(5, 8, 2).mean(1) for losses in (single, low)]
-    torch.testing.assert_close(smooth[1], smooth[0], atol=0.1, rtol=0.1)
-    assert not torch.equal(single, low)  # it did compute in bf16
+    """Over 40 steps the losses keep closer to those of fp32 than those of another seed do."""
+    (single, _), (low, state), (other, _) = train(40), train(40, precision="bf16"), train(40, seed=1)
+    assert 0 < (low - single).abs().mean() < (other - single).abs().mean()
     assert all(p.dtype == torch.float32 for network in state.networks().values() for p in network.parameters())
 
 
@@ -111,17 +113,13 @@ def test_second_derivatives_survive_compilation():
         assert torch.autograd.gradgradcheck(lambda x: ops.instance_norm_style(x, x.new_ones(1, 2), x.new_zeros(1, 2)), (x,), fast_mode=True)
 
 
-def test_a_missing_compiler_is_told_before_training(monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("no C++ compiler\nfound")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    config, _, _ = make(compile=True)
-    with (
-        pytest.raises(StepError, match=r"training.compile=true.*no C\+\+ compiler found.*training.compile=false"),
-        tuned(config.training, CPU),
-    ):
-        pass
+def test_a_missing_compiler_is_told_before_training(tmp_path):
+    """In a process that finds none."""
+    code = "import torch; from stylegan.training.hardware import check_compiler; check_compiler(torch.device('cpu'))"
+    missing = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | missing, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert re.search(r"StepError: training\.compile=true.*install a C\+\+ compiler.*training\.compile=false", ended.stderr.splitlines()[-1])
 
 
 def test_settings_of_torch_are_put_back():

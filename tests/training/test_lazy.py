@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from contents import assert_same, curves, training_state
+from contents import assert_same, curves, train_killed, training_state
 
 from stylegan import storage
 from stylegan.config_file import build
@@ -191,18 +191,7 @@ def test_killed_between_two_penalties_and_resumed_it_is_the_same(job, monkeypatc
     whole = job(8, "one", previous, **options)
     train_stage(whole)
     broken = job(8, "two", previous, **options)
-    write, written = storage.write_json, []
-
-    def die_after_the_second(uri, content):
-        write(uri, content)
-        written.append(uri)
-        if len(written) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(storage, "write_json", die_after_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        train_stage(broken)
-    monkeypatch.undo()
+    train_killed(broken, monkeypatch)
     killed = newest_checkpoint(broken.uri)
     assert killed.nimg < broken.stage.end_nimg
     assert not broken.stage.has_penalty(killed.nimg)

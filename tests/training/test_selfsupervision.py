@@ -1,12 +1,9 @@
 """The rotation loss: what is turned, what the answers are, and whom the loss moves."""
 
-import socket
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import in_double, on_two_ranks
 from sklearn.datasets import load_digits
 
 from stylegan.config import RotationConfig
@@ -235,40 +232,21 @@ def test_rotation_alone_trains_a_classifier():
     assert after > 0.5
 
 
-def train(state, config, stage, share):
-    data = reals(48)
-    for i in range(3):
-        batch = torch.arange(i * 16, i * 16 + 16)[share]
+def train_three_steps():
+    config, stage, state = make({"decay_kimg": 0.1})
+    share, data = distributed.own_share(stage.batch, config.model.mbstd_group), reals(48)
+    for start in range(0, 48, 16):
+        batch = start + share
         discriminator_step(state, config, stage, data[batch], batch % 3)
         generator_step(state, config, stage, LABELS)
         state.nimg += stage.batch
-
-
-def on_rank(rank, port, path):
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    config, stage, state = make({"decay_kimg": 0.1})
-    train(state, config, stage, distributed.own_share(stage.batch, config.model.mbstd_group))
     distributed.mean_(state.sums[name] for name in sorted(state.sums))
-    torch.save(state.state_dict(), f"{path}/{rank}.pt")
-    dist.destroy_process_group()
+    return state.state_dict()
 
 
 def test_two_ranks_train_like_one(tmp_path):
-    """Weights agree to 1e-5 after 3 steps of each player, in float64; the metrics' means over ranks are those of one rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(on_rank, (port, str(tmp_path)), nprocs=2)
-    torch.set_default_dtype(torch.float64)
-    try:
-        config, stage, state = make({"decay_kimg": 0.1})
-        train(state, config, stage, slice(None))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    one = state.state_dict()
-    two = torch.load(tmp_path / "0.pt", weights_only=True)
+    """Weights agree to 1e-5 after 3 steps of each player; the metrics' means over ranks are those of one rank."""
+    one, (two, _) = in_double(train_three_steps), on_two_ranks(train_three_steps, tmp_path)
     for network in ("G", "D"):
         for name, value in one[network].items():
             torch.testing.assert_close(two[network][name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

@@ -5,15 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import in_double, on_two_ranks
 
 from stylegan.config_file import build
 from stylegan.errors import DivergedError
 from stylegan.training import distributed
 from stylegan.training import step as step_module
 from stylegan.training.schedule import ema_beta, stages
-from stylegan.training.state import TrainState, start_stage
+from stylegan.training.state import start_stage
 from stylegan.training.step import Draws, discriminator_step, generator_step, process_reals
 from stylegan.training.update import MAX_SKIPPED, check_divergence
 
@@ -170,44 +169,20 @@ def test_r1_weight_is_given_at_the_final_resolution():
         torch.testing.assert_close(value, gradients[1][name])
 
 
-def train(state: TrainState, config, stage, rank_share):
-    data = reals(48, stage.resolution)
-    for i in range(3):
-        batch = torch.arange(i * 16, i * 16 + 16)[rank_share]
-        discriminator_step(state, config, stage, data[batch], (batch % 3))
+def train_three_steps():
+    config, stage, state = make()
+    share, data = distributed.own_share(stage.batch, config.model.mbstd_group), reals(48, stage.resolution)
+    for start in range(0, 48, 16):
+        batch = start + share
+        discriminator_step(state, config, stage, data[batch], batch % 3)
         generator_step(state, config, stage, LABELS)
         state.nimg += stage.batch
-
-
-def on_rank(rank, port, path):
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    config, stage, state = make()
-    train(state, config, stage, distributed.own_share(stage.batch, config.model.mbstd_group))
-    torch.save(state.state_dict(), f"{path}/{rank}.pt")
-    dist.destroy_process_group()
+    return state.state_dict()
 
 
 def test_two_ranks_train_like_one(tmp_path):
-    """Same global batch on 1 and 2 gloo ranks: after 3 full D and G steps with R1 all weights agree to 1e-5.
-
-    In float64: Adam without momentum turns the rounding of a gradient near zero into a whole step of the learning rate.
-    """
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(on_rank, (port, str(tmp_path)), nprocs=2)
-    torch.set_default_dtype(torch.float64)
-    try:
-        config, stage, state = make()
-        train(state, config, stage, slice(None))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    one = state.state_dict()
-    two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    """Same global batch on 1 and 2 ranks: after 3 full D and G steps with R1 all weights agree to 1e-5."""
+    one, two = in_double(train_three_steps), on_two_ranks(train_three_steps, tmp_path)
     for network in ("G", "D", "G_ema"):
         for name, value in one[network].items():
             assert torch.equal(two[0][network][name], two[1][network][name]), name

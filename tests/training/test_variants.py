@@ -1,14 +1,10 @@
 """Losses, penalties and spectral normalisation together: ranks, restarts, seeds and probes change nothing in them either."""
 
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from contents import assert_same, curves, training_state
+from contents import assert_same, curves, train_killed, training_state
+from ranks import in_double, on_two_ranks
 
-from stylegan import storage
 from stylegan.config_file import build
 from stylegan.training import distributed
 from stylegan.training.loop import train_stage
@@ -49,29 +45,13 @@ def train(variant, **options):
     return state
 
 
-def on_rank(rank, port, path):
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save({variant: train(variant).state_dict() for variant in VARIANTS}, f"{path}/{rank}.pt")
-    dist.destroy_process_group()
+def train_all():
+    return {variant: train(variant).state_dict() for variant in VARIANTS}
 
 
 def test_two_ranks_train_like_one(tmp_path):
-    """Every variant on 1 and 2 gloo ranks: all weights, and the vectors of the power method, agree after three steps.
-
-    In float64: Adam without momentum turns the rounding of a gradient near zero into a whole step of the learning rate.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(on_rank, (port, str(tmp_path)), nprocs=2)
-    two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    torch.set_default_dtype(torch.float64)
-    try:
-        one = {variant: train(variant).state_dict() for variant in VARIANTS}
-    finally:
-        torch.set_default_dtype(torch.float32)
+    """Every variant on 1 and 2 ranks: all weights, and the vectors of the power method, agree after three steps."""
+    one, two = in_double(train_all), on_two_ranks(train_all, tmp_path)
     for variant in VARIANTS:
         for network in ("G", "D", "G_ema"):
             for name, value in one[variant][network].items():
@@ -95,18 +75,7 @@ def test_killed_and_resumed_it_is_the_same_to_the_last_bit(job, variant, monkeyp
     previous = train_stage(job(4, "one", **options))
     whole, broken = (job(8, name, previous, **options) for name in ("one", "two"))
     complete = train_stage(whole)
-    write, written = storage.write_json, []
-
-    def die_after_the_second(uri, content):
-        write(uri, content)
-        written.append(uri)
-        if len(written) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(storage, "write_json", die_after_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        train_stage(broken)
-    monkeypatch.undo()
+    train_killed(broken, monkeypatch)
     assert newest_checkpoint(broken.uri).nimg < broken.stage.end_nimg
     assert_same(training_state(train_stage(broken).uri), training_state(complete.uri))
     assert curves(broken.uri) == curves(whole.uri)
