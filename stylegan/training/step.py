@@ -72,15 +72,19 @@ def process_reals(images: Tensor, *, alpha: float, flips: Tensor | None = None) 
 def generate(state: TrainState, config: Config, labels: Tensor | None, *, alpha: float, draws: Draws) -> Tensor:
     """Images of G in training mode: style mixing, fresh noise, and the running average of w is updated."""
     G, model = state.G, config.model
-    w = G.mapping(draws.normal(model.latent_size), labels)
-    mean_w = w.detach().mean(0)
-    distributed.mean_([mean_w])
-    G.update_w_avg(mean_w, model.w_avg_beta)
-    cutoff = G.num_layers
+    z, cutoff = draws.normal(model.latent_size), G.num_layers
     if model.styles and draws.host.random() < model.style_mixing_prob:
         cutoff = int(draws.host.integers(1, G.num_layers))
-    w2 = G.mapping(draws.normal(model.latent_size), labels) if cutoff < G.num_layers else w
-    return G.synthesis(mix(w, w2, cutoff, G.num_layers), alpha=alpha, noise=draws.noise)
+    if cutoff < G.num_layers:
+        # Small products wait for the weights to arrive from memory: both latents share one reading.
+        z = torch.cat([z, draws.normal(model.latent_size)])
+        labels = None if labels is None else labels.repeat(2)
+    w = G.mapping(z, labels)
+    w1, w2 = w[: len(draws.share)], w[-len(draws.share) :]
+    mean_w = w1.detach().mean(0)
+    distributed.mean_([mean_w])
+    G.update_w_avg(mean_w, model.w_avg_beta)
+    return G.synthesis(mix(w1, w2, cutoff, G.num_layers), alpha=alpha, noise=draws.noise)
 
 
 def discriminator_step(state: TrainState, config: Config, stage: Stage, reals: Tensor, labels: Tensor | None) -> None:

@@ -77,9 +77,10 @@ class Run:
 
     def _listen(self) -> None:
         def mapped(_: nn.Module, args: tuple, w: Tensor) -> None:
-            self.heard.z.append(args[0])
-            self.heard.labels.append(args[1])
-            self.heard.w.append(w.detach())
+            # Both codes of a mixture come in one call, one after the other.
+            self.heard.z += args[0].split(BATCH)
+            self.heard.labels += [None] if args[1] is None else args[1].split(BATCH)
+            self.heard.w += w.detach().split(BATCH)
 
         def synthesised(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             def draw(*shape: int) -> Tensor:
