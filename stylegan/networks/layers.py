@@ -11,15 +11,14 @@ the precision of a network. Dense layers stay in single precision: they are smal
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylegan.config import ModelConfig
-from stylegan.networks.ops import EPS, Geometry, convolve, instance_norm_style
+from stylegan.networks.convolution import Geometry, convolve, four_tap
+from stylegan.networks.ops import EPS, instance_norm_style
 
 SQRT2 = math.sqrt(2)
 FUSED_FROM = 128  # resampling and convolution are one operation from this resolution of the finer side
@@ -81,6 +80,8 @@ class UpConv(Conv):
         """Make the layer; `resolution` is the side of its output."""
         super().__init__(num_in, num_out, bias=False)
         self.fused = resolution >= FUSED_FROM
+        # In memory [I, 3, 3, O], as the transposed convolution reads it.
+        self.weight.data = self.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return up_conv(x, self.weight, scale=self.scale, fused=self.fused)
@@ -91,27 +92,6 @@ class DownConv(Conv):
 
     def forward(self, x: Tensor) -> Tensor:
         return down_conv(x, self.weight, scale=self.scale, bias=self._bias(x), activate=self.activate)
-
-
-def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False) -> Tensor:
-    """Kernel [O, I, 3, 3] convolved with a 2x2 block of `scale`: [O, I, 4, 4], the sum of its four shifts by one pixel.
-
-    `rotated` turns it by 180 degrees.
-    """
-    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 9, I]; no copy, as weights lie in memory
-    # From page-locked memory a copy to the GPU does not wait for it.
-    matrix = torch.tensor(_shifts(scale, rotated), dtype=weight.dtype, device="cpu", pin_memory=weight.is_cuda)
-    matrix = matrix.to(weight.device, non_blocking=True)
-    return (matrix @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
-
-
-@lru_cache
-def _shifts(scale: float, rotated: bool) -> list[list[float]]:
-    """[16, 9]: how the pixels of a 3x3 kernel add up to those of the 4x4 one."""
-    row = np.eye(4, 3) + np.eye(4, 3, k=-1)
-    if rotated:
-        row = row[:, ::-1]
-    return (np.kron(row, row) * scale).tolist()
 
 
 def up_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, fused: bool) -> Tensor:
@@ -127,8 +107,8 @@ def up_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, fused: bool) -> Te
     Returns:
         [N, O, 2H, 2W].
     """
-    kernel = four_tap(weight, scale=scale, rotated=not fused).to(x.dtype)
-    return convolve(x, kernel.transpose(0, 1), None, Geometry(stride=2, padding=1, transposed=True))
+    kernel = four_tap(weight.transpose(0, 1), scale=scale, rotated=not fused).to(x.dtype)
+    return convolve(x, kernel, None, Geometry(stride=2, padding=1, transposed=True))
 
 
 def down_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, bias: Tensor | None, activate: bool = False) -> Tensor:

@@ -79,7 +79,7 @@ def _load(data: bytes, key: str, make: Callable[..., Net]) -> tuple[Net, tuple[s
         # On the meta device nothing is drawn: loading leaves the global random state alone.
         with torch.device("meta"):
             network = make(ModelConfig.model_validate(header.pop("model")), **header)
-        network.load_state_dict(tensors, assign=True)
+        network.to_empty(device="cpu").load_state_dict(tensors)  # copies: in memory the weights lie as the layers want them
     except (SafetensorError, ValidationError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason, kind = " ".join(str(error).split())[:200] or type(error).__name__, _kind(key)
         raise StepError(

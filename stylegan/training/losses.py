@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan.config import TrainingConfig
-from stylegan.networks.ops import input_gradients
+from stylegan.networks.convolution import input_gradients
 
 
 def generator_nonsaturating(scores_fake: Tensor) -> Tensor:

@@ -186,3 +186,9 @@ def test_adaptive_instance_norm_takes_over_the_statistics_of_the_style() -> None
 def test_adaptive_instance_norm_has_gradients_in_both() -> None:
     content, style = (torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(layers.adaptive_instance_norm, (content, style))
+
+
+def test_kernels_lie_in_memory_as_convolutions_read_them() -> None:
+    """channels_last as the kernel that convolves has its channels; a copy in every step would cost as much as a small convolution."""
+    assert DownConv(3, 5).weight.is_contiguous(memory_format=torch.channels_last)
+    assert UpConv(3, 5, resolution=8).weight.transpose(0, 1).is_contiguous(memory_format=torch.channels_last)

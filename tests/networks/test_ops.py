@@ -1,4 +1,4 @@
-"""The operations with hand-written derivatives: their values and their derivatives of the first three orders."""
+"""Blur, activation and normalisation with hand-written derivatives: values and derivatives of the first three orders."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,41 +6,16 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from networks.derivatives import assert_same_derivatives, doubles
 from torch import Tensor
 
 from stylegan.networks import ops
-from stylegan.networks.ops import Geometry
-
-GEOMETRIES = {  # name -> geometry, side of the kernel
-    "3x3": (Geometry(padding=1), 3),
-    "1x1": (Geometry(), 1),
-    "3x3, activated": (Geometry(padding=1, activate=True), 3),
-    "down": (Geometry(stride=2, padding=1), 4),
-    "down, activated": (Geometry(stride=2, padding=1, activate=True), 4),
-    "up": (Geometry(stride=2, padding=1, transposed=True), 4),
-}
-every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
+from stylegan.networks.convolution import Geometry, convolve
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def doubles(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
-
-
-def arguments(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, weight and bias for a geometry: 3 channels to 2."""
-    geometry, kernel = GEOMETRIES[name]
-    return doubles(2, 3, 6, 6), doubles(*((3, 2) if geometry.transposed else (2, 3)), kernel, kernel), doubles(2)
-
-
-def plain_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    convolution = F.conv_transpose2d if geometry.transposed else F.conv2d
-    y = convolution(x, weight, bias, stride=geometry.stride, padding=geometry.padding)
-    return F.leaky_relu(y, 0.2) if geometry.activate else y
 
 
 def plain_epilogue(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor) -> Tensor:
@@ -52,49 +27,6 @@ def plain_epilogue(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None,
 def plain_instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
     return (x - mean) / torch.sqrt(variance + 1e-8) * scale[:, :, None, None] + shift[:, :, None, None]
-
-
-def assert_same_derivatives(ours: Callable, plain: Callable, inputs: list[Tensor], orders: int = 3) -> None:
-    """Values and gradients agree; then the gradients' own gradients along a random direction, and so on."""
-    results = tuple(torch.sin(function(*inputs)) for function in (ours, plain))  # so that gradients depend on what comes after
-    for order in range(orders + 1):
-        if order:
-            direction = torch.randn_like(results[0])
-            results = tuple(derivative((result * direction).sum(), inputs) for result in results)
-        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9, msg=lambda text, order=order: f"derivative {order}: {text}")
-
-
-def derivative(scalar: Tensor, inputs: list[Tensor]) -> Tensor:
-    """By all inputs, squared so that the next derivative is not that of something linear, as one vector."""
-    gradients = torch.autograd.grad(scalar, inputs, create_graph=True, materialize_grads=True)
-    return torch.cat([gradient.flatten() for gradient in gradients]).square()
-
-
-@every_geometry
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_convolutions_are_torchs(name: str, memory_format: torch.memory_format) -> None:
-    """The same numbers, with and without a graph, and derivatives of three orders, in either memory format."""
-    geometry = GEOMETRIES[name][0]
-    x, weight, bias = arguments(name)
-    x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
-    assert_same_derivatives(
-        lambda *inputs: ops.convolve(*inputs, geometry), lambda *inputs: plain_convolve(*inputs, geometry), [x, weight, bias]
-    )
-    with torch.no_grad():
-        torch.testing.assert_close(ops.convolve(x, weight, bias, geometry), plain_convolve(x, weight, bias, geometry))
-        torch.testing.assert_close(ops.convolve(x, weight, None, geometry), plain_convolve(x, weight, None, geometry))
-
-
-@every_geometry
-@pytest.mark.parametrize("wanted", [[0], [1], [0, 1], [2]], ids=["image", "weight", "both", "bias"])
-def test_convolutions_that_need_some_gradients_only(name: str, wanted: list[int]) -> None:
-    """Frozen weights, or images without a gradient, take other ways through the derivatives."""
-    geometry, inputs = GEOMETRIES[name][0], arguments(name)
-    for index, value in enumerate(inputs):
-        value.requires_grad_(index in wanted)
-    results = [function(*inputs, geometry).square().sum() for function in (ops.convolve, plain_convolve)]
-    ours, plain = (torch.autograd.grad(result, [inputs[index] for index in wanted]) for result in results)
-    torch.testing.assert_close(ours, plain)
 
 
 @pytest.mark.parametrize("maps", [1, 2])
@@ -153,7 +85,7 @@ def test_first_and_second_derivatives(function: Callable[[Tensor], Tensor]) -> N
 
 ACTIVATIONS = {
     "lrelu": lambda x, bias: ops.lrelu(x),
-    "convolution": lambda x, bias: ops.convolve(x, torch.eye(2, dtype=x.dtype).view(2, 2, 1, 1), bias, Geometry(activate=True)),
+    "convolution": lambda x, bias: convolve(x, torch.eye(2, dtype=x.dtype).view(2, 2, 1, 1), bias, Geometry(activate=True)),
     "epilogue": lambda x, bias: ops.noise_bias_act(x, None, None, bias),
 }
 

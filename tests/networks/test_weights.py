@@ -127,3 +127,10 @@ def test_other_bytes_are_refused_in_one_line(kind: str) -> None:
     assert message.startswith("generator: these ")
     assert "\n" not in message
     assert "give a generator.safetensors" in message
+
+
+def test_loaded_weights_lie_in_memory_as_fresh_ones() -> None:
+    """A file knows no memory formats."""
+    generator = _generator()
+    loaded = load_generator(save_generator(generator, ()))[0]
+    assert [p.stride() for p in loaded.parameters()] == [p.stride() for p in generator.parameters()]

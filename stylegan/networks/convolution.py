@@ -1,0 +1,195 @@
+"""Convolutions with hand-written derivatives, and the kernels of those that double or halve the side.
+
+A backward pass is made of the same three convolution kernels (forward, gradient of the input, gradient of the weight) as often
+as one differentiates. Torch's own second derivative, which R1 needs, takes a convolution with a kernel as large as the image
+where one weight gradient does. Bias and activation happen in the memory that the convolution wrote.
+
+As in `ops`, tensors are [N, C, H, W] in any memory format (channels_last is the fast one) and of any floating type.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan.networks.ops import SLOPE, act_bias_gradients, act_gradient, needs_graph, tiny
+
+_input_gradients_only = False
+
+
+def input_gradients(outputs: Tensor, inputs: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Gradient of the sum of `outputs` at `inputs`, to be differentiated again.
+
+    Like torch.autograd.grad, which does not tell the operations here that nobody asks for the gradients of their weights.
+    `scale` multiplies on the way and is divided by at the end, so that small gradients survive in half precision.
+    """
+    global _input_gradients_only
+    total = outputs.sum() if scale is None else outputs.sum() * scale
+    _input_gradients_only = True
+    try:
+        (gradient,) = torch.autograd.grad(total, inputs, create_graph=True)
+    finally:
+        _input_gradients_only = False
+    return gradient if scale is None else gradient / scale
+
+
+class Geometry(NamedTuple):
+    """How a convolution lies on its input, and whether a leaky ReLU follows."""
+
+    stride: int = 1
+    padding: int = 0
+    transposed: bool = False
+    activate: bool = False
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """(Transposed) convolution, bias and, if asked, leaky ReLU.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, k, k]; transposed: [I, O, k, k].
+        bias: [O].
+        geometry: stride, padding and activation.
+    """
+    if bias is not None and geometry.activate:
+        bias = bias + tiny(bias.dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)  # once, instead of in every kernel that reads it
+    if needs_graph(x, weight, bias):
+        return _Convolve.apply(x, weight, bias, geometry)
+    return _convolve(x, weight, bias, geometry)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    s, p, _, activate = geometry
+    x = x.contiguous(memory_format=torch.channels_last)
+    if activate and not geometry.transposed and _has_onednn(x):  # the activation while the result is still in the cache
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [p, p], [s, s], [1, 1], 1, "leaky_relu", [SLOPE], "")
+    y = torch.convolution(x, weight, bias, [s, s], [p, p], [1, 1], geometry.transposed, [0, 0], 1)
+    return F.leaky_relu(y, SLOPE, inplace=True) if activate else y
+
+
+def _has_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+
+
+def _gradients(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    s, p, transposed, _ = geometry
+    g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
+    return torch.ops.aten.convolution_backward(g, x, weight, None, [s, s], [p, p], [1, 1], transposed, [0, 0], 1, mask)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        y = _convolve(x, weight, bias, geometry)
+        ctx.geometry, ctx.has_bias = geometry, bias is not None
+        ctx.save_for_backward(x, weight, y if geometry.activate else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grads
+        x, weight, y = ctx.saved_tensors
+        linear = ctx.geometry._replace(activate=False)
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        if _input_gradients_only:
+            needs_weight = needs_bias = False
+        grad_x: Tensor | None = None
+        grad_weight: Tensor | None = None
+        grad_bias: Tensor | None = None
+        if y is not None and needs_bias and ctx.has_bias:
+            g, grad_bias = act_bias_gradients(g, y)
+        elif y is not None:
+            g = act_gradient(g, y)
+        elif needs_bias and ctx.has_bias:
+            grad_bias = g.sum((0, 2, 3))
+        if not torch.is_grad_enabled() and needs_x and needs_weight:
+            grad_x, grad_weight, _ = _gradients(g, x, weight, linear, [True, True, False])
+        else:
+            grad_x = _InputGradient.apply(g, weight, x, linear) if needs_x else None
+            grad_weight = _WeightGradient.apply(x, g, weight, linear) if needs_weight else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+class _InputGradient(torch.autograd.Function):
+    """The adjoint in x: g [N, O, H', W'] and weight to the shape of `like` [N, I, H, W]; linear in both."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, weight: Tensor, like: Tensor, geometry: Geometry) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(g, weight)
+        return _gradients(g, like, weight, geometry, [True, False, False])[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gg,) = grads
+        g, weight = ctx.saved_tensors
+        needs_g, needs_weight, _, _ = ctx.needs_input_grad
+        grad_g = convolve(gg, weight, None, ctx.geometry) if needs_g else None
+        grad_weight = _WeightGradient.apply(gg, g, weight, ctx.geometry) if needs_weight else None
+        return grad_g, grad_weight, None, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    """The adjoint in the weight: x [N, I, H, W] and g [N, O, H', W'] to the shape of `like`; linear in both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, like: Tensor, geometry: Geometry) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(x, g)
+        return _gradients(g, x, like, geometry, [False, True, False])[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gg,) = grads
+        x, g = ctx.saved_tensors
+        needs_x, needs_g, _, _ = ctx.needs_input_grad
+        grad_x = _InputGradient.apply(g, gg, x, ctx.geometry) if needs_x else None
+        grad_g = convolve(x, gg, None, ctx.geometry) if needs_g else None
+        return grad_x, grad_g, None, None
+
+
+def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False) -> Tensor:
+    """Kernel [O, I, 3, 3] convolved with a 2x2 block of `scale`: [O, I, 4, 4], the sum of its four shifts by one pixel.
+
+    `rotated` turns it by 180 degrees. Result and gradient lie in memory as channels_last, and so should the weight.
+    """
+    return _FourTap.apply(weight, scale, rotated) if needs_graph(weight) else _four_tap(weight, scale, rotated)
+
+
+def _four_tap(weight: Tensor, scale: float, rotated: bool) -> Tensor:
+    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 9, I]; no copy, as weights lie in memory
+    # From page-locked memory a copy to the GPU does not wait for it.
+    matrix = torch.tensor(_shifts(scale, rotated), dtype=weight.dtype, device="cpu", pin_memory=weight.is_cuda)
+    matrix = matrix.to(weight.device, non_blocking=True)
+    return (matrix @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
+
+@lru_cache
+def _shifts(scale: float, rotated: bool) -> list[list[float]]:
+    """[16, 9]: how the pixels of a 3x3 kernel add up to those of the 4x4 one."""
+    row = np.eye(4, 3) + np.eye(4, 3, k=-1)
+    if rotated:
+        row = row[:, ::-1]
+    return (np.kron(row, row) * scale).tolist()
+
+
+class _FourTap(torch.autograd.Function):
+    """Linear, so its backward pass needs no input; there, adding is faster than a product with so narrow a matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: float, rotated: bool) -> Tensor:
+        ctx.scale, ctx.rotated = scale, rotated
+        return _four_tap(weight, scale, rotated)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = grads
+        g = g[:, :, 1:] + g[:, :, :-1]
+        g = (g[..., 1:] + g[..., :-1]) * ctx.scale
+        return g.flip(2, 3) if ctx.rotated else g, None, None
