@@ -144,8 +144,8 @@ def print_summary(config: Config, summary: Summary) -> None:
     table = Table(title=f"evaluation, protocol {summary.report.protocol}", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for name, value in sorted(summary.report.metrics.items()):
-        table.add_row(name, f"{value:.4g}")
+    for name in sorted(summary.report.metrics):
+        table.add_row(name, escape(summary.report.shown(name)))
     for name, reason in sorted(summary.report.skipped.items()):
         table.add_row(name, escape(f"skipped: {reason}"))
     console.print(table)

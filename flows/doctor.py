@@ -88,7 +88,7 @@ def _data(config: Config | None) -> str:
 
 def _metrics(config: Config | None) -> str:
     from stylegan.data.sources import open_source
-    from stylegan.evaluation.features import check_features
+    from stylegan.evaluation.spaces import check_features
 
     if config is None:
         return "the embedded classifier needs no weights"

@@ -68,7 +68,7 @@ def end_killed_runs(flow_name: str) -> int:
 def publish_artifacts(summary: Summary) -> None:
     """The verdict with its metrics, a table, and the sample grid, on the flow run's page."""
     key = re.sub(r"[^a-z0-9-]", "-", summary.run_id)
-    rows = [{"metric": name, "value": value} for name, value in sorted(summary.report.metrics.items())]
+    rows = [{"metric": name, "value": summary.report.shown(name)} for name in sorted(summary.report.metrics)]
     rows += [{"metric": name, "value": f"skipped: {why}"} for name, why in sorted(summary.report.skipped.items())]
     create_table_artifact(rows, key=f"{key}-metrics", description=f"Metrics of {summary.run_id} under protocol {summary.report.protocol}")
     create_markdown_artifact(_markdown(summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}")
@@ -91,7 +91,7 @@ def _markdown(summary: Summary) -> str:
         "",
         "| metric | value |",
         "|---|---|",
-        *(f"| {name} | {value:.4g} |" for name, value in sorted(summary.report.metrics.items())),
+        *(f"| {name} | {summary.report.shown(name)} |" for name in sorted(summary.report.metrics)),
         "",
         f"Run `{summary.run_id}`, samples `{summary.grid}`",
     ]

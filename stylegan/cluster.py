@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from stylegan.training.state import Checkpoint
 
 T = TypeVar("T")
 R = TypeVar("R")
+AHEAD = 128  # tasks under way in a parallel map: their results wait in Ray's memory
 
 # Ray's defaults poll every 2 s and start spare workers: on one machine that doubles the cost of a short stage.
 RAY_ENV = {
@@ -249,7 +251,9 @@ def _quiet() -> Iterator[None]:
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config) -> Iterator[R]:
-    """`map` over Ray tasks, results in order; as many at once as the last stage has workers.
+    """`map` over Ray tasks, results in order; as many at once as the cluster has room for, at most `AHEAD` before the one that is due.
+
+    A task whose worker dies is done again, it alone. Results are dropped once they are handed out.
 
     Args:
         function: picklable, importable on the workers.
@@ -262,18 +266,28 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     need = config.workers_at(config.data.resolution)
     cpus, gpus = need.cpus_per_worker or 1, need.gpus_per_worker or 0
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=config.ray.resources_per_worker, max_retries=3)(_call)
-    pending = [task.remote(function, item, cpus) for item in items]
-    for reference in pending:
-        try:
-            yield ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise type(error.cause)(str(error.cause)) from error
-            raise
-        except ray.exceptions.RayError as error:
-            raise UnavailableError(
-                f"a Ray task was lost ({type(error).__name__}); give its node more memory or lower ray.workers, then run again"
-            ) from error
+    pending: deque[Any] = deque()
+    for item in items:
+        pending.append(task.remote(function, item, cpus))
+        if len(pending) >= AHEAD:
+            yield _result(pending.popleft())
+    while pending:
+        yield _result(pending.popleft())
+
+
+def _result(reference: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise type(error.cause)(str(error.cause)) from error
+        raise
+    except ray.exceptions.RayError as error:
+        raise UnavailableError(
+            f"a Ray task was lost ({type(error).__name__}); give its node more memory or lower ray.workers, then run again"
+        ) from error
 
 
 def _call(function: Callable[[T], R], item: T, cpus: float) -> R:

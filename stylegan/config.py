@@ -13,24 +13,13 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from stylegan.config_checks import check
-from stylegan.tables import OFFICIAL_BATCH, at_resolution, official_batch
+from stylegan.tables import OFFICIAL_BATCH, RESOLUTIONS, at_resolution, known_resolutions, official_batch, spread
 
 T = TypeVar("T")
-Metric = Literal["fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability"]
+Metric = Literal["fid", "kid", "is", "pr", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability", "fid_mixing", "truncation"]
+QuickMetric = Literal["fid", "kid", "is", "pr"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-RESOLUTIONS = tuple(2**k for k in range(2, 11))
-
-
-def _spread(value: Any) -> Any:
-    """A plain value stands for all resolutions: `8` becomes `{4: 8}`."""
-    return value if isinstance(value, dict) else {4: value}
-
-
-def _known_resolutions(table: dict[int, Any]) -> dict[int, Any]:
-    unknown = [key for key in table if key not in RESOLUTIONS]
-    if unknown:
-        raise ValueError(f"{unknown[0]} is no resolution; the keys are powers of two from 4 to 1024")
-    return table
+STYLEGAN_METRICS: tuple[Metric, ...] = ("fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability")  # v1's standard set
 
 
 def _batch(value: Any) -> int | Literal["auto"]:
@@ -40,11 +29,12 @@ def _batch(value: Any) -> int | Literal["auto"]:
 
 
 # A value per resolution: an entry holds from its resolution up to the next entry, e.g. {4: 128, 32: 64}.
-PerResolution = Annotated[dict[int, T], Field(min_length=1), BeforeValidator(_spread), AfterValidator(_known_resolutions)]
+PerResolution = Annotated[dict[int, T], Field(min_length=1), BeforeValidator(spread), AfterValidator(known_resolutions)]
 Count = Annotated[int, Field(ge=1)]
 Batch = Annotated[int | Literal["auto"], PlainValidator(_batch)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -182,22 +172,43 @@ class SnapshotsConfig(Section):
         None, description="Distance of probes of D's features by a linear classifier (the forgetting curve); needs labelled data."
     )
     probe_images: int = Field(2000, ge=20, description="Images of a probe, half to fit and half to score.")
+    metrics: tuple[QuickMetric, ...] = Field(("fid",), description="Quick metrics, measured beside training on few images.")
+    metrics_kimg: PerResolution[NotNegative] = Field({4: 0.0}, description="Distance of quick metrics, each of the newest checkpoint; 0: none.")
+    metrics_images: int = Field(5000, ge=2, description="Generated images of a quick metric, and at most as many reals.")
+
+
+class WeightsConfig(Section):
+    """Files of the published networks; only `evaluation.features: inception` reads them."""
+
+    inception: str | None = Field(None, description="URI of Inception-v3 (2015-12-05) as a PyTorch state dict; unset: the public file.")
+    vgg16: str | None = Field(None, description="URI of torchvision's VGG16; unset: the public file.")
+    lpips: str | None = Field(None, description="URI of the LPIPS v0.1 heads for VGG16; unset: the public file.")
 
 
 class EvaluationConfig(Section):
     """Which metrics, on how many images, in which feature space."""
 
-    metrics: tuple[Metric, ...] = METRICS
-    num_images: int = Field(50_000, ge=2, description="Generated images, and at most as many reals, for FID.")
+    metrics: tuple[Metric, ...] = Field(STYLEGAN_METRICS, description="pr: precision, recall, density, coverage; see README.md, Metrics.")
+    num_images: int = Field(50_000, ge=2, description="Generated images for fid, kid, is, pr, and for each row of fid_mixing, truncation.")
+    num_reals: Count | Literal["all"] = Field(50_000, description="Real images, the first ones of the shards: 50,000 in the paper, or all.")
+    bootstrap: int = Field(16, ge=0, description="Bootstrap replicates for the 95 % interval of FID; below 2 there is none.")
+    kid_subsets: int = Field(100, ge=2, description="Subsets that KID is averaged over.")
+    kid_subset_size: int = Field(1000, ge=2, description="Images of a KID subset (no more than there are).")
+    is_splits: int = Field(10, ge=1, description="Equal parts of the generated images that the Inception Score is averaged over.")
+    psi: tuple[Share, ...] = Field((0.3, 0.5, 0.7, 0.85, 1.0), min_length=1, description="Rows of truncation (of the first 8 layers).")
     ppl_samples: int = Field(100_000, ge=2, description="Pairs for each path length.")
     ppl_epsilon: float = Field(1e-4, gt=0)
     ppl_crop: bool = Field(True, description="Crop to the face region before the distance, as the paper does for every data set.")
-    separability_samples: int = Field(200_000, ge=4, description="Latents drawn; the most confident half is kept.")
+    separability_samples: int = Field(200_000, ge=4, description="Latents drawn; of each attribute the most confident half is kept.")
+    attributes_kimg: float = Field(
+        150.0, gt=0, description="Images shown to each attribute classifier (features: inception), in thousands."
+    )
     features: str = Field(
         "classifier",
-        description="classifier: trained on the labels of the shards; rotation: the same network trained to tell rotations (no labels "
-        "needed); or the URI of a .safetensors file that either has written.",
+        description="classifier or rotation: a small network, trained on the labels of the shards or on rotations (no labels needed); the "
+        "URI of a .safetensors file that either has written; inception: the networks of the published numbers.",
     )
+    weights: WeightsConfig = WeightsConfig()
     seed: int = Field(0, ge=0, lt=2**32)
 
 
@@ -231,8 +242,9 @@ class TrackingConfig(Section):
 class GateConfig(Section):
     """When a challenger becomes champion."""
 
-    metric: str = Field("fid", description="The metric that decides, without the name of its feature space; lower is better.")
-    min_improvement: float = Field(0.0, ge=0, lt=1, description="Relative: 0.02 asks for a value at least 2 % below the champion's.")
+    metric: str = Field("fid", description="The metric that decides, without the name of its feature space, e.g. fid, recall.")
+    min_improvement: float = Field(0.0, ge=0, lt=1, description="Relative: 0.02 asks to be better than the champion by at least 2 %.")
+    use_intervals: bool = Field(True, description="Ask also for a difference that the metric's 95 % intervals do not explain by chance.")
 
 
 class RegistryConfig(Section):
@@ -319,8 +331,7 @@ class Config(Section):
 
 def digest(part: Any) -> str:
     """Ten hex characters that identify a JSON-able value or pydantic model, independent of key order."""
-    plain = part.model_dump(mode="json") if isinstance(part, BaseModel) else part
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), default=_jsonable)
+    text = json.dumps(part, sort_keys=True, separators=(",", ":"), default=_jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -328,18 +339,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} has no digest")
-
-
-def flatten(config: Config) -> dict[str, str]:
-    """Every value by its dotted key, as text (for MLflow params)."""
-    flat: dict[str, str] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), item)
-        else:
-            flat[prefix] = value if isinstance(value, str) else json.dumps(value)
-
-    walk("", config.model_dump(mode="json"))
-    return flat

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stylegan.config import Config
 
+# Entries of evaluation.metrics that do not give one value of their own name, and the values they give a gate: curves give none.
+VALUES: dict[str, tuple[str, ...]] = {"pr": ("precision", "recall", "density", "coverage"), "fid_mixing": (), "truncation": ()}
+
 
 def check(config: Config) -> None:
     """Raises ValueError at the first values that do not fit together; the line names keys, values, what is allowed and the cure."""
@@ -17,6 +20,7 @@ def check(config: Config) -> None:
     _check_rotation(config)
     _check_precision(config)
     _check_labels(config)
+    _check_metrics(config)
     _check_gate(config)
 
 
@@ -122,7 +126,18 @@ def _check_labels(config: Config) -> None:
         raise ValueError("snapshots.probe_kimg needs labels but data.labels=none; set data.labels=auto or leave out snapshots.probe_kimg")
 
 
+def _check_metrics(config: Config) -> None:
+    if "fid_mixing" in config.evaluation.metrics and not config.model.styles:
+        raise ValueError(
+            "evaluation.metrics has fid_mixing, but model.styles=false leaves no styles to mix; take it out or set model.styles=true"
+        )
+
+
 def _check_gate(config: Config) -> None:
     metric, metrics = config.registry.gate.metric, list(config.evaluation.metrics)
-    if metrics and metric not in metrics:
-        raise ValueError(f"registry.gate.metric={metric}: not among evaluation.metrics={metrics}; add it there or gate on one of them")
+    measured = [value for name in metrics for value in VALUES.get(name, (name,))]
+    if metrics and metric not in measured:
+        raise ValueError(
+            f"registry.gate.metric={metric}: not among evaluation.metrics={metrics}, which the gate knows as {measured}; "
+            "add it there or gate on one of them"
+        )

@@ -7,6 +7,7 @@ base: common.yaml       # relative to this file; replaced key by key
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -48,6 +49,21 @@ def build(tree: dict[str, Any], origin: str = "config") -> Config:
 def dump(config: Config) -> str:
     """The resolved config as YAML; `load` reads it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: Config) -> dict[str, str]:
+    """Every value by its dotted key, as text (for MLflow params)."""
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), item)
+        else:
+            flat[prefix] = value if isinstance(value, str) else json.dumps(value)
+
+    walk("", config.model_dump(mode="json"))
+    return flat
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

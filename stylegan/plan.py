@@ -12,12 +12,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from stylegan import storage
-from stylegan.config import Config, digest
+from stylegan.config import Config, EvaluationConfig, digest
 from stylegan.data.shards import ShardSet, find_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import ConfigError, StepError
-from stylegan.evaluation.features import check_features
 from stylegan.evaluation.report import EVALUATION_VERSION, Report
+from stylegan.evaluation.spaces import check_features
 from stylegan.registry.gate import Verdict
 from stylegan.registry.store import find_version
 from stylegan.training.cost import Cost, stage_cost
@@ -244,9 +244,16 @@ def _step_of(stage: Stage, cost: Cost, images: int, reason: str) -> PlannedStep:
 def _plan_evaluate(config: Config, report: Report | None, ready: bool) -> PlannedStep:
     if report:
         return PlannedStep(name="evaluate", state="cached", reason=f"report under protocol {report.protocol}")
-    evaluation = config.evaluation
-    images = evaluation.num_images * ("fid" in evaluation.metrics)
-    images += sum(2 * evaluation.ppl_samples for metric in evaluation.metrics if metric.startswith("ppl"))
-    images += evaluation.separability_samples * ("separability" in evaluation.metrics)
+    images = _count_generated(config.evaluation)
     reason = "not evaluated with these settings yet" if ready else "waits for training"
     return PlannedStep(name="evaluate", state="run", reason=reason, images=images)
+
+
+def _count_generated(evaluation: EvaluationConfig) -> int:
+    """Images that an evaluation generates: one pass for most metrics, passes of their own for the others."""
+    metrics = set(evaluation.metrics)
+    common = evaluation.num_images if metrics & {"fid", "kid", "is", "pr", "fid_mixing"} else 0
+    images = max(common, evaluation.separability_samples if "separability" in metrics else 0)
+    images += sum(2 * evaluation.ppl_samples for metric in metrics if metric.startswith("ppl"))
+    images += 3 * evaluation.num_images * ("fid_mixing" in metrics)
+    return images + sum(psi != 1 for psi in evaluation.psi) * evaluation.num_images * ("truncation" in metrics)

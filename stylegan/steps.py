@@ -21,11 +21,12 @@ from stylegan.config_file import dump
 from stylegan.data.shards import ShardSet, find_shards, write_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import ConfigError, StepError, UnavailableError
-from stylegan.evaluation.report import Report, evaluate
+from stylegan.evaluation.engine import evaluate
+from stylegan.evaluation.report import Report
 from stylegan.plan import check_data, find_report, find_stage, find_verdict, make_keys, root, run_uri, stage_uri, write_verdict
 from stylegan.progress import Progress
 from stylegan.registry import store
-from stylegan.registry.gate import Verdict, judge
+from stylegan.registry.gate import Verdict, comparable, judge
 from stylegan.registry.store import ModelVersion, StaleVerdictError
 from stylegan.tracking import StageRelay, TrackedRun
 from stylegan.training.curves import read_rows
@@ -177,9 +178,9 @@ class Pipeline:
 
     def _judge(self, run_id: str, shards: ShardSet, version: ModelVersion, report: Report) -> Verdict:
         champion_version, champion = store.champion(self.config) or (None, None)
-        if champion and champion.checkpoint_uri != report.checkpoint_uri and not _comparable(champion, report):
-            champion = self._evaluate_again(shards, champion)
         gate = self.config.registry.gate
+        if champion and champion.checkpoint_uri != report.checkpoint_uri and not comparable(report, champion, gate.metric):
+            champion = self._evaluate_again(shards, champion)
         verdict = judge(report, champion, gate, challenger_version=version.version, champion_version=champion_version)
         write_verdict(self.config, run_id, verdict, applied=False)
         return verdict
@@ -242,10 +243,6 @@ class Pipeline:
             "grid": storage.join(run_uri(self.config, keys.run_id), "samples.png"),
             "version": store.find_version(self.config, keys.registration) or version,
         }
-
-
-def _comparable(one: Report, other: Report) -> bool:
-    return (one.protocol, one.dataset_fingerprint) == (other.protocol, other.dataset_fingerprint)
 
 
 def _show(progress: Progress, stage: Stage, rows: list[dict]) -> None:

@@ -47,8 +47,14 @@ def absolute(uri: str) -> str:
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a URI, and the path in it."""
-    # s3fs caches listings per process: with several writers they go stale.
-    options = {"use_listings_cache": False} if uri.startswith(("s3://", "s3a://")) else {}
+    options: dict[str, Any] = {}
+    if uri.startswith(("s3://", "s3a://")):
+        options = {"use_listings_cache": False}  # s3fs caches listings per process: with several writers they go stale
+    elif uri.startswith(("http://", "https://")):
+        from aiohttp import ClientTimeout
+
+        # By default aiohttp gives up on any file after five minutes, and leaves HTTPS_PROXY unread.
+        options = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}}
     try:
         return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **options))
     except (ValueError, ImportError) as error:  # no such protocol, or its package is not installed

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+RESOLUTIONS = tuple(2**k for k in range(2, 11))
 
 # Images per step over all GPUs in StyleGAN's published training script, by number of GPUs; an entry holds up to the next.
 OFFICIAL_BATCH: dict[int, dict[int, int]] = {
@@ -13,6 +14,19 @@ OFFICIAL_BATCH: dict[int, dict[int, int]] = {
     4: {4: 512, 8: 256, 16: 128, 32: 64, 64: 32, 128: 16},
     8: {4: 512, 8: 256, 16: 128, 32: 64, 64: 32},
 }
+
+
+def spread(value: Any) -> Any:
+    """A plain value stands for all resolutions: `8` becomes `{4: 8}`."""
+    return value if isinstance(value, dict) else {4: value}
+
+
+def known_resolutions(table: dict[int, T]) -> dict[int, T]:
+    """The table itself. Raises ValueError if a key is no resolution."""
+    unknown = [key for key in table if key not in RESOLUTIONS]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no resolution; the keys are powers of two from 4 to 1024")
+    return table
 
 
 def at_resolution(table: dict[int, T], resolution: int) -> T:

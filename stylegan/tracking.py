@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from stylegan import storage
-from stylegan.config import Config, flatten
-from stylegan.config_file import dump
+from stylegan.config import Config
+from stylegan.config_file import dump, flatten
 from stylegan.data.shards import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.report import Report

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan.config import flatten
-from stylegan.config_file import load
+from stylegan.config_file import flatten, load
 from stylegan.data.shards import ShardSet
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
@@ -37,6 +36,7 @@ TRADITIONAL = {
     "model.style_mixing_prob": "0.0",
 }
 NO_MIXING = {"model.style_mixing_prob": "0.0"}
+TABLE_2 = {"evaluation.metrics": '["fid", "fid_mixing"]'}
 # What differs from config F, by the tables of Karras et al. 2019 (1: a to f, 2: mixing, 4: traditional and style).
 DIFFERENCES = {
     "a": TRADITIONAL
@@ -55,10 +55,10 @@ DIFFERENCES = {
     "d": NO_MIXING | {"model.noise": "false"},
     "e": NO_MIXING,
     "f": {},
-    "mixing-000": NO_MIXING,
-    "mixing-050": {"model.style_mixing_prob": "0.5"},
-    "mixing-090": {},
-    "mixing-100": {"model.style_mixing_prob": "1.0"},
+    "mixing-000": TABLE_2 | NO_MIXING,
+    "mixing-050": TABLE_2 | {"model.style_mixing_prob": "0.5"},
+    "mixing-090": TABLE_2,
+    "mixing-100": TABLE_2 | {"model.style_mixing_prob": "1.0"},
     "traditional-0": TRADITIONAL | {"model.mapping_layers": "0"},
     "traditional-8": TRADITIONAL,
     "style-0": {"model.mapping_layers": "0"},

@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylegan.config import RESOLUTIONS, Config, at_resolution, digest, flatten
-from stylegan.config_file import build, dump, load
+from stylegan.config import RESOLUTIONS, Config, at_resolution, digest
+from stylegan.config_file import build, dump, flatten, load
 from stylegan.errors import ConfigError
 
 SMALL = {"name": "small", "data": {"source": "digits", "resolution": 32}}
@@ -90,7 +90,9 @@ def test_bad_yaml(tmp_path, text, words):
         ("ray.workers=3", "training.batch at 8x8 is 128: not divisible by its 3 workers; use a multiple of 3"),
         ("training.batch=6", "not divisible by model.mbstd_group=4"),
         ("registry.gate.metric=kid", "registry.gate.metric=kid: not among evaluation.metrics="),
-        ("evaluation.metrics=[fid, is]", "evaluation.metrics.1='is'"),
+        ("evaluation.metrics=[fid, lpips]", "evaluation.metrics.1='lpips'"),
+        ("evaluation.num_reals=some", "evaluation.num_reals"),
+        ("evaluation.psi=[0.5, 1.5]", "evaluation.psi.1=1.5"),
     ],
 )
 def test_wrong_values_and_keys(tmp_path, override, words):

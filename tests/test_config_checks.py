@@ -51,6 +51,10 @@ def mistake(**sections):
         ({"training": {"batch": 8, "rotation": {"fraction": 0.01}}}, ["is 0.08"]),
         ({"training": {"batch": 8, "rotation": {"fraction": 0.125}}, "ray": {"workers": 2}}, ["is 1 for 2 worker(s)", "2/8"]),
         ({"snapshots": {"probe_kimg": 10}, "data": {"labels": "none"}}, ["snapshots.probe_kimg needs labels", "set data.labels=auto"]),
+        (
+            {"model": {"styles": False, "const_input": False}, "evaluation": {"metrics": ["fid", "fid_mixing"]}},
+            ["evaluation.metrics has fid_mixing", "set model.styles=true"],
+        ),
         ({"training": {"batch": "all"}}, ["training.batch.4='all'", "or `auto`"]),
         ({"training": {"batch": 7.5}}, ["training.batch.4=7.5", "whole"]),
         ({"training": {"batch": True}}, ["training.batch.4=True"]),

@@ -45,6 +45,10 @@ class ShardSet(BaseModel):
     label_names: tuple[str, ...]
     num_rejected: int
 
+    def up_to(self, resolution: int) -> ShardSet:
+        """The same images without the resolutions above one, as a stage below the last one knows them."""
+        return self.model_copy(update={"resolutions": tuple(r for r in self.resolutions if r <= resolution)})
+
 
 class _Sample(NamedTuple):
     image: SourceImage

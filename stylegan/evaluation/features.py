@@ -1,7 +1,7 @@
-"""The space in which images are compared: a small network trained once per data set, or one given by URI.
+"""The embedded feature network: small, trained once per data set on its own images, or given by URI. It serves every role.
 
-Every metric carries the name of this space (`fid_classifier`, `fid_rotation`) and its digest is part of the protocol, so numbers
-from different spaces are never compared. All runs on the same data share one network through storage.
+It needs no downloaded weights. Metrics carry its name (`fid_classifier`, `fid_rotation`) and never compare with published ones. All
+runs on the same data share one network through storage.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ class FeatureNet:
         return self.facts.kind
 
     @torch.no_grad()
-    def pooled(self, images: Tensor) -> Tensor:
-        """[N, D] features for the Frechet distance. Quantise generated images to eight bits first."""
-        return self.network.pooled(images)
+    def recognise(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, D] features and [N, K] logarithms of the class probabilities. Quantise generated images to eight bits first."""
+        pooled = self.network.pooled(images)
+        return pooled, functional.log_softmax(self.network.head(pooled), dim=1)
 
     @torch.no_grad()
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -85,23 +86,29 @@ class FeatureNet:
         return total
 
     @torch.no_grad()
-    def log_posteriors(self, images: Tensor) -> Tensor:
-        """[N, K] logarithms of the class probabilities."""
-        return functional.log_softmax(self.network(images), dim=1)
+    def attributes(self, images: Tensor) -> Tensor:
+        """[N, K] logits of one attribute per class: is it this class, or one of the others? log p - log(1 - p)."""
+        return one_versus_rest(self.recognise(images)[1])
+
+
+def one_versus_rest(log_posteriors: Tensor) -> Tensor:
+    """log p - log(1 - p) of [N, K >= 2] logarithms of probabilities, exact for p near 1 too."""
+    likely, best = log_posteriors.max(dim=1, keepdim=True)
+    rest = torch.log1p(-log_posteriors.exp().clamp(max=0.5))  # at most one class has more, and its rest is summed instead
+    others = log_posteriors.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return log_posteriors - torch.where(log_posteriors == likely, others, rest)
 
 
 def _unit(x: Tensor) -> Tensor:
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
 
 
-def check_features(evaluation: EvaluationConfig, labelled: bool) -> None:
-    """Whether `evaluation.features` can be had for such data; call it before anything trains. Without metrics nothing is needed.
+def check_embedded(evaluation: EvaluationConfig, labelled: bool) -> None:
+    """Whether an embedded network `evaluation.features` can be had for such data.
 
     Raises:
         ConfigError: `classifier` without labels, a URI where there is no file, or a file of another kind.
     """
-    if not evaluation.metrics:
-        return
     if evaluation.features == "classifier" and not labelled:
         raise ConfigError(
             "evaluation.features=classifier: needs class labels, which these images do not have; set evaluation.features=rotation, "
@@ -117,7 +124,7 @@ def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     Raises:
         ConfigError: no such file, or not one of these.
     """
-    allowed = "use classifier, rotation, or the URI of a .safetensors file that one of them has written"
+    allowed = "use classifier, rotation, inception, or the URI of a .safetensors file that classifier or rotation has written"
     try:
         data = storage.read_bytes(storage.absolute(uri))
     except FileNotFoundError:
@@ -150,13 +157,13 @@ def obtain_features(evaluation: EvaluationConfig, shards: ShardSet, *, root: str
         pmap: carries the training to a worker.
 
     Raises:
-        ConfigError: as `check_features`; fewer than two classes; or the network is for images of another shape.
+        ConfigError: as `check_embedded`; fewer than two classes; or the network is for images of another shape.
         StepError: too few images to train on.
     """
-    check_features(evaluation, bool(shards.label_names))
+    check_embedded(evaluation, bool(shards.label_names))
     uri = evaluation.features
     if evaluation.features in KINDS:
-        key = digest([VERSION, evaluation.features, shards.fingerprint, evaluation.seed])
+        key = digest([VERSION, evaluation.features, shards.fingerprint, max(shards.resolutions), evaluation.seed])
         uri = storage.join(storage.absolute(root), "features", f"{evaluation.features}-{key}.safetensors")
         if not storage.exists(uri):
             _train_on_worker(TrainRequest(cast(Kind, evaluation.features), shards, evaluation.seed, device, uri), pmap)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+LARGEST_INPUT = 256  # larger images are averaged down before the distance, after the crop
 
 Map = Callable[[Tensor], Tensor]
 
@@ -42,8 +45,8 @@ class Path:
         return torch.cat([torch.lerp(w0, w1, t), torch.lerp(w0, w1, t + self.epsilon)])
 
     def lengths(self, images: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Distances over epsilon^2, [N], of the images [2N, C, r, r] of `ends`, which must share their noise."""
-        first, second = (crop(images) if self.cropped else images).chunk(2)
+        """Distances over epsilon^2, [N], of the images [2N, C, r, r] of `ends`, which share their noise: cropped, averaged down."""
+        first, second = average_down(crop(images) if self.cropped else images).chunk(2)
         return distance(first, second) / self.epsilon**2
 
 
@@ -65,7 +68,18 @@ def crop(images: Tensor) -> Tensor:
     return images[:, :, 3 * eighth : 7 * eighth, 2 * eighth : 6 * eighth] if eighth else images
 
 
-def trimmed_mean(lengths: np.ndarray) -> float:
-    """Mean of the values from the 1st (rounded down) to the 99th (rounded up) percentile."""
+def cropped_side(resolution: int) -> int:
+    """Side of what `crop` leaves."""
+    return resolution // 8 * 4 or resolution
+
+
+def average_down(images: Tensor) -> Tensor:
+    """Images above 256x256 as means of whole squares of pixels, 256x256; others as they are, never enlarged."""
+    factor = images.shape[-1] // LARGEST_INPUT
+    return functional.avg_pool2d(images, factor) if factor > 1 else images
+
+
+def trim(lengths: np.ndarray) -> np.ndarray:
+    """The values from the 1st (rounded down) to the 99th (rounded up) percentile; their mean is the path length."""
     low, high = np.percentile(lengths, 1, method="lower"), np.percentile(lengths, 99, method="higher")
-    return float(np.mean(lengths[(lengths >= low) & (lengths <= high)], dtype=np.float64))
+    return lengths[(lengths >= low) & (lengths <= high)]

@@ -7,6 +7,7 @@ import math
 from pydantic import BaseModel, ConfigDict
 
 from stylegan.config import GateConfig
+from stylegan.evaluation.names import better, describe
 from stylegan.evaluation.report import Report
 
 
@@ -24,37 +25,50 @@ class Verdict(BaseModel):
 def judge(
     challenger: Report, champion: Report | None, gate: GateConfig, *, challenger_version: str, champion_version: str | None
 ) -> Verdict:
-    """Compare two reports; lower is better.
+    """Compare two reports in the metric that decides.
 
-    A first model needs only finite metrics. Afterwards the same protocol and the same reference images are required, another
-    checkpoint, and a value that is strictly lower and at most (1 - gate.min_improvement) times the champion's.
+    A first model needs only finite metrics. Afterwards the metric must have been measured under the same protocol and against the
+    same reference images on another checkpoint, and be better in two ways:
+
+    - the value is strictly better, by gate.min_improvement of the champion's at least: lower for distances, path lengths and
+      separability, higher for the Inception score, precision, recall, density and coverage;
+    - with gate.use_intervals, and where both reports have a 95 % interval, the difference exceeds sqrt(a^2 + b^2) with a and b
+      half the widths of the intervals: what two independent measurements of equal models exceed in the better direction once in
+      40 times. Both share their reference images, so in truth it is rarer. Half widths and not ends, because the bootstrapped
+      interval of a FID need not be centred on it.
 
     Args:
         challenger, champion: what was measured; no champion means a first model.
-        gate: the metric that decides, without the name of its feature space, and the improvement asked for.
+        gate: the metric that decides, without the name of its feature space, and what is asked of it.
         challenger_version, champion_version: registry versions, kept in the verdict and named in reasons.
     """
     obstacles = _defects(challenger, gate.metric, f"version {challenger_version}")
     if not obstacles and champion is not None:
         if challenger_version == champion_version:
             obstacles = [f"Version {challenger_version} is the champion already."]
-        obstacles = obstacles or _differences(challenger, champion, f"version {champion_version}")
+        obstacles = obstacles or _differences(challenger, champion, gate.metric, f"version {champion_version}")
         obstacles = obstacles or _defects(champion, gate.metric, f"the champion, version {champion_version}")
     promote, reasons = not obstacles, obstacles
     if not obstacles:
         key = metric_key(challenger, gate.metric) or gate.metric
-        value = challenger.metrics[key]
         if champion is None:
+            value = challenger.metrics[key]
             reasons = [f"There is no champion yet, and all {len(challenger.metrics)} metrics are finite ({key} {value:.6g})."]
         else:
-            promote, reason = _compare(key, value, champion.metrics[key], gate.min_improvement)
+            promote, reason = _compare(key, challenger, champion, gate)
             reasons = [f"{reason} (champion is version {champion_version})."]
     return Verdict(promote=promote, reasons=tuple(reasons), champion=champion_version, challenger=challenger_version)
 
 
+def comparable(challenger: Report, champion: Report, metric: str) -> bool:
+    """Whether both were measured in a way that lets `metric` decide: same key, same protocol, same reference images."""
+    return not _other_measurements(challenger, champion, metric, "")
+
+
 def metric_key(report: Report, metric: str) -> str | None:
-    """The key of a metric in a report, which carries the name of its feature space: fid -> fid_classifier."""
-    return next((key for key in sorted(report.metrics) if key.startswith(f"{metric}_")), None)
+    """The key of a metric in a report, which carries the name of its feature space: fid -> fid_classifier, not fid_mixing_classifier."""
+    keys = [key for key in report.metrics if key.startswith(f"{metric}_")]
+    return min(keys, key=lambda key: (key.count("_"), key), default=None)
 
 
 def _defects(report: Report, metric: str, whose: str) -> list[str]:
@@ -68,14 +82,24 @@ def _defects(report: Report, metric: str, whose: str) -> list[str]:
     return found
 
 
-def _differences(challenger: Report, champion: Report, whose: str) -> list[str]:
+def _differences(challenger: Report, champion: Report, metric: str, whose: str) -> list[str]:
     """Why two reports cannot be compared."""
     if challenger.checkpoint_uri == champion.checkpoint_uri:
         return [f"It is the same checkpoint as the champion, {whose}: {champion.checkpoint_uri}."]
+    return _other_measurements(challenger, champion, metric, whose)
+
+
+def _other_measurements(challenger: Report, champion: Report, metric: str, whose: str) -> list[str]:
     found = []
-    if challenger.protocol != champion.protocol:
+    key, other = metric_key(challenger, metric), metric_key(champion, metric)
+    if key and other and key != other:
         found.append(
-            f"Evaluated under protocol {challenger.protocol}, the champion, {whose}, under {champion.protocol}: "
+            f"Measured as {key}, the champion, {whose}, as {other}: "
+            "the numbers do not compare; evaluate the champion with the same features or promote by hand."
+        )
+    elif (ours := _protocol(challenger, key)) != (theirs := _protocol(champion, key)):
+        found.append(
+            f"Evaluated under protocol {ours}, the champion, {whose}, under {theirs}: "
             "the numbers do not compare; evaluate the champion under the new protocol or promote by hand."
         )
     if challenger.dataset_fingerprint != champion.dataset_fingerprint:
@@ -86,9 +110,53 @@ def _differences(challenger: Report, champion: Report, whose: str) -> list[str]:
     return found
 
 
-def _compare(key: str, value: float, champion: float, min_improvement: float) -> tuple[bool, str]:
-    limit = champion * (1 - min_improvement)
-    promote = value <= limit and value < champion
-    asked = f"at most {limit:.6g} ({min_improvement:.2%} below)" if min_improvement else f"less than {champion:.6g}"
-    change = f", {abs(value / champion - 1):.2%} {'lower' if value < champion else 'higher'}" if champion and value != champion else ""
-    return promote, f"{key} is {value:.6g} against {champion:.6g}{change}; asked for {asked}"
+def _protocol(report: Report, key: str | None) -> str:
+    """How the metric was measured, or all metrics if the report does not say it of each."""
+    return report.protocols.get(key or "", report.protocol)
+
+
+def _compare(key: str, challenger: Report, champion: Report, gate: GateConfig) -> tuple[bool, str]:
+    """The decision and its reason, without the full stop."""
+    direction = better(key)
+    sign = 1 if direction == "higher" else -1
+    value, old = challenger.metrics[key], champion.metrics[key]
+    gain = sign * (value - old)
+    limit = old + sign * gate.min_improvement * abs(old)
+    enough = sign * (value - limit) >= 0 and gain > 0
+    chance = _chance(key, challenger, champion) if gate.use_intervals else None
+    reason = (
+        f"{key} is {_shown(key, challenger)} against {_shown(key, champion)}{_change(value, old)}; asked for "
+        f"{_asked(key, old, limit, gate.min_improvement)}"
+    )
+    if chance is None or gain <= 0:
+        return enough, reason
+    if gain > chance:
+        return enough, f"{reason}; the difference of {gain:.6g} exceeds {chance:.6g}, what chance explains at 95 %"
+    return False, f"{reason}; the difference of {gain:.6g} is within {chance:.6g}, what chance explains at 95 %"
+
+
+def _chance(key: str, challenger: Report, champion: Report) -> float | None:
+    """The 95 % bound on the difference of two measurements of the same model; None if one of them has no interval."""
+    intervals = [report.intervals.get(key) for report in (challenger, champion)]
+    widths = [high - low for low, high in (interval for interval in intervals if interval is not None)]
+    return math.hypot(*widths) / 2 if len(widths) == 2 else None
+
+
+def _shown(key: str, report: Report) -> str:
+    interval = report.intervals.get(key)
+    return f"{report.metrics[key]:.6g}" + (f" [{interval[0]:.6g}, {interval[1]:.6g}]" if interval else "")
+
+
+def _change(value: float, old: float) -> str:
+    if not old or value == old:
+        return ""
+    return f", {abs((value - old) / old):.2%} {'lower' if value < old else 'higher'}"
+
+
+def _asked(key: str, old: float, limit: float, min_improvement: float) -> str:
+    higher = better(key) == "higher"
+    if not min_improvement:
+        return f"{'more' if higher else 'less'} than {old:.6g}"
+    largest = describe(key).largest
+    beyond = f", more than the {largest:g} that is possible: lower registry.gate.min_improvement" if limit > largest else ""
+    return f"{'at least' if higher else 'at most'} {limit:.6g} ({min_improvement:.2%} {'above' if higher else 'below'}{beyond})"

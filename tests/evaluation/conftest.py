@@ -1,16 +1,19 @@
 """A tiny data set, its feature network and a tiny generator, made once."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from stylegan import storage
-from stylegan.config import DataConfig, EvaluationConfig, ModelConfig
+from stylegan.config import METRICS, DataConfig, EvaluationConfig, ModelConfig
 from stylegan.data.shards import ShardSet, write_shards
 from stylegan.data.sources import open_source
+from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 
@@ -54,22 +57,41 @@ def unlabelled(shards: ShardSet) -> ShardSet:
 
 @pytest.fixture(scope="session")
 def evaluation() -> EvaluationConfig:
-    """All metrics, each on two chunks."""
-    return EvaluationConfig(num_images=300, ppl_samples=300, separability_samples=300)
+    """All metrics, each on two chunks (of the reals there is one)."""
+    return EvaluationConfig(
+        metrics=METRICS, num_images=300, num_reals=120, ppl_samples=300, separability_samples=400, bootstrap=20, psi=(0.5, 1.0)
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    resolution: int = 8,
+    label_names: tuple[str, ...] = (),
+    change: Callable[[Generator], object] | None = None,
+    **model: Any,
+) -> str:
+    """URI of a folder with a tiny generator; `model` changes the config of its network, `change` edits it first."""
+    torch.manual_seed(0)
+    generator = Generator(TINY.model_copy(update=model), resolution=resolution, channels=1, num_labels=len(label_names))
+    if change:
+        with torch.no_grad():
+            change(generator)
+    uri = str(folder / f"checkpoint-{resolution}")
+    storage.write_bytes(storage.join(uri, "generator.safetensors"), save_generator(generator, label_names))
+    return uri
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., str]:
-    """`checkpoint(resolution=8, label_names=(), change=None)`: URI of a folder with a generator; `change` edits it first."""
+    """`checkpoint(resolution=8, label_names=(), change=None)`: see `write_checkpoint`."""
+    return partial(write_checkpoint, tmp_path)
 
-    def make(*, resolution: int = 8, label_names: tuple[str, ...] = (), change: Callable[[Generator], object] | None = None) -> str:
-        torch.manual_seed(0)
-        generator = Generator(TINY, resolution=resolution, channels=1, num_labels=len(label_names))
-        if change:
-            with torch.no_grad():
-                change(generator)
-        uri = str(tmp_path / f"checkpoint-{resolution}")
-        storage.write_bytes(storage.join(uri, "generator.safetensors"), save_generator(generator, label_names))
-        return uri
 
-    return make
+@pytest.fixture(scope="session")
+def measured(shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of a tiny generator with all metrics and figures, by plain `map`."""
+    from stylegan.evaluation.engine import evaluate
+
+    folder = tmp_path_factory.mktemp("measured")
+    return evaluate(write_checkpoint(folder), shards, evaluation, root=root, out_uri=str(folder / "out"))

@@ -1,6 +1,7 @@
-"""Feature networks: trained once, kept, loaded, and what they measure."""
+"""Embedded feature networks: trained once, kept, loaded, and what they measure."""
 
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from stylegan.config import EvaluationConfig
 from stylegan.data.loader import load_images
 from stylegan.data.shards import ShardSet
 from stylegan.errors import ConfigError, StepError
-from stylegan.evaluation.features import FeatureNet, check_features, load_features, obtain_features
+from stylegan.evaluation.features import FeatureNet, check_embedded, load_features, obtain_features, one_versus_rest
 from stylegan.images import to_float
 
 
@@ -40,7 +41,7 @@ def images(shards: ShardSet) -> torch.Tensor:
 def test_a_classifier_learns_the_classes(net: FeatureNet, images: torch.Tensor, shards: ShardSet) -> None:
     assert (net.name, net.facts.label_names) == ("classifier", ("left", "right"))
     assert net.facts.accuracy >= 0.9
-    posteriors = net.log_posteriors(images).exp()
+    posteriors = net.recognise(images)[1].exp()
     torch.testing.assert_close(posteriors.sum(dim=1), torch.ones(120))
     right = posteriors.argmax(dim=1) == torch.from_numpy(load_images(shards, 8).labels)
     assert right.float().mean() > 0.95
@@ -52,7 +53,7 @@ def test_rotations_are_learnt_without_labels(unlabelled: ShardSet, root: str) ->
     assert net.facts.accuracy >= 0.75
     upright = to_float(torch.tensor(load_images(unlabelled, 8).images[:40]))
     for quarter in range(4):
-        told = net.log_posteriors(torch.rot90(upright, quarter, (2, 3))).argmax(dim=1)
+        told = net.recognise(torch.rot90(upright, quarter, (2, 3)))[1].argmax(dim=1)
         assert (told == quarter).float().mean() > 0.75
 
 
@@ -102,26 +103,35 @@ def test_a_relative_uri_becomes_absolute(
     storage.write_bytes(f"{tmp_path}/here/net.safetensors", storage.read_bytes(net.uri))
     monkeypatch.chdir(tmp_path / "here")
     for given in ("net.safetensors", "../here/net.safetensors", f"file://{tmp_path}/here/net.safetensors"):
-        check_features(settings(given), labelled=True)
+        check_embedded(settings(given), labelled=True)
         assert obtain_features(settings(given), shards, root=root).uri == f"{tmp_path}/here/net.safetensors"
 
 
 def test_a_classifier_without_labels_names_the_key_and_the_cure() -> None:
-    check_features(settings("classifier"), labelled=True)
-    check_features(settings("rotation"), labelled=False)
+    check_embedded(settings("classifier"), labelled=True)
+    check_embedded(settings("rotation"), labelled=False)
     with pytest.raises(ConfigError, match=r"evaluation.features=classifier: needs class labels.*evaluation.features=rotation.*URI"):
-        check_features(settings("classifier"), labelled=False)
+        check_embedded(settings("classifier"), labelled=False)
 
 
-def test_without_metrics_nothing_is_needed() -> None:
-    check_features(EvaluationConfig(metrics=(), features="classifier"), labelled=False)
+def test_attributes_are_log_odds_of_the_classes(net: FeatureNet, images: torch.Tensor) -> None:
+    log_posteriors = net.recognise(images)[1].double()
+    torch.testing.assert_close(net.attributes(images).double(), torch.logit(log_posteriors.exp()), rtol=1e-3, atol=1e-3)
+
+
+def test_log_odds_of_a_sure_answer_are_not_infinite() -> None:
+    """In float32 1 - p is 0 here; the odds against the class are those of the others."""
+    logits = torch.tensor([[40.0, 0.0, 0.0], [1.0, 1.0, -50.0]])
+    odds = one_versus_rest(torch.log_softmax(logits, dim=1))
+    torch.testing.assert_close(odds[0], torch.tensor([40 - math.log(2), -40.0, -40.0]))
+    torch.testing.assert_close(odds[1], torch.tensor([0.0, 0.0, -51 - math.log(2)]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_uri_without_a_file_is_refused_before_anything_trains(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"evaluation.features=clasifier: there is no such file; use classifier, rotation, or"):
-        check_features(settings("clasifier"), labelled=True)
+    with pytest.raises(ConfigError, match=r"evaluation.features=clasifier: there is no such file; use classifier, rotation, inception, or"):
+        check_embedded(settings("clasifier"), labelled=True)
     with pytest.raises(ConfigError, match="there is no such file"):
-        check_features(settings(f"{tmp_path}/none.safetensors"), labelled=True)
+        check_embedded(settings(f"{tmp_path}/none.safetensors"), labelled=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", safetensors.torch.save({"x": torch.zeros(2)})])
@@ -129,7 +139,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> No
     uri = f"{tmp_path}/other.safetensors"
     storage.write_bytes(uri, content)
     with pytest.raises(ConfigError, match="is not a feature network of this version") as caught:
-        check_features(settings(uri), labelled=True)
+        check_embedded(settings(uri), labelled=True)
     assert "\n" not in str(caught.value)
 
 

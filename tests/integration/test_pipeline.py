@@ -137,7 +137,8 @@ def test_champion_of_another_protocol_is_measured_again(finished):
     other = place.json("run", str(place.config), *changes)
     assert other["report"]["protocol"] != summary["report"]["protocol"]
     (reason,) = other["verdict"]["reasons"]
-    assert reason.startswith(f"fid_classifier is {other['report']['metrics']['fid_classifier']:.6g} against ")
+    assert reason.startswith(f"fid_classifier is {other['report']['metrics']['fid_classifier']:.6g} [")
+    assert "] against " in reason
     assert other["verdict"]["champion"] == "1"
 
 

@@ -7,15 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylegan.config import GateConfig
+from stylegan.config_file import build
+from stylegan.errors import ConfigError
 from stylegan.evaluation.report import Report
-from stylegan.registry.gate import judge, metric_key
+from stylegan.registry.gate import comparable, judge, metric_key
 
 
-def report(fid=10.0, *, checkpoint="a", protocol="p1", images="f1", skipped=None, **metrics):
+def report(fid=10.0, *, checkpoint="a", protocol="p1", images="f1", skipped=None, intervals=None, protocols=None, **metrics):
     values = {"fid_classifier": fid, **metrics} if fid is not None else metrics
     return Report(
-        protocol=protocol, dataset_fingerprint=images, checkpoint_uri=checkpoint, metrics=values, figures={}, skipped=skipped or {}
+        protocol=protocol,
+        dataset_fingerprint=images,
+        checkpoint_uri=checkpoint,
+        metrics=values,
+        skipped=skipped or {},
+        intervals=intervals or {},
+        protocols=protocols or {},
     )
+
+
+def within(fid, half, **more):
+    """A report whose FID has an interval of this half width."""
+    return report(fid, intervals={"fid_classifier": (fid - half, fid + half)}, **more)
 
 
 def decide(challenger, champion=None, **gate):
@@ -121,6 +134,133 @@ def test_the_metric_is_found_by_its_name_without_the_feature_space():
     assert metric_key(both, "pp") is None
 
 
+def test_other_metrics_of_the_same_family_do_not_decide():
+    """Curves and spreads have the metric's name at their beginning too."""
+    many = report(None, fid_mixing_3_rotation=9.0, fid_rotation=1.0, is_std_rotation=0.1, is_rotation=2.0, separability_w_a=3.0)
+    assert [metric_key(many, name) for name in ("fid", "is", "separability")] == ["fid_rotation", "is_rotation", "separability_w_a"]
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "promote"),
+    [(9.0, 10.0, False), (8.5, 10.0, False), (8.4, 10.0, True), (11.0, 10.0, False)],  # 10 - sqrt(1 + 1.2^2) = 8.438
+)
+def test_a_difference_must_exceed_what_both_intervals_explain_by_chance(challenger, champion, promote):
+    verdict = decide(within(challenger, 1.2, checkpoint="b"), within(champion, 1.0))
+    assert verdict.promote is promote
+
+
+def test_a_difference_within_chance_names_values_intervals_and_the_bound():
+    reason = only_reason(decide(within(9.0, 1.2, checkpoint="b"), within(10.0, 1.0)))
+    assert "9 [7.8, 10.2] against 10 [9, 11]" in reason
+    assert "the difference of 1 is within 1.56205, what chance explains at 95 %" in reason
+
+
+def test_a_difference_beyond_chance_says_so():
+    assert "the difference of 5 exceeds 1.56205" in only_reason(decide(within(5.0, 1.2, checkpoint="b"), within(10.0, 1.0)))
+
+
+def test_intervals_that_do_not_hold_their_value_count_by_their_width():
+    """Bootstrapped FIDs lie above the plain one."""
+    high = report(9.0, checkpoint="b", intervals={"fid_classifier": (9.5, 10.5)})
+    assert decide(high, report(10.0, intervals={"fid_classifier": (10.5, 11.5)})).promote  # 1 > sqrt(0.5)
+    assert not decide(high, report(9.6, intervals={"fid_classifier": (10.1, 11.1)})).promote
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_one_interval_alone_decides_nothing(bare):
+    one, other = report(9.9, checkpoint="b"), within(10.0, 5.0)
+    if not bare:
+        one, other = within(9.9, 5.0, checkpoint="b"), report(10.0)
+    assert decide(one, other).promote
+
+
+def test_intervals_can_be_left_out_of_the_decision():
+    assert decide(within(9.9, 5.0, checkpoint="b"), within(10.0, 5.0), use_intervals=False).promote
+
+
+def test_an_interval_that_is_not_finite_promotes_nobody():
+    assert not decide(report(1.0, checkpoint="b", intervals={"fid_classifier": (math.nan, math.nan)}), within(10.0, 1.0)).promote
+
+
+def test_beyond_chance_is_not_enough_if_more_improvement_is_asked_for():
+    verdict = decide(within(9.5, 0.1, checkpoint="b"), within(10.0, 0.1), min_improvement=0.1)
+    assert not verdict.promote
+    assert "at most 9" in only_reason(verdict)
+
+
+@pytest.mark.parametrize("metric", ["precision", "recall", "density", "coverage", "is"])
+def test_higher_is_better_for_some_metrics(metric):
+    low, high = (report(checkpoint=name, **{f"{metric}_vgg16": value}) for name, value in (("a", 0.5), ("b", 0.6)))
+    assert decide(high, low, metric=metric).promote
+    verdict = decide(low, high, metric=metric)
+    assert not verdict.promote
+    assert "0.5 against 0.6, 16.67% lower; asked for more than 0.6" in only_reason(verdict)
+
+
+@pytest.mark.parametrize(("value", "promote"), [(0.55, True), (0.549, False)])
+def test_the_improvement_of_a_metric_where_higher_is_better(value, promote):
+    verdict = decide(report(checkpoint="b", recall_vgg16=value), report(recall_vgg16=0.5), metric="recall", min_improvement=0.1)
+    assert verdict.promote is promote
+    assert "at least 0.55 (10.00% above)" in only_reason(verdict)
+
+
+def test_an_improvement_that_no_model_can_reach_says_so():
+    verdict = decide(report(checkpoint="b", recall_vgg16=1.0), report(recall_vgg16=0.95), metric="recall", min_improvement=0.1)
+    assert not verdict.promote
+    assert "more than the 1 that is possible: lower registry.gate.min_improvement" in only_reason(verdict)
+
+
+@pytest.mark.parametrize(("value", "promote"), [(-0.0021, False), (-0.0023, True)])
+def test_the_improvement_over_a_negative_champion_goes_downwards(value, promote):
+    """KID is unbiased and may be negative."""
+    verdict = decide(report(checkpoint="b", kid_vgg16=value), report(kid_vgg16=-0.002), metric="kid", min_improvement=0.1)
+    assert verdict.promote is promote
+
+
+def test_the_protocol_of_the_metric_decides_not_that_of_the_report():
+    """What else was measured, and how, does not matter."""
+    one = report(9.0, checkpoint="b", protocol="p2", protocols={"fid_classifier": "q", "kid_classifier": "r"})
+    assert decide(one, report(10.0, protocols={"fid_classifier": "q"})).promote
+    verdict = decide(one, report(10.0, protocol="p2", protocols={"fid_classifier": "q2"}))
+    assert not verdict.promote
+    assert "under protocol q, the champion, version 1, under q2" in only_reason(verdict)
+
+
+def test_a_report_without_protocols_of_its_metrics_counts_by_its_own():
+    assert not decide(report(9.0, checkpoint="b", protocols={"fid_classifier": "q"}), report(10.0)).promote
+    assert decide(report(9.0, checkpoint="b", protocols={"fid_classifier": "p1"}), report(10.0)).promote
+
+
+def test_another_feature_network_is_no_comparison():
+    verdict = decide(report(None, checkpoint="b", fid_inception=1.0), report(10.0))
+    assert not verdict.promote
+    assert "Measured as fid_inception, the champion, version 1, as fid_classifier" in only_reason(verdict)
+
+
+def test_comparable_tells_whether_the_champion_must_be_measured_again():
+    one = report(protocols={"fid_classifier": "q", "kid_classifier": "r"}, kid_classifier=1.0)
+    assert comparable(one, report(protocols={"fid_classifier": "q"}), "fid")
+    assert not comparable(one, report(protocols={"fid_classifier": "q2"}), "fid")
+    assert not comparable(one, report(protocols={"fid_classifier": "q"}, images="f2"), "fid")
+    assert not comparable(one, report(protocols={"fid_classifier": "q"}), "kid")  # it has none: to be measured
+
+
+@pytest.mark.parametrize(("metrics", "gate"), [(["pr"], "recall"), (["fid", "pr"], "coverage"), (["is"], "is")])
+def test_a_config_may_gate_on_the_parts_of_a_metric(metrics, gate):
+    assert configured(metrics, gate).registry.gate.metric == gate
+
+
+@pytest.mark.parametrize(("metrics", "gate"), [(["fid", "pr"], "pr"), (["fid", "truncation"], "truncation"), (["fid"], "recall")])
+def test_a_config_may_not_gate_on_what_has_no_single_value(metrics, gate):
+    with pytest.raises(ConfigError, match=f"registry.gate.metric={gate}: not among"):
+        configured(metrics, gate)
+
+
+def configured(metrics, gate):
+    data = {"source": "digits", "resolution": 32}
+    return build({"name": "t", "data": data, "evaluation": {"metrics": metrics}, "registry": {"gate": {"metric": gate}}})
+
+
 finite = st.floats(0, 1e6)
 
 
@@ -130,3 +270,9 @@ def test_promotion_means_strictly_lower_and_never_both_ways(a, b, min_improvemen
     back = decide(report(b, checkpoint="y"), report(a, checkpoint="x"), min_improvement=min_improvement).promote
     assert not (there and back)
     assert not there or a < b
+
+
+@given(finite, finite, st.floats(0, 1e5), st.floats(0, 1e5))
+def test_intervals_only_ever_make_promotion_harder(a, b, half_a, half_b):
+    one, other = within(a, half_a, checkpoint="x"), within(b, half_b, checkpoint="y")
+    assert decide(one, other).promote <= decide(one, other, use_intervals=False).promote

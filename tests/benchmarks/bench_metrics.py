@@ -1,0 +1,150 @@
+"""`python -m benchmarks.bench_metrics` from tests/, about three minutes: what metrics cost once the features are there.
+
+Frechet distance against scipy's root of a matrix, in turns in one process; peak memory of streaming statistics, each number of
+samples in a process of its own; kernel distance, and precision and recall. Absolute times belong to the machine and to the hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import scipy
+import scipy.linalg
+import torch
+
+from stylegan.evaluation.fid import BootstrapMoments, Moments, frechet_distance, frechet_interval
+from stylegan.evaluation.kid import kernel_distance
+from stylegan.evaluation.precision_recall import Manifold, manifold_metrics
+
+CHUNK = 256  # samples that stream by at a time
+T = TypeVar("T")
+
+
+def timed(function: Callable[[], T]) -> tuple[float, T]:
+    """Seconds and the result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def features(count: int, size: int, *, seed: int) -> np.ndarray:
+    """[count, size] float32 whose variances fall by six orders of magnitude."""
+    values = np.random.default_rng(seed).standard_normal((count, size), np.float32)
+    values *= np.logspace(0, -3, size, dtype=np.float32)
+    return values
+
+
+def turned(values: np.ndarray) -> np.ndarray:
+    """The same in another basis, so that all are correlated."""
+    size = values.shape[1]
+    basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))
+    return values @ basis.astype(np.float32)
+
+
+def with_sqrtm(a: Moments, b: Moments) -> float:
+    """The usual way: the root of the product of covariances, and the real part of its trace."""
+    root = scipy.linalg.sqrtm(a.covariance @ b.covariance)
+    return float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance + b.covariance - 2 * root.real))
+
+
+def bench_frechet(options: argparse.Namespace) -> None:
+    """From moments to the distance; `again` compares with the same reference, whose root is kept."""
+    reference, generated = (Moments.of(turned(features(options.samples, options.features, seed=seed))) for seed in (1, 2))
+    seconds: dict[str, list[float]] = {"scipy": [], "ours": [], "again": []}
+    frechet_distance(generated, reference)  # the first call starts threads
+    for _ in range(options.rounds):
+        fresh = Moments(reference.count, reference.mean, reference.m2)
+        ways = {"scipy": with_sqrtm, "ours": frechet_distance, "again": frechet_distance}
+        values = {}
+        for name, way in ways.items():
+            spent, values[name] = timed(lambda way=way, fresh=fresh: way(fresh, generated))  # type: ignore[misc]
+            seconds[name].append(spent)
+    print(f"\nFrechet distance of {options.features} features, {options.rounds} rounds in turns")
+    print("| way | median s (min-max) | ratio | value |\n|---|---|---|---|")
+    for name, spent in seconds.items():
+        ratio = statistics.median(s / o for s, o in zip(seconds["scipy"], spent, strict=True))
+        print(f"| {name} | {statistics.median(spent):.2f} ({min(spent):.2f}-{max(spent):.2f}) | {ratio:.1f} | {values[name]:.9g} |")
+    spent, _ = timed(lambda: frechet_distance(reference, reference))
+    print(f"to itself, where digits cancel and singular values are taken: {spent:.2f} s")
+    bench_bootstrap(reference, options)
+
+
+def bench_bootstrap(reference: Moments, options: argparse.Namespace) -> None:
+    """The interval: streaming 16 replicates, and their distances."""
+    generated = turned(features(options.samples, options.features, seed=2))
+    bootstrap = BootstrapMoments(options.features, seed=0)
+    streaming, _ = timed(lambda: (bootstrap.add(generated), bootstrap.replicates))
+    spent, estimate = timed(lambda: frechet_interval(reference, bootstrap, frechet_distance(reference, Moments.of(generated))))
+    print(f"interval {estimate.low:.6g} to {estimate.high:.6g}: {streaming:.1f} s for {options.samples} samples, then {spent:.1f} s")
+
+
+def stream(count: int, size: int) -> float:
+    """Moments and bootstrap of `count` samples that stream by; peak memory of this process in MiB."""
+    torch.set_num_threads(1)
+    rng, moments, bootstrap = np.random.default_rng(0), None, BootstrapMoments(size, seed=0)
+    for start in range(0, count, CHUNK):
+        part = rng.standard_normal((min(CHUNK, count - start), size), np.float32)
+        bootstrap.add(part)
+        moments = Moments.of(part) if moments is None else moments.merge(Moments.of(part))
+    assert moments is not None
+    assert moments.count == count
+    assert len(bootstrap.replicates) == 16
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def bench_memory(options: argparse.Namespace) -> None:
+    """Ten times the samples must not need more memory."""
+    context = multiprocessing.get_context("spawn")
+    print(f"\nPeak memory of streaming moments with 16 replicates, {options.stream_features} features")
+    for count in (10_000, 100_000):
+        with context.Pool(1) as pool:
+            print(f"{count:7d} samples: {pool.apply(stream, (count, options.stream_features)):.0f} MiB")
+
+
+def bench_pairs(options: argparse.Namespace) -> None:
+    """Metrics that compare images one by one."""
+    print(f"\n{options.samples} real and {options.samples} generated samples")
+    real, fake = (features(options.samples, options.features, seed=seed) for seed in (1, 2))
+    spent, kid = timed(lambda: kernel_distance(real, fake, seed=0))
+    print(f"KID, 100 subsets of 1000, {options.features} features, with interval: {spent:.1f} s ({kid.value:.3g})")
+    real, fake = (features(options.samples, 2 * options.features, seed=seed) for seed in (1, 2))
+    spent, manifold = timed(lambda: Manifold.of(real))
+    again, found = timed(lambda: manifold_metrics(manifold, fake))
+    values = f"{found.precision.value:.3f}, {found.recall.value:.3f}, {found.density.value:.3f}, {found.coverage.value:.3f}"
+    print(f"precision, recall, density and coverage, {2 * options.features} features: {spent + again:.1f} s ({values})")
+    print(f"  of these for the manifold of the reals, which is kept: {spent:.1f} s")
+
+
+# Memory first: a child's peak counts from that of the process that started it.
+PARTS = {"memory": bench_memory, "frechet": bench_frechet, "pairs": bench_pairs}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Benchmark of the metrics, from features on.")
+    parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
+    parser.add_argument("--features", type=int, default=2048)
+    parser.add_argument("--stream-features", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"torch {torch.__version__}, scipy {scipy.__version__}, {platform.processor() or platform.machine()}, {options.threads} thread(s)"
+    )
+    for part in PARTS:
+        if part in options.parts:
+            PARTS[part](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""A whole evaluation of a tiny generator with the embedded network, and of images."""
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylegan import storage
+from stylegan.config import EvaluationConfig
+from stylegan.data.loader import load_images
+from stylegan.data.shards import ShardSet
+from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation.engine import evaluate, evaluate_images
+from stylegan.evaluation.features import obtain_features
+from stylegan.evaluation.fid import Moments, frechet_distance
+from stylegan.evaluation.report import Report
+from stylegan.images import to_float
+from stylegan.networks.generator import Generator
+
+IMAGE_VALUES = {"fid", "kid", "is", "is_std", "precision", "recall", "density", "coverage"}
+GENERATOR_VALUES = {"ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability_w", "separability_z"}
+
+
+class Workers:
+    """Requests travel as bytes and are answered last first; the passes that were asked for are kept."""
+
+    def __init__(self) -> None:
+        self.passes: list[str] = []
+
+    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        requests = list(items)
+        self.passes += [request.source.name if hasattr(request, "source") else type(request).__name__ for request in requests]
+        letters = [pickle.dumps((function, item)) for item in requests]
+        assert all(len(letter) < 10_000 for letter in letters)
+        answers = [letter[0](letter[1]) for letter in map(pickle.loads, reversed(letters))]
+        return answers[::-1]
+
+
+def brighten(generator: Generator) -> None:
+    """Another generator."""
+    generator.synthesis.to_rgb[-1].bias.fill_(0.5)  # type: ignore[union-attr,operator]
+
+
+def only(evaluation: EvaluationConfig, *metrics: str, **changes: Any) -> EvaluationConfig:
+    return evaluation.model_copy(update={"metrics": metrics, **changes})
+
+
+def same(first: Report, second: Report) -> bool:
+    """All numbers of two reports, to 1e-6: batches of other sizes round differently."""
+    assert first.metrics.keys() == second.metrics.keys()
+    return all(math.isclose(first.metrics[key], second.metrics[key], rel_tol=1e-6, abs_tol=1e-9) for key in first.metrics)
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))))
+
+
+def test_all_metrics_are_measured_and_named_after_their_network(measured: Report, shards: ShardSet) -> None:
+    assert set(measured.metrics) == {f"{key}_classifier" for key in IMAGE_VALUES | GENERATOR_VALUES} | {"classifier_accuracy"}
+    assert all(math.isfinite(value) for value in measured.metrics.values())
+    assert (measured.dataset_fingerprint, measured.skipped) == (shards.fingerprint, {})
+    assert set(measured.protocols) == set(measured.metrics) - {"classifier_accuracy"} | {"fid_mixing_classifier", "truncation_classifier"}
+    assert Report.model_validate_json(measured.model_dump_json()) == measured
+
+
+def test_intervals_hold_their_values(measured: Report) -> None:
+    for key in ("fid_classifier", "kid_classifier", "ppl_wend_classifier"):
+        low, high = measured.intervals[key]
+        assert low < measured.metrics[key] < high
+
+
+def test_every_attribute_has_its_entropies(measured: Report) -> None:
+    """The score is the exponential of their sum."""
+    assert set(measured.attributes) == {"left", "right"}
+    for space in ("w", "z"):
+        total = sum(float(attribute[f"entropy_{space}"] or 0) for attribute in measured.attributes.values())
+        assert measured.metrics[f"separability_{space}_classifier"] == pytest.approx(math.exp(total))
+    assert all(attribute["error"] is None and 0 < float(attribute["share"] or 0) < 1 for attribute in measured.attributes.values())
+
+
+def test_curves_begin_with_what_the_plain_generator_has(measured: Report) -> None:
+    """One latent is no mixing, and psi = 1 no truncation."""
+    mixing, truncation = measured.curves["mixing"], measured.curves["truncation"]
+    assert [row["latents"] for row in mixing] == [1, 2, 3, 4]
+    assert [row["psi"] for row in truncation] == [0.5, 1.0]
+    assert mixing[0]["fid"] == truncation[1]["fid"] == measured.metrics["fid_classifier"]
+    assert truncation[1]["precision"] == measured.metrics["precision_classifier"]
+    assert len({row["fid"] for row in mixing}) == 4
+    assert truncation[0]["fid"] != truncation[1]["fid"]
+
+
+def test_settings_say_how_it_was_measured(measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:
+    net = obtain_features(evaluation, shards, root=root)
+    assert measured.settings["networks"] == {"classifier": net.sha256}
+    assert (measured.settings["num_images"], measured.settings["num_reals"], measured.settings["resolution"]) == (300, 120, 8)
+
+
+def test_workers_change_nothing(measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path) -> None:
+    again = evaluate(measured.checkpoint_uri, shards, evaluation, root=root, pmap=Workers(), out_uri=str(tmp_path))
+    assert again.model_copy(update={"figures": {}}) == measured.model_copy(update={"figures": {}})
+    for name, uri in measured.figures.items():
+        assert np.array_equal(pixels(again.figures[name]), pixels(uri))
+
+
+@pytest.mark.parametrize("metric", ["fid", "kid", "pr", "separability", "ppl_wend"])
+def test_a_metric_alone_has_the_value_that_it_has_among_others(
+    metric: str, measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str
+) -> None:
+    alone = evaluate(measured.checkpoint_uri, shards, only(evaluation, metric), root=root)
+    assert same(alone, measured.model_copy(update={"metrics": {key: measured.metrics[key] for key in alone.metrics}}))
+    assert all(alone.protocols[key] == measured.protocols[key] for key in alone.protocols)
+
+
+def test_one_pass_serves_all_metrics_of_images(measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:
+    """Two chunks of 300 or 400 images for five metrics; the reals come from storage."""
+    workers = Workers()
+    evaluate(measured.checkpoint_uri, shards, only(evaluation, "fid", "kid", "is", "pr", "separability"), root=root, pmap=workers)
+    assert workers.passes == ["generated", "generated"]
+
+
+def test_reals_are_looked_at_once_and_are_the_first_images(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    some, uri = only(evaluation, "fid", "kid", num_reals=100), checkpoint()
+    first, second = Workers(), Workers()
+    reports = [evaluate(uri, shards, some, root=root, pmap=workers) for workers in (first, second)]
+    assert first.passes == ["reals", "generated", "generated"]
+    assert second.passes == ["generated", "generated"]
+    assert reports[0] == reports[1]
+    net = obtain_features(evaluation, shards, root=root)
+    expected = net.recognise(to_float(torch.tensor(load_images(shards, 8).images[:100])))[0].numpy()
+    kept = [
+        np.load(io.BytesIO(storage.read_bytes(str(path))))
+        for path in Path(root, "stats").glob(f"classifier-*/{shards.fingerprint}-features.npy")
+    ]
+    (features,) = [found for found in kept if len(found) == 100]
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_generator_has_another_value_under_the_same_protocol(
+    measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    other = evaluate(checkpoint(change=brighten), shards, only(evaluation, "fid"), root=root)
+    assert other.protocols["fid_classifier"] == measured.protocols["fid_classifier"]
+    assert other.metrics["fid_classifier"] != measured.metrics["fid_classifier"]
+
+
+def test_rotation_features_skip_separability_in_words(
+    unlabelled: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    report = evaluate(checkpoint(), unlabelled, only(evaluation, "fid", "separability", features="rotation"), root=root)
+    assert set(report.skipped) == {"separability_w_rotation", "separability_z_rotation"}
+    assert "needs the posteriors of a classifier" in report.skipped["separability_w_rotation"]
+    assert set(report.metrics) == {"fid_rotation", "rotation_accuracy"}
+
+
+def test_too_few_images_skip_fid_in_words(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    report = evaluate(checkpoint(), shards, only(evaluation, "fid", "ppl_wend", num_reals=64), root=root)
+    assert set(report.metrics) == {"ppl_wend_classifier", "classifier_accuracy"}
+    assert report.skipped["fid_classifier"].startswith("64 reference images are too few for a covariance of 64 features")
+    assert "fid_classifier" not in report.protocols
+
+
+def test_a_generator_of_one_class_skips_separability_and_keeps_the_reason_of_each_attribute(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    def blank(generator: Generator) -> None:
+        generator.synthesis.to_rgb[-1].weight.zero_()  # type: ignore[union-attr,operator]
+
+    report = evaluate(checkpoint(change=blank), shards, only(evaluation, "separability"), root=root)
+    assert set(report.metrics) == {"classifier_accuracy"}
+    assert report.skipped["separability_w_classifier"].startswith("2 of 2 attributes cannot be scored; left: all 200 confident images")
+    assert "there is nothing to separate" in str(report.attributes["right"]["error"])
+
+
+def test_generators_without_styles_have_nothing_to_mix(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    uri = checkpoint(styles=False, const_input=False)
+    report = evaluate(uri, shards, only(evaluation, "fid_mixing", "fid"), root=root)
+    assert report.skipped == {"fid_mixing_classifier": "this generator has no styles to mix (model.styles=false)"}
+    assert "fid_classifier" in report.metrics
+
+
+def test_conditional_generators_get_the_labels_of_the_data(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    some = only(evaluation, "fid", "ppl_zend", "fid_mixing", "separability")
+    report = evaluate(checkpoint(label_names=("left", "right")), shards, some, root=root)
+    assert report.skipped == {}
+    with pytest.raises(StepError, match="is conditional on 2 classes that are not those of the data set"):
+        evaluate(checkpoint(label_names=("a", "b")), shards, some, root=root)
+
+
+def test_diverged_generators_stop_the_evaluation(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    def spoil(generator: Generator) -> None:
+        generator.synthesis.to_rgb[-1].bias.fill_(float("inf"))  # type: ignore[union-attr,operator]
+
+    with pytest.raises(StepError, match="makes images with values that are not finite"):
+        evaluate(checkpoint(change=spoil), shards, evaluation, root=root)
+
+
+def test_generators_of_other_images_are_refused(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    with pytest.raises(StepError, match=r"makes images of shape \[1, 4, 4\], the data set has \[1, 8, 8\]; evaluate the last stage"):
+        evaluate(checkpoint(resolution=4), shards, evaluation, root=root)
+
+
+def test_unlabelled_images_need_other_features(
+    unlabelled: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"set evaluation\.features=rotation"):
+        evaluate(checkpoint(), unlabelled, evaluation, root=root)
+
+
+def test_no_metrics_need_no_features(
+    unlabelled: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str], tmp_path: Path
+) -> None:
+    workers = Workers()
+    report = evaluate(checkpoint(), unlabelled, only(evaluation), root=root, pmap=workers, out_uri=str(tmp_path))
+    assert (report.metrics, report.skipped, workers.passes) == ({}, {}, ["Pictures"])
+    assert set(report.figures) == {"grid"}
+
+
+def test_reals_against_themselves_are_perfect(shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path) -> None:
+    """The images of the data set measured as if they were a generator's."""
+    report = evaluate_images(shards, shards, only(evaluation, "fid", "kid", "is", "pr"), root=root, out_uri=str(tmp_path))
+    assert report.checkpoint_uri == shards.uri
+    assert report.metrics["fid_classifier"] == pytest.approx(0, abs=1e-4)
+    assert (report.metrics["precision_classifier"], report.metrics["recall_classifier"]) == (1, 1)
+    assert report.settings["num_images"] == 120  # all there are
+    assert set(report.figures) == {"grid", "best", "worst"}
+    sheet = pixels(report.figures["grid"])
+    assert np.array_equal(sheet[:, :64], sheet[:, 64:])
+
+
+def test_images_have_no_path_lengths(shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:
+    report = evaluate_images(shards, shards, only(evaluation, "ppl_wend", "separability", "truncation", "is"), root=root)
+    assert set(report.metrics) == {"is_classifier", "is_std_classifier", "classifier_accuracy"}
+    assert set(report.skipped.values()) == {"needs a generator, and images are measured; give the URI of a checkpoint"}
+
+
+def test_images_of_another_resolution_are_refused(shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:
+    small = shards.model_copy(update={"resolutions": (4,)})
+    with pytest.raises(StepError, match=r"holds images of shape \[1, 4, 4\], the reference set has \[1, 8, 8\]; give reals of the same"):
+        evaluate_images(small, shards, evaluation, root=root)
+
+
+def test_moments_of_the_reals_are_kept_exactly(shards: ShardSet, root: str, measured: Report) -> None:
+    """What a second evaluation reads is what the first one computed with."""
+    found = [Moments.from_npz(path.read_bytes()) for path in Path(root, "stats").glob(f"classifier-*/{shards.fingerprint}.npz")]
+    assert 120 in {moments.count for moments in found}
+    assert frechet_distance(found[0], found[0]) == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,87 @@
+"""Pictures of an evaluation."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stylegan import storage
+from stylegan.config import EvaluationConfig
+from stylegan.data.loader import load_images
+from stylegan.data.shards import ShardSet
+from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_truncation
+from stylegan.evaluation.generate import Subject, read_generator, sha256
+from stylegan.evaluation.report import Report
+from stylegan.evaluation.spaces import Spaces
+from stylegan.networks.generator import Generator
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri)))).astype(int)
+
+
+def make_subject(shards: ShardSet, evaluation: EvaluationConfig, uri: str = "", images: ShardSet | None = None) -> Subject:
+    generator = storage.join(uri, "generator.safetensors") if uri else ""
+    return Subject(generator, sha256(read_generator(generator)) if uri else "", images, shards, (), Spaces({}), evaluation, "cpu")
+
+
+def test_an_evaluation_draws_what_it_has_measured(measured: Report) -> None:
+    assert {name: storage.name(uri) for name, uri in measured.figures.items()} == {
+        name: f"{name}.png" for name in ("grid", "best", "worst", "truncation")
+    }
+    assert pixels(measured.figures["best"]).shape == (16, 64)
+
+
+def test_the_grid_shows_reals_on_the_left_and_fakes_on_the_right(
+    shards: ShardSet, evaluation: EvaluationConfig, checkpoint: Callable[..., str], tmp_path: Path
+) -> None:
+    def brighten(generator: Generator) -> None:
+        generator.synthesis.to_rgb[-1].bias.fill_(0.5)  # type: ignore[union-attr,operator]
+
+    uri = draw_grid(make_subject(shards, evaluation, checkpoint(change=brighten)), str(tmp_path / "out"), map)
+    assert uri == f"{tmp_path}/out/grid.png"
+    sheet, reals = pixels(uri), load_images(shards, 8).images
+    assert sheet.shape == (64, 128)
+    assert np.array_equal(sheet[:8, 8:16], reals[1, 0])
+    assert np.array_equal(sheet[8:16, :8], reals[8, 0])
+    assert sheet[:, 64:].mean() > 150 > sheet[:, :64].mean()
+
+
+def test_the_best_image_comes_first_and_the_worst_too(shards: ShardSet, evaluation: EvaluationConfig, tmp_path: Path) -> None:
+    realism = np.random.default_rng(0).permutation(120).astype(float)
+    uris = draw_extremes(make_subject(shards, evaluation, images=shards), realism, str(tmp_path), map)
+    images = load_images(shards, 8).images
+    assert np.array_equal(pixels(uris["best"])[:8, :8], images[realism.argmax(), 0])
+    assert np.array_equal(pixels(uris["best"])[8:16, :8], images[realism.argsort()[::-1][8], 0])
+    assert np.array_equal(pixels(uris["worst"])[:8, :8], images[realism.argmin(), 0])
+
+
+def test_extremes_of_a_generator_are_drawn_again_as_they_were(
+    shards: ShardSet, evaluation: EvaluationConfig, checkpoint: Callable[..., str], tmp_path: Path
+) -> None:
+    """The first 64 by number are those of the grid."""
+    subject = make_subject(shards, evaluation, checkpoint())
+    grid = pixels(draw_grid(subject, str(tmp_path), map))[:, 64:]
+    best = pixels(draw_extremes(subject, -np.arange(300.0), str(tmp_path), map)["best"])
+    assert np.abs(best - grid[:16]).max() <= 1
+
+
+def test_truncation_has_a_row_of_the_same_latents_for_each_psi(
+    shards: ShardSet, evaluation: EvaluationConfig, checkpoint: Callable[..., str], tmp_path: Path
+) -> None:
+    """At psi 0 all images are the average one, up to their noise; at 1 they are those of the grid."""
+    subject = make_subject(shards, evaluation.model_copy(update={"psi": (0.0, 1.0)}), checkpoint())
+    sheet = pixels(draw_truncation(subject, str(tmp_path), map)).reshape(2, 8, 8, 8).swapaxes(1, 2)
+    grid = pixels(draw_grid(subject, str(tmp_path), map))[:8, 64:].reshape(8, 8, 8).swapaxes(0, 1)
+    assert np.abs(sheet[1] - grid).max() <= 1
+    assert np.ptp(sheet[0], axis=0).mean() < np.ptp(sheet[1], axis=0).mean()
+
+
+@pytest.mark.parametrize(("resolution", "columns"), [(8, 8), (256, 8), (1024, 2)])
+def test_sheets_stay_within_2048_pixels(resolution: int, columns: int) -> None:
+    from stylegan.evaluation.figures import _columns
+
+    assert _columns(resolution) == columns

@@ -1,0 +1,65 @@
+"""The reals as a network sees them: made once, kept, found again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stylegan.data.shards import ShardSet
+from stylegan.evaluation.reference import Reference
+from stylegan.evaluation.spaces import Network
+
+VGG16 = Network("vgg16", ("uri",), "a" * 64, 5, "float16")
+ROWS = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float16)
+
+
+def open_reference(shards: ShardSet, root: Path, *needs: str, network: Network = VGG16, num_reals: int = 30) -> Reference:
+    return Reference(network, shards, num_reals=num_reals, needs=needs, root=str(root))
+
+
+def fill(reference: Reference) -> None:
+    for start in range(0, 30, 12):
+        reference.add(ROWS[start : start + 12])
+    reference.finish()
+
+
+def test_what_was_made_is_found_again_as_it_was(shards: ShardSet, tmp_path: Path) -> None:
+    made = open_reference(shards, tmp_path, "moments", "features")
+    assert not made.complete
+    fill(made)
+    found = open_reference(shards, tmp_path, "features", "moments")
+    assert made.complete
+    assert found.complete
+    assert found.features.dtype == np.float16
+    assert np.array_equal(found.features, ROWS)
+    assert np.array_equal(found.moments.mean, made.moments.mean)
+    np.testing.assert_allclose(found.moments.covariance, np.cov(ROWS.astype(float), rowvar=False), rtol=1e-9)
+    assert found.moments.count == 30
+
+
+def test_only_what_is_needed_is_made(shards: ShardSet, tmp_path: Path) -> None:
+    fill(open_reference(shards, tmp_path, "moments"))
+    assert [path.name for path in tmp_path.glob("stats/vgg16-*/*")] == [f"{shards.fingerprint}.npz"]
+    both = open_reference(shards, tmp_path, "moments", "features")
+    assert not both.complete  # the features are still to be made
+    fill(both)
+    assert both.moments.count == 30
+
+
+def test_other_reals_and_other_networks_are_kept_apart(shards: ShardSet, tmp_path: Path) -> None:
+    fill(open_reference(shards, tmp_path, "moments"))
+    assert open_reference(shards, tmp_path, "moments").complete
+    assert not open_reference(shards, tmp_path, "moments", num_reals=29).complete
+    assert not open_reference(shards.model_copy(update={"fingerprint": "other"}), tmp_path, "moments").complete
+    assert not open_reference(shards, tmp_path, "moments", network=Network("vgg16", ("uri",), "b" * 64, 5, "float16")).complete
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense"])
+def test_damaged_files_are_made_again(shards: ShardSet, tmp_path: Path, content: bytes) -> None:
+    fill(open_reference(shards, tmp_path, "moments", "features"))
+    for path in tmp_path.glob("stats/vgg16-*/*"):
+        path.write_bytes(content)
+    again = open_reference(shards, tmp_path, "moments", "features")
+    assert not again.complete
+    fill(again)
+    assert open_reference(shards, tmp_path, "moments", "features").complete
