@@ -6,6 +6,7 @@ a quarter-second measurement of this machine (rough, and only where no GPU is as
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from stylegan import storage
 from stylegan.config import Config, ModelConfig, TrainingConfig, digest
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
+from stylegan.training.hardware import FEATURES
 from stylegan.training.schedule import Stage
 
 # Forward passes that one image costs; a backward pass counts as two forward ones, one that stops at the image as one.
@@ -43,7 +45,8 @@ def stage_cost(config: Config, stage: Stage) -> Cost:
     memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30  # weights, average, gradients, Adam's two moments
     speed = measured_speed(config, stage)
     if speed is None and not workers.gpus_per_worker and not config.ray.address:
-        speed = _machine_flops() / step_flops(config, stage.resolution)
+        cores = workers.cpus_per_worker * (workers.workers or 1)
+        speed = _core_flops(FEATURES[config.training.precision] or torch.float32) * cores / step_flops(config, stage.resolution)
     return Cost(speed, memory)
 
 
@@ -111,13 +114,17 @@ def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, f
     return of_g.get_total_flops(), of_d.get_total_flops(), parameters, sum(sizes)
 
 
-@lru_cache(maxsize=1)
-def _machine_flops() -> float:
-    """Operations a second of a middle-sized convolution here, halved for all that is not a convolution."""
-    x, weight = torch.randn(8, 64, 32, 32), torch.randn(64, 64, 3, 3)
-    F.conv2d(x, weight, padding=1)
-    start, rounds = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.25:
-        F.conv2d(x, weight, padding=1)
-        rounds += 1
-    return rounds * 2 * x.numel() * 64 * 9 / (time.perf_counter() - start) / 2
+@lru_cache
+def _core_flops(dtype: torch.dtype) -> float:
+    """Operations a second of a middle-sized convolution on one core, halved for all that is not a convolution."""
+    x, weight = torch.randn(8, 64, 32, 32, dtype=dtype), torch.randn(64, 64, 3, 3, dtype=dtype)
+    threads, deadline, best = torch.get_num_threads(), time.perf_counter() + 0.25, math.inf
+    torch.set_num_threads(1)  # several would wait for each other wherever another program runs
+    try:
+        while time.perf_counter() < deadline:
+            start = time.perf_counter()
+            F.conv2d(x, weight, padding=1)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * x.numel() * 64 * 9 / best / 2
