@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test bench lint format clean setup
+.PHONY: quickstart test bench bench-training bench-evaluation bench-metrics lint format clean setup
 
 quickstart: setup
 	$(BIN)/stylegan run configs/quickstart.yaml
@@ -12,9 +12,19 @@ quickstart: setup
 test: lint
 	$(BIN)/python -m pytest
 
-# Ratios to a plain version of the same networks, about four minutes; BENCH="--resolution 64" and so on for other sizes.
-bench: setup
+# Ratios to plain versions of the same, about seven minutes: bench-training (four) and bench-evaluation (three); bench-metrics, what
+# metrics cost once the features are there, takes three more. For other sizes give one of them options, BENCH="--resolution 64";
+# BENCH=--help lists them.
+bench: bench-training bench-evaluation
+
+bench-training: setup
 	cd tests && ../$(BIN)/python -m benchmarks.bench $(BENCH)
+
+bench-evaluation: setup
+	cd tests && ../$(BIN)/python -m benchmarks.bench_evaluation $(BENCH)
+
+bench-metrics: setup
+	cd tests && ../$(BIN)/python -m benchmarks.bench_metrics $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

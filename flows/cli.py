@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel
 
-from flows import console
+from flows import console, reports
 from stylegan.config import Config
 from stylegan.config_file import load
 from stylegan.errors import ConfigError, StepError, UserError
@@ -92,13 +92,60 @@ def train(config: ConfigFile, /, *, until: int | None = None, overrides: Overrid
 
 
 @app.command
-def evaluate(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Evaluate the last stage's checkpoint; it must be trained already."""
+def evaluate(
+    model: str,
+    /,
+    *,
+    metrics: str | None = None,
+    config: Annotated[str | None, Parameter(help="Config that says what to compare a MODEL with, and how; unset is its own run's.")] = None,
+    data: str | None = None,
+    out: str | None = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure any model or images; with the YAML file of a run, do that run's own step of the pipeline.
+
+    Parameters
+    ----------
+    model
+        A run id, the URI of a checkpoint, models:/name@alias (or name@alias, name/3), a folder, .zip or URL of images, or a YAML file.
+    metrics
+        Names of metrics, such as fid,ppl; unset are those of the config. ppl is all four ppl_*.
+    data
+        Images to compare with instead: a folder, .zip or URL, or `digits`.
+    out
+        Folder for a copy of the report, its page and its figures.
+    """
+    if is_config(model):
+        _evaluate_run(model, {"--metrics": metrics, "--config": config, "--data": data, "--out": out}, overrides, as_json)
+        return
+    from stylegan.evaluating import Request, evaluate_model, parse_metrics
+
+    names = parse_metrics(metrics) if metrics is not None else None
+    found = evaluate_model(Request(model, names, config, data, tuple(overrides or ())), out)
+    if as_json:
+        _print_json(found)
+    else:
+        reports.print_evaluation(found)
+
+
+def is_config(model: str) -> bool:
+    """Whether the argument of `evaluate` is the YAML file of a run."""
+    return model.endswith((".yaml", ".yml")) and not os.path.isdir(model)
+
+
+def _evaluate_run(config: str, others: dict[str, str | None], overrides: list[str] | None, as_json: bool) -> None:
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ConfigError(f"{given[0]}: is for a MODEL; {config} says it itself: use --set, such as --set evaluation.metrics=[fid]")
     from stylegan.steps import Pipeline
 
     with Pipeline(load(config, overrides or [])) as pipeline:
-        done = pipeline.evaluate_trained()
-    _print_done(done, as_json)
+        done, published, page = pipeline.evaluate_trained()
+    if as_json:
+        _print_json(done.record)
+    else:
+        reports.print_report(done.record, title=f"{config}{', taken from storage' if done.cached else ''}", published=published, page=page)
 
 
 @app.command

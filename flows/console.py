@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from flows import reports
 from stylegan.config import Config
 from stylegan.progress import duration
 from stylegan.training.schedule import PENALTIES
@@ -107,6 +108,8 @@ def print_plan(plan: Plan) -> None:
     Console().print(table)
     if seconds:
         print(f"training: about {duration(sum(seconds))} in all; memory is for one worker")
+    if plan.missing:
+        print(f"weights: {', '.join(plan.missing)} not on this machine; `run` downloads them first, see `stylegan doctor CONFIG`")
 
 
 def print_record(record: BaseModel, cached: bool) -> None:
@@ -141,16 +144,10 @@ def print_summary(config: Config, summary: Summary) -> None:
         numbers = [f"{point[key]:.3f}" if key in point else "-" for key in keys]
         table.add_row(f"{side}x{side}", f"{point['progress/kimg']:g}", *numbers, f"{point['time/img_per_sec']:.0f}")
     console.print(table)
-    table = Table(title=f"evaluation, protocol {summary.report.protocol}", title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name in sorted(summary.report.metrics):
-        table.add_row(name, escape(summary.report.shown(name)))
-    for name, reason in sorted(summary.report.skipped.items()):
-        table.add_row(name, escape(f"skipped: {reason}"))
-    console.print(table)
+    reports.print_metrics(summary.report, f"evaluation, protocol {summary.report.protocol}")
     version, verdict = summary.version, summary.verdict
     print(f"samples     {summary.grid}")
+    print(f"report      {summary.page}")
     print(f"model       {version.name} version {version.version}, alias {', '.join(version.aliases) or 'none'}")
     print(f"gate        {'promoted' if verdict.promote else 'not promoted'}: {' '.join(verdict.reasons)}")
     print("\nLook at it:")

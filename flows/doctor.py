@@ -7,12 +7,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
 from stylegan import cluster, storage, tracking
 from stylegan.config import Config
 from stylegan.errors import StepError, UserError
+from stylegan.evaluation import weights
 
 
 class Finding(BaseModel):
@@ -48,6 +50,9 @@ def examine(config: Config | None) -> Examination:
         ("prefect", _prefect),
         ("ray", _ray),
     ]
+    if config:
+        files = [("weights", partial(_weights, kind)) for kind in weights.needed(config.evaluation)]
+        checks[3:3] = files  # below the metrics that need them
     return Examination(findings=tuple(_try(name, check, config) for name, check in checks))
 
 
@@ -93,7 +98,20 @@ def _metrics(config: Config | None) -> str:
     if config is None:
         return "the embedded classifier needs no weights"
     check_features(config.evaluation, labelled=bool(open_source(config.data).label_names))
-    return f"evaluation.features={config.evaluation.features} is there or trained on demand"
+    features = config.evaluation.features
+    return f"evaluation.features={features}: {'public networks, see below' if features == 'inception' else 'is there or trained on demand'}"
+
+
+def _weights(kind: weights.Kind, config: Config | None) -> str:
+    """One file of a published network: where it is, or where it would come from and go to."""
+    assert config is not None
+    place = weights.locate(kind, getattr(config.evaluation.weights, kind))
+    size = weights.shown_size(place.num_bytes)
+    if place.path:
+        return f"{kind}: {place.path}, {size}"
+    if not storage.exists(place.uri):
+        raise StepError(f"{kind}: not on this machine, and no way to {place.uri}; get it by other means and put it at {place.target}")
+    return f"{kind}: not on this machine yet; `run` downloads {place.uri} ({size}) to {place.target}"
 
 
 def _mlflow(config: Config | None) -> str:

@@ -94,5 +94,7 @@ def _markdown(summary: Summary) -> str:
         *(f"| {name} | {summary.report.shown(name)} |" for name in sorted(summary.report.metrics)),
         "",
         f"Run `{summary.run_id}`, samples `{summary.grid}`",
+        "",
+        f"Report with figures: `{summary.page}`, and `report.html` among the artifacts of MLflow run `{summary.mlflow_run_id}`",
     ]
     return "\n".join(lines)

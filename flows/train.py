@@ -24,7 +24,7 @@ FLOW_NAME = "stylegan-train"
 
 
 class Summary(BaseModel):
-    """What a run has made; `grid` is the URI of the last sample grid."""
+    """What a run has made; `grid` and `page` are the URIs of the last sample grid and of the report to read."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,6 +37,7 @@ class Summary(BaseModel):
     version: ModelVersion
     verdict: Verdict
     grid: str
+    page: str
 
 
 def _run_name() -> str:

@@ -1,4 +1,4 @@
-"""Ray: the session, the check before a launch, one TorchTrainer per stage, and a parallel map. The only file that imports ray.
+"""Ray: the session, the check before a launch, one TorchTrainer per stage, and a parallel map. Only this file and spare.py import ray.
 
 Checkpoints and curves go to storage straight from rank 0 (training/loop.py), with or without Ray, so there is one way to
 resume. What Ray adds is the workers, their restart after a failure, and the barrier between them.
@@ -270,12 +270,13 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     for item in items:
         pending.append(task.remote(function, item, cpus))
         if len(pending) >= AHEAD:
-            yield _result(pending.popleft())
+            yield result_of(pending.popleft())
     while pending:
-        yield _result(pending.popleft())
+        yield result_of(pending.popleft())
 
 
-def _result(reference: Any) -> Any:
+def result_of(reference: Any) -> Any:
+    """The result of a task or of a call of an actor. Raises what was raised there, UnavailableError if it was lost."""
     import ray
 
     try:

@@ -173,7 +173,7 @@ class SnapshotsConfig(Section):
     )
     probe_images: int = Field(2000, ge=20, description="Images of a probe, half to fit and half to score.")
     metrics: tuple[QuickMetric, ...] = Field(("fid",), description="Quick metrics, measured beside training on few images.")
-    metrics_kimg: PerResolution[NotNegative] = Field({4: 0.0}, description="Distance of quick metrics, each of the newest checkpoint; 0: none.")
+    metrics_kimg: PerResolution[NotNegative] = Field({4: 0.0}, description="Distance of quick metrics; 0 is off.")
     metrics_images: int = Field(5000, ge=2, description="Generated images of a quick metric, and at most as many reals.")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stylegan.tables import at_resolution
+
 if TYPE_CHECKING:
     from stylegan.config import Config
 
@@ -21,6 +23,7 @@ def check(config: Config) -> None:
     _check_precision(config)
     _check_labels(config)
     _check_metrics(config)
+    _check_quick_metrics(config)
     _check_gate(config)
 
 
@@ -130,6 +133,16 @@ def _check_metrics(config: Config) -> None:
     if "fid_mixing" in config.evaluation.metrics and not config.model.styles:
         raise ValueError(
             "evaluation.metrics has fid_mixing, but model.styles=false leaves no styles to mix; take it out or set model.styles=true"
+        )
+
+
+def _check_quick_metrics(config: Config) -> None:
+    features, final = config.evaluation.features, config.data.resolution
+    below = [r for r in config.resolutions[:-1] if at_resolution(config.snapshots.metrics_kimg, r)]
+    if below and features not in ("classifier", "rotation", "inception"):
+        raise ValueError(
+            f"snapshots.metrics_kimg asks for quick metrics at {below[0]}x{below[0]}, but evaluation.features={features} is a network for "
+            f"images of the last stage; measure there only (snapshots.metrics_kimg={{4: 0, {final}: ...}}) or use classifier or rotation"
         )
 
 

@@ -6,8 +6,10 @@ base: common.yaml       # relative to this file; replaced key by key
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -18,7 +20,7 @@ from stylegan.config import Config
 from stylegan.errors import ConfigError
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read, merge and check a config.
 
     Args:
@@ -29,17 +31,19 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         ConfigError: file missing, not YAML, unknown key or value not allowed; the message is one line.
     """
     tree = _read(Path(path), ())
-    for override in overrides:
-        _apply(tree, override)
-    return build(tree, str(path))
+    return build(tree, str(path), overrides)
 
 
-def build(tree: dict[str, Any], origin: str = "config") -> Config:
-    """A checked `Config` from plain values; `origin` is named in errors.
+def build(tree: dict[str, Any], origin: str = "config", overrides: Sequence[str] = ()) -> Config:
+    """A checked `Config` from plain values, changed by `overrides` as in `load`; `origin` is named in errors.
 
     Raises:
         ConfigError: as in `load`.
     """
+    if overrides:
+        tree = copy.deepcopy(tree)
+    for override in overrides:
+        _apply(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -75,16 +79,22 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such config file; give the path of a YAML file such as configs/quickstart.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
+    tree = parse(text, str(path))
+    base = tree.pop("base", None)
+    return tree if base is None else _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree)
+
+
+def parse(text: str, origin: str) -> dict[str, Any]:
+    """The plain values in YAML text; `origin` is named in errors. Raises ConfigError if they are none."""
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend the file") from None
+        raise ConfigError(f"{origin}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend the file") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold `key: value` lines, found {type(tree).__name__}; see configs/quickstart.yaml")
-    base = tree.pop("base", None)
-    return tree if base is None else _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree)
+        raise ConfigError(f"{origin}: must hold `key: value` lines, found {type(tree).__name__}; see configs/quickstart.yaml")
+    return tree
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

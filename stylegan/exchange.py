@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from stylegan import storage
 from stylegan.config import Config
 from stylegan.errors import ConfigError, StepError
+from stylegan.models import find_model
 from stylegan.networks.official import OfficialNetworks, load_official
 from stylegan.networks.onnx import to_onnx
 from stylegan.networks.weights import save_discriminator, save_generator
-from stylegan.sampling import find_checkpoint
 from stylegan.training.state import load_model
 
 RECORD = "import.json"
@@ -84,8 +84,7 @@ def export(config: Config | None, model: str, out: str) -> Exported:
     """Write the averaged generator of a model into one file, replacing what is there.
 
     Args:
-        config: as in `find_checkpoint`.
-        model: as in `find_checkpoint`.
+        config, model: as for `find_model`.
         out: path or URI; its end says which format: .safetensors or .onnx.
 
     Raises:
@@ -94,7 +93,7 @@ def export(config: Config | None, model: str, out: str) -> Exported:
     """
     if not out.endswith((".safetensors", ".onnx")):
         raise ConfigError(f"--out {out}: must end in .safetensors or .onnx, which says what is written")
-    uri = find_checkpoint(config, model)
+    uri = find_model(config, model).checkpoint_uri
     generator, label_names = load_model(uri)
     made = {"path": out, "checkpoint_uri": uri, "resolution": generator.resolution}
     if out.endswith(".onnx"):

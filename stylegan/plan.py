@@ -16,6 +16,9 @@ from stylegan.config import Config, EvaluationConfig, digest
 from stylegan.data.shards import ShardSet, find_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation import weights
+from stylegan.evaluation.page import read_report
+from stylegan.evaluation.quick import with_quick
 from stylegan.evaluation.report import EVALUATION_VERSION, Report
 from stylegan.evaluation.spaces import check_features
 from stylegan.registry.gate import Verdict
@@ -56,13 +59,14 @@ class PlannedStep(BaseModel):
 
 
 class Plan(BaseModel):
-    """The dry run of a config; `run_id` is unknown until the data has been read once."""
+    """The dry run of a config; `run_id` is unknown until the data has been read once, `missing` are weights that `run` would download."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     run_id: str | None
     steps: tuple[PlannedStep, ...]
+    missing: tuple[str, ...] = ()
 
 
 def make_keys(config: Config, shards: ShardSet) -> Keys:
@@ -109,7 +113,7 @@ def check_data(config: Config, num_images: int, label_names: tuple[str, ...]) ->
             f"snapshots.probe_kimg needs labels, but data.source={source} has none; "
             "put the images in class folders, add a dataset.json, or leave out snapshots.probe_kimg"
         )
-    check_features(config.evaluation, labelled=bool(label_names))
+    check_features(with_quick(config), labelled=bool(label_names))
 
 
 def root(config: Config) -> str:
@@ -141,13 +145,7 @@ def find_stage(config: Config, stage: Stage, key: str) -> Checkpoint | None:
 
 def find_report(config: Config, run_id: str) -> Report | None:
     """The report of a finished evaluation."""
-    folder = run_uri(config, run_id)
-    try:
-        report = Report.model_validate(storage.read_json(storage.join(folder, "report.json")))
-    except FileNotFoundError:
-        return None
-    figures = {name: storage.join(folder, storage.name(uri)) for name, uri in report.figures.items()}  # the root may have moved
-    return report.model_copy(update={"figures": figures})
+    return read_report(run_uri(config, run_id))
 
 
 def find_verdict(config: Config, run_id: str, version: str) -> tuple[bool, Verdict | None]:
@@ -202,7 +200,7 @@ def make_plan(config: Config) -> Plan:
     else:
         reason = "not judged by this gate yet" if version else "waits for register"
     steps.append(PlannedStep(name="gate", state="cached" if verdict and applied else "run", reason=reason))
-    return Plan(name=config.name, run_id=keys.run_id, steps=tuple(steps))
+    return Plan(name=config.name, run_id=keys.run_id, steps=tuple(steps), missing=() if report else _missing_weights(config))
 
 
 def _plan_without_data(config: Config, num_images: int) -> Plan:
@@ -213,7 +211,11 @@ def _plan_without_data(config: Config, num_images: int) -> Plan:
     steps.append(_plan_evaluate(config, None, False))
     steps.append(PlannedStep(name="register", state="run", reason="waits for evaluate"))
     steps.append(PlannedStep(name="gate", state="run", reason="waits for register"))
-    return Plan(name=config.name, run_id=None, steps=tuple(steps))
+    return Plan(name=config.name, run_id=None, steps=tuple(steps), missing=_missing_weights(config))
+
+
+def _missing_weights(config: Config) -> tuple[str, ...]:
+    return tuple(f"{file.name} ({weights.shown_size(file.num_bytes)})" for file in weights.missing(config.evaluation))
 
 
 def _plan_stage(config: Config, stage: Stage, key: str, ready: bool) -> PlannedStep:

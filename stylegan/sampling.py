@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from stylegan import storage, tracking
-from stylegan.config import Config, StorageConfig
+from stylegan import storage
+from stylegan.config import Config
 from stylegan.errors import ConfigError
 from stylegan.images import grid, png_bytes
+from stylegan.models import find_model
 from stylegan.networks.generator import Generator, random_noise
-from stylegan.registry.store import load_version
 from stylegan.training.samples import MIN_CELL
 from stylegan.training.state import load_model
 
@@ -47,42 +46,16 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def find_checkpoint(config: Config | None, model: str) -> str:
-    """The checkpoint URI behind a run id, `models:/name@alias` or a checkpoint URI.
-
-    Args:
-        config: where runs and the registry are; unset looks in the default storage.root and MLFLOW_TRACKING_URI.
-
-    Raises:
-        ConfigError, StepError: there is no such model.
-    """
-    if model.startswith("models:/"):
-        uri = tracking.resolve_uri(config) if config else os.environ.get("MLFLOW_TRACKING_URI")
-        if not uri:
-            raise ConfigError(f"{model}: no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")
-        return load_version(uri, model)
-    if storage.exists(storage.join(storage.absolute(model), "generator.safetensors")):
-        return storage.absolute(model)
-    root = storage.absolute((config.storage if config else StorageConfig()).root)
-    report = storage.join(root, "runs", model, "report.json")
-    if storage.exists(report):
-        return str(storage.read_json(report)["checkpoint_uri"])
-    raise ConfigError(
-        f"{model}: no such model; give the URI of a checkpoint-... folder, models:/name@champion, or a finished run's id "
-        "(with --config FILE, which says where runs are stored, unless that is ./stylegan-data)"
-    )
-
-
 def sample(config: Config | None, model: str, *, seeds: list[int], psi: float | None, label: str | None, out: str) -> Grid:
     """Draw one image per seed and write them as a grid.
 
     Args:
-        model: as in `find_checkpoint`.
+        config, model: as for `find_model`.
         psi: truncation of the first 8 layers; None or 1 is off.
         label: class name or number of a class-conditional model; None takes the classes in turn.
         out: path of the PNG.
     """
-    uri = find_checkpoint(config, model)
+    uri = find_model(config, model).checkpoint_uri
     generator, label_names = load_model(uri)
     labels = _labels(label, label_names, len(seeds))
     images = torch.cat([_one(generator, seed, None if labels is None else labels[i : i + 1], psi) for i, seed in enumerate(seeds)])

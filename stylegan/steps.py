@@ -21,13 +21,18 @@ from stylegan.config_file import dump
 from stylegan.data.shards import ShardSet, find_shards, write_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import ConfigError, StepError, UnavailableError
+from stylegan.evaluation import weights
 from stylegan.evaluation.engine import evaluate
+from stylegan.evaluation.page import PAGE, compare_published, write_page
+from stylegan.evaluation.published import Comparison
+from stylegan.evaluation.quick import QuickMetrics, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.plan import check_data, find_report, find_stage, find_verdict, make_keys, root, run_uri, stage_uri, write_verdict
 from stylegan.progress import Progress
 from stylegan.registry import store
 from stylegan.registry.gate import Verdict, comparable, judge
 from stylegan.registry.store import ModelVersion, StaleVerdictError
+from stylegan.spare import SpareWorker
 from stylegan.tracking import StageRelay, TrackedRun
 from stylegan.training.curves import read_rows
 from stylegan.training.job import StageJob
@@ -88,13 +93,15 @@ class Pipeline:
         """Images to shards.
 
         Raises:
-            ConfigError: the source does not exist, or the config asks for labels that it does not have.
+            ConfigError: the source does not exist, the config asks for labels that it does not have, or for weights that cannot be had.
             StepError: the images cannot be used, or storage refuses.
         """
         data = self.config.data
         source = open_source(data)
         check_data(self.config, len(source.images), source.label_names)
         found = find_shards(source, data, root(self.config))
+        if found is None or find_report(self.config, make_keys(self.config, found).run_id) is None:
+            weights.fetch_all(self.config.evaluation)  # what cannot be had ends a run now, not after days of training
         progress = Progress("shard", len(source.images))
         record = found or write_shards(source, data, root(self.config), progress=lambda done, _total: progress.update(done))
         check_data(self.config, record.num_images, record.label_names)  # without those that could not be read
@@ -109,7 +116,7 @@ class Pipeline:
         return self._run
 
     def train(self, shards: ShardSet, stage: Stage, previous: Checkpoint | None) -> Done[Checkpoint]:
-        """One stage on Ray; its curves and grids go to MLflow while it trains (all at once if it was trained before).
+        """One stage on Ray; its curves, quick metrics and grids go to MLflow while it trains (all at once if it was trained before).
 
         Raises:
             ConfigError: the cluster can never hold its workers.
@@ -120,10 +127,15 @@ class Pipeline:
         uri = stage_uri(self.config, stage, key)
         found = find_stage(self.config, stage, key)
         show = None if found else partial(_show, Progress(f"train {stage.name}", stage.num_images), stage)
-        with StageRelay(self.tracked(shards), uri, on_rows=show):
+        with StageRelay(self.tracked(shards), uri, quick=rows_name(self.config, stage.resolution), on_rows=show):
             job = StageJob(config=self.config, stage=stage, shards=shards, key=key, run_id=keys.run_id, uri=uri, previous=previous)
-            record = found or cluster.train(job)
+            record = found or self._train(job)
         return _done(f"train {stage.name}", record, found)
+
+    def _train(self, job: StageJob) -> Checkpoint:
+        cluster.connect(self.config.ray)  # here, so that not two threads do it at the same time
+        with QuickMetrics(job, SpareWorker(), root=root(self.config)):
+            return cluster.train(job)
 
     def evaluate(self, shards: ShardSet, checkpoint: Checkpoint) -> Done[Report]:
         """The metrics of the config on the averaged generator of a checkpoint, in parallel on Ray."""
@@ -135,8 +147,16 @@ class Pipeline:
             storage.write_bytes(storage.join(out, "samples.png"), storage.read_bytes(self._last_samples(shards)))
             report = self._evaluate(shards, checkpoint.uri, out=out)
             storage.write_json(storage.join(out, "report.json"), report.model_dump(mode="json"))
-        self.tracked(shards).log_report(report)
+        run = self.tracked(shards)
+        page = write_page(
+            report, out, title=run_id, published=self.published(shards, report), facts={"Run": run_id, "Images": config.data.source}
+        )
+        run.log_report(report, page)
         return _done("evaluate", report, found)
+
+    def published(self, shards: ShardSet, report: Report) -> list[Comparison]:
+        """The published figures beside those of a report."""
+        return compare_published(report, self.config, shards.num_images)
 
     def _evaluate(self, shards: ShardSet, checkpoint_uri: str, *, out: str | None) -> Report:
         config = self.config
@@ -210,10 +230,16 @@ class Pipeline:
         assert done is not None
         return done
 
-    def evaluate_trained(self) -> Done[Report]:
-        """Evaluate the end of the last stage. Raises StepError if it is not trained."""
+    def evaluate_trained(self) -> tuple[Done[Report], list[Comparison], str]:
+        """Evaluate the end of the last stage; also the published figures beside its own, and the URI of the page.
+
+        Raises:
+            StepError: it is not trained.
+        """
         shards, checkpoint = self._trained("evaluate")
-        return self.evaluate(shards, checkpoint)
+        done = self.evaluate(shards, checkpoint)
+        page = storage.join(run_uri(self.config, make_keys(self.config, shards).run_id), PAGE)
+        return done, self.published(shards, done.record), page
 
     def register_evaluated(self) -> Done[ModelVersion]:
         """Register the evaluated model. Raises StepError if it is not evaluated."""
@@ -241,6 +267,7 @@ class Pipeline:
             "mlflow_run_id": self.tracked(shards).mlflow_run_id,
             "stages": tuple(found[-1]["metrics"] for found in rows if found),
             "grid": storage.join(run_uri(self.config, keys.run_id), "samples.png"),
+            "page": storage.join(run_uri(self.config, keys.run_id), PAGE),
             "version": store.find_version(self.config, keys.registration) or version,
         }
 

@@ -49,6 +49,7 @@ class TrackedRun:
     def __init__(self, client: MlflowClient, uri: str, mlflow_run_id: str) -> None:
         self.client, self.uri, self.mlflow_run_id = client, uri, mlflow_run_id
         self._last_step: int | None = None  # None: to be asked
+        self._quick_steps: dict[str, set[int]] = {}  # by metric; one that is not in it is to be asked
         self.sample_steps = set(_image_steps(client, mlflow_run_id))
         self._lock = threading.RLock()
         self._monitor: Any = None
@@ -78,6 +79,22 @@ class TrackedRun:
                 self._last_step = batch[-1].step
             return len(new)
 
+    def log_quick(self, rows: Iterable[dict]) -> None:
+        """Log rows of quick metrics, which come later than the points of the curves: each value whose step has none yet."""
+        with self._lock, explained(self.uri, "log quick metrics"):
+            for row in rows:
+                step = row["nimg"] // 1000
+                new = {name: value for name, value in row["metrics"].items() if step not in self._steps_of(name)}
+                for name in new:
+                    del self._quick_steps[name]  # asked again: the batch may be in the store even if logging it fails
+                for batch in _batches([(step, new)] if new else []):
+                    self.client.log_batch(self.mlflow_run_id, metrics=batch)
+
+    def _steps_of(self, name: str) -> set[int]:
+        if name not in self._quick_steps:
+            self._quick_steps[name] = {point.step for point in self.client.get_metric_history(self.mlflow_run_id, name)}
+        return self._quick_steps[name]
+
     def log_sample(self, kimg: int, png: bytes) -> None:
         """Log a grid of samples, the bytes of a PNG. The first grid of a kimg stays: another one of the same kimg is not logged."""
         with self._lock, explained(self.uri, "log a sample grid"):
@@ -86,8 +103,11 @@ class TrackedRun:
                 self.client.log_image(self.mlflow_run_id, image, key="samples", step=kimg, synchronous=True)
                 self.sample_steps.add(kimg)
 
-    def log_report(self, report: Report) -> None:
-        """Log metrics as eval/<name> at the checkpoint's kimg, the report as report.json and the figures still there; repeatable."""
+    def log_report(self, report: Report, page_uri: str | None = None) -> None:
+        """Log metrics as eval/<name> at the checkpoint's kimg; report.json, its page and the figures still there as artifacts.
+
+        What the run has already is not logged again.
+        """
         found = re.search(r"checkpoint-(\d+)/*$", report.checkpoint_uri)
         step = int(found[1]) // 1000 if found else max(self.last_step, 0)
         with self._lock, explained(self.uri, "log the report"):
@@ -95,9 +115,14 @@ class TrackedRun:
             new = {f"eval/{name}": value for name, value in report.metrics.items() if f"eval/{name}" not in there}
             for batch in _batches([(step, new)] if new else []):
                 self.client.log_batch(self.mlflow_run_id, metrics=batch)
-            self.client.log_text(self.mlflow_run_id, report.model_dump_json(indent=1), "report.json")
+            files = {file.path for folder in ("", "figures") for file in self.client.list_artifacts(self.mlflow_run_id, folder)}
+            if "report.json" not in files:
+                self.client.log_text(self.mlflow_run_id, report.model_dump_json(indent=1), "report.json")
+            if page_uri and "report.html" not in files:
+                self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
             for name, uri in report.figures.items():
-                self._log_figure(name, uri)
+                if f"figures/{name}.png" not in files:
+                    self._log_figure(name, uri)
 
     def finish(self, status: Status) -> None:
         """Stop the system metrics and close the run."""
@@ -159,7 +184,7 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
 
 
 class StageRelay:
-    """Carries a stage's curves and sample grids from storage into MLflow, while the stage trains and once more at the end.
+    """Carries a stage's curves, quick metrics and sample grids from storage into MLflow, while it trains and once more at the end.
 
     Around a stage that is already finished it carries everything over at once: the last sweep sees all of it.
 
@@ -168,9 +193,16 @@ class StageRelay:
     """
 
     def __init__(
-        self, run: TrackedRun, stage_uri: str, *, poll_seconds: float = POLL_SECONDS, on_rows: Callable[[list[dict]], None] | None = None
+        self,
+        run: TrackedRun,
+        stage_uri: str,
+        *,
+        quick: str | None = None,
+        poll_seconds: float = POLL_SECONDS,
+        on_rows: Callable[[list[dict]], None] | None = None,
     ) -> None:
         self.run, self.stage_uri, self.poll_seconds = run, stage_uri, poll_seconds
+        self.quick = quick  # name of the file of quick metrics in the stage's folder, if there are any
         self.on_rows = on_rows or (lambda rows: None)  # is shown all rows of the stage at every sweep
         self._stop = threading.Event()
         # The thread logs in the context of the flow run that started it, if there is one.
@@ -194,6 +226,8 @@ class StageRelay:
         rows = _read_rows(storage.join(self.stage_uri, "stats.jsonl"))
         self.on_rows(rows)
         self.run.log_rows(rows)
+        if self.quick:
+            self.run.log_quick(_read_rows(storage.join(self.stage_uri, self.quick)))
         folder = storage.join(self.stage_uri, "samples")
         for name in storage.names(folder):
             kimg, _, kind = name.partition(".")
@@ -209,7 +243,7 @@ class StageRelay:
 
 
 def _read_rows(uri: str) -> list[dict]:
-    """The complete rows of a `stats.jsonl` that may still grow."""
+    """The complete rows of a file of them that may still grow."""
     try:
         *lines, _ = storage.read_bytes(uri).split(b"\n")
     except FileNotFoundError:

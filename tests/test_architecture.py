@@ -23,13 +23,14 @@ STOREYS = [
     ["stylegan.evaluation"],
     ["stylegan.registry"],
     ["stylegan.tracking"],
-    ["stylegan.cluster", "stylegan.plan", "stylegan.sampling", "stylegan.exchange"],
+    ["stylegan.cluster", "stylegan.spare", "stylegan.plan"],
+    ["stylegan.models", "stylegan.sampling", "stylegan.exchange", "stylegan.evaluating"],
     ["stylegan.steps"],
     ["flows"],
 ]
 # Engine -> the only places that may import it.
 ENGINES = {
-    "ray": ["stylegan/cluster.py"],
+    "ray": ["stylegan/cluster.py", "stylegan/spare.py"],
     "prefect": ["flows/"],
     "mlflow": ["stylegan/tracking.py", "stylegan/registry/"],
     "webdataset": ["stylegan/data/"],

@@ -55,6 +55,11 @@ def mistake(**sections):
             {"model": {"styles": False, "const_input": False}, "evaluation": {"metrics": ["fid", "fid_mixing"]}},
             ["evaluation.metrics has fid_mixing", "set model.styles=true"],
         ),
+        (
+            {"snapshots": {"metrics_kimg": {4: 0, 16: 10}}, "evaluation": {"features": "x.safetensors"}},
+            ["quick metrics at 16x16", "evaluation.features=x.safetensors", "snapshots.metrics_kimg={4: 0, 32: ...}"],
+        ),
+        ({"snapshots": {"metrics": ["ppl_wend"]}}, ["snapshots.metrics.0='ppl_wend'", "'fid', 'kid', 'is' or 'pr'"]),
         ({"training": {"batch": "all"}}, ["training.batch.4='all'", "or `auto`"]),
         ({"training": {"batch": 7.5}}, ["training.batch.4=7.5", "whole"]),
         ({"training": {"batch": True}}, ["training.batch.4=True"]),

@@ -5,7 +5,7 @@ import pytest
 from stylegan.config_file import build
 from stylegan.data.shards import ShardSet
 from stylegan.errors import ConfigError
-from stylegan.plan import check_data, gate_key, make_keys
+from stylegan.plan import check_data, gate_key, make_keys, make_plan
 
 TREE = {"name": "t", "data": {"source": "digits", "resolution": 32}, "training": {"start_resolution": 8}}
 SHARDS = ShardSet(uri="x", fingerprint="f", num_images=100, resolutions=(4, 8, 16, 32), label_names=("a", "b"), num_rejected=0)
@@ -30,6 +30,7 @@ def keys(shards=SHARDS, **changes):
         {"ray__address": "1.2.3.4:5"},
         {"tracking__uri": "http://x"},
         {"snapshots__log_kimg": 1},
+        {"snapshots__metrics_kimg": 1},
         {"data__source": "/elsewhere/with/the/same/images"},
         {"registry__gate": {"min_improvement": 0.5}},
     ],
@@ -123,3 +124,23 @@ def test_what_needs_labels_is_refused_before_anything_is_written(change):
     check_data(config, 1000, ("a", "b"))
     with pytest.raises(ConfigError, match=r"needs labels, but data.source=digits has none; put the images in class folders"):
         check_data(config, 1000, ())
+
+
+def test_quick_metrics_need_their_network_too():
+    """No metric at the end, one while training: without labels there is no classifier."""
+    quiet = {"evaluation": {"metrics": []}}
+    check_data(build(TREE | quiet), 1000, ())
+    with pytest.raises(ConfigError, match=r"evaluation\.features=classifier: needs class labels"):
+        check_data(build(TREE | quiet | {"snapshots": {"metrics_kimg": 10}}), 1000, ())
+
+
+def test_a_plan_names_the_weights_that_are_missing_and_fetches_none(tmp_path, monkeypatch):
+    """Nothing is downloaded or written by looking; the small network needs no weights."""
+    monkeypatch.setenv("STYLEGAN_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("stylegan.evaluation.weights._download", lambda wanted: pytest.fail(f"downloads {wanted.uri}"))
+    tree = TREE | {"storage": {"root": str(tmp_path / "root")}}
+    plan = make_plan(build(tree | {"evaluation": {"features": "inception", "metrics": ["fid", "pr"]}}))
+    assert plan.missing == ("pt_inception-2015-12-05-6726825d.pth (96 MB)", "vgg16-397923af.pth (553 MB)")
+    assert make_plan(build(tree | {"evaluation": {"metrics": ["fid"]}})).missing == ()
+    assert list(tmp_path.iterdir()) == []

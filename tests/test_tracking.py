@@ -197,9 +197,14 @@ def test_a_report_is_metrics_at_the_checkpoints_kimg_and_an_artifact(opened, tmp
         figures={"grid": str(tmp_path / "grid.png")},
         skipped={"separability": "no labels"},
     )
-    opened().log_report(report)
+    (tmp_path / "report.html").write_text("<p>first</p>")
+    opened().log_report(report, str(tmp_path / "report.html"))
+    (tmp_path / "report.html").write_text("<p>second</p>")
+    (tmp_path / "grid.png").unlink()  # what is logged is not read again
     run = opened()
-    run.log_report(report)
+    run.log_report(report, str(tmp_path / "report.html"))
+    with open(run.client.download_artifacts(run.mlflow_run_id, "report.html")) as file:
+        assert file.read() == "<p>first</p>"
     assert points(run, "eval/fid_classifier") == [(12, 12.5)]
     with open(run.client.download_artifacts(run.mlflow_run_id, "report.json")) as file:
         assert Report.model_validate_json(file.read()) == report
@@ -300,6 +305,30 @@ def test_finished_stages_are_replayed_and_only_once(opened, tmp_path):
                 pass
     assert [step for step, _ in points(run)] == [0, 1, 2, 3]
     assert len(images(run)) == 4
+
+
+def test_quick_metrics_come_late_and_once(opened, tmp_path):
+    """Behind the curves and out of their order; the first value of a kimg stays, and another process logs nothing again."""
+    rows = [quick_row(2, 5.0), quick_row(4, 4.0), quick_row(4.2, 9.0)]
+    run = opened()
+    run.log_rows([row(8)])
+    run.log_quick(rows[1:])
+    run.log_quick(rows)
+    write_stage(tmp_path, [row(8)])
+    (tmp_path / "metrics-k.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [*rows, quick_row(6, math.nan)]))
+    (tmp_path / "metrics-other.jsonl").write_text(json.dumps(quick_row(7, 1.0)) + "\n")
+    for _ in range(2):
+        run = opened()
+        with StageRelay(run, str(tmp_path), quick="metrics-k.jsonl"):
+            pass
+    found = sorted(points(run, "quick/fid_classifier"))
+    assert found[:2] == [(2, 5.0), (4, 4.0)]
+    assert [step for step, _ in found] == [2, 4, 6]
+    assert [step for step, _ in points(run)] == [8]
+
+
+def quick_row(kimg, value):
+    return {"nimg": round(kimg * 1000), "resolution": 8, "metrics": {"quick/fid_classifier": value}}
 
 
 def test_a_store_that_fails_for_a_moment_is_tried_again(opened, tmp_path):

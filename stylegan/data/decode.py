@@ -37,6 +37,20 @@ def decode(data: bytes, channels: Literal[1, 3]) -> Image.Image:
     return _convert(image, "L" if channels == 1 else "RGB")
 
 
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Width, height and channels of a picture as it is stored; a palette counts as RGB, transparency as a channel of its own.
+
+    Raises:
+        UnreadableImage: not an image in a known format.
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=_formats())
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from error
+    channels = len(image.getbands()) if image.mode != "P" else 3 + image.has_transparency_data
+    return image.width, image.height, channels
+
+
 @lru_cache
 def _formats() -> tuple[str, ...]:
     """Those of the formats that this build of Pillow has."""

@@ -85,6 +85,15 @@ def find_shards(source: Source, data: DataConfig, root: str) -> ShardSet | None:
     return shards if complete and shards.num_rejected <= data.max_rejected else None
 
 
+def read_shards(uri: str) -> ShardSet | None:
+    """The finished shards in a folder below datasets/, or None if there are none."""
+    try:
+        manifest = storage.read_json(storage.join(uri, MANIFEST))
+    except FileNotFoundError:
+        return None
+    return ShardSet(uri=uri, **{name: manifest[name] for name in ShardSet.model_fields if name != "uri"})
+
+
 def _index_uri(data: DataConfig, source: Source, root: str) -> str:
     return storage.join(root, "datasets", "sources", f"{shard_key(data, source)}.json")
 

@@ -12,13 +12,14 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from stylegan import storage
 from stylegan.config import DataConfig
+from stylegan.data.decode import UnreadableImage, measure
 from stylegan.errors import ConfigError, StepError
 
 IMAGE_SUFFIXES = frozenset(
@@ -67,6 +68,33 @@ class Source:
         """
         with self._listing.open() as read:
             yield lambda image: read(self._prefix + image.path)
+
+
+def unaltered(source: Source, data: DataConfig) -> Source:
+    """The same images, of which none may be cropped, resized or converted on the way into shards.
+
+    Its reader raises StepError at an image that is not `data.resolution` pixels square or has not `data.channels` channels.
+    """
+    wanted = (data.resolution, data.resolution, data.channels)
+
+    @contextmanager
+    def opened() -> Iterator[ReadPath]:
+        with source._listing.open() as read:
+            yield lambda path: _require_shape(read(path), storage.join(source.uri, path), wanted)
+
+    signature = hashlib.sha256(f"unaltered {source.signature}".encode()).hexdigest()[:16]  # shards of resized images are others
+    return replace(source, signature=signature, _listing=replace(source._listing, open=opened))
+
+
+def _require_shape(content: bytes, path: str, wanted: tuple[int, int, int]) -> bytes:
+    try:
+        found = measure(content)
+    except UnreadableImage:
+        return content  # is told where images are decoded
+    if found != wanted:
+        shown = ["{}x{} with {} channel(s)".format(*shape) for shape in (found, wanted)]
+        raise StepError(f"{path}: is {shown[0]}, expected {shown[1]}; images are measured as they are: resize or convert them first")
+    return content
 
 
 def open_source(data: DataConfig) -> Source:

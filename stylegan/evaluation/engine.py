@@ -40,16 +40,18 @@ def evaluate(
     pmap: Pmap = map,
     device: str = "cpu",
     out_uri: str | None = None,
+    alpha: float = 1.0,
 ) -> Report:
     """Measure the generator of a checkpoint.
 
     Args:
         checkpoint_uri: folder with a generator.safetensors of the data set's resolution.
-        shards: the reals.
+        shards: the reals, at their largest resolution (`ShardSet.up_to` for a stage below the last one).
         root: storage root; feature networks and reference statistics are kept there.
         pmap: `map` or a parallel one that keeps the order; it gets a picklable function and small picklable requests.
         device: torch device of the workers.
         out_uri: folder for figures; without it there are none.
+        alpha: weight of the generator's newest resolution in [0, 1]; below 1 in the middle of a fade.
 
     Raises:
         ConfigError: `evaluation.features` cannot be had for these images.
@@ -69,6 +71,7 @@ def evaluate(
         spaces=obtain_spaces(evaluation, shards, root=root, device=device, pmap=pmap),
         evaluation=evaluation,
         device=device,
+        alpha=alpha,
     )
     return _Evaluation(subject, generator, root=root, pmap=pmap).run(checkpoint_uri, out_uri)
 

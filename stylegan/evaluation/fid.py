@@ -59,8 +59,8 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """[D, D], divided by N - 1 as np.cov does."""
-        return self.m2 / (self.count - 1)
+        """[D, D], divided by N - 1 as np.cov does; zeros of a bootstrap replicate that happens to hold a single vector."""
+        return self.m2 / max(self.count - 1, 1)
 
     @cached_property
     def _root(self) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +144,7 @@ def require_enough(count: int, num_features: int, what: str) -> None:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), at least 0.
 
-    Exact to 1e-6 of itself or, where that is less, to 1e-11 of the traces, which is what rounding of singular covariances leaves.
+    Exact to 1e-6 of itself or, where that is more, to 1e-11 of the traces, which is what rounding of singular covariances leaves.
     Several comparisons with one `a` share its root.
 
     Raises:
@@ -174,9 +174,9 @@ def _distance(a: Moments, b: Moments) -> float:
     an eigenvalue by some epsilons of the largest one, one by one at random, which a small one's root shows most; where that could
     be seen in the distance, as in almost singular and almost equal covariances, singular values are computed after all.
     """
-    fixed = np.square(a.mean - b.mean).sum() + (np.trace(a.m2) / (a.count - 1)) + (np.trace(b.m2) / (b.count - 1))
-    factor, order = a._root
-    product = dtrmm(1.0, factor, b.covariance[np.ix_(order, order)].T, side=1, lower=1, overwrite_b=1)
+    covariance, (factor, order) = b.covariance, a._root
+    fixed = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(covariance)
+    product = dtrmm(1.0, factor, covariance[np.ix_(order, order)].T, side=1, lower=1, overwrite_b=1)
     product = dtrmm(1.0, factor, product, side=0, lower=1, trans_a=1, overwrite_b=1)
     values = torch.linalg.eigvalsh(torch.from_numpy(product.T)).clamp(min=0)
     distance = float(fixed - 2 * values.sqrt().sum())

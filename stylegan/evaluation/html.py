@@ -190,6 +190,7 @@ def _is_finite(row: Mapping[str, float], name: str) -> bool:
 def _table(rows: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
     """Columns and cells of a curve; None if there is none."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys.sort(key=lambda key: key not in ("psi", "latents"))  # storage has them in the order of letters
     if not keys:
         return None
     cells = [[f"{row[key]:g}" if key in ("psi", "latents") else number(row.get(key)) for key in keys] for row in rows]

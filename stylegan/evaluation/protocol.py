@@ -10,7 +10,7 @@ from stylegan.evaluation.generate import CHUNK, TRUNCATED_LAYERS
 from stylegan.evaluation.spaces import Spaces, roles_of
 
 VERSION = 2  # raise it whenever a metric is computed in another way
-# The settings that a metric depends on, beside its networks, the seed and the size of chunks.
+# The settings that a metric depends on, beside its networks, the seed, the size of chunks and the resolution.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "fid": ("num_images", "num_reals"),
     "kid": ("num_images", "num_reals", "kid_subsets", "kid_subset_size"),
@@ -40,7 +40,7 @@ def metric_keys(metric: Metric, spaces: Spaces) -> tuple[str, ...]:
 def protocol_of(metric: Metric, shards: ShardSet, evaluation: EvaluationConfig, spaces: Spaces) -> str:
     """Digest of all that decides the values of a metric."""
     values = settings_of(shards, evaluation, spaces)
-    names = (*SETTINGS["ppl" if metric.startswith("ppl") else metric], "seed", "chunk")
+    names = (*SETTINGS["ppl" if metric.startswith("ppl") else metric], "seed", "chunk", "resolution")
     networks = {role: spaces.networks[role].sha256 for role in roles_of(metric) if role in spaces.networks}
     return digest([VERSION, metric, networks, {name: values[name] for name in names}])
 

@@ -52,12 +52,15 @@ class Report(BaseModel):
     # Pydantic's own ser_json_inf_nan is for model_dump_json only: model_dump(mode="json") would keep what JSON does not have.
     @field_serializer("metrics", "intervals", "curves", when_used="json")
     def _to_json(self, value: Any) -> Any:
-        return _plain(value)
+        return plain(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A number, or a tree of them, as JSON can hold it: one that is not finite by its name."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
+    if value is None:
+        return None
     return value if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

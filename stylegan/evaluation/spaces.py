@@ -92,21 +92,19 @@ class Spaces:
 
 
 def check_features(evaluation: EvaluationConfig, labelled: bool) -> None:
-    """Whether the networks that the metrics need can be had for such data; call it before anything trains.
+    """Whether the networks that the metrics need can be had for such data, as far as this machine knows; downloads nothing.
 
-    Public weight files that are not there yet are fetched now.
+    Public weight files that are not there yet are left to `weights.fetch_all`.
 
     Raises:
-        ConfigError: `classifier` without labels, a URI where there is no file, a file of another kind, or a weight file that is
-            neither there nor can be fetched.
+        ConfigError: `classifier` without labels, a URI where there is no file, or a file of another kind.
     """
     if not evaluation.metrics:
         return
     if evaluation.features != "inception":
         check_embedded(evaluation, labelled)
         return
-    for kind in weights.needed(evaluation):
-        weights.fetch(kind, getattr(evaluation.weights, kind))
+    weights.missing(evaluation)
 
 
 def obtain_spaces(evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map) -> Spaces:

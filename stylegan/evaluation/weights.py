@@ -87,14 +87,43 @@ def needed(evaluation: EvaluationConfig) -> tuple[Kind, ...]:
     return tuple(kind for kind in KNOWN if kind in asked)
 
 
-def missing(evaluation: EvaluationConfig, *, folder: str | Path | None = None) -> list[WeightFile]:
-    """The needed public files that are not on this machine and would be downloaded. Asks no server.
+@dataclass(frozen=True)
+class Location:
+    """Where a file of weights is. As long as `path` is None it is nowhere on this machine: it comes from `uri` and goes to `target`."""
+
+    kind: Kind
+    uri: str
+    num_bytes: int  # of the public file as long as it is not here
+    path: Path | None
+    target: Path
+
+
+def shown_size(num_bytes: int) -> str:
+    """Bytes for people: `96 MB`, `7 kB`."""
+    return f"{num_bytes / MEGABYTE:,.0f} MB" if num_bytes >= MEGABYTE else f"{num_bytes / 1000:.0f} kB"
+
+
+def locate(kind: Kind, uri: str | None = None, *, folder: str | Path | None = None) -> Location:
+    """Look for a file on this machine, as `fetch` does, and ask no server.
 
     Raises:
         ConfigError: a path of the user's leads to no file, or a file on this machine is not what it should be.
     """
-    wanted = [(kind, _wanted(kind, getattr(evaluation.weights, kind), folder)) for kind in needed(evaluation)]
-    return [KNOWN[kind] for kind, file in wanted if _find(file) is None]
+    wanted = _wanted(kind, uri, folder)
+    path, data = _find(wanted) or (None, b"")
+    return Location(kind, wanted.uri, len(data) or wanted.num_bytes, path, wanted.path)
+
+
+def missing(evaluation: EvaluationConfig, *, folder: str | Path | None = None) -> list[WeightFile]:
+    """The needed public files that are not on this machine and would be downloaded. Asks no server. Raises as `locate`."""
+    places = [locate(kind, getattr(evaluation.weights, kind), folder=folder) for kind in needed(evaluation)]
+    return [KNOWN[place.kind] for place in places if place.path is None]
+
+
+def fetch_all(evaluation: EvaluationConfig) -> None:
+    """Have every needed file on this machine. Raises as `fetch`."""
+    for kind in needed(evaluation):
+        fetch(kind, getattr(evaluation.weights, kind))
 
 
 def fetch(kind: Kind, uri: str | None = None, *, folder: str | Path | None = None) -> tuple[bytes, str]:
@@ -112,8 +141,8 @@ def fetch(kind: Kind, uri: str | None = None, *, folder: str | Path | None = Non
         ConfigError: it cannot be had, or is not the file it should be; says which file, from where, and where to put it.
     """
     wanted = _wanted(kind, uri, folder)
-    data = _find(wanted)
-    return _download(wanted) if data is None else data, wanted.sha256
+    found = _find(wanted)
+    return found[1] if found else _download(wanted), wanted.sha256
 
 
 @dataclass(frozen=True)
@@ -145,18 +174,17 @@ def _wanted(kind: Kind, uri: str | None, folder: str | Path | None) -> _Wanted:
     return _Wanted(title, address, digest, known.num_bytes, place / f"{digest[:8]}-{storage.name(address)}", ())
 
 
-def _find(wanted: _Wanted) -> bytes | None:
-    """The file, if it is on this machine."""
+def _find(wanted: _Wanted) -> tuple[Path, bytes] | None:
+    """The file and its bytes, if it is on this machine."""
     if storage.is_local(wanted.uri):
         path = Path(storage.absolute(wanted.uri))
-        return _right(
-            _read(path, wanted), wanted, path, f"give a copy of the public file, or append {PINNED}DIGEST if it is meant to be another"
-        )
+        cure = f"give a copy of the public file, or append {PINNED}DIGEST if it is meant to be another"
+        return path, _right(_read(path, wanted), wanted, path, cure)
     if wanted.path.exists():
-        return _right(_read(wanted.path, wanted), wanted, wanted.path, "delete it and run the same command again")
+        return wanted.path, _right(_read(wanted.path, wanted), wanted, wanted.path, "delete it and run the same command again")
     for path in wanted.others:  # a damaged file of another program is left alone
         if path.is_file() and hashlib.sha256(data := _read(path, wanted)).hexdigest() == wanted.sha256:
-            return data
+            return path, data
     return None
 
 

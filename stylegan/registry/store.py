@@ -186,8 +186,8 @@ def rollback(uri: str, name: str) -> ModelVersion:
         return _record(client, name, str(before.version))
 
 
-def load_version(uri: str, model: str) -> str:
-    """The checkpoint URI behind `models:/name@alias` or `models:/name/version`.
+def load_version(uri: str, model: str) -> tuple[str, str, str]:
+    """Checkpoint URI, run id and number of the version behind `models:/name@alias` or `models:/name/version`.
 
     Raises:
         ConfigError: not such a URI, or no such model or version.
@@ -210,7 +210,7 @@ def load_version(uri: str, model: str) -> str:
             raise ConfigError(f"{model}: {name} has no version {version}; it has {_versions(client, name)}")
     if "stylegan.checkpoint_uri" not in found.tags:
         raise StepError(f"{model}: version {found.version} has no tag stylegan.checkpoint_uri; it was not registered by this program")
-    return str(found.tags["stylegan.checkpoint_uri"])
+    return str(found.tags["stylegan.checkpoint_uri"]), str(found.tags.get("stylegan.run_id", "")), str(found.version)
 
 
 def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: str) -> tuple[str, str]:

@@ -45,7 +45,7 @@ def stage_cost(config: Config, stage: Stage) -> Cost:
     memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30  # weights, average, gradients, Adam's two moments
     speed = measured_speed(config, stage)
     if speed is None and not workers.gpus_per_worker and not config.ray.address:
-        cores = workers.cpus_per_worker * (workers.workers or 1)
+        cores = (workers.cpus_per_worker or 1) * (workers.workers or 1)
         speed = _core_flops(FEATURES[config.training.precision] or torch.float32) * cores / step_flops(config, stage.resolution)
     return Cost(speed, memory)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylegan.data.decode import UnreadableImage, decode, encode, fit, pyramid
+from stylegan.data.decode import UnreadableImage, decode, encode, fit, measure, pyramid
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -66,6 +66,13 @@ def test_exif_orientation_is_applied():
     assert upright.size == (4, 8)
     assert upright.getpixel((2, 1)) == (0, 0, 255)
     assert upright.getpixel((2, 7)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("I;16", 1), ("RGB", 3), ("P", 3), ("LA", 2), ("RGBA", 4)])
+def test_measure_tells_what_is_stored(mode, channels):
+    assert measure(saved(Image.new(mode, (5, 3)))) == (5, 3, channels)
+    with pytest.raises(UnreadableImage, match="not an image in a known format"):
+        measure(b"no image")
 
 
 def test_fit_takes_the_central_square():

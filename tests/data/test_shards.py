@@ -19,7 +19,7 @@ from PIL import Image
 from stylegan import storage
 from stylegan.config import DataConfig
 from stylegan.data.decode import fit
-from stylegan.data.shards import ShardSet, find_shards, shard_key, write_shards
+from stylegan.data.shards import ShardSet, find_shards, read_shards, shard_key, write_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import StepError
 
@@ -62,6 +62,13 @@ def test_tars_hold_every_image_at_every_resolution(image_folder, tmp_path):
         assert full[sample["key"] + ".cls"] == half[sample["key"] + ".cls"] == str(("cat", "dog").index(sample["path"][:3])).encode()
         level = np.asarray(original, np.float64).reshape(8, 2, 8, 2, 3).mean((1, 3))
         assert (np.asarray(Image.open(BytesIO(half[sample["key"] + ".png"]))) == np.rint(level)).all()
+
+
+def test_without_larger_resolutions_they_are_the_same_shards(image_folder, tmp_path):
+    shards = make(config(image_folder), tmp_path)
+    small = shards.up_to(8)
+    assert small.resolutions == (4, 8)
+    assert small.model_copy(update={"resolutions": shards.resolutions}) == shards
 
 
 def test_order_mixes_classes(tmp_path, draw_images):
@@ -283,3 +290,13 @@ def test_several_at_once_make_it_once(image_folder, tmp_path):
     assert len(set(results)) == 1
     assert len(worked) == 12
     assert find_shards(open_source(data), data, str(tmp_path)) == results[0]
+
+
+def test_shards_are_read_back_from_their_folder(image_folder, tmp_path):
+    """Wherever the folder is now, and None where there are none."""
+    data = DataConfig(source=str(image_folder), resolution=8)
+    shards = write_shards(open_source(data), data, str(tmp_path / "root"))
+    os.rename(tmp_path / "root", tmp_path / "moved")
+    uri = str(tmp_path / "moved" / "datasets" / shards.fingerprint)
+    assert read_shards(uri) == shards.model_copy(update={"uri": uri})
+    assert read_shards(str(tmp_path / "root")) is None

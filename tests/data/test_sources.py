@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from stylegan.config import DataConfig
-from stylegan.data.sources import Source, open_source
+from stylegan.data.sources import Source, open_source, unaltered
 from stylegan.errors import ConfigError, StepError
 
 
@@ -70,6 +70,20 @@ def test_folders_reached_by_links_count_and_loops_end(image_folder, tmp_path):
     os.symlink(tmp_path / "elsewhere", image_folder / "dog")
     os.symlink(image_folder, image_folder / "cat" / "up")
     assert len(opened(image_folder).images) == 12
+
+
+@pytest.mark.parametrize(("size", "mode"), [((16, 8), "L"), ((16, 16), "L"), ((8, 8), "RGB"), ((8, 8), "LA")])
+def test_unaltered_images_are_handed_out_or_refused(tmp_path, draw_images, size, mode):
+    """Where sharding would resize, crop or convert silently, the reader names the image; its shards are never those of another way."""
+    draw_images(tmp_path, ["a.png"], size=(8, 8), mode="L")
+    draw_images(tmp_path, ["b.png"], size=size, mode=mode)
+    source = opened(tmp_path)
+    strict = unaltered(source, DataConfig(source=str(tmp_path), resolution=8, channels=1))
+    with strict.reader() as read:
+        assert read(strict.images[0]) == (tmp_path / "a.png").read_bytes()
+        with pytest.raises(StepError, match=rf"b\.png: is {size[0]}x{size[1]} with {len(mode)} channel\(s\), expected 8x8 with 1 channel"):
+            read(strict.images[1])
+    assert strict.signature != source.signature
 
 
 def test_digits_are_all_there():

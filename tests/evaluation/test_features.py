@@ -63,6 +63,12 @@ def test_a_network_is_trained_once_per_data_set(net: FeatureNet, shards: ShardSe
     assert net.uri.startswith(f"{root}/features/classifier-")
 
 
+def test_every_resolution_has_a_network_of_its_own(net: FeatureNet, shards: ShardSet, root: str) -> None:
+    small = obtain_features(settings("classifier"), shards.up_to(4), root=root)
+    assert small.network.resolution == 4
+    assert small.uri != net.uri
+
+
 def test_training_again_gives_the_same_bytes_and_shows_the_accuracy(
     net: FeatureNet, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

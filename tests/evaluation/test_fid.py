@@ -231,3 +231,12 @@ def test_interval_never_goes_below_zero() -> None:
     values = sample(20)
     replicates = bootstrap(values, [])
     assert frechet_interval(Moments.of(values), replicates, 0.0).low == 0
+
+
+def test_interval_of_very_few_images_is_finite() -> None:
+    """A replicate may hold one of two images, or none."""
+    values = sample(2, 1)
+    replicates = BootstrapMoments(1, replicates=40, seed=0)
+    replicates.add(values)
+    assert {0, 1} <= {moments.count for moments in replicates.replicates}
+    assert np.isfinite(frechet_interval(Moments.of(values), replicates, 1.0).high)

@@ -85,6 +85,20 @@ def test_a_set_lies_in_its_own_manifold() -> None:
     assert values(real, real) == pytest.approx({"precision": 1, "recall": 1, "density": 6 / 5, "coverage": 1})
 
 
+def test_rounding_does_not_decide_about_the_border(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of tiles of another size differ in their last digits."""
+    real = sample(100, size=512)
+    kept = Manifold.of(real)
+    for tile in (1, 3, 17):
+        monkeypatch.setattr(precision_recall, "TILE", tile)
+        assert values(kept, real)["density"] == pytest.approx(6 / 5)
+
+
+def test_copies_are_at_no_distance() -> None:
+    copies = np.repeat(sample(30, size=500), 4, axis=0)
+    assert Manifold.of(copies).nearest[:, :3].max() == 0 < Manifold.of(copies).nearest[:, 3].min()
+
+
 def test_sets_apart_have_nothing_in_common() -> None:
     assert values(sample(50), sample(50, shift=20, seed=1)) == dict.fromkeys(("precision", "recall", "density", "coverage"), 0)
 
@@ -113,11 +127,12 @@ def test_realism_is_the_largest_ratio_of_radius_to_distance_over_the_smaller_bal
 
 
 def test_realism_falls_with_the_distance_and_is_finite_for_copies() -> None:
-    real = sample(100)
+    real = 10 * sample(100)
     centre = real[Manifold.of(real).radii(3).argmin()]
     copy, near, far = realism(real, np.stack([centre, centre + 1, centre + 50]))
     assert np.isfinite(copy)
     assert copy > 1e3 > near > far > 0
+    assert np.isfinite(realism(np.repeat(real, 4, axis=0), real)).all()  # balls without extent
 
 
 def test_intervals_hold_their_values() -> None:

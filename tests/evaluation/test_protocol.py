@@ -49,6 +49,11 @@ def test_a_setting_changes_the_metrics_that_it_decides(change: dict[str, Any], m
     assert changed(shards, **change) == metrics
 
 
+def test_the_resolution_is_part_of_every_protocol(shards: ShardSet) -> None:
+    smaller = shards.up_to(4)
+    assert not [metric for metric in METRICS if protocol_of(metric, shards, BASE, SPACES) == protocol_of(metric, smaller, BASE, SPACES)]
+
+
 def test_each_network_decides_the_metrics_of_its_role(shards: ShardSet) -> None:
     other = Spaces(NETWORKS | {"manifold": Network("classifier", ("uri",), "b" * 64, 64)}, embedded="classifier")  # type: ignore[arg-type,operator]
     differing = {metric for metric in METRICS if protocol_of(metric, shards, BASE, SPACES) != protocol_of(metric, shards, BASE, other)}

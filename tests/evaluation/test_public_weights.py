@@ -15,7 +15,7 @@ import pytest
 from stylegan.config import EvaluationConfig, WeightsConfig
 from stylegan.errors import ConfigError
 from stylegan.evaluation import weights
-from stylegan.evaluation.weights import KNOWN, WeightFile, fetch, missing, needed
+from stylegan.evaluation.weights import KNOWN, WeightFile, fetch, fetch_all, locate, missing, needed
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -238,6 +238,20 @@ def test_missing_asks_no_server(publish: Callable, server: ThreadingHTTPServer, 
     assert missing(evaluation, folder=tmp_path / "empty") == [KNOWN["vgg16"], KNOWN["lpips"]]
     with pytest.raises(ConfigError, match=r"^evaluation.weights.vgg16=nowhere.pth: cannot read "):
         missing(evaluation.model_copy(update={"weights": WeightsConfig(vgg16="nowhere.pth")}))
+
+
+def test_locate_says_where_a_file_is_or_would_go(publish: Callable, server: ThreadingHTTPServer, folder: Path, tmp_path: Path) -> None:
+    """Before and after a download, and a copy of the user's; no server is asked."""
+    url = publish("good")
+    place = locate("lpips")
+    assert (place.path, place.uri, place.target, place.num_bytes) == (None, url, folder / "lpips.pth", len(DATA))
+    assert server.asked == []
+    fetch_all(EvaluationConfig(features="inception", metrics=("separability",)))
+    assert server.asked == []
+    fetch("lpips")
+    assert locate("lpips").path == folder / "lpips.pth"
+    (tmp_path / "mine.pth").write_bytes(DATA)
+    assert locate("lpips", str(tmp_path / "mine.pth")).path == tmp_path / "mine.pth"
 
 
 def test_digests_are_those_in_the_names() -> None:

@@ -48,6 +48,7 @@ def test_only_what_is_needed_is_made(shards: ShardSet, tmp_path: Path) -> None:
 
 def test_other_reals_and_other_networks_are_kept_apart(shards: ShardSet, tmp_path: Path) -> None:
     fill(open_reference(shards, tmp_path, "moments"))
+    assert not open_reference(shards.up_to(4), tmp_path, "moments").complete  # the same images, smaller
     assert open_reference(shards, tmp_path, "moments").complete
     assert not open_reference(shards, tmp_path, "moments", num_reals=29).complete
     assert not open_reference(shards.model_copy(update={"fingerprint": "other"}), tmp_path, "moments").complete

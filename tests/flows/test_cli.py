@@ -1,11 +1,13 @@
 """The command line: exit codes, one line for every mistake, clean standard output."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import zipfile
 
+import fsspec
 import pytest
 import yaml
 from PIL import Image
@@ -274,6 +276,40 @@ def test_json_on_a_terminal_still_goes_to_standard_output(tmp_path, write, draw_
     assert "shard" in os.read(master, 65536).decode()
     os.close(master)
     assert json.loads((tmp_path / "out").read_text())["num_images"] == 8
+
+
+def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path, monkeypatch):
+    """One file is there, the others are not: each has a line; one that can be fetched is no failure."""
+    from stylegan.evaluation import weights
+    from stylegan.evaluation.weights import WeightFile
+
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("STYLEGAN_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "here.pth").write_bytes(b"weights")
+    sha = hashlib.sha256(b"weights").hexdigest()
+    with fsspec.open("memory://doctor/vgg16.pth", "wb") as file:
+        file.write(b"weights")
+    for kind, url in (
+        ("inception", "memory://doctor/here.pth"),
+        ("vgg16", "memory://doctor/vgg16.pth"),
+        ("lpips", "memory://doctor/no.pth"),
+    ):
+        monkeypatch.setitem(weights.KNOWN, kind, WeightFile(url.rpartition("/")[2], url, sha, 2_000_000))
+    config = write(evaluation={"features": "inception", "metrics": ["fid", "ppl_wend"]}, registry={"gate": {"metric": "fid"}})
+    assert main(["doctor", config]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if " weights " in line]
+    folder = tmp_path / "weights"
+    assert lines == [
+        f"ok    weights  inception: {folder}/here.pth, 0 kB",
+        f"ok    weights  vgg16: not on this machine yet; `run` downloads memory://doctor/vgg16.pth (2 MB) to {folder}/vgg16.pth",
+        f"FAIL  weights  lpips: not on this machine, and no way to memory://doctor/no.pth; "
+        f"get it by other means and put it at {folder}/no.pth",
+    ]
+    assert os.listdir(folder) == ["here.pth"]
+    assert "lpips weights: cannot download memory://doctor/no.pth" in fail(capsys, 2, "train", config)
+    assert not list((tmp_path / "root").glob("datasets/*"))
 
 
 def test_doctor_says_what_works_and_what_does_not(capsys, write, draw_images, tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ def test_the_penalty_of_the_run_has_the_column(penalties, words, capsys):
         version=ModelVersion(name="t", version="1", aliases=()),
         verdict=Verdict(promote=True, reasons=("first",), champion=None, challenger="1"),
         grid="g.png",
+        page="r.html",
     )
     print_summary(CONFIG, summary)
     shown = capsys.readouterr().out

@@ -57,7 +57,7 @@ def classes(registered):
 
 
 def weights_of(config):
-    uri = store.load_version(resolve_uri(config), f"models:/{config.model_name}@challenger")
+    uri = store.load_version(resolve_uri(config), f"models:/{config.model_name}@challenger")[0]
     return load_generator(Path(uri, "generator.safetensors").read_bytes())[0]
 
 

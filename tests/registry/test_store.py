@@ -120,7 +120,7 @@ def test_names_that_look_like_a_query_are_found(make_config, make_checkpoint, ma
     assert version == store.ModelVersion(name=name, version="1", aliases=("challenger",))
     assert store.find_version(registry.config, "k1") == registry.add(12.5) == version
     assert store.promote(registry.uri, name, "1").aliases == ("champion",)
-    assert store.load_version(registry.uri, f"models:/{name}@champion") == registry.report(12.5).checkpoint_uri
+    assert store.load_version(registry.uri, f"models:/{name}@champion")[0] == registry.report(12.5).checkpoint_uri
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -258,7 +258,8 @@ def test_mistakes_on_the_command_line_are_one_line(registry):
 
 def test_a_model_uri_leads_to_its_checkpoint(registry):
     registry.gate(10.0, "k1")
-    expected = registry.report(10.0, "k1").checkpoint_uri
+    run = registry.client.get_run(registry.run_id)
+    expected = (registry.report(10.0, "k1").checkpoint_uri, run.data.tags.get("stylegan.run_id", registry.run_id), "1")
     assert store.load_version(registry.uri, "models:/tiny@champion") == expected
     assert store.load_version(registry.uri, "models:/tiny/1") == expected
 

@@ -1,0 +1,219 @@
+"""`python -m benchmarks.bench_evaluation [memory] [features] [scaling]` from tests/, about three minutes: what an evaluation costs.
+
+`features`: images drawn and looked at per second, the engine's worker against a plain loop (plain.py's generator with the same
+weights, the network as its reference has it), in turns in one process. `scaling`: the same chunks on one and on two Ray workers.
+`memory`: peak of the driver and of its worker in a whole evaluation, each number of samples in processes of its own. Ratios of one
+run count; absolute times belong to the machine and to the hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.bench_metrics import timed
+from benchmarks.plain import Draws, PlainGenerator
+from public_weights import file_bytes, inception_state
+from reference import torch_fidelity
+from torch import Tensor
+
+from stylegan import cluster
+from stylegan.config import Config, EvaluationConfig, ModelConfig
+from stylegan.config_file import build
+from stylegan.data.shards import ShardSet, write_shards
+from stylegan.data.sources import open_source
+from stylegan.evaluation.engine import evaluate
+from stylegan.evaluation.features import obtain_features
+from stylegan.evaluation.generate import GENERATED, Chunk, Subject, batch_size, sha256
+from stylegan.evaluation.spaces import Network, Spaces
+from stylegan.evaluation.work import measure
+from stylegan.images import to_float, to_uint8
+from stylegan.networks.generator import Generator
+from stylegan.networks.inception import FEATURES
+from stylegan.networks.weights import load_generator, save_generator
+
+Way = Callable[[int], np.ndarray]  # number of samples -> features
+
+
+def configured(resolution: int) -> Config:
+    """Digits, as grey images of this size; a worker has one CPU."""
+    return build({"name": "bench", "data": {"source": "digits", "resolution": resolution, "channels": 1}})
+
+
+def prepare(folder: Path, model: ModelConfig, resolution: int) -> tuple[str, ShardSet]:
+    """URI of a checkpoint with random weights, and the shards of its data set."""
+    torch.manual_seed(0)
+    uri = folder / f"checkpoint-{resolution}"
+    uri.mkdir()
+    (uri / "generator.safetensors").write_bytes(save_generator(Generator(model, resolution=resolution, channels=1), ()))
+    data = configured(resolution).data
+    return str(uri), write_shards(open_source(data), data, str(folder))
+
+
+def subject_of(uri: str, shards: ShardSet, network: Network) -> Subject:
+    """A generator looked at by one network."""
+    path = f"{uri}/generator.safetensors"
+    return Subject(path, sha256(Path(path).read_bytes()), None, shards, (), Spaces({"pooled": network}), EvaluationConfig(), "cpu")
+
+
+def chunks_of(subject: Subject, count: int) -> list[Chunk]:
+    """The work of `count` samples."""
+    return [Chunk(subject, GENERATED, (("pooled", count),), index) for index in range(-(-count // 256))]
+
+
+def plain_loop(uri: str, look: Callable[[Tensor], Tensor], resolution: int) -> Way:
+    """As a script does it: a batch of images, eight bits, features; NCHW, single precision, one batch after the other."""
+    own, _ = load_generator(Path(uri, "generator.safetensors").read_bytes())
+    G = PlainGenerator(own.model, resolution=resolution, channels=1)
+    assert not G.load_state_dict(own.state_dict(), strict=False).missing_keys  # it stores no noise
+
+    def draw(size: int) -> Tensor:
+        draws = Draws.random(G, size)
+        return to_uint8(G.synthesis(G.mapping(draws.z1)[:, None].repeat(1, G.num_layers, 1), draws.noise, alpha=1.0))
+
+    @torch.no_grad()
+    def run(count: int) -> np.ndarray:
+        sizes = [min(batch_size(resolution), count - start) for start in range(0, count, batch_size(resolution))]
+        return np.concatenate([look(draw(size)).numpy() for size in sizes])
+
+    return run
+
+
+def bench_features(options: argparse.Namespace, folder: Path) -> None:
+    """Samples per second of one process."""
+    uri, shards = prepare(folder, ModelConfig(fmap_max=options.fmap_max), options.resolution)
+    small = obtain_features(EvaluationConfig(), shards, root=str(folder))
+    inception = folder / "inception.pth"
+    inception.write_bytes(file_bytes(inception_state()))
+    extractor = torch_fidelity("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    reference = extractor("inception", ["2048"], feature_extractor_weights_path=inception)
+    networks = {
+        "classifier": (Network("classifier", (small.uri,), small.sha256, small.network.num_features), options.samples),
+        "inception": (Network("inception", (str(inception),), sha256(inception.read_bytes()), FEATURES), options.samples // 16),
+    }
+    looks: dict[str, Callable[[Tensor], Tensor]] = {
+        "classifier": lambda images: small.network.pooled(to_float(images)),
+        "inception": lambda images: reference(images.repeat(1, 3, 1, 1))[0],
+    }
+    print(f"\nSamples per second, {options.resolution}x{options.resolution}, fmap_max {options.fmap_max}, {options.rounds} rounds in turns")
+    print("| network | plain (min-max) | engine (min-max) | ratio |\n|---|---|---|---|")
+    for name, (network, count) in networks.items():
+        chunks = chunks_of(subject_of(uri, shards, network), count)
+        ways: dict[str, Way] = {
+            "plain": plain_loop(uri, looks[name], options.resolution),
+            "engine": lambda count, chunks=chunks: np.concatenate([measure(chunk)["pooled"] for chunk in chunks]),  # type: ignore[misc]
+        }
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for round_number in range(options.rounds + 1):  # the first one loads networks
+            for way, run in ways.items():
+                seconds, found = timed(lambda run=run, count=count: run(count))  # type: ignore[misc]
+                assert found.shape == (count, network.num_features)
+                rates[way] += [count / seconds] if round_number else []
+        ratio = statistics.median(e / p for e, p in zip(rates["engine"], rates["plain"], strict=True))
+        cells = [f"{statistics.median(rate):.1f} ({min(rate):.1f}-{max(rate):.1f})" for rate in rates.values()]
+        print(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |")
+
+
+def on_ray(workers: int) -> None:
+    """Ray with so many CPUs, each a worker."""
+    import ray
+
+    os.environ.update(cluster.RAY_ENV)
+    ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def scale(workers: int, chunks: list[Chunk], resolution: int) -> tuple[float, str]:
+    """Seconds and a digest of all features, in a driver of its own."""
+    on_ray(workers)
+    config = configured(resolution)
+    for _ in cluster.parallel_map(lambda _: (time.sleep(2), measure(chunks[0])), range(workers), config):  # each worker loads all
+        pass
+    seconds, parts = timed(lambda: list(cluster.parallel_map(measure, chunks, config)))
+    return seconds, hashlib.sha256(b"".join(part["pooled"].tobytes() for part in parts)).hexdigest()
+
+
+def bench_scaling(options: argparse.Namespace, folder: Path) -> None:
+    """Twice the workers, in turns."""
+    uri, shards = prepare(folder, ModelConfig(fmap_max=options.fmap_max), options.resolution)
+    small = obtain_features(EvaluationConfig(), shards, root=str(folder))
+    network = Network("classifier", (small.uri,), small.sha256, small.network.num_features)
+    chunks, found = chunks_of(subject_of(uri, shards, network), 2 * options.samples), dict[int, list[float]]({1: [], 2: []})
+    digests = set()
+    for _ in range(options.scaling_rounds):
+        for workers in found:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                seconds, digest = pool.apply(scale, (workers, chunks, options.resolution))
+            found[workers].append(seconds)
+            digests.add(digest)
+    assert len(digests) == 1, "the features depend on the number of workers"
+    rates = {workers: statistics.median(2 * options.samples / s for s in seconds) for workers, seconds in found.items()}
+    speedups = [one / two for one, two in zip(found[1], found[2], strict=True)]
+    print(f"\n{len(chunks)} chunks on Ray, {options.scaling_rounds} rounds in turns; the features are equal bit by bit")
+    print(f"1 worker {rates[1]:.1f} samples/s, 2 workers {rates[2]:.1f}: {statistics.median(speedups):.2f} times", end=" ")
+    print(f"({min(speedups):.2f}-{max(speedups):.2f})")
+
+
+def whole(uri: str, shards: ShardSet, root: str, count: int) -> tuple[float, float, float]:
+    """Seconds of an evaluation, and peaks of driver and worker, in processes of their own."""
+    torch.set_num_threads(1)
+    on_ray(1)
+    config = configured(max(shards.resolutions))
+
+    def pmap(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return cluster.parallel_map(function, items, config)
+
+    evaluation = EvaluationConfig(metrics=("fid",), num_images=count)
+    seconds, _ = timed(lambda: evaluate(uri, shards, evaluation, root=root, pmap=pmap))
+    (of_worker,) = pmap(lambda _: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, [None])
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, of_worker
+
+
+def bench_memory(options: argparse.Namespace, folder: Path) -> None:
+    """Ten times the samples must not need more memory: FID of a tiny generator, with its interval."""
+    uri, shards = prepare(folder, ModelConfig(latent_size=16, mapping_layers=2, mapping_fmaps=16, fmap_max=8), 8)
+    print("\nPeak memory of an evaluation (fid with 16 replicates, 8x8)\n| samples | driver MiB | worker MiB | s |\n|---|---|---|---|")
+    for count in (10_000, 10_000, 100_000):  # the first one trains the classifier
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, driver, worker = pool.apply(whole, (uri, shards, str(folder), count))
+        print(f"| {count:,} | {driver:.0f} | {worker:.0f} | {seconds:.1f} |")
+
+
+# Memory first: a child's peak counts from that of the process that started it.
+PARTS = {"memory": bench_memory, "features": bench_features, "scaling": bench_scaling}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Benchmark of the evaluation's passes.")
+    parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--fmap-max", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=1024, help="a sixteenth of it for Inception, twice as many for scaling")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scaling-rounds", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.threads} thread(s)")
+    for part in PARTS:
+        if part in options.parts:
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["STYLEGAN_CACHE"] = folder
+                PARTS[part](options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
