@@ -51,9 +51,13 @@ def examine(config: Config | None) -> Examination:
         ("ray", _ray),
     ]
     if config:
-        files = [("weights", partial(_weights, kind)) for kind in weights.needed(config.evaluation)]
-        checks[3:3] = files  # below the metrics that need them
+        checks[3:3] = weight_checks(config)
     return Examination(findings=tuple(_try(name, check, config) for name, check in checks))
+
+
+def weight_checks(config: Config) -> list[tuple[str, Callable[[Config | None], str]]]:
+    """A check for each file of the published networks that the metrics need."""
+    return [("weights", partial(_weights, kind)) for kind in weights.needed(config.evaluation)]
 
 
 def _try(name: str, check: Callable[[Config | None], str], config: Config | None) -> Finding:

@@ -9,14 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stylegan.evaluation.html import number
+from stylegan.evaluation.html import AXES, number
 from stylegan.evaluation.published import Comparison
 from stylegan.evaluation.report import Report
 
 if TYPE_CHECKING:
     from stylegan.evaluating import Evaluation
-
-AXES = ("psi", "latents")  # what curves are drawn over
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

@@ -36,6 +36,7 @@ CAPTIONS = {
     "worst": ("Worst samples", "The generated images of lowest realism: those that lie farthest from real ones among their features"),
     "truncation": ("Truncation", "Generated images, row by row with a larger ψ: from typical to varied"),
 }
+AXES = ("psi", "latents")  # what curves are drawn over
 COLUMNS = {"psi": "ψ", "fid": "FID", "kid": "KID", "precision": "Precision", "recall": "Recall", "latents": "Latents mixed"}
 
 
@@ -105,7 +106,7 @@ def render(
         mixing=_table(report.curves.get("mixing", [])),
         attributes=_attribute_rows(report.attributes),
         published=_published(published),
-        settings=list(_flat(report.settings)),
+        settings=sorted(_flat(report.settings)),
     )
 
 
@@ -189,11 +190,10 @@ def _is_finite(row: Mapping[str, float], name: str) -> bool:
 
 def _table(rows: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
     """Columns and cells of a curve; None if there is none."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    keys.sort(key=lambda key: key not in ("psi", "latents"))  # storage has them in the order of letters
+    keys = sorted({key for row in rows for key in row}, key=lambda key: (key not in AXES, key))  # whatever order they come in
     if not keys:
         return None
-    cells = [[f"{row[key]:g}" if key in ("psi", "latents") else number(row.get(key)) for key in keys] for row in rows]
+    cells = [[f"{row[key]:g}" if key in AXES else number(row.get(key)) for key in keys] for row in rows]
     return {"columns": [COLUMNS.get(key, key) for key in keys], "rows": cells}
 
 
@@ -202,7 +202,7 @@ def _attribute_rows(attributes: Mapping[str, Mapping[str, Any]]) -> list[Attribu
     spaces = {"W": "entropy_w", "Z": "entropy_z"}
     longest = max((row[key] for row in attributes.values() for key in spaces.values() if row.get(key)), default=1.0)
     rows = []
-    for name, row in attributes.items():
+    for name, row in sorted(attributes.items()):
         bars = tuple((space, row[key], 100 * row[key] / longest) for space, key in spaces.items() if row.get(key) is not None)
         share = f"{row['share']:.1%}" if row.get("share") is not None else DASH
         rows.append(AttributeRow(name, share, bars, row.get("error") or ""))

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from flows.cli import main
+from stylegan.errors import StepError
 
 TREE = {
     "name": "t",
@@ -280,10 +281,11 @@ def test_json_on_a_terminal_still_goes_to_standard_output(tmp_path, write, draw_
 
 def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path, monkeypatch):
     """One file is there, the others are not: each has a line; one that can be fetched is no failure."""
+    from flows.doctor import weight_checks
+    from stylegan.config_file import load
     from stylegan.evaluation import weights
     from stylegan.evaluation.weights import WeightFile
 
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("STYLEGAN_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "weights").mkdir()
@@ -298,15 +300,16 @@ def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path
     ):
         monkeypatch.setitem(weights.KNOWN, kind, WeightFile(url.rpartition("/")[2], url, sha, 2_000_000))
     config = write(evaluation={"features": "inception", "metrics": ["fid", "ppl_wend"]}, registry={"gate": {"metric": "fid"}})
-    assert main(["doctor", config]) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if " weights " in line]
     folder = tmp_path / "weights"
-    assert lines == [
-        f"ok    weights  inception: {folder}/here.pth, 0 kB",
-        f"ok    weights  vgg16: not on this machine yet; `run` downloads memory://doctor/vgg16.pth (2 MB) to {folder}/vgg16.pth",
-        f"FAIL  weights  lpips: not on this machine, and no way to memory://doctor/no.pth; "
-        f"get it by other means and put it at {folder}/no.pth",
-    ]
+    here, fetched, gone = [check for _, check in weight_checks(load(config))]
+    assert here(load(config)) == f"inception: {folder}/here.pth, 0 kB"
+    assert fetched(load(config)) == (
+        f"vgg16: not on this machine yet; `run` downloads memory://doctor/vgg16.pth (2 MB) to {folder}/vgg16.pth"
+    )
+    with pytest.raises(
+        StepError, match=rf"^lpips: .* no way to memory://doctor/no.pth; get it by other means and put it at {folder}/no.pth$"
+    ):
+        gone(load(config))
     assert os.listdir(folder) == ["here.pth"]
     assert "lpips weights: cannot download memory://doctor/no.pth" in fail(capsys, 2, "train", config)
     assert not list((tmp_path / "root").glob("datasets/*"))
