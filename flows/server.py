@@ -38,8 +38,10 @@ def api() -> Iterator[str]:
     process, url = _start()
     try:
         with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
-            yield url
-            APILogWorker.drain_all(timeout=5)  # what is still on its way would meet a closed door
+            try:
+                yield url
+            finally:
+                APILogWorker.drain_all(timeout=5)  # what is still on its way would meet a closed door
     finally:
         process.terminate()
         try:

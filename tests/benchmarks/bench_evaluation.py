@@ -198,7 +198,7 @@ PARTS = {"memory": bench_memory, "features": bench_features, "scaling": bench_sc
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Benchmark of the evaluation's passes.")
-    parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure; all by default")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "all"], default="all", help="what to measure")
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--fmap-max", type=int, default=128)
     parser.add_argument("--samples", type=int, default=1024, help="a sixteenth of it for Inception, twice as many for scaling")
@@ -209,7 +209,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.threads} thread(s)")
     for part in PARTS:
-        if part in (options.parts or PARTS):
+        if part in options.parts or "all" in options.parts:
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["STYLEGAN_CACHE"] = folder
                 PARTS[part](options, Path(folder))

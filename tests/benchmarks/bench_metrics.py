@@ -130,7 +130,7 @@ PARTS = {"memory": bench_memory, "frechet": bench_frechet, "pairs": bench_pairs}
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Benchmark of the metrics, from features on.")
-    parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure; all by default")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "all"], default="all", help="what to measure")
     parser.add_argument("--features", type=int, default=2048)
     parser.add_argument("--stream-features", type=int, default=256)
     parser.add_argument("--samples", type=int, default=10_000)
@@ -142,7 +142,7 @@ def main() -> None:
         f"torch {torch.__version__}, scipy {scipy.__version__}, {platform.processor() or platform.machine()}, {options.threads} thread(s)"
     )
     for part in PARTS:
-        if part in (options.parts or PARTS):
+        if part in options.parts or "all" in options.parts:
             PARTS[part](options)
 
 
