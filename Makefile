@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test bench bench-training bench-evaluation bench-metrics lint format clean setup
+.PHONY: quickstart test bench bench-training bench-evaluation bench-metrics bench-data lint format clean setup
 
 quickstart: setup
 	$(BIN)/stylegan run configs/quickstart.yaml
@@ -14,8 +14,8 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 # Ratios to plain versions of the same, about seven minutes: bench-training (four) and bench-evaluation (three); bench-metrics, what
-# metrics cost once the features are there, takes three more. For other sizes give one of them options, BENCH="--resolution 64";
-# BENCH=--help lists them.
+# metrics cost once the features are there, takes three more, and bench-data, sharding and loading, six. For other sizes give one of
+# them options, BENCH="--resolution 64"; BENCH=--help lists them.
 bench: bench-training bench-evaluation
 
 bench-training: setup
@@ -26,6 +26,9 @@ bench-evaluation: setup
 
 bench-metrics: setup
 	cd tests && ../$(BIN)/python -m benchmarks.bench_metrics $(BENCH)
+
+bench-data: setup
+	cd tests && ../$(BIN)/python -m benchmarks.bench_data $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

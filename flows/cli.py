@@ -65,11 +65,23 @@ def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson =
 
 
 @app.command
-def shard(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Only the first step: images to WebDataset shards."""
-    from stylegan.steps import Pipeline
+def shard(config: str, /, *, verify: bool = False, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Only the first step: images to WebDataset shards, or the proof that finished ones are whole.
 
-    _print_done(Pipeline(load(config, overrides or [])).shard(), as_json)
+    Parameters
+    ----------
+    config
+        YAML file of the run; with --verify also the URI of a set.
+    verify
+        Make nothing: read every byte of a finished set again and name what is damaged.
+    """
+    from flows import datasets
+
+    if verify:
+        datasets.verify_shards(config, overrides or [], as_json=as_json)
+        return
+    done = datasets.make_shards(load(config, overrides or []))
+    _print_json(done.record) if as_json else datasets.print_shards(done.record, cached=done.cached)
 
 
 @app.command

@@ -12,9 +12,10 @@ from functools import partial
 from pydantic import BaseModel, ConfigDict
 
 from stylegan import cluster, storage, tracking
-from stylegan.config import Config
+from stylegan.config import Config, StorageConfig
 from stylegan.errors import StepError, UserError
 from stylegan.evaluation import weights
+from stylegan.patience import use_settings
 
 
 class Finding(BaseModel):
@@ -42,6 +43,7 @@ class Examination(BaseModel):
 
 def examine(config: Config | None) -> Examination:
     """Try what a run of this config needs; without a config, what the defaults need on this machine."""
+    use_settings((config.storage if config else StorageConfig()).model_copy(update={"patience_s": 5.0}))  # told, not waited for
     checks: list[tuple[str, Callable[[Config | None], str]]] = [
         ("storage", _storage),
         ("data", _data),
@@ -91,8 +93,9 @@ def _data(config: Config | None) -> str:
     if config is None:
         return "give a CONFIG to look at its data"
     source = open_source(config.data)
-    check_data(config, len(source.images), source.label_names)
-    return f"{len(source.images)} images, {len(source.label_names) or 'no'} classes in {config.data.source}"
+    check_data(config, len(source.images), source.label_names, source.attribute_names)
+    labels = f"{len(source.attribute_names)} attributes" if source.attribute_names else f"{len(source.label_names) or 'no'} classes"
+    return f"{len(source.images)} images, {labels} in {config.data.source}"
 
 
 def _metrics(config: Config | None) -> str:

@@ -72,12 +72,12 @@ def publish_artifacts(summary: Summary) -> None:
     rows += [{"metric": name, "value": f"skipped: {why}"} for name, why in sorted(summary.report.skipped.items())]
     create_table_artifact(rows, key=f"{key}-metrics", description=f"Metrics of {summary.run_id} under protocol {summary.report.protocol}")
     create_markdown_artifact(_markdown(summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}")
-    grid = base64.b64encode(_thumbnail(storage.read_bytes(summary.grid))).decode()
+    grid = base64.b64encode(thumbnail(storage.read_bytes(summary.grid))).decode()
     create_image_artifact(f"data:image/png;base64,{grid}", key=f"{key}-samples", description=f"Samples of {summary.run_id}")
 
 
-def _thumbnail(png: bytes) -> bytes:
-    """At most 1024 pixels wide: an artifact is sent to the API as text."""
+def thumbnail(png: bytes) -> bytes:
+    """A PNG file as one at most 1024 pixels wide: an artifact is sent to the API as text."""
     image = Image.open(io.BytesIO(png))
     image.thumbnail((1024, 1024))
     return png_bytes(image)

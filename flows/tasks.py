@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from prefect.tasks import Task
 
+from flows.datasets import publish_shards
 from stylegan.data.shards import ShardSet
 from stylegan.errors import UnavailableError, UserError
 from stylegan.evaluation.report import Report
@@ -49,8 +50,10 @@ def _state(done: Done[Any]) -> Any:
 
 @task(name="shard", task_run_name="shard", **OPTIONS)
 def shard(pipeline: Pipeline) -> ShardSet:
-    """Images to WebDataset shards."""
-    return _state(pipeline.shard())
+    """Images to WebDataset shards; card, rejects and a sheet of images become artifacts."""
+    done = pipeline.shard()
+    publish_shards(done.record)
+    return _state(done)
 
 
 @task(name="train", task_run_name="train {stage.name}", **OPTIONS)

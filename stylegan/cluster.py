@@ -1,7 +1,7 @@
-"""Ray: the session, the check before a launch, one TorchTrainer per stage, and a parallel map. Only this file and spare.py import ray.
+"""Ray: the session, the check before a launch, sharding, one TorchTrainer per stage, and parallel maps.
 
-Checkpoints and curves go to storage straight from rank 0 (training/loop.py), with or without Ray, so there is one way to
-resume. What Ray adds is the workers, their restart after a failure, and the barrier between them.
+Only this file and spare.py import ray. Checkpoints and curves go to storage straight from rank 0 (training/loop.py), with or without
+Ray, so there is one way to resume. What Ray adds is the workers, their restart after a failure, and the barrier between them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from stylegan import storage
-from stylegan.config import Config, RayConfig, RayStageOverride
+from stylegan.config import Config, RayConfig, RayStageOverride, StorageConfig
 from stylegan.config_file import build as build_config
-from stylegan.data.shards import ShardSet
+from stylegan.data.shards import ShardSet, write_shards
+from stylegan.data.shardset import shard_size
+from stylegan.data.sources import Source
 from stylegan.errors import ConfigError, DivergedError, StepError, UnavailableError, UserError
+from stylegan.patience import use_settings
+from stylegan.progress import Progress
 from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import Stage, stages
@@ -266,9 +272,53 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     need = config.workers_at(config.data.resolution)
     cpus, gpus = need.cpus_per_worker or 1, need.gpus_per_worker or 0
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=config.ray.resources_per_worker, max_retries=3)(_call)
+    yield from _in_order(lambda item: task.remote(function, item, cpus, config.storage), items)
+
+
+def shard(source: Source, config: Config) -> ShardSet:
+    """The shards of a listing below `storage.root`, made by the map of `cpu_map`. Raises as `write_shards`."""
+    use_settings(config.storage)
+    num_images = len(source.images)
+    progress = Progress("shard", num_images)
+    progress.update(0)  # the rate counts from here
+    return write_shards(source, config.data, config.storage.root, pmap=cpu_map(config, num_images), progress=progress.reach)
+
+
+def cpu_map(config: Config, num_images: int) -> Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]:
+    """The map that chunks of `num_images` images are sharded or checked with: Ray tasks of one CPU and no GPU, whatever training needs.
+
+    Plain `map` for a set of one chunk, as Ray takes longer to start, unless there is a cluster to do it; and if the workers of a
+    cluster could not see the images, which are on this machine (or in memory) although storage is not.
+    """
+    source, address = config.data.source, config.ray.address
+    alone = address is None and num_images <= shard_size(config.data)
+    unseen = address is not None and storage.is_local(source) and not storage.is_local(config.storage.root)
+    return map if alone or unseen or source.startswith("memory://") else partial(_map_on_cpus, config)
+
+
+def _map_on_cpus(config: Config, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    import ray
+
+    rest = iter(items)
+    first = list(islice(rest, 2))
+    if not first or (len(first) == 1 and config.ray.address is None):
+        yield from map(function, first)
+        return
+    connect(config.ray)
+
+    def call(shared: Callable[[T], R], item: T) -> R:  # pickled by value: a worker need not import this file, and torch with it
+        use_settings(config.storage)
+        return shared(item)
+
+    task = ray.remote(num_cpus=1, num_gpus=0, max_retries=3)(call)
+    # The function goes there once: it may carry where all members of an archive lie, and Ray refuses tasks of 95 MiB.
+    yield from _in_order(partial(task.remote, ray.put(function)), chain(first, rest))
+
+
+def _in_order(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[Any]:
     pending: deque[Any] = deque()
     for item in items:
-        pending.append(task.remote(function, item, cpus))
+        pending.append(submit(item))
         if len(pending) >= AHEAD:
             yield result_of(pending.popleft())
     while pending:
@@ -291,8 +341,9 @@ def result_of(reference: Any) -> Any:
         ) from error
 
 
-def _call(function: Callable[[T], R], item: T, cpus: float) -> R:
+def _call(function: Callable[[T], R], item: T, cpus: float, settings: StorageConfig) -> R:
     import torch
 
+    use_settings(settings)
     torch.set_num_threads(max(int(cpus), 1))
     return function(item)

@@ -10,9 +10,12 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, model_validator
 
 from stylegan.config_checks import check
+from stylegan.config_data import DataConfig as DataConfig
+from stylegan.config_data import StorageConfig as StorageConfig
+from stylegan.section import Section as Section
 from stylegan.tables import OFFICIAL_BATCH, RESOLUTIONS, at_resolution, known_resolutions, official_batch, spread
 
 T = TypeVar("T")
@@ -35,42 +38,6 @@ Batch = Annotated[int | Literal["auto"], PlainValidator(_batch)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """Base of every config section: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class StorageConfig(Section):
-    """Where everything that a run leaves behind is kept."""
-
-    root: str = Field(
-        "stylegan-data", description="Folder or fsspec URL (s3://bucket/path). Credentials and endpoint come from the environment."
-    )
-
-
-class DataConfig(Section):
-    """What the images are and how they become shards."""
-
-    source: str = Field(description="A folder, a .zip, an fsspec URL of either, or `digits` (the scans inside scikit-learn).")
-    resolution: int = Field(description="Side of the final images in pixels, a power of two from 4 to 1024.")
-    channels: Literal[1, 3] = Field(3, description="1 = grey, 3 = RGB; images of any mode are converted.")
-    labels: Literal["auto", "none", "folder", "dataset.json"] = Field(
-        "auto", description="auto: dataset.json if the source has one, else class folders if every image lies in one, else none."
-    )
-    max_rejected: int = Field(0, ge=0, description="The step fails when more images than this cannot be read.")
-    resize_filter: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="The antialiased filter of every resize.")
-    images_per_shard: int = Field(4096, ge=1, description="Images in one tar.")
-
-    @field_validator("resolution")
-    @classmethod
-    def _power_of_two(cls, value: int) -> int:
-        if value not in RESOLUTIONS:
-            near = min(RESOLUTIONS, key=lambda r: abs(r - value))
-            raise ValueError(f"must be a power of two from 4 to 1024; the nearest is {near}")
-        return value
 
 
 class ModelConfig(Section):

@@ -16,11 +16,12 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, field_serializer
 
 from stylegan import cluster, storage
-from stylegan.config import METRICS, RESOLUTIONS, Config, DataConfig, Metric, StorageConfig, digest
+from stylegan.config import METRICS, RESOLUTIONS, Config, DataConfig, Metric, digest
 from stylegan.config_file import build, load
-from stylegan.data.decode import UnreadableImage, measure
-from stylegan.data.shards import ShardSet, find_shards, read_shards, write_shards
-from stylegan.data.sources import Source, open_source, unaltered
+from stylegan.data.card import read_card
+from stylegan.data.decode import UnreadableImage
+from stylegan.data.shards import ShardSet, find_content, find_shards
+from stylegan.data.sources import Source, measured, open_source, unaltered
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.engine import evaluate, evaluate_images
 from stylegan.evaluation.page import PAGE, compare_published, read_report, write_page
@@ -28,8 +29,8 @@ from stylegan.evaluation.published import Comparison
 from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
 from stylegan.evaluation.spaces import check_features
 from stylegan.models import Model, look_up, run_config, tried
+from stylegan.patience import use_settings
 from stylegan.plan import make_keys
-from stylegan.progress import Progress
 from stylegan.training.state import load_model
 
 logger = logging.getLogger("stylegan")
@@ -95,15 +96,17 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
     """
     given = load(request.config, request.overrides) if request.config else None
     model = look_up(given, request.model, root=_given_root(request))
-    subject = _open_images(request, given) if model is None else _open_generator(model, request, given)
-    config, shards = subject.config, subject.shards
-    check_features(config.evaluation, labelled=bool(shards.label_names))
-    folder = subject.folder or storage.join(config.storage.root, "evaluations", _key(subject))
-    found = read_report(folder)
-    report = found or _measure(subject, folder)
+    with cluster.session():  # of both, sharding and measuring
+        subject = _open_images(request, given) if model is None else _open_generator(model, request, given)
+        config, shards = subject.config, subject.shards
+        use_settings(config.storage)
+        check_features(config.evaluation, labelled=bool(shards.label_names))
+        folder = subject.folder or storage.join(config.storage.root, "evaluations", _key(subject))
+        found = read_report(folder)
+        report = found or _measure(subject, folder)
     published = compare_published(report, config, shards.num_images)
     facts = {"Measured": subject.name, "Compared with": f"{config.data.source}, {shards.num_images:,} images"}
-    page = write_page(report, folder, title=subject.name, published=published, facts=facts)
+    page = write_page(report, folder, title=subject.name, published=published, facts=facts, data=read_card(shards.uri))
     if out is not None:
         report, page = _copy(report, folder, storage.absolute(out))
     return Evaluation(
@@ -171,7 +174,7 @@ def _shards_of(model: Model, config: Config) -> ShardSet | None:
     if not model.run_uri or run_config(model.run_uri).data != config.data:
         return None
     report = read_report(model.run_uri)
-    return read_shards(storage.join(config.storage.root, "datasets", report.dataset_fingerprint)) if report else None
+    return find_content(report.dataset_fingerprint, config.storage.root) if report else None
 
 
 def _open_images(request: Request, given: Config | None) -> _Subject:
@@ -197,9 +200,9 @@ def _open_source(request: Request, given: Config | None) -> Source:
 def _shape(source: Source) -> tuple[int, int]:
     """Side and channels of the first image, which all others must have."""
     first = source.images[0]
-    with source.reader() as read:
+    with source.open() as read:
         try:
-            width, height, channels = measure(read(first))
+            width, height, channels = measured(read(first.path))
         except UnreadableImage as error:
             raise StepError(f"{storage.join(source.uri, first.path)}: {error}; repair or remove it") from None
     if width != height or width not in RESOLUTIONS or channels not in (1, 3):
@@ -226,8 +229,8 @@ def _changed(config: Config, request: Request) -> Config:
         data = data.model_copy(update={"source": request.data})
     if request.metrics is not None:
         evaluation = evaluation.model_copy(update={"metrics": request.metrics})
-    root = StorageConfig(root=storage.absolute(config.storage.root))
-    return config.model_copy(update={"data": data, "evaluation": evaluation, "storage": root})
+    place = config.storage.model_copy(update={"root": storage.absolute(config.storage.root)})
+    return config.model_copy(update={"data": data, "evaluation": evaluation, "storage": place})
 
 
 def _given_root(request: Request) -> str | None:
@@ -238,9 +241,7 @@ def _given_root(request: Request) -> str | None:
 
 def _shard(source: Source, config: Config) -> ShardSet:
     """The shards of a source, made if they are not there."""
-    found = find_shards(source, config.data, config.storage.root)
-    progress = Progress("shard", len(source.images))
-    return found or write_shards(source, config.data, config.storage.root, progress=lambda done, _total: progress.update(done))
+    return find_shards(source, config.data, config.storage.root) or cluster.shard(source, config)
 
 
 def _measure(subject: _Subject, folder: str) -> Report:
@@ -252,10 +253,7 @@ def _measure(subject: _Subject, folder: str) -> Report:
 
     cluster.check_address(config.ray)
     device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
-    with cluster.session():
-        report = subject.evaluate(
-            subject.shards, config.evaluation, root=config.storage.root, pmap=parallel_map, device=device, out_uri=folder
-        )
+    report = subject.evaluate(subject.shards, config.evaluation, root=config.storage.root, pmap=parallel_map, device=device, out_uri=folder)
     storage.write_json(storage.join(folder, "report.json"), report.model_dump(mode="json"))
     return report
 

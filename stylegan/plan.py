@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stylegan import storage
 from stylegan.config import Config, EvaluationConfig, digest
-from stylegan.data.shards import ShardSet, find_shards
+from stylegan.data.shards import Change, ShardSet, find_shards, plan_change
 from stylegan.data.sources import open_source
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation import weights
@@ -90,11 +90,11 @@ def gate_key(config: Config, version: str) -> str:
     return digest([VERSIONS["gate"], config.model_name, version, config.registry.gate])
 
 
-def check_data(config: Config, num_images: int, label_names: tuple[str, ...]) -> None:
+def check_data(config: Config, num_images: int, label_names: tuple[str, ...], attribute_names: tuple[str, ...] = ()) -> None:
     """What a run needs of its images; known from the listing, before anything is written.
 
     Raises:
-        ConfigError: labels are needed and there are none.
+        ConfigError: classes are needed and there are none; attributes are no substitute.
         StepError: there are fewer images than in a batch.
     """
     source = config.data.source
@@ -103,16 +103,12 @@ def check_data(config: Config, num_images: int, label_names: tuple[str, ...]) ->
         raise StepError(
             f"data.source={source}: holds {num_images} images, fewer than the largest batch of {batch}; add images or lower training.batch"
         )
+    has = f"has attributes only ({len(attribute_names)}), which serve evaluation" if attribute_names else "has none"
+    cure = "put the images in class folders, add a dataset.json with class numbers"
     if config.model.conditional and not label_names:
-        raise ConfigError(
-            f"model.conditional=true needs labels, but data.source={source} has none; "
-            "put the images in class folders, add a dataset.json, or set model.conditional=false"
-        )
+        raise ConfigError(f"model.conditional=true needs labels, but data.source={source} {has}; {cure}, or set model.conditional=false")
     if config.snapshots.probe_kimg and not label_names:
-        raise ConfigError(
-            f"snapshots.probe_kimg needs labels, but data.source={source} has none; "
-            "put the images in class folders, add a dataset.json, or leave out snapshots.probe_kimg"
-        )
+        raise ConfigError(f"snapshots.probe_kimg needs labels, but data.source={source} {has}; {cure}, or leave out snapshots.probe_kimg")
     check_features(with_quick(config), labelled=bool(label_names))
 
 
@@ -176,10 +172,10 @@ def make_plan(config: Config) -> Plan:
         ConfigError, StepError: the source or the storage cannot be read.
     """
     source = open_source(config.data)
-    check_data(config, len(source.images), source.label_names)
+    check_data(config, len(source.images), source.label_names, source.attribute_names)
     shards = find_shards(source, config.data, root(config))
     if shards is None:
-        return _plan_without_data(config, len(source.images))
+        return _plan_without_data(config, plan_change(source, config.data, root(config)))
     keys = make_keys(config, shards)
     steps = [PlannedStep(name="shard", state="cached", reason=f"{shards.num_images} images are in {shards.uri}")]
     ready = True
@@ -203,8 +199,8 @@ def make_plan(config: Config) -> Plan:
     return Plan(name=config.name, run_id=keys.run_id, steps=tuple(steps), missing=() if report else _missing_weights(config))
 
 
-def _plan_without_data(config: Config, num_images: int) -> Plan:
-    steps = [PlannedStep(name="shard", state="run", reason="this source is not sharded yet", images=num_images)]
+def _plan_without_data(config: Config, change: Change) -> Plan:
+    steps = [PlannedStep(name="shard", state="run", reason=_told(change), images=change.new + change.changed)]
     for stage in stages(config):
         cost = stage_cost(config, stage)
         steps.append(_step_of(stage, cost, stage.num_images, "waits for shard (a stage trained on the same content before is reused)"))
@@ -212,6 +208,13 @@ def _plan_without_data(config: Config, num_images: int) -> Plan:
     steps.append(PlannedStep(name="register", state="run", reason="waits for evaluate"))
     steps.append(PlannedStep(name="gate", state="run", reason="waits for register"))
     return Plan(name=config.name, run_id=None, steps=tuple(steps), missing=_missing_weights(config))
+
+
+def _told(change: Change) -> str:
+    """What sharding has to do, in words."""
+    if change.parent is None:
+        return "this source is not sharded yet"
+    return f"{change.new:,} new, {change.changed:,} changed, {change.deleted:,} deleted since {change.parent}; {change.kept:,} are kept"
 
 
 def _missing_weights(config: Config) -> tuple[str, ...]:

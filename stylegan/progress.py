@@ -22,6 +22,11 @@ class Progress:
         self.last_line = 0.0
         self.last_done = -1.0
 
+    def reach(self, done: float, total: float) -> None:
+        """`update` for work that learns on its way how much it is."""
+        self.total = total
+        self.update(done)
+
     def update(self, done: float, detail: str = "") -> None:
         """Tell that `done` of `total` is reached; `detail` is shown behind it."""
         if done == self.last_done:

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from stylegan import cluster, storage, tracking
 from stylegan.config import Config
 from stylegan.config_file import dump
-from stylegan.data.shards import ShardSet, find_shards, write_shards
+from stylegan.data.card import read_card
+from stylegan.data.shards import ShardSet, find_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import ConfigError, StepError, UnavailableError
 from stylegan.evaluation import weights
@@ -27,6 +28,7 @@ from stylegan.evaluation.page import PAGE, compare_published, write_page
 from stylegan.evaluation.published import Comparison
 from stylegan.evaluation.quick import QuickMetrics, rows_name
 from stylegan.evaluation.report import Report
+from stylegan.patience import use_settings
 from stylegan.plan import check_data, find_report, find_stage, find_verdict, make_keys, root, run_uri, stage_uri, write_verdict
 from stylegan.progress import Progress
 from stylegan.registry import store
@@ -63,6 +65,7 @@ class Pipeline:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        use_settings(config.storage)
         self._stack = ExitStack()
         self._run: TrackedRun | None = None
 
@@ -98,13 +101,12 @@ class Pipeline:
         """
         data = self.config.data
         source = open_source(data)
-        check_data(self.config, len(source.images), source.label_names)
+        check_data(self.config, len(source.images), source.label_names, source.attribute_names)
         found = find_shards(source, data, root(self.config))
         if found is None or find_report(self.config, make_keys(self.config, found).run_id) is None:
             weights.fetch_all(self.config.evaluation)  # what cannot be had ends a run now, not after days of training
-        progress = Progress("shard", len(source.images))
-        record = found or write_shards(source, data, root(self.config), progress=lambda done, _total: progress.update(done))
-        check_data(self.config, record.num_images, record.label_names)  # without those that could not be read
+        record = found or cluster.shard(source, self.config)
+        check_data(self.config, record.num_images, record.label_names, record.attribute_names)  # without those that could not be read
         return _done("shard", record, found)
 
     def tracked(self, shards: ShardSet) -> TrackedRun:
@@ -148,9 +150,8 @@ class Pipeline:
             report = self._evaluate(shards, checkpoint.uri, out=out)
             storage.write_json(storage.join(out, "report.json"), report.model_dump(mode="json"))
         run = self.tracked(shards)
-        page = write_page(
-            report, out, title=run_id, published=self.published(shards, report), facts={"Run": run_id, "Images": config.data.source}
-        )
+        facts = {"Run": run_id, "Images": config.data.source}
+        page = write_page(report, out, title=run_id, published=self.published(shards, report), facts=facts, data=read_card(shards.uri))
         run.log_report(report, page)
         return _done("evaluate", report, found)
 

@@ -3,16 +3,21 @@
 Writes are whole and atomic (a temporary file and a rename locally, one put on object stores), so a reader sees the old
 bytes or the new ones. A folder counts as complete once its marker file exists, and the marker is written last.
 Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), never from a config.
+
+A store that throttles, times out or breaks off is waited for, see patience.py.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import posixpath
 import shutil
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
@@ -20,9 +25,11 @@ from typing import IO, Any, ParamSpec, TypeVar, cast
 import fsspec
 
 from stylegan.errors import StepError, UnavailableError
+from stylegan.patience import answer_of, patient, text_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+PIECE = 16 * 2**20  # bytes: larger files come in pieces, so that a reset costs one of them
 
 
 def is_local(uri: str) -> bool:
@@ -49,35 +56,38 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a URI, and the path in it."""
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
-        options = {"use_listings_cache": False}  # s3fs caches listings per process: with several writers they go stale
+        # s3fs caches listings per process: with several writers they go stale. A dead connection is given up after a minute.
+        config = {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard"}}
+        options = {"use_listings_cache": False, "config_kwargs": config}
     elif uri.startswith(("http://", "https://")):
         from aiohttp import ClientTimeout
 
         # By default aiohttp gives up on any file after five minutes, and leaves HTTPS_PROXY unread.
         options = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}}
     try:
-        return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **options))
+        fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **options))
+        fs.retries = 1  # s3fs has a loop of its own, without an end to its patience that could be told
+        return fs, path
     except (ValueError, ImportError) as error:  # no such protocol, or its package is not installed
         raise StepError(f"storage: cannot use {uri}: {error}; give a folder or a URL such as s3://bucket/path") from error
 
 
 def _one_line(action: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Turn what a file system raises into one line; a file missing for reading stays `FileNotFoundError`."""
+    """Wait while the store fails, and turn what it raises into one line; a file missing for reading stays `FileNotFoundError`."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            uri = str(args[-1] if action == "upload to" else args[0])
             try:
-                return function(*args, **kwargs)
+                return function(*args, **kwargs) if is_local(uri) else patient(lambda: function(*args, **kwargs), uri)
             except Exception as error:
                 missing = isinstance(error, FileNotFoundError) and action not in ("write", "upload to")
                 if missing or isinstance(error, StepError) or not _is_storage_error(error):
                     raise
-                reason = " ".join(str(error).split()) or type(error).__name__
-                uri = str(args[-1] if action == "upload to" else args[0])
                 kind = StepError if is_local(uri) else UnavailableError
                 raise kind(
-                    f"storage: cannot {action} {uri}: {reason}; check free space, permissions and credentials of that store, "
+                    f"storage: cannot {action} {uri}: {text_of(error)}; check free space, permissions and credentials of that store, "
                     "then run the same command again"
                 ) from error
 
@@ -87,7 +97,8 @@ def _one_line(action: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _is_storage_error(error: Exception) -> bool:
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in {"botocore", "aiobotocore", "aiohttp", "s3fs"}
+    packages = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "azure", "adlfs", "requests", "httpx", "huggingface_hub"}
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in packages
 
 
 @_one_line("read")
@@ -95,6 +106,18 @@ def read_bytes(uri: str) -> bytes:
     """The whole object. Raises FileNotFoundError if there is none, StepError if the store does not answer."""
     fs, path = filesystem(uri)
     return cast(bytes, fs.cat_file(path))
+
+
+@_one_line("read")
+def read_range(uri: str, start: int, length: int) -> bytes:
+    """`length` bytes of a file from a place on; fewer at its end, none behind it."""
+    fs, path = filesystem(uri)
+    try:
+        return cast(bytes, fs.cat_file(path, start=start, end=start + length))
+    except Exception as error:
+        if answer_of(error)[0] == 416:  # range not satisfiable
+            return b""
+        raise
 
 
 @_one_line("write")
@@ -137,6 +160,16 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+@_one_line("look up")
+def size(uri: str) -> int:
+    """Bytes of a file. Raises FileNotFoundError if there is none."""
+    fs, path = filesystem(uri)
+    found = fs.size(path)
+    if found is None:
+        raise StepError(f"storage: the store of {uri} does not tell its size; copy the file to a folder or bucket first")
+    return int(found)
+
+
 @_one_line("list")
 def names(uri: str) -> list[str]:
     """The names directly below a folder, sorted; empty if there is no such folder."""
@@ -161,37 +194,139 @@ def delete(uri: str) -> None:
 
 @_one_line("read")
 def download(uri: str, local: str | Path) -> None:
-    """Copy one file here, atomically."""
+    """Copy one file here, atomically and whole: its length is compared with what the store says."""
     fs, path = filesystem(uri)
     target = Path(local)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    about = fs.info(path)
+    num_bytes, in_ranges = about.get("size"), about.get("partial", not uri.startswith("http"))  # http servers tell
     try:
-        fs.get_file(path, str(partial))
+        if is_local(uri) or not in_ranges or not num_bytes or num_bytes <= PIECE:
+            fs.get_file(path, str(partial))
+        else:
+            _download_pieces(uri, partial, num_bytes)
+        found = partial.stat().st_size
+        if num_bytes is not None and found != num_bytes:
+            raise ConnectionError(f"{found:,} bytes came, the store says {num_bytes:,}")
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def _download_pieces(uri: str, target: Path, num_bytes: int) -> None:
+    """Four at a time: one connection seldom fills a network. Each has a patience of its own, so it counts from the last progress."""
+
+    def fetch(start: int) -> None:
+        length = min(PIECE, num_bytes - start)
+        data = patient(lambda: _whole_range(uri, start, length), uri)
+        os.pwrite(file.fileno(), data, start)
+
+    with open(target, "wb") as file, ThreadPoolExecutor(4, "download") as pool:
+        for _ in pool.map(fetch, range(0, num_bytes, PIECE)):
+            pass
+
+
+def _whole_range(uri: str, start: int, length: int) -> bytes:
+    fs, path = filesystem(uri)
+    data = cast(bytes, fs.cat_file(path, start=start, end=start + length))
+    if len(data) != length:
+        raise ConnectionError(f"{len(data):,} bytes came, {length:,} were asked for")
+    return data
+
+
 @_one_line("read")
 def open_read(uri: str) -> IO[bytes]:
-    """An open binary file for reading in pieces."""
+    """An open binary file for reading in pieces; each waits for the store as `read_bytes` does."""
     fs, path = filesystem(uri)
-    return cast(IO[bytes], fs.open(path, "rb"))
+    file = cast(IO[bytes], fs.open(path, "rb"))
+    return file if is_local(uri) else cast(IO[bytes], io.BufferedReader(_PatientFile(uri, file), 2**16))
 
 
-@_one_line("upload to")
+class _PatientFile(io.RawIOBase):
+    """A remote file that is opened again where it broke off."""
+
+    def __init__(self, uri: str, file: IO[bytes]) -> None:
+        self._uri, self._file, self._position = uri, file, 0
+
+    def readinto(self, buffer: Any) -> int:
+        data = _read_some(self._uri, self, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def attempt(self, count: int) -> bytes:
+        """The next bytes; whatever goes wrong, the next attempt begins with a new connection."""
+        try:
+            if self._file.closed:
+                fs, path = filesystem(self._uri)
+                self._file = fs.open(path, "rb")
+                self._file.seek(self._position)
+            data = self._file.read(count)
+        except Exception:
+            with suppress(Exception):
+                self._file.close()
+            raise
+        self._position += len(data)
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = self._file.seek(offset, whence) if whence == 2 else offset + (self._position if whence == 1 else 0)
+        self._file.seek(self._position)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._file.close()
+        super().close()
+
+
+@_one_line("read")
+def _read_some(uri: str, file: _PatientFile, count: int) -> bytes:
+    return file.attempt(count)
+
+
 def publish(local: str | Path, uri: str) -> None:
     """Move a finished local folder to `uri`. Its files arrive in the order of their names except `manifest.json`, which is last."""
     source = Path(local)
-    fs, path = filesystem(uri)
     if is_local(uri):
-        if Path(path).exists():  # an earlier attempt that was cut short, or the same content
-            shutil.rmtree(path)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(str(source), path)
+        _move(source, uri)
         return
     files = sorted((file for file in source.rglob("*") if file.is_file()), key=lambda file: (file.name == "manifest.json", file))
     for file in files:
-        fs.put_file(str(file), posixpath.join(path, file.relative_to(source).as_posix()))
+        upload(file, join(uri, file.relative_to(source).as_posix()))
     shutil.rmtree(source)
+
+
+@_one_line("upload to")
+def _move(source: Path, uri: str) -> None:
+    target = Path(filesystem(uri)[1])
+    if target.exists():  # an earlier attempt that was cut short, or the same content
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(str(source), target)
+
+
+@_one_line("upload to")
+def upload(local: str | Path, uri: str) -> None:
+    """Copy one file there; readers never see a part of it."""
+    fs, path = filesystem(uri)
+    if not is_local(uri):
+        fs.put_file(str(local), path)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        shutil.copyfile(local, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

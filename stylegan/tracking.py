@@ -23,6 +23,7 @@ from PIL import Image
 from stylegan import storage
 from stylegan.config import Config
 from stylegan.config_file import dump, flatten
+from stylegan.data.card import PREVIEW, read_card, read_rejected
 from stylegan.data.shards import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.report import Report
@@ -39,6 +40,7 @@ logger = logging.getLogger("stylegan")
 RUN_TAG = "stylegan.run_id"
 CLOCK = "progress/kimg"  # in every row, so its last step is the last step of the run
 MAX_METRICS, MAX_PARAMS, MAX_VALUE, MAX_DIGEST = 1000, 100, 6000, 36  # MLflow's limits
+MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at once
 POLL_SECONDS = 2.0
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -160,7 +162,7 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
     Args:
         config: its flattened values become params, once.
         run_id: the pipeline run's id; name and tag of the MLflow run.
-        shards: becomes the run's input dataset; None for a run that only gathers others (a sweep).
+        shards: the run's input dataset, also as artifacts below data/; None for a run that only gathers others (a sweep).
         parent: MLflow's id of the run that this one is shown below.
 
     Raises:
@@ -178,6 +180,7 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
         client.log_text(mlflow_run_id, dump(config), "config.yaml")
         if shards:
             _log_dataset(client, mlflow_run_id, config.data.source, shards)
+            _log_card(client, mlflow_run_id, shards)
         run = TrackedRun(client, uri, mlflow_run_id)
         run.start_system_metrics()
     return run
@@ -331,3 +334,16 @@ def _log_dataset(client: MlflowClient, mlflow_run_id: str, source: str, shards: 
         profile=json.dumps(facts),
     )
     client.log_inputs(mlflow_run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _log_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> None:
+    """What the data set holds, below data/; a set without a card, of an older version, has none."""
+    card = read_card(shards.uri)
+    if card is None or client.list_artifacts(mlflow_run_id, "data"):
+        return
+    preview = Image.open(io.BytesIO(storage.read_bytes(storage.join(shards.uri, PREVIEW))))
+    client.log_image(mlflow_run_id, preview, artifact_file="data/preview.png")
+    if rows := read_rejected(shards.uri, MAX_REJECTED):
+        columns = {name: [row.get(name) for row in rows] for name in ("kind", "path", "reason", "bytes")}
+        client.log_table(mlflow_run_id, columns, "data/rejected.json")
+    client.log_text(mlflow_run_id, card.model_dump_json(indent=1), "data/card.json")

@@ -1,10 +1,12 @@
 """Fixtures for all tests: a real S3 server on this machine, tiny drawn images, a private cache folder."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
 
 import pytest
+from s3_faults import Faults, faulty
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -46,6 +48,32 @@ def s3_server() -> Iterator[Callable[[], str]]:
             patch.setenv(key, value)
         yield fresh_bucket
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def faulty_s3(s3_server: Callable[[], str]) -> Callable[..., AbstractContextManager[Faults]]:
+    """`with faulty_s3(seed=1, rate=0.3) as faults`: inside, this process and its children meet the server behind a faulty proxy."""
+    import os
+
+    upstream = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
+
+    def forget_connections() -> None:
+        from s3fs import S3FileSystem
+
+        S3FileSystem.clear_instance_cache()
+
+    @contextmanager
+    def proxied(**options: object) -> Iterator[Faults]:
+        faults = Faults(upstream, **options)  # type: ignore[arg-type]
+        with faulty(faults) as url, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", url)
+            forget_connections()
+            try:
+                yield faults
+            finally:
+                forget_connections()
+
+    return proxied
 
 
 @pytest.fixture(scope="session")

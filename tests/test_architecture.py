@@ -11,9 +11,12 @@ STOREYS = [
     [
         "stylegan.errors",
         "stylegan.config",
+        "stylegan.section",
+        "stylegan.config_data",
         "stylegan.config_checks",
         "stylegan.tables",
         "stylegan.config_file",
+        "stylegan.patience",
         "stylegan.storage",
         "stylegan.progress",
         "stylegan.images",

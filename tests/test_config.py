@@ -111,7 +111,7 @@ def test_conditional_needs_labels(tmp_path):
 
 def test_missing_key_says_what_it_is(tmp_path):
     """A missing key comes with its meaning."""
-    assert "data.source is missing; A folder, a .zip" in mistake(written(tmp_path, {"name": "a", "data": {"resolution": 8}}))
+    assert "data.source is missing; A folder, archive or data set" in mistake(written(tmp_path, {"name": "a", "data": {"resolution": 8}}))
     assert "name is missing; Lower case letters" in mistake(written(tmp_path, {"data": SMALL["data"]}))
 
 

@@ -14,13 +14,14 @@ from PIL import Image
 
 from stylegan import config_file as config_module
 from stylegan.config_file import flatten
-from stylegan.data.shards import ShardSet
+from stylegan.data.shards import ShardSet, write_shards
+from stylegan.data.sources import open_source
 from stylegan.errors import StepError
 from stylegan.evaluation.report import Report
 from stylegan.registry import server
 from stylegan.tracking import StageRelay, open_run, resolve_uri
 
-SHARDS = ShardSet(uri="s3://b/datasets/f", fingerprint="f" * 64, num_images=5, resolutions=(4, 8), label_names=("a", "b"), num_rejected=0)
+SHARDS = ShardSet(uri="/nowhere/datasets/f", fingerprint="f" * 64, num_images=5, resolutions=(4, 8), label_names=("a", "b"), num_rejected=0)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,29 @@ def test_a_new_run_holds_params_config_and_dataset(make_config):
     with open(stored) as file:
         assert config_module.build(yaml.safe_load(file)) == config
     assert found.info.artifact_uri.startswith(f"{config.storage.root}/mlartifacts/")
+
+
+def test_a_run_holds_card_preview_and_rejects_of_its_data(make_config, draw_images, tmp_path):
+    """Once, however often the run is continued; a set without rejects has no table of them."""
+    source = draw_images(tmp_path / "images", [f"{c}/{i}.png" for c in "ab" for i in range(3)])
+    found = []
+    for max_rejected in (0, 1):
+        config = make_config(data={"source": str(source), "resolution": 8, "max_rejected": max_rejected})
+        shards = write_shards(open_source(config.data), config.data, config.storage.root)
+        for _ in range(2):
+            run = open_run(config, f"tiny-{max_rejected}", shards)
+            run.stop_system_metrics()
+        found.append({file.path for file in run.client.list_artifacts(run.mlflow_run_id, "data")})
+        (source / "a" / "broken.png").write_bytes(b"no image")
+    assert found[0] == {"data/card.json", "data/preview.png"}
+    assert found[1] == found[0] | {"data/rejected.json"}
+    with open(run.client.download_artifacts(run.mlflow_run_id, "data/card.json")) as file:
+        assert json.load(file)["counts"] == {"a": 3, "b": 3}
+    with open(run.client.download_artifacts(run.mlflow_run_id, "data/rejected.json")) as file:
+        table = json.load(file)
+    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == [
+        {"kind": "unreadable", "path": "a/broken.png", "reason": "not an image in a known format", "bytes": 8}
+    ]
 
 
 def test_the_same_run_id_continues_the_same_run(opened):

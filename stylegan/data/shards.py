@@ -1,8 +1,18 @@
 """A source becomes WebDataset tars, one set for each resolution from 4 to `data.resolution`, once and for all.
 
-Samples are `00000042.png` and, in a labelled set, `00000042.cls`; the same number is the same image at every resolution.
-They stand in an order drawn once from the paths, so any prefix is a fair sample. The folder is named by the digest of its
-content and complete once `manifest.json` is there; `samples.jsonl` tells the source path of every sample.
+{root}/datasets/{key}/           key: digest of listing and settings, so known before any work
+    r0004/train-000000.tar ...   samples `{key}.npy` or `.png` and `.cls` or `.json`; the same key is the same image in every level
+    chunks/000000.parquet ...    marker of a chunk whose tars are written, with its rows
+    samples.parquet              a row for each image that counts (see `index.py`)
+    rejected.jsonl               a line for each image that does not, and why
+    card.json preview.png        what the set looks like
+    manifest.json                written last: with it the set is complete
+{root}/datasets/newest-*.json    key of the newest set of a source and its settings, which the next one can build on
+{root}/datasets/content-*.json   key of the set with a fingerprint
+
+Images are sorted by the digests of their paths, so any prefix is a fair sample, and cut into chunks; a chunk makes one tar for
+each resolution. Workers share nothing, so any number of them writes the same bytes. A set that builds on an older one (its
+parent) has tars of its own for what is new, named after the parent, and lists those of the parent that still count.
 """
 
 from __future__ import annotations
@@ -10,303 +20,294 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import webdataset as wds
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stylegan import storage
 from stylegan.config import DataConfig, digest
-from stylegan.data.decode import UnreadableImage, decode, encode, fit, pyramid
-from stylegan.data.sources import Source, SourceImage
-from stylegan.data.staging import exclusive_folder
+from stylegan.data.build import build_chunk, place, scratch
+from stylegan.data.card import write_card
+from stylegan.data.changes import REJECTED, Change, Work, label_kind, newest_uri, plan_change, plan_work, read_rejected
+from stylegan.data.chunks import Chunk, ChunkRequest, Recipe, Rejected, read_chunk, tar_url
+from stylegan.data.index import locate, read_samples
+from stylegan.data.merge import Merged, Part, explain_duplicates, merge
+from stylegan.data.payload import suffix
+from stylegan.data.shardset import FORMAT, MANIFEST, ShardSet, level_name, levels, parameters, settings_key, shard_size
+from stylegan.data.sources.base import Source
 from stylegan.errors import StepError
 
-FORMAT = 1  # raise it when the same source would give other shards
-MANIFEST = "manifest.json"
 Progress = Callable[[int, int], None]
+Pmap = Callable[[Callable[[ChunkRequest], int], Iterable[ChunkRequest]], Iterator[int]]
 
-
-class ShardSet(BaseModel):
-    """A finished set of shards: a folder with `r0004/train-000000.tar` ... and `manifest.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    uri: str
-    fingerprint: str
-    num_images: int
-    resolutions: tuple[int, ...]
-    label_names: tuple[str, ...]
-    num_rejected: int
-
-    def up_to(self, resolution: int) -> ShardSet:
-        """The same images without the resolutions above one, as a stage below the last one knows them."""
-        return self.model_copy(update={"resolutions": tuple(r for r in self.resolutions if r <= resolution)})
-
-
-class _Sample(NamedTuple):
-    image: SourceImage
-    pngs: dict[int, bytes]
-
-
-class _Rejected(NamedTuple):
-    image: SourceImage
-    reason: str
+__all__ = [
+    "MANIFEST",
+    "Change",
+    "ShardSet",
+    "find_content",
+    "find_shards",
+    "level_name",
+    "plan_change",
+    "read_shards",
+    "shard_key",
+    "write_shards",
+]
 
 
 def shard_key(data: DataConfig, source: Source) -> str:
     """Digest of all that decides the shards, without opening an image: the listing with its labels, and how images are treated."""
-    return digest({"format": FORMAT, "source": source.signature, "parameters": _parameters(data)})
-
-
-def _parameters(data: DataConfig) -> dict[str, Any]:
-    return data.model_dump(include={"resolution", "channels", "resize_filter", "images_per_shard"})
+    return digest({"source": source.signature, "settings": settings_key(data)})
 
 
 def find_shards(source: Source, data: DataConfig, root: str) -> ShardSet | None:
-    """The finished shards of this listing under `root`, or None if they are still to be made.
+    """The finished shards of this listing under `root`, or None if they are still to be made, or more was rejected than `data` allows.
 
     Raises:
         StepError: the store does not answer.
     """
-    root = storage.absolute(root)
-    try:
-        found = ShardSet.model_validate(storage.read_json(_index_uri(data, source, root)))
-    except FileNotFoundError:
+    found = _read_set(_uri(root, shard_key(data, source)))
+    if found is None:
         return None
-    shards = found.model_copy(update={"uri": _dataset_uri(root, found.fingerprint)})  # the root may have moved
-    complete = storage.exists(storage.join(shards.uri, MANIFEST))
-    return shards if complete and shards.num_rejected <= data.max_rejected else None
+    shards, manifest = found
+    return shards if _count_against(manifest["rejected"]) <= data.max_rejected else None
 
 
 def read_shards(uri: str) -> ShardSet | None:
     """The finished shards in a folder below datasets/, or None if there are none."""
+    found = _read_set(uri)
+    return found[0] if found else None
+
+
+def find_content(fingerprint: str, root: str) -> ShardSet | None:
+    """The finished shards with this fingerprint under `root`, wherever they came from, or None if there are none."""
+    try:
+        key = storage.read_json(_content_uri(root, fingerprint))["key"]
+    except FileNotFoundError:
+        return None
+    return read_shards(_uri(root, key))
+
+
+def _content_uri(root: str, fingerprint: str) -> str:
+    return _uri(root, f"content-{fingerprint}.json")
+
+
+def _uri(root: str, name: str) -> str:
+    return storage.join(storage.absolute(root), "datasets", name)
+
+
+def _read_set(uri: str) -> tuple[ShardSet, dict[str, Any]] | None:
     try:
         manifest = storage.read_json(storage.join(uri, MANIFEST))
     except FileNotFoundError:
         return None
-    return ShardSet(uri=uri, **{name: manifest[name] for name in ShardSet.model_fields if name != "uri"})
+    if manifest.get("format") != FORMAT:
+        return None
+    return ShardSet(uri=uri, **{name: manifest[name] for name in ShardSet.model_fields if name != "uri"}), manifest
 
 
-def _index_uri(data: DataConfig, source: Source, root: str) -> str:
-    return storage.join(root, "datasets", "sources", f"{shard_key(data, source)}.json")
+def _count_against(rejected: dict[str, int]) -> int:
+    """Rejects that `data.max_rejected` is about."""
+    return sum(count for kind, count in rejected.items() if kind != "duplicate")
 
 
-def _dataset_uri(root: str, fingerprint: str) -> str:
-    return storage.join(root, "datasets", fingerprint)
-
-
-def write_shards(source: Source, data: DataConfig, root: str, *, progress: Progress | None = None) -> ShardSet:
+def write_shards(source: Source, data: DataConfig, root: str, *, pmap: Pmap = map, progress: Progress | None = None) -> ShardSet:
     """Make the shards of a source below `root`/datasets, or return those that are there already.
+
+    What was finished when an earlier attempt ended is not done again, and any number of processes may do this at the same time.
 
     Args:
         source: the listing that `open_source(data)` gave.
-        progress: called with the number of images done and the number of all images.
+        pmap: as `map`; may work on chunks in any order and in any process. Its function carries what all chunks share (of an archive
+            tens of bytes for each member), its items are small.
+        progress: called with the number of images done and the number of all that have to be done.
 
     Raises:
-        StepError: more than `data.max_rejected` images cannot be read, none can, or the disk or store refuses. Nothing is left behind.
+        StepError: more than `data.max_rejected` images cannot be used, none can, or the source, disk or store refuses.
     """
-    root = storage.absolute(root)
     found = find_shards(source, data, root)
     if found is not None:
         return found
-    with _staging(root, shard_key(data, source)) as folder:
+    uri = _uri(root, shard_key(data, source))
+    if storage.exists(storage.join(uri, MANIFEST)) and read_shards(uri) is not None:  # made when more was allowed
+        _judge(read_rejected(storage.join(uri, REJECTED)), data, uri=uri, total=len(source.images))
+    work = plan_work(source, data, root)
+    names = _build(source, data, uri, work, (pmap, progress))
+    with scratch(uri, "table") as folder:
         found = find_shards(source, data, root)  # made by another process while this one waited
-        if found is not None:
-            return found
-        shards = _build(source, data, folder, progress)
-        shards = shards.model_copy(update={"uri": _dataset_uri(root, shards.fingerprint)})
-        if not storage.exists(storage.join(shards.uri, MANIFEST)):  # the same content may have come from another listing
-            storage.publish(folder, shards.uri)
-        storage.write_json(_index_uri(data, source, root), shards.model_dump(mode="json"))
-        return shards
+        return found or _finish(_Set(source, data, storage.absolute(root), uri, work, names), folder)
 
 
-@contextmanager
-def _staging(root: str, key: str) -> Iterator[Path]:
-    """A local folder to build in; below a local root, so that publishing is a rename."""
-    try:
-        with ExitStack() as stack:
-            if storage.is_local(root):
-                folder = stack.enter_context(exclusive_folder(Path(root, "datasets", f".staging-{key}")))
-            else:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stylegan-shards-"))) / key
-                folder.mkdir()
-            yield folder
-    except OSError as error:
-        raise StepError(
-            f"storage: cannot write shards below {root}: {error}; free some space there, then run the same command again"
-        ) from error
+@dataclass(frozen=True)
+class _Set:
+    """A set whose chunks are all done."""
+
+    source: Source
+    data: DataConfig
+    root: str
+    uri: str
+    work: Work
+    names: Sequence[str]
 
 
-def _build(source: Source, data: DataConfig, folder: Path, progress: Progress | None) -> ShardSet:
-    """Write the whole tree into `folder`; the returned record has no `uri` yet."""
-    content = hashlib.sha256(json.dumps([FORMAT, _parameters(data), source.label_names]).encode())
-    counts: Counter[int] = Counter()
-    rejected: list[_Rejected] = []
-    with ExitStack() as stack:
-        samples = stack.enter_context(open(folder / "samples.jsonl", "w", encoding="utf-8"))
-        writer = stack.enter_context(_ShardWriter(folder, _levels(data), data.images_per_shard))
-        results = stack.enter_context(_prepared(source, data))
-        for done, result in enumerate(results, start=1):
-            if isinstance(result, _Rejected):
-                rejected.append(result)
-            else:
-                final = hashlib.sha256(result.pngs[data.resolution]).hexdigest()
-                content.update(f"{result.image.label} {final}\n".encode())
-                samples.write(_line(key=writer.write(result), path=result.image.path, label=result.image.label, sha256=final))
-                counts[-1 if result.image.label is None else result.image.label] += 1
-            if progress is not None:
-                progress(done, len(source.images))
-    rejected.sort()
-    _judge_rejected(rejected, data, len(source.images))
-    (folder / "rejected.jsonl").write_text("".join(_line(path=item.image.path, reason=item.reason) for item in rejected), encoding="utf-8")
-    shards = ShardSet(
-        uri="",
-        fingerprint=content.hexdigest()[:16],
-        num_images=counts.total(),
-        resolutions=_levels(data),
-        label_names=source.label_names,
-        num_rejected=len(rejected),
-    )
-    label_counts = {name: counts[number] for number, name in enumerate(source.label_names)}
-    _write_manifest(folder, shards, parameters=_parameters(data), label_counts=label_counts)
-    return shards
+def _build(source: Source, data: DataConfig, uri: str, work: Work, how: tuple[Pmap, Progress | None]) -> list[str]:
+    """Do all chunks; their names."""
+    pmap, progress = how
+    size, prefix = shard_size(data), f"{work.change.parent}-" if work.change.parent else ""
+    starts = range(0, len(work.todo), size)
+    names = [f"{prefix}{number:06d}" for number in range(len(starts))]
+    recipe = Recipe(uri, source.open, data, label_kind(source), _num_threads(data) if pmap is map else 1)
+
+    def request(name: str, start: int) -> ChunkRequest:
+        images = tuple(source.images[index] for index in work.todo[start : start + size].tolist())
+        return ChunkRequest(name, images, tuple(work.known[start : start + size]))
+
+    done = 0
+    for count in pmap(partial(build_chunk, recipe), (request(name, start) for name, start in zip(names, starts, strict=True))):
+        done += count
+        if progress is not None:
+            progress(done, len(work.todo))
+    return names
 
 
-def _levels(data: DataConfig) -> tuple[int, ...]:
-    return tuple(2**level for level in range(2, data.resolution.bit_length()))
-
-
-def _line(**values: Any) -> str:
-    return json.dumps(values, sort_keys=True) + "\n"
-
-
-def _judge_rejected(rejected: list[_Rejected], data: DataConfig, total: int) -> None:
-    if len(rejected) <= data.max_rejected and len(rejected) < total:
-        return
-    shown = "; ".join(f"{item.image.path} ({item.reason})" for item in rejected[:3]) + (" ..." if len(rejected) > 3 else "")
-    cure = "all of them" if len(rejected) == total else f"these files, or set data.max_rejected={len(rejected)} to leave them out"
-    raise StepError(
-        f"data.source={data.source}: {len(rejected)} of {total} images cannot be read, data.max_rejected={data.max_rejected}: {shown}; "
-        f"repair or remove {cure}"
-    )
-
-
-def _write_manifest(folder: Path, shards: ShardSet, *, parameters: dict[str, Any], label_counts: dict[str, int]) -> None:
-    """The index of the set: a `wids-shard-index-v1` of the full resolution, with every level under `datasets`."""
-    levels = []
-    for resolution in shards.resolutions:
-        tars = sorted((folder / level_name(resolution)).iterdir())
-        starts = range(0, shards.num_images, parameters["images_per_shard"])
-        counts = [min(parameters["images_per_shard"], shards.num_images - start) for start in starts]
-        entries = [_shard_entry(tar, count) for tar, count in zip(tars, counts, strict=True)]
-        levels.append({"name": level_name(resolution), "resolution": resolution, "shardlist": entries})
-    manifest = {
-        "__kind__": "wids-shard-index-v1",
-        "wids_version": 1,
-        "format": FORMAT,
-        "shardlist": levels[-1]["shardlist"],
-        "datasets": levels,
-        "parameters": parameters,
-        "label_counts": label_counts,
-        **shards.model_dump(mode="json", exclude={"uri"}),
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _shard_entry(tar: Path, num_samples: int) -> dict[str, Any]:
-    with open(tar, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"url": f"{tar.parent.name}/{tar.name}", "nsamples": num_samples, "filesize": tar.stat().st_size, "sha256": sha256}
-
-
-def level_name(resolution: int) -> str:
-    """The folder of one resolution, such as `r0064`."""
-    return f"r{resolution:04d}"
-
-
-class _ShardWriter:
-    """Writes samples to the tars of all resolutions in step, a new tar after every `size` samples."""
-
-    def __init__(self, folder: Path, levels: Iterable[int], size: int) -> None:
-        self.folder, self.levels, self.size = folder, tuple(levels), size
-        self.count = 0
-        self.files = ExitStack()
-        self.tars: dict[int, wds.TarWriter] = {}
-
-    def __enter__(self) -> _ShardWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.files.close()
-
-    def write(self, sample: _Sample) -> str:
-        """Append one sample to every level; its key is returned."""
-        if self.count % self.size == 0:
-            self._open_tars(self.count // self.size)
-        key = f"{self.count:08d}"
-        label = {} if sample.image.label is None else {"cls": str(sample.image.label).encode()}
-        for resolution, png in sample.pngs.items():
-            self.tars[resolution].write({"__key__": key, "png": png, **label})
-        self.count += 1
-        return key
-
-    def _open_tars(self, number: int) -> None:
-        self.files.close()
-        for resolution in self.levels:
-            path = self.folder / level_name(resolution) / f"train-{number:06d}.tar"
-            path.parent.mkdir(exist_ok=True)
-            file = self.files.enter_context(path.open("wb"))
-            # With its time fixed the tar depends on the samples only; encoder off, since they are bytes already.
-            self.tars[resolution] = self.files.enter_context(wds.TarWriter(file, mtime=0, encoder=False))
-
-
-@contextmanager
-def _prepared(source: Source, data: DataConfig) -> Iterator[Iterator[_Sample | _Rejected]]:
-    """Every image of the source, read and scaled by a few threads, in the order of the shards."""
-    order = sorted(source.images, key=lambda image: hashlib.sha256(image.path.encode(errors="surrogateescape")).digest())
-    with source.reader() as read, ThreadPoolExecutor(_num_threads(source, data)) as pool:
-        try:
-            yield _windowed(pool, lambda image: _prepare(image, read, data), order)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _num_threads(source: Source, data: DataConfig) -> int:
+def _num_threads(data: DataConfig) -> int:
     """Below 64x64 Pillow's calls are so short that threads only fight for the interpreter (20 % slower with four)."""
-    if not storage.is_local(source.uri):
-        return 16  # they wait for the network
     return (os.cpu_count() or 1) if data.resolution >= 64 else 1
 
 
-def _windowed(pool: ThreadPoolExecutor, work: Callable[[SourceImage], _Sample | _Rejected], images: Iterable[SourceImage]) -> Iterator[Any]:
-    """Like `pool.map`, but only a bounded number of results is ever in memory."""
-    pending: deque[Future[_Sample | _Rejected]] = deque()
-    for image in images:
-        pending.append(pool.submit(work, image))
-        if len(pending) >= 64:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+# --- the end of a set -------------------------------------------------------------------------------------------------
 
 
-def _prepare(image: SourceImage, read: Callable[[SourceImage], bytes], data: DataConfig) -> _Sample | _Rejected:
-    try:
-        content = read(image)
-    except StepError:
-        raise
-    except Exception as error:  # this file alone: gone since the listing, not permitted, a damaged member of the archive
-        return _Rejected(image, f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}")
-    try:
-        picture = decode(content, data.channels)
-    except UnreadableImage as error:
-        return _Rejected(image, str(error))
-    levels = pyramid(fit(picture, data.resolution, data.resize_filter))
-    return _Sample(image, {resolution: encode(pixels) for resolution, pixels in sorted(levels.items())})
+def _finish(made: _Set, folder: Path) -> ShardSet:
+    """Join the rows of all chunks, judge the rejects, write everything else and the manifest last."""
+    chunks = [read_chunk(made.uri, name, ["label"]) for name in made.names]
+    manifest: dict[str, Any] = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "format": FORMAT,
+        "parameters": parameters(made.data),
+        "label_names": list(made.source.label_names),
+        "attribute_names": list(made.source.attribute_names),
+        "resolutions": list(levels(made.data)),
+        "parent": made.work.change.parent,
+    }
+    file = folder / "samples.parquet"
+    merged = merge(_parts(made, chunks), file, manifest=manifest, reject_duplicates=made.data.duplicates == "reject")
+    rejected = [*made.work.carried, *(reject for chunk in chunks for reject in chunk.rejected), *merged.duplicates]
+    rejected.sort(key=lambda reject: reject["path"])
+    explain_duplicates(rejected, _row_groups(file))
+    lines = "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejected)
+    storage.write_bytes(storage.join(made.uri, REJECTED), lines.encode())
+    _judge(rejected, made.data, uri=made.uri, total=len(made.source.images))
+    manifest |= _facts(made, chunks, merged, rejected)
+    columns = [name for name in pq.read_schema(file).names if name not in ("token", "bytes", "source_sha256", "sha256")]
+    write_card(made.uri, manifest, pq.read_table(file, columns=columns), rejected, source=made.data.source)
+    manifest["table"] = _place_table(made, file)
+    storage.write_json(storage.join(made.uri, MANIFEST), manifest)
+    key = {"key": storage.name(made.uri)}
+    storage.write_json(newest_uri(made.source, made.data, made.root), key)
+    storage.write_json(_content_uri(made.root, merged.fingerprint), key)
+    shards = read_shards(made.uri)
+    if shards is None:
+        raise StepError(f"{made.uri}: its manifest was removed while it was made; run the same command again")
+    return shards
+
+
+def _row_groups(file: Path) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as table:
+        for batch in table.iter_batches(columns=["path", "source_sha256"]):
+            yield pa.Table.from_batches([batch])
+
+
+def _place_table(made: _Set, file: Path) -> dict[str, Any]:
+    name = f"samples-{made.work.change.parent}.parquet" if made.work.change.parent else "samples.parquet"
+    with open(file, "rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    facts = {"url": name, "filesize": file.stat().st_size, "sha256": sha256}
+    place(file, storage.join(made.uri, name))
+    return facts
+
+
+def _facts(made: _Set, chunks: Sequence[Chunk], merged: Merged, rejected: Sequence[Rejected]) -> dict[str, Any]:
+    """What the manifest says of the content."""
+    datasets = []
+    for resolution in levels(made.data):
+        entries = _parent_entries(made.work, resolution) + _own_entries(made, chunks, resolution)
+        shardlist = [entries[number] for number in merged.tars.tolist()]
+        datasets.append({"name": level_name(resolution), "resolution": resolution, "suffix": suffix(resolution), "shardlist": shardlist})
+    return {
+        "fingerprint": merged.fingerprint,
+        "num_images": merged.num_images,
+        "num_rejected": len(rejected),
+        "rejected": dict(sorted(Counter(reject["kind"] for reject in rejected).items())),
+        "label_counts": dict(zip(made.source.label_names, merged.labels.tolist(), strict=True)),
+        "datasets": datasets,
+        "shardlist": datasets[-1]["shardlist"],
+    }
+
+
+def _parent_entries(work: Work, resolution: int) -> list[dict[str, Any]]:
+    if work.change.parent is None:
+        return []
+    level = next(level for level in work.manifest["datasets"] if level["resolution"] == resolution)
+    # Beside the folder of this set lie those of all others, whichever of them wrote the tar.
+    return [entry | {"url": f"../{locate(work.change.parent, entry['url'])}"} for entry in level["shardlist"]]
+
+
+def _own_entries(made: _Set, chunks: Sequence[Chunk], resolution: int) -> list[dict[str, Any]]:
+    entries = []
+    for name, chunk in zip(made.names, chunks, strict=True):
+        sha256, num_bytes = chunk.tars.get(resolution, ("", 0))  # no tar: no row will name it
+        url = tar_url(resolution, name)
+        entries.append({"url": url, "nsamples": chunk.rows.num_rows, "filesize": num_bytes, "sha256": sha256})
+    return entries
+
+
+def _parts(made: _Set, chunks: Sequence[Chunk]) -> list[Part]:
+    """The rows of all images in canonical order."""
+    if made.work.change.parent is None:
+        return [Part(partial(_load_chunk, made.uri, name, number)) for number, name in enumerate(made.names)]
+    whole = _with_parent(made, chunks)
+    return [Part(lambda columns: whole if columns is None else whole.select(columns))]
+
+
+def _load_chunk(uri: str, name: str, tar: int, columns: list[str] | None) -> pa.Table:
+    wanted = None if columns is None else [column for column in columns if column != "tar"] or ["key"]
+    rows = read_chunk(uri, name, wanted).rows
+    rows = rows.append_column("tar", pa.array(np.full(rows.num_rows, tar, np.int32)))
+    return rows if columns is None else rows.select(columns)
+
+
+def _with_parent(made: _Set, chunks: Sequence[Chunk]) -> pa.Table:
+    """The rows of the parent that stay and those of the new chunks, sorted."""
+    work, size = made.work, shard_size(made.data)
+    assert work.change.parent is not None
+    old = read_samples(_uri(made.root, work.change.parent), work.manifest)
+    touched = [int(work.todo[number * size + index]) for number, chunk in enumerate(chunks) for index in chunk.touched]
+    old = work.keep(old, [made.source.images[index] for index in touched])
+    first = len(work.manifest["shardlist"])
+    new = [_load_chunk(made.uri, name, first + number, old.column_names) for number, name in enumerate(made.names)]
+    whole = pa.concat_tables([old, *new])
+    order = np.argsort(np.array(whole["key"].to_numpy(zero_copy_only=False), "S"), kind="stable")
+    return whole.take(pa.array(order))
+
+
+def _judge(rejected: Sequence[Rejected], data: DataConfig, *, uri: str, total: int) -> None:
+    """Raises StepError if there are more rejects than allowed, or nothing else."""
+    kinds = Counter(reject["kind"] for reject in rejected)
+    count = _count_against(kinds)
+    if count <= data.max_rejected and len(rejected) < total:
+        return
+    shown = [f"{reject['path']} ({reject['reason']})" for reject in rejected if reject["kind"] != "duplicate"]
+    named = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds) if kind != "duplicate")
+    cure = "all of them" if count == total else f"these images, or set data.max_rejected={count} to leave them out"
+    raise StepError(
+        f"data.source={data.source}: {count} of {total} images cannot be used ({named}), data.max_rejected={data.max_rejected}: "
+        f"{'; '.join(shown[:3])}{' ...' if len(shown) > 3 else ''}; all are in {storage.join(uri, REJECTED)}; repair or remove {cure}"
+    )

@@ -1,8 +1,9 @@
 """Classifiers of binary attributes for linear separability (Karras et al. 2019, appendix C), trained on labelled shards.
 
 The architecture of the discriminator without minibatch standard deviation at up to 256x256, one network per attribute, Adam with a
-learning rate of 1e-3, minibatches of 8, 150,000 images. The paper's attributes are the 40 of CelebA; here attribute k is "is of
-class k". Classifiers depend on the images alone, not on any generator, and are kept under {root}/features.
+learning rate of 1e-3, minibatches of 8, 150,000 images. The paper's attributes are the 40 of CelebA; here they are the attributes
+of the shards or, where images have classes instead, "is of class k". Classifiers depend on the images alone, not on any generator,
+and are kept under {root}/features.
 """
 
 from __future__ import annotations
@@ -47,8 +48,16 @@ class AttributeNet:
         return torch.stack([network(small) for network in self.networks], dim=1)
 
 
+def attribute_names(shards: ShardSet) -> tuple[str, ...]:
+    """The attributes of a set: its own, or else its classes; none in an unlabelled set."""
+    return shards.attribute_names or shards.label_names
+
+
 def attribute_values(shards: ShardSet, table: ImageTable) -> np.ndarray:
-    """[N, A] booleans: which image has which of the attributes `shards.label_names`."""
+    """[N, A] booleans: which image has which of the attributes `attribute_names(shards)`."""
+    if shards.attribute_names:
+        assert table.attributes is not None
+        return table.attributes > 0
     return table.labels[:, None] == np.arange(len(shards.label_names))
 
 
@@ -60,13 +69,14 @@ def obtain_attributes(evaluation: EvaluationConfig, shards: ShardSet, *, root: s
         pmap: trains them on workers.
 
     Raises:
-        StepError, fit to be a reason for skipping: no labels, or too few images to train on.
+        StepError, fit to be a reason for skipping: neither attributes nor classes, or too few images to train on.
     """
-    if not shards.label_names:
+    names = attribute_names(shards)
+    if not names:
         raise StepError("attribute classifiers learn from labels, which these images do not have; give labelled images")
     if shards.num_images < SMALLEST_SET:
         raise StepError(f"{shards.num_images} images are too few to train attribute classifiers; at least {SMALLEST_SET} are needed")
-    names, kimg, seed = shards.label_names, evaluation.attributes_kimg, evaluation.seed
+    kimg, seed = evaluation.attributes_kimg, evaluation.seed
     key = digest([VERSION, shards.fingerprint, max(shards.resolutions), names, kimg, seed])
     folder = storage.join(storage.absolute(root), "features", f"attributes-{key}")
     uris = [storage.join(folder, f"{index:04d}.safetensors") for index in range(len(names))]

@@ -18,7 +18,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from stylegan.data.card import DatasetCard
 from stylegan.evaluation.charts import line_chart
+from stylegan.evaluation.data_section import describe_data
 from stylegan.evaluation.names import METRICS, describe, split_key
 from stylegan.evaluation.published import Comparison
 from stylegan.evaluation.report import Report
@@ -80,6 +82,7 @@ def render(
     published: Sequence[Comparison] = (),
     title: str = "Evaluation",
     facts: Mapping[str, str] | None = None,
+    data: DatasetCard | None = None,
 ) -> str:
     """The page.
 
@@ -89,6 +92,7 @@ def render(
         published: figures of the paper beside ours, from `published.compare`.
         title: heading of the page, such as the model's name and version.
         facts: more lines for the page's head, by their names: run, model, date.
+        data: what the real images are.
 
     Raises:
         ValueError: one of the images is no PNG.
@@ -106,6 +110,7 @@ def render(
         mixing=_table(report.curves.get("mixing", [])),
         attributes=_attribute_rows(report.attributes),
         published=_published(published),
+        data=describe_data(data) if data else None,
         settings=sorted(_flat(report.settings)),
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from stylegan import storage
 from stylegan.config import Config
+from stylegan.data.card import DatasetCard
 from stylegan.evaluation.html import render
 from stylegan.evaluation.published import Comparison, compare, dataset_of, row_names
 from stylegan.evaluation.report import Report
@@ -38,16 +39,22 @@ def compare_published(report: Report, config: Config, num_images: int) -> list[C
 
 
 def write_page(
-    report: Report, folder_uri: str, *, title: str, published: Sequence[Comparison] = (), facts: Mapping[str, str] | None = None
+    report: Report,
+    folder_uri: str,
+    *,
+    title: str,
+    published: Sequence[Comparison] = (),
+    facts: Mapping[str, str] | None = None,
+    data: DatasetCard | None = None,
 ) -> str:
     """Write report.html, with the figures inside, unless it is there already; returns its URI.
 
     Args:
-        title, published, facts: as for `html.render`.
+        title, published, facts, data: as for `html.render`.
     """
     uri = storage.join(folder_uri, PAGE)
     if not storage.exists(uri):
-        page = render(report, images=_read_figures(report), published=published, title=title, facts=facts)
+        page = render(report, images=_read_figures(report), published=published, title=title, facts=facts, data=data)
         storage.write_bytes(uri, page.encode())
     return uri
 

@@ -35,7 +35,7 @@ from stylegan.training.state import Checkpoint, newest_checkpoint
 
 logger = logging.getLogger("stylegan")
 POLL_SECONDS = 2.0  # between two looks for a new checkpoint
-LEAST_SECONDS, SHARE = 60.0, 0.1  # how long the end of a stage waits for its last metrics: this, or this share of its time
+LEAST_SECONDS, SHARE = 180.0, 0.1  # how long the end of a stage waits for its last metrics: this, or this share of its time
 
 
 class Worker(Protocol):
@@ -95,8 +95,8 @@ class QuickMetrics:
             train(job)
 
     One at a time: of the checkpoints that come while one is measured, the newest is next and the others are left out. When the
-    stage ends, the block waits for what is under way and for the end of the stage, but no longer than a tenth of its own time (or a
-    minute, if that is longer); what is not there by then is dropped, as it is at once if training fails. No failure goes out of
+    stage ends, the block waits for what is under way and for the end of the stage, but no longer than a tenth of its own time (or
+    three minutes, if that is longer); what is not there by then is dropped, as it is at once if training fails. No failure goes out of
     here: it is logged, once, as a warning.
     """
 

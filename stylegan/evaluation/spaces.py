@@ -5,7 +5,7 @@
 | pooled | fid, kid, is, fid_mixing, truncation | the embedded network | Inception-v3, pool3 |
 | manifold | pr, truncation | the embedded network | VGG16, fc2 |
 | distance | ppl_* | the embedded network's maps | LPIPS on VGG16 |
-| attributes | separability | its classes, one versus the rest | a classifier per attribute, trained on the shards |
+| attributes | separability | its classes, one versus the rest | a classifier per attribute or class, trained on the shards |
 
 The name is the last part of a metric's key in reports (`fid_inception`), the digest a part of its protocol: numbers from different
 networks never compare.
@@ -26,7 +26,7 @@ from stylegan.config import EvaluationConfig, Metric
 from stylegan.data.shards import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation import weights
-from stylegan.evaluation.attributes import AttributeNet, obtain_attributes
+from stylegan.evaluation.attributes import AttributeNet, attribute_names, obtain_attributes
 from stylegan.evaluation.features import FeatureNet, Pmap, check_embedded, load_features, obtain_features
 from stylegan.networks.inception import FEATURES as INCEPTION_FEATURES
 from stylegan.networks.inception import load_inception
@@ -74,6 +74,7 @@ class Spaces:
     attribute_names: tuple[str, ...] = ()
     embedded: str = ""  # the name of the network that serves all roles, if it is one of those
     facts: dict[str, float] = field(default_factory=dict)  # about the networks, for the report
+    independent: bool = False  # an image may have any number of the attributes: they are no classes
 
     def __getitem__(self, role: Role) -> Network:
         """Raises StepError, fit to be a reason for skipping, if there is none."""
@@ -84,7 +85,7 @@ class Spaces:
     @property
     def exclusive(self) -> bool:
         """Whether an image has one of the attributes only: they are classes, of which there are more than two."""
-        return len(self.attribute_names) > 2
+        return len(self.attribute_names) > 2 and not self.independent
 
     def name(self, role: Role) -> str:
         """What the network of a role is called, whether there is one or not."""
@@ -136,7 +137,7 @@ def obtain_spaces(evaluation: EvaluationConfig, shards: ShardSet, *, root: str, 
             networks["attributes"] = Network("attributes", uris, _joined(_sha256(storage.read_bytes(uri)) for uri in uris))
         except StepError as error:
             missing["attributes"] = str(error)
-    return Spaces(networks, missing, shards.label_names)
+    return Spaces(networks, missing, attribute_names(shards), independent=bool(shards.attribute_names))
 
 
 def _embedded(features: FeatureNet, roles: set[Role], evaluation: EvaluationConfig) -> Spaces:

@@ -24,7 +24,8 @@ WRITE_SECONDS = 2.0  # between two writes of the file: an object store takes who
 class Curves:
     """The points of a stage: means since the last one; on rank 0 also in `stats.jsonl`.
 
-    `with curves.steps:` goes around the optimizer steps, so that a point can tell the share of time that went elsewhere.
+    `with curves.steps:` goes around the optimizer steps, so that a point can tell the share of time that went elsewhere;
+    `with curves.waits:` around the wait for a batch.
     """
 
     def __init__(self, job: StageJob, state: TrainState, background: Background) -> None:
@@ -33,6 +34,7 @@ class Curves:
         self.rows = [row for row in read_rows(self.uri) if row["nimg"] <= state.nimg]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self.steps = Stopwatch(state.device)
+        self.waits = Stopwatch(torch.device("cpu"))
         self.clock = self.written = time.monotonic()
         self.nimg = state.nimg
 
@@ -43,13 +45,14 @@ class Curves:
         if isinstance(error, DivergedError):  # the last points tell how it came
             self.write()
 
-    def add_point(self) -> None:
-        """Close the running means into a point. Called on every rank."""
+    def add_point(self, corrupt: int = 0) -> None:
+        """Close the running means into a point. Called on every rank; `corrupt` samples were found damaged so far."""
         state = self.state
         names, penalties = sorted(state.sums), self.job.stage.num_penalties(state.nimg, state.steps)
         means = [state.sums[name] / (penalties if name in PENALTIES else state.steps) for name in names]
         distributed.mean_(means)
         metrics = dict(zip(names, torch.stack(means).tolist(), strict=True)) | state.measured | self._progress() | self._speed()
+        metrics |= {"data/corrupt": float(corrupt)} if corrupt else {}
         self.rows.append({"nimg": state.nimg, "resolution": self.job.stage.resolution, "metrics": metrics})
         self._lines.append(json.dumps(self.rows[-1]) + "\n")
         state.sums, state.steps, state.measured = {}, 0, {}
@@ -93,7 +96,8 @@ class Curves:
         self.clock, self.nimg = now, self.state.nimg
         speed = max(images / seconds, 1e-9)
         overhead = max(1 - self.steps.read() / seconds, 0.0)  # two clocks on CUDA
-        return {"time/img_per_sec": speed, "time/sec_per_kimg": 1000 / speed, "time/overhead": overhead}
+        times = {"time/img_per_sec": speed, "time/sec_per_kimg": 1000 / speed, "time/overhead": overhead}
+        return times | {"time/data_wait": self.waits.read() / seconds}  # share of the time; on CUDA the GPU may be busy meanwhile
 
 
 class Stopwatch:

@@ -16,7 +16,10 @@ import torch
 
 from stylegan import storage
 from stylegan.config import at_resolution
-from stylegan.data.loader import ImageTable, batches, load_images, prefetch, sample_indices
+from stylegan.data.loader import ImageTable, LoaderSettings, batches, load_images, prefetch
+from stylegan.data.on_demand import filling
+from stylegan.data.order import sample_indices, upcoming
+from stylegan.patience import use_settings
 from stylegan.training import distributed
 from stylegan.training.background import Background
 from stylegan.training.checkpoints import CheckpointWriter, OnCheckpoint, check_shared
@@ -47,7 +50,8 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
             diverged. What was complete in storage by then stays.
     """
     config, stage, device = job.config, job.stage, distributed.select_device(device)
-    table = load_images(job.shards, stage.resolution)
+    use_settings(config.storage)
+    table = load_images(job.shards, stage.resolution, settings=LoaderSettings(config.data.max_corrupt, config.storage.cache_gb))
     state, resumed_at = open_stage(job, table, device)
     label_table = torch.from_numpy(table.labels).to(device) if config.model.conditional else None
     source = batches(table, own_order(job, table, state.nimg))
@@ -56,7 +60,8 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
         tuned(config.training, device),
         Background() as background,
         Curves(job, state, background) as curves,
-        prefetch(source, device) as shown,
+        filling(table.images, groups_ahead(job, table, state.nimg)),
+        prefetch(source, device, ahead=table.ahead) as shown,
     ):
         checkpoints = CheckpointWriter(job, state, background, on_checkpoint)
         while True:
@@ -65,7 +70,7 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
                 if done or due(job, state, "probe_kimg"):
                     measure(job, state, table)
                 if (done or due(job, state, "log_kimg")) and state.steps:
-                    curves.add_point()
+                    curves.add_point(table.corrupt)
                 if done or (due(job, state, "samples_kimg") and state.nimg // 1000 < stage.end_nimg // 1000):  # names are in kimg
                     write_samples(job, state, background)
                 if done or due(job, state, "checkpoint_kimg"):
@@ -78,7 +83,8 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
 
             if stage.resets_optimizers(state.nimg):
                 state.reset_optimizers(config, stage.learning_rate)
-            images, labels = next(shown)
+            with curves.waits:
+                images, labels = next(shown)
             with curves.steps:
                 discriminator_step(state, config, stage, images, labels if config.model.conditional else None)
                 generator_step(state, config, stage, label_table)
@@ -121,6 +127,13 @@ def own_order(job: StageJob, table: ImageTable, nimg: int) -> Iterator[np.ndarra
     for start in count(nimg - stage.start_nimg, stage.batch):
         indices = sample_indices(len(table.images), seed=job.config.seed, stage=stage.resolution, start=start, count=stage.batch)
         yield indices[share]
+
+
+def groups_ahead(job: StageJob, table: ImageTable, nimg: int) -> Iterator[range]:
+    """The parts of the set that the rest of the stage shows, in turn, without those of which it shows less than half."""
+    stage = job.stage
+    start, count = nimg - stage.start_nimg, max(stage.end_nimg - nimg, 0)
+    return upcoming(len(table.images), seed=job.config.seed, stage=stage.resolution, start=start, count=count, least=0.5)
 
 
 def due(job: StageJob, state: TrainState, what: str) -> bool:

@@ -1,23 +1,22 @@
-"""The loader: arrays equal to the tars, damage found, and an order that is a pure function of numbers."""
+"""The loader: arrays equal to the shards, from the cache when it has them, and batches ahead of their use."""
 
 import itertools
-import json
 import multiprocessing
-import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 from stylegan import storage
 from stylegan.config import DataConfig
-from stylegan.data.decode import fit
-from stylegan.data.loader import ImageTable, batches, load_images, prefetch, sample_indices
+from stylegan.data import loader
+from stylegan.data.decode import prepare
+from stylegan.data.index import read_manifest, read_samples
+from stylegan.data.loader import ImageTable, LoaderSettings, batches, load_images, prefetch
+from stylegan.data.on_demand import Images
 from stylegan.data.shards import ShardSet, write_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import StepError
@@ -36,25 +35,28 @@ def make(source: Path, root: Path | str, **changes: object) -> ShardSet:
 
 
 def test_arrays_hold_the_images_of_the_shards(image_folder, tmp_path):
-    """Every pixel and label is that of the source image, in the order of samples.jsonl, planes first."""
+    """Every pixel and label is that of the source image, in the order of samples.parquet, planes first."""
     shards = make(image_folder, tmp_path)
     table = load_images(shards, 16)
     assert table.images.shape == (12, 3, 16, 16)
     assert table.images.dtype == np.uint8
     assert table.labels.dtype == np.int64
-    samples = [json.loads(line) for line in Path(shards.uri, "samples.jsonl").read_text().splitlines()]
+    samples = read_samples(shards.uri, read_manifest(shards.uri)).to_pylist()
     assert table.labels.tolist() == [sample["label"] for sample in samples]
-    for number in (0, 4, 5, 11):
-        original = fit(Image.open(image_folder / samples[number]["path"]), 16, "lanczos")
-        assert (table.images[number] == np.asarray(original).transpose(2, 0, 1)).all()
+    data = DataConfig(source=str(image_folder), resolution=16)
+    for number in range(12):
+        original = prepare((image_folder / samples[number]["path"]).read_bytes(), data).levels[16]
+        assert (table.images[number] == original.transpose(2, 0, 1)).all()
     assert load_images(shards, 4).images.shape == (12, 3, 4, 4)
 
 
-def test_grey_and_unlabelled(image_folder, tmp_path):
+@pytest.mark.parametrize("resolution", [16, 128])  # raw pixels and PNG
+def test_grey_and_unlabelled(image_folder, tmp_path, resolution):
     """Grey images have one plane, unlabelled ones the label -1."""
-    table = load_images(make(image_folder, tmp_path, channels=1, labels="none"), 8)
-    assert table.images.shape == (12, 1, 8, 8)
+    table = load_images(make(image_folder, tmp_path, channels=1, labels="none", resolution=resolution), resolution)
+    assert table.images.shape == (12, 1, resolution, resolution)
     assert table.labels.tolist() == [-1] * 12
+    assert len(np.unique(table.images.sum(axis=(1, 2, 3)))) > 1
 
 
 def test_decoded_once(image_folder, tmp_path, cache):
@@ -64,7 +66,8 @@ def test_decoded_once(image_folder, tmp_path, cache):
     storage.delete(shards.uri)
     second = load_images(shards, 16)
     assert (first.images == second.images).all()
-    assert isinstance(second.images, np.memmap)
+    assert (first.labels == second.labels).all()
+    assert np.shares_memory(second.images, second.images[:])
     with pytest.raises(ValueError, match="read-only"):
         second.images[0] = 0
     assert [path.name for path in (cache / "images").iterdir()] == [f"{shards.fingerprint}-r0016"]
@@ -79,28 +82,51 @@ def test_broken_cache_is_made_again(image_folder, tmp_path, cache):
     assert (load_images(shards, 16).images == expected).all()
 
 
-def test_shards_in_a_bucket(image_folder, tmp_path, s3_server):
-    """From s3 come the same arrays; a lost or changed object is told by name."""
-    expected = load_images(make(image_folder, tmp_path), 16)
-    shards = make(image_folder, s3_server())
-    table = load_images(shards, 8)
-    assert table.labels.tolist() == expected.labels.tolist()
-    storage.delete(f"{shards.uri}/r0004/train-000001.tar")
-    with pytest.raises(StepError, match=r"r0004/train-000001\.tar: missing; delete the folder s3://"):
-        load_images(shards, 4)
-
-
-def test_damaged_shard_is_named(image_folder, tmp_path, cache):
-    """One flipped bit in a tar is found; the error names tar and cure, and no cache is left."""
+def test_large_tables_are_decoded_when_asked_for(image_folder, tmp_path, monkeypatch):
+    """They are used as the small ones, and are plain arrays once all of it was asked for."""
     shards = make(image_folder, tmp_path)
-    tar = Path(shards.uri, "r0016", "train-000002.tar")
-    os.chmod(tar, 0o644)
-    content = bytearray(tar.read_bytes())
-    content[1500] ^= 1
-    tar.write_bytes(content)
-    with pytest.raises(StepError, match=r"train-000002\.tar: damaged: .*delete the folder .* and run `stylegan shard` again"):
-        load_images(shards, 16)
-    assert list((cache / "images").iterdir()) == []
+    expected = np.array(load_images(shards, 8).images)
+    monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(loader, "AT_ONCE", 0)
+    table = load_images(shards, 8)
+    assert isinstance(table.images, Images)
+    assert (table.images.shape, table.images.dtype, len(table.images)) == (expected.shape, expected.dtype, 12)
+    assert (table.images[3] == expected[3]).all()
+    assert (table.images[[7, 2, 7, -1]] == expected[[7, 2, 7, -1]]).all()
+    assert (table.images[4:9] == expected[4:9]).all()
+    assert table.ahead > 1
+    assert (torch.tensor(np.asarray(table.images)).numpy() == expected).all()
+    assert table.ahead == 1
+    assert isinstance(load_images(shards, 8).images, np.ndarray)
+    with pytest.raises(IndexError, match="12"):
+        table.images[[0, 12]]
+
+
+def test_shards_in_a_bucket(image_folder, tmp_path, s3_server):
+    """From s3 come the same arrays; a lost object is told by name."""
+    expected = load_images(make(image_folder, tmp_path), 8)
+    found = make(image_folder, s3_server())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STYLEGAN_CACHE", str(tmp_path / "cache2"))
+        table = load_images(found, 8)
+        assert (table.images == expected.images).all()
+        assert table.labels.tolist() == expected.labels.tolist()
+        storage.delete(f"{found.uri}/r0004/train-000001.tar")
+        with pytest.raises(StepError, match=r"r0004/train-000001\.tar: missing; delete s3://"):
+            load_images(found, 4)
+
+
+def test_attributes(image_folder, tmp_path):
+    """A set with attribute vectors has no classes; a finished cache gives both back."""
+    names = sorted(path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.png"))
+    rows = {name: [number % 2, int(number > 3)] for number, name in enumerate(names)}
+    (image_folder / "dataset.json").write_text(str({"labels": list(map(list, rows.items()))}).replace("'", '"'))
+    shards = make(image_folder, tmp_path)
+    for _ in range(2):
+        table = load_images(shards, 8)
+        assert table.attributes.shape == (12, 2)
+        assert sorted(map(tuple, table.attributes.tolist())) == sorted(map(tuple, rows.values()))
+        assert table.labels.tolist() == [-1] * 12
 
 
 def test_missing_shard_manifest_and_resolution(image_folder, tmp_path):
@@ -124,60 +150,26 @@ def test_cache_that_cannot_be_written(image_folder, tmp_path, monkeypatch):
         load_images(make(image_folder, tmp_path), 4)
 
 
-def _sum_of_images(shards: ShardSet, resolution: int) -> int:
-    return int(load_images(shards, resolution).images.astype(int).sum())
-
-
-def test_several_processes_at_once(image_folder, tmp_path, cache):
-    """Processes that start together share one file and read the same pixels."""
+def test_cache_of_no_size(image_folder, tmp_path, cache):
+    """With a limit of nothing every image is decoded each time, and nothing is kept."""
     shards = make(image_folder, tmp_path)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
+    table = load_images(shards, 16, settings=LoaderSettings(cache_gb=0))
+    for _ in range(2):
+        assert (table.images[2:9] == load_images(shards, 16).images[2:9]).all()
+    assert table.ahead > 1
+
+
+def _sum_of_images(shards: ShardSet, resolution: int) -> int:
+    return int(np.asarray(load_images(shards, resolution).images).astype(int).sum())
+
+
+def test_processes_share_the_work(image_folder, tmp_path, cache):
+    """Eight calls from four processes at once give the same arrays, and one entry of the cache."""
+    shards = make(image_folder, tmp_path)
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
         sums = pool.starmap(_sum_of_images, [(shards, 16)] * 8, chunksize=1)
     assert sums == [load_images(shards, 16).images.astype(int).sum()] * 8
     assert [path.name for path in (cache / "images").iterdir()] == [f"{shards.fingerprint}-r0016"]
-
-
-order = {"num_images": st.integers(1, 50), "seed": st.integers(0, 2**32), "stage": st.sampled_from([4, 8, 256])}
-
-
-@given(**order, epoch=st.integers(0, 1000))
-def test_every_epoch_shows_every_image_once(num_images, seed, stage, epoch):
-    """N samples from an epoch's start are a permutation of all N images."""
-    indices = sample_indices(num_images, seed=seed, stage=stage, start=epoch * num_images, count=num_images)
-    assert indices.dtype == np.int64
-    assert sorted(indices.tolist()) == list(range(num_images))
-
-
-@given(**order, start=st.integers(0, 300), sizes=st.lists(st.integers(0, 70), max_size=5))
-def test_pieces_join_without_a_seam(num_images, seed, stage, start, sizes):
-    """However the order is cut into calls, across epochs too, it is the same order."""
-    position, pieces = start, []
-    for size in sizes:
-        pieces += sample_indices(num_images, seed=seed, stage=stage, start=position, count=size).tolist()
-        position += size
-    assert sample_indices(num_images, seed=seed, stage=stage, start=start, count=sum(sizes)).tolist() == pieces
-
-
-def test_order_differs_by_seed_stage_and_epoch():
-    """Epochs, stages and seeds have orders of their own."""
-
-    def shown(**changes: int) -> tuple[int, ...]:
-        return tuple(sample_indices(40, **({"seed": 1, "stage": 8, "start": 0, "count": 40} | changes)))
-
-    assert len({shown(), shown(seed=2), shown(stage=16), shown(start=40), shown(start=80)}) == 5
-
-
-def test_order_is_fixed_for_ever():
-    """These numbers must not change: a resumed run relies on them."""
-    assert sample_indices(10, seed=3, stage=16, start=7, count=8).tolist() == [9, 6, 2, 3, 0, 2, 8, 1]
-
-
-def test_result_may_be_changed():
-    """The caller owns the array: writing to it does not change what comes next."""
-    first = sample_indices(10, seed=0, stage=4, start=0, count=10)
-    expected = first.copy()
-    first[:] = -1
-    assert (sample_indices(10, seed=0, stage=4, start=0, count=10) == expected).all()
 
 
 def some_table() -> ImageTable:
@@ -201,7 +193,26 @@ def test_batches_come_in_order_and_one_ahead():
             images, labels = next(source)
             assert torch.equal(images, torch.from_numpy(some_table().images[[start, 11]]))
             assert labels.tolist() == [start, 11]
+        while len(asked) < 6:
+            time.sleep(0.001)
+        time.sleep(0.05)
     assert asked == list(range(6))
+
+
+def test_more_batches_ahead():
+    """As many as wanted, never more."""
+    asked = []
+
+    def order():
+        for start in itertools.count():
+            asked.append(start)
+            yield np.array([start % 12])
+
+    with prefetch(batches(some_table(), order()), CPU, ahead=4) as source:
+        for start in range(3):
+            assert next(source)[1].tolist() == [start]
+    assert asked == list(range(len(asked)))
+    assert len(asked) <= 7
 
 
 def test_batches_end_with_their_order():

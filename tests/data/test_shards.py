@@ -2,34 +2,44 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import tarfile
 import threading
 import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import webdataset as wds
 from PIL import Image
 
 from stylegan import storage
 from stylegan.config import DataConfig
-from stylegan.data.decode import fit
-from stylegan.data.shards import ShardSet, find_shards, read_shards, shard_key, write_shards
+from stylegan.data.decode import prepare
+from stylegan.data.shards import ShardSet, find_content, find_shards, read_shards, shard_key, write_shards
 from stylegan.data.sources import open_source
 from stylegan.errors import StepError
 
 
 def config(source: Path | str, **changes: object) -> DataConfig:
-    return DataConfig(**({"source": str(source), "resolution": 16} | changes))
+    return DataConfig(**({"source": str(source), "resolution": 16, "incremental": False} | changes))
 
 
-def make(data: DataConfig, root: Path | str) -> ShardSet:
-    return write_shards(open_source(data), data, str(root))
+def make(data: DataConfig, root: Path | str, **how: object) -> ShardSet:
+    return write_shards(open_source(data), data, str(root), **how)
 
 
 def members(shards: ShardSet, resolution: int) -> dict[str, bytes]:
@@ -40,44 +50,70 @@ def members(shards: ShardSet, resolution: int) -> dict[str, bytes]:
     return found
 
 
-def tree(folder: Path | str) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(Path(folder).rglob("*")) if file.is_file()}
+def rows(shards: ShardSet) -> list[dict]:
+    return pq.read_table(Path(shards.uri, "samples.parquet")).to_pylist()
+
+
+def tree(folder: Path | str, pattern: str = "*") -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(Path(folder).rglob(pattern)) if file.is_file()}
+
+
+def rejected(shards: ShardSet) -> list[dict]:
+    return [json.loads(line) for line in Path(shards.uri, "rejected.jsonl").read_text().splitlines()]
 
 
 def test_tars_hold_every_image_at_every_resolution(image_folder, tmp_path):
-    """Each number is the same image in all levels, with its label, and the full level is the cropped and resized original."""
-    shards = make(config(image_folder), tmp_path)
+    """Each key is the same image in all levels, with its label, and the pixels are those of `prepare`."""
+    data = config(image_folder)
+    shards = make(data, tmp_path)
     assert (shards.num_images, shards.resolutions, shards.label_names) == (12, (4, 8, 16), ("cat", "dog"))
-    samples = [json.loads(line) for line in Path(shards.uri, "samples.jsonl").read_text().splitlines()]
-    assert sorted(sample["path"] for sample in samples) == sorted(
-        f"{name}/{i}.png" for name, n in (("cat", 7), ("dog", 5)) for i in range(n)
-    )
-    full, half = members(shards, 16), members(shards, 8)
-    assert set(full) == set(half) == {f"{i:08d}.{end}" for i in range(12) for end in ("png", "cls")}
-    for sample in samples:
-        png = full[sample["key"] + ".png"]
-        original = fit(Image.open(image_folder / sample["path"]), 16, "lanczos")
-        assert (np.asarray(Image.open(BytesIO(png))) == np.asarray(original)).all()
-        assert hashlib.sha256(png).hexdigest() == sample["sha256"]
-        assert full[sample["key"] + ".cls"] == half[sample["key"] + ".cls"] == str(("cat", "dog").index(sample["path"][:3])).encode()
-        level = np.asarray(original, np.float64).reshape(8, 2, 8, 2, 3).mean((1, 3))
-        assert (np.asarray(Image.open(BytesIO(half[sample["key"] + ".png"]))) == np.rint(level)).all()
+    table = rows(shards)
+    assert {row["path"] for row in table} == {file.relative_to(image_folder).as_posix() for file in image_folder.rglob("*.png")}
+    found = {resolution: members(shards, resolution) for resolution in (4, 8, 16)}
+    for row in table:
+        content = (image_folder / row["path"]).read_bytes()
+        levels = prepare(content, data).levels
+        for resolution in (4, 8, 16):
+            assert np.array_equal(np.load(BytesIO(found[resolution][row["key"] + ".npy"])), levels[resolution])
+            assert found[resolution][row["key"] + ".cls"] == b"%d" % row["label"] == b"%d" % ("cat", "dog").index(row["path"][:3])
+        assert row["sha256"] == hashlib.sha256(levels[16].tobytes()).digest()
+        assert row["source_sha256"] == hashlib.sha256(content).digest()
+        assert (row["width"], row["height"], row["bytes"]) == (24, 20, len(content))
+    assert all(len(names) == 24 for names in found.values())
 
 
-def test_without_larger_resolutions_they_are_the_same_shards(image_folder, tmp_path):
-    shards = make(config(image_folder), tmp_path)
-    small = shards.up_to(8)
-    assert small.resolutions == (4, 8)
-    assert small.model_copy(update={"resolutions": shards.resolutions}) == shards
+def test_webdataset_reads_the_tars(image_folder, tmp_path):
+    """Its own pipeline gives every image with its class."""
+    shards = make(config(image_folder, images_per_shard=5), tmp_path)
+    urls = [str(path) for path in sorted(Path(shards.uri, "r0016").iterdir())]
+    found = list(wds.WebDataset(urls, shardshuffle=False, empty_check=False).decode().to_tuple("npy", "cls"))
+    assert len(found) == 12
+    assert all(pixels.shape == (16, 16, 3) for pixels, _ in found)
+    assert [label for _, label in found] == [row["label"] for row in rows(shards)]
+
+
+def test_attributes_and_large_images(tmp_path, draw_images):
+    """Attribute vectors go into `.json` members, large images into `.png`."""
+    folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(4)], size=(520, 515))
+    vectors = [[number % 2, number // 2] for number in range(4)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{number}.png", vectors[number]] for number in range(4)]}))
+    shards = make(config(folder, resolution=512), tmp_path)
+    assert (shards.label_names, len(shards.attribute_names)) == ((), 2)
+    found = members(shards, 512)
+    for row in rows(shards):
+        assert row["attributes"] == json.loads(found[row["key"] + ".json"])["attributes"] == vectors[int(row["path"][0])]
+        assert row["label"] == -1
+        picture = np.asarray(Image.open(BytesIO(found[row["key"] + ".png"])))
+        assert hashlib.sha256(picture.tobytes()).digest() == row["sha256"]
+    assert {name.rpartition(".")[2] for name in members(shards, 256)} == {"npy", "json"}
 
 
 def test_order_mixes_classes(tmp_path, draw_images):
     """A prefix has the classes in about equal parts."""
     draw_images(tmp_path / "images", [f"{name}/{number}.png" for name in "abc" for number in range(60)])
-    shards = make(config(tmp_path / "images", resolution=4), tmp_path)
-    labels = [int(content) for name, content in members(shards, 4).items() if name.endswith(".cls")]
-    assert len(labels) == 180
-    assert min(np.bincount(labels[:60])) >= 12
+    table = rows(make(config(tmp_path / "images", resolution=4, duplicates="keep"), tmp_path))
+    assert len(table) == 180
+    assert min(np.bincount([row["label"] for row in table[:60]])) >= 12
 
 
 def test_manifest_is_the_index(image_folder, tmp_path):
@@ -87,62 +123,95 @@ def test_manifest_is_the_index(image_folder, tmp_path):
     assert manifest["__kind__"] == "wids-shard-index-v1"
     assert manifest["fingerprint"] == shards.fingerprint
     assert manifest["label_counts"] == {"cat": 7, "dog": 5}
-    assert manifest["parameters"] == {"resolution": 16, "channels": 3, "resize_filter": "lanczos", "images_per_shard": 5}
+    assert (
+        manifest["parameters"] | {"resolution": 16, "channels": 3, "resize_filter": "lanczos", "images_per_shard": 5}
+        == manifest["parameters"]
+    )
     assert [level["name"] for level in manifest["datasets"]] == ["r0004", "r0008", "r0016"]
     assert manifest["shardlist"] == manifest["datasets"][-1]["shardlist"]
+    table = Path(shards.uri, manifest["table"]["url"]).read_bytes()
+    assert (len(table), hashlib.sha256(table).hexdigest()) == (manifest["table"]["filesize"], manifest["table"]["sha256"])
     for level in manifest["datasets"]:
         assert [entry["nsamples"] for entry in level["shardlist"]] == [5, 5, 2]
         for entry in level["shardlist"]:
             content = Path(shards.uri, entry["url"]).read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["filesize"], entry["sha256"])
             with tarfile.open(fileobj=BytesIO(content)) as archive:
-                assert len([name for name in archive.getnames() if name.endswith(".png")]) == entry["nsamples"]
+                assert len([name for name in archive.getnames() if name.endswith(".npy")]) == entry["nsamples"]
+    assert {"card.json", "preview.png"} < {path.name for path in Path(shards.uri).iterdir()}
 
 
-def test_repeats_byte_for_byte(image_folder, tmp_path):
-    """Two runs in two places write identical trees, whatever the file times."""
-    first = make(config(image_folder), tmp_path / "a")
+def test_tars_are_limited_by_their_pixels(image_folder, tmp_path):
+    """A tar has at most shard_mb of raw pixels at the final resolution."""
+    data = config(image_folder, resolution=512, shard_mb=3)  # an image has 0.79 MB
+    entries = storage.read_json(storage.join(make(data, tmp_path).uri, "manifest.json"))["shardlist"]
+    assert [entry["nsamples"] for entry in entries] == [3, 3, 3, 3]
+
+
+def test_any_number_of_workers_writes_the_same_bytes(image_folder, tmp_path):
+    """Four processes, one, and one that takes the chunks backwards: tars, table, markers and manifest are the same."""
+
+    def backwards(function, requests):
+        return reversed([function(request) for request in reversed(list(requests))])
+
+    data = config(image_folder, images_per_shard=2)
+    first = make(data, tmp_path / "one")
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(4, context) as pool:
+        several = make(data, tmp_path / "several", pmap=pool.map)
+    other = make(data, tmp_path / "backwards", pmap=backwards)
+    assert first.fingerprint == several.fingerprint == other.fingerprint
+    assert tree(first.uri) == tree(several.uri) == tree(other.uri)
+    assert len(tree(first.uri, "*.tar")) == 3 * 6
+
+
+def test_fingerprint_is_of_content_alone(image_folder, tmp_path, draw_images):
+    """Other times, tars and limits leave it; another pixel, label, class name, filter or channel changes it, and the old sets stay."""
+    plain = make(config(image_folder), tmp_path)
     for file in image_folder.rglob("*.png"):
         os.utime(file, (1, 1))
-    second = make(config(image_folder), tmp_path / "b")
-    assert first.fingerprint == second.fingerprint
-    assert tree(first.uri) == tree(second.uri)
-
-
-def test_fingerprint_follows_content_labels_and_parameters(image_folder, tmp_path, draw_images):
-    """Another pixel, label, filter or channel count is another data set; the old one stays."""
-    prints = [make(config(image_folder, **change), tmp_path).fingerprint for change in ({}, {"labels": "none"}, {"resize_filter": "box"})]
+    again = [make(config(image_folder, **change), tmp_path) for change in ({}, {"images_per_shard": 5}, {"min_size": 20}, {"shard_mb": 1})]
+    assert {shards.fingerprint for shards in again} == {plain.fingerprint}
+    assert len({shards.uri for shards in [plain, *again]}) == 5
+    assert tree(plain.uri, "*.tar") == tree(again[0].uri, "*.tar")
+    prints = [make(config(image_folder, **change), tmp_path).fingerprint for change in ({"labels": "none"}, {"resize_filter": "box"})]
     prints.append(make(config(image_folder, channels=1), tmp_path).fingerprint)
+    os.rename(image_folder / "dog", image_folder / "dogs")
+    prints.append(make(config(image_folder), tmp_path).fingerprint)
+    os.rename(image_folder / "dogs", image_folder / "dog")
     draw_images(image_folder / "cat", ["0.png"], mode="L")
     prints.append(make(config(image_folder), tmp_path).fingerprint)
-    assert len(set(prints)) == len(prints)
-    assert len([name for name in storage.names(str(tmp_path / "datasets")) if name != "sources"]) == 5
+    assert len({plain.fingerprint, *prints}) == 6
+    assert read_shards(plain.uri) == plain
 
 
 def test_unlabelled_set_has_no_cls(image_folder, tmp_path):
     """Without labels the tars hold images only."""
     shards = make(config(image_folder, labels="none"), tmp_path)
     assert shards.label_names == ()
-    assert {name.rpartition(".")[2] for name in members(shards, 16)} == {"png"}
+    assert {name.rpartition(".")[2] for name in members(shards, 16)} == {"npy"}
 
 
 def test_finished_shards_are_found_again(image_folder, tmp_path):
-    """The same listing gives the same record without work; a changed file, or a missing manifest, does not."""
+    """The same listing gives the same record without work, wherever the root is now; without a manifest there is none."""
     data = config(image_folder)
     assert find_shards(open_source(data), data, str(tmp_path)) is None
     shards = make(data, tmp_path)
     assert find_shards(open_source(data), data, str(tmp_path)) == shards
+    assert find_content(shards.fingerprint, str(tmp_path)) == shards
+    assert find_content("0123456789abcdef", str(tmp_path)) is None
     calls: list[int] = []
-    assert write_shards(open_source(data), data, str(tmp_path), progress=lambda done, total: calls.append(done)) == shards
+    assert make(data, tmp_path, progress=lambda done, total: calls.append(done)) == shards
     assert calls == []
     os.rename(tmp_path / "datasets", tmp_path / "moved")
     (tmp_path / "new").mkdir()
     os.rename(tmp_path / "moved", tmp_path / "new" / "datasets")
     moved = find_shards(open_source(data), data, str(tmp_path / "new"))
     assert moved is not None
-    assert Path(moved.uri, "manifest.json").exists()
+    assert read_shards(moved.uri) == moved == find_content(shards.fingerprint, str(tmp_path / "new"))
     Path(moved.uri, "manifest.json").unlink()
     assert find_shards(open_source(data), data, str(tmp_path / "new")) is None
+    assert read_shards(moved.uri) is None
     assert make(data, tmp_path / "new") == moved
 
 
@@ -151,14 +220,15 @@ def test_key_ignores_the_place_but_not_the_treatment(image_folder):
     data = config(image_folder)
     source = open_source(data)
     assert shard_key(data, source) == shard_key(config("elsewhere", max_rejected=3), source)
-    assert shard_key(data, source) != shard_key(config(image_folder, resolution=8), source)
+    others = [{"resolution": 8}, {"crop": "wide"}, {"min_size": 5}, {"duplicates": "keep"}, {"images_per_shard": 9}]
+    assert len({shard_key(config(image_folder, **change), source) for change in [{}, *others]}) == 6
 
 
 def test_progress_counts_images(image_folder, tmp_path):
-    """The callback is told each image done, of all."""
-    data, calls = config(image_folder), []
-    write_shards(open_source(data), data, str(tmp_path), progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i, 12) for i in range(1, 13)]
+    """The callback is told the images of all chunks done, of all."""
+    calls: list[tuple[int, int]] = []
+    make(config(image_folder, images_per_shard=5), tmp_path, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(5, 12), (10, 12), (12, 12)]
 
 
 def spoil(folder: Path, names: list[str]) -> None:
@@ -166,36 +236,82 @@ def spoil(folder: Path, names: list[str]) -> None:
         (folder / name).write_bytes((folder / name).read_bytes()[:60])
 
 
-def test_rejected_images_are_listed(image_folder, tmp_path):
-    """Up to max_rejected unreadable images are left out and told with path and reason."""
-    spoil(image_folder, ["dog/3.png", "cat/2.png"])
-    shards = make(config(image_folder, max_rejected=2), tmp_path)
-    assert (shards.num_images, shards.num_rejected) == (10, 2)
-    lines = [json.loads(line) for line in Path(shards.uri, "rejected.jsonl").read_text().splitlines()]
-    assert [line["path"] for line in lines] == ["cat/2.png", "dog/3.png"]
-    assert all(line["reason"] for line in lines)
-    assert sorted(name for name in members(shards, 4) if name.endswith("png")) == [f"{i:08d}.png" for i in range(10)]
+def test_every_kind_of_reject_is_listed(image_folder, tmp_path, draw_images):
+    """With path, kind, reason and size of the file; an image without a label, one too small, one too large, one cut, one that is none."""
+    spoil(image_folder, ["dog/3.png"])
+    (image_folder / "cat" / "2.png").write_bytes(b"no image at all")
+    draw_images(image_folder / "cat", ["small.png"], size=(9, 20))
+    draw_images(image_folder / "cat", ["large.png"], size=(50, 50))
+    (image_folder / "dog" / "copy.png").write_bytes((image_folder / "dog" / "1.png").read_bytes())
+    labels = [[file.relative_to(image_folder).as_posix(), 0] for file in image_folder.rglob("*.png")]
+    (image_folder / "dataset.json").write_text(json.dumps({"labels": [entry for entry in labels if entry[0] != "dog/0.png"]}))
+    shards = make(config(image_folder, labels="file", max_rejected=5, min_size=10, max_pixels=2000), tmp_path)
+    assert (shards.num_images, shards.num_rejected) == (9, 6)
+    found = {line["path"]: line for line in rejected(shards)}
+    copies = {"dog/copy.png", "dog/1.png"} & found.keys()
+    assert len(copies) == 1
+    kinds = {path: line["kind"] for path, line in found.items() if path not in copies}
+    assert kinds == {
+        "dog/3.png": "truncated",
+        "cat/2.png": "unreadable",
+        "cat/small.png": "too small",
+        "cat/large.png": "too large",
+        "dog/0.png": "unlabelled",
+    }
+    kept = ({"dog/copy.png", "dog/1.png"} - copies).pop()
+    assert found[copies.pop()]["reason"] == f"the same bytes as {kept}"
+    assert all(line["reason"] and line["bytes"] == (image_folder / path).stat().st_size for path, line in found.items())
+    assert len({row["path"] for row in rows(shards)} & found.keys()) == 0
+    manifest = storage.read_json(storage.join(shards.uri, "manifest.json"))
+    assert manifest["rejected"] == dict(Counter(line["kind"] for line in found.values()))
+
+
+def test_only_the_first_of_equal_images_counts(tmp_path, draw_images):
+    """In canonical order, whichever chunks they are in; with duplicates=keep all count."""
+    folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(6)])
+    for number in range(6):
+        for copy in range(2):
+            (folder / f"{number}-{copy}.png").write_bytes((folder / f"{number}.png").read_bytes())
+    order = sorted((path.name for path in folder.iterdir()), key=lambda name: hashlib.sha256(name.encode()).digest())
+    firsts = {name[0]: name for name in reversed(order)}
+    sets = [make(config(folder, images_per_shard=size), tmp_path / f"{size}") for size in (2, 100)]
+    for shards in sets:
+        assert [row["path"] for row in rows(shards)] == [name for name in order if name in firsts.values()]
+        assert {line["path"]: line["reason"] for line in rejected(shards)} == {
+            name: f"the same bytes as {firsts[name[0]]}" for name in order if name not in firsts.values()
+        }
+    assert sets[0].fingerprint == sets[1].fingerprint
+    assert make(config(folder, duplicates="keep"), tmp_path).num_images == 18
 
 
 def test_too_many_rejected_images_stop_the_step(image_folder, tmp_path):
-    """One more than allowed fails in one line with count, names and cure; a stricter limit is not satisfied by older shards."""
+    """One more than allowed fails in one line with kinds, names and cure; the list is there, no manifest. A higher limit needs no work."""
     spoil(image_folder, ["dog/3.png", "cat/2.png"])
+    (image_folder / "dog" / "copy.png").write_bytes((image_folder / "dog" / "1.png").read_bytes())
     with pytest.raises(StepError) as caught:
         make(config(image_folder, max_rejected=1), tmp_path)
-    for words in ("2 of 12 images", "cat/2.png (", "dog/3.png (", "set data.max_rejected=2"):
+    for words in ("2 of 13 images", "(2 truncated)", "cat/2.png (", "dog/3.png (", "rejected.jsonl", "set data.max_rejected=2"):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert tree(tmp_path / "datasets") == {}
-    make(config(image_folder, max_rejected=2), tmp_path)
-    with pytest.raises(StepError, match="2 of 12 images"):
+    assert not list(tmp_path.glob("datasets/*/manifest.json"))
+    (listed,) = tmp_path.glob("datasets/*/rejected.jsonl")
+    assert str(listed) in str(caught.value)
+    assert len(listed.read_text().splitlines()) == 3
+    (tar,) = tmp_path.glob("datasets/*/r0016/*.tar")
+    before = tar.stat().st_mtime_ns
+    shards = make(config(image_folder, max_rejected=2), tmp_path)
+    assert (shards.num_images, tar.stat().st_mtime_ns) == (10, before)
+    assert find_shards(open_source(config(image_folder)), config(image_folder), str(tmp_path)) is None
+    with pytest.raises(StepError, match="2 of 13 images"):
         make(config(image_folder), tmp_path)
+    assert read_shards(shards.uri) == shards
 
 
 def test_nothing_readable(image_folder, tmp_path):
     """A source whose images are all damaged fails however many rejects are allowed."""
     spoil(image_folder, [f"{file.parent.name}/{file.name}" for file in image_folder.rglob("*.png")])
-    with pytest.raises(StepError, match="12 of 12 images cannot be read"):
-        make(config(image_folder, max_rejected=100), tmp_path)
+    with pytest.raises(StepError, match="12 of 12 images cannot be used"):
+        make(config(image_folder, max_rejected=100, images_per_shard=5), tmp_path)
 
 
 def test_damaged_member_of_a_zip_is_one_rejected_image(image_folder, tmp_path):
@@ -209,20 +325,32 @@ def test_damaged_member_of_a_zip_is_one_rejected_image(image_folder, tmp_path):
     content[place] ^= 255
     path.write_bytes(content)
     shards = make(config(path, max_rejected=1), tmp_path)
-    assert "cat/1.png" in Path(shards.uri, "rejected.jsonl").read_text()
+    assert [line["path"] for line in rejected(shards)] == ["cat/1.png"]
     assert shards.num_images == 11
 
 
+def test_source_that_is_gone_is_one_line(image_folder, tmp_path):
+    """An archive that was removed after it was listed; the line does not blame the disk of the shards."""
+    path = shutil.make_archive(str(tmp_path / "images"), "zip", image_folder)
+    data = config(path)
+    source = open_source(data)
+    Path(path).unlink()
+    with pytest.raises(StepError, match=r"^data.source=.*images.zip: cannot be read") as caught:
+        write_shards(source, data, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_s3_round_trip(image_folder, tmp_path, s3_server):
-    """Source and root in buckets give the very objects of a local run, the manifest among them."""
+    """Source and root in buckets give the very tars of a local run, and are found again."""
     bucket = s3_server()
     s3 = fsspec.filesystem("s3", use_listings_cache=False)
     s3.put(str(image_folder), f"{bucket}/images", recursive=True)
-    local, data = make(config(image_folder), tmp_path), config(f"{bucket}/images")
+    local, data = make(config(image_folder, images_per_shard=5), tmp_path), config(f"{bucket}/images", images_per_shard=5)
     shards = make(data, f"{bucket}/root")
     assert shards.fingerprint == local.fingerprint
-    assert shards.uri == f"{bucket}/root/datasets/{local.fingerprint}"
-    assert {name: s3.cat_file(f"{shards.uri}/{name}") for name in tree(local.uri)} == tree(local.uri)
+    assert {name: s3.cat_file(f"{shards.uri}/{name}") for name in tree(local.uri, "*.tar")} == tree(local.uri, "*.tar")
+    there = {name.removeprefix(f"{shards.uri}/".removeprefix("s3://")) for name in s3.find(shards.uri)}
+    assert there == tree(local.uri).keys()
     assert find_shards(open_source(data), data, f"{bucket}/root") == shards
 
 
@@ -240,8 +368,8 @@ def test_root_below_a_file_is_one_line(image_folder, tmp_path):
         make(config(image_folder), tmp_path / "file" / "root")
 
 
-def test_disk_that_refuses_leaves_nothing(image_folder, tmp_path):
-    """When a write fails in the middle, the step ends in one line and the staging folder is gone."""
+def test_disk_that_refuses_leaves_no_set(image_folder, tmp_path):
+    """When a write fails in the middle, the step ends in one line, and no tar, marker or manifest is there."""
     data = config(image_folder)
     source = open_source(data)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -251,52 +379,66 @@ def test_disk_that_refuses_leaves_nothing(image_folder, tmp_path):
             write_shards(source, data, str(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list((tmp_path / "datasets").iterdir()) == []
+    assert tree(tmp_path / "datasets") == {}
 
 
-def test_killed_in_the_middle(image_folder, tmp_path):
-    """After kill -9 there is no data set, only staging, and the next run clears that and finishes."""
-    data = config(image_folder, images_per_shard=5)
+@contextmanager
+def _deadly(inner: Callable, path: str) -> Iterator[Callable]:
+    """A reader whose process is killed when it is asked for one image."""
+    with inner() as read:
+        yield lambda asked: os.kill(os.getpid(), signal.SIGKILL) if asked == path else read(asked)
+
+
+def _killed(data: DataConfig, root: Path, *, at: str) -> None:
     child = os.fork()
     if child == 0:
         try:
-            write_shards(
-                open_source(data), data, str(tmp_path), progress=lambda done, _: done == 7 and os.kill(os.getpid(), signal.SIGKILL)
-            )
+            source = open_source(data)
+            write_shards(replace(source, open=partial(_deadly, source.open, at)), data, str(root))
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert list((tmp_path / "datasets").iterdir())
-    assert all(path.name.startswith(".staging-") for path in (tmp_path / "datasets").iterdir())
-    assert find_shards(open_source(data), data, str(tmp_path)) is None
-    shards = make(data, tmp_path)
-    assert shards.num_images == 12
-    assert sorted(path.name for path in (tmp_path / "datasets").iterdir()) == sorted([shards.fingerprint, "sources"])
 
 
-def test_several_at_once_make_it_once(image_folder, tmp_path):
-    """Callers that start together wait for the one that works, and all get its result."""
-    data, results, worked = config(image_folder), [], []
+def test_killed_in_the_middle(tmp_path, draw_images):
+    """After kill -9 there is no set, only whole tars; the next run does what is not finished, that alone, and gives the same bytes."""
+    folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(24)])
+    data = config(folder, images_per_shard=6)
+    expected = make(data, tmp_path / "whole")
+    _killed(data, tmp_path / "root", at=rows(expected)[15]["path"])
+    (uri,) = (path for path in (tmp_path / "root" / "datasets").iterdir() if path.is_dir())
+    assert find_shards(open_source(data), data, str(tmp_path / "root")) is None
+    assert sorted(path.name for path in (uri / "chunks").iterdir()) == ["000000.parquet", "000001.parquet"]
+    whole = tree(expected.uri, "*.tar")
+    assert tree(uri, "*.tar") == {name: whole[name] for name in whole if name.endswith(("000000.tar", "000001.tar"))}
+    assert list((uri / ".building-000002").iterdir())
+    before = {path: path.stat().st_mtime_ns for path in uri.rglob("train-00000[01].tar")}
+    shards = make(data, tmp_path / "root")
+    assert shards.fingerprint == expected.fingerprint
+    assert tree(shards.uri) == tree(expected.uri)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def _make_in_process(arguments: tuple[DataConfig, str]) -> ShardSet:
+    return make(*arguments)
+
+
+def test_several_at_once_end_well(image_folder, tmp_path):
+    """Processes and threads that start together all get the same whole set, and no chunk is done twice."""
+    data, done = config(image_folder, images_per_shard=2), []
+    expected = make(data, tmp_path / "alone")
+    with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:
+        results = list(pool.map(_make_in_process, [(data, str(tmp_path / "root"))] * 3))
+    assert len(set(results)) == 1
+    assert tree(results[0].uri) == tree(expected.uri)
 
     def work() -> None:
-        results.append(write_shards(open_source(data), data, str(tmp_path), progress=lambda done, _: worked.append(done)))
+        done.append(make(data, tmp_path / "threads"))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(results) == 4
-    assert len(set(results)) == 1
-    assert len(worked) == 12
-    assert find_shards(open_source(data), data, str(tmp_path)) == results[0]
-
-
-def test_shards_are_read_back_from_their_folder(image_folder, tmp_path):
-    """Wherever the folder is now, and None where there are none."""
-    data = DataConfig(source=str(image_folder), resolution=8)
-    shards = write_shards(open_source(data), data, str(tmp_path / "root"))
-    os.rename(tmp_path / "root", tmp_path / "moved")
-    uri = str(tmp_path / "moved" / "datasets" / shards.fingerprint)
-    assert read_shards(uri) == shards.model_copy(update={"uri": uri})
-    assert read_shards(str(tmp_path / "root")) is None
+    assert len(done) == 4
+    assert tree(done[0].uri) == tree(expected.uri)

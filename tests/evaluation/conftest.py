@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 def shards(tmp_path_factory: pytest.TempPathFactory, root: str) -> ShardSet:
     """Two classes of 60 grey 8x8 images each."""
     source = draw_set(tmp_path_factory.mktemp("images"), 120)
-    data = DataConfig(source=str(source), resolution=8, channels=1)
+    data = DataConfig(source=str(source), resolution=8, channels=1, duplicates="keep")
     return write_shards(open_source(data), data, root)
 
 

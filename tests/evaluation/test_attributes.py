@@ -1,5 +1,6 @@
 """Attribute classifiers: trained once per attribute, kept, and right."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stylegan import storage
-from stylegan.config import EvaluationConfig
+from stylegan.config import DataConfig, EvaluationConfig
 from stylegan.data.loader import load_images
-from stylegan.data.shards import ShardSet
-from stylegan.errors import StepError
+from stylegan.data.shards import ShardSet, write_shards
+from stylegan.data.sources import open_source
+from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation import attributes as attributes_module
-from stylegan.evaluation.attributes import AttributeNet, attribute_values, obtain_attributes
+from stylegan.evaluation.attributes import AttributeNet, attribute_names, attribute_values, obtain_attributes
+from stylegan.evaluation.spaces import obtain_spaces
 from stylegan.images import to_float
 
 BRIEF = EvaluationConfig(attributes_kimg=1.2)
@@ -81,8 +85,51 @@ def test_a_network_is_the_discriminator_without_minibatch_statistics(shards: Sha
 def test_values_are_one_column_per_class(shards: ShardSet) -> None:
     table = load_images(shards, 8)
     values = attribute_values(shards, table)
-    assert values.shape == (120, 2)
+    assert values.shape == (shards.num_images, 2)
     assert np.array_equal(values.argmax(axis=1), table.labels)
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """Shards of 120 grey 8x8 images with three attributes, any number of which an image may have: a bright left half, a bright top
+    half, and one that all have."""
+    folder = tmp_path_factory.mktemp("described")
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(120):
+        left, top = random.integers(0, 2, 2)
+        pixels = random.integers(0, 60, (8, 8))
+        pixels[:, :4] += 90 * left
+        pixels[:4] += 90 * top
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+        rows.append([f"{number}.png", [int(left), int(top), 1]])
+    (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
+    data = DataConfig(source=str(folder), resolution=8, channels=1)
+    return write_shards(open_source(data), data, str(tmp_path_factory.mktemp("root")))
+
+
+def test_attributes_of_the_shards_are_learnt_one_by_one(described: ShardSet, root: str) -> None:
+    """Each is a binary classifier of its own; the set has no classes."""
+    assert (described.label_names, len(described.attribute_names)) == ((), 3)
+    assert attribute_names(described) == described.attribute_names
+    table = load_images(described, 8)
+    values = attribute_values(described, table)
+    assert set(map(tuple, values[:, :2].tolist())) == {(False, False), (False, True), (True, False), (True, True)}
+    assert values[:, 2].all()
+    uris = obtain_attributes(BRIEF, described, root=root)
+    logits = AttributeNet([storage.read_bytes(uri) for uri in uris]).attributes(to_float(torch.tensor(table.images[:])))
+    assert ((logits.numpy() > 0) == values).mean(axis=0).min() > 0.9
+
+
+def test_attributes_do_not_exclude_each_other(described: ShardSet, shards: ShardSet, root: str) -> None:
+    """So the surest half of each is kept as published, also of more than two; elsewhere such a set counts as unlabelled."""
+    evaluation = BRIEF.model_copy(update={"metrics": ("separability",), "features": "inception"})
+    spaces = obtain_spaces(evaluation, described, root=root)
+    assert spaces.attribute_names == described.attribute_names
+    assert not spaces.exclusive
+    assert not obtain_spaces(evaluation, shards, root=root).independent
+    with pytest.raises(ConfigError, match="needs class labels"):
+        obtain_spaces(evaluation.model_copy(update={"features": "classifier"}), described, root=root)
 
 
 def test_images_without_labels_are_a_reason(unlabelled: ShardSet, root: str) -> None:

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from stylegan.data.card import DatasetCard
 from stylegan.evaluation.html import number, render
 from stylegan.evaluation.published import compare
 from stylegan.evaluation.report import Report
@@ -103,6 +104,72 @@ def page(text):
 def test_it_has_all_sections(page):
     expected = ["Metrics", "Images", "Truncation", "Style mixing", "Separability by attribute", "Beside published figures", "Settings"]
     assert list(page.sections) == expected
+
+
+def card(**changes):
+    facts = {
+        "source": "/images",
+        "fingerprint": "0123abcd",
+        "num_images": 1200,
+        "resolution": 64,
+        "channels": 3,
+        "crop": "wide",
+        "resize_filter": "lanczos",
+        "num_bytes": 12_345_678,
+        "counted": "classes",
+        "counts": {"cat": 300, EVIL: 900, "none": 0},
+        "rejected": {"duplicate": 3, "truncated": 1},
+        "examples": {"duplicate": ["a.png", EVIL], "truncated": ["c.png"]},
+        "num_duplicates": 3,
+        "widths": {"min": 20, "median": 64.5, "max": 2000},
+        "heights": {"min": 64, "median": 64, "max": 64},
+        "num_upscaled": 12,
+        "mean_of": 1200,
+        "mean_png": base64.b64encode(picture()).decode(),
+    }
+    return DatasetCard(**facts | changes)
+
+
+def test_the_data_set_is_described():
+    """Numbers of the card, its mean as a picture, classes by their number of images, and examples of what was left out."""
+    text = render(bare(), data=card())
+    page = Page(text)
+    assert list(page.sections) == ["Metrics", "Data set"]
+    section = page.sections["Data set"]
+    for words in (
+        "0123abcd",
+        "1,200 at 64x64, RGB",
+        "3 classes",
+        "width 20 to 2,000 (median 64.5), height 64 pixels; 12 (1.0%) were enlarged",
+        "central 4:3 part between black bars, resized with the lanczos filter",
+        "4, of which 3 have the bytes of another",
+        "12.3 MB in all resolutions",
+    ):
+        assert words in section
+    assert page.row("cat")[:2] == ["300", "25.0%"]
+    names = [row[0] for row in page.rows if row]
+    assert names.index(EVIL) < names.index("cat") < names.index("none")
+    assert page.row("duplicate") == ["3", f"a.png, {EVIL}"]
+    (mean,) = page.all("img")
+    assert mean["src"] == f"data:image/png;base64,{card().mean_png}"
+    assert mean["alt"] == "Mean of 1,200 images"
+    assert EVIL not in text
+    widths = [float(attributes["style"].removeprefix("width: ").removesuffix("%")) for attributes in page.all("i")]
+    assert widths == [100, 33.33, 0]
+
+
+def test_a_data_set_without_labels_or_rejects_is_short():
+    page = Page(render(bare(), data=card(counted=None, counts={}, rejected={}, examples={}, num_upscaled=0)))
+    assert [row for row in page.rows if row] == []
+    assert "none" in page.sections["Data set"]
+
+
+def test_of_many_attributes_the_most_frequent_and_the_rarest_are_listed():
+    page = Page(render(bare(), data=card(counted="attributes", counts={f"number {k}": k for k in range(100)})))
+    names = [row[0] for row in page.rows if row]
+    assert names[1:3] == ["number 99", "number 98"]
+    assert names[60] == "number 0"
+    assert "40 between them are not listed" in page.sections["Data set"]
 
 
 def test_it_leaves_out_what_was_not_measured():

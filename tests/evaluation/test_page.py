@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from stylegan.config_file import build
+from stylegan.data.card import read_card
 from stylegan.evaluation.page import compare_published, read_report, write_page
 from stylegan.evaluation.report import Report
 
@@ -20,6 +21,14 @@ def test_a_page_is_written_once_with_the_figures(measured: Report, tmp_path, cap
     assert "figure extra is gone" in caplog.text
     write_page(report, str(tmp_path), title="second")
     assert (tmp_path / "report.html").read_text() == page
+
+
+def test_a_page_describes_the_data_set(measured: Report, shards, tmp_path):
+    """By the card that lies beside the shards."""
+    write_page(measured, str(tmp_path), title="t", data=read_card(shards.uri))
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Data set</h2>" in page
+    assert shards.fingerprint in page
 
 
 def test_a_report_is_read_with_its_figures_beside_it(measured: Report, tmp_path):

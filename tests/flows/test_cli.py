@@ -86,8 +86,11 @@ def test_bad_sources(capsys, write, tmp_path):
     with zipfile.ZipFile(tmp_path / "junk.zip", "w") as archive:
         for name in "abcdefgh":
             archive.writestr(f"{name}.png", b"not an image")
-    assert "cannot be read" in fail(capsys, 1, "shard", write(tmp_path / "junk.zip", data={"max_rejected": 9}))
-    assert not list((tmp_path / "root").glob("datasets/*"))
+    line = fail(capsys, 1, "shard", write(tmp_path / "junk.zip", data={"max_rejected": 9, "duplicates": "keep"}))
+    assert "8 of 8 images cannot be used (8 unreadable)" in line
+    assert not list((tmp_path / "root").glob("datasets/*/manifest.json"))
+    (rejected,) = (tmp_path / "root").glob("datasets/*/rejected.jsonl")
+    assert len(rejected.read_text().splitlines()) == 8
 
 
 def test_fewer_images_than_a_batch(capsys, write, draw_images, tmp_path):
@@ -126,6 +129,69 @@ def test_shard_prints_its_record_as_one_json_line(capsys, write, draw_images, tm
     (line,) = capsys.readouterr().out.splitlines()
     record = json.loads(line)
     assert (record["num_images"], record["label_names"], record["resolutions"]) == (10, ["a", "b"], [4, 8])
+
+
+@pytest.fixture
+def labelled(draw_images, tmp_path):
+    """A folder of the classes `a` (5 images, one of them twice) and `b [0]` (4, and a file that is cut)."""
+    source = draw_images(tmp_path / "images", [f"a/{i}.png" for i in range(5)] + [f"b [0]/{i}.png" for i in range(4)])
+    (source / "a" / "twin.png").write_bytes((source / "a" / "0.png").read_bytes())
+    (source / "b [0]" / "cut.png").write_bytes((source / "a" / "1.png").read_bytes()[:70])
+    return source
+
+
+def test_shard_prints_what_the_set_holds_and_what_was_left_out(capsys, write, labelled, tmp_path):
+    """Counts by class, rejects by kind with their paths, and where the files are; the same again from storage."""
+    config = write(labelled, data={"max_rejected": 1})
+    for first in ("done", "taken from storage"):
+        assert main(["shard", config]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{first}: 9 images, fingerprint ")
+        cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
+        assert cells == [["a", "5"], ["b [0]", "4"], ["duplicate", "1", "a/twin.png"], ["truncated", "1", "b [0]/cut.png"]]
+        places = dict(line.split(maxsplit=1) for line in out.splitlines() if str(tmp_path / "root") in line)
+        assert set(places) == {"rejected", "preview", "shards"}
+        assert all(os.path.exists(place) for place in places.values())
+    assert "originals   24x20 to 24x20, median 24x20\n" in out
+
+
+def test_verify_proves_a_set_or_names_the_damage(capsys, write, labelled, tmp_path):
+    """By config or by URI; a flipped byte is a line that names the tar, and the exit code 1."""
+    config = write(labelled, data={"max_rejected": 1})
+    assert "not sharded yet; run `stylegan shard" in fail(capsys, 1, "shard", config, "--verify")
+    assert main(["shard", config]) == 0
+    (tar,) = (tmp_path / "root").glob("datasets/*/r0008/*.tar")
+    uri = str(tar.parents[1])
+    capsys.readouterr()
+    for target in (config, uri):
+        assert main(["shard", "--verify", target]) == 0
+        assert capsys.readouterr().out == f"whole: 9 images in 2 tars of {target} are what their manifest says\n"
+    content = bytearray(tar.read_bytes())
+    content[1600] ^= 1
+    tar.write_bytes(content)
+    assert main(["shard", uri, "--verify"]) == 1
+    captured = capsys.readouterr()
+    problems = captured.out.splitlines()
+    assert problems
+    assert all(str(tar) in line for line in problems)
+    assert f"stylegan: shard --verify {uri}: {len(problems)} problem(s)" in captured.err
+    assert main(["shard", uri, "--verify", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"] == problems
+    assert "is for a config" in fail(capsys, 2, "shard", uri, "--verify", "--set", "seed=1")
+    assert main(["shard", "--verify", str(tmp_path)]) == 1
+
+
+def test_plan_tells_what_has_changed(capsys, write, labelled):
+    """New, changed and deleted images since the newest set of this source."""
+    config = write(labelled, data={"max_rejected": 1})
+    assert main(["shard", config]) == 0
+    (labelled / "b [0]" / "0.png").rename(labelled / "a" / "9.png")
+    Image.new("RGB", (9, 9), "red").save(labelled / "a" / "1.png")
+    capsys.readouterr()
+    assert main(["plan", config, "--json"]) == 0
+    step = json.loads(capsys.readouterr().out)["steps"][0]
+    assert step["reason"].startswith("1 new, 1 changed, 1 deleted since ")
+    assert (step["state"], step["images"]) == ("run", 2)
 
 
 def test_plan_touches_nothing(capsys, write, tmp_path):

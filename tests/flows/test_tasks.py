@@ -1,19 +1,24 @@
-"""Prefect's part: what is tried again, what shows as cached, and runs whose process was killed."""
+"""Prefect's part: what is tried again, what shows as cached, what a data set shows, and runs whose process was killed."""
 
+import base64
+import io
 import os
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from prefect import flow, task
+from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.states import Running
 from prefect.testing.utilities import prefect_test_harness
 from pydantic import BaseModel
 
 from flows import hooks, tasks
+from stylegan.config_file import build
 from stylegan.errors import StepError, UnavailableError
-from stylegan.steps import Done
+from stylegan.steps import Done, Pipeline
 
 
 class Record(BaseModel):
@@ -90,3 +95,26 @@ def test_a_run_whose_process_is_gone_becomes_crashed_and_a_living_one_stays():
             return ended, client.read_flow_run(killed.id).state.name
 
     assert lives() == (1, "Crashed")
+
+
+def test_a_data_set_shows_card_rejects_and_preview(draw_images, tmp_path):
+    """Artifacts of the shard task, also when the set was there already; names of classes cannot break the table."""
+    source = draw_images(tmp_path / "images", [f"{c}/{i}.png" for c in ("a", "b|*") for i in range(3)])
+    (source / "a" / "broken.png").write_bytes(b"no image")
+    data = {"source": str(source), "resolution": 8, "max_rejected": 1}
+    tree = {"name": "t", "data": data, "storage": {"root": str(tmp_path / "root")}}
+    config = build(tree | {"training": {"batch": 4}, "evaluation": {"metrics": []}})
+
+    @flow(persist_result=False)
+    def once():
+        return tasks.call(tasks.shard, Pipeline(config))
+
+    for _ in range(2):
+        shards = once()
+    found = {part: Artifact.get(f"data-{shards.fingerprint}-{part}") for part in ("rejected", "preview", "card")}
+    assert "unreadable" in found["rejected"].data
+    assert "a/broken.png" in found["rejected"].data
+    preview = Image.open(io.BytesIO(base64.b64decode(found["preview"].data.partition(",")[2])))
+    assert preview.size == (2 * 66 - 2, 14 + 3 * 66 - 2)
+    assert f"## Data set {shards.fingerprint}: 6 images" in found["card"].data
+    assert "| b\\|\\* | 3 |" in found["card"].data

@@ -54,7 +54,7 @@ def test_mlflow_and_prefect_have_the_page(finished):
     with open(client(place).download_artifacts(run_id, "report.html"), encoding="utf-8") as file:
         page = file.read()
     assert page == Path(summary["page"]).read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == len(figures)
+    assert page.count("data:image/png;base64,") == len(figures) + 1  # and the mean image of the data set
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         (text,) = database.execute("select data from artifact where type = 'markdown' order by created desc limit 1").fetchone()
     assert summary["page"] in text

@@ -61,7 +61,8 @@ def test_prefect_has_the_artifacts(finished):
     place, _summary = finished
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         kinds = {key.rsplit("-", 1)[1]: kind for key, kind in database.execute("select key, type from artifact where key is not null")}
-    assert kinds == {"metrics": "table", "verdict": "markdown", "samples": "image"}
+    of_data = {"rejected": "table", "preview": "image", "card": "markdown"}
+    assert kinds == of_data | {"metrics": "table", "verdict": "markdown", "samples": "image"}
 
 
 def test_mlflow_has_one_run_with_params_curves_grids_and_dataset(finished):
@@ -79,7 +80,9 @@ def test_mlflow_has_one_run_with_params_curves_grids_and_dataset(finished):
     assert run.data.metrics["eval/fid_classifier"] == pytest.approx(summary["report"]["metrics"]["fid_classifier"])
     assert run.inputs.dataset_inputs[0].dataset.digest == summary["shards"]["fingerprint"][:36]
     names = [file.path for file in client(place).list_artifacts(run.info.run_id)]
-    assert {"config.yaml", "report.json", "images"} <= set(names)
+    assert {"config.yaml", "report.json", "images", "data"} <= set(names)
+    page = storage.read_bytes(summary["page"]).decode()
+    assert "<h2>Data set</h2>" in page
 
 
 def test_no_process_is_left_behind(finished):
@@ -192,7 +195,7 @@ def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_p
     gapless curve, one version, nothing left."""
     reference, expected = finished
     place = make_place()
-    kill_when(place, there(place, "datasets/.staging-*"))
+    kill_when(place, there(place, "datasets/*/.building-*"))
     kill_when(place, lambda: stage_nimg(place, 4) >= 400)
     kill_when(place, lambda: stage_nimg(place, 8) >= 1200)
     assert 1000 < stage_nimg(place, 8) < 2200
@@ -210,7 +213,7 @@ def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_p
     assert states == ["Crashed"] * 5 + ["Completed"]
     assert [version.version for version in client(place).search_model_versions("name='tiny'")] == [1]
     assert summary["version"]["aliases"] == ["champion"]
-    assert not list(Path(place.root, "datasets").glob(".staging-*"))
+    assert not list(Path(place.root, "datasets").glob("*/.building-*"))
     place.wait_until_empty()
 
 

@@ -8,6 +8,8 @@ import torch
 from contents import assert_same, curves, training_state
 
 from stylegan import storage
+from stylegan.data import loader
+from stylegan.data.index import read_level
 from stylegan.errors import DivergedError, StepError
 from stylegan.training.curves import read_rows
 from stylegan.training.loop import train_stage
@@ -23,11 +25,36 @@ def test_a_stage_leaves_one_checkpoint_curves_grids_and_its_record(job):
     rows = read_rows(f"{first.uri}/stats.jsonl")
     assert [row["nimg"] for row in rows] == [8, 16]
     assert all(0 <= row["metrics"]["time/overhead"] < 1 for row in rows)
+    assert all(0 <= row["metrics"]["time/data_wait"] < 1 for row in rows)
+    assert not any("data/corrupt" in row["metrics"] for row in rows)
     assert set(storage.names(f"{first.uri}/samples")) == {"000000.png", "reals.png"}
     assert storage.read_json(f"{first.uri}/done.json")["img_per_sec"] > 0
     generator, names = load_model(record.uri)
     assert names == ("a", "b")
     assert generator.resolution == 4
+
+
+def test_images_on_demand_train_the_same_network(job, monkeypatch, tmp_path):
+    """Bit for bit, whether they were decoded before or while it trains."""
+    train_stage(job(4, "one"))
+    monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loader, "AT_ONCE", 0)
+    train_stage(job(4, "two"))
+    assert_same(*(training_state(newest_checkpoint(job(4, name).uri).uri) for name in ("one", "two")))
+
+
+def test_damaged_samples_are_counted(job, monkeypatch, tmp_path):
+    """Training goes on with a stand-in, and the curves tell of it."""
+    monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "cache"))
+    stage = job(4, "one")
+    index = read_level(stage.shards, 4)
+    tar = Path(index.tars[0].uri)
+    tar.chmod(0o644)
+    content = bytearray(tar.read_bytes())
+    content[index.offset[3] + index.size[3] - 1] ^= 1
+    tar.write_bytes(content)
+    train_stage(stage)
+    assert [row["metrics"]["data/corrupt"] for row in read_rows(f"{stage.uri}/stats.jsonl")] == [1.0, 1.0]
 
 
 def test_growing_keeps_the_old_weights_and_starts_with_the_old_picture(job):

@@ -1,0 +1,54 @@
+"""What the tests of all formats share: opening a source, and what it lists and hands out."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stylegan.config import DataConfig
+from stylegan.data.sources import Source, open_source
+from stylegan.data.sources.base import Label
+
+
+@pytest.fixture
+def opened() -> Callable[..., Source]:
+    """`opened(source, labels="auto", ...)` lists a source with these fields of `data`."""
+
+    def open_(source: Path | str, labels: str = "auto", **fields: Any) -> Source:
+        return open_source(DataConfig(source=str(source), resolution=16, labels=labels, **fields))
+
+    return open_
+
+
+@pytest.fixture
+def listed() -> Callable[[Source], list[tuple[str, Label]]]:
+    """Paths and labels of a source."""
+    return lambda source: [(image.path, image.label) for image in source.images]
+
+
+@pytest.fixture
+def contents() -> Callable[[Source], dict[str, bytes | np.ndarray]]:
+    """All images by path, as another process reads them: through a pickled opener."""
+
+    def read_all(source: Source) -> dict[str, bytes | np.ndarray]:
+        with pickle.loads(pickle.dumps(source.open))() as read:
+            return {image.path: read(image.path) for image in source.images}
+
+    return read_all
+
+
+@pytest.fixture
+def upload(s3_server: Callable[[], str]) -> Callable[[Path], str]:
+    """Copy a file or folder into a fresh bucket; its URL is returned."""
+
+    def put(path: Path) -> str:
+        import fsspec
+
+        uri = f"{s3_server()}/{path.name}"
+        fsspec.filesystem("s3").put(str(path), uri, recursive=path.is_dir())
+        return uri
+
+    return put

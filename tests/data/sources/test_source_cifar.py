@@ -1,0 +1,164 @@
+"""CIFAR in its four public archives; a malicious pickle does nothing."""
+
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stylegan.errors import StepError
+
+NAMES = [f"class_{number}" for number in range(10)]
+
+
+def pixels(seed: int, num: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, 3072), dtype=np.uint8)
+
+
+def as_python2(content: dict) -> bytes:
+    """A pickle of protocol 2, where arrays and texts are 8-bit strings, as the public archives have it."""
+    data = pickle.dumps(content, 2)
+    return data.replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
+
+
+def python_files(fine: bool) -> dict[str, bytes]:
+    if fine:
+        batch = {"data": pixels(1), "fine_labels": [1, 0, 2, 1], "coarse_labels": [0, 0, 1, 0], "filenames": ["a.png"] * 4}
+        meta = {"fine_label_names": NAMES[:3], "coarse_label_names": ["x", "y"]}
+        top = "cifar-100-python/"
+        return {f"{top}train": as_python2(batch), f"{top}test": as_python2(batch), f"{top}meta": as_python2(meta)}
+    top = "cifar-10-batches-py/"
+    batches = {f"data_batch_{number}": {"data": pixels(number), "labels": [number, 0, 1, 2]} for number in (1, 2)}
+    batches["test_batch"] = {"data": pixels(9), "labels": [3, 3, 3, 3]}
+    files = {top + name: as_python2(batch | {"batch_label": "x", "filenames": ["a.png"] * 4}) for name, batch in batches.items()}
+    return files | {f"{top}batches.meta": as_python2({"label_names": NAMES, "num_vis": 3072}), f"{top}readme.html": b"hello"}
+
+
+def binary_files(fine: bool) -> dict[str, bytes]:
+    def records(labels: list[list[int]], seed: int) -> bytes:
+        return b"".join(bytes(label) + picture.tobytes() for label, picture in zip(labels, pixels(seed), strict=True))
+
+    if fine:
+        content = records([[0, 1], [0, 0], [1, 2], [0, 1]], 1)
+        top = "cifar-100-binary/"
+        names = {f"{top}fine_label_names.txt": "\n".join(NAMES[:3]).encode(), f"{top}coarse_label_names.txt": b"x\ny\n"}
+        return {f"{top}train.bin": content, f"{top}test.bin": content} | names
+    top = "cifar-10-batches-bin/"
+    files = {f"{top}data_batch_{number}.bin": records([[number], [0], [1], [2]], number) for number in (1, 2)}
+    return files | {f"{top}test_batch.bin": records([[3]] * 4, 9), f"{top}batches.meta.txt": "\n".join([*NAMES, ""]).encode()}
+
+
+def archive(folder: Path, name: str) -> Path:
+    files = (python_files if "python" in name else binary_files)("100" in name)
+    with tarfile.open(folder / name, "w:gz") as tar:
+        for member, content in files.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return folder / name
+
+
+@pytest.mark.parametrize("kind", ["python", "binary"])
+def test_cifar10(tmp_path, opened, listed, contents, kind):
+    """The training batches in order with the names of their classes, 32x32 in RGB, out of the archive or the folder."""
+    path = archive(tmp_path, f"cifar-10-{kind}.tar.gz")
+    with tarfile.open(path) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    for place in (path, tmp_path / "unpacked"):
+        source = opened(place)
+        assert source.label_names == tuple(NAMES)
+        assert listed(source) == [
+            (f"data_batch_{batch}/{row:05d}", label) for batch in (1, 2) for row, label in enumerate([batch, 0, 1, 2])
+        ]
+        picture = contents(source)["data_batch_2/00003"]
+        assert (picture.dtype, picture.shape) == (np.uint8, (32, 32, 3))
+        assert (picture == pixels(2)[3].reshape(3, 32, 32).transpose(1, 2, 0)).all()
+
+
+def test_python_and_binary_are_one_set(tmp_path, opened):
+    """Both archives list the same paths, labels and tokens, so they make the same shards."""
+    for name in ("cifar-10", "cifar-100"):
+        sources = [opened(archive(tmp_path, f"{name}-{kind}.tar.gz")) for kind in ("python", "binary")]
+        assert sources[0].images == sources[1].images
+        assert sources[0].signature == sources[1].signature
+
+
+@pytest.mark.parametrize("kind", ["python", "binary"])
+def test_cifar100_has_fine_labels(tmp_path, opened, listed, kind):
+    """Not the coarse ones, which stand first in the binary form."""
+    source = opened(archive(tmp_path, f"cifar-100-{kind}.tar.gz"))
+    assert source.label_names == ("class_0", "class_1", "class_2")
+    assert listed(source) == [(f"train/{row:05d}", label) for row, label in enumerate([1, 0, 2, 1])]
+
+
+def test_test_images_by_name(tmp_path, opened, listed):
+    """A file that is named is the source, also one that a folder leaves out; without a meta file classes are numbers."""
+    with tarfile.open(archive(tmp_path, "cifar-10-python.tar.gz")) as tar:
+        tar.extractall(tmp_path, filter="data")
+    source = opened(tmp_path / "cifar-10-batches-py" / "test_batch")
+    assert listed(source) == [(f"test_batch/{row:05d}", 3) for row in range(4)]
+    assert source.label_names == ("0", "1", "2", "3")
+
+
+def test_cifar_in_a_bucket(tmp_path, upload, opened, contents):
+    """The archive is copied and unpacked once."""
+    path = archive(tmp_path, "cifar-10-python.tar.gz")
+    wanted, found = contents(opened(path)), contents(opened(upload(path)))
+    assert all((found[name] == picture).all() for name, picture in wanted.items())
+
+
+class Hostile:
+    def __init__(self, call, *args) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self):
+        return self.call, self.args
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/batches.meta"])
+@pytest.mark.parametrize("call", [os.system, eval, getattr, np.load])
+def test_hostile_pickle_is_refused_and_not_run(tmp_path, opened, monkeypatch, name, call):
+    """A pickle may name only what arrays need; the name is told, and nothing was called."""
+    mark = tmp_path / "ran"
+    argument = {os.system: f"touch {mark}", eval: f"open({str(mark)!r}, 'w')"}.get(call, str(mark))
+    files = python_files(False) | {name: pickle.dumps({"data": Hostile(call, argument), "label_names": []}, 2)}
+    for member, content in files.items():
+        (tmp_path / member).parent.mkdir(exist_ok=True)
+        (tmp_path / member).write_bytes(content)
+    with pytest.raises(StepError, match=r"the pickle names '.*', which no batch of CIFAR needs.*nothing of it was run") as caught:
+        opened(tmp_path / "cifar-10-batches-py")
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+def test_path_out_of_the_archive(tmp_path, opened):
+    """Members with such names are refused here as well."""
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("../data_batch_1"))
+    with pytest.raises(StepError, match="leads out of the archive"):
+        opened(tmp_path / "cifar-10-python.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("data_batch_1", b"\x80\x02}", "is no batch of CIFAR, or cut short"),
+        ("data_batch_1", pickle.dumps([1], 2), "holds a list, not a batch"),
+        ("data_batch_1", as_python2({"data": pixels(1)[:, :5], "labels": [0] * 4}), "no `data` of 3,072 values"),
+        ("data_batch_1", as_python2({"data": pixels(1).astype(float), "labels": [0] * 4}), "values of type 'f8'"),
+        ("data_batch_1", as_python2({"data": pixels(1), "labels": ["a"] * 4}), "no list of `labels`"),
+        ("data_batch_1", as_python2({"data": pixels(1), "labels": [0] * 3}), "has 4 images and 3 labels"),
+        ("data_batch_1.bin", bytes(3000), "has 3000 bytes, no multiple of 3073"),
+        ("train.bin", bytes(3073), "has 3073 bytes, no multiple of 3074"),
+    ],
+)
+def test_damaged_batches_are_one_line(tmp_path, opened, name, content, words):
+    """The file, what is wrong and the cure."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StepError) as caught:
+        opened(tmp_path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

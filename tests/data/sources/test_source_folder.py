@@ -1,0 +1,164 @@
+"""Folders: which files count as images, here and elsewhere."""
+
+import os
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import pytest
+
+from stylegan.data.sources import folder
+from stylegan.errors import ConfigError, StepError
+
+
+def test_class_folders_become_labels(image_folder, opened, contents):
+    """Labels count the sorted folder names, images are sorted by path, and the bytes are those of the file."""
+    source = opened(image_folder)
+    assert source.label_names == ("cat", "dog")
+    assert source.attribute_names == ()
+    assert [image.path for image in source.images] == sorted(image.path for image in source.images)
+    assert [image.label for image in source.images] == [0] * 7 + [1] * 5
+    assert contents(source)["dog/1.png"] == (image_folder / "dog/1.png").read_bytes()
+
+
+def test_flat_folder_is_unlabelled(tmp_path, draw_images, opened):
+    """auto gives no labels to flat images, in any spelling of their endings; other files are ignored."""
+    draw_images(tmp_path, ["b.PNG", "a.jpg", "c.JPEG"])
+    (tmp_path / "notes.txt").write_text("no image")
+    source = opened(tmp_path)
+    assert [image.path for image in source.images] == ["a.jpg", "b.PNG", "c.JPEG"]
+    assert source.label_names == ()
+    assert {image.label for image in source.images} == {None}
+
+
+def test_junk_of_operating_systems_is_ignored(image_folder, opened):
+    """Hidden files and __MACOSX are neither images nor classes."""
+    for junk in ("__MACOSX/cat/._0.png", ".hidden/1.png", "cat/._0.png", ".DS_Store"):
+        (image_folder / junk).parent.mkdir(parents=True, exist_ok=True)
+        (image_folder / junk).write_bytes(b"junk")
+    assert len(opened(image_folder).images) == 12
+
+
+def test_folders_reached_by_links_count_and_loops_end(image_folder, tmp_path, opened):
+    """A linked class folder is read; a link to a folder above does not go on for ever; a link to nothing is nothing."""
+    shutil.move(image_folder / "dog", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", image_folder / "dog")
+    os.symlink(image_folder, image_folder / "cat" / "up")
+    os.symlink(tmp_path / "gone.png", image_folder / "cat" / "gone.png")
+    assert len(opened(image_folder).images) == 12
+
+
+def test_folder_in_a_bucket(image_folder, upload, opened, listed, contents):
+    """A bucket folder lists and reads as the local one does, and its signature follows its content."""
+    local, uri = opened(image_folder), upload(image_folder)
+    source = opened(uri)
+    assert (listed(source), source.label_names) == (listed(local), local.label_names)
+    assert contents(source) == contents(local)
+    before = source.signature
+    fsspec.filesystem("s3").pipe(f"{uri}/cat/0.png", b"other bytes")
+    assert opened(uri).signature != before
+
+
+def test_many_objects_of_a_bucket(s3_server, opened, monkeypatch):
+    """More than a page of a listing, in folders and beside them; markers of folders are nothing."""
+    monkeypatch.setattr(folder, "PAGE", 10)
+    bucket = s3_server()
+    fsspec.filesystem("s3").pipe({f"{bucket}/top/{number % 7}/{number}.png": b"x" for number in range(25)} | {f"{bucket}/top/0/": b""})
+    assert len(opened(f"{bucket}/top").images) == len(opened(bucket).images) == 25
+
+
+@pytest.fixture
+def web(image_folder, monkeypatch):
+    """A web server that shows the folder above the images."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(image_folder.parent)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_web_server(image_folder, web, opened, listed, contents):
+    """A folder whose listing the server shows, and archives of it, though the server gives no pieces of files."""
+    local = opened(image_folder)
+    for kind in ("zip", "tar", "gztar"):
+        shutil.make_archive(str(image_folder), kind, image_folder)
+    for uri in (f"{web}/images", f"{web}/images.zip", f"{web}/images.tar", f"{web}/images.tar.gz", f"{web}/images.tar?download=1"):
+        source = opened(uri)
+        assert listed(source) == listed(local)
+        assert contents(source) == contents(local)
+    with pytest.raises(ConfigError, match=r"gone\.zip: no such folder or file"):
+        opened(f"{web}/gone.zip")
+
+
+def test_memory_url(image_folder, opened, listed, contents):
+    """Any fsspec URL will do."""
+    fsspec.filesystem("memory").put(str(image_folder), "/pictures", recursive=True)
+    source = opened("memory://pictures")
+    assert listed(source) == listed(opened(image_folder))
+    assert contents(source) == contents(opened(image_folder))
+
+
+def test_signature_follows_content_and_labels(image_folder, opened):
+    """The same listing has the same signature; a touched file, another label or a new file changes it."""
+    first = opened(image_folder).signature
+    assert opened(image_folder).signature == first
+    assert opened(image_folder, "none").signature != first
+    os.utime(image_folder / "cat/0.png", (1, 1))
+    second = opened(image_folder).signature
+    assert second != first
+    shutil.copy(image_folder / "cat/0.png", image_folder / "cat/new.png")
+    assert opened(image_folder).signature not in (first, second)
+
+
+def test_name_that_is_no_utf8(tmp_path, draw_images, opened):
+    """Names go into tables as text, so one that is none is told before anything is read."""
+    draw_images(tmp_path, ["a.png"])
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
+    with pytest.raises(StepError, match=r"the name b'\\xff\.png' is not UTF-8"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["/no/such/folder", "/no/such.zip", "memory://nowhere"])
+def test_missing_source_names_the_key(uri, opened):
+    """A source that does not exist is a mistake in the config."""
+    with pytest.raises(ConfigError, match=f"data.source={uri}: no such folder or file"):
+        opened(uri)
+
+
+def test_missing_bucket_names_the_key(s3_server, opened):
+    """So is a bucket that does not exist."""
+    with pytest.raises(ConfigError, match=r"data\.source=s3://no-such-bucket/x: no such"):
+        opened("s3://no-such-bucket/x")
+
+
+def test_no_images(tmp_path, opened):
+    """A folder without images is said to have none."""
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(StepError, match="holds no image"):
+        opened(tmp_path)
+
+
+def test_folder_with_only_an_archive_names_it(tmp_path, opened):
+    """The archive is what was meant."""
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"give one of its files, such as images\.zip"):
+        opened(tmp_path)
+
+
+def test_file_of_no_known_format(tmp_path, opened):
+    """The line says what can be given."""
+    (tmp_path / "a.docx").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"a\.docx is a file of no known format; give a folder of images; a \.zip"):
+        opened(tmp_path / "a.docx")
+
+
+def test_images_beside_the_archive_they_came_from(image_folder, opened):
+    """The kind with more files is the source."""
+    (image_folder / "images.tar").write_bytes(b"whatever")
+    assert len(opened(image_folder).images) == 12

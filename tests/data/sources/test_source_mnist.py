@@ -1,0 +1,90 @@
+"""MNIST and its relatives in idx files."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from stylegan.errors import StepError
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def pixels(num: int, side: int = 28) -> np.ndarray:
+    return np.random.default_rng(num).integers(1, 256, (num, side, side), dtype=np.uint8)
+
+
+def mnist(folder: Path, *, ending: str = ".gz", side: int = 28) -> Path:
+    folder.mkdir(exist_ok=True)
+    pack = gzip.compress if ending else bytes
+    for name, num in (("train", 7), ("t10k", 3)):
+        labels = np.arange(num, dtype=np.uint8) % 10
+        (folder / f"{name}-images-idx3-ubyte{ending}").write_bytes(pack(idx(pixels(num, side))))
+        (folder / f"{name}-labels-idx1-ubyte{ending}").write_bytes(pack(idx(labels)))
+    return folder
+
+
+@pytest.mark.parametrize("ending", [".gz", ""])
+def test_images_are_padded_and_labelled(tmp_path, opened, listed, contents, ending):
+    """28x28 becomes 32x32 with black around it; the labels lie beside."""
+    source = opened(mnist(tmp_path, ending=ending) / f"train-images-idx3-ubyte{ending}")
+    assert listed(source) == [(f"train/{number:05d}", number) for number in range(7)]
+    assert source.label_names == tuple("0123456")
+    picture = contents(source)["train/00003"]
+    assert (picture.shape, picture.dtype) == ((32, 32), np.uint8)
+    assert (picture[2:30, 2:30] == pixels(7)[3]).all()
+    assert picture.sum() == pixels(7)[3].sum()
+
+
+def test_other_sizes_stay(tmp_path, opened, contents):
+    """Only MNIST's own size is padded."""
+    assert contents(opened(mnist(tmp_path, side=20)))["train/00000"].shape == (20, 20)
+
+
+def test_which_set_is_told_by_the_url(tmp_path, opened):
+    """A folder gives the training images, as StyleGAN's tools do; a file or pattern what it names."""
+    mnist(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(gzip.decompress((tmp_path / "train-images-idx3-ubyte.gz").read_bytes()))
+    assert [image.path for image in opened(tmp_path).images] == [f"train/{number:05d}" for number in range(7)]
+    assert len(opened(tmp_path / "t10k-images-idx3-ubyte.gz").images) == 3
+    assert len(opened(tmp_path / "*-images-idx3-ubyte.gz").images) == 10
+
+
+def test_without_labels(tmp_path, opened):
+    """Images alone are an unlabelled source."""
+    mnist(tmp_path)
+    for path in tmp_path.glob("*labels*"):
+        path.unlink()
+    assert opened(tmp_path).label_names == ()
+
+
+def test_mnist_over_memory(tmp_path, opened, contents):
+    """Labels are found beside the images at any URL."""
+    fsspec.filesystem("memory").put(str(mnist(tmp_path / "mnist")), "/mnist", recursive=True)
+    source = opened("memory://mnist/train-images-idx3-ubyte.gz")
+    assert len(source.label_names) == 7
+    assert contents(source)["train/00000"].shape == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("train-images-idx3-ubyte.gz", b"no gzip", "cannot be read"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx(pixels(7)))[:-20], "cannot be read"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx(pixels(7))[:-20]), "holds 5468 values, its head promises 7 x 28 x 28"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x0d\3" + bytes(100)), "is no idx file of bytes with 3 dimension(s)"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(6, np.uint8))), "train has 7 images and 6 labels"),
+    ],
+)
+def test_damaged_files_are_one_line(tmp_path, opened, name, content, words):
+    """The file, what is wrong and the cure."""
+    (mnist(tmp_path) / name).write_bytes(content)
+    with pytest.raises(StepError) as caught:
+        opened(tmp_path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,86 @@
+"""Sets of shards with a manifest as sources: our own, and other wids indexes."""
+
+import json
+
+import pytest
+import webdataset as wds
+
+from stylegan.config import DataConfig
+from stylegan.data.shards import write_shards
+from stylegan.data.sources import open_source
+from stylegan.errors import StepError
+
+
+def sharded(folder, root, **fields):
+    data = DataConfig(source=str(folder), resolution=16, **fields)
+    return write_shards(open_source(data), data, str(root))
+
+
+def test_own_set_is_the_same_images(image_folder, tmp_path, opened, listed, contents):
+    """Paths, labels and pixels at the highest resolution, and the same fingerprint when it is sharded again."""
+    shards = sharded(image_folder, tmp_path / "root")
+    source = opened(shards.uri)
+    assert listed(source) == listed(opened(image_folder))
+    assert source.label_names == ("cat", "dog")
+    pixels = contents(source)
+    assert {picture.shape for picture in pixels.values()} == {(16, 16, 3)}
+    assert sharded(shards.uri, tmp_path / "again").fingerprint == shards.fingerprint
+
+
+def test_grey_set(image_folder, tmp_path, opened, contents):
+    """Grey images have no third axis."""
+    shards = sharded(image_folder, tmp_path / "root", channels=1)
+    assert {picture.shape for picture in contents(opened(shards.uri)).values()} == {(16, 16)}
+
+
+def test_own_set_in_a_bucket(image_folder, s3_server, opened, contents, tmp_path):
+    """Read from copies of its tars."""
+    local, remote = sharded(image_folder, tmp_path / "root"), sharded(image_folder, s3_server())
+    wanted, found = contents(opened(local.uri)), contents(opened(remote.uri))
+    assert all((found[path] == picture).all() for path, picture in wanted.items())
+
+
+def test_deleted_images_are_in_no_source(image_folder, tmp_path, opened):
+    """A set that grew out of another one refers to its tars, and leaves out what lives there no more."""
+    sharded(image_folder, tmp_path / "root")
+    (image_folder / "cat/0.png").unlink()
+    shards = sharded(image_folder, tmp_path / "root")
+    assert [image.path for image in opened(shards.uri).images][:2] == ["cat/1.png", "cat/2.png"]
+
+
+def test_flipped_byte_is_that_images_fault(image_folder, tmp_path, opened):
+    """The checksum in the table of the set tells it."""
+    shards = sharded(image_folder, tmp_path / "root")
+    source = opened(shards.uri)
+    (tar,) = (tmp_path / "root").rglob("r0016/*.tar")
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"\x93NUMPY") + 300] ^= 1
+    tar.write_bytes(content)
+    told = []
+    with source.open() as read:
+        for image in source.images:
+            try:
+                assert read(image.path).shape == (16, 16, 3)
+            except ValueError as error:
+                told.append(str(error))
+    assert told == ["the sample has a wrong checksum"]
+
+
+def test_foreign_wids_index(tmp_path, opened, contents):
+    """The tars that it lists, and no others that lie there."""
+    for number in range(3):
+        with wds.TarWriter(str(tmp_path / f"part-{number}.tar"), encoder=False) as writer:
+            writer.write({"__key__": f"{number}", "png": b"%d" % number, "cls": b"%d" % number})
+    index = {"__kind__": "wids-shard-index-v1", "shardlist": [{"url": "part-0.tar"}, {"url": "part-2.tar"}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(index))
+    source = opened(tmp_path)
+    assert contents(source) == {"part-0/0.png": b"0", "part-2/2.png": b"2"}
+    assert [image.label for image in source.images] == [0, 2]
+
+
+@pytest.mark.parametrize("url", ["../part-0.tar", "/etc/part-0.tar", "part-0.zip", ""])
+def test_index_that_leads_out(tmp_path, opened, url):
+    """A foreign index names files of its own folder only."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"__kind__": "wids-shard-index-v1", "shardlist": [{"url": url}]}))
+    with pytest.raises(StepError, match=r"manifest\.json must list tars below its folder"):
+        opened(tmp_path)

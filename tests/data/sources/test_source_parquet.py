@@ -1,0 +1,129 @@
+"""Parquet and Arrow files as Hugging Face's `datasets` leaves them."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stylegan.errors import StepError
+
+FEATURES = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+
+
+def table(num: int = 10, *, features: dict | None = FEATURES, **columns: object) -> pa.Table:
+    rows = [{"bytes": b"image %d" % number, "path": f"{number}.png"} for number in range(num)]
+    found = pa.table({"image": rows, "label": [number % 2 for number in range(num)], **columns})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features else None
+    return found.replace_schema_metadata(metadata)
+
+
+def parquet(path: Path, content: pa.Table, *, rows: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(content, path, row_group_size=rows)
+    return path
+
+
+def arrow(path: Path, content: pa.Table, *, rows: int = 3, stream: bool = True) -> Path:
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), content.schema) as writer:
+        writer.write_table(content, max_chunksize=rows)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_rows_are_images(tmp_path, opened, listed, contents, kind):
+    """Bytes, labels, and the names of classes that the schema carries; row groups of any size."""
+    if kind == "parquet":
+        path = parquet(tmp_path / "a.parquet", table())
+    else:
+        path = arrow(tmp_path / "a.arrow", table(), stream=kind == "stream")
+    source = opened(path)
+    assert source.label_names == ("cat", "dog")
+    assert listed(source) == [(f"{row:08d}", row % 2) for row in range(10)]
+    assert list(contents(source).values()) == [b"image %d" % row for row in range(10)]
+
+
+def test_files_of_a_folder(tmp_path, opened, contents):
+    """The training part of a repository; others by a pattern."""
+    for name, num in (("train-00000-of-00002", 4), ("train-00001-of-00002", 3), ("test-00000-of-00001", 2)):
+        parquet(tmp_path / "data" / f"{name}.parquet", table(num))
+    (tmp_path / "thumbnail.png").write_bytes(b"x")
+    source = opened(tmp_path)
+    assert len(source.images) == 7
+    assert source.images[4].path == "data/train-00001-of-00002/00000000"
+    assert contents(source)["data/train-00001-of-00002/00000002"] == b"image 2"
+    assert len(opened(tmp_path / "data" / "test-*.parquet").images) == 2
+
+
+def test_only_needed_row_groups_are_read(tmp_path, opened):
+    """Damage in one row group is no harm to images of others."""
+    path = parquet(tmp_path / "a.parquet", table(9))
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    start = min(group.column(number).dictionary_page_offset or group.column(number).data_page_offset for number in range(group.num_columns))
+    source, content = opened(path), bytearray(path.read_bytes())
+    content[start : start + 20] = bytes(20)
+    path.write_bytes(content)
+    with source.open() as read:
+        assert read("00000001") == b"image 1"
+        assert read("00000008") == b"image 8"
+        with pytest.raises(StepError, match="row group 1 is damaged"):
+            read("00000004")
+
+
+def test_plain_bytes_and_texts(tmp_path, opened, contents):
+    """A column of bytes under another name; classes as texts; null is no label."""
+    content = pa.table({"id": [1, 2, 3], "jpg": [b"a", b"b", b"c"], "label": ["dog", None, "cat"]})
+    source = opened(parquet(tmp_path / "a.parquet", content))
+    assert source.label_names == ("cat", "dog")
+    assert [image.label for image in source.images] == [1, None, 0]
+    assert list(contents(source).values()) == [b"a", b"b", b"c"]
+
+
+def test_label_minus_one_is_none(tmp_path, opened):
+    """So are the labels of test sets that are not public."""
+    content = table(3).set_column(1, "label", pa.array([0, -1, 1]))
+    assert [image.label for image in opened(parquet(tmp_path / "a.parquet", content)).images] == [0, None, 1]
+
+
+def test_label_out_of_the_names(tmp_path, opened):
+    """More classes than names do not fit."""
+    content = table(3).set_column(1, "label", pa.array([0, 7, 1])).replace_schema_metadata(table(1).schema.metadata)
+    with pytest.raises(StepError, match="has the label 7 but names only 2"):
+        opened(parquet(tmp_path / "a.parquet", content))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_row_without_bytes_is_that_images_fault(tmp_path, opened, kind):
+    """A row that only knows a path cannot be read; the others can."""
+    rows = [{"bytes": b"a", "path": None}, {"bytes": None, "path": "x.png"}, None, {"bytes": b"d", "path": None}]
+    content = pa.table({"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
+    path = tmp_path / f"a.{kind}"
+    source = opened((parquet if kind == "parquet" else arrow)(path, content))
+    with source.open() as read:
+        assert (read("00000000"), read("00000003")) == (b"a", b"d")
+        for name in ("00000001", "00000002"):
+            with pytest.raises(ValueError, match="no bytes of an image"):
+                read(name)
+
+
+def test_which_column_cannot_be_known(tmp_path, opened):
+    """Two columns of bytes without a usual name, or none."""
+    for columns in ({"a": [b"x"], "b": [b"y"]}, {"a": [1]}):
+        with pytest.raises(StepError, match="one of them must hold the bytes of images, and be named image"):
+            opened(parquet(tmp_path / "a.parquet", pa.table(columns)))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_damaged_file(tmp_path, opened, name):
+    """One line with the name."""
+    (tmp_path / name).write_bytes(b"neither of them" * 10)
+    with pytest.raises(StepError, match=rf"{name} is not readable") as caught:
+        opened(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_and_arrow_in_a_bucket(tmp_path, upload, opened, contents):
+    """Parquet by ranges, Arrow from a copy."""
+    for path in (parquet(tmp_path / "a.parquet", table()), arrow(tmp_path / "a.arrow", table())):
+        assert list(contents(opened(upload(path))).values()) == [b"image %d" % row for row in range(10)]

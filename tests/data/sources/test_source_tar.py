@@ -1,0 +1,206 @@
+"""Tars of images and shards of WebDataset: labels, index, and nothing of damaged or hostile archives."""
+
+import gzip
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import fsspec
+import pytest
+import webdataset as wds
+
+from stylegan.data.sources.tarwalk import walk
+from stylegan.errors import StepError
+
+
+def packed(folder: Path, name: str = "images.tar", mode: str = "w") -> Path:
+    path = folder.parent / name
+    with tarfile.open(path, mode) as archive:
+        archive.add(folder, arcname=".")
+    return path
+
+
+@pytest.mark.parametrize(("name", "mode"), [("images.tar", "w"), ("images.tar.gz", "w:gz"), ("images.tgz", "w:gz")])
+def test_tar_lists_what_its_folder_lists(image_folder, opened, listed, contents, name, mode):
+    """Packed or not, images, class folders and bytes are those of the folder; hidden files do not count."""
+    folder = opened(image_folder)
+    (image_folder / "cat/._0.png").write_bytes(b"junk")
+    source = opened(packed(image_folder, name, mode))
+    assert (listed(source), source.label_names) == (listed(folder), folder.label_names)
+    assert contents(source) == contents(folder)
+
+
+def test_tars_in_a_bucket(image_folder, upload, opened, contents):
+    """Small images come from a copy of the tar, large ones by ranges; the packed tar is unpacked once."""
+    (image_folder / "cat/0.png").write_bytes((image_folder / "cat/0.png").read_bytes() + bytes(2_000_000))
+    local = contents(opened(image_folder))
+    for name, mode in (("images.tar", "w"), ("images.tar.gz", "w:gz")):
+        source = opened(upload(packed(image_folder, name, mode)))
+        assert contents(source) == local
+
+
+def shards(folder: Path, samples: list[dict], *, per_tar: int = 3) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(0, len(samples), per_tar):
+        with wds.TarWriter(str(folder / f"train-{number // per_tar:06d}.tar"), encoder=False) as writer:
+            for index, sample in enumerate(samples[number : number + per_tar], start=number):
+                writer.write({"__key__": f"{index:08d}", **sample})
+    return folder
+
+
+def test_webdataset_shards(tmp_path, opened, listed, contents):
+    """A folder, a brace pattern and a glob give the same samples; `.cls` gives classes, and shards are none."""
+    shards(tmp_path / "set", [{"png": b"%d" % number, "cls": b"%d" % (number % 3)} for number in range(8)])
+    (tmp_path / "set" / "README.md").write_text("hello")
+    for uri in (tmp_path / "set", tmp_path / "set" / "train-{000000..000002}.tar", tmp_path / "set" / "*.tar"):
+        source = opened(uri)
+        assert source.label_names == ("0", "1", "2")
+        assert listed(source) == [(f"train-{number // 3:06d}/{number:08d}.png", number % 3) for number in range(8)]
+        assert list(contents(source).values()) == [b"%d" % number for number in range(8)]
+    assert opened(tmp_path / "set", "folder").label_names == ("train-000000", "train-000001", "train-000002")
+    assert opened(tmp_path / "set", "none").label_names == ()
+
+
+def test_unlabelled_shards_are_no_classes(tmp_path, opened):
+    """The folder that a tar stands for is made up, so it counts as a class only when that is asked for."""
+    source = opened(shards(tmp_path / "set", [{"png": b"x"}] * 5))
+    assert (source.label_names, {image.label for image in source.images}) == ((), {None})
+
+
+@pytest.mark.parametrize(
+    ("documents", "label_names", "attribute_names", "labels"),
+    [
+        ([{"label": 1}, {"label": 0}, {"caption": "a"}], ("0", "1"), (), [1, 0, None]),
+        ([{"attributes": [0, 1]}, {"attributes": [1, 1]}, {}], (), ("0", "1"), [(0, 1), (1, 1), None]),
+        ([{"caption": "a"}, {"caption": "b"}, {}], (), (), [None, None, None]),
+    ],
+)
+def test_json_beside_images(tmp_path, opened, documents, label_names, attribute_names, labels):
+    """Class numbers or attributes, or neither; a sample without them has no label in a labelled set."""
+    source = opened(shards(tmp_path / "set", [{"jpg": b"x", "json": json.dumps(document).encode()} for document in documents]))
+    assert (source.label_names, source.attribute_names) == (label_names, attribute_names)
+    assert [image.label for image in source.images] == labels
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ([{"png": b"x", "cls": b"cat"}], r"00000000\.cls gives no label but b'cat'; a \.cls must hold a number"),
+        ([{"png": b"x", "cls": b"-1"}], r"00000000\.cls gives the label '-1'; must be a whole number from 0"),
+        ([{"png": b"x", "json": b'{"label": "cat"}'}], "gives the label 'cat'"),
+        ([{"png": b"x", "json": b'{"attributes": [0, 2]}'}], "the attribute '2'; must be 0 or 1"),
+        ([{"png": b"x", "cls": b"1"}, {"png": b"x", "json": b'{"attributes": [0, 1]}'}], "all class numbers or all vectors"),
+        ([{"png": b"x", "json": b'{"attributes": [0]}'}, {"png": b"x", "json": b'{"attributes": [0, 1]}'}], r"vectors of \[1, 2\]"),
+    ],
+)
+def test_wrong_labels_are_one_line(tmp_path, opened, samples, words):
+    """The sample, its value and what is allowed."""
+    with pytest.raises(StepError, match=words) as caught:
+        opened(shards(tmp_path / "set", samples))
+    assert "\n" not in str(caught.value)
+    assert len(opened(tmp_path / "set", "none").images) == len(samples)
+
+
+def test_training_shards_of_a_folder(tmp_path, opened):
+    """Of a folder with shards for training and validation, those for training are the source; a pattern gets what it names."""
+    shards(tmp_path / "set", [{"png": b"x"}] * 4)
+    (tmp_path / "set" / "train-000001.tar").rename(tmp_path / "set" / "val-000000.tar")
+    assert len(opened(tmp_path / "set").images) == 3
+    assert len(opened(tmp_path / "set" / "val-*.tar").images) == 1
+    assert len(opened(tmp_path / "set" / "*.tar").images) == 4
+
+
+def test_shards_over_memory(tmp_path, opened, contents):
+    """A pattern at any fsspec URL."""
+    fsspec.filesystem("memory").put(str(shards(tmp_path / "set", [{"png": b"%d" % number} for number in range(5)])), "/wds", recursive=True)
+    for uri in ("memory://wds", "memory://wds/train-{000000..000001}.tar", "memory://wds/*.tar"):
+        assert sorted(contents(opened(uri)).values()) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def write(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=format) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "C:/evil.png"])
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_that_lead_out_are_refused(tmp_path, opened, name, format):
+    """None of an archive with such a member is used."""
+    with pytest.raises(StepError, match="which leads out of the archive"):
+        opened(write(tmp_path / "evil.tar", [("good.png", b"x"), (name, b"x")], format))
+
+
+def test_links_in_tars_are_left_out(tmp_path, opened, contents):
+    """A link could lead anywhere, so only files count."""
+    path = tmp_path / "links.tar"
+    with tarfile.open(path, "w") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.png"), (tarfile.REGTYPE, "real.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    assert list(contents(opened(path))) == ["real.png"]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_walk_finds_what_tarfile_finds(tmp_path, format):
+    """Long names, names in other alphabets, empty files, sizes around a block, in all three dialects."""
+    names = ["a.png", "d" * 90 + "/" + "x" * 60 + ".png", "ä/猫.png", "p" * 140 + "/q.png", "empty.png"]
+    if format != tarfile.USTAR_FORMAT:
+        names.append("/".join(["long" * 20] * 5) + "/猫.png")
+    path = write(tmp_path / "a.tar", [(name, bytes(511 + number)) for number, name in enumerate(names)] + [("none.png", b"")], format)
+    with tarfile.open(path) as archive:
+        wanted = [(info.name, info.offset_data, info.size, int(info.mtime)) for info in archive]
+    with open(path, "rb") as file:
+        assert [tuple(member) for member in walk("x", file)] == wanted
+
+
+@pytest.mark.parametrize("packed_with", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:1000],
+        lambda content: content[: 512 + 1024 + 200],
+        lambda content: content[:600] + b"?" + content[601:] if len(content) < 4000 else content[:1024] + b"?" * 512 + content[1536:],
+        lambda content: b"",
+        lambda content: b"not a tar at all" * 100,
+    ],
+)
+def test_damaged_tars(tmp_path, opened, damage, packed_with):
+    """Cut short, overwritten or something else: one line with the name."""
+    content = write(tmp_path / "a.tar", [("a.png", bytes(512)), ("b.png", bytes(512)), ("c.png", bytes(2048))]).read_bytes()
+    path = tmp_path / ("a.tar" if packed_with is bytes else "a.tar.gz")
+    path.write_bytes(packed_with(damage(content)))
+    with pytest.raises(StepError, match=r"a\.tar(\.gz)? is not a readable tar") as caught:
+        opened(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_cut_gzip(image_folder, opened):
+    """A download that ended early."""
+    path = packed(image_folder, "images.tar.gz", "w:gz")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(StepError, match="is not a readable tar"):
+        opened(path)
+
+
+def test_tar_cut_short_after_listing(image_folder, opened):
+    """The images that are gone are told one by one."""
+    path = packed(image_folder)
+    source = opened(path)
+    with open(path, "r+b") as file:
+        file.truncate(1500)
+    with source.open() as read, pytest.raises(EOFError, match="cut short"):
+        read(source.images[-1].path)
+
+
+def test_opener_is_small(tmp_path, opened):
+    """What goes to other processes are a few tens of bytes an image, and it does not list the tar again."""
+    path = write(tmp_path / "many.tar", [(f"{number:06d}.png", b"") for number in range(2000)])
+    source = opened(path)
+    assert len(pickle.dumps(source.open)) < 2000 * 40

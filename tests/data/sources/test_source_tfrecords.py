@@ -1,0 +1,168 @@
+"""TFRecords of StyleGAN v1, written here byte by byte as its tool does."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stylegan.data.sources.crc32c import crc32c, masked_crc32c
+from stylegan.errors import StepError
+
+
+def varint(number: int) -> bytes:
+    out = b""
+    while number > 0x7F:
+        out += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return out + bytes([number])
+
+
+def message(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def example(picture: np.ndarray, *, packed: bool = True) -> bytes:
+    values = [varint(size) for size in picture.shape]
+    numbers = message(1, b"".join(values)) if packed else b"".join(varint(1 << 3) + value for value in values)
+    shape = message(1, b"shape") + message(2, message(3, numbers))
+    data = message(1, b"data") + message(2, message(1, message(1, picture.tobytes())))
+    return message(1, message(1, shape) + message(1, data))
+
+
+def record(content: bytes) -> bytes:
+    length = struct.pack("<Q", len(content))
+    return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))
+
+
+def pictures(side: int, channels: int = 3, num: int = 5) -> np.ndarray:
+    return np.random.default_rng(side).integers(0, 256, (num, channels, side, side), dtype=np.uint8)
+
+
+def tfrecords(folder: Path, *, channels: int = 3, labels: np.ndarray | None = None, packed: bool = True) -> Path:
+    folder.mkdir(exist_ok=True)
+    for level in (2, 3, 4):
+        content = b"".join(record(example(picture, packed=packed)) for picture in pictures(2**level, channels))
+        (folder / f"ffhq-r{level:02d}.tfrecords").write_bytes(content)
+    if labels is not None:
+        np.save(folder / "labels.npy", labels)
+        (folder / "labels.npy").rename(folder / "ffhq-rxx.labels")
+    return folder
+
+
+def test_checksum_of_the_standard():
+    """RFC 3720's test vectors, and the same sums for every length around the borders of the lanes."""
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c(b"\xff" * 32) == 0x62A8AB43
+    data = np.random.default_rng(0).integers(0, 256, 20000, dtype=np.uint8).tobytes()
+
+    def slowly(part: bytes) -> int:
+        value = 0xFFFFFFFF
+        for byte in part:
+            value ^= byte
+            for _ in range(8):
+                value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        return value ^ 0xFFFFFFFF
+
+    for length in (0, 1, 63, 64, 65, 127, 128, 129, 1000, 4097, 20000):
+        assert crc32c(data[:length]) == slowly(data[:length])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("packed", [True, False])
+def test_highest_level_is_read(tmp_path, opened, contents, channels, packed):
+    """In the order of the file, with channels last, grey without a third axis."""
+    source = opened(tfrecords(tmp_path, channels=channels, packed=packed))
+    assert [image.path for image in source.images] == [f"{number:07d}" for number in range(5)]
+    assert (source.label_names, source.attribute_names) == ((), ())
+    for found, wanted in zip(contents(source).values(), pictures(16, channels), strict=True):
+        assert (found == (wanted[0] if channels == 1 else wanted.transpose(1, 2, 0))).all()
+
+
+def test_one_level_by_name(tmp_path, opened, contents):
+    """Another level is a file's URL away."""
+    assert contents(opened(tfrecords(tmp_path) / "ffhq-r03.tfrecords"))["0000000"].shape == (8, 8, 3)
+
+
+def test_one_hot_labels_are_classes(tmp_path, opened):
+    """Labels lie beside for all levels, so for a single file as well."""
+    tfrecords(tmp_path, labels=np.eye(4, dtype=np.float32)[[2, 0, 3, 3, 1]])
+    for place in (tmp_path, tmp_path / "ffhq-r02.tfrecords"):
+        source = opened(place)
+        assert source.label_names == ("0", "1", "2", "3")
+        assert [image.label for image in source.images] == [2, 0, 3, 3, 1]
+
+
+@pytest.mark.parametrize("other", [[1, 1], [0, 0]])
+def test_multi_hot_labels_are_attributes(tmp_path, opened, other):
+    """As soon as one row has not exactly one."""
+    rows = [[1, 0], other, [0, 1], [0, 1], [1, 0]]
+    source = opened(tfrecords(tmp_path, labels=np.array(rows, np.float32)))
+    assert (source.label_names, source.attribute_names) == ((), ("0", "1"))
+    assert [image.label for image in source.images] == [tuple(row) for row in rows]
+
+
+def test_labels_of_no_length(tmp_path, opened):
+    """What the tool writes for an unlabelled set."""
+    assert opened(tfrecords(tmp_path, labels=np.zeros((5, 0), np.float32))).label_names == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.eye(4, dtype=np.float32), r"has the shape \(4, 4\); must be \[5, number of labels\]"),
+        (np.zeros(5, np.float32), r"has the shape \(5,\)"),
+        (np.full((5, 2), 0.5, np.float32), "other values than 0 and 1"),
+        (np.array([[{}]] * 5, dtype=object), "is no NumPy array"),
+    ],
+)
+def test_wrong_labels_are_one_line(tmp_path, opened, labels, words):
+    """Also an array that would have to be unpickled."""
+    with pytest.raises(StepError, match=words) as caught:
+        opened(tfrecords(tmp_path, labels=labels))
+    assert "\n" not in str(caught.value)
+
+
+def test_flipped_byte_is_that_images_fault(tmp_path, opened):
+    """The checksum of the record tells it; the others can be read."""
+    path = tfrecords(tmp_path) / "ffhq-r04.tfrecords"
+    source, content = opened(tmp_path), bytearray(path.read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content)
+    with source.open() as read:
+        with pytest.raises(ValueError, match="the record at byte 0 has a wrong checksum"):
+            read("0000000")
+        assert read("0000001").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: b"\x01" + content[1:], "has no record at byte 0"),
+        (lambda content: content[:-1], "is cut short within the record at byte"),
+        (lambda content: content + b"123", "has no record at byte"),
+        (lambda content: b"not TFRecords at all", "has no record at byte 0"),
+    ],
+)
+def test_damaged_files_are_one_line(tmp_path, opened, damage, words):
+    """Wrong lengths and half records."""
+    path = tfrecords(tmp_path) / "ffhq-r04.tfrecords"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StepError, match=words) as caught:
+        opened(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_sets_in_a_folder(tmp_path, opened):
+    """Which one is meant cannot be known."""
+    (tfrecords(tmp_path) / "cats-r04.tfrecords").write_bytes(b"")
+    with pytest.raises(StepError, match="holds several sets of TFRecords"):
+        opened(tmp_path)
+
+
+def test_tfrecords_in_a_bucket(tmp_path, upload, opened, contents):
+    """The one file that is needed is copied."""
+    source = opened(upload(tfrecords(tmp_path / "ffhq", labels=np.eye(5, dtype=np.float32))))
+    assert len(source.label_names) == 5
+    assert (contents(source)["0000004"] == pictures(16)[4].transpose(1, 2, 0)).all()

@@ -1,0 +1,152 @@
+"""The cache folder: copies made once, a limit that holds, and nothing removed that somebody uses or that is not its own."""
+
+import os
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from stylegan import storage
+from stylegan.data.cache import Entry, cache_root, limit, local_copy, reserve
+from stylegan.errors import StepError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fill(kind: str, name: str, num_bytes: int, *, used: float) -> Path:
+    """An entry that nobody holds, last used at a time."""
+    with Entry(kind, name) as folder:
+        (folder / "data").write_bytes(bytes(num_bytes))
+    os.utime(folder / ".stylegan-lock", (used, used))
+    return folder
+
+
+def test_copy_is_made_once_for_each_version(tmp_path, s3_server):
+    """The same uri and token give the same file, another token another one; a local file is itself."""
+    uri = s3_server() + "/a/images.zip"
+    storage.write_bytes(uri, b"one")
+    with local_copy(uri, "1") as first:
+        assert (first.read_bytes(), first.name) == (b"one", "images.zip")
+    storage.write_bytes(uri, b"two")
+    with local_copy(uri, "1") as again, local_copy(uri, "2") as other:
+        assert (again, again.read_bytes()) == (first, b"one")
+        assert other.read_bytes() == b"two"
+    with local_copy(str(tmp_path / "x.zip"), "1") as local:
+        assert local == tmp_path / "x.zip"
+    with pytest.raises(FileNotFoundError), local_copy(uri + "x", "1"):
+        pass
+
+
+def test_copy_is_made_once_by_many():
+    """Threads that want it at the same moment wait for the one that copies."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/cache-test/x.bin", b"abc" * 1000)
+    seen = []
+
+    def work() -> None:
+        with local_copy("memory://cache-test/x.bin", "t") as path:
+            seen.append((path.stat().st_ino, path.read_bytes() == b"abc" * 1000))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [(seen[0][0], True)] * 8
+
+
+def test_least_recently_used_goes_first(cache):
+    """Only as much as is needed, and never what is held."""
+    oldest, middle, newest = (fill("archives", name, 100_000, used=used) for name, used in (("m", 1e9), ("z", 1.1e9), ("a", 1.2e9)))
+    with Entry("archives", "m"), Entry("images", "new") as folder:
+        assert reserve(folder, 100_000, cache_gb=330_000 / 1e9) == 100_000
+        assert [path.exists() for path in (oldest, middle, newest, folder)] == [True, False, True, True]
+    assert not list((cache / ".removed").glob("*"))
+
+
+def test_limit_is_never_passed(cache):
+    """What is held counts; less is granted than was asked, down to nothing, and promises count as if they were kept."""
+    fill("archives", "a", 100_000, used=1e9)
+    with Entry("archives", "a"), Entry("images", "new") as folder, Entry("images", "other") as other:
+        granted = reserve(folder, 10**9, cache_gb=500_000 / 1e9)
+        assert 300_000 < granted < 400_000
+        assert reserve(other, 10**9, cache_gb=500_000 / 1e9) < 20_000
+        assert reserve(other, 10**9, cache_gb=0) == 0
+
+
+def test_folders_of_others_are_left_alone(cache):
+    """The cache may be a folder with other things in it, even below the same names."""
+    (cache / "images" / "cats").mkdir(parents=True)
+    (cache / "images" / "cats" / "1.png").write_bytes(bytes(100_000))
+    (cache / "weights").mkdir()
+    with Entry("images", "new") as folder:
+        reserve(folder, 100_000, cache_gb=0)
+    assert (cache / "images" / "cats" / "1.png").exists()
+    assert (cache / "weights").exists()
+
+
+def test_entry_can_be_held_again_after_it_was_removed():
+    """Whoever waits for the lock of a folder that is being removed gets a new folder."""
+    fill("images", "x", 1000, used=1e9)
+    done = threading.Event()
+
+    lost = []
+
+    def hold_often() -> None:
+        try:
+            while not done.is_set():
+                with Entry("images", "x") as folder:
+                    assert (folder / ".stylegan-lock").exists()
+        except Exception as error:
+            lost.append(error)
+
+    threads = [threading.Thread(target=hold_often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    with Entry("archives", "y") as other:
+        for _ in range(300):
+            reserve(other, 10**9, cache_gb=0)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert lost == []
+
+
+def test_limit_comes_from_setting_environment_or_disk(monkeypatch):
+    """Unset, it is half of what the disk would have free without the cache."""
+    cache_root().mkdir()
+    assert limit(1.5) == 1_500_000_000
+    monkeypatch.setenv("STYLEGAN_CACHE_GB", "2")
+    assert limit() == 2_000_000_000
+    monkeypatch.delenv("STYLEGAN_CACHE_GB")
+    free = os.statvfs(cache_root()).f_bavail * os.statvfs(cache_root()).f_frsize
+    assert limit() == pytest.approx(free / 2, rel=0.2)
+    before = limit()
+    fill("archives", "a", 50_000_000, used=1e9)
+    assert limit() == pytest.approx(before, abs=2e7)
+
+
+def test_archive_that_does_not_fit(monkeypatch):
+    """The line says how large it is and what to raise; nothing stays promised."""
+    fsspec.filesystem("memory").pipe_file("/cache-test/large.zip", bytes(50_000_000))
+    monkeypatch.setenv("STYLEGAN_CACHE_GB", "0.02")
+    with (
+        pytest.raises(StepError, match=r"its 0.05 GB do not fit .* raise storage.cache_gb"),
+        local_copy("memory://cache-test/large.zip", ""),
+    ):
+        pass
+    with Entry("images", "new") as folder:
+        assert reserve(folder, 10_000_000) == 10_000_000
+
+
+def test_cache_below_a_file(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "file"))
+    fsspec.filesystem("memory").pipe_file("/cache-test/y", b"")
+    with pytest.raises(StepError, match="STYLEGAN_CACHE"), local_copy("memory://cache-test/y", ""):
+        pass

@@ -1,0 +1,44 @@
+"""What all who write or read shards agree on."""
+
+from itertools import pairwise
+
+import pytest
+
+from stylegan.config import DataConfig
+from stylegan.data.shardset import ShardSet, level_name, levels, parameters, settings_key, shard_size
+
+
+def config(**changes: object) -> DataConfig:
+    return DataConfig(**({"source": "x", "resolution": 16} | changes))
+
+
+def test_without_larger_resolutions_they_are_the_same_shards():
+    shards = ShardSet(uri="u", fingerprint="f", num_images=9, resolutions=(4, 8, 16), label_names=("a",), num_rejected=1)
+    assert shards.up_to(8).resolutions == (4, 8)
+    assert shards.up_to(8).model_copy(update={"resolutions": (4, 8, 16)}) == shards == shards.up_to(64)
+
+
+@pytest.mark.parametrize("resolution", [4, 16, 1024])
+def test_levels_are_the_powers_from_4(resolution):
+    found = levels(config(resolution=resolution))
+    assert (found[0], found[-1]) == (4, resolution)
+    assert all(after == 2 * before for before, after in pairwise(found))
+    assert level_name(resolution) == f"r{resolution:04d}"
+
+
+def test_the_smaller_limit_counts():
+    """By number, by MB of raw pixels, and never less than one image."""
+    assert shard_size(config(images_per_shard=100)) == 100
+    assert shard_size(config(resolution=1024, shard_mb=10)) == 3
+    assert shard_size(config(resolution=1024, channels=1, shard_mb=10)) == 9
+    assert shard_size(config(resolution=1024, shard_mb=1)) == 1
+
+
+def test_settings_are_those_that_decide_the_shards():
+    """Where images come from, how many may be rejected and what is reused is told apart by others."""
+    same = [config(), config(source="y"), config(max_rejected=3), config(incremental=False), config(max_corrupt=1)]
+    assert len({settings_key(data) for data in same}) == 1
+    other = [config(resolution=8), config(channels=1), config(crop="wide"), config(resize_filter="box"), config(min_size=1)]
+    other += [config(max_pixels=9), config(duplicates="keep"), config(images_per_shard=9), config(shard_mb=9)]
+    assert len({settings_key(data) for data in [config(), *other]}) == len(other) + 1
+    assert "source" not in parameters(config())
