@@ -13,10 +13,10 @@ quickstart: setup
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-# Ratios to plain versions of the same, about seven minutes: bench-training (four) and bench-evaluation (three); bench-metrics, what
-# metrics cost once the features are there, takes three more, and bench-data, sharding and loading, six. For other sizes give one of
-# them options, BENCH="--resolution 64"; BENCH=--help lists them.
-bench: bench-training bench-evaluation
+# Ratios to plain versions of the same, about a quarter of an hour: bench-training (four minutes), bench-evaluation (three) and
+# bench-data, loading and sharding (six). bench-metrics, what metrics cost once the features are there, takes three more. For other
+# sizes give one of them options, BENCH="--resolution 64"; BENCH=--help lists them.
+bench: bench-training bench-evaluation bench-data
 
 bench-training: setup
 	cd tests && ../$(BIN)/python -m benchmarks.bench $(BENCH)

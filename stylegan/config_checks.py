@@ -15,6 +15,7 @@ VALUES: dict[str, tuple[str, ...]] = {"pr": ("precision", "recall", "density", "
 
 def check(config: Config) -> None:
     """Raises ValueError at the first values that do not fit together; the line names keys, values, what is allowed and the cure."""
+    _check_data(config)
     _check_stages(config)
     _check_batches(config)
     _check_networks(config)
@@ -25,6 +26,14 @@ def check(config: Config) -> None:
     _check_metrics(config)
     _check_quick_metrics(config)
     _check_gate(config)
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.label_file is not None and data.labels in ("none", "folder"):
+        raise ValueError(
+            f"data.label_file={data.label_file} with data.labels={data.labels}: it would not be read; set data.labels=file or remove it"
+        )
 
 
 def _check_stages(config: Config) -> None:

@@ -34,8 +34,8 @@ class DataConfig(Section):
     channels: Literal[1, 3] = Field(3, description="1 = grey, 3 = RGB; images of any mode are converted.")
     labels: Literal["auto", "none", "folder", "file"] = Field(
         "auto",
-        description="auto: those of the format, else of the label file if there is one, else class folders if every image lies in one, "
-        "else none. file: of the label file alone.",
+        description="auto: of label_file if it is set, else of the format, else of a label file at the top, else class folders if every "
+        "image lies in one, else none. file: of the label file alone.",
     )
     label_file: str | None = Field(
         None,

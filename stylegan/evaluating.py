@@ -183,7 +183,8 @@ def _open_images(request: Request, given: Config | None) -> _Subject:
         if metric not in OF_IMAGES:
             raise ConfigError(f"--metrics {metric}: needs a generator, and {request.model} holds images; theirs are {', '.join(OF_IMAGES)}")
     config = _changed(given or _bare_config(request, *_shape(source)), request)
-    data = config.data.model_copy(update={"source": request.model, "labels": "none"})
+    as_they_are = {"labels": "none", "label_file": None, "crop": "center", "min_size": 0, "duplicates": "keep"}
+    data = config.data.model_copy(update=as_they_are | {"source": request.model})  # one drawn twice counts twice
     images = _shard(unaltered(source, data), config.model_copy(update={"data": data}))
     shards = _shard(open_source(config.data), config)
     return _Subject(request.model, "images", images.fingerprint, config, shards, partial(evaluate_images, images))
@@ -194,7 +195,7 @@ def _open_source(request: Request, given: Config | None) -> Source:
         return open_source(DataConfig(source=request.model, resolution=4, labels="none"))
     except ConfigError:
         what = tried(given, request.model, root=_given_root(request))
-        raise ConfigError(f"{what}, and no images (a folder, a .zip or a URL of either); give one of these") from None
+        raise ConfigError(f"{what}, and no images (a folder, an archive or a URL of either); give one of these") from None
 
 
 def _shape(source: Source) -> tuple[int, int]:

@@ -24,6 +24,10 @@ def mistake(**sections):
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
+        (
+            {"data": {"labels": "folder", "label_file": "a.csv"}},
+            ["data.label_file=a.csv with data.labels=folder", "set data.labels=file or remove it"],
+        ),
         ({"training": {"precision": "fp16"}}, ["training.precision=fp16", "ray.gpus_per_worker is 0 at 8x8", "use bf16 or fp32"]),
         (
             {"training": {"precision": "fp16"}, "ray": {"gpus_per_worker": 1, "stages": {16: {"gpus_per_worker": 0}}}},

@@ -1,6 +1,7 @@
 """Evaluations away from the pipeline: what is asked, what is compared with what, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -100,11 +101,13 @@ def test_weights_without_a_run_are_measured_against_given_data(capsys, checkpoin
 
 
 def test_images_are_measured_as_they_are(capsys, tmp_path, asked):
-    """A part of the reals lies close to them; --out holds a copy of everything, which names itself."""
-    images, out = draw_digits(tmp_path / "images"), tmp_path / "out"
+    """A part of the reals lies close to them, one there twice counts twice; --out holds a copy of everything, which names itself."""
+    images, out = draw_digits(tmp_path / "images", 90), tmp_path / "out"
+    shutil.copy(images / "000.png", images / "again.png")
     assert main(asked(images, "--metrics", "fid,pr", "--out", str(out), "--json")) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["page"]) == ("images", str(out / "report.html"))
+    assert found["report"]["settings"]["num_images"] == 91
     assert found["report"]["metrics"]["precision_classifier"] > 0.8
     assert found["report"]["figures"]["grid"] == str(out / "grid.png")
     assert sorted(path.name for path in out.iterdir()) == ["best.png", "grid.png", "report.html", "report.json", "worst.png"]
@@ -156,7 +159,7 @@ def test_what_cannot_be_measured_is_told_before_anything_is_done(capsys, tmp_pat
     assert "no metric is called 'fod'" in refused(capsys, asked(images, "--metrics", "fod"), 2)
     assert "what to compare it with is not known; give --data" in refused(capsys, ["evaluate", str(images)], 2)
     assert "no such model" in refused(capsys, asked("nowhere"), 2)
-    assert "no images (a folder, a .zip or a URL" in refused(capsys, asked(images / "000.png"), 2)
+    assert "no images (a folder, an archive or a URL" in refused(capsys, asked(images / "000.png"), 2)
     odd = tmp_path / "odd"
     odd.mkdir()
     Image.new("L", (24, 20)).save(odd / "a.png")
