@@ -26,7 +26,7 @@ from stylegan.evaluation import weights
 from stylegan.evaluation.engine import evaluate
 from stylegan.evaluation.page import PAGE, compare_published, write_page
 from stylegan.evaluation.published import Comparison
-from stylegan.evaluation.quick import QuickMetrics, rows_name
+from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.patience import use_settings
 from stylegan.plan import check_data, find_report, find_stage, find_verdict, make_keys, root, run_uri, stage_uri, write_verdict
@@ -132,12 +132,18 @@ class Pipeline:
         with StageRelay(self.tracked(shards), uri, quick=rows_name(self.config, stage.resolution), on_rows=show):
             job = StageJob(config=self.config, stage=stage, shards=shards, key=key, run_id=keys.run_id, uri=uri, previous=previous)
             record = found or self._train(job)
+            if found and lacks_end(job):  # stopped while the end of the stage was measured
+                with self._quick_metrics(job):
+                    pass
         return _done(f"train {stage.name}", record, found)
 
     def _train(self, job: StageJob) -> Checkpoint:
-        cluster.connect(self.config.ray)  # here, so that not two threads do it at the same time
-        with QuickMetrics(job, SpareWorker(), root=root(self.config)):
+        with self._quick_metrics(job):
             return cluster.train(job)
+
+    def _quick_metrics(self, job: StageJob) -> QuickMetrics:
+        cluster.connect(self.config.ray)  # here, so that not two threads do it at the same time
+        return QuickMetrics(job, SpareWorker(), root=root(self.config))
 
     def evaluate(self, shards: ShardSet, checkpoint: Checkpoint) -> Done[Report]:
         """The metrics of the config on the averaged generator of a checkpoint, in parallel on Ray."""

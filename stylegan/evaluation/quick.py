@@ -72,6 +72,12 @@ def rows_name(config: Config, resolution: int) -> str | None:
     return f"metrics-{digest([EVALUATION_VERSION, settings, evaluation.features, evaluation.seed])}.jsonl"
 
 
+def lacks_end(job: StageJob) -> bool:
+    """Whether the end of a stage is still to be measured. Raises StepError if storage does not answer."""
+    name = rows_name(job.config, job.stage.resolution)
+    return name is not None and all(row["nimg"] < job.stage.end_nimg for row in read_rows(storage.join(job.uri, name)))
+
+
 @dataclass(frozen=True)
 class QuickRequest:
     """What the worker needs: `uri` is a folder with the generator, `alpha` the weight of its newest resolution."""

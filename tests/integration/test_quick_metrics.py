@@ -43,6 +43,9 @@ def test_points_are_in_mlflow_once_and_training_is_the_same(finished, make_place
     assert nimgs == sorted(set(nimgs))
     assert nimgs[-1] == 2200
     assert not (path.parent / "measuring").exists()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))  # as if stopped while the end was measured
+    place.run("train", str(place.config))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
     for key in ("quick/fid_classifier", "quick/recall_classifier"):
         first = {row["nimg"] // 1000: row["metrics"][key] for row in reversed(rows)}  # of a kimg
         assert curve(place, summary["mlflow_run_id"], key) == sorted(first.items())
