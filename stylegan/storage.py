@@ -129,13 +129,18 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    write_local(target, data)
+
+
+def write_local(path: Path, data: bytes) -> None:
+    """A file on this machine that nobody sees half-written, on the disk for good; for what is no part of storage. Raises OSError."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

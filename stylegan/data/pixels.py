@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stylegan.data.cache import Entry, alone, reserve
+from stylegan.storage import write_local
 
 MISSING, GOOD, REPLACED = 0, 1, 2
 
@@ -73,9 +74,7 @@ class PixelFile:
                 old.unlink()
             flags = np.full(self.shape[0], MISSING if marker is None else GOOD, np.uint8)
             flags[marker or []] = REPLACED
-            partial = self.folder / f".{uuid.uuid4().hex[:8]}.partial"
-            partial.write_bytes(flags.tobytes())
-            os.replace(partial, self._flag_file)
+            write_local(self._flag_file, flags.tobytes())
 
     def _header(self) -> bytes:
         header = BytesIO()
@@ -106,7 +105,7 @@ class PixelFile:
         with open(self._file, "rb") as file:
             os.fsync(file.fileno())
         replaced = np.flatnonzero(self.flags == REPLACED).tolist()
-        write_whole(self.folder / "complete.json", json.dumps({"replaced": replaced}).encode())
+        write_local(self.folder / "complete.json", json.dumps({"replaced": replaced}).encode())
         self.complete = True
 
     def write_labels(self, labels: np.ndarray, attributes: np.ndarray | None) -> None:
@@ -116,7 +115,7 @@ class PixelFile:
             if not (self.folder / name).exists():
                 content = BytesIO()
                 np.save(content, array)
-                write_whole(self.folder / name, content.getvalue())
+                write_local(self.folder / name, content.getvalue())
 
     @contextmanager
     def claim(self, block: int) -> Iterator[bool]:
@@ -167,19 +166,6 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return uuid.uuid4().hex
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A small file that nobody sees half-written, on the disk for good."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_at(descriptor: int, data: memoryview, position: int) -> None:

@@ -131,12 +131,12 @@ def write_shards(source: Source, data: DataConfig, root: str, *, pmap: Pmap = ma
     Raises:
         StepError: more than `data.max_rejected` images cannot be used, none can, or the source, disk or store refuses.
     """
-    found = find_shards(source, data, root)
-    if found is not None:
-        return found
     uri = _uri(root, shard_key(data, source))
-    if storage.exists(storage.join(uri, MANIFEST)) and read_shards(uri) is not None:  # made when more was allowed
-        _judge(read_rejected(storage.join(uri, REJECTED)), data, uri=uri, total=len(source.images))
+    there = _read_set(uri)
+    if there is not None:
+        if _count_against(there[1]["rejected"]) > data.max_rejected:  # it was made when more was allowed
+            _judge(read_rejected(storage.join(uri, REJECTED)), data, uri=uri, total=len(source.images))
+        return there[0]
     work = plan_work(source, data, root)
     names = _build(source, data, uri, work, (pmap, progress))
     with scratch(uri, "table") as folder:

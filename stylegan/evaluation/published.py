@@ -8,9 +8,8 @@ and what each protocol asks for.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -20,7 +19,7 @@ import yaml
 from stylegan.errors import ConfigError
 from stylegan.evaluation.names import METRICS, describe, split_key
 from stylegan.evaluation.report import Report
-from stylegan.evaluation.weights import KNOWN, Kind
+from stylegan.evaluation.weights import KNOWN, join_digests
 
 MIXED = "fid_mixing"
 
@@ -201,14 +200,10 @@ def _other_network(key: str, report: Report, protocol: Mapping[str, Any]) -> Ite
     network = split_key(key)[1]
     if network != protocol["network"]:
         yield f"measured by {network or 'an unknown network'}, not {protocol['title']}"
-    elif protocol["weights"] and report.settings.get("networks", {}).get(network) != _digest(protocol["weights"]):
+    elif protocol["weights"] and report.settings.get("networks", {}).get(network) != join_digests(
+        KNOWN[k].sha256 for k in protocol["weights"]
+    ):
         yield f"the weights of {network} are not the public ones"
-
-
-def _digest(kinds: Sequence[Kind]) -> str:
-    """The SHA-256 that a report has for the network made of these public files: that of the file, or of the digests of several."""
-    digests = [KNOWN[kind].sha256 for kind in kinds]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _other_counts(figure: Figure, report: Report, protocol: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ networks never compare.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -130,11 +130,11 @@ def obtain_spaces(evaluation: EvaluationConfig, shards: ShardSet, *, root: str, 
     for role in roles & PUBLISHED.keys():
         name, kinds, num_features, dtype = PUBLISHED[role]
         uris, digests = zip(*(files[kind] for kind in kinds), strict=True)
-        networks[role] = Network(name, uris, _joined(digests), num_features, dtype)
+        networks[role] = Network(name, uris, weights.join_digests(digests), num_features, dtype)
     if "attributes" in roles:
         try:
             uris = tuple(obtain_attributes(evaluation, shards, root=root, device=device, pmap=pmap))
-            networks["attributes"] = Network("attributes", uris, _joined(_sha256(storage.read_bytes(uri)) for uri in uris))
+            networks["attributes"] = Network("attributes", uris, weights.join_digests(_sha256(storage.read_bytes(uri)) for uri in uris))
         except StepError as error:
             missing["attributes"] = str(error)
     return Spaces(networks, missing, attribute_names(shards), independent=bool(shards.attribute_names))
@@ -165,12 +165,6 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _joined(digests: Iterable[str]) -> str:
-    """The digest of several files: of one, its own."""
-    first, *more = digests
-    return _sha256("".join([first, *more]).encode()) if more else first
-
-
 # --- on a worker ------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +190,7 @@ def open_network(network: Network, device: str) -> Any:
         StepError: a file is not the one it was.
     """
     files = [storage.read_bytes(uri) for uri in network.uris]
-    if _joined(map(_sha256, files)) != network.sha256:
+    if weights.join_digests(map(_sha256, files)) != network.sha256:
         raise StepError(f"{network.uris[0]}: changed during the evaluation; run the same command again")
     if network.name == "attributes":
         return AttributeNet(files, device)

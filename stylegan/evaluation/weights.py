@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -245,3 +245,9 @@ class _Bar(Callback):
     def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
         self.progress.total = (self.size or 0) / MEGABYTE or self.progress.total
         self.progress.update(self.value / MEGABYTE)
+
+
+def join_digests(digests: Iterable[str]) -> str:
+    """The SHA-256 of a network made of several files, in their order: that of the digests; of one file, its own."""
+    first, *more = digests
+    return hashlib.sha256("".join([first, *more]).encode()).hexdigest() if more else first

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from stylegan.errors import ConfigError
-from stylegan.evaluation import spaces
 from stylegan.evaluation.published import compare, dataset_of, figures_of, row_names
 from stylegan.evaluation.report import Report
-from stylegan.evaluation.weights import KNOWN
+from stylegan.evaluation.weights import KNOWN, join_digests
 
 ABLATIONS = Path(__file__).parents[2] / "configs/ablations"
-LPIPS = spaces._joined([KNOWN["vgg16"].sha256, KNOWN["lpips"].sha256])
+LPIPS = join_digests([KNOWN["vgg16"].sha256, KNOWN["lpips"].sha256])
 SETTINGS = {
     "num_images": 50_000,
     "num_reals": 50_000,

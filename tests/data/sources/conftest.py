@@ -1,7 +1,9 @@
 """What the tests of all formats share: opening a source, and what it lists and hands out."""
 
 import pickle
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,26 @@ import pytest
 from stylegan.config import DataConfig
 from stylegan.data.sources import Source, open_source
 from stylegan.data.sources.base import Label
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], str]]:
+    """`serve(handler)` starts a web server with a handler of `http.server` and gives its URL."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    servers = []
+
+    def start(handler: Any) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture

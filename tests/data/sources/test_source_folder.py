@@ -2,9 +2,8 @@
 
 import os
 import shutil
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 
 import fsspec
 import pytest
@@ -70,17 +69,10 @@ def test_many_objects_of_a_bucket(s3_server, opened, monkeypatch):
 
 
 @pytest.fixture
-def web(image_folder, monkeypatch):
+def web(image_folder, serve):
     """A web server that shows the folder above the images."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(image_folder.parent)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    return serve(partial(quiet, directory=str(image_folder.parent)))
 
 
 def test_web_server(image_folder, web, opened, listed, contents):

@@ -1,9 +1,7 @@
 """Lists of URLs."""
 
 import pickle
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import fsspec
 import pytest
@@ -13,10 +11,9 @@ from stylegan.errors import ConfigError, StepError
 
 
 @pytest.fixture
-def web(monkeypatch) -> Iterator[str]:
+def web(monkeypatch, serve) -> str:
     """A web server that serves `/a.png` with any query, refuses `/secret.png` and is broken at `/broken.png`."""
     monkeypatch.setattr(urls, "PAUSES", (0.01,))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -33,13 +30,7 @@ def web(monkeypatch) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    return serve(Handler)
 
 
 def test_a_url_in_each_line(tmp_path, web, opened, contents):
