@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,9 +86,11 @@ def plan_change(source: Source, data: DataConfig, root: str) -> Change:
 
 
 def newest_uri(source: Source, data: DataConfig, root: str) -> str:
-    """The file that names the newest finished set of a source with these settings."""
-    opener = source.open.func if isinstance(source.open, partial) else source.open  # unaltered images are read by another one
-    name = digest([source.uri, getattr(opener, "__module__", ""), settings_key(data)])
+    """The file that names the newest finished set of a source with these settings.
+
+    The key holds the reader, since unaltered images make other shards, under the name that its module had in version 0.1.
+    """
+    name = digest([source.uri, f"stylegan.data.sources.{source.reader}", settings_key(data)])
     return storage.join(storage.absolute(root), "datasets", f"newest-{name}.json")
 
 

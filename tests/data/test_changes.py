@@ -265,3 +265,10 @@ def test_incremental_on_s3(folder, tmp_path, draw_images, s3_server):
     shards = write_shards(open_source(data), data, root)
     assert verify(shards.uri).problems == ()
     assert shards.fingerprint == make(data, tmp_path).fingerprint
+
+
+def test_sets_name_their_reader(folder, tmp_path, draw_images):
+    """The reader is part of a key: plain folders, folders below one that is left out, and unaltered images are three."""
+    nested = draw_images(tmp_path / "above" / "inner", ["cat/1.png", "dog/2.png"]).parent
+    assert [open_source(config(path)).reader for path in (folder, nested)] == ["folder", "base"]
+    assert unaltered(open_source(config(folder)), config(folder)).reader == "unaltered"

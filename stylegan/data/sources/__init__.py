@@ -68,7 +68,7 @@ def open_source(data: DataConfig) -> Source:
     listing = relative(listing)
     found = label_images(data, listing, in_order(listing.images))
     digest = signature(found.images, (found.label_names, found.attribute_names))
-    return Source(data.source, digest, found.images, found.label_names, found.attribute_names, listing.open)
+    return Source(data.source, digest, found.images, found.label_names, found.attribute_names, listing.open, listing.reader)
 
 
 def _list(data: DataConfig) -> Listing:

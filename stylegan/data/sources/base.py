@@ -59,6 +59,7 @@ class Source:
         open: gives a context with a function from `SourceImage.path` to the bytes of an encoded image, or to uint8 pixels [H, W]
             or [H, W, 3]. It can be pickled and opened in any process; the function may be called from several threads, and raises
             StepError if the store does not answer. Any other exception is about that one image.
+        reader: name of what `open` reads with, part of the key under which the newest set of a source is found; must never change.
     """
 
     uri: str
@@ -67,6 +68,7 @@ class Source:
     label_names: tuple[str, ...]
     attribute_names: tuple[str, ...]
     open: Opener
+    reader: str
 
 
 class Files(NamedTuple):
@@ -104,12 +106,14 @@ class Listing:
     Attributes:
         images: in any order; of equal paths the last one counts. Labels are those that the format knows.
         open: as `Source.open`, for images and `files`.
+        reader: as `Source.reader`.
         files: path -> token of files that may hold labels.
         folders: the paths are those of files, so folders above all of them are left out and the first one may be a class.
     """
 
     images: list[SourceImage]
     open: Opener
+    reader: str
     label_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
@@ -184,7 +188,7 @@ def relative(listing: Listing) -> Listing:
     images = [SourceImage(image.path[cut:], image.label, image.token) for image in listing.images]
     # A label file that was named may lie beside the images, above their folder.
     files = {path[cut:] if path.startswith(prefix) else f"{ABOVE}{path}": token for path, token in listing.files.items()}
-    return replace(listing, images=images, files=files, open=partial(_open_below, listing.open, prefix))
+    return replace(listing, images=images, files=files, open=partial(_open_below, listing.open, prefix), reader="base")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ _SHAPE = (3, 32, 32)
 
 def list_images(files: Files) -> Listing:
     """Images `data_batch_1/00000` ... or `train/00000` ..., 32x32 in RGB; binary and python files give the same paths."""
-    return list_blocks(files, _blocks, _label_names(files))
+    return list_blocks(files, _blocks, _label_names(files), data_format="cifar")
 
 
 def _blocks(files: Files) -> Iterator[Block]:

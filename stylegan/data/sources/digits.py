@@ -15,7 +15,7 @@ from stylegan.data.sources.base import Listing, Read, SourceImage
 def list_images() -> Listing:
     """Paths are `{digit}/{number}`."""
     images = [SourceImage(path, int(path[0]), f"{zlib.crc32(pixels.data):08x}") for path, pixels in _scans().items()]
-    return Listing(images, _open, label_names=tuple("0123456789"))
+    return Listing(images, _open, reader="digits", label_names=tuple("0123456789"))
 
 
 @cache

@@ -20,7 +20,7 @@ PAGE = 1000  # objects of a bucket that are listed at once; S3 gives no more
 def list_images(files: Files, images: list[SourceImage]) -> Listing:
     """The images that `walk` found, and which of the other files may hold labels."""
     others = {path: token for path, token in files.tokens.items() if is_label_file(path, files.label_file)}
-    return Listing(images, partial(_open, files.root), files=others, folders=True)
+    return Listing(images, partial(_open, files.root), reader="folder", files=others, folders=True)
 
 
 def walk(root: str) -> Iterator[tuple[str, str]]:

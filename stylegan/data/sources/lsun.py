@@ -43,7 +43,7 @@ def list_images(files: Files) -> Listing:
         except _errors() as error:
             raise StepError(f"data.source={files.source}: {path} is no LMDB environment ({one_line(error)}); copy it again") from error
     places = {above[path]: (files.uri(path), files.tokens[path]) for path in paths}
-    return Listing(images, partial(_open, places))
+    return Listing(images, partial(_open, places), reader="lsun")
 
 
 def _name(path: str) -> str:

@@ -23,7 +23,7 @@ NAMES = re.compile(r"(?P<set>.*)[-_.]?images[-_.]idx3[-_.]ubyte(\.gz)?", re.IGNO
 
 def list_images(files: Files) -> Listing:
     """Images `train/00000` ..., grey; 28x28 pixels get two black ones on each side, as StyleGAN's own tools do, to be a power of two."""
-    return list_blocks(_with_labels(files), _blocks, ())
+    return list_blocks(_with_labels(files), _blocks, (), data_format="mnist")
 
 
 def _with_labels(files: Files) -> Files:

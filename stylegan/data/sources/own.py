@@ -59,7 +59,7 @@ def _list_own(files: Files, manifest: dict[str, Any]) -> Listing:
         images.append(SourceImage(path, _label(level.labels, level.attributes, number), sha256.hex()))
     tars = tuple(Packed(known.uri, known.sha256) for known in level.tars)
     opener = partial(_open, tars, locator.seal(), level.suffix, int(level.size.sum()) < COPY_BELOW * len(images))
-    return Listing(images, opener, label_names=shards.label_names, attribute_names=shards.attribute_names)
+    return Listing(images, opener, reader="own", label_names=shards.label_names, attribute_names=shards.attribute_names)
 
 
 def _label(labels: np.ndarray, attributes: np.ndarray | None, number: int) -> Label:

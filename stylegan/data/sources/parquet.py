@@ -63,7 +63,7 @@ def list_images(files: Files) -> Listing:
             names = names or columns.names
     labels, names = _labels(values, names)
     listed = [SourceImage(image.path, label, image.token) for image, label in zip(images, labels, strict=True)]
-    return Listing(listed, partial(_open, tables), label_names=names)
+    return Listing(listed, partial(_open, tables), reader="parquet", label_names=names)
 
 
 def _scan(files: Files, path: str) -> tuple[_Table, _Columns, list[Any]]:

@@ -27,11 +27,12 @@ class Block(NamedTuple):
 Blocks = Callable[[Files], Iterable[Block]]
 
 
-def list_blocks(files: Files, blocks: Blocks, label_names: tuple[str, ...]) -> Listing:
+def list_blocks(files: Files, blocks: Blocks, label_names: tuple[str, ...], *, data_format: str) -> Listing:
     """The images of all blocks, which have one shape, as `{block}/{number}`; the token is a checksum of the pixels.
 
     Args:
         blocks: reads them; a function of a module, so that it can be pickled.
+        data_format: names the local copy of the unpacked pixels, beside the files' own names; must never change.
     """
     images: list[SourceImage] = []
     starts: dict[str, int] = {}
@@ -42,7 +43,8 @@ def list_blocks(files: Files, blocks: Blocks, label_names: tuple[str, ...]) -> L
         for number, picture in enumerate(block.pixels):
             label: Label = None if block.labels is None else block.labels[number]
             images.append(SourceImage(f"{block.name}/{number:05d}", label, f"{zlib.crc32(np.ascontiguousarray(picture).data):08x}"))
-    return Listing(images, partial(_open, files, blocks, starts, shape, len(images)), label_names=label_names)
+    pixels = _Pixels(data_format, files, blocks, starts, shape, len(images))
+    return Listing(images, partial(_open, pixels), reader="pixels", label_names=label_names)
 
 
 def _one_shape(source: str, shape: tuple[int, ...], block: Block) -> tuple[int, ...]:
@@ -53,23 +55,39 @@ def _one_shape(source: str, shape: tuple[int, ...], block: Block) -> tuple[int, 
     return block.pixels.shape[1:]
 
 
-@contextmanager
-def _open(files: Files, blocks: Blocks, starts: dict[str, int], shape: tuple[int, ...], num_images: int) -> Iterator[Read]:
-    def make(out: IO[bytes]) -> None:
-        for block in blocks(files):
+class _Pixels(NamedTuple):
+    """All images of a set of files: where their pixels come from, and where each block starts among them."""
+
+    data_format: str
+    files: Files
+    blocks: Blocks
+    starts: dict[str, int]
+    shape: tuple[int, ...]
+    num_images: int
+
+    def write(self, out: IO[bytes]) -> None:
+        """Write the pixels of all images, one after the other."""
+        for block in self.blocks(self.files):
             out.write(np.ascontiguousarray(block.pixels).data)
 
-    size = int(np.prod(shape))
-    name = f"{blocks.__module__}\n{files.root}\n{sorted(files.tokens.items())}"
+    @property
+    def local_name(self) -> str:
+        """Name of the local copy. Starts with the name of a former module, so that copies made by version 0.1 stay in use."""
+        return f"stylegan.data.sources.{self.data_format}\n{self.files.root}\n{sorted(self.files.tokens.items())}"
+
+
+@contextmanager
+def _open(pixels: _Pixels) -> Iterator[Read]:
+    size = int(np.prod(pixels.shape))
     with (
-        unpacked(name, num_images * size, make) as path,
+        unpacked(pixels.local_name, pixels.num_images * size, pixels.write) as path,
         open(path, "rb") as file,
         closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content,
     ):
 
         def read(path: str) -> np.ndarray:
             block, _, number = path.rpartition("/")
-            start = (starts[block] + int(number)) * size
-            return np.frombuffer(content[start : start + size], np.uint8).reshape(shape)
+            start = (pixels.starts[block] + int(number)) * size
+            return np.frombuffer(content[start : start + size], np.uint8).reshape(pixels.shape)
 
         yield read

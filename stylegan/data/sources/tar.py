@@ -55,7 +55,7 @@ def list_images(files: Files) -> Listing:
                 found[above + member.name] = f"{member.size}-{member.mtime}-{mark}"
                 locator.add(above + member.name, number, member.offset, member.size)
     opener = partial(_open, tuple(packed), locator.seal(), payload < COPY_BELOW * len(images))
-    return Listing(images, opener, files=found, folders=len(tars) == 1)
+    return Listing(images, opener, reader="tar", files=found, folders=len(tars) == 1)
 
 
 @contextmanager

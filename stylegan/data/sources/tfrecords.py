@@ -38,7 +38,7 @@ def list_images(files: Files) -> Listing:
             images.append((f"{number:07d}", f"{checksum:08x}"))
     labels = _labels(files, path, len(images))
     found = [SourceImage(name, label, token) for (name, token), label in zip(images, labels, strict=True)]
-    return Listing(found, partial(_open, files.uri(path), files.tokens[path], np.array(offsets, np.int64)))
+    return Listing(found, partial(_open, files.uri(path), files.tokens[path], np.array(offsets, np.int64)), reader="tfrecords")
 
 
 def _highest(files: Files) -> str:

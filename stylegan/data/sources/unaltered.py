@@ -24,7 +24,7 @@ def unaltered(source: Source, data: DataConfig) -> Source:
     """
     wanted = (data.resolution, data.resolution, data.channels)
     signature = hashlib.sha256(f"unaltered {source.signature}".encode()).hexdigest()[:16]  # shards of resized images are others
-    return replace(source, signature=signature, open=partial(_open, source.open, source.uri, wanted))
+    return replace(source, signature=signature, open=partial(_open, source.open, source.uri, wanted), reader="unaltered")
 
 
 def measured(content: bytes | np.ndarray) -> tuple[int, int, int]:

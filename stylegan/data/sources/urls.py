@@ -55,7 +55,7 @@ def list_images(files: Files) -> Listing:
         texts.append(line.label)
     labels, names = _labels(texts)
     found = [SourceImage(shown, label, mark) for (shown, mark), label in zip(images, labels, strict=True)]
-    return Listing(found, partial(_open, files.uri(name), token, locator.seal()), label_names=names)
+    return Listing(found, partial(_open, files.uri(name), token, locator.seal()), reader="urls", label_names=names)
 
 
 def _lines(where: str, name: str, content: bytes) -> Iterator[_Line]:

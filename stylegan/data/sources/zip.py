@@ -39,7 +39,7 @@ def list_images(files: Files) -> Listing:
             images.append(SourceImage(path, None, token))
         else:
             others[path] = token
-    return Listing(images, partial(_open, uri, archive_token, locator.seal()), files=others, folders=True)
+    return Listing(images, partial(_open, uri, archive_token, locator.seal()), reader="zip", files=others, folders=True)
 
 
 def _members(uri: str, token: str) -> Iterator[zipfile.ZipInfo]:

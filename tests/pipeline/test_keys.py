@@ -1,0 +1,61 @@
+"""Keys name finished work in storage: those of version 0.1 stay as they are, so that an upgrade repeats nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stylegan.config import METRICS, DataConfig, EvaluationConfig
+from stylegan.config_file import load
+from stylegan.data.changes import newest_uri
+from stylegan.data.shards import ShardSet, shard_key
+from stylegan.data.sources import open_source
+from stylegan.data.sources.base import Source
+from stylegan.evaluation.protocol import protocol_of
+from stylegan.evaluation.quick import rows_name
+from stylegan.evaluation.spaces import Network, Spaces
+from stylegan.plan import gate_key, make_keys
+from stylegan.training.cost import speed_record
+
+ROOT = Path(__file__).parents[2]
+# Written by version 0.1: keys of every shipped config, of every metric, and of the newest set of every kind of source.
+KNOWN = json.loads(Path(__file__).with_name("keys-0.1.json").read_text())
+SHARDS = ShardSet.model_validate(KNOWN["shards"])
+
+
+@pytest.mark.parametrize("path", KNOWN["configs"])
+def test_keys_of_a_config(path: str) -> None:
+    config, known = load(ROOT / path), KNOWN["configs"][path]
+    snapshots = config.snapshots.model_copy(update={"metrics_kimg": {4: 5.0}, "metrics": ("fid", "kid", "is", "pr")})
+    assert make_keys(config, SHARDS).model_dump(mode="json") == known["run"]
+    assert gate_key(config, "3") == known["gate"]
+    assert rows_name(config.model_copy(update={"snapshots": snapshots}), config.data.resolution) == known["quick"]
+    assert speed_record(config, 1.0) == known["speed"] | {"img_per_sec": 1.0}
+
+
+def test_every_shipped_config_of_then_is_still_there() -> None:
+    assert [path for path in KNOWN["configs"] if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_protocol_of_a_metric(metric: str) -> None:
+    shapes = {"pooled": ("inception", 2048, "float32"), "manifold": ("vgg16", 4096, "float16")}
+    shapes |= {"distance": ("lpips", 0, "float32"), "attributes": ("attributes", 0, "float32")}
+    networks = {role: Network(name, (f"{name}.pth",), name * 3, size, dtype) for role, (name, size, dtype) in shapes.items()}
+    embedded = dict.fromkeys(networks, Network("classifier", ("c.safetensors",), "abc", 128))
+    spaces = {"published": Spaces(networks), "embedded": Spaces(embedded, embedded="classifier")}
+    found = {name: protocol_of(metric, SHARDS, EvaluationConfig(), space) for name, space in spaces.items()}
+    assert found == {name: KNOWN["protocols"][name][metric] for name in spaces}
+
+
+@pytest.mark.parametrize("reader", KNOWN["newest"])
+def test_newest_set_of_a_source(reader: str) -> None:
+    """Version 0.1 took the module that read the images into the key; the names stay, wherever that code lies now."""
+    source = Source("s3://bucket/images", "sig", [], (), (), lambda: None, reader)
+    data = DataConfig(source=source.uri, resolution=16)
+    assert newest_uri(source, data, "s3://bucket/root") == f"s3://bucket/root/datasets/{KNOWN['newest'][reader]}"
+
+
+def test_set_of_the_quickstart() -> None:
+    data = DataConfig(source="digits", resolution=16, channels=1)
+    assert shard_key(data, open_source(data)) == KNOWN["digits"]
