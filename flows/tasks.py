@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from flows.datasets import publish_shards
+from flows.artifacts import publish_shards
 from stylegan.data.shards import ShardSet
 from stylegan.errors import UnavailableError, UserError
 from stylegan.evaluation.report import Report

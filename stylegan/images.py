@@ -57,3 +57,10 @@ def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def thumbnail(png: bytes, side: int = 1024) -> bytes:
+    """Shrink a PNG file to at most `side` pixels in width and height; a smaller one keeps its size."""
+    image = Image.open(io.BytesIO(png))
+    image.thumbnail((side, side))
+    return png_bytes(image)

@@ -6,14 +6,14 @@ A step returns its record and whether it was taken from storage. Repeating a ste
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from stylegan import cluster, storage, tracking
 from stylegan.config import Config
@@ -29,7 +29,17 @@ from stylegan.evaluation.published import Comparison
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.patience import use_settings
-from stylegan.plan import check_data, find_report, find_stage, find_verdict, make_keys, root, run_uri, stage_uri, write_verdict
+from stylegan.plan import (
+    check_data,
+    find_report,
+    find_stage,
+    find_verdict,
+    make_keys,
+    root,
+    run_uri,
+    stage_uri,
+    write_verdict,
+)
 from stylegan.progress import Progress
 from stylegan.registry import store
 from stylegan.registry.gate import Verdict, comparable, judge
@@ -54,6 +64,23 @@ class Done(Generic[R]):
     cached: bool
 
 
+class Summary(BaseModel):
+    """Everything a run has made; `grid` and `page` are the URIs of the last sample grid and of the report's page."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    mlflow_run_id: str
+    shards: ShardSet
+    checkpoints: tuple[Checkpoint, ...]
+    stages: tuple[dict[str, float], ...]  # the last point of each stage's curves
+    report: Report
+    version: ModelVersion
+    verdict: Verdict
+    grid: str
+    page: str
+
+
 def _done(step: str, record: R, found: R | None) -> Done[R]:
     if found is not None:
         logger.info("%s: cached, taken from storage", step)
@@ -76,13 +103,17 @@ class Pipeline:
             ConfigError, StepError: MLflow or Ray does not answer, or its address cannot work.
         """
         if self.config.storage.root.startswith("memory://"):
-            raise ConfigError("storage.root=memory://: workers cannot see the memory of another process; use a folder or a bucket")
+            raise ConfigError(
+                "storage.root=memory://: workers cannot see the memory of another process; use a folder or a bucket"
+            )
         tracking.check_server(tracking.resolve_uri(self.config))
         cluster.check_address(self.config.ray)
         self._stack.enter_context(cluster.session())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._stack:
             if self._run is None:
                 return
@@ -106,7 +137,9 @@ class Pipeline:
         if found is None or find_report(self.config, make_keys(self.config, found).run_id) is None:
             weights.fetch_all(self.config.evaluation)  # what cannot be had ends a run now, not after days of training
         record = found or cluster.shard(source, self.config)
-        check_data(self.config, record.num_images, record.label_names, record.attribute_names)  # without those that could not be read
+        check_data(
+            self.config, record.num_images, record.label_names, record.attribute_names
+        )  # without those that could not be read
         return _done("shard", record, found)
 
     def tracked(self, shards: ShardSet) -> TrackedRun:
@@ -130,7 +163,9 @@ class Pipeline:
         found = find_stage(self.config, stage, key)
         show = None if found else partial(_show, Progress(f"train {stage.name}", stage.num_images), stage)
         with StageRelay(self.tracked(shards), uri, quick=rows_name(self.config, stage.resolution), on_rows=show):
-            job = StageJob(config=self.config, stage=stage, shards=shards, key=key, run_id=keys.run_id, uri=uri, previous=previous)
+            job = StageJob(
+                config=self.config, stage=stage, shards=shards, key=key, run_id=keys.run_id, uri=uri, previous=previous
+            )
             record = found or self._train(job)
             if found and lacks_end(job):  # stopped while the end of the stage was measured
                 with self._quick_metrics(job):
@@ -157,7 +192,9 @@ class Pipeline:
             storage.write_json(storage.join(out, "report.json"), report.model_dump(mode="json"))
         run = self.tracked(shards)
         facts = {"Run": run_id, "Images": config.data.source}
-        page = write_page(report, out, title=run_id, published=self.published(shards, report), facts=facts, data=read_card(shards.uri))
+        page = write_page(
+            report, out, title=run_id, published=self.published(shards, report), facts=facts, data=read_card(shards.uri)
+        )
         run.log_report(report, page)
         return _done("evaluate", report, found)
 
@@ -169,7 +206,9 @@ class Pipeline:
         config = self.config
         device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
         where = root(config)
-        return evaluate(checkpoint_uri, shards, config.evaluation, root=where, pmap=self._parallel_map, device=device, out_uri=out)
+        return evaluate(
+            checkpoint_uri, shards, config.evaluation, root=where, pmap=self._parallel_map, device=device, out_uri=out
+        )
 
     def _parallel_map(self, function: Any, items: Iterable[T]) -> Iterator[Any]:
         return cluster.parallel_map(function, items, self.config)
@@ -184,7 +223,11 @@ class Pipeline:
         key = make_keys(self.config, shards).registration
         found = store.find_version(self.config, key)
         record = found or store.register(
-            self.config, mlflow_run_id=self.tracked(shards).mlflow_run_id, checkpoint=checkpoint.uri, report=report, key=key
+            self.config,
+            mlflow_run_id=self.tracked(shards).mlflow_run_id,
+            checkpoint=checkpoint.uri,
+            report=report,
+            key=key,
         )
         return _done("register", record, found)
 
@@ -206,7 +249,11 @@ class Pipeline:
     def _judge(self, run_id: str, shards: ShardSet, version: ModelVersion, report: Report) -> Verdict:
         champion_version, champion = store.champion(self.config) or (None, None)
         gate = self.config.registry.gate
-        if champion and champion.checkpoint_uri != report.checkpoint_uri and not comparable(report, champion, gate.metric):
+        if (
+            champion
+            and champion.checkpoint_uri != report.checkpoint_uri
+            and not comparable(report, champion, gate.metric)
+        ):
             champion = self._evaluate_again(shards, champion)
         verdict = judge(report, champion, gate, challenger_version=version.version, champion_version=champion_version)
         write_verdict(self.config, run_id, verdict, applied=False)
@@ -261,22 +308,37 @@ class Pipeline:
         stage = stages(self.config)[-1]
         found = find_stage(self.config, stage, make_keys(self.config, shards).stages[-1]) if shards else None
         if shards is None or found is None:
-            raise StepError(f"{step}: stage {stage.name} of this config is not trained yet; run `stylegan train` with it first")
+            raise StepError(
+                f"{step}: stage {stage.name} of this config is not trained yet; run `stylegan train` with it first"
+            )
         return shards, found
 
-    def summarize(self, shards: ShardSet, version: ModelVersion) -> dict[str, Any]:
-        """What a summary shows beside the records: ids, the last point of each stage's curves, the grid, the aliases as they are now."""
+    def summarize(
+        self,
+        shards: ShardSet,
+        checkpoints: Sequence[Checkpoint],
+        report: Report,
+        version: ModelVersion,
+        verdict: Verdict,
+    ) -> Summary:
+        """Return the records of a finished run with the ids, curves and files that belong to them, aliases as they are now."""
         keys = make_keys(self.config, shards)
-        folders = [stage_uri(self.config, stage, key) for stage, key in zip(stages(self.config), keys.stages, strict=True)]
+        folders = [
+            stage_uri(self.config, stage, key) for stage, key in zip(stages(self.config), keys.stages, strict=True)
+        ]
         rows = [read_rows(storage.join(folder, "stats.jsonl")) for folder in folders]
-        return {
-            "run_id": keys.run_id,
-            "mlflow_run_id": self.tracked(shards).mlflow_run_id,
-            "stages": tuple(found[-1]["metrics"] for found in rows if found),
-            "grid": storage.join(run_uri(self.config, keys.run_id), "samples.png"),
-            "page": storage.join(run_uri(self.config, keys.run_id), PAGE),
-            "version": store.find_version(self.config, keys.registration) or version,
-        }
+        return Summary(
+            run_id=keys.run_id,
+            mlflow_run_id=self.tracked(shards).mlflow_run_id,
+            shards=shards,
+            checkpoints=tuple(checkpoints),
+            stages=tuple(found[-1]["metrics"] for found in rows if found),
+            report=report,
+            version=store.find_version(self.config, keys.registration) or version,
+            verdict=verdict,
+            grid=storage.join(run_uri(self.config, keys.run_id), "samples.png"),
+            page=storage.join(run_uri(self.config, keys.run_id), PAGE),
+        )
 
 
 def _show(progress: Progress, stage: Stage, rows: list[dict]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.cli import main
+from flows.cli.main import main
 from stylegan import cluster, storage
 from stylegan.config import ModelConfig, RayConfig
 from stylegan.errors import ConfigError
@@ -58,7 +58,9 @@ def draw_digits(folder, count=100, *, side=8, mode="L"):
 
     folder.mkdir(parents=True)
     for number, scan in enumerate(load_digits().images[:count]):
-        Image.fromarray((scan * 15.9).astype("uint8")).resize((side, side)).convert(mode).save(folder / f"{number:03d}.png")
+        Image.fromarray((scan * 15.9).astype("uint8")).resize((side, side)).convert(mode).save(
+            folder / f"{number:03d}.png"
+        )
     return folder
 
 
@@ -75,14 +77,23 @@ def test_names_of_metrics():
     assert parse_metrics("kid") == ("kid",)
     assert parse_metrics("fid, ppl,ppl_wend") == ("fid", *PATH_LENGTHS)
     for text in ("", "fid,,kid", "FID", "fid_inception"):
-        with pytest.raises(ConfigError, match=r"no metric is called '.*'; known are fid, kid, .*, and ppl for all of ppl_\*"):
+        with pytest.raises(
+            ConfigError, match=r"no metric is called '.*'; known are fid, kid, .*, and ppl for all of ppl_\*"
+        ):
             parse_metrics(text)
 
 
 def test_weights_without_a_run_are_measured_against_given_data(capsys, checkpoint, asked, root):
     """One JSON record on standard output; the same again comes from storage, and its page is made again if it is gone."""
     arguments = asked(
-        checkpoint(), "--metrics", "fid,ppl_wend", "-s", "evaluation.ppl_samples=20", "-s", "evaluation.ppl_crop=false", "--json"
+        checkpoint(),
+        "--metrics",
+        "fid,ppl_wend",
+        "-s",
+        "evaluation.ppl_samples=20",
+        "-s",
+        "evaluation.ppl_crop=false",
+        "--json",
     )
     assert main(arguments) == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -110,7 +121,13 @@ def test_images_are_measured_as_they_are(capsys, tmp_path, asked):
     assert found["report"]["settings"]["num_images"] == 91
     assert found["report"]["metrics"]["precision_classifier"] > 0.8
     assert found["report"]["figures"]["grid"] == str(out / "grid.png")
-    assert sorted(path.name for path in out.iterdir()) == ["best.png", "grid.png", "report.html", "report.json", "worst.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "best.png",
+        "grid.png",
+        "report.html",
+        "report.json",
+        "worst.png",
+    ]
     assert json.loads((out / "report.json").read_text()) == found["report"]
 
 
@@ -144,7 +161,9 @@ def test_images_of_another_shape_than_the_reference_are_refused(capsys, tmp_path
     folder = draw_digits(tmp_path / "images", 9)
     Image.new(mode, (side, side)).save(folder / "other.png")
     config = tmp_path / "c.yaml"
-    config.write_text(f"name: t\nstorage: {{root: {tmp_path}/root}}\ndata: {{source: digits, resolution: 8, channels: 1}}\n")
+    config.write_text(
+        f"name: t\nstorage: {{root: {tmp_path}/root}}\ndata: {{source: digits, resolution: 8, channels: 1}}\n"
+    )
     line = refused(capsys, ["evaluate", str(folder), "--config", str(config), "--metrics", "fid"], 1)
     assert says in line
     assert "other.png" in line
@@ -155,7 +174,9 @@ def test_what_cannot_be_measured_is_told_before_anything_is_done(capsys, tmp_pat
     images, plain = draw_digits(tmp_path / "images", 3), checkpoint(styles=False, const_input=False)
     assert "ppl_zfull: needs a generator" in refused(capsys, asked(images, "--metrics", "fid,ppl"), 2)
     assert "no styles to mix" in refused(capsys, asked(plain, "--metrics", "fid_mixing"), 2)
-    assert "knows no attributes" in refused(capsys, asked(plain, "--metrics", "separability", "-s", "evaluation.features=rotation"), 2)
+    assert "knows no attributes" in refused(
+        capsys, asked(plain, "--metrics", "separability", "-s", "evaluation.features=rotation"), 2
+    )
     assert "no metric is called 'fod'" in refused(capsys, asked(images, "--metrics", "fod"), 2)
     assert "what to compare it with is not known; give --data" in refused(capsys, ["evaluate", str(images)], 2)
     assert "no such model" in refused(capsys, asked("nowhere"), 2)
@@ -177,4 +198,6 @@ def _config(tmp_path):
 
 def test_a_config_says_it_all_itself(capsys, tmp_path):
     for option in ("--metrics", "--config", "--data", "--out"):
-        assert f"{option}: is for a MODEL; x.yaml says it itself" in refused(capsys, ["evaluate", "x.yaml", option, "fid"], 2)
+        assert f"{option}: is for a MODEL; x.yaml says it itself" in refused(
+            capsys, ["evaluate", "x.yaml", option, "fid"], 2
+        )

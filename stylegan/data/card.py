@@ -139,6 +139,18 @@ def read_card(uri: str) -> DatasetCard | None:
         return None
 
 
+def describe_card(card: DatasetCard) -> Iterator[str]:
+    """Yield the facts of a card for people, one `name  value` line each: images, originals, labels."""
+    widths, heights = card.widths, card.heights
+    enlarged = f"; {card.num_upscaled:,} were enlarged" if card.num_upscaled else ""
+    median = f"median {widths.median:g}x{heights.median:g}"
+    colours = "grey" if card.channels == 1 else "RGB"
+    size = f"{card.num_bytes / 1e6:,.1f} MB in all resolutions"
+    yield f"images      {card.resolution}x{card.resolution} {colours} from {card.source}, {size}"
+    yield f"originals   {widths.min}x{heights.min} to {widths.max}x{heights.max}, {median}{enlarged}"
+    yield f"labels      {f'{len(card.counts):,} {card.counted}' if card.counted else 'none'}"
+
+
 def read_rejected(uri: str, limit: int) -> list[dict[str, Any]]:
     """The first rows of a set's rejects, by path: kind, path, reason, bytes (None where they could not be read)."""
     rows: list[dict[str, Any]] = []
@@ -219,7 +231,9 @@ class _Level:
     def _joins(self, group: list[int], row: int) -> bool:
         first, last = group[0], group[-1]
         near = self.offset[row] - self.offset[last] - self.size[last] <= GAP
-        return bool(self.tar[row] == self.tar[last] and near and self.offset[row] + self.size[row] - self.offset[first] <= SPAN)
+        return bool(
+            self.tar[row] == self.tar[last] and near and self.offset[row] + self.size[row] - self.offset[first] <= SPAN
+        )
 
     def _read_group(self, group: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         start, last = int(self.offset[group[0]]), group[-1]
@@ -230,7 +244,9 @@ class _Level:
             try:
                 pixels = payload.decode(data[begin : begin + int(self.size[row])], self.entry["suffix"])
             except ValueError as error:
-                raise StepError(f"{uri}: the image at byte {self.offset[row]} is {error}; check that disk, then shard again") from error
+                raise StepError(
+                    f"{uri}: the image at byte {self.offset[row]} is {error}; check that disk, then shard again"
+                ) from error
             yield row, pixels.transpose(1, 2, 0)[:, :, 0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
 
 

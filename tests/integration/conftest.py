@@ -18,7 +18,14 @@ import yaml
 TREE = {
     "name": "tiny",
     "data": {"source": "digits", "resolution": 8, "channels": 1},
-    "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
+    "model": {
+        "latent_size": 8,
+        "mapping_layers": 2,
+        "mapping_fmaps": 8,
+        "fmap_base": 64,
+        "fmap_max": 8,
+        "conditional": True,
+    },
     "training": {"start_resolution": 4, "fade_kimg": 0.6, "stable_kimg": {4: 1.0, 8: 0.6}, "batch": 8, "ema_kimg": 0.2},
     "snapshots": {"checkpoint_kimg": 0.2, "log_kimg": 0.1, "samples_kimg": 0.5, "grid": 4},
     "evaluation": {"num_images": 400, "metrics": ["fid", "ppl_wend"], "ppl_samples": 64, "ppl_crop": False},
@@ -40,9 +47,11 @@ class Place:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """The command as the leader of its own process group; its output goes to files, which no orphan can block."""
-        command = [sys.executable, "-m", "flows.cli", *arguments]
+        command = [sys.executable, "-m", "flows.cli.main", *arguments]
         with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
-            return subprocess.Popen(command, cwd=self.folder, env=os.environ | self.env, stdout=out, stderr=err, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=self.folder, env=os.environ | self.env, stdout=out, stderr=err, start_new_session=True
+            )
 
     def run(self, *arguments: str, code: int = 0, seconds: float = 240) -> str:
         """Its standard output; fails the test on another exit code."""
@@ -91,7 +100,9 @@ def make_place(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Place]
         folder = tmp_path_factory.mktemp("place")
         home = folder / "prefect"
         mark = uuid.uuid4().hex
-        place = Place(folder, root or str(folder / "data"), {"PREFECT_HOME": str(home), MARK: mark, "PREFECT_API_URL": ""})
+        place = Place(
+            folder, root or str(folder / "data"), {"PREFECT_HOME": str(home), MARK: mark, "PREFECT_API_URL": ""}
+        )
         place.config.write_text(yaml.safe_dump({**TREE, "storage": {"root": place.root}, **sections}))
         return place
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows.cli import main
+from flows.cli.main import main
 from stylegan.errors import StepError
 
 TREE = {
@@ -147,8 +147,15 @@ def test_shard_prints_what_the_set_holds_and_what_was_left_out(capsys, write, la
         assert main(["shard", config]) == 0
         out = capsys.readouterr().out
         assert out.startswith(f"{first}: 9 images, fingerprint ")
-        cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
-        assert cells == [["a", "5"], ["b [0]", "4"], ["duplicate", "1", "a/twin.png"], ["truncated", "1", "b [0]/cut.png"]]
+        cells = [
+            [cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")
+        ]
+        assert cells == [
+            ["a", "5"],
+            ["b [0]", "4"],
+            ["duplicate", "1", "a/twin.png"],
+            ["truncated", "1", "b [0]/cut.png"],
+        ]
         places = dict(line.split(maxsplit=1) for line in out.splitlines() if str(tmp_path / "root") in line)
         assert set(places) == {"rejected", "preview", "shards"}
         assert all(os.path.exists(place) for place in places.values())
@@ -271,7 +278,9 @@ def test_import_weights_overwrites_nothing_else(capsys, tmp_path):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "training.pt").write_bytes(b"mine")
     for target in ("out", "checkpoint", "0.pkl"):
-        assert "holds something else" in fail(capsys, 2, "import-weights", str(tmp_path / "1.pkl"), "--out", str(tmp_path / target))
+        assert "holds something else" in fail(
+            capsys, 2, "import-weights", str(tmp_path / "1.pkl"), "--out", str(tmp_path / target)
+        )
     assert (tmp_path / "out" / "generator.safetensors").read_bytes() == before
     assert os.listdir(tmp_path / "checkpoint") == ["training.pt"]
 
@@ -298,11 +307,16 @@ def test_weights_go_from_bucket_to_bucket(capsys, s3_server, tmp_path):
     assert imported(capsys, f"{bucket}/official.pkl", f"{bucket}/imported")["uri"] == f"{bucket}/imported"
     assert main(["export", f"{bucket}/imported", "--out", f"{bucket}/exports/generator.safetensors", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    with fsspec.open(record["path"], "rb") as exported, fsspec.open(f"{bucket}/imported/generator.safetensors", "rb") as original:
+    with (
+        fsspec.open(record["path"], "rb") as exported,
+        fsspec.open(f"{bucket}/imported/generator.safetensors", "rb") as original,
+    ):
         assert exported.read() == original.read()
     with fsspec.open(f"{bucket}/other.pkl", "wb") as file:
         file.write(tf.write(tf.arguments(8), seed=1))
-    assert "holds something else" in fail(capsys, 2, "import-weights", f"{bucket}/other.pkl", "--out", f"{bucket}/imported")
+    assert "holds something else" in fail(
+        capsys, 2, "import-weights", f"{bucket}/other.pkl", "--out", f"{bucket}/imported"
+    )
 
 
 def test_export_writes_the_sampled_generator(capsys, tmp_path):
@@ -321,8 +335,12 @@ def test_export_writes_the_sampled_generator(capsys, tmp_path):
     assert record["max_difference"] <= 1e-4
     z = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
     (images,) = onnxruntime.InferenceSession(target).run(None, {"z": z, "psi": np.array(0.7, np.float32)})
-    np.testing.assert_allclose(images, tf.generate(given, tf.generator_variables(given), z, psi=0.7), rtol=1e-4, atol=1e-4)
-    assert "g.pt: must end in .safetensors or .onnx" in fail(capsys, 2, "export", str(tmp_path / "out"), "--out", "g.pt")
+    np.testing.assert_allclose(
+        images, tf.generate(given, tf.generator_variables(given), z, psi=0.7), rtol=1e-4, atol=1e-4
+    )
+    assert "g.pt: must end in .safetensors or .onnx" in fail(
+        capsys, 2, "export", str(tmp_path / "out"), "--out", "g.pt"
+    )
     assert "no such model" in fail(capsys, 2, "export", str(tmp_path / "exports"), "--out", str(target))
 
 
@@ -337,7 +355,9 @@ def test_json_on_a_terminal_still_goes_to_standard_output(tmp_path, write, draw_
     source = draw_images(tmp_path / "images", [f"{i}.png" for i in range(8)])
     master, terminal = os.openpty()
     with open(tmp_path / "out", "wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "flows.cli", "shard", write(source), "--json"], stdout=out, stderr=terminal)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli.main", "shard", write(source), "--json"], stdout=out, stderr=terminal
+        )
         assert process.wait(60) == 0
     os.close(terminal)
     assert "shard" in os.read(master, 65536).decode()
@@ -347,7 +367,7 @@ def test_json_on_a_terminal_still_goes_to_standard_output(tmp_path, write, draw_
 
 def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path, monkeypatch):
     """One file is there, the others are not: each has a line; one that can be fetched is no failure."""
-    from flows.doctor import weight_checks
+    from flows.cli.doctor import weight_checks
     from stylegan.config_file import load
     from stylegan.evaluation import weights
     from stylegan.evaluation.weights import WeightFile
@@ -365,7 +385,9 @@ def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path
         ("lpips", "memory://doctor/no.pth"),
     ):
         monkeypatch.setitem(weights.KNOWN, kind, WeightFile(url.rpartition("/")[2], url, sha, 2_000_000))
-    config = write(evaluation={"features": "inception", "metrics": ["fid", "ppl_wend"]}, registry={"gate": {"metric": "fid"}})
+    config = write(
+        evaluation={"features": "inception", "metrics": ["fid", "ppl_wend"]}, registry={"gate": {"metric": "fid"}}
+    )
     folder = tmp_path / "weights"
     here, fetched, gone = [check for _, check in weight_checks(load(config))]
     assert here(load(config)) == f"inception: {folder}/here.pth, 0 kB"
@@ -373,7 +395,8 @@ def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path
         f"vgg16: not on this machine yet; `run` downloads memory://doctor/vgg16.pth (2 MB) to {folder}/vgg16.pth"
     )
     with pytest.raises(
-        StepError, match=rf"^lpips: .* no way to memory://doctor/no.pth; get it by other means and put it at {folder}/no.pth$"
+        StepError,
+        match=rf"^lpips: .* no way to memory://doctor/no.pth; get it by other means and put it at {folder}/no.pth$",
     ):
         gone(load(config))
     assert os.listdir(folder) == ["here.pth"]

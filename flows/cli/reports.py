@@ -68,7 +68,9 @@ def _print_published(published: Sequence[Comparison]) -> None:
     for row in rows:
         figure, why_not = row.published, ", ".join(map(str, sorted(reasons.index(why) + 1 for why in row.why_not)))
         verdict = "[green]yes[/]" if row.comparable else f"no: {why_not}"
-        table.add_row(figure.name, f"{figure.dataset_title} {figure.resolution}", f"{figure.value:g}", number(row.value), verdict)
+        table.add_row(
+            figure.name, f"{figure.dataset_title} {figure.resolution}", f"{figure.value:g}", number(row.value), verdict
+        )
     console = Console()
     console.print(table)
     for position, reason in enumerate(reasons, start=1):
@@ -79,6 +81,8 @@ def _table(*columns: str) -> Table:
     table = Table()
     for column in columns:
         table.add_column(
-            column, justify="left" if column in ("metric", "of", "protocol", "comparable") else "right", no_wrap=column != "comparable"
+            column,
+            justify="left" if column in ("metric", "of", "protocol", "comparable") else "right",
+            no_wrap=column != "comparable",
         )
     return table

@@ -71,7 +71,9 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
         port = free.getsockname()[1]
     quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1"}
     env = os.environ | quiet | {"PREFECT__SERVER_EPHEMERAL": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "flows.server", str(port), str(os.getpid())], env=env, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.prefect_server", str(port), str(os.getpid())], env=env, stdout=subprocess.DEVNULL
+    )
     url = f"http://127.0.0.1:{port}/api"
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
@@ -93,12 +95,19 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Serve on 127.0.0.1 until told to stop or the parent is gone: `python -m flows.server PORT PARENT_PID`."""
+    """Serve on 127.0.0.1 until told to stop or the parent is gone: `python -m flows.prefect_server PORT PARENT_PID`."""
     import uvicorn
 
     port, parent = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="critical", lifespan="on")
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host="127.0.0.1",
+        port=port,
+        log_level="critical",
+        lifespan="on",
+    )
 
 
 if __name__ == "__main__":

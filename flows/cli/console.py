@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -16,15 +17,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from flows import reports
+from flows.cli import reports
 from stylegan.config import Config
 from stylegan.progress import duration
 from stylegan.training.schedule import PENALTIES
 
 if TYPE_CHECKING:
-    from flows.doctor import Examination
-    from flows.train import Summary
+    from flows.cli.doctor import Examination
     from stylegan.plan import Plan
+    from stylegan.steps import Done, Summary
 
 
 class Handler(logging.Handler):
@@ -91,7 +92,9 @@ def print_error(message: str) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The steps of a plan as a table on standard output."""
-    table = Table(title=f"{plan.name}: {plan.run_id or 'the run id is known once the data is sharded'}", title_justify="left")
+    table = Table(
+        title=f"{plan.name}: {plan.run_id or 'the run id is known once the data is sharded'}", title_justify="left"
+    )
     for heading in ("step", "state", "images", "time", "memory", "why"):
         right = heading in ("images", "time", "memory")
         table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "why")
@@ -109,7 +112,30 @@ def print_plan(plan: Plan) -> None:
     if seconds:
         print(f"training: about {duration(sum(seconds))} in all; memory is for one worker")
     if plan.missing:
-        print(f"weights: {', '.join(plan.missing)} not on this machine; `run` downloads them first, see `stylegan doctor CONFIG`")
+        print(
+            f"weights: {', '.join(plan.missing)} not on this machine; `run` downloads them first, see `stylegan doctor CONFIG`"
+        )
+
+
+def print_json(record: BaseModel) -> None:
+    """Print a record as one JSON line on standard output."""
+    print(json.dumps(record.model_dump(mode="json")), flush=True)
+
+
+def print_result(record: BaseModel, text: str, as_json: bool) -> None:
+    """Print what a command has made: the record as JSON, or one line of text for people."""
+    if as_json:
+        print_json(record)
+    else:
+        print(text)
+
+
+def print_done(done: Done[Any], as_json: bool) -> None:
+    """Print the record of a step, as JSON or for people."""
+    if as_json:
+        print_json(done.record)
+    else:
+        print_record(done.record, done.cached)
 
 
 def print_record(record: BaseModel, cached: bool) -> None:
@@ -136,7 +162,16 @@ def print_summary(config: Config, summary: Summary) -> None:
     console = Console()
     table = Table(title=f"{summary.run_id}: training", title_justify="left")
     penalty = next((key for key in PENALTIES if any(key in point for point in summary.stages)), PENALTIES[0])
-    for heading in ("stage", "kimg", "D loss", "G loss", penalty.removeprefix("loss/").upper(), "D(real)", "D(fake)", "img/s"):
+    for heading in (
+        "stage",
+        "kimg",
+        "D loss",
+        "G loss",
+        penalty.removeprefix("loss/").upper(),
+        "D(real)",
+        "D(fake)",
+        "img/s",
+    ):
         table.add_column(heading, justify="right")
     for point in summary.stages:
         side = f"{point['progress/resolution']:.0f}"
@@ -160,7 +195,9 @@ def ui_commands(config: Config, summary: Summary) -> list[str]:
     from stylegan.tracking import resolve_uri
 
     uri, folder = resolve_uri(config), shlex.quote(os.path.dirname(sys.executable))
-    mlflow = f"{folder}/mlflow ui --backend-store-uri {shlex.quote(uri)} --port 5000    # then open http://127.0.0.1:5000"
+    mlflow = (
+        f"{folder}/mlflow ui --backend-store-uri {shlex.quote(uri)} --port 5000    # then open http://127.0.0.1:5000"
+    )
     api = os.environ.get("PREFECT_API_URL")
     prefect = f"{folder}/prefect server start    # then open http://127.0.0.1:4200"
     model = shlex.quote(f"models:/{summary.version.name}/{summary.version.version}")

@@ -43,7 +43,9 @@ class Examination(BaseModel):
 
 def examine(config: Config | None) -> Examination:
     """Try what a run of this config needs; without a config, what the defaults need on this machine."""
-    use_settings((config.storage if config else StorageConfig()).model_copy(update={"patience_s": 5.0}))  # told, not waited for
+    use_settings(
+        (config.storage if config else StorageConfig()).model_copy(update={"patience_s": 5.0})
+    )  # told, not waited for
     checks: list[tuple[str, Callable[[Config | None], str]]] = [
         ("storage", _storage),
         ("data", _data),
@@ -94,7 +96,11 @@ def _data(config: Config | None) -> str:
         return "give a CONFIG to look at its data"
     source = open_source(config.data)
     check_data(config, len(source.images), source.label_names, source.attribute_names)
-    labels = f"{len(source.attribute_names)} attributes" if source.attribute_names else f"{len(source.label_names) or 'no'} classes"
+    labels = (
+        f"{len(source.attribute_names)} attributes"
+        if source.attribute_names
+        else f"{len(source.label_names) or 'no'} classes"
+    )
     return f"{len(source.images)} images, {labels} in {config.data.source}"
 
 
@@ -117,7 +123,9 @@ def _weights(kind: weights.Kind, config: Config | None) -> str:
     if place.path:
         return f"{kind}: {place.path}, {size}"
     if not storage.exists(place.uri):
-        raise StepError(f"{kind}: not on this machine, and no way to {place.uri}; get it by other means and put it at {place.target}")
+        raise StepError(
+            f"{kind}: not on this machine, and no way to {place.uri}; get it by other means and put it at {place.target}"
+        )
     return f"{kind}: not on this machine yet; `run` downloads {place.uri} ({size}) to {place.target}"
 
 
@@ -130,7 +138,7 @@ def _mlflow(config: Config | None) -> str:
 
 
 def _prefect(config: Config | None) -> str:
-    from flows.server import api
+    from flows.prefect_server import api
 
     with api() as url:
         return f"{url} answers"

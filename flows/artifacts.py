@@ -1,0 +1,96 @@
+"""Prefect artifacts of a run: its metrics, verdict and samples on the flow run's page, its data set on the task run's page."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from stylegan import storage
+from stylegan.data.card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
+from stylegan.data.shards import ShardSet
+from stylegan.images import thumbnail
+from stylegan.steps import Summary
+
+LISTED_COUNTS = 100  # classes or attributes in the Markdown table of a data set
+
+
+def publish_run(summary: Summary) -> None:
+    """Create the artifacts of a finished run: a table of metrics, the verdict as Markdown, and the sample grid."""
+    key, report = _key(summary.run_id), summary.report
+    rows = [{"metric": name, "value": report.shown(name)} for name in sorted(report.metrics)]
+    rows += [{"metric": name, "value": f"skipped: {reason}"} for name, reason in sorted(report.skipped.items())]
+    create_table_artifact(
+        rows, key=f"{key}-metrics", description=f"Metrics of {summary.run_id} under protocol {report.protocol}"
+    )
+    create_markdown_artifact(_run_markdown(summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}")
+    create_image_artifact(_data_uri(summary.grid), key=f"{key}-samples", description=f"Samples of {summary.run_id}")
+
+
+def publish_shards(shards: ShardSet) -> None:
+    """Create the artifacts of a data set: a table of rejects, a sheet of images, and its card as Markdown."""
+    card = read_card(shards.uri)
+    if card is None:
+        return
+    key = f"data-{_key(shards.fingerprint.lower())}"
+    rows = [
+        {"reason": kind, "images": number, "such as": ", ".join(card.examples.get(kind, ()))}
+        for kind, number in card.rejected.items()
+    ]
+    description = f"Images of {card.source} that were left out; all are in {storage.join(shards.uri, REJECTED)}"
+    create_table_artifact(
+        rows or [{"reason": "none", "images": 0, "such as": ""}], key=f"{key}-rejected", description=description
+    )
+    preview = _data_uri(storage.join(shards.uri, PREVIEW))
+    create_image_artifact(preview, key=f"{key}-preview", description="What the network will see")
+    create_markdown_artifact(
+        _card_markdown(card, shards), key=f"{key}-card", description=f"Data set {shards.fingerprint}"
+    )
+
+
+def _key(text: str) -> str:
+    """Return the text as an artifact key, which may hold lower-case letters, digits and dashes only."""
+    return re.sub(r"[^a-z0-9-]", "-", text)
+
+
+def _data_uri(png_uri: str) -> str:
+    """Return the PNG file as a data URI, which a browser shows without access to storage."""
+    return f"data:image/png;base64,{base64.b64encode(thumbnail(storage.read_bytes(png_uri))).decode()}"
+
+
+def _run_markdown(summary: Summary) -> str:
+    verdict, version = summary.verdict, summary.version
+    lines = [
+        f"## {version.name} version {version.version}: {'promoted to champion' if verdict.promote else 'not promoted'}",
+        *(f"- {reason}" for reason in verdict.reasons),
+        "",
+        "| metric | value |",
+        "|---|---|",
+        *(f"| {name} | {summary.report.shown(name)} |" for name in sorted(summary.report.metrics)),
+        "",
+        f"Run `{summary.run_id}`, samples `{summary.grid}`",
+        "",
+        f"Report with figures: `{summary.page}`, and `report.html` among the artifacts of MLflow run `{summary.mlflow_run_id}`",
+    ]
+    return "\n".join(lines)
+
+
+def _card_markdown(card: DatasetCard, shards: ShardSet) -> str:
+    lines = [
+        f"## Data set {shards.fingerprint}: {shards.num_images:,} images",
+        *(f"- {' '.join(line.split())}" for line in describe_card(card)),
+    ]
+    lines += [
+        f"- left out: {sum(card.rejected.values()):,}, of which {card.num_duplicates:,} have the bytes of another",
+        "",
+    ]
+    if card.counts:
+        lines += ["| " + ("attribute" if card.counted == "attributes" else "class") + " | images |", "|---|---|"]
+        lines += [f"| {_cell(name)} | {number:,} |" for name, number in list(card.counts.items())[:LISTED_COUNTS]]
+    return "\n".join([*lines, "", f"Shards `{shards.uri}`"])
+
+
+def _cell(text: str) -> str:
+    """Escape text for a Markdown table: class names come from folders and may hold anything."""
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,66 @@
+"""The `stylegan` command. Results go to standard output, everything else to standard error.
+
+Exit codes: 0 done (also when the gate says no), 1 a step failed, 2 bad usage or config.
+Each command imports the heavy libraries that it needs, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+from cyclopts import App, CycloptsError
+
+from flows.cli import console, model_commands, registry_commands, run_commands
+from stylegan.errors import ConfigError, UserError
+
+app = App(
+    name="stylegan",
+    version=lambda: version("stylegan-pipeline"),
+    help="Train, evaluate and register StyleGAN as a workflow. CONFIG is a YAML file such as configs/quickstart.yaml.",
+)
+COMMANDS = (
+    run_commands.plan,
+    run_commands.run,
+    run_commands.shard,
+    run_commands.train,
+    run_commands.evaluate,
+    run_commands.register,
+    model_commands.sample,
+    model_commands.import_weights,
+    model_commands.export,
+    registry_commands.promote,
+    registry_commands.rollback,
+    run_commands.doctor,
+)
+for command in COMMANDS:
+    app.command(command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    try:
+        with console.logging_to_terminal():
+            app(
+                sys.argv[1:] if arguments is None else arguments,
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
+    except CycloptsError as error:
+        console.print_error(f"{' '.join(str(error).split())} (see stylegan --help)")
+        return 2
+    except ConfigError as error:
+        console.print_error(str(error))
+        return 2
+    except UserError as error:
+        console.print_error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        console.print_error("interrupted; the same command goes on from the newest checkpoint")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""End flow runs whose process was killed: Prefect itself would show them as Running for ever."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import psutil
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
+from prefect.context import FlowRunContext
+from prefect.states import Crashed
+
+PID_TAG = "process:"
+
+
+def process_tag() -> str:
+    """Return the tag of this process: host, pid and start time (pids are reused)."""
+    return f"{PID_TAG}{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+
+
+def _is_gone(tag: str) -> bool:
+    """Return whether the tag names a process of this machine that no longer runs."""
+    host, pid, started = tag.removeprefix(PID_TAG).rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        return (
+            abs(psutil.Process(int(pid)).create_time() - float(started)) > 5
+        )  # computed from the boot time, which is adjusted
+    except psutil.Error:
+        return True
+
+
+def tag_process() -> None:
+    """Tag the current flow run with this process, so that a killed run can be recognised."""
+    context = FlowRunContext.get()
+    if context and context.flow_run:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(context.flow_run.id, tags=[*context.flow_run.tags, process_tag()])
+
+
+def end_killed_runs(flow_name: str) -> int:
+    """Set flow runs to Crashed that are shown as Running although their process was killed; return how many."""
+    ended = 0
+    with get_client(sync_client=True) as client:
+        running = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Running"]))),
+        )
+        for run in running:
+            if any(tag.startswith(PID_TAG) and _is_gone(tag) for tag in run.tags):
+                client.set_flow_run_state(
+                    run.id, Crashed(message="its process was killed; repeat the run to go on"), force=True
+                )
+                ended += 1
+    return ended
