@@ -74,7 +74,9 @@ def connect(ray_config: RayConfig) -> None:
     check_address(ray_config)
     try:
         dashboard = None if ray_config.address else False
-        ray.init(address=ray_config.address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            address=ray_config.address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False
+        )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise StepError(
@@ -142,8 +144,12 @@ def _fits(node: dict[str, float], bundle: dict[str, float]) -> int:
 
 
 def _describe(resources: dict[str, float]) -> str:
-    shown = {name: amount for name, amount in resources.items() if not name.startswith("node:") and "memory" not in name}
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(shown.items()) if "internal" not in name) or "nothing"
+    shown = {
+        name: amount for name, amount in resources.items() if not name.startswith("node:") and "memory" not in name
+    }
+    return (
+        ", ".join(f"{amount:g} {name}" for name, amount in sorted(shown.items()) if "internal" not in name) or "nothing"
+    )
 
 
 def train(job: StageJob) -> Checkpoint:
@@ -164,7 +170,10 @@ def train(job: StageJob) -> Checkpoint:
         _worker,
         train_loop_config=_as_plain(job),
         scaling_config=ScalingConfig(
-            num_workers=need.workers or 1, use_gpu=use_gpu, resources_per_worker=_bundle(config.ray, need), placement_strategy="PACK"
+            num_workers=need.workers or 1,
+            use_gpu=use_gpu,
+            resources_per_worker=_bundle(config.ray, need),
+            placement_strategy="PACK",
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
@@ -237,11 +246,16 @@ def _explain(stage: Stage, failure: Exception) -> UserError:
     """
     failures = list(getattr(failure, "worker_failures", {}).values()) or [failure]
     causes = [getattr(cause, "_base_exc", cause) for cause in failures]
-    told = sorted((cause for cause in causes if isinstance(cause, UserError)), key=lambda cause: isinstance(cause, UnavailableError))
+    told = sorted(
+        (cause for cause in causes if isinstance(cause, UserError)),
+        key=lambda cause: isinstance(cause, UnavailableError),
+    )
     if told:
         return type(told[0])(f"train {stage.name}: {told[0]}")
     lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
-    return UnavailableError(f"train {stage.name}: a worker failed: {type(causes[0]).__name__}: {lines[-1] if lines else 'no message'}")
+    return UnavailableError(
+        f"train {stage.name}: a worker failed: {type(causes[0]).__name__}: {lines[-1] if lines else 'no message'}"
+    )
 
 
 @contextlib.contextmanager
@@ -281,7 +295,9 @@ def shard(source: Source, config: Config) -> ShardSet:
     num_images = len(source.images)
     progress = Progress("shard", num_images)
     progress.update(0)  # the rate counts from here
-    return write_shards(source, config.data, config.storage.root, pmap=cpu_map(config, num_images), progress=progress.reach)
+    return write_shards(
+        source, config.data, config.storage.root, pmap=cpu_map(config, num_images), progress=progress.reach
+    )
 
 
 def cpu_map(config: Config, num_images: int) -> Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]:
@@ -306,7 +322,9 @@ def _map_on_cpus(config: Config, function: Callable[[T], R], items: Iterable[T])
         return
     connect(config.ray)
 
-    def call(shared: Callable[[T], R], item: T) -> R:  # pickled by value: a worker need not import this file, and torch with it
+    def call(
+        shared: Callable[[T], R], item: T
+    ) -> R:  # pickled by value: a worker need not import this file, and torch with it
         use_settings(config.storage)
         return shared(item)
 

@@ -19,10 +19,29 @@ from stylegan.section import Section as Section
 from stylegan.tables import OFFICIAL_BATCH, RESOLUTIONS, at_resolution, known_resolutions, official_batch, spread
 
 T = TypeVar("T")
-Metric = Literal["fid", "kid", "is", "pr", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability", "fid_mixing", "truncation"]
+Metric = Literal[
+    "fid",
+    "kid",
+    "is",
+    "pr",
+    "ppl_zfull",
+    "ppl_wfull",
+    "ppl_zend",
+    "ppl_wend",
+    "separability",
+    "fid_mixing",
+    "truncation",
+]
 QuickMetric = Literal["fid", "kid", "is", "pr"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-STYLEGAN_METRICS: tuple[Metric, ...] = ("fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability")  # v1's standard set
+STYLEGAN_METRICS: tuple[Metric, ...] = (
+    "fid",
+    "ppl_zfull",
+    "ppl_wfull",
+    "ppl_zend",
+    "ppl_wend",
+    "separability",
+)  # v1's standard set
 
 
 def _batch(value: Any) -> int | Literal["auto"]:
@@ -47,10 +66,14 @@ class ModelConfig(Section):
     mapping_layers: int = Field(8, ge=0, description="Dense layers of the mapping network; 0 makes w the normalised z.")
     mapping_fmaps: int = Field(512, ge=1, description="Width of the hidden mapping layers.")
     mapping_lrmul: float = Field(0.01, gt=0, description="Learning rate multiplier of the mapping network.")
-    fmap_base: int = Field(8192, ge=1, description="Channels at stage s = min(fmap_base / 2^(s * fmap_decay), fmap_max).")
+    fmap_base: int = Field(
+        8192, ge=1, description="Channels at stage s = min(fmap_base / 2^(s * fmap_decay), fmap_max)."
+    )
     fmap_decay: float = Field(1.0, ge=0)
     fmap_max: int = Field(512, ge=1)
-    styles: bool = Field(True, description="AdaIN from w in every layer; false feeds w to the first layer only (configs A, B).")
+    styles: bool = Field(
+        True, description="AdaIN from w in every layer; false feeds w to the first layer only (configs A, B)."
+    )
     const_input: bool = Field(True, description="Learned constant at 4x4; false starts from a dense layer of w (B, C).")
     noise: bool = Field(True, description="Per-pixel noise in every layer (E, F).")
     pixel_norm: bool = Field(False, description="Pixelwise feature normalisation in g (A, B).")
@@ -59,7 +82,9 @@ class ModelConfig(Section):
     style_mixing_prob: float = Field(0.9, ge=0, le=1, description="Share of minibatches trained with two styles (F).")
     w_avg_beta: float = Field(0.995, ge=0, le=1, description="Decay of the running average of w.")
     mbstd_group: int = Field(4, ge=1, description="Group size of the minibatch standard deviation; 1 turns it off.")
-    spectral_norm: bool = Field(False, description="Divide every weight of D by its largest singular value (Miyato et al. 2018).")
+    spectral_norm: bool = Field(
+        False, description="Divide every weight of D by its largest singular value (Miyato et al. 2018)."
+    )
     conditional: bool = Field(False, description="Class-conditional G and D; needs labelled data.")
 
 
@@ -77,9 +102,16 @@ class RotationConfig(Section):
 
     weight_d: float = Field(1.0, ge=0, description="beta: weight of the loss on turned reals, which trains D.")
     weight_g: float = Field(0.2, ge=0, description="alpha: weight of the loss on turned fakes, which trains G.")
-    fraction: float = Field(0.25, gt=0, le=1, description="Share of the batch that is turned (each image by 0, 90, 180 and 270 degrees).")
-    decay_kimg: float | None = Field(None, gt=0, description="weight_g falls linearly to 0 over this many kimg of the run; unset keeps it.")
-    only: bool = Field(False, description="Drop both GAN losses: the self-supervised baseline, a rotation classifier (`rotation_only`).")
+    fraction: float = Field(
+        0.25, gt=0, le=1, description="Share of the batch that is turned (each image by 0, 90, 180 and 270 degrees)."
+    )
+    decay_kimg: float | None = Field(
+        None, gt=0, description="weight_g falls linearly to 0 over this many kimg of the run; unset keeps it."
+    )
+    only: bool = Field(
+        False,
+        description="Drop both GAN losses: the self-supervised baseline, a rotation classifier (`rotation_only`).",
+    )
 
     def num_turned(self, batch: int) -> int:
         """Images of a batch that are turned, at least one."""
@@ -92,34 +124,52 @@ class TrainingConfig(Section):
     start_resolution: int = Field(8, description="Resolution of the first stage (8 in StyleGAN, 4 in ProGAN).")
     fade_kimg: PerResolution[NotNegative] = Field({4: 600.0}, description="Length of the fade-in of a new resolution.")
     stable_kimg: PerResolution[NotNegative] = Field({4: 600.0}, description="Length of training after the fade.")
-    total_kimg: float | None = Field(None, gt=0, description="If set, the last stage goes on until this many kimg in all.")
+    total_kimg: float | None = Field(
+        None, gt=0, description="If set, the last stage goes on until this many kimg in all."
+    )
     stages: dict[int, StageOverride] = Field({}, description="Exceptions by resolution.")
     batch: PerResolution[Batch] = Field(
         {**OFFICIAL_BATCH[1]},
         description="Images per step over all workers; `auto` is the official table for the number of workers of the stage.",
     )
     max_batch_per_worker: PerResolution[Count] | None = Field(
-        None, description="Cuts every batch to this many images for each worker; no limit below its first entry. Unset: none."
+        None,
+        description="Cuts every batch to this many images for each worker; no limit below its first entry. Unset: none.",
     )
-    learning_rate: PerResolution[Positive] = Field({4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003}, description="Adam lr of G and D.")
+    learning_rate: PerResolution[Positive] = Field(
+        {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003}, description="Adam lr of G and D."
+    )
     learning_rate_scaling: Literal["none", "sqrt", "linear"] = Field(
         "none", description="Multiply learning_rate by (batch / official batch on 8 GPUs) to the power of 0, 1/2 or 1."
     )
     minibatch_repeats: int = Field(4, ge=1, description="Steps between two looks at the schedule.")
-    loss: Literal["nonsaturating", "saturating", "wgan", "hinge"] = Field("nonsaturating", description="GAN loss of both players.")
-    r1_gamma: float = Field(10.0, ge=0, description="R1 weight at data.resolution (at the stage it is gamma * 4^-levels below).")
+    loss: Literal["nonsaturating", "saturating", "wgan", "hinge"] = Field(
+        "nonsaturating", description="GAN loss of both players."
+    )
+    r1_gamma: float = Field(
+        10.0, ge=0, description="R1 weight at data.resolution (at the stage it is gamma * 4^-levels below)."
+    )
     r2_gamma: float = Field(0.0, ge=0, description="The same penalty on fakes.")
-    gp_weight: float = Field(0.0, ge=0, description="WGAN-GP: weight of the gradient penalty between reals and fakes (10 in the paper).")
+    gp_weight: float = Field(
+        0.0, ge=0, description="WGAN-GP: weight of the gradient penalty between reals and fakes (10 in the paper)."
+    )
     gp_target: float = Field(1.0, gt=0, description="WGAN-GP: the gradient norm asked for, at data.resolution.")
-    drift_weight: float = Field(0.0, ge=0, description="WGAN-GP: weight of the squared score of reals (0.001 in ProGAN).")
+    drift_weight: float = Field(
+        0.0, ge=0, description="WGAN-GP: weight of the squared score of reals (0.001 in ProGAN)."
+    )
     penalty_interval: int = Field(
-        1, ge=1, description="Steps between two gradient penalties; above 1 (StyleGAN2's lazy regularisation) they weigh as much more."
+        1,
+        ge=1,
+        description="Steps between two gradient penalties; above 1 (StyleGAN2's lazy regularisation) they weigh as much more.",
     )
     rotation: RotationConfig | None = Field(None, description="Self-supervision by rotation; unset is off.")
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
-        "fp32", description="Of features and weights in use; statistics, losses and stored weights stay fp32. tf32 and fp16 are for GPUs."
+        "fp32",
+        description="Of features and weights in use; statistics, losses and stored weights stay fp32. tf32 and fp16 are for GPUs.",
     )
-    compile: bool = Field(False, description="Fuse the element-wise operations with torch.compile; needs a C++ compiler or a GPU.")
+    compile: bool = Field(
+        False, description="Fuse the element-wise operations with torch.compile; needs a C++ compiler or a GPU."
+    )
     adam_beta1: float = Field(0.0, ge=0, lt=1)
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     adam_eps: float = Field(1e-8, gt=0)
@@ -130,24 +180,33 @@ class TrainingConfig(Section):
 class SnapshotsConfig(Section):
     """What is written while training, and how often. Changes no weight."""
 
-    checkpoint_kimg: PerResolution[Positive] = Field({4: 100.0, 64: 50.0, 256: 20.0}, description="A kill costs at most this much.")
+    checkpoint_kimg: PerResolution[Positive] = Field(
+        {4: 100.0, 64: 50.0, 256: 20.0}, description="A kill costs at most this much."
+    )
     keep: int = Field(2, ge=1, description="Newest checkpoints kept in an unfinished stage.")
     log_kimg: PerResolution[Positive] = Field({4: 10.0}, description="Distance of points on the curves.")
     samples_kimg: PerResolution[Positive] = Field({4: 100.0}, description="Distance of sample grids.")
     grid: int = Field(8, ge=1, description="Rows and columns of a sample grid.")
     probe_kimg: PerResolution[Positive] | None = Field(
-        None, description="Distance of probes of D's features by a linear classifier (the forgetting curve); needs labelled data."
+        None,
+        description="Distance of probes of D's features by a linear classifier (the forgetting curve); needs labelled data.",
     )
     probe_images: int = Field(2000, ge=20, description="Images of a probe, half to fit and half to score.")
-    metrics: tuple[QuickMetric, ...] = Field(("fid",), description="Quick metrics, measured beside training on few images.")
+    metrics: tuple[QuickMetric, ...] = Field(
+        ("fid",), description="Quick metrics, measured beside training on few images."
+    )
     metrics_kimg: PerResolution[NotNegative] = Field({4: 0.0}, description="Distance of quick metrics; 0 is off.")
-    metrics_images: int = Field(5000, ge=2, description="Generated images of a quick metric, and at most as many reals.")
+    metrics_images: int = Field(
+        5000, ge=2, description="Generated images of a quick metric, and at most as many reals."
+    )
 
 
 class WeightsConfig(Section):
     """Files of the published networks; only `evaluation.features: inception` reads them."""
 
-    inception: str | None = Field(None, description="URI of Inception-v3 (2015-12-05) as a PyTorch state dict; unset: the public file.")
+    inception: str | None = Field(
+        None, description="URI of Inception-v3 (2015-12-05) as a PyTorch state dict; unset: the public file."
+    )
     vgg16: str | None = Field(None, description="URI of torchvision's VGG16; unset: the public file.")
     lpips: str | None = Field(None, description="URI of the LPIPS v0.1 heads for VGG16; unset: the public file.")
 
@@ -155,18 +214,34 @@ class WeightsConfig(Section):
 class EvaluationConfig(Section):
     """Which metrics, on how many images, in which feature space."""
 
-    metrics: tuple[Metric, ...] = Field(STYLEGAN_METRICS, description="pr: precision, recall, density, coverage; see README.md, Metrics.")
-    num_images: int = Field(50_000, ge=2, description="Generated images for fid, kid, is, pr, and for each row of fid_mixing, truncation.")
-    num_reals: Count | Literal["all"] = Field(50_000, description="Real images, the first ones of the shards: 50,000 in the paper, or all.")
-    bootstrap: int = Field(16, ge=0, description="Bootstrap replicates for the 95 % interval of FID; below 2 there is none.")
+    metrics: tuple[Metric, ...] = Field(
+        STYLEGAN_METRICS, description="pr: precision, recall, density, coverage; see README.md, Metrics."
+    )
+    num_images: int = Field(
+        50_000, ge=2, description="Generated images for fid, kid, is, pr, and for each row of fid_mixing, truncation."
+    )
+    num_reals: Count | Literal["all"] = Field(
+        50_000, description="Real images, the first ones of the shards: 50,000 in the paper, or all."
+    )
+    bootstrap: int = Field(
+        16, ge=0, description="Bootstrap replicates for the 95 % interval of FID; below 2 there is none."
+    )
     kid_subsets: int = Field(100, ge=2, description="Subsets that KID is averaged over.")
     kid_subset_size: int = Field(1000, ge=2, description="Images of a KID subset (no more than there are).")
-    is_splits: int = Field(10, ge=1, description="Equal parts of the generated images that the Inception Score is averaged over.")
-    psi: tuple[Share, ...] = Field((0.3, 0.5, 0.7, 0.85, 1.0), min_length=1, description="Rows of truncation (of the first 8 layers).")
+    is_splits: int = Field(
+        10, ge=1, description="Equal parts of the generated images that the Inception Score is averaged over."
+    )
+    psi: tuple[Share, ...] = Field(
+        (0.3, 0.5, 0.7, 0.85, 1.0), min_length=1, description="Rows of truncation (of the first 8 layers)."
+    )
     ppl_samples: int = Field(100_000, ge=2, description="Pairs for each path length.")
     ppl_epsilon: float = Field(1e-4, gt=0)
-    ppl_crop: bool = Field(True, description="Crop to the face region before the distance, as the paper does for every data set.")
-    separability_samples: int = Field(200_000, ge=4, description="Latents drawn; of each attribute the most confident half is kept.")
+    ppl_crop: bool = Field(
+        True, description="Crop to the face region before the distance, as the paper does for every data set."
+    )
+    separability_samples: int = Field(
+        200_000, ge=4, description="Latents drawn; of each attribute the most confident half is kept."
+    )
     attributes_kimg: float = Field(
         150.0, gt=0, description="Images shown to each attribute classifier (features: inception), in thousands."
     )
@@ -209,9 +284,15 @@ class TrackingConfig(Section):
 class GateConfig(Section):
     """When a challenger becomes champion."""
 
-    metric: str = Field("fid", description="The metric that decides, without the name of its feature space, e.g. fid, recall.")
-    min_improvement: float = Field(0.0, ge=0, lt=1, description="Relative: 0.02 asks to be better than the champion by at least 2 %.")
-    use_intervals: bool = Field(True, description="Ask also for a difference that the metric's 95 % intervals do not explain by chance.")
+    metric: str = Field(
+        "fid", description="The metric that decides, without the name of its feature space, e.g. fid, recall."
+    )
+    min_improvement: float = Field(
+        0.0, ge=0, lt=1, description="Relative: 0.02 asks to be better than the champion by at least 2 %."
+    )
+    use_intervals: bool = Field(
+        True, description="Ask also for a difference that the metric's 95 % intervals do not explain by chance."
+    )
 
 
 class RegistryConfig(Section):
@@ -265,7 +346,9 @@ class Config(Section):
 
     def uncut_batch_at(self, resolution: int) -> int:
         """The same before `training.max_batch_per_worker`."""
-        batch = self.training.stages.get(resolution, StageOverride()).batch or at_resolution(self.training.batch, resolution)
+        batch = self.training.stages.get(resolution, StageOverride()).batch or at_resolution(
+            self.training.batch, resolution
+        )
         if batch == "auto":
             return official_batch(resolution, self.workers_at(resolution).workers or 1, self.model.mbstd_group)
         return batch
@@ -277,7 +360,9 @@ class Config(Section):
             return given
         exponent = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.training.learning_rate_scaling]
         reference = at_resolution(OFFICIAL_BATCH[8], resolution)
-        return at_resolution(self.training.learning_rate, resolution) * (self.batch_at(resolution) / reference) ** exponent
+        return (
+            at_resolution(self.training.learning_rate, resolution) * (self.batch_at(resolution) / reference) ** exponent
+        )
 
     def kimg_at(self, resolution: int) -> tuple[float, float]:
         """Length of one stage's fade and of its stable training, in kimg; `training.total_kimg` stretches the last one."""
@@ -285,9 +370,13 @@ class Config(Section):
         fade = 0.0
         if resolution > training.start_resolution:
             fade = at_resolution(training.fade_kimg, resolution) if override.fade_kimg is None else override.fade_kimg
-        stable = at_resolution(training.stable_kimg, resolution) if override.stable_kimg is None else override.stable_kimg
+        stable = (
+            at_resolution(training.stable_kimg, resolution) if override.stable_kimg is None else override.stable_kimg
+        )
         if resolution == self.data.resolution and training.total_kimg is not None:
-            stable = max(training.total_kimg - sum(sum(self.kimg_at(below)) for below in self.resolutions[:-1]) - fade, 0)
+            stable = max(
+                training.total_kimg - sum(sum(self.kimg_at(below)) for below in self.resolutions[:-1]) - fade, 0
+            )
         return fade, stable
 
     @model_validator(mode="after")

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from stylegan.config import Config
 
 # Entries of evaluation.metrics that do not give one value of their own name, and the values they give a gate: curves give none.
-VALUES: dict[str, tuple[str, ...]] = {"pr": ("precision", "recall", "density", "coverage"), "fid_mixing": (), "truncation": ()}
+VALUES: dict[str, tuple[str, ...]] = {
+    "pr": ("precision", "recall", "density", "coverage"),
+    "fid_mixing": (),
+    "truncation": (),
+}
 
 
 def check(config: Config) -> None:
@@ -113,7 +117,9 @@ def _check_rotation(config: Config) -> None:
     for r in config.resolutions:
         batch, workers = config.batch_at(r), config.workers_at(r).workers or 1
         count = rotation.fraction * batch
-        if round(count) < 1 or abs(count - round(count)) > 0.01 or round(count) % workers:  # 0.333 may stand for a third
+        if (
+            round(count) < 1 or abs(count - round(count)) > 0.01 or round(count) % workers
+        ):  # 0.333 may stand for a third
             raise ValueError(
                 f"training.rotation.fraction={rotation.fraction:g} of the {batch} images of a batch at {r}x{r} is {count:g} for {workers} "
                 f"worker(s): all turn the same whole number, at least one; use a multiple of {workers}/{batch} or a larger batch"
@@ -133,9 +139,13 @@ def _check_labels(config: Config) -> None:
     if config.data.labels != "none":
         return
     if config.model.conditional:
-        raise ValueError("model.conditional=true needs labels but data.labels=none; set data.labels=auto or model.conditional=false")
+        raise ValueError(
+            "model.conditional=true needs labels but data.labels=none; set data.labels=auto or model.conditional=false"
+        )
     if config.snapshots.probe_kimg:
-        raise ValueError("snapshots.probe_kimg needs labels but data.labels=none; set data.labels=auto or leave out snapshots.probe_kimg")
+        raise ValueError(
+            "snapshots.probe_kimg needs labels but data.labels=none; set data.labels=auto or leave out snapshots.probe_kimg"
+        )
 
 
 def _check_metrics(config: Config) -> None:

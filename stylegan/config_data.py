@@ -14,13 +14,18 @@ class StorageConfig(Section):
     """Where everything that a run leaves behind is kept."""
 
     root: str = Field(
-        "stylegan-data", description="Folder or fsspec URL (s3://bucket/path). Credentials and endpoint come from the environment."
+        "stylegan-data",
+        description="Folder or fsspec URL (s3://bucket/path). Credentials and endpoint come from the environment.",
     )
     patience_s: float = Field(
-        600, ge=0, description="How long a store that does not answer (throttling, resets, timeouts) is asked again before a step fails."
+        600,
+        ge=0,
+        description="How long a store that does not answer (throttling, resets, timeouts) is asked again before a step fails.",
     )
     cache_gb: float | None = Field(
-        None, ge=0, description="Limit of the local copies of images under $STYLEGAN_CACHE, in GB; unset: half of the disk's free space."
+        None,
+        ge=0,
+        description="Limit of the local copies of images under $STYLEGAN_CACHE, in GB; unset: half of the disk's free space.",
     )
 
 
@@ -47,17 +52,30 @@ class DataConfig(Section):
         description="center: the central square. wide: the central 4:3 part on a black square, as LSUN cars. celeba: the face in aligned "
         "CelebA, 128x128.",
     )
-    resize_filter: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="The antialiased filter of every resize.")
-    min_size: int = Field(0, ge=0, description="Images with a shorter side than this, in pixels, are rejected.")
-    max_pixels: int = Field(89_478_485, ge=1, description="Images with more pixels than this are rejected before they are decoded.")
-    duplicates: Literal["reject", "keep"] = Field("reject", description="What becomes of a file with the same bytes as an earlier one.")
-    max_rejected: int = Field(0, ge=0, description="The step fails when more images than this are rejected; duplicates do not count.")
-    images_per_shard: int = Field(4096, ge=1, description="Images in one tar, at most.")
-    shard_mb: int = Field(512, ge=1, description="Raw pixels in one tar, at most, in MB; the smaller of the two limits counts.")
-    incremental: bool = Field(
-        True, description="New images of a source that was sharded before become new shards beside the old; false: all are made anew."
+    resize_filter: Literal["lanczos", "bicubic", "box"] = Field(
+        "lanczos", description="The antialiased filter of every resize."
     )
-    max_corrupt: int = Field(100, ge=0, description="Samples whose bytes are damaged are replaced; with more than this the step fails.")
+    min_size: int = Field(0, ge=0, description="Images with a shorter side than this, in pixels, are rejected.")
+    max_pixels: int = Field(
+        89_478_485, ge=1, description="Images with more pixels than this are rejected before they are decoded."
+    )
+    duplicates: Literal["reject", "keep"] = Field(
+        "reject", description="What becomes of a file with the same bytes as an earlier one."
+    )
+    max_rejected: int = Field(
+        0, ge=0, description="The step fails when more images than this are rejected; duplicates do not count."
+    )
+    images_per_shard: int = Field(4096, ge=1, description="Images in one tar, at most.")
+    shard_mb: int = Field(
+        512, ge=1, description="Raw pixels in one tar, at most, in MB; the smaller of the two limits counts."
+    )
+    incremental: bool = Field(
+        True,
+        description="New images of a source that was sharded before become new shards beside the old; false: all are made anew.",
+    )
+    max_corrupt: int = Field(
+        100, ge=0, description="Samples whose bytes are damaged are replaced; with more than this the step fails."
+    )
 
     @field_validator("resolution")
     @classmethod

@@ -76,7 +76,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file; give the path of a YAML file such as configs/quickstart.yaml") from None
+        raise ConfigError(
+            f"{path}: no such config file; give the path of a YAML file such as configs/quickstart.yaml"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
     tree = parse(text, str(path))
@@ -91,9 +93,13 @@ def parse(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"{origin}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend the file") from None
+        raise ConfigError(
+            f"{origin}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend the file"
+        ) from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{origin}: must hold `key: value` lines, found {type(tree).__name__}; see configs/quickstart.yaml")
+        raise ConfigError(
+            f"{origin}: must hold `key: value` lines, found {type(tree).__name__}; see configs/quickstart.yaml"
+        )
     return tree
 
 

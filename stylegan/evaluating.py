@@ -78,7 +78,9 @@ def parse_metrics(text: str) -> tuple[Metric, ...]:
         elif name in METRICS:
             found.append(name)
         else:
-            raise ConfigError(f"--metrics {text}: no metric is called {name!r}; known are {', '.join(METRICS)}, and ppl for all of ppl_*")
+            raise ConfigError(
+                f"--metrics {text}: no metric is called {name!r}; known are {', '.join(METRICS)}, and ppl for all of ppl_*"
+            )
     return tuple(dict.fromkeys(found))
 
 
@@ -134,7 +136,15 @@ class _Subject:
 
 
 def _key(subject: _Subject) -> str:
-    return digest([EVALUATION_VERSION, subject.identity, subject.shards.fingerprint, subject.shards.resolutions, subject.config.evaluation])
+    return digest(
+        [
+            EVALUATION_VERSION,
+            subject.identity,
+            subject.shards.fingerprint,
+            subject.shards.resolutions,
+            subject.config.evaluation,
+        ]
+    )
 
 
 def _open_generator(model: Model, request: Request, given: Config | None) -> _Subject:
@@ -145,7 +155,9 @@ def _open_generator(model: Model, request: Request, given: Config | None) -> _Su
         if metric == "fid_mixing" and not generator.model.styles:
             raise ConfigError(f"--metrics {metric}: the generator of {model.name} has no styles to mix; take it out")
         if metric == "separability" and config.evaluation.features == "rotation":
-            raise ConfigError(f"--metrics {metric}: evaluation.features=rotation knows no attributes; take it out, or set another")
+            raise ConfigError(
+                f"--metrics {metric}: evaluation.features=rotation knows no attributes; take it out, or set another"
+            )
     shards = _shards_of(model, config) or _shard(open_source(config.data), config)
     shards = shards.up_to(max(generator.resolution, shards.resolutions[0]))  # a stage is measured at its own resolution
     weights = storage.read_bytes(storage.join(model.checkpoint_uri, "generator.safetensors"))
@@ -181,7 +193,9 @@ def _open_images(request: Request, given: Config | None) -> _Subject:
     source = _open_source(request, given)
     for metric in request.metrics or ():
         if metric not in OF_IMAGES:
-            raise ConfigError(f"--metrics {metric}: needs a generator, and {request.model} holds images; theirs are {', '.join(OF_IMAGES)}")
+            raise ConfigError(
+                f"--metrics {metric}: needs a generator, and {request.model} holds images; theirs are {', '.join(OF_IMAGES)}"
+            )
     config = _changed(given or _bare_config(request, *_shape(source)), request)
     as_they_are = {"labels": "none", "label_file": None, "crop": "center", "min_size": 0, "duplicates": "keep"}
     data = config.data.model_copy(update=as_they_are | {"source": request.model})  # one drawn twice counts twice
@@ -195,7 +209,9 @@ def _open_source(request: Request, given: Config | None) -> Source:
         return open_source(DataConfig(source=request.model, resolution=4, labels="none"))
     except ConfigError:
         what = tried(given, request.model, root=_given_root(request))
-        raise ConfigError(f"{what}, and no images (a folder, an archive or a URL of either); give one of these") from None
+        raise ConfigError(
+            f"{what}, and no images (a folder, an archive or a URL of either); give one of these"
+        ) from None
 
 
 def _shape(source: Source) -> tuple[int, int]:
@@ -236,7 +252,9 @@ def _changed(config: Config, request: Request) -> Config:
 
 def _given_root(request: Request) -> str | None:
     """The storage.root among the overrides: a run is looked for there."""
-    roots = [value for key, _, value in (override.partition("=") for override in request.overrides) if key == "storage.root"]
+    roots = [
+        value for key, _, value in (override.partition("=") for override in request.overrides) if key == "storage.root"
+    ]
     return roots[-1] if roots and not request.config else None
 
 
@@ -254,7 +272,9 @@ def _measure(subject: _Subject, folder: str) -> Report:
 
     cluster.check_address(config.ray)
     device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
-    report = subject.evaluate(subject.shards, config.evaluation, root=config.storage.root, pmap=parallel_map, device=device, out_uri=folder)
+    report = subject.evaluate(
+        subject.shards, config.evaluation, root=config.storage.root, pmap=parallel_map, device=device, out_uri=folder
+    )
     storage.write_json(storage.join(folder, "report.json"), report.model_dump(mode="json"))
     return report
 

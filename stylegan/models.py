@@ -120,7 +120,9 @@ def _run_of(checkpoint_uri: str, run_id: str | None = None) -> str | None:
 def _run(run_uri: str) -> Model:
     name = storage.name(run_uri)
     try:
-        checkpoint_uri = _below(root_of(run_uri), str(storage.read_json(storage.join(run_uri, "report.json"))["checkpoint_uri"]))
+        checkpoint_uri = _below(
+            root_of(run_uri), str(storage.read_json(storage.join(run_uri, "report.json"))["checkpoint_uri"])
+        )
     except FileNotFoundError:
         checkpoint_uri = _last_checkpoint(name, run_config(run_uri))
     _require_generator(name, checkpoint_uri)
@@ -148,4 +150,6 @@ def _last_checkpoint(name: str, config: Config) -> str:
 
 def _require_generator(name: str, checkpoint_uri: str) -> None:
     if not storage.exists(storage.join(checkpoint_uri, "generator.safetensors")):
-        raise StepError(f"{name}: its checkpoint {checkpoint_uri} is gone; train it again with `stylegan run`, or name another model")
+        raise StepError(
+            f"{name}: its checkpoint {checkpoint_uri} is gone; train it again with `stylegan run`, or name another model"
+        )

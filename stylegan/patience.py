@@ -23,8 +23,22 @@ LINE_EVERY = 30.0  # seconds between two lines about the same store: many thread
 LONGEST_PAUSE = 20.0  # seconds between two attempts
 # Errors that pass, by the names of their classes or of a base: the packages that define them are imported only when used.
 PASSING = {
-    *("TimeoutError", "ConnectionError", "HTTPClientError", "IncompleteReadError", "IncompleteRead", "ResponseParserError"),
-    *("ClientConnectionError", "ClientPayloadError", "ServiceRequestError", "ServiceResponseError", "TransportError", "Timeout"),
+    *(
+        "TimeoutError",
+        "ConnectionError",
+        "HTTPClientError",
+        "IncompleteReadError",
+        "IncompleteRead",
+        "ResponseParserError",
+    ),
+    *(
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "ServiceRequestError",
+        "ServiceResponseError",
+        "TransportError",
+        "Timeout",
+    ),
 }
 LASTING = {"SSLError", "ClientSSLError", "ProxyConnectionError", "ClientProxyConnectionError"}
 PASSING_CODES = {

@@ -31,7 +31,16 @@ from stylegan.training.state import Checkpoint, newest_checkpoint
 VERSIONS = {"train": 2, "evaluate": EVALUATION_VERSION, "register": 1, "gate": 1}
 
 # Settings of training that act through a stage's own length, batch and learning rate only.
-IN_STAGE = ("stages", "fade_kimg", "stable_kimg", "total_kimg", "batch", "max_batch_per_worker", "learning_rate", "learning_rate_scaling")
+IN_STAGE = (
+    "stages",
+    "fade_kimg",
+    "stable_kimg",
+    "total_kimg",
+    "batch",
+    "max_batch_per_worker",
+    "learning_rate",
+    "learning_rate_scaling",
+)
 
 
 class Keys(BaseModel):
@@ -76,7 +85,12 @@ def make_keys(config: Config, shards: ShardSet) -> Keys:
     for stage in plan:
         # The final resolution enters by the penalties, whose weights are given there; workers and intervals do not, but for the
         # batch that `auto` makes of the workers.
-        what = [shards.fingerprint, config.data.resolution, config.data.channels, shards.label_names if config.model.conditional else None]
+        what = [
+            shards.fingerprint,
+            config.data.resolution,
+            config.data.channels,
+            shards.label_names if config.model.conditional else None,
+        ]
         below = digest([VERSIONS["train"], below, config.seed, what, config.model, common, vars(stage)])
         keys.append(below)
     evaluation = digest([VERSIONS["evaluate"], below, shards.fingerprint, config.evaluation])
@@ -90,7 +104,9 @@ def gate_key(config: Config, version: str) -> str:
     return digest([VERSIONS["gate"], config.model_name, version, config.registry.gate])
 
 
-def check_data(config: Config, num_images: int, label_names: tuple[str, ...], attribute_names: tuple[str, ...] = ()) -> None:
+def check_data(
+    config: Config, num_images: int, label_names: tuple[str, ...], attribute_names: tuple[str, ...] = ()
+) -> None:
     """What a run needs of its images; known from the listing, before anything is written.
 
     Raises:
@@ -106,9 +122,13 @@ def check_data(config: Config, num_images: int, label_names: tuple[str, ...], at
     has = f"has attributes only ({len(attribute_names)}), which serve evaluation" if attribute_names else "has none"
     cure = "put the images in class folders, add a dataset.json with class numbers"
     if config.model.conditional and not label_names:
-        raise ConfigError(f"model.conditional=true needs labels, but data.source={source} {has}; {cure}, or set model.conditional=false")
+        raise ConfigError(
+            f"model.conditional=true needs labels, but data.source={source} {has}; {cure}, or set model.conditional=false"
+        )
     if config.snapshots.probe_kimg and not label_names:
-        raise ConfigError(f"snapshots.probe_kimg needs labels, but data.source={source} {has}; {cure}, or leave out snapshots.probe_kimg")
+        raise ConfigError(
+            f"snapshots.probe_kimg needs labels, but data.source={source} {has}; {cure}, or leave out snapshots.probe_kimg"
+        )
     check_features(with_quick(config), labelled=bool(label_names))
 
 
@@ -157,7 +177,11 @@ def find_verdict(config: Config, run_id: str, version: str) -> tuple[bool, Verdi
 
 def write_verdict(config: Config, run_id: str, verdict: Verdict, *, applied: bool) -> None:
     """Keep a verdict for `find_verdict`."""
-    content = {"key": gate_key(config, verdict.challenger), "applied": applied, "verdict": verdict.model_dump(mode="json")}
+    content = {
+        "key": gate_key(config, verdict.challenger),
+        "applied": applied,
+        "verdict": verdict.model_dump(mode="json"),
+    }
     storage.write_json(_verdict_uri(config, run_id), content)
 
 
@@ -196,14 +220,20 @@ def make_plan(config: Config) -> Plan:
     else:
         reason = "not judged by this gate yet" if version else "waits for register"
     steps.append(PlannedStep(name="gate", state="cached" if verdict and applied else "run", reason=reason))
-    return Plan(name=config.name, run_id=keys.run_id, steps=tuple(steps), missing=() if report else _missing_weights(config))
+    return Plan(
+        name=config.name, run_id=keys.run_id, steps=tuple(steps), missing=() if report else _missing_weights(config)
+    )
 
 
 def _plan_without_data(config: Config, change: Change) -> Plan:
     steps = [PlannedStep(name="shard", state="run", reason=_told(change), images=change.new + change.changed)]
     for stage in stages(config):
         cost = stage_cost(config, stage)
-        steps.append(_step_of(stage, cost, stage.num_images, "waits for shard (a stage trained on the same content before is reused)"))
+        steps.append(
+            _step_of(
+                stage, cost, stage.num_images, "waits for shard (a stage trained on the same content before is reused)"
+            )
+        )
     steps.append(_plan_evaluate(config, None, False))
     steps.append(PlannedStep(name="register", state="run", reason="waits for evaluate"))
     steps.append(PlannedStep(name="gate", state="run", reason="waits for register"))
@@ -235,7 +265,11 @@ def _plan_stage(config: Config, stage: Stage, key: str, ready: bool) -> PlannedS
 
 
 def _changed(config: Config, stage: Stage, key: str) -> str:
-    others = [name for name in storage.names(storage.join(root(config), "stages")) if name.startswith(f"{stage.resolution:04d}-")]
+    others = [
+        name
+        for name in storage.names(storage.join(root(config), "stages"))
+        if name.startswith(f"{stage.resolution:04d}-")
+    ]
     if others:
         return f"not trained with these settings ({len(others)} other version(s) of this stage are in storage)"
     return "not trained yet"
@@ -243,7 +277,14 @@ def _changed(config: Config, stage: Stage, key: str) -> str:
 
 def _step_of(stage: Stage, cost: Cost, images: int, reason: str) -> PlannedStep:
     seconds = images / cost.images_per_second if cost.images_per_second else None
-    return PlannedStep(name=f"train {stage.name}", state="run", reason=reason, images=images, seconds=seconds, memory_gib=cost.memory_gib)
+    return PlannedStep(
+        name=f"train {stage.name}",
+        state="run",
+        reason=reason,
+        images=images,
+        seconds=seconds,
+        memory_gib=cost.memory_gib,
+    )
 
 
 def _plan_evaluate(config: Config, report: Report | None, ready: bool) -> PlannedStep:

@@ -18,7 +18,9 @@ class Progress:
 
     def __init__(self, name: str, total: float, unit: str = "img") -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.first: tuple[float, float] | None = None  # (time, done) at the first update: resumed work starts above zero
+        self.first: tuple[float, float] | None = (
+            None  # (time, done) at the first update: resumed work starts above zero
+        )
         self.last_line = 0.0
         self.last_done = -1.0
 
@@ -37,7 +39,10 @@ class Progress:
         rate = (done - self.first[1]) / max(now - self.first[0], 1e-9)
         parts = [f"{done:,.0f} of {self.total:,.0f} {self.unit}"]
         if rate > 0 and now > self.first[0]:
-            parts += [f"{rate:,.0f} {self.unit}/s", f"{duration((self.total - done) / rate)} left" if done < self.total else "done"]
+            parts += [
+                f"{rate:,.0f} {self.unit}/s",
+                f"{duration((self.total - done) / rate)} left" if done < self.total else "done",
+            ]
         text = ", ".join([*parts, detail] if detail else parts)
         extra = {"progress": (self.name, done, self.total, text)}
         bars.info("%s: %s", self.name, text, extra=extra)

@@ -37,7 +37,12 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)) or len(first) > 18:
+        if (
+            not first.isdecimal()
+            or (dash and not last.isdecimal())
+            or (dash and int(last) < int(first))
+            or len(first) > 18
+        ):
             raise ConfigError(f"--seeds {text}: must be numbers and rising ranges, such as 0-15 or 1,5,9-12")
         count = int(last) - int(first) + 1 if dash else 1
         if len(seeds) + count > MAX_SEEDS:
@@ -46,7 +51,9 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def sample(config: Config | None, model: str, *, seeds: list[int], psi: float | None, label: str | None, out: str) -> Grid:
+def sample(
+    config: Config | None, model: str, *, seeds: list[int], psi: float | None, label: str | None, out: str
+) -> Grid:
     """Draw one image per seed and write them as a grid.
 
     Args:
@@ -58,7 +65,9 @@ def sample(config: Config | None, model: str, *, seeds: list[int], psi: float | 
     uri = find_model(config, model).checkpoint_uri
     generator, label_names = load_model(uri)
     labels = _labels(label, label_names, len(seeds))
-    images = torch.cat([_one(generator, seed, None if labels is None else labels[i : i + 1], psi) for i, seed in enumerate(seeds)])
+    images = torch.cat(
+        [_one(generator, seed, None if labels is None else labels[i : i + 1], psi) for i, seed in enumerate(seeds)]
+    )
     scale = max(MIN_CELL // generator.resolution, 1)
     picture = grid(F.interpolate(images, scale_factor=scale, mode="nearest"), math.ceil(math.sqrt(len(seeds))))
     storage.write_bytes(storage.absolute(out), png_bytes(picture))

@@ -72,7 +72,9 @@ class _Spare:
     def __init__(self, environment: dict[str, str]) -> None:
         os.environ.update(environment)
         os.nice(19)
-        with contextlib.suppress(AttributeError, OSError):  # Linux: beside workers at Ray's nice 15, 19 is still a quarter of a CPU
+        with contextlib.suppress(
+            AttributeError, OSError
+        ):  # Linux: beside workers at Ray's nice 15, 19 is still a quarter of a CPU
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
     def call(self, function: Callable[[T], R], item: T, threads: int) -> R:

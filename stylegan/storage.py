@@ -63,13 +63,17 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         from aiohttp import ClientTimeout
 
         # By default aiohttp gives up on any file after five minutes, and leaves HTTPS_PROXY unread.
-        options = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}}
+        options = {
+            "client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}
+        }
     try:
         fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **options))
         fs.retries = 1  # s3fs has a loop of its own, without an end to its patience that could be told
         return fs, path
     except (ValueError, ImportError) as error:  # no such protocol, or its package is not installed
-        raise StepError(f"storage: cannot use {uri}: {error}; give a folder or a URL such as s3://bucket/path") from error
+        raise StepError(
+            f"storage: cannot use {uri}: {error}; give a folder or a URL such as s3://bucket/path"
+        ) from error
 
 
 def _one_line(action: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -97,7 +101,19 @@ def _one_line(action: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _is_storage_error(error: Exception) -> bool:
-    packages = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "azure", "adlfs", "requests", "httpx", "huggingface_hub"}
+    packages = {
+        "botocore",
+        "aiobotocore",
+        "aiohttp",
+        "s3fs",
+        "gcsfs",
+        "google",
+        "azure",
+        "adlfs",
+        "requests",
+        "httpx",
+        "huggingface_hub",
+    }
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in packages
 
 
@@ -150,7 +166,9 @@ def read_json(uri: str) -> Any:
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
-        raise StepError(f"storage: {uri} is not valid JSON ({error}); delete it and run the same command again") from error
+        raise StepError(
+            f"storage: {uri} is not valid JSON ({error}); delete it and run the same command again"
+        ) from error
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -171,7 +189,9 @@ def size(uri: str) -> int:
     fs, path = filesystem(uri)
     found = fs.size(path)
     if found is None:
-        raise StepError(f"storage: the store of {uri} does not tell its size; copy the file to a folder or bucket first")
+        raise StepError(
+            f"storage: the store of {uri} does not tell its size; copy the file to a folder or bucket first"
+        )
     return int(found)
 
 
@@ -281,7 +301,9 @@ class _PatientFile(io.RawIOBase):
         return bool(self._file.seekable())
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = self._file.seek(offset, whence) if whence == 2 else offset + (self._position if whence == 1 else 0)
+        self._position = (
+            self._file.seek(offset, whence) if whence == 2 else offset + (self._position if whence == 1 else 0)
+        )
         self._file.seek(self._position)
         return self._position
 
@@ -305,7 +327,9 @@ def publish(local: str | Path, uri: str) -> None:
     if is_local(uri):
         _move(source, uri)
         return
-    files = sorted((file for file in source.rglob("*") if file.is_file()), key=lambda file: (file.name == "manifest.json", file))
+    files = sorted(
+        (file for file in source.rglob("*") if file.is_file()), key=lambda file: (file.name == "manifest.json", file)
+    )
     for file in files:
         upload(file, join(uri, file.relative_to(source).as_posix()))
     shutil.rmtree(source)

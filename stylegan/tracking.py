@@ -117,7 +117,11 @@ class TrackedRun:
             new = {f"eval/{name}": value for name, value in report.metrics.items() if f"eval/{name}" not in there}
             for batch in _batches([(step, new)] if new else []):
                 self.client.log_batch(self.mlflow_run_id, metrics=batch)
-            files = {file.path for folder in ("", "figures") for file in self.client.list_artifacts(self.mlflow_run_id, folder)}
+            files = {
+                file.path
+                for folder in ("", "figures")
+                for file in self.client.list_artifacts(self.mlflow_run_id, folder)
+            }
             if "report.json" not in files:
                 self.client.log_text(self.mlflow_run_id, report.model_dump_json(indent=1), "report.json")
             if page_uri and "report.html" not in files:
@@ -209,13 +213,17 @@ class StageRelay:
         self.on_rows = on_rows or (lambda rows: None)  # is shown all rows of the stage at every sweep
         self._stop = threading.Event()
         # The thread logs in the context of the flow run that started it, if there is one.
-        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._poll,), name="stage-relay", daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._poll,), name="stage-relay", daemon=True
+        )
 
     def __enter__(self) -> StageRelay:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
         try:
@@ -298,7 +306,9 @@ def _experiment(client: MlflowClient, config: Config) -> str:
 
 
 def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> str | None:
-    found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"])
+    found = client.search_runs(
+        [experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
+    )
     return str(found[0].info.run_id) if found else None
 
 

@@ -33,7 +33,11 @@ def s3_server() -> Iterator[Callable[[], str]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
     numbers = count()
 
     def fresh_bucket() -> str:
@@ -44,7 +48,9 @@ def s3_server() -> Iterator[Callable[[], str]]:
         return f"s3://{name}"
 
     with pytest.MonkeyPatch.context() as patch:
-        for key, value in (settings | {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "NO_PROXY": host}).items():
+        for key, value in (
+            settings | {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "NO_PROXY": host}
+        ).items():
             patch.setenv(key, value)
         yield fresh_bucket
     server.stop()
@@ -86,7 +92,9 @@ def draw_images() -> Callable[..., Path]:
         for number, name in enumerate(names):
             image = Image.new("RGB", size, (40 + 7 * number % 200, 90, 250 - 11 * number % 200))
             left, top = number % (size[0] // 2), (3 * number) % (size[1] // 2)
-            ImageDraw.Draw(image).ellipse((left, top, left + size[0] // 3, top + size[1] // 3), fill=(250, 20 * number % 256, 10))
+            ImageDraw.Draw(image).ellipse(
+                (left, top, left + size[0] // 3, top + size[1] // 3), fill=(250, 20 * number % 256, 10)
+            )
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             image.convert(mode).save(folder / name)
         return folder

@@ -30,7 +30,14 @@ DEFAULTS = {
 
 def arguments(resolution: int, channels: int = 3, **more: object) -> dict:
     """What the official training hands to its networks, with tiny layers."""
-    return {"num_channels": channels, "resolution": resolution, "label_size": 0, "fmap_base": 4 * resolution, **TINY, **more}
+    return {
+        "num_channels": channels,
+        "resolution": resolution,
+        "label_size": 0,
+        "fmap_base": 4 * resolution,
+        **TINY,
+        **more,
+    }
 
 
 def _nf(a: dict, stage: int) -> int:
@@ -67,7 +74,10 @@ def generator_variables(given: dict, seed: int = 0) -> dict[str, dict[str, np.nd
             synthesis |= {f"{scope}/StyleMod/weight": (w, 2 * nf), f"{scope}/StyleMod/bias": (2 * nf,)}
     for lod, side in enumerate(reversed(_sides(a))):
         nf = _nf(a, int(np.log2(side)) - 1)
-        synthesis |= {f"ToRGB_lod{lod}/weight": (1, 1, nf, a["num_channels"]), f"ToRGB_lod{lod}/bias": (a["num_channels"],)}
+        synthesis |= {
+            f"ToRGB_lod{lod}/weight": (1, 1, nf, a["num_channels"]),
+            f"ToRGB_lod{lod}/bias": (a["num_channels"],),
+        }
     lod0 = {"lod": np.float32(0)}  # a scalar, as TensorFlow gives it, not an array
     return {
         "": lod0 | _random({"dlatent_avg": (w,)}, seed),
@@ -239,7 +249,9 @@ def _epilogue(a: dict, s: dict, scope: str, index: int, x: np.ndarray, style: np
     return x
 
 
-def score(given: dict, v: dict[str, np.ndarray], images: np.ndarray, *, labels: np.ndarray | None = None, lod: float = 0) -> np.ndarray:
+def score(
+    given: dict, v: dict[str, np.ndarray], images: np.ndarray, *, labels: np.ndarray | None = None, lod: float = 0
+) -> np.ndarray:
     """Scores [N] of D_basic; 0 <= lod < 1, N a multiple of the minibatch stddev's group."""
     a, v = DEFAULTS | given, _wide(v)
 
@@ -251,7 +263,11 @@ def score(given: dict, v: dict[str, np.ndarray], images: np.ndarray, *, labels: 
     for side in reversed(_sides(a)[1:]):
         x = _blur(a, conv(x, f"{side}x{side}/Conv0"))
         kernel = _scaled(v[f"{side}x{side}/Conv1_down/weight"])
-        x = correlate(x, four_shifts(kernel) / 4, stride=2, pad=1) if _fused(a, side) else _halve(correlate(x, kernel, pad=1))
+        x = (
+            correlate(x, four_shifts(kernel) / 4, stride=2, pad=1)
+            if _fused(a, side)
+            else _halve(correlate(x, kernel, pad=1))
+        )
         x = _lrelu(_bias(x, v[f"{side}x{side}/Conv1_down/bias"]))
         if side == a["resolution"] and lod:
             x = x + (conv(_halve(images), "FromRGB_lod1") - x) * lod

@@ -22,10 +22,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 HOST = "127.0.0.1"
 KINDS = ("slowdown", "reset", "slow", "truncated")
-SLOW_DOWN = (
-    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
+SLOW_DOWN = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
+HOP_BY_HOP = frozenset(
+    ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
 )
-HOP_BY_HOP = frozenset(("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"))
 
 
 @dataclass
@@ -63,7 +63,9 @@ class Faults:
     def draw(self, method: str, target: str, byte_range: str) -> str | None:
         """The fault of this request, or None."""
         parts = urlsplit(target)
-        query = sorted(pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "uploadId")  # drawn by the server
+        query = sorted(
+            pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "uploadId"
+        )  # drawn by the server
         request = f"{method} {parts.path.lstrip('/').partition('/')[2]} {query} {byte_range}"
         with self._lock:
             self._attempts[request] += 1
@@ -147,7 +149,9 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _send(self, status: int, reason: str, headers: list[tuple[str, str]], content: bytes, *, sent: int | None = None) -> None:
+    def _send(
+        self, status: int, reason: str, headers: list[tuple[str, str]], content: bytes, *, sent: int | None = None
+    ) -> None:
         """An answer, of whose content only `sent` bytes leave here if that is given."""
         self.send_response_only(status, reason)
         for name, value in headers:

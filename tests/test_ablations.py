@@ -105,7 +105,9 @@ def test_parameters_at_1024_are_the_published_ones(name, of_g, of_d):
         assert num_parameters(Discriminator(model, resolution=1024, channels=3)) == of_d
 
 
-@pytest.mark.parametrize(("name", "twin"), [("mixing-000", "e"), ("mixing-090", "f"), ("traditional-0", "b"), ("style-8", "f")])
+@pytest.mark.parametrize(
+    ("name", "twin"), [("mixing-000", "e"), ("mixing-090", "f"), ("traditional-0", "b"), ("style-8", "f")]
+)
 def test_rows_of_two_tables_are_trained_once(name, twin):
     """Their stages have the same keys, so the second run takes them from storage."""
     shards = ShardSet(uri="x", fingerprint="f", num_images=70_000, resolutions=(1024,), label_names=(), num_rejected=0)

@@ -46,7 +46,9 @@ def test_a_set_of_one_chunk_is_sharded_here():
     assert cpu_map(settings(ray={"address": "auto"}, storage={"root": "/shared"}), 1) is not map
 
 
-@pytest.mark.parametrize(("source", "root", "here"), [("/images", "s3://b/r", True), ("s3://b/i", "s3://b/r", False), ("/i", "/r", False)])
+@pytest.mark.parametrize(
+    ("source", "root", "here"), [("/images", "s3://b/r", True), ("s3://b/i", "s3://b/r", False), ("/i", "/r", False)]
+)
 def test_a_cluster_shards_what_it_can_see(source, root, here):
     """With a bucket for storage, a folder of this machine is not on the other nodes."""
     config = settings(ray={"address": "auto"}, storage={"root": root}, data={"source": source, "resolution": 8})

@@ -83,7 +83,10 @@ def test_bad_yaml(tmp_path, text, words):
         ("training.learning_rate=.nan", "training.learning_rate.4=nan: input should be a finite number"),
         ("training.total_kimg=.inf", "training.total_kimg=inf: input should be a finite number"),
         ("snapshots.log_kimg=0", "snapshots.log_kimg.4=0: input should be greater than 0"),
-        ("training.start_resolution=64", "training.start_resolution=64: must be a power of two from 4 to data.resolution=32"),
+        (
+            "training.start_resolution=64",
+            "training.start_resolution=64: must be a power of two from 4 to data.resolution=32",
+        ),
         ("training.start_resolution=12", "training.start_resolution=12: must be a power of two"),
         ("training.stages.64.batch=4", "training.stages.64: no such stage; the stages are [8, 16, 32]"),
         ("ray.stages.4.workers=1", "ray.stages.4: no such stage"),
@@ -111,7 +114,9 @@ def test_conditional_needs_labels(tmp_path):
 
 def test_missing_key_says_what_it_is(tmp_path):
     """A missing key comes with its meaning."""
-    assert "data.source is missing; A folder, archive or data set" in mistake(written(tmp_path, {"name": "a", "data": {"resolution": 8}}))
+    assert "data.source is missing; A folder, archive or data set" in mistake(
+        written(tmp_path, {"name": "a", "data": {"resolution": 8}})
+    )
     assert "name is missing; Lower case letters" in mistake(written(tmp_path, {"data": SMALL["data"]}))
 
 
@@ -125,7 +130,15 @@ def test_overrides(tmp_path):
     """--set reads YAML values, later ones win, sections appear by themselves, and one stage may be changed."""
     path = written(tmp_path, SMALL | {"training": {"batch": 8}})
     config = load(
-        path, ["seed=1", "seed=2", "training.batch.16=16", "model.noise=false", "ray.stages.16.workers=2", "training.learning_rate=1e-3"]
+        path,
+        [
+            "seed=1",
+            "seed=2",
+            "training.batch.16=16",
+            "model.noise=false",
+            "ray.stages.16.workers=2",
+            "training.learning_rate=1e-3",
+        ],
     )
     assert config.seed == 2
     assert config.training.batch == {4: 8, 16: 16}
@@ -158,18 +171,23 @@ def test_base_that_is_missing_or_leads_back(tmp_path):
 
 def test_dump_loads_back(tmp_path):
     """The resolved config is a config that gives the same one."""
-    config = load(written(tmp_path, SMALL), ["training.batch.16=64", "ray.stages.8.workers=2", "training.total_kimg=7000"])
+    config = load(
+        written(tmp_path, SMALL), ["training.batch.16=64", "ray.stages.8.workers=2", "training.total_kimg=7000"]
+    )
     assert load(written(tmp_path, dump(config), "resolved.yaml")) == config
 
 
 def test_digest_sees_values_not_spelling(tmp_path):
     """Key order and a written-out default do not matter, every value does."""
     plain = load(written(tmp_path, SMALL))
-    assert digest(load(written(tmp_path, {"data": {"resolution": 32, "source": "digits", "channels": 3}, "name": "small"}))) == digest(
-        plain
-    )
+    assert digest(
+        load(written(tmp_path, {"data": {"resolution": 32, "source": "digits", "channels": 3}, "name": "small"}))
+    ) == digest(plain)
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
-    changed = {digest(load(written(tmp_path, SMALL), [override])) for override in ("seed=1", "model.noise=false", "training.batch.32=32")}
+    changed = {
+        digest(load(written(tmp_path, SMALL), [override]))
+        for override in ("seed=1", "model.noise=false", "training.batch.32=32")
+    }
     assert len(changed | {digest(plain)}) == 4
 
 
@@ -182,7 +200,10 @@ def test_flatten_names_every_value(tmp_path):
     assert all(isinstance(value, str) for value in flat.values())
 
 
-@given(table=st.dictionaries(st.sampled_from(RESOLUTIONS), st.integers(), min_size=1), resolution=st.sampled_from(RESOLUTIONS))
+@given(
+    table=st.dictionaries(st.sampled_from(RESOLUTIONS), st.integers(), min_size=1),
+    resolution=st.sampled_from(RESOLUTIONS),
+)
 def test_table_by_resolution(table, resolution):
     """An entry holds from its resolution up to the next; below the first the first holds."""
     below = [key for key in sorted(table) if key <= resolution]
@@ -219,6 +240,8 @@ def test_what_could_not_train_is_refused(tmp_path, override, words):
     assert words in mistake(written(tmp_path, SMALL), override)
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda path: path.name
+)
 def test_shipped_configs_are_sound(path):
     assert load(path).resolutions

@@ -28,14 +28,23 @@ def mistake(**sections):
             {"data": {"labels": "folder", "label_file": "a.csv"}},
             ["data.label_file=a.csv with data.labels=folder", "set data.labels=file or remove it"],
         ),
-        ({"training": {"precision": "fp16"}}, ["training.precision=fp16", "ray.gpus_per_worker is 0 at 8x8", "use bf16 or fp32"]),
+        (
+            {"training": {"precision": "fp16"}},
+            ["training.precision=fp16", "ray.gpus_per_worker is 0 at 8x8", "use bf16 or fp32"],
+        ),
         (
             {"training": {"precision": "fp16"}, "ray": {"gpus_per_worker": 1, "stages": {16: {"gpus_per_worker": 0}}}},
             ["at 16x16", "set ray.gpus_per_worker=1"],
         ),
         ({"training": {"precision": "fp8"}}, ["training.precision='fp8'", "'fp32', 'tf32', 'bf16' or 'fp16'"]),
-        ({"training": {"loss": "lsgan"}}, ["training.loss='lsgan'", "'nonsaturating', 'saturating', 'wgan' or 'hinge'"]),
-        ({"training": {"loss": "wgan", "r1_gamma": 0}}, ["training.loss=wgan", "training.gp_weight=10", "model.spectral_norm=true"]),
+        (
+            {"training": {"loss": "lsgan"}},
+            ["training.loss='lsgan'", "'nonsaturating', 'saturating', 'wgan' or 'hinge'"],
+        ),
+        (
+            {"training": {"loss": "wgan", "r1_gamma": 0}},
+            ["training.loss=wgan", "training.gp_weight=10", "model.spectral_norm=true"],
+        ),
         (
             {"training": {"loss": "wgan", "gp_weight": 10}},
             ["training.gp_weight=10 with training.r1_gamma=10", "set training.r1_gamma=0 or training.gp_weight=0"],
@@ -44,17 +53,36 @@ def mistake(**sections):
             {"training": {"loss": "hinge", "gp_weight": 10, "r1_gamma": 0, "r2_gamma": 1}},
             ["training.r2_gamma=1", "set training.r2_gamma=0"],
         ),
-        ({"training": {"drift_weight": 0.001}}, ["training.drift_weight=0.001 with training.loss=nonsaturating", "loss wgan or hinge"]),
-        ({"training": {"penalty_interval": 16, "r1_gamma": 0}}, ["training.penalty_interval=16", "set it to 1, or set training.r1_gamma"]),
-        ({"training": {"penalty_interval": 0}}, ["training.penalty_interval=0: input should be greater than or equal to 1"]),
+        (
+            {"training": {"drift_weight": 0.001}},
+            ["training.drift_weight=0.001 with training.loss=nonsaturating", "loss wgan or hinge"],
+        ),
+        (
+            {"training": {"penalty_interval": 16, "r1_gamma": 0}},
+            ["training.penalty_interval=16", "set it to 1, or set training.r1_gamma"],
+        ),
+        (
+            {"training": {"penalty_interval": 0}},
+            ["training.penalty_interval=0: input should be greater than or equal to 1"],
+        ),
         ({"training": {"gp_target": 0}}, ["training.gp_target=0: input should be greater than 0"]),
         (
             {"training": {"batch": 8, "rotation": {"fraction": 0.1}}},
-            ["training.rotation.fraction=0.1", "of the 8 images of a batch at 8x8 is 0.8", "a multiple of 1/8 or a larger batch"],
+            [
+                "training.rotation.fraction=0.1",
+                "of the 8 images of a batch at 8x8 is 0.8",
+                "a multiple of 1/8 or a larger batch",
+            ],
         ),
         ({"training": {"batch": 8, "rotation": {"fraction": 0.01}}}, ["is 0.08"]),
-        ({"training": {"batch": 8, "rotation": {"fraction": 0.125}}, "ray": {"workers": 2}}, ["is 1 for 2 worker(s)", "2/8"]),
-        ({"snapshots": {"probe_kimg": 10}, "data": {"labels": "none"}}, ["snapshots.probe_kimg needs labels", "set data.labels=auto"]),
+        (
+            {"training": {"batch": 8, "rotation": {"fraction": 0.125}}, "ray": {"workers": 2}},
+            ["is 1 for 2 worker(s)", "2/8"],
+        ),
+        (
+            {"snapshots": {"probe_kimg": 10}, "data": {"labels": "none"}},
+            ["snapshots.probe_kimg needs labels", "set data.labels=auto"],
+        ),
         (
             {"model": {"styles": False, "const_input": False}, "evaluation": {"metrics": ["fid", "fid_mixing"]}},
             ["evaluation.metrics has fid_mixing", "set model.styles=true"],
@@ -73,7 +101,10 @@ def mistake(**sections):
             {"training": {"max_batch_per_worker": 6}, "ray": {"workers": 2}},
             ["at 8x8 gives each of 2 workers 6 images after training.max_batch_per_worker", "model.mbstd_group=4"],
         ),
-        ({"training": {"learning_rate_scaling": "log"}}, ["training.learning_rate_scaling='log'", "'none', 'sqrt' or 'linear'"]),
+        (
+            {"training": {"learning_rate_scaling": "log"}},
+            ["training.learning_rate_scaling='log'", "'none', 'sqrt' or 'linear'"],
+        ),
     ],
 )
 def test_values_that_do_not_fit_together(sections, words):
@@ -108,7 +139,9 @@ def test_values_that_do(sections):
 @pytest.mark.parametrize("group", [1, 4, 8])
 def test_automatic_batches_divide_among_any_workers(workers, group):
     """They are as close below the table as whole stddev groups allow, and one group for each worker at the least."""
-    config = configured(1024, training={"batch": "auto", "start_resolution": 4}, ray={"workers": workers}, model={"mbstd_group": group})
+    config = configured(
+        1024, training={"batch": "auto", "start_resolution": 4}, ray={"workers": workers}, model={"mbstd_group": group}
+    )
     row = OFFICIAL_BATCH[max(count for count in OFFICIAL_BATCH if count <= workers)]
     for r in RESOLUTIONS:
         official = row[max(key for key in row if key <= r)]
@@ -152,7 +185,11 @@ def test_batches_are_cut_to_what_a_worker_can_hold():
 @pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 0.5), ("linear", 0.25)])
 def test_learning_rates_follow_the_batch(scaling, factor):
     """Relative to the official batch on 8 GPUs: a quarter of it at 64x64; a stage's own rate is taken as it is."""
-    training = {"batch": {4: 512, 8: 256, 16: 128, 32: 64, 64: 8}, "learning_rate_scaling": scaling, "stages": {16: {"learning_rate": 0.5}}}
+    training = {
+        "batch": {4: 512, 8: 256, 16: 128, 32: 64, 64: 8},
+        "learning_rate_scaling": scaling,
+        "stages": {16: {"learning_rate": 0.5}},
+    }
     config = configured(64, training=training)
     assert [config.learning_rate_at(r) for r in (8, 16, 32)] == [0.001, 0.5, 0.001]
     assert config.learning_rate_at(64) == pytest.approx(0.001 * factor)

@@ -23,13 +23,19 @@ TINY = ModelConfig(latent_size=8, mapping_layers=1, mapping_fmaps=8, fmap_base=6
 @pytest.fixture
 def run(tmp_path):
     """Config and folder of a run with a finished stage of 4x4 images and, as after `stylegan train`, no report."""
-    tree = {"name": "t", "storage": {"root": str(tmp_path / "root")}, "data": {"source": "digits", "resolution": 4, "channels": 1}}
+    tree = {
+        "name": "t",
+        "storage": {"root": str(tmp_path / "root")},
+        "data": {"source": "digits", "resolution": 4, "channels": 1},
+    }
     config = build(tree | {"training": {"start_resolution": 4, "batch": 4}, "evaluation": {"num_images": 10}})
     keys = make_keys(config, write_shards(open_source(config.data), config.data, config.storage.root))
     (stage,) = stages(config)
     checkpoint = {"uri": f"{stage_uri(config, stage, keys.stages[0])}/checkpoint-000001000", "run_id": keys.run_id}
     checkpoint |= {"resolution": 4, "nimg": 1000, "digest": keys.stages[0]}
-    storage.write_bytes(f"{checkpoint['uri']}/generator.safetensors", save_generator(Generator(TINY, resolution=4, channels=1), ()))
+    storage.write_bytes(
+        f"{checkpoint['uri']}/generator.safetensors", save_generator(Generator(TINY, resolution=4, channels=1), ())
+    )
     storage.write_json(f"{checkpoint['uri']}/checkpoint.json", checkpoint)
     storage.write_json(f"{stage_uri(config, stage, keys.stages[0])}/done.json", checkpoint)
     folder = f"{config.storage.root}/runs/{keys.run_id}"

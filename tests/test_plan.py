@@ -8,7 +8,9 @@ from stylegan.errors import ConfigError
 from stylegan.plan import check_data, gate_key, make_keys, make_plan
 
 TREE = {"name": "t", "data": {"source": "digits", "resolution": 32}, "training": {"start_resolution": 8}}
-SHARDS = ShardSet(uri="x", fingerprint="f", num_images=100, resolutions=(4, 8, 16, 32), label_names=("a", "b"), num_rejected=0)
+SHARDS = ShardSet(
+    uri="x", fingerprint="f", num_images=100, resolutions=(4, 8, 16, 32), label_names=("a", "b"), num_rejected=0
+)
 
 
 def keys(shards=SHARDS, **changes):
@@ -73,8 +75,14 @@ def test_a_change_reaches_exactly_the_stages_from_where_it_acts(change, first_ch
         ({"training__max_batch_per_worker": {16: 128}}, {}),
         ({"training__batch": "auto"}, {}),  # the default is the official table for one worker
         ({"ray__workers": 8}, {"training__batch": "auto", "ray__workers": 4}),  # the table is the same at 8x8 and above
-        ({"training__batch": {4: 256, 16: 128, 32: 64}, "ray__workers": 2}, {"training__batch": "auto", "ray__workers": 2}),
-        ({"training__learning_rate_scaling": "linear"}, {"training__batch": "auto", "ray__workers": 8}),  # relative to just these
+        (
+            {"training__batch": {4: 256, 16: 128, 32: 64}, "ray__workers": 2},
+            {"training__batch": "auto", "ray__workers": 2},
+        ),
+        (
+            {"training__learning_rate_scaling": "linear"},
+            {"training__batch": "auto", "ray__workers": 8},
+        ),  # relative to just these
     ],
 )
 def test_settings_of_batch_and_rate_matter_by_what_comes_of_them(change, settings):
@@ -122,7 +130,9 @@ def test_a_verdict_belongs_to_version_and_gate():
 def test_what_needs_labels_is_refused_before_anything_is_written(change):
     config = build(TREE | change | {"evaluation": {"features": "rotation", "metrics": ["fid"]}})
     check_data(config, 1000, ("a", "b"))
-    with pytest.raises(ConfigError, match=r"needs labels, but data.source=digits has none; put the images in class folders"):
+    with pytest.raises(
+        ConfigError, match=r"needs labels, but data.source=digits has none; put the images in class folders"
+    ):
         check_data(config, 1000, ())
 
 
@@ -130,7 +140,9 @@ def test_what_needs_labels_is_refused_before_anything_is_written(change):
 def test_attributes_are_no_classes(change):
     """They serve the evaluation; where classes are needed the line says so, elsewhere such data are as good as unlabelled ones."""
     config = build(TREE | change | {"evaluation": {"features": "rotation", "metrics": ["fid"]}})
-    with pytest.raises(ConfigError, match=r"has attributes only \(2\), which serve evaluation; put the images in class folders"):
+    with pytest.raises(
+        ConfigError, match=r"has attributes only \(2\), which serve evaluation; put the images in class folders"
+    ):
         check_data(config, 1000, (), ("smiling", "hat"))
     check_data(build(TREE | {"evaluation": {"features": "rotation", "metrics": ["fid"]}}), 1000, (), ("smiling", "hat"))
     with pytest.raises(ConfigError, match=r"evaluation\.features=classifier: needs class labels"):

@@ -14,7 +14,9 @@ def test_every_update_reaches_the_bars_but_only_the_end_of_quick_work_the_log(ca
     progress = Progress("shard", 100)
     for done in (10, 10, 60, 100):
         progress.update(done)
-    by_logger = {name: [r.progress[1] for r in caplog.records if r.name == name] for name in ("stylegan", "stylegan-progress")}
+    by_logger = {
+        name: [r.progress[1] for r in caplog.records if r.name == name] for name in ("stylegan", "stylegan-progress")
+    }
     assert by_logger == {"stylegan": [100], "stylegan-progress": [10, 60, 100]}
     assert "100 of 100 img" in caplog.text
 

@@ -53,7 +53,8 @@ def test_without_faults_all_passes(faulty_s3, bucket):
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("slowdown", "503"), ("reset", "ConnectionResetError"), ("truncated", "IncompleteRead"), ("slow", "200")]
+    ("kind", "expected"),
+    [("slowdown", "503"), ("reset", "ConnectionResetError"), ("truncated", "IncompleteRead"), ("slow", "200")],
 )
 def test_each_fault_is_what_it_says(faulty_s3, bucket, kind, expected):
     with faulty_s3(rate=1, kinds=[kind], slow_s=0.5, in_a_row=1) as faults:

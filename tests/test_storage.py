@@ -49,7 +49,12 @@ def test_looking_up_listing_and_deleting(root, tmp_path):
 
 def test_missing_file_is_file_not_found(root, tmp_path):
     """Callers tell a missing object from a store that fails."""
-    for read in (storage.read_bytes, storage.read_json, storage.open_read, lambda uri: storage.download(uri, tmp_path / "copy")):
+    for read in (
+        storage.read_bytes,
+        storage.read_json,
+        storage.open_read,
+        lambda uri: storage.download(uri, tmp_path / "copy"),
+    ):
         with pytest.raises(FileNotFoundError):
             read(f"{root}/none.json")
 
@@ -183,4 +188,10 @@ def test_paths(tmp_path, monkeypatch):
     assert storage.absolute("~/x") == str(Path.home() / "x")
     assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
     assert storage.join("s3://bucket/x", "a", "b") == "s3://bucket/x/a/b"
-    assert [storage.is_local(uri) for uri in ("x", "/x", "file:///x", "s3://x", "memory://x")] == [True, True, True, False, False]
+    assert [storage.is_local(uri) for uri in ("x", "/x", "file:///x", "s3://x", "memory://x")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]

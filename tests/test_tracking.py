@@ -21,7 +21,14 @@ from stylegan.evaluation.report import Report
 from stylegan.registry import server
 from stylegan.tracking import StageRelay, open_run, resolve_uri
 
-SHARDS = ShardSet(uri="/nowhere/datasets/f", fingerprint="f" * 64, num_images=5, resolutions=(4, 8), label_names=("a", "b"), num_rejected=0)
+SHARDS = ShardSet(
+    uri="/nowhere/datasets/f",
+    fingerprint="f" * 64,
+    num_images=5,
+    resolutions=(4, 8),
+    label_names=("a", "b"),
+    num_rejected=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,12 @@ def make_config(tmp_path, empty_database):
 
 
 def build(root, **sections):
-    tree = {"name": "tiny", "storage": {"root": str(root)}, "data": {"source": "digits", "resolution": 8}, "training": {"batch": 4}}
+    tree = {
+        "name": "tiny",
+        "storage": {"root": str(root)},
+        "data": {"source": "digits", "resolution": 8},
+        "training": {"batch": 4},
+    }
     return config_module.build(tree | sections)
 
 
@@ -134,7 +146,9 @@ def test_the_same_run_id_continues_the_same_run(opened):
 
 def test_a_changed_param_keeps_its_first_value_and_a_new_one_is_added(make_config):
     open_run(make_config(), "tiny-0123", SHARDS).finish("KILLED")
-    run = open_run(build(make_config().storage.root, ray={"workers": 2, "stages": {"8": {"workers": 1}}}), "tiny-0123", SHARDS)
+    run = open_run(
+        build(make_config().storage.root, ray={"workers": 2, "stages": {"8": {"workers": 1}}}), "tiny-0123", SHARDS
+    )
     run.finish("FINISHED")
     params = run.client.get_run(run.mlflow_run_id).data.params
     assert params["ray.workers"] == "1"
@@ -208,7 +222,9 @@ def test_a_sample_grid_is_logged_once(opened):
     again = opened()
     again.log_sample(100, png())
     again.log_sample(200, png())
-    assert images(again) == ["images/samples+step+100"] * 2 + ["images/samples+step+200"] * 2  # a PNG and its thumbnail each
+    assert (
+        images(again) == ["images/samples+step+100"] * 2 + ["images/samples+step+200"] * 2
+    )  # a PNG and its thumbnail each
 
 
 def test_a_report_is_metrics_at_the_checkpoints_kimg_and_an_artifact(opened, tmp_path):
@@ -269,7 +285,10 @@ def test_system_metrics_go_on_where_they_stopped(opened, monkeypatch):
 
 def test_two_runs_at_once_do_not_mix(make_config):
     runs = [open_run(make_config(), f"tiny-{i}", SHARDS) for i in range(2)]
-    threads = [threading.Thread(target=run.log_rows, args=([row(k, float(i)) for k in range(20)],)) for i, run in enumerate(runs)]
+    threads = [
+        threading.Thread(target=run.log_rows, args=([row(k, float(i)) for k in range(20)],))
+        for i, run in enumerate(runs)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -339,7 +358,9 @@ def test_quick_metrics_come_late_and_once(opened, tmp_path):
     run.log_quick(rows[1:])
     run.log_quick(rows)
     write_stage(tmp_path, [row(8)])
-    (tmp_path / "metrics-k.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [*rows, quick_row(6, math.nan)]))
+    (tmp_path / "metrics-k.jsonl").write_text(
+        "".join(json.dumps(item) + "\n" for item in [*rows, quick_row(6, math.nan)])
+    )
     (tmp_path / "metrics-other.jsonl").write_text(json.dumps(quick_row(7, 1.0)) + "\n")
     for _ in range(2):
         run = opened()

@@ -187,7 +187,9 @@ class _Stopwatch:
         return content
 
 
-def _in_threads(recipe: Recipe, request: ChunkRequest, read: _Stopwatch) -> Generator[Sample | _Touched | Rejected, None, None]:
+def _in_threads(
+    recipe: Recipe, request: ChunkRequest, read: _Stopwatch
+) -> Generator[Sample | _Touched | Rejected, None, None]:
     """By as many threads as the recipe says; by more if the first few images were waited for."""
 
     def work(number: int) -> Sample | _Touched | Rejected:
@@ -218,7 +220,9 @@ def _windowed(pool: ThreadPoolExecutor, work: Callable[[int], Any], indices: Ite
         yield pending.popleft().result()
 
 
-def _without_twins(results: Iterable[Sample | _Touched | Rejected], data: DataConfig) -> Iterator[Sample | _Touched | Rejected]:
+def _without_twins(
+    results: Iterable[Sample | _Touched | Rejected], data: DataConfig
+) -> Iterator[Sample | _Touched | Rejected]:
     """Later ones of the same bytes become rejects; those of other chunks are found when all chunks are done."""
     seen: set[bytes] = set()
     for result in results:
@@ -237,7 +241,9 @@ def _process(number: int, recipe: Recipe, request: ChunkRequest, read: Read) -> 
         content = read(image.path)
     except StepError:
         raise
-    except Exception as error:  # this image alone: gone since the listing, not permitted, a damaged member of the archive
+    except (
+        Exception
+    ) as error:  # this image alone: gone since the listing, not permitted, a damaged member of the archive
         return rejected | {"reason": f"cannot be read: {' '.join(str(error).split())[:300] or type(error).__name__}"}
     raw = content if isinstance(content, bytes) else content.tobytes()
     rejected["bytes"] = len(raw)

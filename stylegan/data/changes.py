@@ -133,7 +133,9 @@ def _find_parent(source: Source, data: DataConfig, root: str) -> _Parent | None:
         key = str(storage.read_json(newest_uri(source, data, root))["key"])
         uri = storage.join(storage.absolute(root), "datasets", key)
         manifest = read_manifest(uri)
-        if _label_facts(manifest) != [bool(source.label_names), list(source.attribute_names)] or not _tars_there(uri, manifest):
+        if _label_facts(manifest) != [bool(source.label_names), list(source.attribute_names)] or not _tars_there(
+            uri, manifest
+        ):
             return None
         columns = ["key", "token", "label", "source_sha256"] + ["attributes"] * bool(source.attribute_names)
         table = read_samples(uri, manifest, columns)
@@ -167,7 +169,9 @@ def read_rejected(uri: str) -> list[Rejected]:
 def _compare(source: Source, order: np.ndarray, keys: np.ndarray, parent: _Parent) -> Work | None:
     """What differs; None if less than half of the parent's samples would be left."""
     table = parent.table
-    theirs = np.array(table["key"].to_numpy(zero_copy_only=False), keys.dtype) if table.num_rows else np.empty(0, keys.dtype)
+    theirs = (
+        np.array(table["key"].to_numpy(zero_copy_only=False), keys.dtype) if table.num_rows else np.empty(0, keys.dtype)
+    )
     rows = np.searchsorted(theirs, keys)
     found = np.zeros(len(keys), bool)
     inside = rows < len(theirs)
@@ -197,7 +201,9 @@ def _same_labels(ours: Sequence[SourceImage], table: pa.Table, rows: np.ndarray)
         return same & np.array([not isinstance(image.label, tuple) for image in ours], bool)
     theirs = attribute_array(table)[rows]
     pairs = zip(ours, theirs.tolist(), strict=True)
-    return same & np.array([isinstance(image.label, tuple) and list(image.label) == row for image, row in pairs], np.bool_)
+    return same & np.array(
+        [isinstance(image.label, tuple) and list(image.label) == row for image, row in pairs], np.bool_
+    )
 
 
 def _same_tokens(ours: Sequence[SourceImage], table: pa.Table, rows: np.ndarray) -> np.ndarray:

@@ -66,8 +66,15 @@ class ChunkRequest:
 
     def digest(self, recipe: Recipe) -> str:
         """Of all that decides the tars."""
-        labels = [image.label if image.label is None or isinstance(image.label, int) else list(image.label) for image in self.images]
-        listed = [[image.path, image.token] for image in self.images], labels, [known and known.hex() for known in self.known]
+        labels = [
+            image.label if image.label is None or isinstance(image.label, int) else list(image.label)
+            for image in self.images
+        ]
+        listed = (
+            [[image.path, image.token] for image in self.images],
+            labels,
+            [known and known.hex() for known in self.known],
+        )
         return hashlib.sha256(json.dumps([FORMAT, parameters(recipe.data), recipe.labels, listed]).encode()).hexdigest()
 
 
@@ -150,16 +157,22 @@ class Rows:
         self.resolutions, self.labels = resolutions, labels
         self.paths: list[str] = []
         self._samples: list[tuple[str, str, Any, bytes, bytes, int, int, int]] = []
-        self._places: list[list[np.ndarray]] = [[np.empty((3, 0), np.int64)] for _ in resolutions]  # offsets, sizes, crcs
+        self._places: list[list[np.ndarray]] = [
+            [np.empty((3, 0), np.int64)] for _ in resolutions
+        ]  # offsets, sizes, crcs
 
     def add(self, samples: Sequence[Sample], keys: Sequence[bytes]) -> None:
         """More samples; where their payloads are is told for each level by `add_places`."""
         self.paths += [sample.image.path for sample in samples]
         for key, sample in zip(keys, samples, strict=True):
             _, source_sha256, num_bytes, (width, height), sha256, _, _ = sample
-            self._samples.append((key.decode(), sample.image.token, sample.image.label, source_sha256, sha256, width, height, num_bytes))
+            self._samples.append(
+                (key.decode(), sample.image.token, sample.image.label, source_sha256, sha256, width, height, num_bytes)
+            )
 
-    def add_places(self, level: int, offsets: Iterable[int] | np.ndarray, payloads: Iterable[bytes | np.ndarray]) -> None:
+    def add_places(
+        self, level: int, offsets: Iterable[int] | np.ndarray, payloads: Iterable[bytes | np.ndarray]
+    ) -> None:
         """Offsets and payloads of those samples in the tar of one level, counted from the smallest."""
         facts = [(len(payload), zlib.crc32(payload)) for payload in payloads]  # type: ignore[arg-type]
         sizes, crcs = zip(*facts, strict=True)
@@ -192,7 +205,14 @@ def as_parquet(table: pa.Table) -> bytes:
 
 def duplicate(path: str, token: str, num_bytes: int, source_sha256: bytes) -> Rejected:
     """The reject of an image with the bytes of another; which one is told when the set is complete."""
-    return {"path": path, "kind": "duplicate", "reason": "", "bytes": num_bytes, "token": token, "sha256": source_sha256.hex()}
+    return {
+        "path": path,
+        "kind": "duplicate",
+        "reason": "",
+        "bytes": num_bytes,
+        "token": token,
+        "sha256": source_sha256.hex(),
+    }
 
 
 def path_digest(path: str) -> bytes:

@@ -46,7 +46,9 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     """16-bit grey (also in a 32-bit integer image) to 8 bit."""
     values = np.asarray(image)
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"mode {image.mode} with values from {values.min()} to {values.max()} has no agreed range; use 8 or 16 bit")
+        raise ValueError(
+            f"mode {image.mode} with values from {values.min()} to {values.max()} has no agreed range; use 8 or 16 bit"
+        )
     return Image.fromarray(from_16_bit(values))
 
 
@@ -65,7 +67,9 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         return image
 
 
-@lru_cache(maxsize=32)  # the pictures of a camera or a program share theirs, and building it costs more than a small picture
+@lru_cache(
+    maxsize=32
+)  # the pictures of a camera or a program share theirs, and building it costs more than a small picture
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From a profile to sRGB; None if it is broken, made for another mode, or says (to a unit of 255) what sRGB says."""
     try:
@@ -79,7 +83,9 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     """Most pictures carry a profile of sRGB itself, of which each maker has a slightly different copy: they stay as they are."""
     steps = range(0, 256, 15)
-    colours = np.array([(grey,) * 3 for grey in range(256)] if mode == "L" else list(product(steps, repeat=3)), np.uint8)[None]
+    colours = np.array(
+        [(grey,) * 3 for grey in range(256)] if mode == "L" else list(product(steps, repeat=3)), np.uint8
+    )[None]
     probe = Image.fromarray(colours).convert(mode)
     changed = ImageCms.applyTransform(probe, transform)
     return changed is not None and int(np.abs(np.asarray(changed).astype(int) - colours).max()) <= 1

@@ -45,7 +45,10 @@ Kind = Literal["unreadable", "truncated", "too large", "too small"]
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
 _ORIENTED_BY = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
-CELEBA_SIZE, CELEBA_BOX = (178, 218), (25, 57, 153, 185)  # 128x128 around (89, 121), as in StyleGAN's and ProGAN's tools
+CELEBA_SIZE, CELEBA_BOX = (
+    (178, 218),
+    (25, 57, 153, 185),
+)  # 128x128 around (89, 121), as in StyleGAN's and ProGAN's tools
 
 
 class UnreadableImage(Exception):
@@ -153,10 +156,14 @@ def _refuse(error: Exception, content: bytes) -> NoReturn:
         raise UnreadableImage("empty file", "truncated") from error
     if isinstance(error, UnidentifiedImageError):
         raise UnreadableImage("not an image in a known format") from error
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):  # a few formats have checks within
+    if isinstance(
+        error, Image.DecompressionBombError | Image.DecompressionBombWarning
+    ):  # a few formats have checks within
         raise UnreadableImage(reason, "too large") from error
     if _is_cut(content, reason):
-        raise UnreadableImage(reason if "truncated" in reason.lower() else f"truncated: {reason}", "truncated") from error
+        raise UnreadableImage(
+            reason if "truncated" in reason.lower() else f"truncated: {reason}", "truncated"
+        ) from error
     raise UnreadableImage(reason) from error
 
 
@@ -174,7 +181,10 @@ def _is_cut(content: bytes, reason: str) -> bool:
         return len(content) < max(int.from_bytes(content[2:6], "little"), 26)
     if content[4:8] in (b"ftyp", b"jP  "):
         return _boxes_end(content) > len(content) or (content[4:8] == b"jP  " and not content.endswith(b"\xff\xd9"))
-    return any(word in reason.lower() for word in ("truncated", "unexpected end", "not enough", "end of file", "decoder error -2"))
+    return any(
+        word in reason.lower()
+        for word in ("truncated", "unexpected end", "not enough", "end of file", "decoder error -2")
+    )
 
 
 def _boxes_end(content: bytes) -> int:
@@ -231,7 +241,9 @@ def crop(image: Image.Image, data: DataConfig) -> Image.Image:
         return _letterboxed(image, data)
     if image.size != CELEBA_SIZE:
         kind: Kind = "too small" if image.width < CELEBA_SIZE[0] or image.height < CELEBA_SIZE[1] else "too large"
-        raise UnreadableImage(f"{image.width}x{image.height}, but data.crop=celeba takes the aligned images of 178x218 only", kind)
+        raise UnreadableImage(
+            f"{image.width}x{image.height}, but data.crop=celeba takes the aligned images of 178x218 only", kind
+        )
     return _resized(image, CELEBA_BOX, (data.resolution, data.resolution), data.resize_filter)
 
 
@@ -245,9 +257,13 @@ def _letterboxed(image: Image.Image, data: DataConfig) -> Image.Image:
     size = (data.resolution, data.resolution * 3 // 4)
     width, height = min(image.width, round(image.height * 4 / 3)), min(image.height, round(image.width * 3 / 4))
     if width < size[0]:  # then its height is too
-        raise UnreadableImage(f"{image.width}x{image.height}: its 4:3 part, {width}x{height}, is below {size[0]}x{size[1]}", "too small")
+        raise UnreadableImage(
+            f"{image.width}x{image.height}: its 4:3 part, {width}x{height}, is below {size[0]}x{size[1]}", "too small"
+        )
     square = Image.new(image.mode, (data.resolution, data.resolution))
-    square.paste(_resized(image, _central(image.size, (width, height)), size, data.resize_filter), (0, (size[0] - size[1]) // 2))
+    square.paste(
+        _resized(image, _central(image.size, (width, height)), size, data.resize_filter), (0, (size[0] - size[1]) // 2)
+    )
     return square
 
 
@@ -256,7 +272,9 @@ def _central(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, in
     return left, top, left + part[0], top + part[1]
 
 
-def _resized(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], resize_filter: Filter) -> Image.Image:
+def _resized(
+    image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], resize_filter: Filter
+) -> Image.Image:
     # Not resize(box=...): its filter also looks at pixels outside the box.
     if box != (0, 0, *image.size):
         part = (box[2] - box[0], box[3] - box[1])

@@ -64,10 +64,14 @@ def read_level(shards: ShardSet, resolution: int) -> LevelIndex:
     manifest = read_manifest(shards.uri)
     level = next(level for level in manifest["datasets"] if level["resolution"] == resolution)
     name = f"{resolution:04d}"
-    columns = ["label", "tar", f"offset_{name}", f"size_{name}", f"crc_{name}"] + ["attributes"] * bool(shards.attribute_names)
+    columns = ["label", "tar", f"offset_{name}", f"size_{name}", f"crc_{name}"] + ["attributes"] * bool(
+        shards.attribute_names
+    )
     table = read_samples(shards.uri, manifest, columns)
     return LevelIndex(
-        tars=tuple(Tar(locate(shards.uri, entry["url"]), entry["sha256"], entry["filesize"]) for entry in level["shardlist"]),
+        tars=tuple(
+            Tar(locate(shards.uri, entry["url"]), entry["sha256"], entry["filesize"]) for entry in level["shardlist"]
+        ),
         suffix=level["suffix"],
         shape=(manifest["parameters"]["channels"], resolution, resolution),
         tar=table["tar"].to_numpy(),
@@ -101,7 +105,9 @@ def read_samples(uri: str, manifest: dict[str, Any], columns: list[str] | None =
     except (pa.ArrowException, OSError) as error:
         raise StepError(damaged(uri, table_uri, f"damaged ({' '.join(str(error).split())[:200]})")) from error
     if table.num_rows != manifest["num_images"]:
-        raise StepError(damaged(uri, table_uri, f"has {table.num_rows} rows, its manifest promises {manifest['num_images']}"))
+        raise StepError(
+            damaged(uri, table_uri, f"has {table.num_rows} rows, its manifest promises {manifest['num_images']}")
+        )
     return table
 
 

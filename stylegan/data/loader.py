@@ -92,7 +92,11 @@ def _finished(name: str, shards: ShardSet, resolution: int) -> ImageTable | None
     """The table if all of it is in the cache and as it should be: then the shards are not needed."""
     with disk_told():
         found = read_complete(name)
-    if found is None or found.images.shape[0] != shards.num_images or found.images.shape[2:] != (resolution, resolution):
+    if (
+        found is None
+        or found.images.shape[0] != shards.num_images
+        or found.images.shape[2:] != (resolution, resolution)
+    ):
         return None
     return ImageTable(found.images, found.labels, found.attributes, held=found.entry)
 

@@ -155,7 +155,10 @@ class Fingerprint:
 def binary_array(column: pa.ChunkedArray) -> np.ndarray:
     """uint8 [N, 32] of a column of digests."""
     arrays = [chunk for chunk in column.chunks if len(chunk)]
-    parts = [np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, 32)[array.offset : array.offset + len(array)] for array in arrays]
+    parts = [
+        np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, 32)[array.offset : array.offset + len(array)]
+        for array in arrays
+    ]
     return np.concatenate(parts) if parts else np.empty((0, 32), np.uint8)
 
 

@@ -73,7 +73,9 @@ class Images:
             return self.file.images.take(indices, axis=0)
         found = np.empty((len(indices), *self.shape[1:]), np.uint8)
         found[here] = self.file.images.take(indices[here], axis=0)
-        wanted, places = np.unique([self._stand_ins.get(number, number) for number in indices[~here].tolist()], return_inverse=True)
+        wanted, places = np.unique(
+            [self._stand_ins.get(number, number) for number in indices[~here].tolist()], return_inverse=True
+        )
         found[~here] = self.load(wanted, self._pool)[places]
         return found
 
@@ -151,7 +153,12 @@ class Images:
                     continue
                 pixels, good = self.samples.load(next(self.samples.spans(np.array([other]), longest=1)))
                 if good[0]:
-                    logger.warning("%s is damaged; image %d is shown instead of image %d", self.samples.place(number), other, number)
+                    logger.warning(
+                        "%s is damaged; image %d is shown instead of image %d",
+                        self.samples.place(number),
+                        other,
+                        number,
+                    )
                     self._keep(np.array([number]), pixels, REPLACED)
                     self._stand_ins[number] = other
                     return pixels[0]
@@ -193,7 +200,11 @@ def _fill(images: Images, ranges: Iterator[range], stop: threading.Event) -> Non
     try:
         with ThreadPoolExecutor(threads, "fill", initializer=_give_way) as pool:
             for current in ranges:
-                while before and not stop.is_set() and not ((images.asked >= before.start) & (images.asked < before.stop)).any():
+                while (
+                    before
+                    and not stop.is_set()
+                    and not ((images.asked >= before.start) & (images.asked < before.stop)).any()
+                ):
                     images.news.wait()
                     images.news.clear()
                 for block in images.blocks(current):

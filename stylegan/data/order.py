@@ -22,7 +22,9 @@ def group_size(resolution: int) -> int:
     return max(SMALLEST_GROUP, GROUP_BYTES // (3 * resolution**2))
 
 
-def sample_indices(num_images: int, *, seed: int, stage: int, start: int, count: int, group: int | None = None) -> np.ndarray:
+def sample_indices(
+    num_images: int, *, seed: int, stage: int, start: int, count: int, group: int | None = None
+) -> np.ndarray:
     """Which images are the samples `start` ... `start + count - 1` of an endless order.
 
     Every epoch of `num_images` samples shows each image once. Pure: the result depends on the arguments alone, and neighbouring
@@ -58,7 +60,9 @@ def upcoming(
             yield images
 
 
-def _pieces(num_images: int, seed: int, stage: int, start: int, count: int, group: int) -> Iterator[tuple[int, int, int, int]]:
+def _pieces(
+    num_images: int, seed: int, stage: int, start: int, count: int, group: int
+) -> Iterator[tuple[int, int, int, int]]:
     """The parts of groups that follow each other: (epoch, group, offset in its permutation, length)."""
     position, end = start, start + count
     while position < end:

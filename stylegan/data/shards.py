@@ -117,7 +117,9 @@ def _count_against(rejected: dict[str, int]) -> int:
     return sum(count for kind, count in rejected.items() if kind != "duplicate")
 
 
-def write_shards(source: Source, data: DataConfig, root: str, *, pmap: Pmap = map, progress: Progress | None = None) -> ShardSet:
+def write_shards(
+    source: Source, data: DataConfig, root: str, *, pmap: Pmap = map, progress: Progress | None = None
+) -> ShardSet:
     """Make the shards of a source below `root`/datasets, or return those that are there already.
 
     What was finished when an earlier attempt ended is not done again, and any number of processes may do this at the same time.
@@ -169,7 +171,9 @@ def _build(source: Source, data: DataConfig, uri: str, work: Work, how: tuple[Pm
         return ChunkRequest(name, images, tuple(work.known[start : start + size]))
 
     done = 0
-    for count in pmap(partial(build_chunk, recipe), (request(name, start) for name, start in zip(names, starts, strict=True))):
+    for count in pmap(
+        partial(build_chunk, recipe), (request(name, start) for name, start in zip(names, starts, strict=True))
+    ):
         done += count
         if progress is not None:
             progress(done, len(work.todo))
@@ -240,7 +244,14 @@ def _facts(made: _Set, chunks: Sequence[Chunk], merged: Merged, rejected: Sequen
     for resolution in levels(made.data):
         entries = _parent_entries(made.work, resolution) + _own_entries(made, chunks, resolution)
         shardlist = [entries[number] for number in merged.tars.tolist()]
-        datasets.append({"name": level_name(resolution), "resolution": resolution, "suffix": suffix(resolution), "shardlist": shardlist})
+        datasets.append(
+            {
+                "name": level_name(resolution),
+                "resolution": resolution,
+                "suffix": suffix(resolution),
+                "shardlist": shardlist,
+            }
+        )
     return {
         "fingerprint": merged.fingerprint,
         "num_images": merged.num_images,

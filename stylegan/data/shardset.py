@@ -11,7 +11,13 @@ from stylegan.config import DataConfig, digest
 FORMAT = 2  # raise it when the same source would give other shards
 MANIFEST = "manifest.json"
 PIXEL_FIELDS = {"resolution", "channels", "crop", "resize_filter"}  # decide the pixels of an image
-CHOICE_FIELDS = {"min_size", "max_pixels", "duplicates", "images_per_shard", "shard_mb"}  # which images there are, and in which tar
+CHOICE_FIELDS = {
+    "min_size",
+    "max_pixels",
+    "duplicates",
+    "images_per_shard",
+    "shard_mb",
+}  # which images there are, and in which tar
 
 
 class ShardSet(BaseModel):

@@ -50,7 +50,9 @@ class Samples:
         breaks = np.flatnonzero((tars[1:] != tars[:-1]) | (starts[1:] - ends[:-1] > gap)) + 1
         for first, last in zip([0, *breaks.tolist()], [*breaks.tolist(), len(order)], strict=True):
             while first < last:
-                stop = max(int(np.searchsorted(ends[first:last], starts[first] + longest, side="right")) + first, first + 1)
+                stop = max(
+                    int(np.searchsorted(ends[first:last], starts[first] + longest, side="right")) + first, first + 1
+                )
                 yield Span(int(tars[first]), int(starts[first]), int(ends[stop - 1] - starts[first]), order[first:stop])
                 first = stop
 
@@ -94,9 +96,17 @@ class Samples:
     def _decode(self, span: Span, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         index, view = self.index, memoryview(data)
         starts = (index.offset[span.numbers] - span.start).tolist()
-        parts = [view[start : start + size] for start, size in zip(starts, index.size[span.numbers].tolist(), strict=True)]
-        good = np.array([zlib.crc32(part) == crc for part, crc in zip(parts, index.crc[span.numbers].tolist(), strict=True)])
-        if index.suffix == "npy" and good.all() and (index.size[span.numbers] == len(self._header) + np.prod(index.shape)).all():
+        parts = [
+            view[start : start + size] for start, size in zip(starts, index.size[span.numbers].tolist(), strict=True)
+        ]
+        good = np.array(
+            [zlib.crc32(part) == crc for part, crc in zip(parts, index.crc[span.numbers].tolist(), strict=True)]
+        )
+        if (
+            index.suffix == "npy"
+            and good.all()
+            and (index.size[span.numbers] == len(self._header) + np.prod(index.shape)).all()
+        ):
             return self._decode_raw(data, np.array(starts) + len(self._header)), good
         pixels = np.zeros((len(parts), *index.shape), np.uint8)
         for row in np.flatnonzero(good).tolist():

@@ -67,7 +67,9 @@ def verify(uri: str, *, pmap: Pmap = map, progress: Callable[[int, int], None] |
     uri = storage.absolute(uri)
     manifest = read_manifest(uri)
     if manifest.get("format") != FORMAT:
-        raise StepError(f"{storage.join(uri, MANIFEST)}: is of format {manifest.get('format')}, only {FORMAT} is known; shard again")
+        raise StepError(
+            f"{storage.join(uri, MANIFEST)}: is of format {manifest.get('format')}, only {FORMAT} is known; shard again"
+        )
     table = read_samples(uri, manifest)
     problems = [*_check_table_file(uri, manifest), *_check_counts(uri, manifest, table)]
     requests = [(level, number) for level in manifest["datasets"] for number in range(len(level["shardlist"]))]
@@ -83,7 +85,11 @@ def verify(uri: str, *, pmap: Pmap = map, progress: Callable[[int, int], None] |
 def _check_table_file(uri: str, manifest: dict[str, Any]) -> list[str]:
     table_uri = storage.join(uri, manifest["table"]["url"])
     found = hashlib.sha256(storage.read_bytes(table_uri)).hexdigest()
-    return [] if found == manifest["table"]["sha256"] else [f"{table_uri}: its SHA-256 is {found[:12]}..., not what the manifest says"]
+    return (
+        []
+        if found == manifest["table"]["sha256"]
+        else [f"{table_uri}: its SHA-256 is {found[:12]}..., not what the manifest says"]
+    )
 
 
 def _check_counts(uri: str, manifest: dict[str, Any], table: pa.Table) -> list[str]:
@@ -92,7 +98,9 @@ def _check_counts(uri: str, manifest: dict[str, Any], table: pa.Table) -> list[s
     content = Fingerprint(manifest)
     content.update(table)
     if content.hexdigest() != manifest["fingerprint"]:
-        problems.append(f"{uri}: the fingerprint of its rows is {content.hexdigest()}, its manifest says {manifest['fingerprint']}")
+        problems.append(
+            f"{uri}: the fingerprint of its rows is {content.hexdigest()}, its manifest says {manifest['fingerprint']}"
+        )
     keys = table["key"].to_numpy(zero_copy_only=False)
     if not (keys[:-1] < keys[1:]).all():
         problems.append(f"{uri}: its rows are not in canonical order")
@@ -113,7 +121,9 @@ def _rows_by_tar(table: pa.Table) -> Callable[[int], pa.Table]:
     tars = table["tar"].to_numpy()
     order = np.argsort(tars, kind="stable")
     tars = tars[order]
-    return lambda number: table.take(pa.array(order[np.searchsorted(tars, number) : np.searchsorted(tars, number, side="right")]))
+    return lambda number: table.take(
+        pa.array(order[np.searchsorted(tars, number) : np.searchsorted(tars, number, side="right")])
+    )
 
 
 def _request(uri: str, manifest: dict[str, Any], rows: pa.Table, level: dict[str, Any], number: int) -> TarRequest:
@@ -149,7 +159,9 @@ def check_tar(request: TarRequest) -> list[str]:
     found = hashlib.sha256(content).hexdigest()
     if found != request.sha256:
         where = "" if problems else ", though every sample of the table is whole: the damage is in what no row names"
-        problems.append(f"{request.uri}: its SHA-256 is {found[:12]}..., the manifest says {request.sha256[:12]}...{where}")
+        problems.append(
+            f"{request.uri}: its SHA-256 is {found[:12]}..., the manifest says {request.sha256[:12]}...{where}"
+        )
     return problems
 
 
@@ -171,7 +183,10 @@ def _check_sample(content: memoryview, row: dict[str, Any], request: TarRequest)
     key = row["key"].encode()
     before = label_members(key, label) + header(member_name(key, request.suffix), size)
     after = bytes(-size % BLOCK)
-    if content[max(start - len(before), 0) : start] != before or content[start + size : start + size + len(after)] != after:
+    if (
+        content[max(start - len(before), 0) : start] != before
+        or content[start + size : start + size + len(after)] != after
+    ):
         return "its label or a header is damaged, or not that of the table"
     return None
 

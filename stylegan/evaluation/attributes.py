@@ -61,7 +61,9 @@ def attribute_values(shards: ShardSet, table: ImageTable) -> np.ndarray:
     return table.labels[:, None] == np.arange(len(shards.label_names))
 
 
-def obtain_attributes(evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map) -> list[str]:
+def obtain_attributes(
+    evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map
+) -> list[str]:
     """URIs of the classifiers, in the order of the attributes: from {root}/features, or trained now and kept there, one by one.
 
     Args:
@@ -75,16 +77,24 @@ def obtain_attributes(evaluation: EvaluationConfig, shards: ShardSet, *, root: s
     if not names:
         raise StepError("attribute classifiers learn from labels, which these images do not have; give labelled images")
     if shards.num_images < SMALLEST_SET:
-        raise StepError(f"{shards.num_images} images are too few to train attribute classifiers; at least {SMALLEST_SET} are needed")
+        raise StepError(
+            f"{shards.num_images} images are too few to train attribute classifiers; at least {SMALLEST_SET} are needed"
+        )
     kimg, seed = evaluation.attributes_kimg, evaluation.seed
     key = digest([VERSION, shards.fingerprint, max(shards.resolutions), names, kimg, seed])
     folder = storage.join(storage.absolute(root), "features", f"attributes-{key}")
     uris = [storage.join(folder, f"{index:04d}.safetensors") for index in range(len(names))]
     there = set(storage.names(folder))
-    requests = [AttributeRequest(shards, k, kimg, seed, device, uri) for k, uri in enumerate(uris) if storage.name(uri) not in there]
+    requests = [
+        AttributeRequest(shards, k, kimg, seed, device, uri)
+        for k, uri in enumerate(uris)
+        if storage.name(uri) not in there
+    ]
     progress = Progress("evaluate: attribute classifiers", len(uris), "networks")
     for request, accuracy in zip(requests, pmap(train_attribute, requests), strict=True):
-        progress.update(request.index + 1, f"{names[request.index]}: {accuracy:.1%} of the held-out images are told right")
+        progress.update(
+            request.index + 1, f"{names[request.index]}: {accuracy:.1%} of the held-out images are told right"
+        )
     return uris
 
 

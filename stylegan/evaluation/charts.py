@@ -41,7 +41,9 @@ def line_chart(series: Mapping[str, Points], *, x: str, y: str, limits: tuple[fl
     if not 1 <= len(series) <= len(SERIES):
         raise ValueError(f"a line chart has 1 to {len(SERIES)} series, got {len(series)}")
     # The SVG writer takes these from nowhere else.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": repr((x, y, *series)), "font.family": "sans-serif"}):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": repr((x, y, *series)), "font.family": "sans-serif"}
+    ):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -50,7 +52,12 @@ def line_chart(series: Mapping[str, Points], *, x: str, y: str, limits: tuple[fl
         top = max((value for points in series.values() for _, value in points), default=1.0)
         axes.set_ylim(*(limits or (0, top * 1.12 if top > 0 else 1)))
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return _element(buffer.getvalue())
 
 

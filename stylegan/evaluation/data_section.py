@@ -23,13 +23,23 @@ def describe_data(card: DatasetCard) -> dict[str, Any]:
         "column": {"classes": "Class", "attributes": "Attribute", None: ""}[card.counted],
         "counts": counts,
         "left_out": len(card.counts) - len(counts),
-        "rejected": [(kind, f"{number:,}", ", ".join(card.examples.get(kind, ()))) for kind, number in card.rejected.items()],
+        "rejected": [
+            (kind, f"{number:,}", ", ".join(card.examples.get(kind, ()))) for kind, number in card.rejected.items()
+        ],
     }
 
 
 def _facts(card: DatasetCard) -> dict[str, str]:
-    crops = {"center": "central square", "wide": "central 4:3 part between black bars", "celeba": "face of aligned CelebA, 128x128"}
-    enlarged = f"; {card.num_upscaled:,} ({card.num_upscaled / card.num_images:.1%}) were enlarged" if card.num_upscaled else ""
+    crops = {
+        "center": "central square",
+        "wide": "central 4:3 part between black bars",
+        "celeba": "face of aligned CelebA, 128x128",
+    }
+    enlarged = (
+        f"; {card.num_upscaled:,} ({card.num_upscaled / card.num_images:.1%}) were enlarged"
+        if card.num_upscaled
+        else ""
+    )
     return {
         "Source": card.source,
         "Fingerprint": card.fingerprint,
@@ -54,4 +64,6 @@ def _counts(card: DatasetCard) -> list[tuple[str, str, str, float]]:
     if len(ordered) > MOST:
         ordered = ordered[: MOST // 2] + ordered[-MOST // 2 :]
     longest = max((number for _, number in ordered), default=0) or 1
-    return [(name, f"{number:,}", f"{number / card.num_images:.1%}", 100 * number / longest) for name, number in ordered]
+    return [
+        (name, f"{number:,}", f"{number / card.num_images:.1%}", 100 * number / longest) for name, number in ordered
+    ]

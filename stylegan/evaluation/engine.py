@@ -178,11 +178,17 @@ class _Evaluation:
 
     def _incomplete(self) -> dict[Role, Reference]:
         """References to be made; one that serves several roles under the last of them (pooled)."""
-        return {role: reference for reference, role in {r: role for role, r in self.references.items()}.items() if not reference.complete}
+        return {
+            role: reference
+            for reference, role in {r: role for role, r in self.references.items()}.items()
+            if not reference.complete
+        }
 
     def _report(self, uri: str) -> Report:
         subject, evaluation = self.subject, self.subject.evaluation
-        protocols = {metric: protocol_of(metric, subject.shards, evaluation, subject.spaces) for metric in evaluation.metrics}
+        protocols = {
+            metric: protocol_of(metric, subject.shards, evaluation, subject.spaces) for metric in evaluation.metrics
+        }
         report = Report(
             protocol=digest(protocols),
             dataset_fingerprint=subject.shards.fingerprint,
@@ -224,11 +230,16 @@ def _references(meters: Sequence[Meter], subject: Subject, *, num_reals: int, ro
     for meter in meters:
         for role, kind in meter.needs.items():
             needs.setdefault(subject.spaces[role], set()).add(kind)
-    made = {network: Reference(network, subject.shards, num_reals=num_reals, needs=kinds, root=root) for network, kinds in needs.items()}
+    made = {
+        network: Reference(network, subject.shards, num_reals=num_reals, needs=kinds, root=root)
+        for network, kinds in needs.items()
+    }
     return {role: made[subject.spaces[role]] for role in sorted(roles)}
 
 
-def _require_match(generator: Generator, label_names: tuple[str, ...], table: ImageTable, *, checkpoint_uri: str, shards: ShardSet) -> None:
+def _require_match(
+    generator: Generator, label_names: tuple[str, ...], table: ImageTable, *, checkpoint_uri: str, shards: ShardSet
+) -> None:
     shape = (generator.channels, generator.resolution, generator.resolution)
     if shape != table.images.shape[1:]:
         raise StepError(

@@ -20,7 +20,9 @@ BATCH = 128
 LEARNING_RATE = 5e-3
 
 
-def train_network(kind: str, table: ImageTable, *, num_classes: int, seed: int, device: str = "cpu") -> tuple[Classifier, float]:
+def train_network(
+    kind: str, table: ImageTable, *, num_classes: int, seed: int, device: str = "cpu"
+) -> tuple[Classifier, float]:
     """A trained network and its accuracy on held-out images.
 
     Args:
@@ -80,11 +82,14 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
     reach = side // 8
     padded = functional.pad(images, (reach,) * 4, mode="replicate")
     rows, columns = (
-        torch.randint(0, 2 * reach + 1, (num, 1), generator=generator).to(images.device) + torch.arange(side, device=images.device)
+        torch.randint(0, 2 * reach + 1, (num, 1), generator=generator).to(images.device)
+        + torch.arange(side, device=images.device)
         for _ in range(2)
     )
     # Indices around a slice put the sliced axis last: [N, H, W, C].
-    return padded[torch.arange(num, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[
+        torch.arange(num, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]
+    ].permute(0, 3, 1, 2)
 
 
 def _fit(network: Classifier, lesson: _Lesson) -> None:

@@ -94,7 +94,9 @@ class FeatureNet:
 def one_versus_rest(log_posteriors: Tensor) -> Tensor:
     """log p - log(1 - p) of [N, K >= 2] logarithms of probabilities, exact for p near 1 too."""
     likely, best = log_posteriors.max(dim=1, keepdim=True)
-    rest = torch.log1p(-log_posteriors.exp().clamp(max=0.5))  # at most one class has more, and its rest is summed instead
+    rest = torch.log1p(
+        -log_posteriors.exp().clamp(max=0.5)
+    )  # at most one class has more, and its rest is summed instead
     others = log_posteriors.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True)
     return log_posteriors - torch.where(log_posteriors == likely, others, rest)
 
@@ -124,7 +126,9 @@ def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     Raises:
         ConfigError: no such file, or not one of these.
     """
-    allowed = "use classifier, rotation, inception, or the URI of a .safetensors file that classifier or rotation has written"
+    allowed = (
+        "use classifier, rotation, inception, or the URI of a .safetensors file that classifier or rotation has written"
+    )
     try:
         data = storage.read_bytes(storage.absolute(uri))
     except FileNotFoundError:
@@ -132,10 +136,14 @@ def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     try:
         facts = _facts(data)
         with torch.device("meta"):  # nothing is drawn: loading leaves the global random state alone
-            network = Classifier(resolution=facts.resolution, channels=facts.channels, num_classes=len(facts.label_names))
+            network = Classifier(
+                resolution=facts.resolution, channels=facts.channels, num_classes=len(facts.label_names)
+            )
         network.load_state_dict(safetensors.torch.load(data), assign=True)
     except (ValidationError, ValueError, LookupError, TypeError, RuntimeError, safetensors.SafetensorError):
-        raise ConfigError(f"evaluation.features={uri}: is not a feature network of this version of the program; {allowed}") from None
+        raise ConfigError(
+            f"evaluation.features={uri}: is not a feature network of this version of the program; {allowed}"
+        ) from None
     network.to(device).eval().requires_grad_(False)
     return FeatureNet(network, facts, hashlib.sha256(data).hexdigest(), storage.absolute(uri))
 
@@ -148,7 +156,9 @@ def _facts(data: bytes) -> FeatureFacts:
     return facts
 
 
-def obtain_features(evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map) -> FeatureNet:
+def obtain_features(
+    evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map
+) -> FeatureNet:
     """The network that `evaluation.features` names, on the CPU: from the URI, from {root}/features, or trained now and kept there.
 
     Args:
@@ -168,7 +178,10 @@ def obtain_features(evaluation: EvaluationConfig, shards: ShardSet, *, root: str
         if not storage.exists(uri):
             _train_on_worker(TrainRequest(cast(Kind, evaluation.features), shards, evaluation.seed, device, uri), pmap)
     found = load_features(uri)
-    shape, data_shape = (found.facts.channels, found.facts.resolution), load_images(shards, max(shards.resolutions)).images.shape
+    shape, data_shape = (
+        (found.facts.channels, found.facts.resolution),
+        load_images(shards, max(shards.resolutions)).images.shape,
+    )
     if shape != data_shape[1:3]:
         raise ConfigError(
             f"evaluation.features={uri}: measures {_shape(*shape)} images, the data set has {_shape(*data_shape[1:3])}; "
@@ -214,7 +227,9 @@ def train_features(request: TrainRequest) -> float:
     shards = request.shards
     table = load_images(shards, max(shards.resolutions))
     label_names = shards.label_names if request.kind == "classifier" else ("0", "90", "180", "270")
-    network, accuracy = train_network(request.kind, table, num_classes=len(label_names), seed=request.seed, device=request.device)
+    network, accuracy = train_network(
+        request.kind, table, num_classes=len(label_names), seed=request.seed, device=request.device
+    )
     facts = FeatureFacts(
         kind=request.kind,
         resolution=network.resolution,

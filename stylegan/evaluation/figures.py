@@ -24,7 +24,9 @@ def draw_grid(subject: Subject, out_uri: str, pmap: Pmap) -> str:
     side = _columns(reals.shape[-1])
     sheets = [np.zeros((side**2, *reals.shape[1:]), np.uint8) for _ in range(2)]
     num_fakes = min(side**2, subject.images.num_images) if subject.images else side**2
-    for sheet, images in zip(sheets, (reals[: side**2], _images(subject, GENERATED, range(num_fakes), pmap)), strict=True):
+    for sheet, images in zip(
+        sheets, (reals[: side**2], _images(subject, GENERATED, range(num_fakes), pmap)), strict=True
+    ):
         sheet[: len(images)] = images
     rows = [sheet[start : start + side] for start in range(0, side**2, side) for sheet in sheets]
     return _write(out_uri, "grid", np.concatenate(rows), 2 * side)
@@ -35,7 +37,10 @@ def draw_extremes(subject: Subject, realism: np.ndarray, out_uri: str, pmap: Pma
     order = np.argsort(-realism, kind="stable")
     chosen = {"best": order[:EXTREMES], "worst": order[::-1][:EXTREMES]}
     columns = _columns(max(subject.shards.resolutions))
-    return {name: _write(out_uri, name, _images(subject, GENERATED, numbers.tolist(), pmap), columns) for name, numbers in chosen.items()}
+    return {
+        name: _write(out_uri, name, _images(subject, GENERATED, numbers.tolist(), pmap), columns)
+        for name, numbers in chosen.items()
+    }
 
 
 def draw_truncation(subject: Subject, out_uri: str, pmap: Pmap) -> str:
@@ -54,7 +59,10 @@ def _images(subject: Subject, source: Pass, numbers: Sequence[int], pmap: Pmap) 
     rows: dict[int, list[int]] = {}
     for number in sorted(set(numbers)):
         rows.setdefault(number // CHUNK, []).append(number % CHUNK)
-    requests = [Pictures(Chunk(subject, source, (("images", (index + 1) * CHUNK),), index), tuple(found)) for index, found in rows.items()]
+    requests = [
+        Pictures(Chunk(subject, source, (("images", (index + 1) * CHUNK),), index), tuple(found))
+        for index, found in rows.items()
+    ]
     drawn = {
         request.chunk.first + row: image
         for request, images in zip(requests, pmap(draw, requests), strict=True)

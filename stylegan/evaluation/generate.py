@@ -137,14 +137,18 @@ class Chunk:
         noise = self.noise(start, 1)
         return lambda layer, _num, resolution: noise(layer, 1, resolution)
 
-    def samples(self, generator: Generator, rows: Collection[int] | None = None) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    def samples(
+        self, generator: Generator, rows: Collection[int] | None = None
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Slice of the chunk, z, w [n, L] and images [n, C, r, r] of the generator, batch by batch (`rows` as in `batches`)."""
         size, labels = generator.model.latent_size, self.labels()
         latents = [self.latents(size, name=name) for name in ("z", "z1", "z2", "z3")[: self.source.latents]]
         for batch in self.batches(generator.resolution, rows):
             of_batch = None if labels is None else labels[batch]
             styles = [generator.mapping(z[batch], of_batch) for z in latents]
-            ws = generator.truncate(self._mix(styles, batch, generator.num_layers), psi=self.source.psi, cutoff=TRUNCATED_LAYERS)
+            ws = generator.truncate(
+                self._mix(styles, batch, generator.num_layers), psi=self.source.psi, cutoff=TRUNCATED_LAYERS
+            )
             images = self.synthesise(generator, ws, self.noise(batch.start, batch_size(generator.resolution)))
             yield batch, latents[0][batch], styles[0], images
 
@@ -182,7 +186,9 @@ def read_generator(uri: str) -> bytes:
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError:
-        raise StepError(f"{uri}: there is no such file; give the URI of a checkpoint-... folder of a finished stage") from None
+        raise StepError(
+            f"{uri}: there is no such file; give the URI of a checkpoint-... folder of a finished stage"
+        ) from None
 
 
 def sha256(data: bytes) -> str:

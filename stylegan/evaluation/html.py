@@ -34,12 +34,25 @@ CAPTIONS = {
         "Real and generated",
         "Contact sheet: real images in the left half, generated ones, drawn without truncation, in the right half",
     ),
-    "best": ("Best samples", "The generated images of highest realism: those that lie nearest to real ones among their features"),
-    "worst": ("Worst samples", "The generated images of lowest realism: those that lie farthest from real ones among their features"),
+    "best": (
+        "Best samples",
+        "The generated images of highest realism: those that lie nearest to real ones among their features",
+    ),
+    "worst": (
+        "Worst samples",
+        "The generated images of lowest realism: those that lie farthest from real ones among their features",
+    ),
     "truncation": ("Truncation", "Generated images, row by row with a larger ψ: from typical to varied"),
 }
 AXES = ("psi", "latents")  # what curves are drawn over
-COLUMNS = {"psi": "ψ", "fid": "FID", "kid": "KID", "precision": "Precision", "recall": "Recall", "latents": "Latents mixed"}
+COLUMNS = {
+    "psi": "ψ",
+    "fid": "FID",
+    "kid": "KID",
+    "precision": "Precision",
+    "recall": "Recall",
+    "latents": "Latents mixed",
+}
 
 
 @dataclass(frozen=True)
@@ -102,9 +115,17 @@ def render(
         title=title,
         facts=_facts(report, facts or {}),
         metrics=[_metric_row(report, key) for key in measured if describe(key).better or key in report.intervals],
-        others=[_metric_row(report, key) for key in measured if not describe(key).better and key not in report.intervals],
-        skipped=[(describe(key).title, key, why) for key, why in sorted(report.skipped.items(), key=lambda item: _order(item[0]))],
-        pictures=[_picture(name, data) for name, data in sorted((images or {}).items(), key=lambda item: _rank(item[0], CAPTIONS))],
+        others=[
+            _metric_row(report, key) for key in measured if not describe(key).better and key not in report.intervals
+        ],
+        skipped=[
+            (describe(key).title, key, why)
+            for key, why in sorted(report.skipped.items(), key=lambda item: _order(item[0]))
+        ],
+        pictures=[
+            _picture(name, data)
+            for name, data in sorted((images or {}).items(), key=lambda item: _rank(item[0], CAPTIONS))
+        ],
         charts=list(_charts(report.curves.get("truncation", []))),
         truncation=_table(report.curves.get("truncation", [])),
         mixing=_table(report.curves.get("mixing", [])),
@@ -176,12 +197,17 @@ def _picture(name: str, data: bytes) -> Picture:
         raise ValueError(f"image {name!r} is no PNG file")
     (width,) = struct.unpack(">I", data[16:20])
     caption, alt = CAPTIONS.get(name, (name.replace("_", " ").capitalize(), f"Images: {name.replace('_', ' ')}"))
-    return Picture(name, caption, alt, f"data:image/png;base64,{base64.b64encode(data).decode()}", sharp=width < SHARP_BELOW)
+    return Picture(
+        name, caption, alt, f"data:image/png;base64,{base64.b64encode(data).decode()}", sharp=width < SHARP_BELOW
+    )
 
 
 def _charts(rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str, Markup]]:
     """Heading, words for those who do not see it, and the SVG of each chart over psi."""
-    for heading, names, limits in (("FID", ("fid",), None), ("Precision and recall", ("precision", "recall"), (0.0, 1.0))):
+    for heading, names, limits in (
+        ("FID", ("fid",), None),
+        ("Precision and recall", ("precision", "recall"), (0.0, 1.0)),
+    ):
         series = {COLUMNS[name]: [(row["psi"], row[name]) for row in rows if _is_finite(row, name)] for name in names}
         series = {name: points for name, points in series.items() if len(points) > 1}
         if series:
@@ -195,7 +221,9 @@ def _is_finite(row: Mapping[str, float], name: str) -> bool:
 
 def _table(rows: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
     """Columns and cells of a curve; None if there is none."""
-    keys = sorted({key for row in rows for key in row}, key=lambda key: (key not in AXES, key))  # whatever order they come in
+    keys = sorted(
+        {key for row in rows for key in row}, key=lambda key: (key not in AXES, key)
+    )  # whatever order they come in
     if not keys:
         return None
     cells = [[f"{row[key]:g}" if key in AXES else number(row.get(key)) for key in keys] for row in rows]
@@ -208,7 +236,9 @@ def _attribute_rows(attributes: Mapping[str, Mapping[str, Any]]) -> list[Attribu
     longest = max((row[key] for row in attributes.values() for key in spaces.values() if row.get(key)), default=1.0)
     rows = []
     for name, row in sorted(attributes.items()):
-        bars = tuple((space, row[key], 100 * row[key] / longest) for space, key in spaces.items() if row.get(key) is not None)
+        bars = tuple(
+            (space, row[key], 100 * row[key] / longest) for space, key in spaces.items() if row.get(key) is not None
+        )
         share = f"{row['share']:.1%}" if row.get("share") is not None else DASH
         rows.append(AttributeRow(name, share, bars, row.get("error") or ""))
     return sorted(rows, key=lambda row: max((entropy for _, entropy, _ in row.bars), default=-1.0), reverse=True)
@@ -253,7 +283,9 @@ def _sources(comparisons: Sequence[Comparison]) -> list[tuple[str, str, str, str
     sources: dict[tuple[str, str, tuple[str, ...]], set[str]] = {}
     for figure in (comparison.published for comparison in comparisons):
         sources.setdefault((figure.source, figure.url, figure.remarks), set()).update(figure.where)
-    return [(_tables(sorted(where)), source, url, "; ".join(remarks)) for (source, url, remarks), where in sources.items()]
+    return [
+        (_tables(sorted(where)), source, url, "; ".join(remarks)) for (source, url, remarks), where in sources.items()
+    ]
 
 
 def _tables(names: Sequence[str]) -> str:

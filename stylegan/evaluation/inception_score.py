@@ -18,10 +18,14 @@ class SplitScores:
 
     def __init__(self, total: int, *, splits: int = 10, seed: int = 0) -> None:
         if total < 2 * splits:
-            raise StepError(f"{total} samples are too few for an inception score over {splits} splits; at least {2 * splits} are needed")
+            raise StepError(
+                f"{total} samples are too few for an inception score over {splits} splits; at least {2 * splits} are needed"
+            )
         self.total, self.count, self._seed = total, 0, seed
         self._ends = np.arange(1, splits + 1) * total // splits
-        self._weights = np.zeros((splits, 1 + REPLICATES))  # the first column is the set itself, the others are replicates
+        self._weights = np.zeros(
+            (splits, 1 + REPLICATES)
+        )  # the first column is the set itself, the others are replicates
         self._entropies = np.zeros((splits, 1 + REPLICATES))  # weighted sums of sum_k p log p
         self._posteriors: np.ndarray | None = None  # weighted sums of p, [splits, 1 + R, K]
 

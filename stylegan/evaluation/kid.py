@@ -32,20 +32,26 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, *, subsets: int = 100, s
     return Estimate.from_replicates(float(distances[0]), distances[1:])
 
 
-def subset_distances(real: np.ndarray, fake: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int) -> np.ndarray:
+def subset_distances(
+    real: np.ndarray, fake: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int
+) -> np.ndarray:
     """[subsets]: the distances whose mean `kernel_distance` is; their standard deviation is what papers print after the mean."""
     pairs = _subsets(real, fake, subsets=subsets, size=size, seed=seed)
     return np.concatenate([_squared_mmd(real[r], fake[f], np.ones((len(f), 1))) for r, f in pairs])
 
 
-def _subsets(real: np.ndarray, fake: np.ndarray, *, subsets: int, size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _subsets(
+    real: np.ndarray, fake: np.ndarray, *, subsets: int, size: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indices of min(size, N, M) reals and as many generated images, without replacement, for every subset."""
     require_features(real, "reference")
     require_features(fake, "generated")
     require_same_width(real.shape[1], fake.shape[1])
     size = min(size, len(real), len(fake))
     if size < 2:
-        raise StepError(f"the kernel distance needs two images on each side; there are {len(real)} reference, {len(fake)} generated ones")
+        raise StepError(
+            f"the kernel distance needs two images on each side; there are {len(real)} reference, {len(fake)} generated ones"
+        )
     rng = np.random.RandomState(seed % 2**32)  # the legacy generator: its numbers never change between versions
     for _ in range(subsets):
         generated = rng.choice(len(fake), size, replace=False)

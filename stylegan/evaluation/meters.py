@@ -57,7 +57,9 @@ class Outcome:
     @classmethod
     def of(cls, **estimates: Estimate) -> Outcome:
         """Values with their intervals."""
-        return cls({name: e.value for name, e in estimates.items()}, {name: (e.low, e.high) for name, e in estimates.items()})
+        return cls(
+            {name: e.value for name, e in estimates.items()}, {name: (e.low, e.high) for name, e in estimates.items()}
+        )
 
 
 class Meter(ABC):
@@ -94,7 +96,11 @@ class FrechetMeter(Meter):
         require_enough(context.num_reals, num_features, "reference")
         require_enough(context.num_images, num_features, "generated")
         replicates = context.evaluation.bootstrap if replicates is None else replicates
-        self.bootstrap = BootstrapMoments(num_features, replicates=replicates, seed=context.evaluation.seed) if replicates > 1 else None
+        self.bootstrap = (
+            BootstrapMoments(num_features, replicates=replicates, seed=context.evaluation.seed)
+            if replicates > 1
+            else None
+        )
         self.moments: Moments | None = None
 
     @property
@@ -115,7 +121,11 @@ class FrechetMeter(Meter):
         assert self.moments is not None
         reference = references["pooled"].moments
         value = frechet_distance(reference, self.moments)
-        return Outcome.of(fid=frechet_interval(reference, self.bootstrap, value)) if self.bootstrap else Outcome({"fid": value})
+        return (
+            Outcome.of(fid=frechet_interval(reference, self.bootstrap, value))
+            if self.bootstrap
+            else Outcome({"fid": value})
+        )
 
 
 class KernelMeter(Meter):
@@ -191,7 +201,9 @@ class ManifoldMeter(Meter):
 
     def outcome(self, references: References) -> Outcome:
         found = manifold_metrics(references["manifold"].manifold, np.concatenate(self.parts))
-        return Outcome.of(precision=found.precision, recall=found.recall, density=found.density, coverage=found.coverage)
+        return Outcome.of(
+            precision=found.precision, recall=found.recall, density=found.density, coverage=found.coverage
+        )
 
     def realism(self, references: References) -> np.ndarray:
         """[num_images]: how deep each image lies in the manifold of the reals (Kynkaanniemi et al. 2019, section 5)."""
@@ -215,13 +227,19 @@ class SeparabilityMeter(Meter):
         self.parts.append({product: part[product] for product in ("z", "w", "attributes") if product in part})
 
     def outcome(self, references: References) -> Outcome:
-        z, w, logits = (np.concatenate([part[product] for part in self.parts if product in part]) for product in ("z", "w", "attributes"))
+        z, w, logits = (
+            np.concatenate([part[product] for part in self.parts if product in part])
+            for product in ("z", "w", "attributes")
+        )
         names, scores = self.context.spaces.attribute_names, []
         progress = Progress("evaluate: linear SVMs", len(names), "attributes")
         for index, name in enumerate(names):
             scores.append(score_attribute(name, logits[:, index], w=w, z=z, exclusive=self.context.spaces.exclusive))
             progress.update(index + 1)
-        attributes = {s.name: {"entropy_w": s.entropy_w, "entropy_z": s.entropy_z, "share": s.share, "error": s.error} for s in scores}
+        attributes = {
+            s.name: {"entropy_w": s.entropy_w, "entropy_z": s.entropy_z, "share": s.share, "error": s.error}
+            for s in scores
+        }
         try:
             in_w, in_z = separability(scores)
         except StepError as error:
@@ -265,7 +283,9 @@ class MixingMeter(Meter):
         if not generator.model.styles:
             raise StepError("this generator has no styles to mix (model.styles=false)")
         counts = range(1, min(MOST_LATENTS, generator.num_layers) + 1)
-        self.rows = {Pass(f"mixing {n}", latents=n) if n > 1 else GENERATED: FrechetMeter(context, replicates=0) for n in counts}
+        self.rows = {
+            Pass(f"mixing {n}", latents=n) if n > 1 else GENERATED: FrechetMeter(context, replicates=0) for n in counts
+        }
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
@@ -279,7 +299,9 @@ class MixingMeter(Meter):
         self.rows[source].add(source, part)
 
     def outcome(self, references: References) -> Outcome:
-        curve = [{"latents": float(source.latents)} | meter.outcome(references).values for source, meter in self.rows.items()]
+        curve = [
+            {"latents": float(source.latents)} | meter.outcome(references).values for source, meter in self.rows.items()
+        ]
         return Outcome(curves={"mixing": curve})
 
 
@@ -289,7 +311,10 @@ class TruncationMeter(Meter):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         _require_generator(context)
-        self.rows = {truncated(psi): (FrechetMeter(context, replicates=0), ManifoldMeter(context)) for psi in context.evaluation.psi}
+        self.rows = {
+            truncated(psi): (FrechetMeter(context, replicates=0), ManifoldMeter(context))
+            for psi in context.evaluation.psi
+        }
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:

@@ -82,7 +82,9 @@ def poisson_weights(first: int, count: int, *, replicates: int, seed: int) -> np
     worker (the Poisson bootstrap: Hanley and MacGibbon 2006; Chamandy et al. 2012).
     """
     key = int.from_bytes(hashlib.sha256(repr((seed, "bootstrap")).encode()).digest()[:16], "big")
-    blocks = -(-replicates // 4)  # Philox counts in blocks of four numbers: a sample owns whole blocks, at a place known beforehand
+    blocks = -(
+        -replicates // 4
+    )  # Philox counts in blocks of four numbers: a sample owns whole blocks, at a place known beforehand
     raw = np.random.Philox(key=key, counter=first * blocks).random_raw(count * blocks * 4)
     uniform = (raw >> np.uint64(11)) * 2.0**-53
     weights = np.searchsorted(_POISSON, uniform, side="right").astype(np.uint8)
@@ -92,7 +94,9 @@ def poisson_weights(first: int, count: int, *, replicates: int, seed: int) -> np
 def require_features(features: np.ndarray, what: str) -> np.ndarray:
     """The [N >= 1, D] finite features, as they are. Raises StepError, with `what` as "reference", for others."""
     if len(features) == 0:
-        raise StepError(f"there are no {what} features: at least one image is needed; raise evaluation.num_images or add images")
+        raise StepError(
+            f"there are no {what} features: at least one image is needed; raise evaluation.num_images or add images"
+        )
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise StepError(
@@ -105,4 +109,6 @@ def require_features(features: np.ndarray, what: str) -> np.ndarray:
 def require_same_width(reference: int, generated: int) -> None:
     """Raise StepError unless both sets have as many features."""
     if reference != generated:
-        raise StepError(f"reference vectors have {reference} features, generated ones {generated}; take both from one feature network")
+        raise StepError(
+            f"reference vectors have {reference} features, generated ones {generated}; take both from one feature network"
+        )

@@ -23,7 +23,9 @@ def read_report(folder_uri: str) -> Report | None:
         report = Report.model_validate(storage.read_json(storage.join(folder_uri, "report.json")))
     except FileNotFoundError:
         return None
-    figures = {name: storage.join(folder_uri, storage.name(uri)) for name, uri in report.figures.items()}  # the root may have moved
+    figures = {
+        name: storage.join(folder_uri, storage.name(uri)) for name, uri in report.figures.items()
+    }  # the root may have moved
     return report.model_copy(update={"figures": figures})
 
 

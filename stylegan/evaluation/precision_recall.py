@@ -39,7 +39,9 @@ class Manifold:
         """
         require_features(features, what)
         if len(features) <= neighbours:
-            raise StepError(f"{len(features)} {what} images have no {neighbours} nearest others; at least {neighbours + 1} are needed")
+            raise StepError(
+                f"{len(features)} {what} images have no {neighbours} nearest others; at least {neighbours + 1} are needed"
+            )
         points = torch.from_numpy(np.ascontiguousarray(features, np.float32)).to(device)
         nearest = torch.full((len(points), neighbours + 1), torch.inf, dtype=torch.float64, device=device)
         for rows, columns, distances in _tiles(points, points):
@@ -79,7 +81,9 @@ def manifold_metrics(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 
     require_same_width(reals.points.shape[1], fake.shape[1])
     fakes = Manifold.of(fake, neighbours=k, what="generated", device=str(reals.points.device))
     ball, ball_dc, fake_ball = reals.radii(k), reals.radii(k_dc), fakes.radii(k)
-    precise, recalled, covered = (torch.zeros(len(m.points), dtype=torch.bool, device=m.points.device) for m in (fakes, reals, reals))
+    precise, recalled, covered = (
+        torch.zeros(len(m.points), dtype=torch.bool, device=m.points.device) for m in (fakes, reals, reals)
+    )
     counts = torch.zeros(len(fakes.points), dtype=torch.float64, device=fakes.points.device)
     for rows, columns, distances in _tiles(fakes.points, reals.points):
         near = distances <= ball_dc[columns]
@@ -99,7 +103,9 @@ def realism(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3) -> np.
     """
     reals = _manifold(real, k)
     require_same_width(reals.points.shape[1], fake.shape[1])
-    points = torch.from_numpy(np.ascontiguousarray(require_features(fake, "generated"), np.float32)).to(reals.points.device)
+    points = torch.from_numpy(np.ascontiguousarray(require_features(fake, "generated"), np.float32)).to(
+        reals.points.device
+    )
     radii = reals.radii(k)
     kept = radii <= radii.quantile(0.5)
     centres, radii = reals.points[kept], radii[kept]

@@ -22,7 +22,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "truncation": ("num_images", "num_reals", "psi", "truncated_layers"),
 }
 # Metrics that give several values, or one of another name.
-PARTS = {"is": ("is", "is_std"), "pr": ("precision", "recall", "density", "coverage"), "separability": ("separability_w", "separability_z")}
+PARTS = {
+    "is": ("is", "is_std"),
+    "pr": ("precision", "recall", "density", "coverage"),
+    "separability": ("separability_w", "separability_z"),
+}
 
 
 def count_reals(shards: ShardSet, evaluation: EvaluationConfig) -> int:

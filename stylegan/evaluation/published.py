@@ -44,7 +44,11 @@ class Figure:
     @property
     def name(self) -> str:
         """The metric in words."""
-        return f"{describe('fid').title}, {self.latents} latents mixed" if self.latents > 1 else describe(self.metric).title
+        return (
+            f"{describe('fid').title}, {self.latents} latents mixed"
+            if self.latents > 1
+            else describe(self.metric).title
+        )
 
     @property
     def dataset_title(self) -> str:
@@ -149,7 +153,9 @@ def _figures(common: Figure, metric: str, values: float | list[float]) -> Iterat
     if not isinstance(values, list):
         values = [values]
     for latents, value in enumerate(values, start=1):
-        yield replace(common, metric=MIXED if latents > 1 else metric.removesuffix("_mixing"), value=value, latents=latents)
+        yield replace(
+            common, metric=MIXED if latents > 1 else metric.removesuffix("_mixing"), value=value, latents=latents
+        )
 
 
 def _merged(figures: Iterable[Figure]) -> Iterator[Figure]:

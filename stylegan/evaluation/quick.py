@@ -35,7 +35,10 @@ from stylegan.training.state import Checkpoint, newest_checkpoint
 
 logger = logging.getLogger("stylegan")
 POLL_SECONDS = 2.0  # between two looks for a new checkpoint
-LEAST_SECONDS, SHARE = 180.0, 0.1  # how long the end of a stage waits for its last metrics: this, or this share of its time
+LEAST_SECONDS, SHARE = (
+    180.0,
+    0.1,
+)  # how long the end of a stage waits for its last metrics: this, or this share of its time
 
 
 class Worker(Protocol):
@@ -53,7 +56,12 @@ def quick_evaluation(config: Config, resolution: int) -> EvaluationConfig:
     space of `config.evaluation`, on few images and without bootstrap."""
     snapshots = config.snapshots
     metrics = snapshots.metrics if at_resolution(snapshots.metrics_kimg, resolution) else ()
-    changes = {"metrics": metrics, "num_images": snapshots.metrics_images, "num_reals": snapshots.metrics_images, "bootstrap": 0}
+    changes = {
+        "metrics": metrics,
+        "num_images": snapshots.metrics_images,
+        "num_reals": snapshots.metrics_images,
+        "bootstrap": 0,
+    }
     return config.evaluation.model_copy(update=changes)
 
 
@@ -115,7 +123,9 @@ class QuickMetrics:
         self._stop = threading.Event()
         self._dropped = self._warned = False
         # The thread logs in the context of the flow run that started it, if there is one.
-        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._watch,), name="quick-metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._watch,), name="quick-metrics", daemon=True
+        )
 
     def __enter__(self) -> QuickMetrics:
         self._start = time.monotonic()
@@ -123,7 +133,9 @@ class QuickMetrics:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.evaluation.metrics:
             return
         self._dropped = error is not None
@@ -144,7 +156,9 @@ class QuickMetrics:
             if self._dropped:
                 logger.info("%s: the quick metrics under way are dropped", self._name)
             else:
-                self._warn(f"quick metrics failed, training goes on: {' '.join(str(error).split()) or type(error).__name__}")
+                self._warn(
+                    f"quick metrics failed, training goes on: {' '.join(str(error).split()) or type(error).__name__}"
+                )
 
     def _watch(self) -> None:
         while not self._stop.wait(self.poll_seconds):
@@ -194,7 +208,12 @@ class QuickMetrics:
         metrics = {f"quick/{key}{suffix}": report.metrics[key] for key in keys}
         self.rows = [*(self.rows or []), {"nimg": checkpoint.nimg, "resolution": resolution, "metrics": metrics}]
         storage.write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        logger.info("%s: quick metrics of %s: %s", self._name, _kimg(checkpoint), ", ".join(f"{k} {report.metrics[k]:.4g}" for k in keys))
+        logger.info(
+            "%s: quick metrics of %s: %s",
+            self._name,
+            _kimg(checkpoint),
+            ", ".join(f"{k} {report.metrics[k]:.4g}" for k in keys),
+        )
 
     @property
     def _uri(self) -> str:

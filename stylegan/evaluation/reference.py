@@ -27,7 +27,9 @@ class Reference:
     what no metric `needs` ("moments", "features") is neither made nor kept.
     """
 
-    def __init__(self, network: Network, shards: ShardSet, *, num_reals: int, needs: Collection[str], root: str) -> None:
+    def __init__(
+        self, network: Network, shards: ShardSet, *, num_reals: int, needs: Collection[str], root: str
+    ) -> None:
         key = digest([VERSION, CHUNK, network.name, network.sha256, network.dtype, max(shards.resolutions), num_reals])
         uri = storage.join(storage.absolute(root), "stats", f"{network.name}-{key}", shards.fingerprint)
         self._moments_uri, self._features_uri = f"{uri}.npz", f"{uri}-features.npy"
@@ -35,7 +37,9 @@ class Reference:
         self._moments = _read_moments(self._moments_uri) if "moments" in needs else None
         self._features = _read_features(self._features_uri, num_reals) if "features" in needs else None
         self._parts: list[np.ndarray] = []
-        self.complete = ("moments" not in needs or self._moments is not None) and ("features" not in needs or self._features is not None)
+        self.complete = ("moments" not in needs or self._moments is not None) and (
+            "features" not in needs or self._features is not None
+        )
         if not self.complete:
             self._moments = None
 

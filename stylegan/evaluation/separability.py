@@ -32,7 +32,9 @@ class AttributeScore:
     error: str | None = None
 
 
-def score_attribute(name: str, logits: np.ndarray, *, w: np.ndarray, z: np.ndarray, exclusive: bool = False) -> AttributeScore:
+def score_attribute(
+    name: str, logits: np.ndarray, *, w: np.ndarray, z: np.ndarray, exclusive: bool = False
+) -> AttributeScore:
     """The score of logits [N] (positive: has the attribute) over latents w and z [N, L]; `exclusive` keeps half of each answer."""
     has = logits > 0
     parts = (np.flatnonzero(has), np.flatnonzero(~has)) if exclusive else (np.arange(len(logits)),)
@@ -40,7 +42,9 @@ def score_attribute(name: str, logits: np.ndarray, *, w: np.ndarray, z: np.ndarr
     answers = has[kept]
     share = float(answers.mean())
     try:
-        return AttributeScore(name, share, conditional_entropy_of(w[kept], answers), conditional_entropy_of(z[kept], answers))
+        return AttributeScore(
+            name, share, conditional_entropy_of(w[kept], answers), conditional_entropy_of(z[kept], answers)
+        )
     except StepError as error:
         return AttributeScore(name, share, error=str(error))
 

@@ -47,7 +47,11 @@ def roles_of(metric: Metric) -> tuple[Role, ...]:
     """The roles that a metric needs."""
     if metric.startswith("ppl"):
         return ("distance",)
-    special: dict[str, tuple[Role, ...]] = {"pr": ("manifold",), "separability": ("attributes",), "truncation": ("pooled", "manifold")}
+    special: dict[str, tuple[Role, ...]] = {
+        "pr": ("manifold",),
+        "separability": ("attributes",),
+        "truncation": ("pooled", "manifold"),
+    }
     return special.get(metric, ("pooled",))
 
 
@@ -108,7 +112,9 @@ def check_features(evaluation: EvaluationConfig, labelled: bool) -> None:
     weights.missing(evaluation)
 
 
-def obtain_spaces(evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map) -> Spaces:
+def obtain_spaces(
+    evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map
+) -> Spaces:
     """The networks that the metrics need; what has to be trained on the shards is trained now, by workers.
 
     Args:
@@ -134,7 +140,9 @@ def obtain_spaces(evaluation: EvaluationConfig, shards: ShardSet, *, root: str, 
     if "attributes" in roles:
         try:
             uris = tuple(obtain_attributes(evaluation, shards, root=root, device=device, pmap=pmap))
-            networks["attributes"] = Network("attributes", uris, weights.join_digests(_sha256(storage.read_bytes(uri)) for uri in uris))
+            networks["attributes"] = Network(
+                "attributes", uris, weights.join_digests(_sha256(storage.read_bytes(uri)) for uri in uris)
+            )
         except StepError as error:
             missing["attributes"] = str(error)
     return Spaces(networks, missing, attribute_names(shards), independent=bool(shards.attribute_names))
@@ -149,7 +157,9 @@ def _embedded(features: FeatureNet, roles: set[Role], evaluation: EvaluationConf
             "give labels and evaluation.features=classifier, or the URI of a classifier"
         )
     facts = {f"{features.name}_accuracy": features.facts.accuracy}
-    return Spaces(dict.fromkeys(roles - missing.keys(), network), missing, features.facts.label_names, features.name, facts)
+    return Spaces(
+        dict.fromkeys(roles - missing.keys(), network), missing, features.facts.label_names, features.name, facts
+    )
 
 
 def _publish(kind: weights.Kind, evaluation: EvaluationConfig, root: str) -> tuple[str, str]:
@@ -194,5 +204,13 @@ def open_network(network: Network, device: str) -> Any:
         raise StepError(f"{network.uris[0]}: changed during the evaluation; run the same command again")
     if network.name == "attributes":
         return AttributeNet(files, device)
-    published: dict[str, Callable[..., nn.Module]] = {"inception": load_inception, "vgg16": load_vgg16, "lpips": load_lpips}
-    return published[network.name](*files).to(device) if network.name in published else load_features(network.uris[0], device)
+    published: dict[str, Callable[..., nn.Module]] = {
+        "inception": load_inception,
+        "vgg16": load_vgg16,
+        "lpips": load_lpips,
+    }
+    return (
+        published[network.name](*files).to(device)
+        if network.name in published
+        else load_features(network.uris[0], device)
+    )

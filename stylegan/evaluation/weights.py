@@ -181,7 +181,9 @@ def _find(wanted: _Wanted) -> tuple[Path, bytes] | None:
         cure = f"give a copy of the public file, or append {PINNED}DIGEST if it is meant to be another"
         return path, _right(_read(path, wanted), wanted, path, cure)
     if wanted.path.exists():
-        return wanted.path, _right(_read(wanted.path, wanted), wanted, wanted.path, "delete it and run the same command again")
+        return wanted.path, _right(
+            _read(wanted.path, wanted), wanted, wanted.path, "delete it and run the same command again"
+        )
     for path in wanted.others:  # a damaged file of another program is left alone
         if path.is_file() and hashlib.sha256(data := _read(path, wanted)).hexdigest() == wanted.sha256:
             return path, data
@@ -219,13 +221,17 @@ def _read(path: Path, wanted: _Wanted) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{wanted.title}: cannot read {path} ({_reason(error)}); check the path and its permissions") from error
+        raise ConfigError(
+            f"{wanted.title}: cannot read {path} ({_reason(error)}); check the path and its permissions"
+        ) from error
 
 
 def _right(data: bytes, wanted: _Wanted, place: str | Path, cure: str) -> bytes:
     found = hashlib.sha256(data).hexdigest()
     if found != wanted.sha256:
-        raise ConfigError(f"{wanted.title}: {place} ({len(data):,} bytes) has the sha256 {found}, expected {wanted.sha256}; {cure}")
+        raise ConfigError(
+            f"{wanted.title}: {place} ({len(data):,} bytes) has the sha256 {found}, expected {wanted.sha256}; {cure}"
+        )
     return data
 
 

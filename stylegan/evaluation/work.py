@@ -63,7 +63,14 @@ def _batches(chunk: Chunk, rows: Collection[int] | None = None) -> Iterator[tupl
         return
     table = load_images(given, max(given.resolutions)).images
     for batch in chunk.batches(table.shape[-1], rows):
-        yield batch, {"images": to_float(torch.tensor(table[chunk.first + batch.start : chunk.first + batch.stop], device=subject.device))}
+        yield (
+            batch,
+            {
+                "images": to_float(
+                    torch.tensor(table[chunk.first + batch.start : chunk.first + batch.stop], device=subject.device)
+                )
+            },
+        )
 
 
 def _path_lengths(chunk: Chunk) -> np.ndarray:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LARGEST_INPUT = 256  # larger images are averaged down to this side, as the paper does before its distance and its classifiers
+LARGEST_INPUT = (
+    256  # larger images are averaged down to this side, as the paper does before its distance and its classifiers
+)
 FEATURES = 64  # dimensions of the pooled vector
 
 

@@ -68,16 +68,22 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     s, p, _, activate = geometry
     x = x.contiguous(memory_format=torch.channels_last)
     if activate and not geometry.transposed and _has_onednn(x):  # the activation while the result is still in the cache
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [p, p], [s, s], [1, 1], 1, "leaky_relu", [SLOPE], "")
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, [p, p], [s, s], [1, 1], 1, "leaky_relu", [SLOPE], ""
+        )
     y = torch.convolution(x, weight, bias, [s, s], [p, p], [1, 1], geometry.transposed, [0, 0], 1)
     return F.leaky_relu(y, SLOPE, inplace=True) if activate else y
 
 
 def _has_onednn(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+    return (
+        x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+    )
 
 
-def _gradients(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(
+    g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     s, p, transposed, _ = geometry
     g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
     return torch.ops.aten.convolution_backward(g, x, weight, None, [s, s], [p, p], [1, 1], transposed, [0, 0], 1, mask)

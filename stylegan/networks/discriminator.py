@@ -78,7 +78,9 @@ class Discriminator(nn.Module):
 
     compute_dtype: torch.dtype | None = None  # of the convolutions; None is that of the images
 
-    def __init__(self, model: ModelConfig, *, resolution: int, channels: int, num_labels: int = 0, rotation: bool = False) -> None:
+    def __init__(
+        self, model: ModelConfig, *, resolution: int, channels: int, num_labels: int = 0, rotation: bool = False
+    ) -> None:
         """Make the network.
 
         Args:
@@ -92,7 +94,9 @@ class Discriminator(nn.Module):
         self.model, self.channels, self.num_labels = model, channels, num_labels
         self.head = Head(model, max(num_labels, 1))
         self.blocks = nn.ModuleList()  # of 8x8, 16x16, ...
-        self.from_rgb = nn.ModuleList([Conv(channels, num_fmaps(model, 1), kernel=1, activate=True)])  # of 4x4, 8x8, ...
+        self.from_rgb = nn.ModuleList(
+            [Conv(channels, num_fmaps(model, 1), kernel=1, activate=True)]
+        )  # of 4x4, 8x8, ...
         while self.resolution < resolution:
             self.grow()
         self.rotation = Dense(num_fmaps(model, 0), TURNS, gain=1) if rotation else None
@@ -131,7 +135,9 @@ class Discriminator(nn.Module):
                 f"labels=None: this discriminator is conditional; give each image a class number from 0 to {self.num_labels - 1}"
             )
         logits = self.head(self._convolve(images, alpha))
-        return logits.squeeze(1) if labels is None or not self.num_labels else logits.gather(1, labels[:, None]).squeeze(1)
+        return (
+            logits.squeeze(1) if labels is None or not self.num_labels else logits.gather(1, labels[:, None]).squeeze(1)
+        )
 
     def features(self, images: Tensor, *, alpha: float = 1.0) -> Tensor:
         """What the score is a linear function of: images [N, C, r, r] to the activations [N, F] of the last layer but one.
@@ -158,7 +164,9 @@ class Discriminator(nn.Module):
             StepError: the discriminator was made without `rotation`.
         """
         if self.rotation is None:
-            raise StepError("this discriminator has no rotation head; set training.rotation (`{}` takes the defaults) and train it anew")
+            raise StepError(
+                "this discriminator has no rotation head; set training.rotation (`{}` takes the defaults) and train it anew"
+            )
         return self.rotation(self.head.features(self._convolve(images, alpha), TURNS))
 
     def _normalise(self) -> None:

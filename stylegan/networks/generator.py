@@ -82,7 +82,9 @@ class Mapping(nn.Module):
         if self.label_concat is not None:
             if labels is None:
                 num = len(self.label_concat)
-                raise StepError(f"labels=None: this generator is conditional; give each image a class number from 0 to {num - 1}")
+                raise StepError(
+                    f"labels=None: this generator is conditional; give each image a class number from 0 to {num - 1}"
+                )
             x = torch.cat([x, F.embedding(labels, self.label_concat)], dim=1)
         x = pixel_norm(x)
         for layer in self.layers:
@@ -198,7 +200,9 @@ class Synthesis(nn.Module):
                 coarse = x  # the features of half the resolution
         rgb = self.to_rgb[-1](x).to(ws.dtype)
         if alpha < 1 and coarse is not None:
-            return torch.lerp(F.interpolate(self.to_rgb[-2](coarse).to(ws.dtype), scale_factor=2, mode="nearest"), rgb, alpha)
+            return torch.lerp(
+                F.interpolate(self.to_rgb[-2](coarse).to(ws.dtype), scale_factor=2, mode="nearest"), rgb, alpha
+            )
         return rgb
 
     def _noise(self, index: int, n: int, noise: NoiseFn | None) -> Tensor | None:

@@ -98,7 +98,13 @@ def _block_c(fan_in: int, mid: int) -> _Joined:
 def _block_d(fan_in: int) -> _Joined:
     return _Joined(
         _chain(fan_in, branch3x3_1=(192, 1), branch3x3_2_down=(320, 3)),
-        _chain(fan_in, branch7x7x3_1=(192, 1), branch7x7x3_2=(192, (1, 7)), branch7x7x3_3=(192, (7, 1)), branch7x7x3_4_down=(192, 3)),
+        _chain(
+            fan_in,
+            branch7x7x3_1=(192, 1),
+            branch7x7x3_2=(192, (1, 7)),
+            branch7x7x3_3=(192, (7, 1)),
+            branch7x7x3_4_down=(192, 3),
+        ),
         nn.MaxPool2d(3, 2),
     )
 
@@ -169,7 +175,9 @@ def file_shapes() -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"fc.weight": (CLASSES, FEATURES), "fc.bias": (CLASSES,)}
     for _, layer, conv in _layers(network):
         shapes[f"{layer}.conv.weight"] = tuple(conv.weight.shape)
-        shapes |= {f"{layer}.bn.{part}": (conv.out_channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+        shapes |= {
+            f"{layer}.bn.{part}": (conv.out_channels,) for part in ("weight", "bias", "running_mean", "running_var")
+        }
     return shapes
 
 
@@ -187,7 +195,9 @@ def load_inception(data: bytes) -> InceptionV3:
     for name, layer, _ in _layers(network):
         weights[f"{name}.weight"], weights[f"{name}.bias"] = _folded(state, layer)
     if not all(bool(value.isfinite().all()) for value in weights.values()):
-        raise ConfigError(f"{NETWORK}: this file does not hold its weights (a variance of the normalisation is negative); {CURE}")
+        raise ConfigError(
+            f"{NETWORK}: this file does not hold its weights (a variance of the normalisation is negative); {CURE}"
+        )
     return frozen(network, weights)
 
 
@@ -200,7 +210,9 @@ def _layers(network: InceptionV3) -> Iterator[tuple[str, str, RectifiedConv]]:
 
 def _folded(state: dict[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with its normalisation in them, computed in double precision."""
-    gain, bias, mean, variance = (state[f"{layer}.bn.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var"))
+    gain, bias, mean, variance = (
+        state[f"{layer}.bn.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
+    )
     scale = gain / torch.sqrt(variance + EPSILON)
     weight = state[f"{layer}.conv.weight"].double() * scale[:, None, None, None]
     return weight.float(), (bias - mean * scale).float()

@@ -36,7 +36,9 @@ class Dense(nn.Module):
     Stored weights are N(0, 1 / lrmul^2) and used as weight * gain / sqrt(num_in) * lrmul; the bias is used as bias * lrmul.
     """
 
-    def __init__(self, num_in: int, num_out: int, *, gain: float = SQRT2, lrmul: float = 1.0, bias: bool = True) -> None:
+    def __init__(
+        self, num_in: int, num_out: int, *, gain: float = SQRT2, lrmul: float = 1.0, bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in) / lrmul)
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
@@ -55,7 +57,14 @@ class Conv(nn.Module):
     """
 
     def __init__(
-        self, num_in: int, num_out: int, *, kernel: int = 3, gain: float = SQRT2, bias: bool = True, activate: bool = False
+        self,
+        num_in: int,
+        num_out: int,
+        *,
+        kernel: int = 3,
+        gain: float = SQRT2,
+        bias: bool = True,
+        activate: bool = False,
     ) -> None:
         """Make the layer; `activate` lets a leaky ReLU follow the bias."""
         super().__init__()
@@ -81,7 +90,9 @@ class UpConv(Conv):
         super().__init__(num_in, num_out, bias=False)
         self.fused = resolution >= FUSED_FROM
         # In memory [I, 3, 3, O], as the transposed convolution reads it.
-        self.weight.data = self.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+        self.weight.data = (
+            self.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return up_conv(x, self.weight, scale=self.scale, fused=self.fused)
@@ -124,7 +135,9 @@ def down_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, bias: Tensor | N
     Returns:
         [N, O, H, W].
     """
-    return convolve(x, four_tap(weight, scale=scale / 4).to(x.dtype), bias, Geometry(stride=2, padding=1, activate=activate))
+    return convolve(
+        x, four_tap(weight, scale=scale / 4).to(x.dtype), bias, Geometry(stride=2, padding=1, activate=activate)
+    )
 
 
 def pixel_norm(x: Tensor) -> Tensor:

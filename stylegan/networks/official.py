@@ -97,7 +97,9 @@ def _generator(role: str, saved: SavedNetwork) -> Generator:
     for index, layer in enumerate(generator.synthesis.layers):
         officially = layer_resolution(index) >= FUSED_FROM if fused == "auto" else fused
         if isinstance(layer.source, UpConv) and layer.source.fused != officially:
-            turned.add(f"synthesis.layers.{index}.source.weight")  # the transposed convolution of w is the plain one of w rotated
+            turned.add(
+                f"synthesis.layers.{index}.source.weight"
+            )  # the transposed convolution of w is the plain one of w rotated
     return _fill(role, generator, saved, _generator_name, turned)
 
 
@@ -112,9 +114,13 @@ def _blank(role: str, saved: SavedNetwork, func_name: str, kind: Callable[..., N
     kwargs = _from_variables(saved.variables) | saved.kwargs
     for name, allowed in _SUPPORTED.items():
         if kwargs.get(name, allowed[0]) not in allowed:
-            raise StepError(f"{role}: {name}={shown(kwargs[name])} has no counterpart here; allowed: {', '.join(map(str, allowed))}")
+            raise StepError(
+                f"{role}: {name}={shown(kwargs[name])} has no counterpart here; allowed: {', '.join(map(str, allowed))}"
+            )
     if kwargs.get("dlatent_size", kwargs.get("latent_size", 512)) != kwargs.get("latent_size", 512):
-        raise StepError(f"{role}: dlatent_size={shown(kwargs['dlatent_size'])} differs from latent_size; here w is as long as z")
+        raise StepError(
+            f"{role}: dlatent_size={shown(kwargs['dlatent_size'])} differs from latent_size; here w is as long as z"
+        )
     try:
         model = _model(kwargs)
         if model.mapping_layers > len(saved.variables) and func_name == "G_style":
@@ -124,7 +130,9 @@ def _blank(role: str, saved: SavedNetwork, func_name: str, kind: Callable[..., N
             return kind(model, **{ours: int(kwargs[theirs]) for ours, theirs in shape.items()})
     except (ValidationError, ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise StepError(f"{role}: its arguments make no network ({type(error).__name__}: {reason}); get the file again") from error
+        raise StepError(
+            f"{role}: its arguments make no network ({type(error).__name__}: {reason}); get the file again"
+        ) from error
 
 
 def _from_variables(variables: dict[str, np.ndarray]) -> dict[str, int]:
@@ -192,7 +200,9 @@ def _discriminator_name(ours: str, discriminator: nn.Module) -> str:
     return f"{side}x{side}/{rest[0].capitalize()}/{rest[1]}"
 
 
-def _fill(role: str, network: Net, saved: SavedNetwork, name_of: Callable[[str, nn.Module], str], turned: Iterable[str] = ()) -> Net:
+def _fill(
+    role: str, network: Net, saved: SavedNetwork, name_of: Callable[[str, nn.Module], str], turned: Iterable[str] = ()
+) -> Net:
     """Give each tensor of a network (on the meta device) its variable."""
     left, tensors = dict(saved.variables), {}
     for ours, blank in network.state_dict().items():
@@ -202,9 +212,13 @@ def _fill(role: str, network: Net, saved: SavedNetwork, name_of: Callable[[str, 
     lod = max(float(np.abs(left.pop(name, 0)).max(initial=0)) for name in ("lod", "synthesis/lod"))
     if left:
         name, value = next(iter(left.items()))
-        raise StepError(f"{role}: variable {shown(name)} of shape {list(value.shape)} belongs to no layer of StyleGAN v1 of these sizes")
+        raise StepError(
+            f"{role}: variable {shown(name)} of shape {list(value.shape)} belongs to no layer of StyleGAN v1 of these sizes"
+        )
     if lod != 0:
-        raise StepError(f"{role}: lod={lod:g}, a snapshot of a network that was still growing; give a later one, with lod=0")
+        raise StepError(
+            f"{role}: lod={lod:g}, a snapshot of a network that was still growing; give a later one, with lod=0"
+        )
     network.load_state_dict(tensors, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -216,9 +230,13 @@ def _tensor(role: str, name: str, value: np.ndarray | None, blank: Tensor) -> Te
     for ours, theirs in enumerate(order):
         expected[theirs] = blank.shape[ours]
     if value is None:
-        raise StepError(f"{role}: variable {name} of shape {expected} is missing; the file is damaged or no StyleGAN v1 of these sizes")
+        raise StepError(
+            f"{role}: variable {name} of shape {expected} is missing; the file is damaged or no StyleGAN v1 of these sizes"
+        )
     if list(value.shape) != expected:
-        raise StepError(f"{role}: variable {name} has shape {list(value.shape)}; the network's arguments ask for {expected}")
+        raise StepError(
+            f"{role}: variable {name} has shape {list(value.shape)}; the network's arguments ask for {expected}"
+        )
     return torch.from_numpy(np.ascontiguousarray(value.transpose(order), dtype=np.float32).copy())
 
 

@@ -89,7 +89,9 @@ def _packages() -> tuple[ModuleType, ModuleType]:
         importlib.import_module("onnxscript")
         return importlib.import_module("onnx.helper"), importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise StepError(f"ONNX needs a package that is not installed ({error}); run: pip install 'stylegan-pipeline[onnx]'") from error
+        raise StepError(
+            f"ONNX needs a package that is not installed ({error}); run: pip install 'stylegan-pipeline[onnx]'"
+        ) from error
 
 
 def _inputs(generator: Generator, n: int, psi: float) -> dict[str, Tensor]:
@@ -106,13 +108,17 @@ def _compare(data: bytes, network: _Network, runtime: Any) -> float:
     largest = 0.0
     for n, psi in ((1, 1.0), (3, 0.7)):
         inputs = _inputs(network.generator, n, psi)
-        expected = network.generator(inputs["z"], inputs.get("labels"), truncation_psi=psi, truncation_cutoff=CUTOFF).numpy()
+        expected = network.generator(
+            inputs["z"], inputs.get("labels"), truncation_psi=psi, truncation_cutoff=CUTOFF
+        ).numpy()
         (images,) = session.run(["images"], {name: value.numpy() for name, value in inputs.items()})
         # Rounding grows with the numbers: images beyond [-1, 1] count relative to their own range.
         span = max(float(np.ptp(expected)) / 2, 1.0)
         largest = max(largest, float(np.abs(images - expected).max()) / span)
     if not largest <= TOLERANCE:  # nan is not either
-        raise StepError(f"ONNX: onnxruntime's images differ from torch's by {largest:.2g}, allowed are {TOLERANCE:g}; nothing was written")
+        raise StepError(
+            f"ONNX: onnxruntime's images differ from torch's by {largest:.2g}, allowed are {TOLERANCE:g}; nothing was written"
+        )
     return largest
 
 

@@ -129,7 +129,9 @@ def noise_bias_act(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None,
 @_fusable
 def _noise_bias_act(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor) -> Tensor:
     if noise is not None and noise_weight is not None:
-        x = torch.addcmul(x, noise.to(x.dtype), noise_weight.to(x.dtype).view(-1, 1, 1)).add_(bias.to(x.dtype).view(-1, 1, 1))
+        x = torch.addcmul(x, noise.to(x.dtype), noise_weight.to(x.dtype).view(-1, 1, 1)).add_(
+            bias.to(x.dtype).view(-1, 1, 1)
+        )
     else:
         x = x + bias.to(x.dtype).view(-1, 1, 1)
     return F.leaky_relu(x, SLOPE, inplace=True)
@@ -198,7 +200,9 @@ class _InstanceNormStyle(torch.autograd.Function):
 
 
 @_fusable
-def _instance_norm_style_backward(g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _instance_norm_style_backward(
+    g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     wide = g.to(rstd.dtype)
     centred = x.to(rstd.dtype) - mean
     mean_g = wide.mean((2, 3), keepdim=True)

@@ -33,7 +33,9 @@ def as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def read_state(data: bytes, shapes: Shapes, *, network: str, cure: str, optional: Collection[str] = ()) -> dict[str, Tensor]:
+def read_state(
+    data: bytes, shapes: Shapes, *, network: str, cure: str, optional: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of a PyTorch state dict, in float32 on the CPU. Nothing in the file is run: it is read with weights_only.
 
     Args:

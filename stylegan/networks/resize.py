@@ -27,8 +27,12 @@ def _resample(images: Tensor, dim: int, side: int) -> Tensor:
     if length == side:
         return images
     scale = torch.tensor(length / side, dtype=torch.float32, device=images.device)
-    position = torch.arange(side, dtype=torch.float32, device=images.device) * scale  # in float32, as TensorFlow's kernel
+    position = (
+        torch.arange(side, dtype=torch.float32, device=images.device) * scale
+    )  # in float32, as TensorFlow's kernel
     low = position.long()
     high = (low + 1).clamp_max(length - 1)
     share = (position - low).to(images.dtype)
-    return torch.lerp(images.index_select(dim, low), images.index_select(dim, high), share if dim == -1 else share[:, None])
+    return torch.lerp(
+        images.index_select(dim, low), images.index_select(dim, high), share if dim == -1 else share[:, None]
+    )

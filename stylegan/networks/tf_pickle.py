@@ -47,7 +47,9 @@ def read_networks(data: bytes) -> dict[str, SavedNetwork]:
         raise
     except Exception as error:  # damaged pickles raise nearly everything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise StepError(f"these {len(data)} bytes are no official network pickle, or cut short ({reason}); get the file again") from error
+        raise StepError(
+            f"these {len(data)} bytes are no official network pickle, or cut short ({reason}); get the file again"
+        ) from error
 
 
 def shown(value: object) -> str:
@@ -100,7 +102,9 @@ def _decode(raw: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
     data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
     # With the shape checked by its size no file can ask for more memory than it has bytes.
     if math.prod(shape) * kind.dtype.itemsize != len(data):
-        raise StepError(f"an array of shape {shown(shape)} in the pickle has {len(data)} bytes; the file is damaged, get it again")
+        raise StepError(
+            f"an array of shape {shown(shape)} in the pickle has {len(data)} bytes; the file is damaged, get it again"
+        )
     return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
@@ -120,7 +124,9 @@ def _scalar(kind: Any, raw: Any) -> int | float | bool:
 
 def _encode(text: Any, encoding: Any) -> bytes:
     if encoding != "latin1":
-        raise StepError(f"text encoding {shown(encoding)} in the pickle: only latin1, which arrays are written with, is allowed")
+        raise StepError(
+            f"text encoding {shown(encoding)} in the pickle: only latin1, which arrays are written with, is allowed"
+        )
     return text.encode("latin1")
 
 
@@ -156,8 +162,14 @@ def _roles(content: Any) -> dict[str, Any]:
         return dict(zip(ROLES, content, strict=True))
     if isinstance(content, dict) and content and set(content) <= set(ROLES):
         return dict(content)
-    what = f"{type(content).__name__} of {len(content)}" if isinstance(content, tuple | list | dict) else type(content).__name__
-    raise StepError(f"the pickle holds a {what.lstrip('_')}; give an official StyleGAN v1 .pkl, which holds the networks (G, D, Gs)")
+    what = (
+        f"{type(content).__name__} of {len(content)}"
+        if isinstance(content, tuple | list | dict)
+        else type(content).__name__
+    )
+    raise StepError(
+        f"the pickle holds a {what.lstrip('_')}; give an official StyleGAN v1 .pkl, which holds the networks (G, D, Gs)"
+    )
 
 
 def _network(role: str, stub: Any) -> SavedNetwork:
@@ -170,7 +182,9 @@ def _network(role: str, stub: Any) -> SavedNetwork:
         variables |= {f"{name}/{key}": value for key, value in _variables(f"{role}.{name}", inner).items()}
         kwargs |= inner["static_kwargs"]
     # The whole network hands its own arguments down when it runs, so they count more than those of its components.
-    return SavedNetwork(func_name=str(state["build_func_name"]), kwargs=kwargs | state["static_kwargs"], variables=variables)
+    return SavedNetwork(
+        func_name=str(state["build_func_name"]), kwargs=kwargs | state["static_kwargs"], variables=variables
+    )
 
 
 def _state(role: str, stub: Any) -> dict[str, Any]:
@@ -178,14 +192,18 @@ def _state(role: str, stub: Any) -> dict[str, Any]:
         raise StepError(f"{role}: is no network but {shown(type(stub).__name__)}; give an official StyleGAN v1 .pkl")
     version = stub.state.get("version")
     if version not in VERSIONS:
-        raise StepError(f"{role}: version {shown(version)} of the network format; StyleGAN v1 wrote 2 and 3 (4 and above are StyleGAN2's)")
+        raise StepError(
+            f"{role}: version {shown(version)} of the network format; StyleGAN v1 wrote 2 and 3 (4 and above are StyleGAN2's)"
+        )
     return stub.state
 
 
 def _variables(role: str, state: dict[str, Any]) -> dict[str, np.ndarray]:
     found = {}
     for name, value in state["variables"]:
-        array = value.value if isinstance(value, _Array) else np.asarray(value) if isinstance(value, int | float) else None
+        array = (
+            value.value if isinstance(value, _Array) else np.asarray(value) if isinstance(value, int | float) else None
+        )
         if not isinstance(name, str) or array is None:
             raise StepError(f"{role}: variable {shown(name)} is no array of numbers; the file is damaged, get it again")
         if name in found:

@@ -57,7 +57,9 @@ def load_discriminator(data: bytes) -> tuple[Discriminator, tuple[str, ...]]:
 def _save(key: str, network: Net, label_names: Sequence[str]) -> bytes:
     kind = _kind(key)
     if network.num_labels and network.num_labels != len(label_names):
-        raise StepError(f"label_names: {len(label_names)} names for a {kind} with {network.num_labels} classes; give one name per class")
+        raise StepError(
+            f"label_names: {len(label_names)} names for a {kind} with {network.num_labels} classes; give one name per class"
+        )
     header = {
         "model": network.model.model_dump(mode="json"),
         "resolution": network.resolution,
@@ -79,8 +81,18 @@ def _load(data: bytes, key: str, make: Callable[..., Net]) -> tuple[Net, tuple[s
         # On the meta device nothing is drawn: loading leaves the global random state alone.
         with torch.device("meta"):
             network = make(ModelConfig.model_validate(header.pop("model")), **header)
-        network.to_empty(device="cpu").load_state_dict(tensors)  # copies: in memory the weights lie as the layers want them
-    except (SafetensorError, ValidationError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        network.to_empty(device="cpu").load_state_dict(
+            tensors
+        )  # copies: in memory the weights lie as the layers want them
+    except (
+        SafetensorError,
+        ValidationError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         reason, kind = " ".join(str(error).split())[:200] or type(error).__name__, _kind(key)
         raise StepError(
             f"{kind}: these {len(data)} bytes are not a {kind} file ({reason}); give a {kind}.safetensors written by this program"

@@ -23,7 +23,12 @@ class Verdict(BaseModel):
 
 
 def judge(
-    challenger: Report, champion: Report | None, gate: GateConfig, *, challenger_version: str, champion_version: str | None
+    challenger: Report,
+    champion: Report | None,
+    gate: GateConfig,
+    *,
+    challenger_version: str,
+    champion_version: str | None,
 ) -> Verdict:
     """Compare two reports in the metric that decides.
 
@@ -53,7 +58,9 @@ def judge(
         key = metric_key(challenger, gate.metric) or gate.metric
         if champion is None:
             value = challenger.metrics[key]
-            reasons = [f"There is no champion yet, and all {len(challenger.metrics)} metrics are finite ({key} {value:.6g})."]
+            reasons = [
+                f"There is no champion yet, and all {len(challenger.metrics)} metrics are finite ({key} {value:.6g})."
+            ]
         else:
             promote, reason = _compare(key, challenger, champion, gate)
             reasons = [f"{reason} (champion is version {champion_version})."]
@@ -73,9 +80,15 @@ def metric_key(report: Report, metric: str) -> str | None:
 
 def _defects(report: Report, metric: str, whose: str) -> list[str]:
     """What is wrong with a report on its own."""
-    found = [f"{key} of {whose} is {value:g}, not a finite number." for key, value in report.metrics.items() if not math.isfinite(value)]
+    found = [
+        f"{key} of {whose} is {value:g}, not a finite number."
+        for key, value in report.metrics.items()
+        if not math.isfinite(value)
+    ]
     if metric_key(report, metric) is None:
-        skipped = next((why for key, why in sorted(report.skipped.items()) if key == metric or key.startswith(f"{metric}_")), None)
+        skipped = next(
+            (why for key, why in sorted(report.skipped.items()) if key == metric or key.startswith(f"{metric}_")), None
+        )
         have = ", ".join(f"{key} {value:.6g}" for key, value in sorted(report.metrics.items())) or "none"
         why = f"was skipped: {skipped.rstrip('.')}" if skipped else f"is missing; measured: {have}"
         found.append(f"The gate's metric {metric} of {whose} {why}.")
@@ -158,5 +171,7 @@ def _asked(key: str, old: float, limit: float, min_improvement: float) -> str:
     if not min_improvement:
         return f"{'more' if higher else 'less'} than {old:.6g}"
     largest = describe(key).largest
-    beyond = f", more than the {largest:g} that is possible: lower registry.gate.min_improvement" if limit > largest else ""
+    beyond = (
+        f", more than the {largest:g} that is possible: lower registry.gate.min_improvement" if limit > largest else ""
+    )
     return f"{'at least' if higher else 'at most'} {limit:.6g} ({min_improvement:.2%} {'above' if higher else 'below'}{beyond})"

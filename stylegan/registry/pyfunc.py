@@ -100,7 +100,9 @@ class GeneratorModel(PythonModel):
             raise _bad(f"row {i}: label {int(label)} given, but this generator has no classes; leave `label` out")
         if names and not (given and 0 <= label < len(names)):
             allowed = ", ".join(f"{index} ({name})" for index, name in enumerate(names))
-            raise _bad(f"row {i}: label {int(label) if given else 'is missing'}; this generator's classes are {allowed}")
+            raise _bad(
+                f"row {i}: label {int(label) if given else 'is missing'}; this generator's classes are {allowed}"
+            )
         return torch.tensor([int(label)], device=self.device) if names else None
 
     @torch.no_grad()
@@ -110,7 +112,9 @@ class GeneratorModel(PythonModel):
         from stylegan.networks.generator import random_noise
 
         psi = float(params.get("truncation_psi", 1.0))
-        source = torch.Generator().manual_seed(int(params.get("noise_seed", 0)))  # on the CPU: the same numbers on every machine
+        source = torch.Generator().manual_seed(
+            int(params.get("noise_seed", 0))
+        )  # on the CPU: the same numbers on every machine
         images = self.generator(
             z,
             label,

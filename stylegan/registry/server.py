@@ -65,11 +65,15 @@ def check_server(uri: str) -> None:
         _check_port(uri, parts.hostname or "localhost", parts.port or DATABASE_PORTS[kind])
     elif kind in ("", "file"):
         path = storage.absolute(uri)
-        raise ConfigError(f"tracking.uri={uri}: MLflow 3 does not write to plain folders; use sqlite:///{path}/mlflow.db")
+        raise ConfigError(
+            f"tracking.uri={uri}: MLflow 3 does not write to plain folders; use sqlite:///{path}/mlflow.db"
+        )
     elif kind == "sqlite":
         _check_sqlite(uri)
     elif kind != "databricks":
-        raise ConfigError(f"tracking.uri={uri}: must start with http://, https://, sqlite:///, postgresql://, mysql:// or mssql://")
+        raise ConfigError(
+            f"tracking.uri={uri}: must start with http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
+        )
 
 
 def connect(uri: str) -> MlflowClient:
@@ -77,7 +81,9 @@ def connect(uri: str) -> MlflowClient:
     check_server(uri)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # drawn wherever tqdm happens to be installed
+    os.environ.setdefault(
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
+    )  # drawn wherever tqdm happens to be installed
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 take four minutes
     from mlflow import MlflowClient  # the import sets MLflow's log level: before `quiet`
 
@@ -124,7 +130,9 @@ def explained(uri: str, action: str) -> Iterator[None]:
         if kind is None:
             raise
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300] or type(error).__name__
-        raise kind(f"MLflow at {_shown(uri)}: cannot {action}: {reason}; check that store, then run the same command again") from error
+        raise kind(
+            f"MLflow at {_shown(uri)}: cannot {action}: {reason}; check that store, then run the same command again"
+        ) from error
 
 
 def _kind_of(error: Exception) -> type[StepError] | None:
@@ -163,13 +171,19 @@ def _check_sqlite(uri: str) -> None:
     if os.path.isdir(path):
         raise ConfigError(f"tracking.uri={uri}: is a folder, not a SQLite file; use sqlite:///{path / 'mlflow.db'}")
     if not os.path.isdir(folder):
-        raise ConfigError(f"tracking.uri={uri}: {folder} is a file, not a folder; mend tracking.uri (or storage.root, if that is unset)")
+        raise ConfigError(
+            f"tracking.uri={uri}: {folder} is a file, not a folder; mend tracking.uri (or storage.root, if that is unset)"
+        )
     places = [(folder, os.W_OK | os.X_OK)] + [(str(path), os.R_OK | os.W_OK)] * os.path.exists(path)
     for place, mode in places:
         if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
-            raise StepError(f"tracking.uri={uri}: no permission to write {place}; allow it, or set tracking.uri to another place")
+            raise StepError(
+                f"tracking.uri={uri}: no permission to write {place}; allow it, or set tracking.uri to another place"
+            )
     if os.path.exists(path) and _first_bytes(path, 16) not in (b"", b"SQLite format 3\0"):
-        raise ConfigError(f"tracking.uri={uri}: is a file of another kind, not SQLite; mend tracking.uri or move that file away")
+        raise ConfigError(
+            f"tracking.uri={uri}: is a file of another kind, not SQLite; mend tracking.uri or move that file away"
+        )
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
@@ -182,12 +196,18 @@ def _check_http(uri: str) -> None:
         with urllib.request.urlopen(f"{uri}/health", timeout=ANSWER_SECONDS):
             return
     except urllib.error.HTTPError as error:
-        if error.code in (401, 404, 405):  # a login or a proxy in front: something answers, the first real call tells more
+        if error.code in (
+            401,
+            404,
+            405,
+        ):  # a login or a proxy in front: something answers, the first real call tells more
             return
         reason = f"answers {error.code} {error.reason}"
     except (OSError, ValueError) as error:
         reason = f"does not answer ({getattr(error, 'reason', None) or error})"
-    raise UnavailableError(f"tracking.uri={uri}: {reason}; start that server, mend tracking.uri, or unset it to use a local SQLite file")
+    raise UnavailableError(
+        f"tracking.uri={uri}: {reason}; start that server, mend tracking.uri, or unset it to use a local SQLite file"
+    )
 
 
 def _check_port(uri: str, host: str, port: int) -> None:

@@ -143,7 +143,12 @@ def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
             if verdict.promote:
                 _crown(client, name, verdict.challenger, old=verdict.champion, why=" ".join(verdict.reasons))
             # gate.verdict comes last: it says that all of this is done.
-            for tag, value in (("reasons", " ".join(verdict.reasons)), ("champion", against), ("time", _now()), ("verdict", decision)):
+            for tag, value in (
+                ("reasons", " ".join(verdict.reasons)),
+                ("champion", against),
+                ("time", _now()),
+                ("verdict", decision),
+            ):
                 client.set_model_version_tag(name, verdict.challenger, f"gate.{tag}", value)
         return _record(client, name, verdict.challenger)
 
@@ -181,7 +186,9 @@ def rollback(uri: str, name: str) -> ModelVersion:
     with explained(uri, f"roll back {name}"):
         before, now = _by_alias(client, name, PREVIOUS), _by_alias(client, name, CHAMPION)
         if before is None or now is None:
-            raise StepError(f"{name} has no previous champion to go back to; choose a version with `stylegan promote {name}`")
+            raise StepError(
+                f"{name} has no previous champion to go back to; choose a version with `stylegan promote {name}`"
+            )
         _crown(client, name, str(before.version), old=str(now.version), why=f"Rolled back from version {now.version}.")
         return _record(client, name, str(before.version))
 
@@ -209,7 +216,9 @@ def load_version(uri: str, model: str) -> tuple[str, str, str]:
         else:
             raise ConfigError(f"{model}: {name} has no version {version}; it has {_versions(client, name)}")
     if "stylegan.checkpoint_uri" not in found.tags:
-        raise StepError(f"{model}: version {found.version} has no tag stylegan.checkpoint_uri; it was not registered by this program")
+        raise StepError(
+            f"{model}: version {found.version} has no tag stylegan.checkpoint_uri; it was not registered by this program"
+        )
     return str(found.tags["stylegan.checkpoint_uri"]), str(found.tags.get("stylegan.run_id", "")), str(found.version)
 
 
@@ -224,8 +233,12 @@ def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: 
         try:
             storage.download(storage.join(checkpoint, weights.name), weights)
         except FileNotFoundError:
-            raise StepError(f"{checkpoint}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage") from None
-        logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=mlflow_run_id, model_type="generator")
+            raise StepError(
+                f"{checkpoint}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage"
+            ) from None
+        logged = client.create_logged_model(
+            run.info.experiment_id, name=name, source_run_id=mlflow_run_id, model_type="generator"
+        )
         description = Model(artifact_path=logged.artifact_location, run_id=mlflow_run_id, model_id=logged.model_id)
         _save_model(Path(folder, "model"), weights, description)
         client.log_model_artifacts(logged.model_id, str(Path(folder, "model")))
@@ -264,7 +277,9 @@ def _facts(report: Report, *, key: str, checkpoint: str, run_id: str) -> dict[st
         "dataset_fingerprint": report.dataset_fingerprint,
         "run_id": run_id,
     }
-    return {f"stylegan.{name}": value for name, value in facts.items()} | {name: f"{value:.6g}" for name, value in report.metrics.items()}
+    return {f"stylegan.{name}": value for name, value in facts.items()} | {
+        name: f"{value:.6g}" for name, value in report.metrics.items()
+    }
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
@@ -298,7 +313,9 @@ def _crown(client: MlflowClient, name: str, version: str, *, old: str | None, wh
     challenger = _by_alias(client, name, CHALLENGER)
     if challenger is not None and str(challenger.version) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
-    client.set_model_version_tag(name, version, f"champion.{_now()}", f"{f'After version {old}' if old else 'The first'}. {why}")
+    client.set_model_version_tag(
+        name, version, f"champion.{_now()}", f"{f'After version {old}' if old else 'The first'}. {why}"
+    )
 
 
 def _open_model(uri: str, name: str) -> MlflowClient:
@@ -311,7 +328,11 @@ def _open_model(uri: str, name: str) -> MlflowClient:
             known = [model.name for model in client.search_registered_models(max_results=1000)]
     if client is None or name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none; register one with `stylegan run`'}"
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"it has {', '.join(known) or 'none; register one with `stylegan run`'}"
+        )
         raise ConfigError(f"{name}: no such registered model at {uri}; {hint}")
     return client
 
@@ -330,7 +351,9 @@ def _by_alias(client: MlflowClient, name: str, alias: str) -> Any | None:
 
 def _find(client: MlflowClient, name: str, key: str) -> Any | None:
     """The version made under this key: a complete one, else the newest that was cut short."""
-    found = client.search_model_versions(f"name='{name}' and tags.`stylegan.key`='{key}'", order_by=["version_number DESC"])
+    found = client.search_model_versions(
+        f"name='{name}' and tags.`stylegan.key`='{key}'", order_by=["version_number DESC"]
+    )
     return next((version for version in found if REGISTERED in version.tags), found[0] if found else None)
 
 

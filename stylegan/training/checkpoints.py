@@ -27,7 +27,9 @@ class CheckpointWriter:
     At most one is being written: the next one, and the end of the stage, wait for it on all ranks. Called on every rank.
     """
 
-    def __init__(self, job: StageJob, state: TrainState, background: Background, on_checkpoint: OnCheckpoint | None) -> None:
+    def __init__(
+        self, job: StageJob, state: TrainState, background: Background, on_checkpoint: OnCheckpoint | None
+    ) -> None:
         self.job, self.state, self.background, self.on_checkpoint = job, state, background, on_checkpoint
         self._host_G = copy.deepcopy(state.G_ema).cpu() if distributed.rank() == 0 else None
         self._nimg = state.nimg  # of the last checkpoint

@@ -25,7 +25,9 @@ from stylegan.training.schedule import Stage
 # Forward passes that one image costs; a backward pass counts as two forward ones, one that stops at the image as one.
 G_PASSES = 1 + 3  # fakes for D; forward and backward
 D_PASSES = 3 + 3 + 2  # reals, fakes, and the way through D to G
-PENALTY_PASSES = 3  # slope at the images, and backward through it; images of its own cost a forward and a backward pass more
+PENALTY_PASSES = (
+    3  # slope at the images, and backward through it; images of its own cost a forward and a backward pass more
+)
 ACTIVATION_COPIES = 4  # layer outputs kept at the peak (R1's graph of the reals), relative to one forward pass of both
 
 
@@ -42,11 +44,17 @@ def stage_cost(config: Config, stage: Stage) -> Cost:
     workers = config.workers_at(stage.resolution)
     _, _, parameters, activations = _count(config.model, stage.resolution, config.data.channels)
     share = stage.batch // (workers.workers or 1)
-    memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30  # weights, average, gradients, Adam's two moments
+    memory = (
+        4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30
+    )  # weights, average, gradients, Adam's two moments
     speed = measured_speed(config, stage)
     if speed is None and not workers.gpus_per_worker and not config.ray.address:
         cores = (workers.cpus_per_worker or 1) * (workers.workers or 1)
-        speed = _core_flops(FEATURES[config.training.precision] or torch.float32) * cores / step_flops(config, stage.resolution)
+        speed = (
+            _core_flops(FEATURES[config.training.precision] or torch.float32)
+            * cores
+            / step_flops(config, stage.resolution)
+        )
     return Cost(speed, memory)
 
 
@@ -105,7 +113,9 @@ def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, f
         sizes: list[int] = []
         for module in [*G.modules(), *D.modules()]:
             if not list(module.children()):
-                module.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0))
+                module.register_forward_hook(
+                    lambda _m, _i, out: sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+                )
         with FlopCounterMode(display=False) as of_g:
             G(z)
         with FlopCounterMode(display=False) as of_d:

@@ -41,7 +41,9 @@ class Curves:
     def __enter__(self) -> Curves:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, DivergedError):  # the last points tell how it came
             self.write()
 
@@ -51,7 +53,12 @@ class Curves:
         names, penalties = sorted(state.sums), self.job.stage.num_penalties(state.nimg, state.steps)
         means = [state.sums[name] / (penalties if name in PENALTIES else state.steps) for name in names]
         distributed.mean_(means)
-        metrics = dict(zip(names, torch.stack(means).tolist(), strict=True)) | state.measured | self._progress() | self._speed()
+        metrics = (
+            dict(zip(names, torch.stack(means).tolist(), strict=True))
+            | state.measured
+            | self._progress()
+            | self._speed()
+        )
         metrics |= {"data/corrupt": float(corrupt)} if corrupt else {}
         self.rows.append({"nimg": state.nimg, "resolution": self.job.stage.resolution, "metrics": metrics})
         self._lines.append(json.dumps(self.rows[-1]) + "\n")
@@ -97,7 +104,9 @@ class Curves:
         speed = max(images / seconds, 1e-9)
         overhead = max(1 - self.steps.read() / seconds, 0.0)  # two clocks on CUDA
         times = {"time/img_per_sec": speed, "time/sec_per_kimg": 1000 / speed, "time/overhead": overhead}
-        return times | {"time/data_wait": self.waits.read() / seconds}  # share of the time; on CUDA the GPU may be busy meanwhile
+        return times | {
+            "time/data_wait": self.waits.read() / seconds
+        }  # share of the time; on CUDA the GPU may be busy meanwhile
 
 
 class Stopwatch:
@@ -115,7 +124,9 @@ class Stopwatch:
         else:
             self._start = time.monotonic()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._cuda:
             self._blocks[-1][1].record()
         else:

@@ -70,7 +70,9 @@ def check_agreement(networks: dict[str, nn.Module], nimg: int) -> None:
     """
     if world_size() == 1:
         return
-    tensors = {f"{name} {key}": tensor for name, network in networks.items() for key, tensor in network.state_dict().items()}
+    tensors = {
+        f"{name} {key}": tensor for name, network in networks.items() for key, tensor in network.state_dict().items()
+    }
     prints = gather(torch.stack([fingerprint(tensor) for tensor in tensors.values()])).cpu()  # [ranks, tensors]
     differing = (prints != prints[0]).any(0).nonzero().flatten().tolist()
     if not differing:

@@ -32,7 +32,11 @@ def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     # Sizes stay the same for a whole stage, so looking for the fastest kernel pays. By itself torch lets convolutions round to TF32.
-    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, training.precision != "fp32", training.precision != "fp32"
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = (
+        True,
+        training.precision != "fp32",
+        training.precision != "fp32",
+    )
     try:
         if training.compile:
             check_compiler(device)

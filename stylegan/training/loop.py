@@ -34,7 +34,9 @@ from stylegan.training.step import discriminator_step, generator_step
 from stylegan.training.update import CHECK_EVERY, check_divergence
 
 
-def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpoint: OnCheckpoint | None = None) -> Checkpoint:
+def train_stage(
+    job: StageJob, *, device: torch.device | str = "cpu", on_checkpoint: OnCheckpoint | None = None
+) -> Checkpoint:
     """Train until `job.stage.end_nimg`; a finished stage returns at once, an interrupted one goes on from its newest checkpoint.
 
     What it leaves in storage is written in the background, so `on_checkpoint` comes late: when the next checkpoint is due, or at
@@ -51,7 +53,9 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
     """
     config, stage, device = job.config, job.stage, distributed.select_device(device)
     use_settings(config.storage)
-    table = load_images(job.shards, stage.resolution, settings=LoaderSettings(config.data.max_corrupt, config.storage.cache_gb))
+    table = load_images(
+        job.shards, stage.resolution, settings=LoaderSettings(config.data.max_corrupt, config.storage.cache_gb)
+    )
     state, resumed_at = open_stage(job, table, device)
     label_table = torch.from_numpy(table.labels).to(device) if config.model.conditional else None
     source = batches(table, own_order(job, table, state.nimg))
@@ -71,7 +75,9 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
                     measure(job, state, table)
                 if (done or due(job, state, "log_kimg")) and state.steps:
                     curves.add_point(table.corrupt)
-                if done or (due(job, state, "samples_kimg") and state.nimg // 1000 < stage.end_nimg // 1000):  # names are in kimg
+                if done or (
+                    due(job, state, "samples_kimg") and state.nimg // 1000 < stage.end_nimg // 1000
+                ):  # names are in kimg
                     write_samples(job, state, background)
                 if done or due(job, state, "checkpoint_kimg"):
                     checkpoints.write(curves)
@@ -94,7 +100,9 @@ def train_stage(job: StageJob, *, device: torch.device | str = "cpu", on_checkpo
 
     if distributed.rank() == 0:
         prune(job.uri, 1)
-        storage.write_json(storage.join(job.uri, "done.json"), newest.model_dump() | speed_record(config, curves.mean_speed()))
+        storage.write_json(
+            storage.join(job.uri, "done.json"), newest.model_dump() | speed_record(config, curves.mean_speed())
+        )
     distributed.barrier()
     return newest
 
@@ -125,7 +133,9 @@ def own_order(job: StageJob, table: ImageTable, nimg: int) -> Iterator[np.ndarra
     """Which images this rank shows D, batch after batch without end, from an image count on."""
     stage, share = job.stage, distributed.own_share(job.stage.batch, job.config.model.mbstd_group).numpy()
     for start in count(nimg - stage.start_nimg, stage.batch):
-        indices = sample_indices(len(table.images), seed=job.config.seed, stage=stage.resolution, start=start, count=stage.batch)
+        indices = sample_indices(
+            len(table.images), seed=job.config.seed, stage=stage.resolution, start=start, count=stage.batch
+        )
         yield indices[share]
 
 
@@ -133,7 +143,9 @@ def groups_ahead(job: StageJob, table: ImageTable, nimg: int) -> Iterator[range]
     """The parts of the set that the rest of the stage shows, in turn, without those of which it shows less than half."""
     stage = job.stage
     start, count = nimg - stage.start_nimg, max(stage.end_nimg - nimg, 0)
-    return upcoming(len(table.images), seed=job.config.seed, stage=stage.resolution, start=start, count=count, least=0.5)
+    return upcoming(
+        len(table.images), seed=job.config.seed, stage=stage.resolution, start=start, count=count, least=0.5
+    )
 
 
 def due(job: StageJob, state: TrainState, what: str) -> bool:
@@ -152,4 +164,6 @@ def measure(job: StageJob, state: TrainState, table: ImageTable) -> None:
 
     indices = probe_indices(len(table.images), count=snapshots.probe_images, seed=job.config.seed)
     images, labels = torch.from_numpy(table.images[indices]), torch.from_numpy(table.labels[indices])
-    state.measured |= probe(state.D, images, labels, alpha=stage.alpha(state.nimg), seed=job.config.seed, batch=stage.batch)
+    state.measured |= probe(
+        state.D, images, labels, alpha=stage.alpha(state.nimg), seed=job.config.seed, batch=stage.batch
+    )

@@ -78,7 +78,9 @@ def r1_penalty(scores: Tensor, images: Tensor, *, scale: Tensor | None = None) -
     return gradient.square().sum((1, 2, 3))
 
 
-def norm_penalty(scores: Tensor, images: Tensor, *, target: float = 1.0, levels_below: int = 0, scale: Tensor | None = None) -> Tensor:
+def norm_penalty(
+    scores: Tensor, images: Tensor, *, target: float = 1.0, levels_below: int = 0, scale: Tensor | None = None
+) -> Tensor:
     """(|gradient| - target)^2 / target^2 at each image; itself differentiable (WGAN-GP, Gulrajani et al. 2017, equation 3).
 
     Where the gradient is exactly zero the norm has no derivative: its subgradient 0 is taken (every direction is as good, and
@@ -109,7 +111,11 @@ def native_gamma(gamma: float, levels_below: int) -> float:
 
 
 def penalties(
-    training: TrainingConfig, levels_below: int, scored: dict[str, tuple[Tensor, Tensor]], *, scale: Tensor | None = None
+    training: TrainingConfig,
+    levels_below: int,
+    scored: dict[str, tuple[Tensor, Tensor]],
+    *,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient penalties of a step.
 
@@ -132,7 +138,9 @@ def penalties(
     means: dict[str, Tensor] = {}
     for name, (images, scores) in scored.items():
         if name == "gp":
-            means[name] = norm_penalty(scores, images, target=training.gp_target, levels_below=levels_below, scale=scale).mean()
+            means[name] = norm_penalty(
+                scores, images, target=training.gp_target, levels_below=levels_below, scale=scale
+            ).mean()
         else:
             means[name] = r1_penalty(scores, images, scale=scale).mean()
     total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()

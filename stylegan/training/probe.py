@@ -60,7 +60,9 @@ def probe(D: Discriminator, images: Tensor, labels: Tensor, *, alpha: float, see
     activations = features(D, images, alpha=alpha, order=order, batch=batch)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=MAX_ITERATIONS))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # what the fixed number of iterations gives is compared with the same
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # what the fixed number of iterations gives is compared with the same
         classifier.fit(activations[fit], classes[fit])
     return {"probe/accuracy": float(classifier.score(activations[score], classes[score]))}
 
@@ -88,6 +90,10 @@ def features(D: Discriminator, images: Tensor, *, alpha: float, order: np.ndarra
 def _check(classes: np.ndarray, fit: np.ndarray) -> None:
     cure = "label the data (class folders or dataset.json) or unset snapshots.probe_kimg"
     if (classes < 0).any():
-        raise StepError(f"snapshots.probe_kimg: {int((classes < 0).sum())} of the {len(classes)} images of the probe have no label; {cure}")
+        raise StepError(
+            f"snapshots.probe_kimg: {int((classes < 0).sum())} of the {len(classes)} images of the probe have no label; {cure}"
+        )
     if len(np.unique(classes[fit])) < 2:
-        raise StepError(f"snapshots.probe_kimg: the {len(classes)} images of the probe are of fewer than two classes; {cure}")
+        raise StepError(
+            f"snapshots.probe_kimg: the {len(classes)} images of the probe are of fewer than two classes; {cure}"
+        )

@@ -25,7 +25,9 @@ from stylegan.training.state import TrainState
 Metrics = dict[str, Tensor]
 
 
-def with_turned_reals(loss: Tensor, state: TrainState, *, config: Config, stage: Stage, reals: Tensor) -> tuple[Tensor, Metrics]:
+def with_turned_reals(
+    loss: Tensor, state: TrainState, *, config: Config, stage: Stage, reals: Tensor
+) -> tuple[Tensor, Metrics]:
     """The loss of D with its term for turned reals, and the metrics of that; the loss as it is without `training.rotation`.
 
     Args:
@@ -43,7 +45,9 @@ def with_turned_reals(loss: Tensor, state: TrainState, *, config: Config, stage:
     }
 
 
-def with_turned_fakes(loss: Tensor, state: TrainState, *, config: Config, stage: Stage, fakes: Tensor) -> tuple[Tensor, Metrics]:
+def with_turned_fakes(
+    loss: Tensor, state: TrainState, *, config: Config, stage: Stage, fakes: Tensor
+) -> tuple[Tensor, Metrics]:
     """The loss of G with its term for turned fakes, and the metrics of that; the loss as it is without `training.rotation`.
 
     Args:
@@ -57,7 +61,11 @@ def with_turned_fakes(loss: Tensor, state: TrainState, *, config: Config, stage:
     images = fakes[turned(config, stage).to(fakes.device)]
     with torch.set_grad_enabled(weight > 0):  # without a weight it is a mere measurement
         term, accuracy = rotation_loss(state.D, images, alpha=stage.alpha(state.nimg))
-    metrics = {"loss/rotation_g": term, "rotation/accuracy_fake": accuracy, "rotation/weight_g": torch.full_like(term, weight)}
+    metrics = {
+        "loss/rotation_g": term,
+        "rotation/accuracy_fake": accuracy,
+        "rotation/weight_g": torch.full_like(term, weight),
+    }
     return loss * (not rotation_only(config.training)) + weight * term, metrics
 
 

@@ -78,7 +78,9 @@ class TrainState:
 
         def adam(network: nn.Module, correction: float) -> torch.optim.Adam:
             betas = (training.adam_beta1**correction, training.adam_beta2**correction)
-            return torch.optim.Adam(network.parameters(), lr=learning_rate * correction, betas=betas, eps=training.adam_eps, fused=True)
+            return torch.optim.Adam(
+                network.parameters(), lr=learning_rate * correction, betas=betas, eps=training.adam_eps, fused=True
+            )
 
         self.opt_G, self.opt_D = adam(self.G, 1.0), adam(self.D, lazy_correction(training.penalty_interval))
 
@@ -133,7 +135,9 @@ class TrainState:
             setattr(self, name, {player: value.to(self.device) for player, value in saved[name].items()})
 
 
-def start_stage(config: Config, stage: Stage, *, num_labels: int, previous: Checkpoint | None, device: Device = "cpu") -> TrainState:
+def start_stage(
+    config: Config, stage: Stage, *, num_labels: int, previous: Checkpoint | None, device: Device = "cpu"
+) -> TrainState:
     """The state at the first image of a stage: new networks, or those of the stage below, grown by one resolution.
 
     Raises:
@@ -152,7 +156,9 @@ def start_stage(config: Config, stage: Stage, *, num_labels: int, previous: Chec
     return state
 
 
-def resume_stage(config: Config, stage: Stage, record: Checkpoint, *, num_labels: int, key: str, device: Device = "cpu") -> TrainState:
+def resume_stage(
+    config: Config, stage: Stage, record: Checkpoint, *, num_labels: int, key: str, device: Device = "cpu"
+) -> TrainState:
     """The state of a checkpoint of the same stage.
 
     Raises:
@@ -216,7 +222,9 @@ def read_checkpoint(uri: str) -> Checkpoint:
     try:
         return Checkpoint.model_validate(storage.read_json(storage.join(uri, MARKER)) | {"uri": uri})
     except (FileNotFoundError, ValueError):
-        raise StepError(f"{uri}: not a checkpoint (no readable {MARKER}); give the URI of a checkpoint-... folder of a stage") from None
+        raise StepError(
+            f"{uri}: not a checkpoint (no readable {MARKER}); give the URI of a checkpoint-... folder of a stage"
+        ) from None
 
 
 def prune(stage_uri: str, keep: int) -> None:
@@ -237,7 +245,9 @@ def load_model(checkpoint_uri: str) -> tuple[Generator, tuple[str, ...]]:
     try:
         return load_generator(storage.read_bytes(storage.join(checkpoint_uri, "generator.safetensors")))
     except FileNotFoundError:
-        raise StepError(f"{checkpoint_uri}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage") from None
+        raise StepError(
+            f"{checkpoint_uri}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage"
+        ) from None
 
 
 def _read_training(uri: str) -> dict:
@@ -251,4 +261,6 @@ def _read_training(uri: str) -> dict:
     except Exception as error:
         if isinstance(error, StepError):
             raise
-        raise StepError(f"checkpoint {uri}: training.pt is damaged ({type(error).__name__}); delete that folder and run again") from error
+        raise StepError(
+            f"checkpoint {uri}: training.pt is damaged ({type(error).__name__}); delete that folder and run again"
+        ) from error

@@ -40,7 +40,10 @@ def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfi
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     distributed.mean_(gradients)
     failed = (~torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()).float()
-    for name, value in {"grad_scale": scale, "found_inf": failed}.items():  # fused Adam divides by the one and obeys the other
+    for name, value in {
+        "grad_scale": scale,
+        "found_inf": failed,
+    }.items():  # fused Adam divides by the one and obeys the other
         setattr(optimizer, name, value)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

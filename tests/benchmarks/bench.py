@@ -162,12 +162,16 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[floa
         print("| " + " | ".join([*cells, f"{peak:.0f}"]) + " |")
     config = make_config(options.resolution, options.fmap_max, options.batch, {})
     flops = step_flops(config, options.resolution) * options.batch
-    peak_flops = {precision: convolution_peak(options, dtype) for precision, dtype in (("fp32", None), ("bf16", torch.bfloat16))}
+    peak_flops = {
+        precision: convolution_peak(options, dtype) for precision, dtype in (("fp32", None), ("bf16", torch.bfloat16))
+    }
     print()
     for precision, peak in peak_flops.items():
         name = f"{precision} compiled"
         rate = flops / statistics.median(seconds["train", name])
-        print(f"{name}: {rate / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f} measured for its largest convolution: {rate / peak:.0%}")
+        print(
+            f"{name}: {rate / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f} measured for its largest convolution: {rate / peak:.0%}"
+        )
 
 
 def convolution_peak(options: argparse.Namespace, dtype: torch.dtype | None) -> float:
@@ -206,7 +210,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--top", type=int, default=12, help="operations in the list of where time goes; 0 leaves it out")
+    parser.add_argument(
+        "--top", type=int, default=12, help="operations in the list of where time goes; 0 leaves it out"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.device}")

@@ -63,11 +63,18 @@ def from_files(paths: list[Path], batch: int) -> Batches:
 
 def from_webdataset(tars: list[str], batch: int, decoder: str) -> Batches:
     """WebDataset's pipeline in this process, without end: as its handbook has it, or with its planes moved once for a whole batch."""
-    data = wds.WebDataset(tars, shardshuffle=len(tars), empty_check=False).shuffle(1000).decode(decoder).to_tuple("jpg", "cls")
+    data = (
+        wds.WebDataset(tars, shardshuffle=len(tars), empty_check=False)
+        .shuffle(1000)
+        .decode(decoder)
+        .to_tuple("jpg", "cls")
+    )
     if decoder == "torchrgb8":
         pipeline = data.batched(batch, partial=False)
     else:
-        pipeline = data.batched(batch, partial=False).map_tuple(lambda images: torch.from_numpy(np.ascontiguousarray(to_planes(images))))
+        pipeline = data.batched(batch, partial=False).map_tuple(
+            lambda images: torch.from_numpy(np.ascontiguousarray(to_planes(images)))
+        )
     while True:
         yield from pipeline
 
@@ -154,17 +161,25 @@ def compare_loaders(options: argparse.Namespace, resolution: int, folder: Path) 
         for name, source in ways.items():
             rates.setdefault(name, []).append(rate(source, options.batch, seconds=options.seconds))
         rates.setdefault("ours, first pass", []).append(first_pass(shards, options.batch, folder / "cache"))
-    report_loaders(rates, f"{resolution}x{resolution}, {number} images, batch {options.batch}, {options.rounds} rounds", resolution)
+    report_loaders(
+        rates, f"{resolution}x{resolution}, {number} images, batch {options.batch}, {options.rounds} rounds", resolution
+    )
 
 
 def report_loaders(rates: dict[str, list[float]], title: str, resolution: int) -> None:
-    yardstick = [max(pair) for pair in zip(rates["WebDataset torchrgb8"], rates["WebDataset rgb8, batch moved"], strict=True)]
-    print(f"\nLoading {title} (goal: {GOALS.get(resolution, '-')} x WebDataset sustained, 1 x in the first pass, half of memcpy)")
+    yardstick = [
+        max(pair) for pair in zip(rates["WebDataset torchrgb8"], rates["WebDataset rgb8, batch moved"], strict=True)
+    ]
+    print(
+        f"\nLoading {title} (goal: {GOALS.get(resolution, '-')} x WebDataset sustained, 1 x in the first pass, half of memcpy)"
+    )
     print("| way | median img/s (min-max) | x WebDataset | of memcpy |\n|---|---|---|---|")
     for name, found in rates.items():
         to_wds = statistics.median(a / b for a, b in zip(found, yardstick, strict=True))
         to_copy = statistics.median(a / b for a, b in zip(found, rates["memcpy"], strict=True))
-        print(f"| {name} | {statistics.median(found):.0f} ({min(found):.0f}-{max(found):.0f}) | {to_wds:.2f} | {to_copy:.1%} |")
+        print(
+            f"| {name} | {statistics.median(found):.0f} ({min(found):.0f}-{max(found):.0f}) | {to_wds:.2f} | {to_copy:.1%} |"
+        )
 
 
 Codec = tuple[Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray]]
@@ -185,11 +200,19 @@ def codecs(resolution: int) -> dict[str, Codec]:
     """By name; raw pixels are what sizes are compared with."""
     png = {f"PNG, zlib {level}": with_pillow("PNG", compress_level=level) for level in (0, 1, 6)}
     webp = {
-        f"WebP lossless, quality {quality}, method {method}": with_pillow("WEBP", lossless=True, quality=quality, method=method, exact=True)
+        f"WebP lossless, quality {quality}, method {method}": with_pillow(
+            "WEBP", lossless=True, quality=quality, method=method, exact=True
+        )
         for quality, method in ((0, 0), (50, 1), (80, 4))
     }
-    raw: Codec = (lambda pixels: payload.npy_header(pixels.shape) + pixels.tobytes(), lambda data: payload.decode(data, "npy"))
-    product: Codec = (lambda pixels: payload.encode(pixels, resolution), lambda data: payload.decode(data, payload.suffix(resolution)))
+    raw: Codec = (
+        lambda pixels: payload.npy_header(pixels.shape) + pixels.tobytes(),
+        lambda data: payload.decode(data, "npy"),
+    )
+    product: Codec = (
+        lambda pixels: payload.encode(pixels, resolution),
+        lambda data: payload.decode(data, payload.suffix(resolution)),
+    )
     return {"raw npy": raw, **png, **webp, f"the product's {payload.suffix(resolution)}": product}
 
 
@@ -218,25 +241,39 @@ def bench_payload(options: argparse.Namespace) -> None:
             spread = f"({1 / max(turn[1] for turn in turns):.0f}-{1 / min(turn[1] for turn in turns):.0f})"
             both = 1 / (decode_s + sizes[name] / 100e6)
             share = sizes[name] / sizes["raw npy"]
-            print(f"| {name} | {sizes[name]:.0f} | {share:.0%} | {1 / encode_s:.0f} | {1 / decode_s:.0f} {spread} | {both:.0f} |")
+            print(
+                f"| {name} | {sizes[name]:.0f} | {share:.0%} | {1 / encode_s:.0f} | {1 / decode_s:.0f} {spread} | {both:.0f} |"
+            )
 
 
 # Growth first: a child's peak counts from that of the process that started it.
-PARTS = {"scale": bench_scale, "sharding": bench_sharding, "loader": bench_loader, "payload": bench_payload, "wait": bench_wait}
+PARTS = {
+    "scale": bench_scale,
+    "sharding": bench_sharding,
+    "loader": bench_loader,
+    "payload": bench_payload,
+    "wait": bench_wait,
+}
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Benchmark of the data layer.")
     parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure; all by default")
-    parser.add_argument("--images", metavar="ZIP", help="JPEG files of 32x32 for what is measured at 32x32; photographs otherwise")
+    parser.add_argument(
+        "--images", metavar="ZIP", help="JPEG files of 32x32 for what is measured at 32x32; photographs otherwise"
+    )
     parser.add_argument("--resolutions", type=int, nargs="+", default=[32, 128, 256], help="of `loader` and `sharding`")
     parser.add_argument("--size", type=float, default=1.0, help="times the number of images of `loader` and `sharding`")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn in `loader`")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of `sharding` and `scale`")
-    parser.add_argument("--counts", type=int, nargs="+", default=[2_000, 10_000], help="images in `scale`, such as 10000 100000 1000000")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of `sharding` and `scale`"
+    )
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[2_000, 10_000], help="images in `scale`, such as 10000 100000 1000000"
+    )
     parser.add_argument("--steps", type=int, default=20, help="of a stage in `wait`")
     options = parser.parse_args()
     torch.set_num_threads(1)

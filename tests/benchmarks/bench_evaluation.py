@@ -66,7 +66,9 @@ def prepare(folder: Path, model: ModelConfig, resolution: int) -> tuple[str, Sha
 def subject_of(uri: str, shards: ShardSet, network: Network) -> Subject:
     """A generator looked at by one network."""
     path = f"{uri}/generator.safetensors"
-    return Subject(path, sha256(Path(path).read_bytes()), None, shards, (), Spaces({"pooled": network}), EvaluationConfig(), "cpu")
+    return Subject(
+        path, sha256(Path(path).read_bytes()), None, shards, (), Spaces({"pooled": network}), EvaluationConfig(), "cpu"
+    )
 
 
 def chunks_of(subject: Subject, count: int) -> list[Chunk]:
@@ -102,13 +104,18 @@ def bench_features(options: argparse.Namespace, folder: Path) -> None:
     reference = extractor("inception", ["2048"], feature_extractor_weights_path=inception)
     networks = {
         "classifier": (Network("classifier", (small.uri,), small.sha256, small.network.num_features), options.samples),
-        "inception": (Network("inception", (str(inception),), sha256(inception.read_bytes()), FEATURES), options.samples // 16),
+        "inception": (
+            Network("inception", (str(inception),), sha256(inception.read_bytes()), FEATURES),
+            options.samples // 16,
+        ),
     }
     looks: dict[str, Callable[[Tensor], Tensor]] = {
         "classifier": lambda images: small.network.pooled(to_float(images)),
         "inception": lambda images: reference(images.repeat(1, 3, 1, 1))[0],
     }
-    print(f"\nSamples per second, {options.resolution}x{options.resolution}, fmap_max {options.fmap_max}, {options.rounds} rounds in turns")
+    print(
+        f"\nSamples per second, {options.resolution}x{options.resolution}, fmap_max {options.fmap_max}, {options.rounds} rounds in turns"
+    )
     print("| network | plain (min-max) | engine (min-max) | ratio |\n|---|---|---|---|")
     for name, (network, count) in networks.items():
         chunks = chunks_of(subject_of(uri, shards, network), count)
@@ -139,7 +146,9 @@ def scale(workers: int, chunks: list[Chunk], resolution: int) -> tuple[float, st
     """Seconds and a digest of all features, in a driver of its own."""
     on_ray(workers)
     config = configured(resolution)
-    for _ in cluster.parallel_map(lambda _: (time.sleep(2), measure(chunks[0])), range(workers), config):  # each worker loads all
+    for _ in cluster.parallel_map(
+        lambda _: (time.sleep(2), measure(chunks[0])), range(workers), config
+    ):  # each worker loads all
         pass
     seconds, parts = timed(lambda: list(cluster.parallel_map(measure, chunks, config)))
     return seconds, hashlib.sha256(b"".join(part["pooled"].tobytes() for part in parts)).hexdigest()
@@ -150,7 +159,10 @@ def bench_scaling(options: argparse.Namespace, folder: Path) -> None:
     uri, shards = prepare(folder, ModelConfig(fmap_max=options.fmap_max), options.resolution)
     small = obtain_features(EvaluationConfig(), shards, root=str(folder))
     network = Network("classifier", (small.uri,), small.sha256, small.network.num_features)
-    chunks, found = chunks_of(subject_of(uri, shards, network), 2 * options.samples), dict[int, list[float]]({1: [], 2: []})
+    chunks, found = (
+        chunks_of(subject_of(uri, shards, network), 2 * options.samples),
+        dict[int, list[float]]({1: [], 2: []}),
+    )
     digests = set()
     for _ in range(options.scaling_rounds):
         for workers in found:
@@ -162,7 +174,9 @@ def bench_scaling(options: argparse.Namespace, folder: Path) -> None:
     rates = {workers: statistics.median(2 * options.samples / s for s in seconds) for workers, seconds in found.items()}
     speedups = [one / two for one, two in zip(found[1], found[2], strict=True)]
     print(f"\n{len(chunks)} chunks on Ray, {options.scaling_rounds} rounds in turns; the features are equal bit by bit")
-    print(f"1 worker {rates[1]:.1f} samples/s, 2 workers {rates[2]:.1f}: {statistics.median(speedups):.2f} times", end=" ")
+    print(
+        f"1 worker {rates[1]:.1f} samples/s, 2 workers {rates[2]:.1f}: {statistics.median(speedups):.2f} times", end=" "
+    )
     print(f"({min(speedups):.2f}-{max(speedups):.2f})")
 
 
@@ -184,7 +198,9 @@ def whole(uri: str, shards: ShardSet, root: str, count: int) -> tuple[float, flo
 def bench_memory(options: argparse.Namespace, folder: Path) -> None:
     """Ten times the samples must not need more memory: FID of a tiny generator, with its interval."""
     uri, shards = prepare(folder, ModelConfig(latent_size=16, mapping_layers=2, mapping_fmaps=16, fmap_max=8), 8)
-    print("\nPeak memory of an evaluation (fid with 16 replicates, 8x8)\n| samples | driver MiB | worker MiB | s |\n|---|---|---|---|")
+    print(
+        "\nPeak memory of an evaluation (fid with 16 replicates, 8x8)\n| samples | driver MiB | worker MiB | s |\n|---|---|---|---|"
+    )
     for count in (10_000, 10_000, 100_000):  # the first one trains the classifier
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seconds, driver, worker = pool.apply(whole, (uri, shards, str(folder), count))
@@ -201,7 +217,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "all"], default="all", help="what to measure")
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--fmap-max", type=int, default=128)
-    parser.add_argument("--samples", type=int, default=1024, help="a sixteenth of it for Inception, twice as many for scaling")
+    parser.add_argument(
+        "--samples", type=int, default=1024, help="a sixteenth of it for Inception, twice as many for scaling"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scaling-rounds", type=int, default=2)

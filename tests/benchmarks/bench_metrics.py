@@ -57,7 +57,9 @@ def with_sqrtm(a: Moments, b: Moments) -> float:
 
 def bench_frechet(options: argparse.Namespace) -> None:
     """From moments to the distance; `again` compares with the same reference, whose root is kept."""
-    reference, generated = (Moments.of(turned(features(options.samples, options.features, seed=seed))) for seed in (1, 2))
+    reference, generated = (
+        Moments.of(turned(features(options.samples, options.features, seed=seed))) for seed in (1, 2)
+    )
     seconds: dict[str, list[float]] = {"scipy": [], "ours": [], "again": []}
     frechet_distance(generated, reference)  # the first call starts threads
     for _ in range(options.rounds):
@@ -71,7 +73,9 @@ def bench_frechet(options: argparse.Namespace) -> None:
     print("| way | median s (min-max) | ratio | value |\n|---|---|---|---|")
     for name, spent in seconds.items():
         ratio = statistics.median(s / o for s, o in zip(seconds["scipy"], spent, strict=True))
-        print(f"| {name} | {statistics.median(spent):.2f} ({min(spent):.2f}-{max(spent):.2f}) | {ratio:.1f} | {values[name]:.9g} |")
+        print(
+            f"| {name} | {statistics.median(spent):.2f} ({min(spent):.2f}-{max(spent):.2f}) | {ratio:.1f} | {values[name]:.9g} |"
+        )
     spent, _ = timed(lambda: frechet_distance(reference, reference))
     print(f"to itself, where digits cancel and singular values are taken: {spent:.2f} s")
     bench_bootstrap(reference, options)
@@ -82,8 +86,12 @@ def bench_bootstrap(reference: Moments, options: argparse.Namespace) -> None:
     generated = turned(features(options.samples, options.features, seed=2))
     bootstrap = BootstrapMoments(options.features, seed=0)
     streaming, _ = timed(lambda: (bootstrap.add(generated), bootstrap.replicates))
-    spent, estimate = timed(lambda: frechet_interval(reference, bootstrap, frechet_distance(reference, Moments.of(generated))))
-    print(f"interval {estimate.low:.6g} to {estimate.high:.6g}: {streaming:.1f} s for {options.samples} samples, then {spent:.1f} s")
+    spent, estimate = timed(
+        lambda: frechet_interval(reference, bootstrap, frechet_distance(reference, Moments.of(generated)))
+    )
+    print(
+        f"interval {estimate.low:.6g} to {estimate.high:.6g}: {streaming:.1f} s for {options.samples} samples, then {spent:.1f} s"
+    )
 
 
 def stream(count: int, size: int) -> float:
@@ -118,7 +126,9 @@ def bench_pairs(options: argparse.Namespace) -> None:
     real, fake = (features(options.samples, 2 * options.features, seed=seed) for seed in (1, 2))
     spent, manifold = timed(lambda: Manifold.of(real))
     again, found = timed(lambda: manifold_metrics(manifold, fake))
-    values = f"{found.precision.value:.3f}, {found.recall.value:.3f}, {found.density.value:.3f}, {found.coverage.value:.3f}"
+    values = (
+        f"{found.precision.value:.3f}, {found.recall.value:.3f}, {found.density.value:.3f}, {found.coverage.value:.3f}"
+    )
     print(f"precision, recall, density and coverage, {2 * options.features} features: {spent + again:.1f} s ({values})")
     print(f"  of these for the manifold of the reals, which is kept: {spent:.1f} s")
 

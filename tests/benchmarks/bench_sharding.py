@@ -71,7 +71,10 @@ def bench_sharding(options: argparse.Namespace) -> None:
                 number = int(IMAGES.get(resolution, 1000) * options.size)
                 border = 0 if resolution == 32 and options.images else resolution // 4
                 paths = [
-                    str(path) for path in write_folder(Path(folder, "files"), files(number, resolution, options.images, border=border))
+                    str(path)
+                    for path in write_folder(
+                        Path(folder, "files"), files(number, resolution, options.images, border=border)
+                    )
                 ]
                 compare_sharding(options, pool, resolution, paths)
 
@@ -80,7 +83,13 @@ def compare_sharding(options: argparse.Namespace, pool: Pool, resolution: int, p
     """One table."""
     folder = Path(paths[0]).parent.parent.parent
     per_shard = max(16, len(paths) // (8 * options.workers))  # a set of usual size has many chunks for each process
-    data = DataConfig(source=str(folder / "files"), resolution=resolution, images_per_shard=per_shard, incremental=False, duplicates="keep")
+    data = DataConfig(
+        source=str(folder / "files"),
+        resolution=resolution,
+        images_per_shard=per_shard,
+        incremental=False,
+        duplicates="keep",
+    )
     pieces = [paths[start : start + PIECE] for start in range(0, len(paths), PIECE)]
     roots = (str(folder / f"root-{number}") for number in range(1000))
     ways: dict[str, Callable[[], object]] = {
@@ -94,7 +103,9 @@ def compare_sharding(options: argparse.Namespace, pool: Pool, resolution: int, p
             start = time.perf_counter()
             way()
             seconds.setdefault(name, []).append(time.perf_counter() - start)
-    print(f"\nSharding {resolution}x{resolution}, {len(paths)} images, {options.workers} processes, {options.rounds} rounds (goal: 90 %)")
+    print(
+        f"\nSharding {resolution}x{resolution}, {len(paths)} images, {options.workers} processes, {options.rounds} rounds (goal: 90 %)"
+    )
     print("| way | median img/s (min-max) | of decode, crop, resize |\n|---|---|---|")
     for name, spent in seconds.items():
         rates = [len(paths) / s for s in spent]
@@ -144,11 +155,15 @@ def bench_scale(options: argparse.Namespace) -> None:
             archive = str(Path(folder, "images.zip"))
             write_zip(Path(archive), count, options.images)
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=send_growth, args=(sender, count, archive, options.workers, folder))  # has children
+            process = context.Process(
+                target=send_growth, args=(sender, count, archive, options.workers, folder)
+            )  # has children
             process.start()
             found = receiver.recv()
             process.join()
-        speeds = f"{found['shard']:.1f} | {count / found['shard']:.0f} | {found['load']:.2f} | {count / found['load']:.0f}"
+        speeds = (
+            f"{found['shard']:.1f} | {count / found['shard']:.0f} | {found['load']:.2f} | {count / found['load']:.0f}"
+        )
         memory = " | ".join(f"{found[f'{name} peak']:.0f}" for name in ("list", "shard", "load", "worker"))
         print(f"| {count} | {found['list']:.1f} | {speeds} | {found['repeat']:.1f} | {memory} |", flush=True)
 
@@ -165,7 +180,12 @@ def make_config(folder: Path, resolution: int, steps: int, batch: int) -> Config
             "name": "bench",
             "data": {"source": str(folder / "files"), "resolution": 64, "duplicates": "keep"},
             "model": {"latent_size": 64, "mapping_fmaps": 64, "fmap_max": 64, "fmap_base": 1024},
-            "training": {"start_resolution": resolution, "batch": batch, "stable_kimg": steps * batch / 1000, "fade_kimg": 0},
+            "training": {
+                "start_resolution": resolution,
+                "batch": batch,
+                "stable_kimg": steps * batch / 1000,
+                "fade_kimg": 0,
+            },
         }
     )
 
@@ -182,7 +202,9 @@ def bench_wait(options: argparse.Namespace) -> None:
         os.environ["STYLEGAN_CACHE"] = str(folder / "cache")
         for resolution in (8, 16, 32, 64):
             for cache in ("empty", "full"):
-                step, share = waiting(make_config(folder, resolution, options.steps, options.batch), shards, folder / cache)
+                step, share = waiting(
+                    make_config(folder, resolution, options.steps, options.batch), shards, folder / cache
+                )
                 print(f"| {resolution}x{resolution} | {cache} | {step:.3f} | {share:.2%} |", flush=True)
 
 
@@ -206,7 +228,9 @@ def waiting(config: Config, shards: ShardSet, folder: Path) -> tuple[float, floa
             waits.append(ends[-1] - start)
             yield batch
 
-    job = StageJob(config=config, stage=stage, shards=shards, key="k", run_id="r", uri=str(folder / stage.name), previous=None)
+    job = StageJob(
+        config=config, stage=stage, shards=shards, key="k", run_id="r", uri=str(folder / stage.name), previous=None
+    )
     loop.prefetch, original = watched, loop.prefetch  # type: ignore[assignment]
     try:
         loop.train_stage(job)

@@ -17,7 +17,10 @@ def deviations(ours: Tensors, plain: Tensors, *, allowed: float, least: float = 
     """
     lines = [f"{name}: only in one of the two" for name in sorted(ours.keys() ^ plain.keys())]
     for name in sorted(ours.keys() & plain.keys()):
-        mine, other = (torch.zeros(()) if tensor is None else tensor.detach().double().cpu() for tensor in (ours[name], plain[name]))
+        mine, other = (
+            torch.zeros(()) if tensor is None else tensor.detach().double().cpu()
+            for tensor in (ours[name], plain[name])
+        )
         norm = other.norm().item()
         error = (mine - other).norm().item() / max(norm, least)
         if not error <= allowed:  # NaN is far off too

@@ -28,7 +28,9 @@ def fmaps(model: ModelConfig, stage: int) -> int:
 class Dense(nn.Module):
     """Equalised dense layer: weights N(0, 1 / lrmul^2), used times gain / sqrt(inputs) * lrmul."""
 
-    def __init__(self, num_in: int, num_out: int, *, gain: float = math.sqrt(2), lrmul: float = 1.0, bias: bool = True) -> None:
+    def __init__(
+        self, num_in: int, num_out: int, *, gain: float = math.sqrt(2), lrmul: float = 1.0, bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in) / lrmul)
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
@@ -41,7 +43,9 @@ class Dense(nn.Module):
 class Conv(nn.Module):
     """Equalised convolution: weights N(0, 1), used times gain / sqrt(kernel^2 * inputs)."""
 
-    def __init__(self, num_in: int, num_out: int, *, kernel: int = 3, gain: float = math.sqrt(2), bias: bool = True) -> None:
+    def __init__(
+        self, num_in: int, num_out: int, *, kernel: int = 3, gain: float = math.sqrt(2), bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
@@ -215,7 +219,10 @@ class Draws:
         z1, z2 = torch.randn(2, n, G.model.latent_size, device=G.w_avg.device)
         mixes = torch.rand(()) < G.model.style_mixing_prob
         cutoff = int(torch.randint(1, G.num_layers, ())) if mixes else G.num_layers
-        noise = [torch.randn(n, 1, 4 << i // 2, 4 << i // 2, device=z1.device) for i in range(G.num_layers if G.model.noise else 0)]
+        noise = [
+            torch.randn(n, 1, 4 << i // 2, 4 << i // 2, device=z1.device)
+            for i in range(G.num_layers if G.model.noise else 0)
+        ]
         return cls(z1, z2, cutoff, noise)
 
 

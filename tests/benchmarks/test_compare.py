@@ -10,7 +10,9 @@ def test_a_tensor_that_is_off_is_named_with_its_distance() -> None:
     plain = {"a": torch.full((4,), 2.0), "b": torch.ones(3), "none": None, "zero": torch.zeros(2)}
     ours = plain | {"a": plain["a"] * 1.001, "none": torch.zeros(3), "zero": None}
     assert deviations(ours, plain, allowed=0.002) == []
-    with pytest.raises(AssertionError, match=r"^1 of 4 tensors differ:\na: off by 0\.001 of its norm 4; allowed is 1e-05"):
+    with pytest.raises(
+        AssertionError, match=r"^1 of 4 tensors differ:\na: off by 0\.001 of its norm 4; allowed is 1e-05"
+    ):
         assert_near(ours, plain, allowed=1e-5)
 
 

@@ -29,4 +29,7 @@ def test_it_trains() -> None:
         losses.append(training.d_step(reals, None, draws).item())
         training.g_step(None, Draws.random(G, 8))
     assert losses[-1] < losses[0]
-    assert all(not torch.equal(old, list(network.parameters())[-1]) for old, network in zip(before, (G, D, training.G_ema), strict=True))
+    assert all(
+        not torch.equal(old, list(network.parameters())[-1])
+        for old, network in zip(before, (G, D, training.G_ema), strict=True)
+    )

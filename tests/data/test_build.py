@@ -34,7 +34,9 @@ def work(folder: Path, names: list[str] | None = None, **changes: object) -> tup
     recipe = Recipe(uri=str(folder), open=partial(nullcontext, read), data=data, labels="class", threads=1)
     request = ChunkRequest(name="000007", images=images)
     of_recipe = {name: value for name, value in changes.items() if name in vars(recipe)}
-    return replace(recipe, **of_recipe), replace(request, **{name: changes[name] for name in changes.keys() - of_recipe.keys()})
+    return replace(recipe, **of_recipe), replace(
+        request, **{name: changes[name] for name in changes.keys() - of_recipe.keys()}
+    )
 
 
 def test_tars_and_marker(tmp_path):
@@ -43,7 +45,9 @@ def test_tars_and_marker(tmp_path):
     chunk = read_chunk(str(tmp_path), "000007")
     assert chunk.rows["path"].to_pylist() == sorted(PIXELS)
     assert chunk.rows["key"].to_pylist() == [sample_key(path) for path in sorted(PIXELS)]
-    assert chunk.rows["source_sha256"].to_pylist() == [hashlib.sha256(PIXELS[path].tobytes()).digest() for path in sorted(PIXELS)]
+    assert chunk.rows["source_sha256"].to_pylist() == [
+        hashlib.sha256(PIXELS[path].tobytes()).digest() for path in sorted(PIXELS)
+    ]
     for resolution in (4, 8):
         content = (tmp_path / tar_url(resolution, "000007")).read_bytes()
         assert chunk.tars[resolution] == (hashlib.sha256(content).hexdigest(), len(content))

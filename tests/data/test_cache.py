@@ -62,7 +62,9 @@ def test_copy_is_made_once_by_many():
 
 def test_least_recently_used_goes_first(cache):
     """Only as much as is needed, and never what is held."""
-    oldest, middle, newest = (fill("archives", name, 100_000, used=used) for name, used in (("m", 1e9), ("z", 1.1e9), ("a", 1.2e9)))
+    oldest, middle, newest = (
+        fill("archives", name, 100_000, used=used) for name, used in (("m", 1e9), ("z", 1.1e9), ("a", 1.2e9))
+    )
     with Entry("archives", "m"), Entry("images", "new") as folder:
         assert reserve(folder, 100_000, cache_gb=330_000 / 1e9) == 100_000
         assert [path.exists() for path in (oldest, middle, newest, folder)] == [True, False, True, True]

@@ -18,7 +18,16 @@ from stylegan.errors import StepError
 SIDE = 16
 
 
-def make_set(folder: Path, num: int = 12, *, channels: int = 3, resolution: int = SIDE, tars: int = 2, labels=None, attributes=None):
+def make_set(
+    folder: Path,
+    num: int = 12,
+    *,
+    channels: int = 3,
+    resolution: int = SIDE,
+    tars: int = 2,
+    labels=None,
+    attributes=None,
+):
     """Tars, table and manifest of random images; one byte lies before each payload, so that places matter."""
     shape = (resolution, resolution, 3) if channels == 3 else (resolution, resolution)
     images = np.random.default_rng(0).integers(0, 256, (num, *shape), dtype=np.uint8)
@@ -78,7 +87,9 @@ def test_numbers_of_a_set(tmp_path):
     assert json.loads((tmp_path / "card.json").read_text())["fingerprint"] == "f" * 16
 
 
-@pytest.mark.parametrize(("crop", "resolution", "enlarged"), [("center", 16, 6), ("wide", 16, 0), ("celeba", 128, 0), ("celeba", 256, 12)])
+@pytest.mark.parametrize(
+    ("crop", "resolution", "enlarged"), [("center", 16, 6), ("wide", 16, 0), ("celeba", 128, 0), ("celeba", 256, 12)]
+)
 def test_what_was_enlarged_depends_on_the_crop(tmp_path, crop, resolution, enlarged):
     """The square of the shorter side; `wide` never enlarges; the faces of CelebA have 128 pixels."""
     _, manifest, table = make_set(tmp_path)
@@ -137,7 +148,9 @@ def test_places_are_read_alone_or_together(tmp_path, monkeypatch, gap, span, rea
     monkeypatch.setattr(card, "GAP", gap)
     monkeypatch.setattr(card, "SPAN", span)
     asked = []
-    monkeypatch.setattr(storage, "read_range", lambda *place, read=storage.read_range: asked.append(place) or read(*place))
+    monkeypatch.setattr(
+        storage, "read_range", lambda *place, read=storage.read_range: asked.append(place) or read(*place)
+    )
     images, manifest, table = make_set(tmp_path)
     written(tmp_path, manifest, table)
     assert len(asked) == 2 * reads  # for the mean and for the sheet

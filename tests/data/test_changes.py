@@ -33,7 +33,9 @@ def change(data: DataConfig, root: Path) -> Change:
 
 
 def make(data: DataConfig, root: Path, seen: list[int] | None = None) -> ShardSet:
-    return write_shards(open_source(data), data, str(root), progress=lambda done, _: seen.append(done) if seen is not None else None)
+    return write_shards(
+        open_source(data), data, str(root), progress=lambda done, _: seen.append(done) if seen is not None else None
+    )
 
 
 def paths(shards: ShardSet) -> set[str]:
@@ -115,7 +117,9 @@ def test_grandchildren_and_the_way_back(folder, tmp_path, draw_images):
         sets.append(make(data, tmp_path))
         draw_images(folder / "cat", [f"more{number}.png"], size=(40 + number, 40))
     last = make(data, tmp_path)
-    folders = Counter(entry["url"].split("/")[1] for entry in read_manifest(last.uri)["shardlist"] if entry["url"].startswith("../"))
+    folders = Counter(
+        entry["url"].split("/")[1] for entry in read_manifest(last.uri)["shardlist"] if entry["url"].startswith("../")
+    )
     assert folders == {storage.name(shards.uri): count for shards, count in zip(sets, (4, 1, 1), strict=True)}
     assert_as_made_anew(last, data, tmp_path / "fresh")
     for number in range(3):
@@ -156,11 +160,16 @@ def test_more_than_half_dead_is_made_anew(folder, tmp_path):
 
 def test_changed_labels_are_changed_images(folder, tmp_path):
     """An image in another class needs a new tar, though its bytes are the same."""
-    storage.write_json(str(folder / "dataset.json"), {"labels": [[f"{path.parent.name}/{path.name}", 0] for path in folder.rglob("*.png")]})
+    storage.write_json(
+        str(folder / "dataset.json"),
+        {"labels": [[f"{path.parent.name}/{path.name}", 0] for path in folder.rglob("*.png")]},
+    )
     data = config(folder)
     old = make(data, tmp_path)
     labels = storage.read_json(str(folder / "dataset.json"))["labels"]
-    storage.write_json(str(folder / "dataset.json"), {"labels": [[path, int(path == "cat/2.png")] for path, _ in labels]})
+    storage.write_json(
+        str(folder / "dataset.json"), {"labels": [[path, int(path == "cat/2.png")] for path, _ in labels]}
+    )
     assert change(data, tmp_path) == Change(new=0, changed=1, deleted=0, kept=39, parent=storage.name(old.uri))
     shards = make(data, tmp_path)
     assert read_manifest(shards.uri)["label_counts"] == {"0": 39, "1": 1}
@@ -174,7 +183,9 @@ def test_changed_attributes_are_changed_images(folder, tmp_path):
     data = config(folder)
     make(data, tmp_path)
     assert change(data, tmp_path).kept == 40
-    storage.write_json(str(folder / "dataset.json"), {"labels": [[name, [1, int(name == "cat/2.png")]] for name in names]})
+    storage.write_json(
+        str(folder / "dataset.json"), {"labels": [[name, [1, int(name == "cat/2.png")]] for name in names]}
+    )
     assert change(data, tmp_path).changed == 1
     assert_as_made_anew(make(data, tmp_path), data, tmp_path / "fresh")
 
@@ -218,7 +229,12 @@ def test_parent_that_is_not_whole_is_not_used(folder, tmp_path, draw_images, los
     """Then everything is made anew."""
     data = config(folder)
     old = make(data, tmp_path)
-    names = {"tar": "r0004/train-000002.tar", "table": "samples.parquet", "manifest": "manifest.json", "rejects": "rejected.jsonl"}
+    names = {
+        "tar": "r0004/train-000002.tar",
+        "table": "samples.parquet",
+        "manifest": "manifest.json",
+        "rejects": "rejected.jsonl",
+    }
     Path(old.uri, names[lost]).unlink()
     draw_images(folder / "cat", ["a.png"], size=(30, 31))
     assert change(data, tmp_path) == Change(new=41, changed=0, deleted=0, kept=0, parent=None)
@@ -231,7 +247,12 @@ def test_other_settings_or_sources_are_no_parents(folder, tmp_path, draw_images)
     make(data, tmp_path)
     draw_images(folder / "cat", ["a.png"], size=(30, 31))
     copied = shutil.copytree(folder, tmp_path / "copied")
-    for other in (config(folder, resize_filter="box"), config(copied), config(folder, labels="none"), config(folder, incremental=False)):
+    for other in (
+        config(folder, resize_filter="box"),
+        config(copied),
+        config(folder, labels="none"),
+        config(folder, incremental=False),
+    ):
         assert change(other, tmp_path).parent is None
     assert plan_change(unaltered(open_source(data), data), data, str(tmp_path)).parent is None
     with pytest.raises(StepError, match="expected 8x8"):

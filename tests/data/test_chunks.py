@@ -9,7 +9,17 @@ import pyarrow as pa
 import pytest
 
 from stylegan.config import DataConfig
-from stylegan.data.chunks import Chunk, ChunkRequest, Recipe, Rows, duplicate, is_finished, read_chunk, sample_key, write_marker
+from stylegan.data.chunks import (
+    Chunk,
+    ChunkRequest,
+    Recipe,
+    Rows,
+    duplicate,
+    is_finished,
+    read_chunk,
+    sample_key,
+    write_marker,
+)
 from stylegan.data.sources.base import SourceImage
 
 IMAGES = (SourceImage("a", 1, "1-2"), SourceImage("b", None, "3-4"))

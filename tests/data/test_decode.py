@@ -73,7 +73,9 @@ def test_exif_orientation_is_applied():
     assert upright.getpixel((2, 7)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("I;16", 1), ("RGB", 3), ("P", 3), ("LA", 2), ("RGBA", 4)])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("1", 1), ("I;16", 1), ("RGB", 3), ("P", 3), ("LA", 2), ("RGBA", 4)]
+)
 def test_measure_tells_what_is_stored(mode, channels):
     assert measure(saved(Image.new(mode, (5, 3)))) == (5, 3, channels)
     with pytest.raises(UnreadableImage, match="not an image in a known format"):
@@ -173,7 +175,11 @@ def test_prepare_gives_every_level_and_the_original_size():
     """From the resolution down to 4, as files and as pixels alike, in grey and in colour."""
     found = prepare(saved(Image.fromarray(NOISE[:, :40])), settings())
     assert (found.width, found.height) == (40, 64)
-    assert {resolution: level.shape for resolution, level in found.levels.items()} == {16: (16, 16, 3), 8: (8, 8, 3), 4: (4, 4, 3)}
+    assert {resolution: level.shape for resolution, level in found.levels.items()} == {
+        16: (16, 16, 3),
+        8: (8, 8, 3),
+        4: (4, 4, 3),
+    }
     grey = prepare(saved(Image.fromarray(NOISE)), settings(channels=1)).levels
     assert {level.dtype.name for level in grey.values()} == {"uint8"}
     assert grey[4].shape == (4, 4)
@@ -251,7 +257,9 @@ def make_profile(curve: bytes, primaries: list[tuple[float, float, float]]) -> b
         table += name + struct.pack(">II", offset + len(body), len(data))
         body += data + bytes(-len(data) % 4)
     head = struct.pack(">I4sI4s4s4s", offset + len(body), b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
-    head += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + bytes(28) + number(0.9642) + number(1.0) + number(0.8249)
+    head += (
+        struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + bytes(28) + number(0.9642) + number(1.0) + number(0.8249)
+    )
     return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + table + body
 
 
@@ -305,7 +313,12 @@ def test_sixteen_bits_are_rounded():
     assert (prepared(deep_png(solid, 6)) == wanted[..., :3]).all()
     solid[..., 3] = 0
     assert (prepared(deep_png(solid, 6)) == 255).all()
-    assert np.abs(prepared(deep_png(np.dstack([values[..., 0], solid[..., 3] + 65535]), 4), channels=1) - wanted[..., 0]).max() <= 1
+    assert (
+        np.abs(
+            prepared(deep_png(np.dstack([values[..., 0], solid[..., 3] + 65535]), 4), channels=1) - wanted[..., 0]
+        ).max()
+        <= 1
+    )
 
 
 def test_transparent_colour_shows_white():
@@ -390,7 +403,17 @@ def test_min_size():
 
 
 def formats() -> list[str]:
-    return ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", *(["AVIF"] if features.check("avif") else [])]
+    return [
+        "PNG",
+        "JPEG",
+        "GIF",
+        "WEBP",
+        "BMP",
+        "TIFF",
+        "PPM",
+        "JPEG2000",
+        *(["AVIF"] if features.check("avif") else []),
+    ]
 
 
 @pytest.mark.parametrize("kind", formats())

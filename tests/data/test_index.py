@@ -29,7 +29,12 @@ def test_rows_lead_to_payloads(shards, resolution):
     table = read_samples(shards.uri, read_manifest(shards.uri))
     assert len(level.tars) == 3
     assert level.shape == (3, resolution, resolution)
-    assert (level.tar.dtype, level.offset.dtype, level.size.dtype, level.crc.dtype) == (np.int32, np.int64, np.int32, np.uint32)
+    assert (level.tar.dtype, level.offset.dtype, level.size.dtype, level.crc.dtype) == (
+        np.int32,
+        np.int64,
+        np.int32,
+        np.uint32,
+    )
     assert level.labels.tolist() == table["label"].to_pylist()
     assert (level.labels.dtype, level.attributes) == (np.int64, None)
     for row in range(12):

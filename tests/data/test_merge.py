@@ -56,7 +56,9 @@ def test_first_of_equal_bytes_lives(tmp_path):
 
 def test_fingerprint_does_not_know_parts_or_paths(tmp_path):
     """But order, pixels and labels."""
-    (one, _), (two, _) = (merged(tmp_path, tables) for tables in ([rows("abC", 0)], [rows("a", 0), rows("", 1), rows("bC", 2)]))
+    (one, _), (two, _) = (
+        merged(tmp_path, tables) for tables in ([rows("abC", 0)], [rows("a", 0), rows("", 1), rows("bC", 2)])
+    )
     assert one.fingerprint == two.fingerprint
     others = [merged(tmp_path, [rows(contents, 0)])[0].fingerprint for contents in ("baC", "ab", "abd")]
     assert len({one.fingerprint, *others}) == 4

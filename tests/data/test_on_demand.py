@@ -117,7 +117,9 @@ def test_too_many_damaged_samples(make, tmp_path):
     for number in (2, 5, 7):
         flip(index, number)
     assert len(load_images(shards, 16, settings=LoaderSettings(max_corrupt=3)).images[:8]) == 8
-    with pytest.raises(StepError, match=r"tar: the sample at byte \d+ is damaged, the last of 3 \(data.max_corrupt=2\)") as caught:
+    with pytest.raises(
+        StepError, match=r"tar: the sample at byte \d+ is damaged, the last of 3 \(data.max_corrupt=2\)"
+    ) as caught:
         np.asarray(load_images(shards, 16, settings=LoaderSettings(max_corrupt=2)).images)
     assert f"stylegan shard --verify {shards.uri}" in str(caught.value)
 
@@ -199,7 +201,9 @@ def test_full_disk_is_one_line(make, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-        with pytest.raises(StepError, match=r"cannot write the cache .*File too large; free some space or set STYLEGAN_CACHE"):
+        with pytest.raises(
+            StepError, match=r"cannot write the cache .*File too large; free some space or set STYLEGAN_CACHE"
+        ):
             images[:]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -20,7 +20,9 @@ numbers = {
 @given(**numbers, epoch=st.integers(0, 1000))
 def test_every_epoch_shows_every_image_once(num_images, seed, stage, group, epoch):
     """N samples from an epoch's start are a permutation of all N images, with any size of groups."""
-    indices = sample_indices(num_images, seed=seed, stage=stage, start=epoch * num_images, count=num_images, group=group)
+    indices = sample_indices(
+        num_images, seed=seed, stage=stage, start=epoch * num_images, count=num_images, group=group
+    )
     assert indices.dtype == np.int64
     assert sorted(indices.tolist()) == list(range(num_images))
 
@@ -32,7 +34,10 @@ def test_pieces_join_without_a_seam(num_images, seed, stage, group, start, sizes
     for size in sizes:
         pieces += sample_indices(num_images, seed=seed, stage=stage, start=position, count=size, group=group).tolist()
         position += size
-    assert sample_indices(num_images, seed=seed, stage=stage, start=start, count=sum(sizes), group=group).tolist() == pieces
+    assert (
+        sample_indices(num_images, seed=seed, stage=stage, start=start, count=sum(sizes), group=group).tolist()
+        == pieces
+    )
 
 
 def group_of(start: int, **settings: int) -> range:
@@ -63,7 +68,9 @@ def test_groups_of_which_little_is_shown_are_left_out():
 @given(num_images=st.integers(20, 200), seed=st.integers(0, 100), epoch=st.integers(0, 5))
 def test_no_group_comes_twice_in_an_epoch(num_images, seed, epoch):
     """Within a pass reading never goes back."""
-    groups = [group_of(epoch * num_images + n, num_images=num_images, seed=seed, stage=8, group=10) for n in range(num_images)]
+    groups = [
+        group_of(epoch * num_images + n, num_images=num_images, seed=seed, stage=8, group=10) for n in range(num_images)
+    ]
     assert sum(before != after for before, after in pairwise(groups)) == num_images // 10 - 1
 
 

@@ -55,7 +55,11 @@ def rows(shards: ShardSet) -> list[dict]:
 
 
 def tree(folder: Path | str, pattern: str = "*") -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(Path(folder).rglob(pattern)) if file.is_file()}
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(Path(folder).rglob(pattern))
+        if file.is_file()
+    }
 
 
 def rejected(shards: ShardSet) -> list[dict]:
@@ -68,14 +72,20 @@ def test_tars_hold_every_image_at_every_resolution(image_folder, tmp_path):
     shards = make(data, tmp_path)
     assert (shards.num_images, shards.resolutions, shards.label_names) == (12, (4, 8, 16), ("cat", "dog"))
     table = rows(shards)
-    assert {row["path"] for row in table} == {file.relative_to(image_folder).as_posix() for file in image_folder.rglob("*.png")}
+    assert {row["path"] for row in table} == {
+        file.relative_to(image_folder).as_posix() for file in image_folder.rglob("*.png")
+    }
     found = {resolution: members(shards, resolution) for resolution in (4, 8, 16)}
     for row in table:
         content = (image_folder / row["path"]).read_bytes()
         levels = prepare(content, data).levels
         for resolution in (4, 8, 16):
             assert np.array_equal(np.load(BytesIO(found[resolution][row["key"] + ".npy"])), levels[resolution])
-            assert found[resolution][row["key"] + ".cls"] == b"%d" % row["label"] == b"%d" % ("cat", "dog").index(row["path"][:3])
+            assert (
+                found[resolution][row["key"] + ".cls"]
+                == b"%d" % row["label"]
+                == b"%d" % ("cat", "dog").index(row["path"][:3])
+            )
         assert row["sha256"] == hashlib.sha256(levels[16].tobytes()).digest()
         assert row["source_sha256"] == hashlib.sha256(content).digest()
         assert (row["width"], row["height"], row["bytes"]) == (24, 20, len(content))
@@ -96,12 +106,16 @@ def test_attributes_and_large_images(tmp_path, draw_images):
     """Attribute vectors go into `.json` members, large images into `.png`."""
     folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(4)], size=(520, 515))
     vectors = [[number % 2, number // 2] for number in range(4)]
-    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{number}.png", vectors[number]] for number in range(4)]}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": [[f"{number}.png", vectors[number]] for number in range(4)]})
+    )
     shards = make(config(folder, resolution=512), tmp_path)
     assert (shards.label_names, len(shards.attribute_names)) == ((), 2)
     found = members(shards, 512)
     for row in rows(shards):
-        assert row["attributes"] == json.loads(found[row["key"] + ".json"])["attributes"] == vectors[int(row["path"][0])]
+        assert (
+            row["attributes"] == json.loads(found[row["key"] + ".json"])["attributes"] == vectors[int(row["path"][0])]
+        )
         assert row["label"] == -1
         picture = np.asarray(Image.open(BytesIO(found[row["key"] + ".png"])))
         assert hashlib.sha256(picture.tobytes()).digest() == row["sha256"]
@@ -130,7 +144,10 @@ def test_manifest_is_the_index(image_folder, tmp_path):
     assert [level["name"] for level in manifest["datasets"]] == ["r0004", "r0008", "r0016"]
     assert manifest["shardlist"] == manifest["datasets"][-1]["shardlist"]
     table = Path(shards.uri, manifest["table"]["url"]).read_bytes()
-    assert (len(table), hashlib.sha256(table).hexdigest()) == (manifest["table"]["filesize"], manifest["table"]["sha256"])
+    assert (len(table), hashlib.sha256(table).hexdigest()) == (
+        manifest["table"]["filesize"],
+        manifest["table"]["sha256"],
+    )
     for level in manifest["datasets"]:
         assert [entry["nsamples"] for entry in level["shardlist"]] == [5, 5, 2]
         for entry in level["shardlist"]:
@@ -170,11 +187,17 @@ def test_fingerprint_is_of_content_alone(image_folder, tmp_path, draw_images):
     plain = make(config(image_folder), tmp_path)
     for file in image_folder.rglob("*.png"):
         os.utime(file, (1, 1))
-    again = [make(config(image_folder, **change), tmp_path) for change in ({}, {"images_per_shard": 5}, {"min_size": 20}, {"shard_mb": 1})]
+    again = [
+        make(config(image_folder, **change), tmp_path)
+        for change in ({}, {"images_per_shard": 5}, {"min_size": 20}, {"shard_mb": 1})
+    ]
     assert {shards.fingerprint for shards in again} == {plain.fingerprint}
     assert len({shards.uri for shards in [plain, *again]}) == 5
     assert tree(plain.uri, "*.tar") == tree(again[0].uri, "*.tar")
-    prints = [make(config(image_folder, **change), tmp_path).fingerprint for change in ({"labels": "none"}, {"resize_filter": "box"})]
+    prints = [
+        make(config(image_folder, **change), tmp_path).fingerprint
+        for change in ({"labels": "none"}, {"resize_filter": "box"})
+    ]
     prints.append(make(config(image_folder, channels=1), tmp_path).fingerprint)
     os.rename(image_folder / "dog", image_folder / "dogs")
     prints.append(make(config(image_folder), tmp_path).fingerprint)
@@ -244,7 +267,9 @@ def test_every_kind_of_reject_is_listed(image_folder, tmp_path, draw_images):
     draw_images(image_folder / "cat", ["large.png"], size=(50, 50))
     (image_folder / "dog" / "copy.png").write_bytes((image_folder / "dog" / "1.png").read_bytes())
     labels = [[file.relative_to(image_folder).as_posix(), 0] for file in image_folder.rglob("*.png")]
-    (image_folder / "dataset.json").write_text(json.dumps({"labels": [entry for entry in labels if entry[0] != "dog/0.png"]}))
+    (image_folder / "dataset.json").write_text(
+        json.dumps({"labels": [entry for entry in labels if entry[0] != "dog/0.png"]})
+    )
     shards = make(config(image_folder, labels="file", max_rejected=5, min_size=10, max_pixels=2000), tmp_path)
     assert (shards.num_images, shards.num_rejected) == (9, 6)
     found = {line["path"]: line for line in rejected(shards)}
@@ -290,7 +315,14 @@ def test_too_many_rejected_images_stop_the_step(image_folder, tmp_path):
     (image_folder / "dog" / "copy.png").write_bytes((image_folder / "dog" / "1.png").read_bytes())
     with pytest.raises(StepError) as caught:
         make(config(image_folder, max_rejected=1), tmp_path)
-    for words in ("2 of 13 images", "(2 truncated)", "cat/2.png (", "dog/3.png (", "rejected.jsonl", "set data.max_rejected=2"):
+    for words in (
+        "2 of 13 images",
+        "(2 truncated)",
+        "cat/2.png (",
+        "dog/3.png (",
+        "rejected.jsonl",
+        "set data.max_rejected=2",
+    ):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("datasets/*/manifest.json"))
@@ -345,7 +377,10 @@ def test_s3_round_trip(image_folder, tmp_path, s3_server):
     bucket = s3_server()
     s3 = fsspec.filesystem("s3", use_listings_cache=False)
     s3.put(str(image_folder), f"{bucket}/images", recursive=True)
-    local, data = make(config(image_folder, images_per_shard=5), tmp_path), config(f"{bucket}/images", images_per_shard=5)
+    local, data = (
+        make(config(image_folder, images_per_shard=5), tmp_path),
+        config(f"{bucket}/images", images_per_shard=5),
+    )
     shards = make(data, f"{bucket}/root")
     assert shards.fingerprint == local.fingerprint
     assert {name: s3.cat_file(f"{shards.uri}/{name}") for name in tree(local.uri, "*.tar")} == tree(local.uri, "*.tar")

@@ -13,7 +13,9 @@ def config(**changes: object) -> DataConfig:
 
 
 def test_without_larger_resolutions_they_are_the_same_shards():
-    shards = ShardSet(uri="u", fingerprint="f", num_images=9, resolutions=(4, 8, 16), label_names=("a",), num_rejected=1)
+    shards = ShardSet(
+        uri="u", fingerprint="f", num_images=9, resolutions=(4, 8, 16), label_names=("a",), num_rejected=1
+    )
     assert shards.up_to(8).resolutions == (4, 8)
     assert shards.up_to(8).model_copy(update={"resolutions": (4, 8, 16)}) == shards == shards.up_to(64)
 
@@ -38,7 +40,13 @@ def test_settings_are_those_that_decide_the_shards():
     """Where images come from, how many may be rejected and what is reused is told apart by others."""
     same = [config(), config(source="y"), config(max_rejected=3), config(incremental=False), config(max_corrupt=1)]
     assert len({settings_key(data) for data in same}) == 1
-    other = [config(resolution=8), config(channels=1), config(crop="wide"), config(resize_filter="box"), config(min_size=1)]
+    other = [
+        config(resolution=8),
+        config(channels=1),
+        config(crop="wide"),
+        config(resize_filter="box"),
+        config(min_size=1),
+    ]
     other += [config(max_pixels=9), config(duplicates="keep"), config(images_per_shard=9), config(shard_mb=9)]
     assert len({settings_key(data) for data in [config(), *other]}) == len(other) + 1
     assert "source" not in parameters(config())

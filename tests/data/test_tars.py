@@ -44,9 +44,9 @@ def test_offsets_lead_to_payloads(label):
     offsets = [tar.add(head(key, payload, label, "png"), payload) for key, payload in samples(9)]
     tar.close()
     content = file.getvalue()
-    assert [content[offset : offset + len(payload)] for offset, (_, payload) in zip(offsets, samples(9), strict=True)] == [
-        payload for _, payload in samples(9)
-    ]
+    assert [
+        content[offset : offset + len(payload)] for offset, (_, payload) in zip(offsets, samples(9), strict=True)
+    ] == [payload for _, payload in samples(9)]
     with tarfile.open(fileobj=BytesIO(content)) as archive:
         assert [entry.offset_data for entry in archive if entry.name.endswith(".png")] == offsets
         assert all(entry.mtime == 0 for entry in archive)
@@ -60,7 +60,10 @@ def test_several_at_once_are_the_same_bytes(label, size):
     files = BytesIO(), BytesIO()
     one, several = (TarFile(file, "npy") for file in files)
     offsets = [one.add(heads[number], payloads[number].tobytes()) for number in range(5)]
-    assert several.add_equal(heads[:2], payloads[:2]).tolist() + several.add_equal(heads[2:], payloads[2:]).tolist() == offsets
+    assert (
+        several.add_equal(heads[:2], payloads[:2]).tolist() + several.add_equal(heads[2:], payloads[2:]).tolist()
+        == offsets
+    )
     one.close()
     several.close()
     assert files[0].getvalue() == files[1].getvalue()

@@ -37,11 +37,16 @@ def test_whole_set(shards):
 
 
 @pytest.mark.parametrize("resolution", [8, 16])
-@pytest.mark.parametrize(("place", "told"), [(200, "payload"), (-500, "header"), (-512 - 512, "label"), ("pad", "header")])
+@pytest.mark.parametrize(
+    ("place", "told"), [(200, "payload"), (-500, "header"), (-512 - 512, "label"), ("pad", "header")]
+)
 def test_flipped_byte_is_found_and_named(shards, resolution, place, told):
     """In a payload, its header, its label or the zeros behind it: the line names tar, key and path of the sample."""
     table = read_samples(shards.uri, read_manifest(shards.uri))
-    row = {name: table[name][7].as_py() for name in ("key", "path", "tar", f"offset_{resolution:04d}", f"size_{resolution:04d}")}
+    row = {
+        name: table[name][7].as_py()
+        for name in ("key", "path", "tar", f"offset_{resolution:04d}", f"size_{resolution:04d}")
+    }
     tar = Path(shards.uri, f"r{resolution:04d}", f"train-{row['tar']:06d}.tar")
     start = row[f"offset_{resolution:04d}"]
     flip(tar, start + (row[f"size_{resolution:04d}"] + 5 if place == "pad" else place))

@@ -25,7 +25,9 @@ def draw_set(folder: Path, num_images: int) -> Path:
     generator = torch.Generator().manual_seed(0)
     for number in range(num_images):
         half = ("left", "right")[number % 2]
-        x, y, light = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((0, 2), (2, 6), (120, 255)))
+        x, y, light = (
+            int(torch.randint(low, high, (), generator=generator)) for low, high in ((0, 2), (2, 6), (120, 255))
+        )
         image = Image.new("L", (8, 8), 40)
         pen = ImageDraw.Draw(image)
         pen.line((0, 0, 7, 0), fill=90)
@@ -59,7 +61,13 @@ def unlabelled(shards: ShardSet) -> ShardSet:
 def evaluation() -> EvaluationConfig:
     """All metrics, each on two chunks (of the reals there is one)."""
     return EvaluationConfig(
-        metrics=METRICS, num_images=300, num_reals=120, ppl_samples=300, separability_samples=400, bootstrap=20, psi=(0.5, 1.0)
+        metrics=METRICS,
+        num_images=300,
+        num_reals=120,
+        ppl_samples=300,
+        separability_samples=400,
+        bootstrap=20,
+        psi=(0.5, 1.0),
     )
 
 
@@ -89,7 +97,9 @@ def checkpoint(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def measured(shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path_factory: pytest.TempPathFactory) -> Report:
+def measured(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path_factory: pytest.TempPathFactory
+) -> Report:
     """The report of a tiny generator with all metrics and figures, by plain `map`."""
     from stylegan.evaluation.engine import evaluate
 

@@ -29,7 +29,9 @@ def test_its_letters_are_text():
 
 def test_its_colours_are_those_of_the_page():
     svg = chart()
-    assert {"var(--series-1)", "var(--series-2)", "var(--line)", "var(--muted)"} <= set(re.findall(r"var\([^)]*\)", svg))
+    assert {"var(--series-1)", "var(--series-2)", "var(--line)", "var(--muted)"} <= set(
+        re.findall(r"var\([^)]*\)", svg)
+    )
     assert re.findall(r"#[0-9a-f]{6}", svg) == []
 
 
@@ -62,7 +64,8 @@ def test_points_are_drawn_in_the_order_of_x():
 
 def test_the_axis_begins_at_zero_unless_limits_are_given():
     lowest = [
-        min(re.findall(r">([\d.]+)</text>", chart({"a": [(10, 5), (20, 9)]}, limits=limits)), key=float) for limits in (None, (4, 10))
+        min(re.findall(r">([\d.]+)</text>", chart({"a": [(10, 5), (20, 9)]}, limits=limits)), key=float)
+        for limits in (None, (4, 10))
     ]
     assert [float(value) for value in lowest] == [0, 4]
 

@@ -36,7 +36,9 @@ class Workers:
 
     def __call__(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         requests = list(items)
-        self.passes += [request.source.name if hasattr(request, "source") else type(request).__name__ for request in requests]
+        self.passes += [
+            request.source.name if hasattr(request, "source") else type(request).__name__ for request in requests
+        ]
         letters = [pickle.dumps((function, item)) for item in requests]
         assert all(len(letter) < 10_000 for letter in letters)
         answers = [letter[0](letter[1]) for letter in map(pickle.loads, reversed(letters))]
@@ -55,7 +57,9 @@ def only(evaluation: EvaluationConfig, *metrics: str, **changes: Any) -> Evaluat
 def same(first: Report, second: Report) -> bool:
     """All numbers of two reports, to 1e-6: batches of other sizes round differently."""
     assert first.metrics.keys() == second.metrics.keys()
-    return all(math.isclose(first.metrics[key], second.metrics[key], rel_tol=1e-6, abs_tol=1e-9) for key in first.metrics)
+    return all(
+        math.isclose(first.metrics[key], second.metrics[key], rel_tol=1e-6, abs_tol=1e-9) for key in first.metrics
+    )
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -63,10 +67,15 @@ def pixels(uri: str) -> np.ndarray:
 
 
 def test_all_metrics_are_measured_and_named_after_their_network(measured: Report, shards: ShardSet) -> None:
-    assert set(measured.metrics) == {f"{key}_classifier" for key in IMAGE_VALUES | GENERATOR_VALUES} | {"classifier_accuracy"}
+    assert set(measured.metrics) == {f"{key}_classifier" for key in IMAGE_VALUES | GENERATOR_VALUES} | {
+        "classifier_accuracy"
+    }
     assert all(math.isfinite(value) for value in measured.metrics.values())
     assert (measured.dataset_fingerprint, measured.skipped) == (shards.fingerprint, {})
-    assert set(measured.protocols) == set(measured.metrics) - {"classifier_accuracy"} | {"fid_mixing_classifier", "truncation_classifier"}
+    assert set(measured.protocols) == set(measured.metrics) - {"classifier_accuracy"} | {
+        "fid_mixing_classifier",
+        "truncation_classifier",
+    }
     assert Report.model_validate_json(measured.model_dump_json()) == measured
 
 
@@ -82,7 +91,10 @@ def test_every_attribute_has_its_entropies(measured: Report) -> None:
     for space in ("w", "z"):
         total = sum(float(attribute[f"entropy_{space}"] or 0) for attribute in measured.attributes.values())
         assert measured.metrics[f"separability_{space}_classifier"] == pytest.approx(math.exp(total))
-    assert all(attribute["error"] is None and 0 < float(attribute["share"] or 0) < 1 for attribute in measured.attributes.values())
+    assert all(
+        attribute["error"] is None and 0 < float(attribute["share"] or 0) < 1
+        for attribute in measured.attributes.values()
+    )
 
 
 def test_curves_begin_with_what_the_plain_generator_has(measured: Report) -> None:
@@ -96,13 +108,21 @@ def test_curves_begin_with_what_the_plain_generator_has(measured: Report) -> Non
     assert truncation[0]["fid"] != truncation[1]["fid"]
 
 
-def test_settings_say_how_it_was_measured(measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:
+def test_settings_say_how_it_was_measured(
+    measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str
+) -> None:
     net = obtain_features(evaluation, shards, root=root)
     assert measured.settings["networks"] == {"classifier": net.sha256}
-    assert (measured.settings["num_images"], measured.settings["num_reals"], measured.settings["resolution"]) == (300, 120, 8)
+    assert (measured.settings["num_images"], measured.settings["num_reals"], measured.settings["resolution"]) == (
+        300,
+        120,
+        8,
+    )
 
 
-def test_workers_change_nothing(measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path) -> None:
+def test_workers_change_nothing(
+    measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path
+) -> None:
     again = evaluate(measured.checkpoint_uri, shards, evaluation, root=root, pmap=Workers(), out_uri=str(tmp_path))
     assert again.model_copy(update={"figures": {}}) == measured.model_copy(update={"figures": {}})
     for name, uri in measured.figures.items():
@@ -118,10 +138,18 @@ def test_a_metric_alone_has_the_value_that_it_has_among_others(
     assert all(alone.protocols[key] == measured.protocols[key] for key in alone.protocols)
 
 
-def test_one_pass_serves_all_metrics_of_images(measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:
+def test_one_pass_serves_all_metrics_of_images(
+    measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str
+) -> None:
     """Two chunks of 300 or 400 images for five metrics; the reals come from storage."""
     workers = Workers()
-    evaluate(measured.checkpoint_uri, shards, only(evaluation, "fid", "kid", "is", "pr", "separability"), root=root, pmap=workers)
+    evaluate(
+        measured.checkpoint_uri,
+        shards,
+        only(evaluation, "fid", "kid", "is", "pr", "separability"),
+        root=root,
+        pmap=workers,
+    )
     assert workers.passes == ["generated", "generated"]
 
 
@@ -166,7 +194,9 @@ def test_too_few_images_skip_fid_in_words(
 ) -> None:
     report = evaluate(checkpoint(), shards, only(evaluation, "fid", "ppl_wend", num_reals=64), root=root)
     assert set(report.metrics) == {"ppl_wend_classifier", "classifier_accuracy"}
-    assert report.skipped["fid_classifier"].startswith("64 reference images are too few for a covariance of 64 features")
+    assert report.skipped["fid_classifier"].startswith(
+        "64 reference images are too few for a covariance of 64 features"
+    )
     assert "fid_classifier" not in report.protocols
 
 
@@ -178,7 +208,9 @@ def test_a_generator_of_one_class_skips_separability_and_keeps_the_reason_of_eac
 
     report = evaluate(checkpoint(change=blank), shards, only(evaluation, "separability"), root=root)
     assert set(report.metrics) == {"classifier_accuracy"}
-    assert report.skipped["separability_w_classifier"].startswith("2 of 2 attributes cannot be scored; left: all 200 confident images")
+    assert report.skipped["separability_w_classifier"].startswith(
+        "2 of 2 attributes cannot be scored; left: all 200 confident images"
+    )
     assert "there is nothing to separate" in str(report.attributes["right"]["error"])
 
 
@@ -214,7 +246,9 @@ def test_diverged_generators_stop_the_evaluation(
 def test_generators_of_other_images_are_refused(
     shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
 ) -> None:
-    with pytest.raises(StepError, match=r"makes images of shape \[1, 4, 4\], the data set has \[1, 8, 8\]; evaluate the last stage"):
+    with pytest.raises(
+        StepError, match=r"makes images of shape \[1, 4, 4\], the data set has \[1, 8, 8\]; evaluate the last stage"
+    ):
         evaluate(checkpoint(resolution=4), shards, evaluation, root=root)
 
 
@@ -234,9 +268,13 @@ def test_no_metrics_need_no_features(
     assert set(report.figures) == {"grid"}
 
 
-def test_reals_against_themselves_are_perfect(shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path) -> None:
+def test_reals_against_themselves_are_perfect(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path
+) -> None:
     """The images of the data set measured as if they were a generator's."""
-    report = evaluate_images(shards, shards, only(evaluation, "fid", "kid", "is", "pr"), root=root, out_uri=str(tmp_path))
+    report = evaluate_images(
+        shards, shards, only(evaluation, "fid", "kid", "is", "pr"), root=root, out_uri=str(tmp_path)
+    )
     assert report.checkpoint_uri == shards.uri
     assert report.metrics["fid_classifier"] == pytest.approx(0, abs=1e-4)
     assert (report.metrics["precision_classifier"], report.metrics["recall_classifier"]) == (1, 1)
@@ -247,19 +285,26 @@ def test_reals_against_themselves_are_perfect(shards: ShardSet, evaluation: Eval
 
 
 def test_images_have_no_path_lengths(shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:
-    report = evaluate_images(shards, shards, only(evaluation, "ppl_wend", "separability", "truncation", "is"), root=root)
+    report = evaluate_images(
+        shards, shards, only(evaluation, "ppl_wend", "separability", "truncation", "is"), root=root
+    )
     assert set(report.metrics) == {"is_classifier", "is_std_classifier", "classifier_accuracy"}
     assert set(report.skipped.values()) == {"needs a generator, and images are measured; give the URI of a checkpoint"}
 
 
 def test_images_of_another_resolution_are_refused(shards: ShardSet, evaluation: EvaluationConfig, root: str) -> None:
     small = shards.model_copy(update={"resolutions": (4,)})
-    with pytest.raises(StepError, match=r"holds images of shape \[1, 4, 4\], the reference set has \[1, 8, 8\]; give reals of the same"):
+    with pytest.raises(
+        StepError, match=r"holds images of shape \[1, 4, 4\], the reference set has \[1, 8, 8\]; give reals of the same"
+    ):
         evaluate_images(small, shards, evaluation, root=root)
 
 
 def test_moments_of_the_reals_are_kept_exactly(shards: ShardSet, root: str, measured: Report) -> None:
     """What a second evaluation reads is what the first one computed with."""
-    found = [Moments.from_npz(path.read_bytes()) for path in Path(root, "stats").glob(f"classifier-*/{shards.fingerprint}.npz")]
+    found = [
+        Moments.from_npz(path.read_bytes())
+        for path in Path(root, "stats").glob(f"classifier-*/{shards.fingerprint}.npz")
+    ]
     assert 120 in {moments.count for moments in found}
     assert frechet_distance(found[0], found[0]) == pytest.approx(0, abs=1e-6)

@@ -27,7 +27,9 @@ def test_held_out_images_are_never_learnt() -> None:
 def test_every_epoch_shows_every_image_once() -> None:
     lesson = make_lesson("classifier", 100)
     labels = torch.cat([lesson.batch(30)[1] for _ in range(6)])
-    assert labels[:90].sort().values.tolist() == labels[90:].sort().values.tolist() == lesson.learnt.sort().values.tolist()
+    assert (
+        labels[:90].sort().values.tolist() == labels[90:].sort().values.tolist() == lesson.learnt.sort().values.tolist()
+    )
 
 
 def test_images_come_with_their_labels() -> None:

@@ -116,7 +116,9 @@ def test_a_relative_uri_becomes_absolute(
 def test_a_classifier_without_labels_names_the_key_and_the_cure() -> None:
     check_embedded(settings("classifier"), labelled=True)
     check_embedded(settings("rotation"), labelled=False)
-    with pytest.raises(ConfigError, match=r"evaluation.features=classifier: needs class labels.*evaluation.features=rotation.*URI"):
+    with pytest.raises(
+        ConfigError, match=r"evaluation.features=classifier: needs class labels.*evaluation.features=rotation.*URI"
+    ):
         check_embedded(settings("classifier"), labelled=False)
 
 
@@ -134,7 +136,10 @@ def test_log_odds_of_a_sure_answer_are_not_infinite() -> None:
 
 
 def test_a_uri_without_a_file_is_refused_before_anything_trains(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"evaluation.features=clasifier: there is no such file; use classifier, rotation, inception, or"):
+    with pytest.raises(
+        ConfigError,
+        match=r"evaluation.features=clasifier: there is no such file; use classifier, rotation, inception, or",
+    ):
         check_embedded(settings("clasifier"), labelled=True)
     with pytest.raises(ConfigError, match="there is no such file"):
         check_embedded(settings(f"{tmp_path}/none.safetensors"), labelled=True)
@@ -164,7 +169,9 @@ def test_a_network_for_other_images_is_refused(net: FeatureNet, shards: ShardSet
 
 def test_one_class_is_nothing_to_learn(shards: ShardSet, root: str) -> None:
     single = shards.model_copy(update={"label_names": ("only",), "fingerprint": "single"})
-    with pytest.raises(ConfigError, match=r"only the class 'only', at least 2 are needed; set evaluation\.features=rotation"):
+    with pytest.raises(
+        ConfigError, match=r"only the class 'only', at least 2 are needed; set evaluation\.features=rotation"
+    ):
         obtain_features(settings("classifier"), single, root=root)
 
 

@@ -141,8 +141,15 @@ SPECTRA = {
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(SPECTRA)), st.sampled_from(sorted(SPECTRA)), st.sampled_from([0, 1e-6, 1e-3, 1]), st.integers(0, 2**31))
-def test_distance_is_exact_for_almost_singular_and_almost_equal_covariances(first: str, second: str, change: float, seed: int) -> None:
+@given(
+    st.sampled_from(sorted(SPECTRA)),
+    st.sampled_from(sorted(SPECTRA)),
+    st.sampled_from([0, 1e-6, 1e-3, 1]),
+    st.integers(0, 2**31),
+)
+def test_distance_is_exact_for_almost_singular_and_almost_equal_covariances(
+    first: str, second: str, change: float, seed: int
+) -> None:
     """From the roots that the covariances are made of: no root is taken, and singular values are good to the last digits."""
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((40, 40)))[0]

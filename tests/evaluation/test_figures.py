@@ -23,9 +23,13 @@ def pixels(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri)))).astype(int)
 
 
-def make_subject(shards: ShardSet, evaluation: EvaluationConfig, uri: str = "", images: ShardSet | None = None) -> Subject:
+def make_subject(
+    shards: ShardSet, evaluation: EvaluationConfig, uri: str = "", images: ShardSet | None = None
+) -> Subject:
     generator = storage.join(uri, "generator.safetensors") if uri else ""
-    return Subject(generator, sha256(read_generator(generator)) if uri else "", images, shards, (), Spaces({}), evaluation, "cpu")
+    return Subject(
+        generator, sha256(read_generator(generator)) if uri else "", images, shards, (), Spaces({}), evaluation, "cpu"
+    )
 
 
 def test_an_evaluation_draws_what_it_has_measured(measured: Report) -> None:
@@ -50,7 +54,9 @@ def test_the_grid_shows_reals_on_the_left_and_fakes_on_the_right(
     assert sheet[:, 64:].mean() > 150 > sheet[:, :64].mean()
 
 
-def test_the_best_image_comes_first_and_the_worst_too(shards: ShardSet, evaluation: EvaluationConfig, tmp_path: Path) -> None:
+def test_the_best_image_comes_first_and_the_worst_too(
+    shards: ShardSet, evaluation: EvaluationConfig, tmp_path: Path
+) -> None:
     realism = np.random.default_rng(0).permutation(120).astype(float)
     uris = draw_extremes(make_subject(shards, evaluation, images=shards), realism, str(tmp_path), map)
     images = load_images(shards, 8).images

@@ -37,7 +37,9 @@ def test_latents_depend_on_seed_stream_and_chunk_alone(chunk: Chunk) -> None:
     first = chunk.latents(16)
     torch.rand(1)
     assert torch.equal(first, chunk.latents(16))
-    seeded = replace(chunk, subject=replace(chunk.subject, evaluation=chunk.subject.evaluation.model_copy(update={"seed": 1})))
+    seeded = replace(
+        chunk, subject=replace(chunk.subject, evaluation=chunk.subject.evaluation.model_copy(update={"seed": 1}))
+    )
     others = [
         replace(chunk, index=1, wants=(("pooled", 2 * CHUNK),)).latents(16),
         replace(chunk, source=Pass("p", path="ppl_wend")).latents(16),
@@ -69,7 +71,9 @@ def test_an_image_does_not_depend_on_how_many_follow_it(chunk: Chunk) -> None:
 
 def test_labels_are_drawn_as_often_as_the_data_has_them(chunk: Chunk) -> None:
     assert chunk.labels() is None
-    weighted = replace(chunk, subject=replace(chunk.subject, label_weights=(0.0, 0.75, 0.25)), wants=(("pooled", 10 * CHUNK),))
+    weighted = replace(
+        chunk, subject=replace(chunk.subject, label_weights=(0.0, 0.75, 0.25)), wants=(("pooled", 10 * CHUNK),)
+    )
     drawn = torch.cat([replace(weighted, index=i).labels() for i in range(10)])  # type: ignore[misc]
     share = torch.bincount(drawn, minlength=3) / len(drawn)
     assert share[0] == 0
@@ -140,7 +144,10 @@ def test_images_that_are_not_finite_stop_the_evaluation(chunk: Chunk, checkpoint
 
     uri = storage.join(checkpoint(change=spoil), "generator.safetensors")
     subject = replace(chunk.subject, generator_sha256=sha256(read_generator(uri)))
-    with pytest.raises(StepError, match=r"generator.safetensors: makes images with values that are not finite \(first seen in generated\)"):
+    with pytest.raises(
+        StepError,
+        match=r"generator.safetensors: makes images with values that are not finite \(first seen in generated\)",
+    ):
         next(replace(chunk, subject=subject).samples(generator_of(subject)))
 
 

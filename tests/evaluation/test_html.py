@@ -72,7 +72,12 @@ def whole():
         protocol="protocol-of-all",
         dataset_fingerprint="fingerprint-of-reals",
         checkpoint_uri="s3://bucket/checkpoint",
-        metrics={"recall_classifier": 0.4, "fid_classifier": 12.3456, "is_std_classifier": 0.05, "classifier_accuracy": 0.98},
+        metrics={
+            "recall_classifier": 0.4,
+            "fid_classifier": 12.3456,
+            "is_std_classifier": 0.05,
+            "classifier_accuracy": 0.98,
+        },
         intervals={"fid_classifier": (12.0, 12.7)},
         protocols={"fid_classifier": "protocol-of-fid"},
         settings={"num_images": 1797, "networks": {"classifier": "abcd"}},
@@ -83,7 +88,9 @@ def whole():
             "young": {"entropy_w": 0.3, "entropy_z": 0.4, "share": 0.25, "error": None},
         },
         curves={
-            "truncation": [{"psi": psi, "fid": 20 * psi, "precision": 1 - psi / 2, "recall": psi / 2} for psi in (0.5, 0.7, 1.0)],
+            "truncation": [
+                {"psi": psi, "fid": 20 * psi, "precision": 1 - psi / 2, "recall": psi / 2} for psi in (0.5, 0.7, 1.0)
+            ],
             "mixing": [{"latents": 1.0, "fid": 12.3}, {"latents": 2.0, "fid": 15.9}],
         },
         skipped={"separability_w_classifier": "1 of 4 attributes cannot be scored"},
@@ -93,7 +100,9 @@ def whole():
 @pytest.fixture(scope="module")
 def text():
     images = {name: picture() for name in ("worst", "truncation", "grid", "best")}
-    return render(whole(), images=images, published=compare(whole()), title="quickstart, version 2", facts={"Run": "run-7"})
+    return render(
+        whole(), images=images, published=compare(whole()), title="quickstart, version 2", facts={"Run": "run-7"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +111,15 @@ def page(text):
 
 
 def test_it_has_all_sections(page):
-    expected = ["Metrics", "Images", "Truncation", "Style mixing", "Separability by attribute", "Beside published figures", "Settings"]
+    expected = [
+        "Metrics",
+        "Images",
+        "Truncation",
+        "Style mixing",
+        "Separability by attribute",
+        "Beside published figures",
+        "Settings",
+    ]
     assert list(page.sections) == expected
 
 
@@ -187,18 +204,35 @@ def test_it_asks_for_nothing_from_anywhere(page, text):
     assert "@import" not in text
     policy = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
-    outside = [value for tag, attributes in page.elements for value in attributes.values() if tag != "a" and value and "//" in value]
+    outside = [
+        value
+        for tag, attributes in page.elements
+        for value in attributes.values()
+        if tag != "a" and value and "//" in value
+    ]
     assert set(outside) <= {"http://www.w3.org/2000/svg"}
 
 
 def test_its_head_says_what_was_measured(text):
     head = text[text.index("<header>") : text.index("</header>")]
-    for value in ("quickstart, version 2", "run-7", "s3://bucket/checkpoint", "fingerprint-of-reals", "protocol-of-all"):
+    for value in (
+        "quickstart, version 2",
+        "run-7",
+        "s3://bucket/checkpoint",
+        "fingerprint-of-reals",
+        "protocol-of-all",
+    ):
         assert value in head
 
 
 def test_a_metric_has_value_interval_direction_and_its_own_protocol(page):
-    assert page.row("Fréchet distance (FID)") == ["12.35", "12.00 to 12.70", "↓ lower", "fid_classifier", "protocol-of-fid"]
+    assert page.row("Fréchet distance (FID)") == [
+        "12.35",
+        "12.00 to 12.70",
+        "↓ lower",
+        "fid_classifier",
+        "protocol-of-fid",
+    ]
     assert page.row("Recall") == ["0.400", "\N{EN DASH}", "↑ higher", "recall_classifier", "protocol-of-all"]
 
 
@@ -271,7 +305,14 @@ def test_attributes_from_the_least_separable_to_those_that_failed(page):
 
 def test_bars_are_as_long_as_their_values(page):
     widths = [attributes["style"] for attributes in page.all("i")]
-    assert widths == ["width: 75.00%", "width: 100.00%", "width: 25.00%", "width: 50.00%", "width: 0.00%", "width: 0.00%"]
+    assert widths == [
+        "width: 75.00%",
+        "width: 100.00%",
+        "width: 25.00%",
+        "width: 50.00%",
+        "width: 0.00%",
+        "width: 0.00%",
+    ]
 
 
 def test_published_figures_stand_beside_ours_with_the_reason_why_they_do_not_compare(page):
@@ -308,7 +349,10 @@ def test_strings_are_never_markup():
         protocols={f"fid_{EVIL}": EVIL},
         settings={EVIL: {EVIL: EVIL}},
         attributes={EVIL: {"entropy_w": 0.1, "entropy_z": 0.1, "share": 0.1, "error": EVIL}},
-        curves={"mixing": [{"latents": 1.0, EVIL: 1.0}], "truncation": [{"psi": 0.5, "fid": 1.0}, {"psi": 1.0, "fid": 1.0, EVIL: 3.0}]},
+        curves={
+            "mixing": [{"latents": 1.0, EVIL: 1.0}],
+            "truncation": [{"psi": 0.5, "fid": 1.0}, {"psi": 1.0, "fid": 1.0, EVIL: 3.0}],
+        },
         skipped={EVIL: EVIL},
     )
     text = render(report, images={EVIL: picture()}, title=EVIL, facts={EVIL: EVIL}, published=compare(report))

@@ -53,7 +53,9 @@ def test_subsets_are_as_large_as_the_smaller_set_at_most() -> None:
 
 def test_distance_is_unbiased() -> None:
     """Zero on average between sets of one distribution, however small they are."""
-    distances = [kernel_distance(sample(20, seed=2 * i), sample(20, seed=2 * i + 1), subsets=1, seed=0).value for i in range(300)]
+    distances = [
+        kernel_distance(sample(20, seed=2 * i), sample(20, seed=2 * i + 1), subsets=1, seed=0).value for i in range(300)
+    ]
     assert abs(np.mean(distances)) < 3 * np.std(distances) / np.sqrt(300)
     assert np.min(distances) < 0
 
@@ -61,14 +63,20 @@ def test_distance_is_unbiased() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0.2, 2), st.integers(0, 2**31))
 def test_distance_grows_with_the_shift(shift: float, seed: int) -> None:
-    real, near, far = sample(200, seed=seed), sample(200, shift=shift, seed=seed + 1), sample(200, shift=shift + 0.5, seed=seed + 1)
+    real, near, far = (
+        sample(200, seed=seed),
+        sample(200, shift=shift, seed=seed + 1),
+        sample(200, shift=shift + 0.5, seed=seed + 1),
+    )
     found = [kernel_distance(real, fake, subsets=4, size=100, seed=0).value for fake in (near, far)]
     assert found[0] < found[1]
 
 
 def test_interval_is_as_wide_as_other_generated_sets_differ() -> None:
     real = sample(400)
-    estimates = [kernel_distance(real, sample(200, shift=0.2, seed=seed), subsets=20, size=100, seed=0) for seed in range(1, 50)]
+    estimates = [
+        kernel_distance(real, sample(200, shift=0.2, seed=seed), subsets=20, size=100, seed=0) for seed in range(1, 50)
+    ]
     half_width = 1.98 * np.std([e.value for e in estimates], ddof=1)
     assert 0.75 * half_width < np.mean([e.high - e.low for e in estimates]) / 2 < 1.3 * half_width
     assert all(e.low < e.value < e.high for e in estimates)

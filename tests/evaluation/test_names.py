@@ -27,7 +27,8 @@ def test_every_metric_of_a_config_has_a_name():
 
 
 @pytest.mark.parametrize(
-    ("key", "direction"), [("recall_vgg16", "higher"), ("is_inception", "higher"), ("kid_x", "lower"), ("new_x", "lower")]
+    ("key", "direction"),
+    [("recall_vgg16", "higher"), ("is_inception", "higher"), ("kid_x", "lower"), ("new_x", "lower")],
 )
 def test_the_better_direction(key, direction):
     assert better(key) == direction

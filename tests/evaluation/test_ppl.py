@@ -31,7 +31,9 @@ def lengths(metric: str, matrix: Tensor, *, shift: float = 0.0) -> Tensor:
 def test_in_w_a_linear_generator_moves_by_its_matrix_times_the_difference(metric: str) -> None:
     z0, z1, _ = draw()
     matrix = torch.randn(5, 6, dtype=torch.float64)
-    torch.testing.assert_close(lengths(metric, matrix, shift=3.0), ((z1 - z0) @ matrix.T).square().sum(dim=1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        lengths(metric, matrix, shift=3.0), ((z1 - z0) @ matrix.T).square().sum(dim=1), rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("metric", ["ppl_zfull", "ppl_zend"])
@@ -53,7 +55,10 @@ def test_full_looks_along_the_path_and_end_at_its_start() -> None:
 
 
 def test_names_say_what_a_path_is() -> None:
-    found = {name: (Path.named(name, epsilon=1.0, cropped=True)) for name in ("ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend")}
+    found = {
+        name: (Path.named(name, epsilon=1.0, cropped=True))
+        for name in ("ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend")
+    }
     assert [(p.space, p.full) for p in found.values()] == [("z", True), ("w", True), ("z", False), ("w", False)]
 
 

@@ -50,7 +50,9 @@ def test_metrics_are_the_definitions(num_real: int, num_fake: int, shift: float,
 
 def test_precision_and_recall_equal_torch_fidelity() -> None:
     real, fake = sample(300, size=16), sample(200, size=16, shift=0.4, seed=1)
-    expected = torch_fidelity("metric_prc").prc_features_to_metric(torch.from_numpy(fake), torch.from_numpy(real), verbose=False)
+    expected = torch_fidelity("metric_prc").prc_features_to_metric(
+        torch.from_numpy(fake), torch.from_numpy(real), verbose=False
+    )
     found = values(real, fake)
     assert 0.2 < found["precision"] < 0.95
     assert (found["precision"], found["recall"]) == pytest.approx((expected["precision"], expected["recall"]), rel=1e-4)
@@ -100,7 +102,9 @@ def test_copies_are_at_no_distance() -> None:
 
 
 def test_sets_apart_have_nothing_in_common() -> None:
-    assert values(sample(50), sample(50, shift=20, seed=1)) == dict.fromkeys(("precision", "recall", "density", "coverage"), 0)
+    assert values(sample(50), sample(50, shift=20, seed=1)) == dict.fromkeys(
+        ("precision", "recall", "density", "coverage"), 0
+    )
 
 
 def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
@@ -114,7 +118,9 @@ def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
 
 def test_near_points_far_from_the_origin_keep_their_distances() -> None:
     points = np.array([[4096.0], [4096.25], [4097.0], [4099.0]])
-    assert Manifold.of(points, neighbours=1).nearest[:, 0].sqrt().tolist() == pytest.approx([0.25, 0.25, 0.75, 2], rel=1e-6)
+    assert Manifold.of(points, neighbours=1).nearest[:, 0].sqrt().tolist() == pytest.approx(
+        [0.25, 0.25, 0.75, 2], rel=1e-6
+    )
 
 
 def test_realism_is_the_largest_ratio_of_radius_to_distance_over_the_smaller_balls() -> None:

@@ -10,7 +10,9 @@ from stylegan.evaluation.names import split_key
 from stylegan.evaluation.protocol import count_reals, metric_keys, protocol_of, settings_of
 from stylegan.evaluation.spaces import Network, Spaces
 
-NETWORKS = {role: Network("classifier", ("uri",), "a" * 64, 64) for role in ("pooled", "manifold", "distance", "attributes")}
+NETWORKS = {
+    role: Network("classifier", ("uri",), "a" * 64, 64) for role in ("pooled", "manifold", "distance", "attributes")
+}
 SPACES = Spaces(NETWORKS, embedded="classifier")  # type: ignore[arg-type]
 BASE = EvaluationConfig(metrics=METRICS, num_images=300, num_reals=100)
 
@@ -18,7 +20,11 @@ BASE = EvaluationConfig(metrics=METRICS, num_images=300, num_reals=100)
 def changed(shards: ShardSet, **change: Any) -> set[Metric]:
     """The metrics whose protocol a change of settings changes."""
     other = BASE.model_copy(update=change)
-    return {metric for metric in METRICS if protocol_of(metric, shards, BASE, SPACES) != protocol_of(metric, shards, other, SPACES)}
+    return {
+        metric
+        for metric in METRICS
+        if protocol_of(metric, shards, BASE, SPACES) != protocol_of(metric, shards, other, SPACES)
+    }
 
 
 PPL = {"ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend"}
@@ -45,18 +51,28 @@ OF_REALS = {"fid", "kid", "pr", "fid_mixing", "truncation"}
         ({"num_reals": "all"}, OF_REALS),
     ],
 )
-def test_a_setting_changes_the_metrics_that_it_decides(change: dict[str, Any], metrics: set[Metric], shards: ShardSet) -> None:
+def test_a_setting_changes_the_metrics_that_it_decides(
+    change: dict[str, Any], metrics: set[Metric], shards: ShardSet
+) -> None:
     assert changed(shards, **change) == metrics
 
 
 def test_the_resolution_is_part_of_every_protocol(shards: ShardSet) -> None:
     smaller = shards.up_to(4)
-    assert not [metric for metric in METRICS if protocol_of(metric, shards, BASE, SPACES) == protocol_of(metric, smaller, BASE, SPACES)]
+    assert not [
+        metric
+        for metric in METRICS
+        if protocol_of(metric, shards, BASE, SPACES) == protocol_of(metric, smaller, BASE, SPACES)
+    ]
 
 
 def test_each_network_decides_the_metrics_of_its_role(shards: ShardSet) -> None:
     other = Spaces(NETWORKS | {"manifold": Network("classifier", ("uri",), "b" * 64, 64)}, embedded="classifier")  # type: ignore[arg-type,operator]
-    differing = {metric for metric in METRICS if protocol_of(metric, shards, BASE, SPACES) != protocol_of(metric, shards, BASE, other)}
+    differing = {
+        metric
+        for metric in METRICS
+        if protocol_of(metric, shards, BASE, SPACES) != protocol_of(metric, shards, BASE, other)
+    }
     assert differing == {"pr", "truncation"}
 
 
@@ -66,10 +82,16 @@ def test_all_metrics_have_protocols_of_their_own(shards: ShardSet) -> None:
 
 def test_reals_are_counted_as_they_are_used(shards: ShardSet) -> None:
     """Small sets are not repeated up to 50,000."""
-    assert [count_reals(shards, BASE.model_copy(update={"num_reals": n})) for n in (50_000, 100, "all")] == [120, 100, 120]
+    assert [count_reals(shards, BASE.model_copy(update={"num_reals": n})) for n in (50_000, 100, "all")] == [
+        120,
+        100,
+        120,
+    ]
     assert settings_of(shards, EvaluationConfig(), SPACES)["num_reals"] == 120
     same = BASE.model_copy(update={"num_reals": 50_000})
-    assert protocol_of("fid", shards, same, SPACES) == protocol_of("fid", shards, BASE.model_copy(update={"num_reals": "all"}), SPACES)
+    assert protocol_of("fid", shards, same, SPACES) == protocol_of(
+        "fid", shards, BASE.model_copy(update={"num_reals": "all"}), SPACES
+    )
 
 
 def test_keys_carry_the_network_and_are_known_by_name() -> None:

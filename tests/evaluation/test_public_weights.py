@@ -123,7 +123,10 @@ def test_offline_says_what_to_put_where(folder: Path, monkeypatch: pytest.Monkey
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/vgg.pth"
     monkeypatch.setitem(weights.KNOWN, "lpips", WeightFile("lpips.pth", url, SHA, len(DATA), ("vgg.pth",)))
-    with pytest.raises(ConfigError, match=rf"^lpips weights: cannot download {url} \([^\n]+\); get {url} by .* at {folder / 'lpips.pth'}$"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^lpips weights: cannot download {url} \([^\n]+\); get {url} by .* at {folder / 'lpips.pth'}$",
+    ):
         fetch("lpips")
     (folder / "vgg.pth").write_bytes(DATA)
     assert fetch("lpips") == (DATA, SHA)
@@ -157,7 +160,9 @@ def test_damaged_cache_is_named(publish: Callable, folder: Path) -> None:
     publish("good")
     fetch("lpips")
     (folder / "lpips.pth").write_bytes(DATA[:-1])
-    with pytest.raises(ConfigError, match=rf"^lpips weights: {folder / 'lpips.pth'} .* expected {SHA}; delete it and run the same .*$"):
+    with pytest.raises(
+        ConfigError, match=rf"^lpips weights: {folder / 'lpips.pth'} .* expected {SHA}; delete it and run the same .*$"
+    ):
         fetch("lpips")
 
 
@@ -165,7 +170,9 @@ def test_folder_that_cannot_be_written(publish: Callable, tmp_path: Path) -> Non
     """The line says how to have another folder."""
     publish("good")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"^lpips weights: cannot write .*lpips.pth \(.+\); set STYLEGAN_WEIGHTS to another folder$"):
+    with pytest.raises(
+        ConfigError, match=r"^lpips weights: cannot write .*lpips.pth \(.+\); set STYLEGAN_WEIGHTS to another folder$"
+    ):
         fetch("lpips", folder=tmp_path / "file" / "below")
 
 
@@ -179,11 +186,13 @@ def test_file_of_the_user(folder: Path, tmp_path: Path, publish: Callable) -> No
     assert fetch("lpips", str(mine)) == (DATA, SHA)
     assert fetch("lpips", f"{other}#sha256={digest}") == (b"other", digest)
     with pytest.raises(
-        ConfigError, match=rf"^evaluation.weights.lpips={other}: .* has the sha256 {digest}, expected {SHA}; .*#sha256=DIGEST"
+        ConfigError,
+        match=rf"^evaluation.weights.lpips={other}: .* has the sha256 {digest}, expected {SHA}; .*#sha256=DIGEST",
     ):
         fetch("lpips", str(other))
     with pytest.raises(
-        ConfigError, match=r"^evaluation.weights.lpips=.*gone.pth: cannot read .*gone.pth \(there is no such file\); check .*$"
+        ConfigError,
+        match=r"^evaluation.weights.lpips=.*gone.pth: cannot read .*gone.pth \(there is no such file\); check .*$",
     ):
         fetch("lpips", str(tmp_path / "gone.pth"))
     with pytest.raises(ConfigError, match=r"'12ab' is no sha256; put its 64 digits 0-9, a-f behind #sha256=$"):
@@ -203,7 +212,9 @@ def test_url_of_the_user_is_kept_too(folder: Path, publish: Callable) -> None:
     assert names(folder) == sorted([f"{digest[:8]}-tuned.pth", "lpips.pth"])
 
 
-def test_proxy_of_the_environment_is_used(server: ThreadingHTTPServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_of_the_environment_is_used(
+    server: ThreadingHTTPServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Machines without a way out have HTTP_PROXY set."""
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_port}")
     url = "http://weights.invalid/good/vgg.pth"
@@ -240,7 +251,9 @@ def test_missing_asks_no_server(publish: Callable, server: ThreadingHTTPServer, 
         missing(evaluation.model_copy(update={"weights": WeightsConfig(vgg16="nowhere.pth")}))
 
 
-def test_locate_says_where_a_file_is_or_would_go(publish: Callable, server: ThreadingHTTPServer, folder: Path, tmp_path: Path) -> None:
+def test_locate_says_where_a_file_is_or_would_go(
+    publish: Callable, server: ThreadingHTTPServer, folder: Path, tmp_path: Path
+) -> None:
     """Before and after a download, and a copy of the user's; no server is asked."""
     url = publish("good")
     place = locate("lpips")

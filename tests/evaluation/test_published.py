@@ -41,7 +41,11 @@ def measured(metrics=METRICS, *, skipped=None, curves=None, intervals=None, **se
 
 def found(report, metric, *, where="Table 1", dataset="ffhq", row="f", latents=1):
     """The one comparison of a metric in a table."""
-    rows = [c for c in compare(report, row=row, dataset=dataset) if (c.published.metric, c.published.latents) == (metric, latents)]
+    rows = [
+        c
+        for c in compare(report, row=row, dataset=dataset)
+        if (c.published.metric, c.published.latents) == (metric, latents)
+    ]
     (one,) = [c for c in rows if where in c.published.where]
     return one
 
@@ -92,7 +96,8 @@ def test_the_unconfirmed_row_says_so():
 
 
 @pytest.mark.parametrize(
-    ("metric", "where"), [("fid", "Table 1"), ("fid", "Pre-trained"), ("ppl_wfull", "Table 3"), ("ppl_wend", "Pre-trained")]
+    ("metric", "where"),
+    [("fid", "Table 1"), ("fid", "Pre-trained"), ("ppl_wfull", "Table 3"), ("ppl_wend", "Pre-trained")],
 )
 def test_the_published_protocol_compares(metric, where):
     row = found(measured(), metric, where=where)
@@ -110,7 +115,11 @@ def test_an_interval_is_shown():
         ({"num_images": 1797}, "fid", "1,797 generated images, not 50,000"),
         ({"num_reals": 1797}, "fid", "1,797 real images, not 50,000"),
         ({"resolution": 256}, "fid", "another resolution, 256x256"),
-        ({"networks": SETTINGS["networks"] | {"inception": "ab"}}, "fid", "the weights of inception are not the public ones"),
+        (
+            {"networks": SETTINGS["networks"] | {"inception": "ab"}},
+            "fid",
+            "the weights of inception are not the public ones",
+        ),
         (
             {"networks": SETTINGS["networks"] | {"lpips": KNOWN["vgg16"].sha256}},
             "ppl_wfull",
@@ -160,7 +169,9 @@ def test_a_small_data_set_is_used_up():
 
 def test_genforce_resizes_otherwise():
     rows = [row for row in compare(measured(resolution=256), dataset="ffhq") if row.published.resolution == 256]
-    assert [row.why_not for row in rows] == [("it resizes images otherwise before Inception and does not quantise them",)]
+    assert [row.why_not for row in rows] == [
+        ("it resizes images otherwise before Inception and does not quantise them",)
+    ]
 
 
 def test_mixed_styles_come_from_the_curve():

@@ -95,7 +95,9 @@ def rows(job: StageJob) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_marks_and_the_end_of_a_stage_are_measured_once(make_job: Callable[..., StageJob], save: Any, root: str) -> None:
+def test_marks_and_the_end_of_a_stage_are_measured_once(
+    make_job: Callable[..., StageJob], save: Any, root: str
+) -> None:
     """Multiples of 2 kimg lie before 8.1 and 13, none before 6.5 and 8.9, and 16 is the end; a later process repeats nothing."""
     job = make_job()
     for nimg in (6500, 8100, 8900, 13000, 16000):
@@ -179,10 +181,14 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(
     QuickMetrics(job, Here(), root=root).look()
     assert "quick metric fid_classifier is skipped: " in caplog.text
     (row,) = rows(job)
-    assert set(row["metrics"]) == {f"quick/{name}_classifier" for name in ("precision", "recall", "density", "coverage")}
+    assert set(row["metrics"]) == {
+        f"quick/{name}_classifier" for name in ("precision", "recall", "density", "coverage")
+    }
 
 
-def test_a_block_measures_while_it_runs_and_waits_for_its_end(make_job: Callable[..., StageJob], save: Any, root: str) -> None:
+def test_a_block_measures_while_it_runs_and_waits_for_its_end(
+    make_job: Callable[..., StageJob], save: Any, root: str
+) -> None:
     """What comes while one is measured is left out, but for the last; the worker is closed afterwards."""
     job, go = make_job(), threading.Event()
     worker = Here(before=lambda: go.wait(20))
@@ -197,7 +203,11 @@ def test_a_block_measures_while_it_runs_and_waits_for_its_end(make_job: Callable
 
 
 def test_a_last_measurement_that_takes_too_long_is_dropped(
-    make_job: Callable[..., StageJob], save: Any, root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_job: Callable[..., StageJob],
+    save: Any,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(quick, "LEAST_SECONDS", 0.1)
     job = make_job()

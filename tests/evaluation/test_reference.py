@@ -13,7 +13,9 @@ VGG16 = Network("vgg16", ("uri",), "a" * 64, 5, "float16")
 ROWS = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float16)
 
 
-def open_reference(shards: ShardSet, root: Path, *needs: str, network: Network = VGG16, num_reals: int = 30) -> Reference:
+def open_reference(
+    shards: ShardSet, root: Path, *needs: str, network: Network = VGG16, num_reals: int = 30
+) -> Reference:
     return Reference(network, shards, num_reals=num_reals, needs=needs, root=str(root))
 
 
@@ -52,7 +54,9 @@ def test_other_reals_and_other_networks_are_kept_apart(shards: ShardSet, tmp_pat
     assert open_reference(shards, tmp_path, "moments").complete
     assert not open_reference(shards, tmp_path, "moments", num_reals=29).complete
     assert not open_reference(shards.model_copy(update={"fingerprint": "other"}), tmp_path, "moments").complete
-    assert not open_reference(shards, tmp_path, "moments", network=Network("vgg16", ("uri",), "b" * 64, 5, "float16")).complete
+    assert not open_reference(
+        shards, tmp_path, "moments", network=Network("vgg16", ("uri",), "b" * 64, 5, "float16")
+    ).complete
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense"])

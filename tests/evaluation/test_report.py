@@ -25,10 +25,17 @@ def report() -> Callable[..., Report]:
 def test_numbers_that_are_not_finite_survive_json(report: Callable[..., Report]) -> None:
     """Both ways of writing a report, storage and registry, give JSON that every reader accepts."""
     metrics = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1 / 3}
-    found = report(metrics=metrics, intervals={"a": (math.nan, math.inf)}, curves={"truncation": [{"psi": 0.5, "fid": math.nan}]})
+    found = report(
+        metrics=metrics, intervals={"a": (math.nan, math.inf)}, curves={"truncation": [{"psi": 0.5, "fid": math.nan}]}
+    )
     assert found.model_dump()["metrics"] == metrics
     for text in (found.model_dump_json(), json.dumps(found.model_dump(mode="json"), allow_nan=False)):
-        assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": 1 / 3}
+        assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {
+            "a": "NaN",
+            "b": "Infinity",
+            "c": "-Infinity",
+            "d": 1 / 3,
+        }
         for again in (Report.model_validate_json(text), Report.model_validate(json.loads(text))):
             assert repr(again) == repr(found)
 
@@ -47,7 +54,9 @@ def test_a_report_of_an_earlier_version_still_loads() -> None:
 
 
 def test_a_value_is_shown_with_its_interval(report: Callable[..., Report]) -> None:
-    found = report(metrics={"fid_inception": 4.40912, "is_inception": 9.5}, intervals={"fid_inception": (4.3777, 4.4404)})
+    found = report(
+        metrics={"fid_inception": 4.40912, "is_inception": 9.5}, intervals={"fid_inception": (4.3777, 4.4404)}
+    )
     assert found.shown("fid_inception") == "4.409 [4.378, 4.44]"
     assert found.shown("is_inception") == "9.5"
 

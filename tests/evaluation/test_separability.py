@@ -51,7 +51,10 @@ def test_of_classes_half_of_each_answer_counts() -> None:
     """One image in ten is of the class, and its classifier is less sure of that than of any other image: v1's rule would keep none."""
     latents = np.linspace(0, 1, 1000)[:, None]
     logits = np.where(latents[:, 0] > 0.9, 1.0, -5.0) * (1 + latents[:, 0])
-    assert score_attribute("is a 3", logits, w=latents, z=latents).error == "all 500 confident images lack it: there is nothing to separate"
+    assert (
+        score_attribute("is a 3", logits, w=latents, z=latents).error
+        == "all 500 confident images lack it: there is nothing to separate"
+    )
     score = score_attribute("is a 3", logits, w=latents, z=latents, exclusive=True)
     assert score.share == pytest.approx(0.1)
     assert score.entropy_w is not None
@@ -64,7 +67,10 @@ def test_the_most_confident_half_is_kept() -> None:
 
 
 def test_the_score_is_two_to_the_sum_of_bits() -> None:
-    scores = [AttributeScore("a", 0.5, entropy_w=LN2, entropy_z=0.0), AttributeScore("b", 0.5, entropy_w=2 * LN2, entropy_z=LN2)]
+    scores = [
+        AttributeScore("a", 0.5, entropy_w=LN2, entropy_z=0.0),
+        AttributeScore("b", 0.5, entropy_w=2 * LN2, entropy_z=LN2),
+    ]
     assert separability(scores) == pytest.approx((8, 2))
 
 

@@ -68,7 +68,9 @@ def test_the_embedded_network_serves_every_role(shards: ShardSet, root: str) -> 
     torch.testing.assert_close(place(spaces, images, "cpu"), net.recognise(images)[0])
 
 
-def test_published_networks_have_their_own_names_and_digests(inception: EvaluationConfig, shards: ShardSet, root: str) -> None:
+def test_published_networks_have_their_own_names_and_digests(
+    inception: EvaluationConfig, shards: ShardSet, root: str
+) -> None:
     spaces = obtain_spaces(asked(inception, *METRICS), shards, root=root)
     assert {role: network.name for role, network in spaces.networks.items()} == {
         "pooled": "inception",
@@ -102,12 +104,18 @@ def test_an_evaluation_with_published_networks(
     scores = {"is_inception", "is_std_inception"}
     assert scores <= set(report.metrics) <= scores | {"separability_w_attributes", "separability_z_attributes"}
     assert report.settings["networks"].keys() == {"inception", "lpips", "attributes"}
-    assert report.skipped["fid_inception"].startswith("6 reference images are too few for a covariance of 2048 features")
-    assert report.skipped["ppl_wend_lpips"].startswith("LPIPS needs images of 16x16 at least, these are 4x4 after the crop")
+    assert report.skipped["fid_inception"].startswith(
+        "6 reference images are too few for a covariance of 2048 features"
+    )
+    assert report.skipped["ppl_wend_lpips"].startswith(
+        "LPIPS needs images of 16x16 at least, these are 4x4 after the crop"
+    )
     assert set(report.attributes) == {"left", "right"}
 
 
-def test_a_worker_hands_out_the_features_of_each_network_as_they_are_kept(inception: EvaluationConfig, shards: ShardSet, root: str) -> None:
+def test_a_worker_hands_out_the_features_of_each_network_as_they_are_kept(
+    inception: EvaluationConfig, shards: ShardSet, root: str
+) -> None:
     """Of one real: Inception's in single precision, VGG16's in half."""
     spaces = obtain_spaces(asked(inception, "fid", "pr"), shards, root=root)
     subject = Subject("", "", None, shards, (), spaces, inception, "cpu")
@@ -129,8 +137,12 @@ def test_unlabelled_images_have_no_attribute_classifiers(
 
 
 def test_missing_weights_are_told_before_anything_trains(tmp_path: Path) -> None:
-    gone = EvaluationConfig(features="inception", metrics=("fid", "pr"), weights=WeightsConfig(inception=f"{tmp_path}/none.pth"))
-    with pytest.raises(ConfigError, match=r"evaluation\.weights\.inception=.*none\.pth.*there is no such file") as caught:
+    gone = EvaluationConfig(
+        features="inception", metrics=("fid", "pr"), weights=WeightsConfig(inception=f"{tmp_path}/none.pth")
+    )
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.weights\.inception=.*none\.pth.*there is no such file"
+    ) as caught:
         check_features(gone, labelled=False)
     assert "\n" not in str(caught.value)
 

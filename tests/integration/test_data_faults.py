@@ -153,7 +153,11 @@ def test_patience_over_is_one_line(data, faultless, faulty_s3, s3_server, monkey
     root, source = f"{s3_server()}/root", open_source(data)
     with faulty_s3(rate=0) as faults:
         faults.down_for(600)
-        for act in (lambda: write_shards(source, data, root), lambda: load_images(faultless, 16), lambda: open_source(data)):
+        for act in (
+            lambda: write_shards(source, data, root),
+            lambda: load_images(faultless, 16),
+            lambda: open_source(data),
+        ):
             start = time.monotonic()
             with pytest.raises(UnavailableError) as caught:
                 act()
@@ -201,7 +205,11 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(data, faultless, faulty_s3
     with faulty_s3(rate=0) as faults:
         shards = shard(data, root)
     written = {request.removeprefix("PUT ") for request in faults.passed if request.startswith("PUT ")}
-    again = {name for name in written if any(name.endswith((f"train-{chunk}.tar", f"chunks/{chunk}.parquet")) for chunk in done)}
+    again = {
+        name
+        for name in written
+        if any(name.endswith((f"train-{chunk}.tar", f"chunks/{chunk}.parquet")) for chunk in done)
+    }
     assert again == set()
     assert written  # the rest
     after = files(uri)
@@ -236,7 +244,9 @@ def make_job(data: DataConfig, shards: ShardSet, uri: str) -> StageJob:
     return StageJob(config=config, stage=stages(config)[0], shards=shards, key="k", run_id="r", uri=uri, previous=None)
 
 
-def test_training_on_a_faulty_store_that_goes_away_ends_with_the_same_weights(data, faultless, faulty_s3, s3_server, tmp_path, monkeypatch):
+def test_training_on_a_faulty_store_that_goes_away_ends_with_the_same_weights(
+    data, faultless, faulty_s3, s3_server, tmp_path, monkeypatch
+):
     """Shards, checkpoints and curves on the store: it pauses for the outage, and differs in nothing."""
     expected = train_stage(make_job(data, faultless, f"{s3_server()}/stage"))
     monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "fresh"))

@@ -74,7 +74,9 @@ def test_deployment_is_scheduled_and_a_triggered_run_goes_through(finished, serv
     shutil.copy(place.config, place.folder / "configs" / "quickstart.yaml")
 
     def cli(*arguments):
-        done = subprocess.run([prefect, "--no-prompt", *arguments], cwd=place.folder, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [prefect, "--no-prompt", *arguments], cwd=place.folder, env=env, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -84,18 +86,27 @@ def test_deployment_is_scheduled_and_a_triggered_run_goes_through(finished, serv
     assert deployment["name"] == "weekly"
     assert deployment["global_concurrency_limit"]["limit"] == 1
 
-    scheduled = wait_for(lambda: post(url, "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}), 60)
+    scheduled = wait_for(
+        lambda: post(url, "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}), 60
+    )
     assert len(scheduled) >= 2
     assert all(run["expected_start_time"][11:16] == "03:00" for run in scheduled)
 
     with open(place.folder / "worker.log", "wb") as log:
         worker = subprocess.Popen(
-            [prefect, "worker", "start", "--pool", "stylegan"], cwd=place.folder, env=env, stdout=log, stderr=log, start_new_session=True
+            [prefect, "worker", "start", "--pool", "stylegan"],
+            cwd=place.folder,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         cli("deployment", "run", "stylegan-train/weekly", "--watch")
         (run,) = post(url, "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
-        tasks = post(url, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"})
+        tasks = post(
+            url, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        )
         assert [(task["name"], task["state"]["name"]) for task in tasks] == [
             (name, "Cached") for name in ("shard", "train 4x4", "train 8x8", "evaluate", "register", "gate")
         ]

@@ -56,7 +56,9 @@ def test_mlflow_and_prefect_have_the_page(finished):
     assert page == Path(summary["page"]).read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == len(figures) + 1  # and the mean image of the data set
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
-        (text,) = database.execute("select data from artifact where type = 'markdown' order by created desc limit 1").fetchone()
+        (text,) = database.execute(
+            "select data from artifact where type = 'markdown' order by created desc limit 1"
+        ).fetchone()
     assert summary["page"] in text
 
 

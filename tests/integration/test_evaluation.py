@@ -33,7 +33,9 @@ def test_a_killed_worker_costs_the_chunk_it_was_at(tmp_path):
     """kill -9 on a Ray worker in the third chunk: that chunk is measured twice, all others once, and no number differs."""
     config = build(TREE)
     shards = write_shards(open_source(config.data), config.data, str(tmp_path))
-    evaluation = EvaluationConfig(metrics=("fid", "kid", "pr", "ppl_wend"), num_images=1500, num_reals=500, ppl_samples=300, bootstrap=4)
+    evaluation = EvaluationConfig(
+        metrics=("fid", "kid", "pr", "ppl_wend"), num_images=1500, num_reals=500, ppl_samples=300, bootstrap=4
+    )
     checkpoint, tries = tiny_checkpoint(tmp_path), tmp_path / "tries"
     tries.mkdir()
 

@@ -22,7 +22,8 @@ def task_states(place):
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         (flow_run,) = database.execute("select id from flow_run order by created desc limit 1").fetchone()
         return database.execute(
-            "select name, state_name from task_run where flow_run_id = ? order by expected_start_time, created", (flow_run,)
+            "select name, state_name from task_run where flow_run_id = ? order by expected_start_time, created",
+            (flow_run,),
         ).fetchall()
 
 
@@ -60,7 +61,10 @@ def test_prefect_shows_a_task_run_for_every_step(finished):
 def test_prefect_has_the_artifacts(finished):
     place, _summary = finished
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
-        kinds = {key.rsplit("-", 1)[1]: kind for key, kind in database.execute("select key, type from artifact where key is not null")}
+        kinds = {
+            key.rsplit("-", 1)[1]: kind
+            for key, kind in database.execute("select key, type from artifact where key is not null")
+        }
     of_data = {"rejected": "table", "preview": "image", "card": "markdown"}
     assert kinds == of_data | {"metrics": "table", "verdict": "markdown", "samples": "image"}
 

@@ -46,7 +46,15 @@ def test_joins_a_running_cluster_with_two_workers(make_place, tmp_path_factory):
     port, bin_folder = free_port(), Path(sys.executable).parent
     temp = f"/tmp/ray-{port}"  # Ray's sockets allow short paths only
     agents = ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent")
-    head = [str(bin_folder / "ray"), "start", "--head", f"--port={port}", f"--temp-dir={temp}", "--num-cpus=2", "--block"]
+    head = [
+        str(bin_folder / "ray"),
+        "start",
+        "--head",
+        f"--port={port}",
+        f"--temp-dir={temp}",
+        "--num-cpus=2",
+        "--block",
+    ]
     head += [f"--{name}-port={free_port()}" for name in agents] + ["--include-dashboard=false", "--disable-usage-stats"]
     env = os.environ | place.env
     with open(place.folder / "head", "wb") as log:
@@ -58,7 +66,16 @@ def test_joins_a_running_cluster_with_two_workers(make_place, tmp_path_factory):
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.5)
-        record = place.json("train", str(place.config), "--until", "4", "--set", f"ray.address=127.0.0.1:{port}", "--set", "ray.workers=2")
+        record = place.json(
+            "train",
+            str(place.config),
+            "--until",
+            "4",
+            "--set",
+            f"ray.address=127.0.0.1:{port}",
+            "--set",
+            "ray.workers=2",
+        )
         assert record["nimg"] == 1000
         assert process.poll() is None
     finally:

@@ -24,7 +24,14 @@ SMALL = {"latent_size": 12, "mapping_fmaps": 10, "mapping_layers": 3, "fmap_max"
 FMAP_BASE = {8: 64, 16: 64, 32: 64, 128: 256}  # 4 channels or more at every resolution
 DATA = {"rgb": (3, 0), "grey, 3 classes": (1, 3)}  # channels, labels
 CONFIGS = {  # of table 1 in Karras et al. 2019, and each other switch
-    "B": {"styles": False, "const_input": False, "noise": False, "pixel_norm": True, "instance_norm": False, "mapping_layers": 0},
+    "B": {
+        "styles": False,
+        "const_input": False,
+        "noise": False,
+        "pixel_norm": True,
+        "instance_norm": False,
+        "mapping_layers": 0,
+    },
     "C": {"const_input": False, "noise": False},
     "D": {"noise": False},
     "F without blur": {"blur": False},
@@ -42,7 +49,9 @@ class Precision:
     weights: torch.dtype
     features: torch.dtype | None  # None: that of the weights
     allowed: dict[str, float]  # values (images, scores, R1), first derivatives, second ones
-    least: float = 1e-3  # a tensor with a smaller share of the largest norm may be off by as much as one that has this share
+    least: float = (
+        1e-3  # a tensor with a smaller share of the largest norm may be off by as much as one that has this share
+    )
 
 
 def same(allowed: float) -> dict[str, float]:
@@ -79,7 +88,9 @@ def _no_tf32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before
 
 
-def networks(ours: type[nn.Module], plain: type[nn.Module], data: str, *, resolution: int, **switches: object) -> tuple[nn.Module, ...]:
+def networks(
+    ours: type[nn.Module], plain: type[nn.Module], data: str, *, resolution: int, **switches: object
+) -> tuple[nn.Module, ...]:
     """Both networks with the same weights in double precision, which single precision can hold; none of them constant."""
     torch.manual_seed(0)
     model = ModelConfig(**({**SMALL, "fmap_base": FMAP_BASE[resolution]} | switches))
@@ -146,7 +157,11 @@ def generator_numbers(G: nn.Module, data: str, *, alpha: float) -> dict[str, Num
 def discriminator_numbers(D: nn.Module, data: str, *, alpha: float) -> dict[str, Numbers]:
     """Scores, R1, the gradients of the scores' sum with random weights, and those of R1's, which are second derivatives."""
     inputs = Inputs(D)
-    images, weights, labels = inputs.images(DATA[data][0], 4 << len(D.blocks)), inputs.normal(N).detach(), inputs.labels(data)
+    images, weights, labels = (
+        inputs.images(DATA[data][0], 4 << len(D.blocks)),
+        inputs.normal(N).detach(),
+        inputs.labels(data),
+    )
     scores = D(images, labels, alpha=alpha)
     first = gradients((scores * weights).sum(), D, images=images)
     if isinstance(D, PlainDiscriminator):
@@ -176,7 +191,13 @@ def compare(pair: tuple[nn.Module, ...], data: str, precision: Precision, *, alp
 @every_resolution
 def test_generator(precision: str, data: str, alpha: float, resolution: int, device: str) -> None:
     """Images, and the gradient of every parameter and latent."""
-    compare(networks(Generator, PlainGenerator, data, resolution=resolution), data, PRECISIONS[precision], alpha=alpha, device=device)
+    compare(
+        networks(Generator, PlainGenerator, data, resolution=resolution),
+        data,
+        PRECISIONS[precision],
+        alpha=alpha,
+        device=device,
+    )
 
 
 @every_device
@@ -203,7 +224,12 @@ def test_noise_has_a_gradient() -> None:
 def test_every_switch(config: str, alpha: float) -> None:
     """The other configs of the paper too, in double precision (a deviation of two images may be tiny, its derivatives are not)."""
     for kinds in ((Generator, PlainGenerator), (Discriminator, PlainDiscriminator)):
-        compare(networks(*kinds, "rgb", resolution=16, **CONFIGS[config]), "rgb", replace(EXACT, allowed=same(1e-7)), alpha=alpha)
+        compare(
+            networks(*kinds, "rgb", resolution=16, **CONFIGS[config]),
+            "rgb",
+            replace(EXACT, allowed=same(1e-7)),
+            alpha=alpha,
+        )
 
 
 @every_device

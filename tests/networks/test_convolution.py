@@ -44,7 +44,9 @@ def test_convolutions_are_torchs(name: str, memory_format: torch.memory_format) 
     x, weight, bias = arguments(name)
     x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
     assert_same_derivatives(
-        lambda *inputs: convolve(*inputs, geometry), lambda *inputs: plain_convolve(*inputs, geometry), [x, weight, bias]
+        lambda *inputs: convolve(*inputs, geometry),
+        lambda *inputs: plain_convolve(*inputs, geometry),
+        [x, weight, bias],
     )
     with torch.no_grad():
         torch.testing.assert_close(convolve(x, weight, bias, geometry), plain_convolve(x, weight, bias, geometry))
@@ -70,6 +72,8 @@ def test_four_taps_are_the_four_shifts(rotated: bool) -> None:
     def plain(weight: Tensor) -> Tensor:
         block = torch.full((2, 2), 0.5, dtype=weight.dtype)
         kernel = weight.rot90(2, (2, 3)) if rotated else weight
-        return F.conv_transpose2d(kernel.flatten(0, 1)[:, None], block[None, None]).unflatten(0, weight.shape[:2])[:, :, 0]
+        return F.conv_transpose2d(kernel.flatten(0, 1)[:, None], block[None, None]).unflatten(0, weight.shape[:2])[
+            :, :, 0
+        ]
 
     assert_same_derivatives(lambda weight: four_tap(weight, scale=0.5, rotated=rotated), plain, [doubles(2, 3, 3, 3)])

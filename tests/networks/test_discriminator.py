@@ -15,7 +15,9 @@ from stylegan.networks.discriminator import Discriminator
 SMALL = {"fmap_max": 6, "fmap_base": 64}
 
 
-def _discriminator(resolution: int = 16, num_labels: int = 0, rotation: bool = False, **switches: object) -> Discriminator:
+def _discriminator(
+    resolution: int = 16, num_labels: int = 0, rotation: bool = False, **switches: object
+) -> Discriminator:
     """A small network whose biases are not 0."""
     torch.manual_seed(0)
     shape = {"resolution": resolution, "channels": 3, "num_labels": num_labels}
@@ -51,7 +53,9 @@ def _bias(state: dict[str, Tensor], name: str) -> Tensor:
     return state[f"{name}.bias"].reshape(1, -1, 1, 1)
 
 
-def _reference(state: dict[str, Tensor], images: Tensor, *, alpha: float, model: ModelConfig, last: str = "head.dense1") -> Tensor:
+def _reference(
+    state: dict[str, Tensor], images: Tensor, *, alpha: float, model: ModelConfig, last: str = "head.dense1"
+) -> Tensor:
     """Logits from the weights alone: plain convolutions, blur, means, one group of four by hand."""
     levels = int(math.log2(images.shape[-1])) - 2
     x = _act(_conv(images, state, f"from_rgb.{levels}") + _bias(state, f"from_rgb.{levels}"))
@@ -123,7 +127,9 @@ def test_grow_keeps_every_old_parameter() -> None:
     network.grow()
     grown = dict(network.named_parameters())
     assert network.resolution == 16
-    assert all(grown[name] is parameter and torch.equal(parameter, state[name]) for name, parameter in parameters.items())
+    assert all(
+        grown[name] is parameter and torch.equal(parameter, state[name]) for name, parameter in parameters.items()
+    )
     assert {name.rsplit(".", 1)[0] for name in set(grown) - set(parameters)} == {
         "blocks.1.conv0",
         "blocks.1.conv1_down",
@@ -181,7 +187,9 @@ def test_rotation_of_an_image_depends_on_nothing_else(group: int) -> None:
     for n, image in enumerate(images):
         alone = network.rotation_logits(_turned(image[None]))
         torch.testing.assert_close(together[:, n], alone)
-        torch.testing.assert_close(network.rotation_logits(_turned(torch.rot90(image[None], 1, (2, 3)))), alone.roll(-1, 0))
+        torch.testing.assert_close(
+            network.rotation_logits(_turned(torch.rot90(image[None], 1, (2, 3)))), alone.roll(-1, 0)
+        )
 
 
 def test_score_is_linear_in_the_features() -> None:

@@ -15,7 +15,14 @@ from stylegan.networks.generator import Generator, mix, random_noise
 
 SMALL = {"latent_size": 12, "mapping_fmaps": 10, "mapping_layers": 3, "fmap_max": 6, "fmap_base": 128}
 TABLE_1 = {  # config letter -> switches (Karras et al. 2019, table 1)
-    "B": {"styles": False, "const_input": False, "noise": False, "pixel_norm": True, "instance_norm": False, "mapping_layers": 0},
+    "B": {
+        "styles": False,
+        "const_input": False,
+        "noise": False,
+        "pixel_norm": True,
+        "instance_norm": False,
+        "mapping_layers": 0,
+    },
     "C": {"const_input": False, "noise": False},
     "D": {"noise": False},
     "E": {},
@@ -209,7 +216,11 @@ def test_grow_keeps_every_old_parameter() -> None:
     grown, new = dict(generator.named_parameters()), generator.state_dict()
     assert all(grown[name] is parameter for name, parameter in parameters.items())
     assert all(torch.equal(new[name], value) for name, value in state.items())
-    assert {name.split(".", 1)[1].rsplit(".", 1)[0] for name in set(grown) - set(parameters)} >= {"layers.4", "layers.5", "to_rgb.2"}
+    assert {name.split(".", 1)[1].rsplit(".", 1)[0] for name in set(grown) - set(parameters)} >= {
+        "layers.4",
+        "layers.5",
+        "to_rgb.2",
+    }
     assert generator(torch.randn(2, 12)).shape == (2, 3, 16, 16)
 
 
@@ -290,7 +301,9 @@ def test_every_parameter_in_use_learns(config: str) -> None:
     """While fading, each parameter gets a gradient, but for the toRGB layers of lower resolutions and style-free configs' none."""
     generator = _shake(_generator(**TABLE_1[config]))
     generator(torch.randn(4, 12), alpha=0.5, noise=random_noise(None, "cpu")).square().sum().backward()
-    idle = [name for name, parameter in generator.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    idle = [
+        name for name, parameter in generator.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     assert [name for name in idle if not name.startswith("synthesis.to_rgb.0")] == []
 
 

@@ -26,7 +26,9 @@ def network(state: dict[str, Tensor]) -> InceptionV3:
 
 
 @pytest.fixture(scope="module")
-def reference(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def reference(
+    state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """torch-fidelity's network with these weights: uint8 images to features and logits without bias."""
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     extractor = torch_fidelity("feature_extractor_inceptionv3").FeatureExtractorInceptionV3

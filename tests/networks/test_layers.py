@@ -117,7 +117,9 @@ def test_instance_norm() -> None:
     """Biased variance per image and channel, 1e-8 under the root; a constant channel becomes exactly 0."""
     x = torch.randn(2, 3, 5, 5) * 4 + 2
     centred = x - x.mean((2, 3), keepdim=True)
-    torch.testing.assert_close(layers.instance_norm(x), centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + 1e-8))
+    torch.testing.assert_close(
+        layers.instance_norm(x), centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + 1e-8)
+    )
     small = torch.tensor([1e-4, -1e-4] * 8).view(1, 1, 4, 4)
     torch.testing.assert_close(layers.instance_norm(small), small / math.sqrt(2e-8))
     assert not layers.instance_norm(torch.full((2, 3, 4, 4), 1.37)).any()

@@ -58,7 +58,9 @@ def test_generator_computes_the_official_formulas(case: str, lod: float) -> None
     given = CASES[case]
     Gs = load_official(tf.write(given)).Gs.double()
     z, labels = inputs(given)
-    expected = tf.generate(given, tf.generator_variables(given), z, labels=labels, psi=0.7, lod=lod if given["resolution"] > 4 else 0)
+    expected = tf.generate(
+        given, tf.generator_variables(given), z, labels=labels, psi=0.7, lod=lod if given["resolution"] > 4 else 0
+    )
     images = Gs(torch.from_numpy(z), tensor(labels), truncation_psi=0.7, alpha=1 - lod)
     assert images.shape == (4, given["num_channels"], given["resolution"], given["resolution"])
     np.testing.assert_allclose(images, expected, rtol=1e-8, atol=1e-8)
@@ -74,7 +76,9 @@ def test_discriminator_computes_the_official_formulas(case: str, lod: float) -> 
     shape = (8, given["num_channels"], given["resolution"], given["resolution"])
     images = np.random.default_rng(2).standard_normal(shape)
     labels = np.arange(8) % given["label_size"] if given["label_size"] else None
-    expected = tf.score(given, tf.discriminator_variables(given), images, labels=labels, lod=lod if given["resolution"] > 4 else 0)
+    expected = tf.score(
+        given, tf.discriminator_variables(given), images, labels=labels, lod=lod if given["resolution"] > 4 else 0
+    )
     scores = D.double()(torch.from_numpy(images), tensor(labels), alpha=1 - lod)
     np.testing.assert_allclose(scores, expected, rtol=1e-8, atol=1e-8)
 
@@ -85,33 +89,54 @@ def test_whole_file_at_256() -> None:
     networks = load_official(tf.write(given))
     assert networks.G is not None
     assert networks.D is not None
-    for network, variables in ((networks.Gs, tf.generator_variables(given)), (networks.G, tf.generator_variables(given, 10))):
+    for network, variables in (
+        (networks.Gs, tf.generator_variables(given)),
+        (networks.G, tf.generator_variables(given, 10)),
+    ):
         np.testing.assert_array_equal(network.w_avg, variables[""]["dlatent_avg"])
         for k, layer in enumerate(network.synthesis.to_rgb):
-            np.testing.assert_array_equal(layer.weight[:, :, 0, 0].T, variables["synthesis"][f"ToRGB_lod{6 - k}/weight"][0, 0])
+            np.testing.assert_array_equal(
+                layer.weight[:, :, 0, 0].T, variables["synthesis"][f"ToRGB_lod{6 - k}/weight"][0, 0]
+            )
         for k in range(14):
-            np.testing.assert_array_equal(network.synthesis.get_buffer(f"noise{k}"), variables["synthesis"][f"noise{k}"])
+            np.testing.assert_array_equal(
+                network.synthesis.get_buffer(f"noise{k}"), variables["synthesis"][f"noise{k}"]
+            )
     for k, layer in enumerate(networks.D.from_rgb):
-        np.testing.assert_array_equal(layer.weight[:, :, 0, 0].T, tf.discriminator_variables(given)[f"FromRGB_lod{6 - k}/weight"][0, 0])
+        np.testing.assert_array_equal(
+            layer.weight[:, :, 0, 0].T, tf.discriminator_variables(given)[f"FromRGB_lod{6 - k}/weight"][0, 0]
+        )
     assert not networks.Gs.training
     assert not any(parameter.requires_grad for parameter in [*networks.Gs.parameters(), *networks.D.parameters()])
 
 
 def test_arguments_become_the_model() -> None:
-    given = tf.arguments(8, label_size=2, style_mixing_prob=None, dlatent_avg_beta=0.9, mbstd_group_size=8, blur_filter=None)
+    given = tf.arguments(
+        8, label_size=2, style_mixing_prob=None, dlatent_avg_beta=0.9, mbstd_group_size=8, blur_filter=None
+    )
     networks = load_official(tf.write(given))
     model = networks.Gs.model
-    assert (model.latent_size, model.mapping_layers, model.mapping_fmaps, model.fmap_base, model.fmap_max) == (6, 2, 5, 32, 4)
+    assert (model.latent_size, model.mapping_layers, model.mapping_fmaps, model.fmap_base, model.fmap_max) == (
+        6,
+        2,
+        5,
+        32,
+        4,
+    )
     assert (model.style_mixing_prob, model.w_avg_beta, model.blur, model.conditional) == (0, 0.9, False, True)
     assert networks.D is not None
     assert (networks.D.model.mbstd_group, networks.D.num_labels) == (8, 2)
 
 
-@pytest.mark.parametrize("missing", [["num_channels"], ["resolution"], ["label_size"], ["num_channels", "resolution", "label_size"]])
+@pytest.mark.parametrize(
+    "missing", [["num_channels"], ["resolution"], ["label_size"], ["num_channels", "resolution", "label_size"]]
+)
 def test_sizes_of_the_data_are_read_from_the_variables_if_need_be(missing: list[str]) -> None:
     def forget(states: dict) -> None:
         for content in states.values():
-            content["static_kwargs"] = {key: value for key, value in content["static_kwargs"].items() if key not in missing}
+            content["static_kwargs"] = {
+                key: value for key, value in content["static_kwargs"].items() if key not in missing
+            }
             for part in content["components"].values():
                 part.state["static_kwargs"] = content["static_kwargs"]
 
@@ -137,7 +162,9 @@ def test_every_way_to_pickle_arrays(protocol: int) -> None:
     for content in [data, data.replace(b"numpy._core", b"numpy.core")] if protocol == 2 else [data]:
         layers = load_official(content).Gs.synthesis
         np.testing.assert_array_equal(layers.get_buffer("noise0"), expected["noise0"])
-        np.testing.assert_array_equal(layers.get_parameter("layers.3.source.weight").permute(2, 3, 1, 0), expected["8x8/Conv1/weight"])
+        np.testing.assert_array_equal(
+            layers.get_parameter("layers.3.source.weight").permute(2, 3, 1, 0), expected["8x8/Conv1/weight"]
+        )
 
 
 def test_dict_and_single_network() -> None:
@@ -178,7 +205,9 @@ def test_commands_in_a_pickle_are_not_run(tmp_path, protocol: int) -> None:
     marker = tmp_path / "ran"
     data = pickle.dumps((Hostile(f"touch {marker}"),) * 3, protocol=protocol)
     assert f"names '{os.name}.system'" in message(data)
-    hidden = tf.write(tf.arguments(8), change=lambda states: states["Gs"]["static_kwargs"].update(extra=Hostile(f"touch {marker}")))
+    hidden = tf.write(
+        tf.arguments(8), change=lambda states: states["Gs"]["static_kwargs"].update(extra=Hostile(f"touch {marker}"))
+    )
     assert f"names '{os.name}.system'" in message(hidden)
     assert not marker.exists()
     pickle.loads(data)
@@ -246,7 +275,9 @@ UNFIT = {
     "G: variable 'x' is no array": lambda s: variables(s, "G").append(("x", "text")),
     "D: variable FromRGB_lod1/bias of shape [4] is missing": lambda s: variables(s, "D").pop(),
     "Gs: variable synthesis/ToRGB_lod1/bias of shape [3] is missing": lambda s: variables(s, "Gs", "synthesis").pop(),
-    "Gs: variable mapping/LabelConcat/weight of shape [2, 6] is missing": lambda s: s["Gs"]["components"].pop("mapping"),
+    "Gs: variable mapping/LabelConcat/weight of shape [2, 6] is missing": lambda s: s["Gs"]["components"].pop(
+        "mapping"
+    ),
     "D: variable 4x4/Conv/weight has shape [3, 3, 5, 4]; the network's": lambda s: arguments(s, "D").update(fmap_max=5),
     "Gs: lod=2.5, a snapshot of a network that was still growing": lambda s: variables(s, "Gs").__setitem__(0, GROWING),
     "D: use_wscale=False has no counterpart here; allowed: True": lambda s: arguments(s, "D").update(use_wscale=False),
@@ -254,7 +285,9 @@ UNFIT = {
     "G: resolution=24 has no counterpart": lambda s: arguments(s, "G").update(resolution=24),
     "blur_filter=[1, 3, 3, 1] is neither": lambda s: arguments(s, "G").update(blur_filter=[1, 3, 3, 1]),
     "G: dlatent_size=7 differs from latent_size": lambda s: arguments(s, "G").update(dlatent_size=7),
-    "G: its arguments make no network (Type": lambda s: arguments(s, "G").update(latent_size=10**30, dlatent_size=10**30),
+    "G: its arguments make no network (Type": lambda s: arguments(s, "G").update(
+        latent_size=10**30, dlatent_size=10**30
+    ),
     "G: its arguments make no network (Value": lambda s: arguments(s, "G").update(mapping_layers=10**9),
     "G: its arguments make no network (Validation": lambda s: arguments(s, "G").update(fmap_max="many"),
     "no official network pickle": lambda s: s["G"].update(static_kwargs=None),

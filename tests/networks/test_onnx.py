@@ -58,7 +58,9 @@ def test_onnx_draws_what_torch_draws(case: str) -> None:
     assert inputs.pop("labels", None) == ((["N"], "tensor(int64)") if names else None)
     assert inputs == {"z": (["N", 8], "tensor(float)"), "psi": ([], "tensor(float)")}
     side = generator.resolution
-    assert [(out.name, out.shape) for out in session.get_outputs()] == [("images", ["N", generator.channels, side, side])]
+    assert [(out.name, out.shape) for out in session.get_outputs()] == [
+        ("images", ["N", generator.channels, side, side])
+    ]
     assert session.get_modelmeta().custom_metadata_map["label_names"] == str(names).replace("'", '"')
     for n, psi in ((1, 1.0), (2, 0.5), (5, 0.0), (3, -0.7)):
         z, labels = torch.randn(n, 8), torch.arange(n).flip(0) % len(names) if names else None
@@ -83,7 +85,9 @@ def test_exporting_leaves_the_generator_as_it_was() -> None:
 def test_a_file_that_draws_other_images_is_refused() -> None:
     """The file of another generator, compared with this one."""
     file = to_onnx(make("4x4", seed=1))
-    with pytest.raises(StepError, match=r"^ONNX: onnxruntime's images differ from torch's by [^\n]*allowed are 0.0001[^\n]*$"):
+    with pytest.raises(
+        StepError, match=r"^ONNX: onnxruntime's images differ from torch's by [^\n]*allowed are 0.0001[^\n]*$"
+    ):
         _compare(file.data, _Network(make("4x4")), onnxruntime)
 
 

@@ -33,15 +33,21 @@ def plain_instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor
 def test_noise_bias_and_activation(maps: int) -> None:
     """Noise for each image or one map for all of them: values and derivatives."""
     noise, inputs = torch.randn(maps, 1, 4, 4, dtype=torch.float64), [doubles(2, 3, 4, 4), doubles(3), doubles(3)]
-    assert_same_derivatives(lambda x, *rest: ops.noise_bias_act(x, noise, *rest), lambda x, *rest: plain_epilogue(x, noise, *rest), inputs)
+    assert_same_derivatives(
+        lambda x, *rest: ops.noise_bias_act(x, noise, *rest), lambda x, *rest: plain_epilogue(x, noise, *rest), inputs
+    )
 
 
 def test_bias_and_activation_without_noise() -> None:
     """Neither a missing map nor a missing weight counts as noise."""
     inputs = [doubles(2, 3, 4, 4), doubles(3)]
     for noise, weight in ((None, doubles(3)), (doubles(2, 1, 4, 4), None)):
-        ours, plain = (partial(function, noise=noise, noise_weight=weight) for function in (ops.noise_bias_act, plain_epilogue))
-        assert_same_derivatives(lambda x, bias, f=ours: f(x, bias=bias), lambda x, bias, f=plain: f(x, bias=bias), inputs)
+        ours, plain = (
+            partial(function, noise=noise, noise_weight=weight) for function in (ops.noise_bias_act, plain_epilogue)
+        )
+        assert_same_derivatives(
+            lambda x, bias, f=ours: f(x, bias=bias), lambda x, bias, f=plain: f(x, bias=bias), inputs
+        )
 
 
 @pytest.mark.parametrize("maps", [1, 2])
@@ -62,7 +68,9 @@ def test_noise_bias_and_activation_leave_their_input_alone() -> None:
 
 def test_instance_norm_with_style() -> None:
     """Values and derivatives of three orders."""
-    assert_same_derivatives(ops.instance_norm_style, plain_instance_norm_style, [doubles(2, 3, 4, 4), doubles(2, 3), doubles(2, 3)])
+    assert_same_derivatives(
+        ops.instance_norm_style, plain_instance_norm_style, [doubles(2, 3, 4, 4), doubles(2, 3), doubles(2, 3)]
+    )
 
 
 def test_blur_is_binomial_and_darkens_borders() -> None:
@@ -85,7 +93,9 @@ def test_first_and_second_derivatives(function: Callable[[Tensor], Tensor]) -> N
 
 ACTIVATIONS = {
     "lrelu": lambda x, bias: ops.lrelu(x),
-    "convolution": lambda x, bias: convolve(x, torch.eye(2, dtype=x.dtype).view(2, 2, 1, 1), bias, Geometry(activate=True)),
+    "convolution": lambda x, bias: convolve(
+        x, torch.eye(2, dtype=x.dtype).view(2, 2, 1, 1), bias, Geometry(activate=True)
+    ),
     "epilogue": lambda x, bias: ops.noise_bias_act(x, None, None, bias),
 }
 
@@ -124,4 +134,6 @@ def test_statistics_are_taken_in_single_precision(dtype: torch.dtype) -> None:
     plain = torch.autograd.grad((reference * direction.float()).sum(), (x, scale, shift))
     for gradient, expected in zip(ours, plain, strict=True):
         assert gradient.dtype == expected.dtype
-        torch.testing.assert_close(gradient.float(), expected.float(), atol=0.01 * expected.abs().max().item(), rtol=0.01)
+        torch.testing.assert_close(
+            gradient.float(), expected.float(), atol=0.01 * expected.abs().max().item(), rtol=0.01
+        )

@@ -22,7 +22,9 @@ def _read(data: bytes) -> dict[str, torch.Tensor]:
 def test_reads_both_formats_of_pytorch(zipped: bool, tmp_path: Path) -> None:
     """The published files are in the format from before 2020; half precision becomes float32, counters are left out."""
     torch.save(
-        GOOD | {"a.bias": torch.ones(2).half(), "a.count": torch.tensor(5)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped
+        GOOD | {"a.bias": torch.ones(2).half(), "a.count": torch.tensor(5)},
+        tmp_path / "a.pth",
+        _use_new_zipfile_serialization=zipped,
     )
     state = _read((tmp_path / "a.pth").read_bytes())
     assert {name: (value.dtype, value.tolist()) for name, value in state.items()} == {
@@ -34,7 +36,9 @@ def test_reads_both_formats_of_pytorch(zipped: bool, tmp_path: Path) -> None:
 def test_reads_what_was_saved_on_a_gpu(tmp_path: Path) -> None:
     """The published heads of LPIPS name `cuda:0` as the place of their tensors; they are read on machines without a GPU."""
     torch.save(GOOD, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    cpu, cuda = (b"X" + len(name).to_bytes(4, "little") + name for name in (b"cpu", b"cuda:0"))  # as pickle writes strings
+    cpu, cuda = (
+        b"X" + len(name).to_bytes(4, "little") + name for name in (b"cpu", b"cuda:0")
+    )  # as pickle writes strings
     data = (tmp_path / "a.pth").read_bytes()
     assert data.count(cpu) == 1  # the second tensor refers to it
     assert _read(data.replace(cpu, cuda))["a.weight"].tolist() == [[1.0] * 3] * 2
@@ -43,7 +47,10 @@ def test_reads_what_was_saved_on_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (GOOD | {"AuxLogits.fc.weight": torch.ones(1)}, "'AuxLogits.fc.weight' is no part of this network; 1 such names"),
+        (
+            GOOD | {"AuxLogits.fc.weight": torch.ones(1)},
+            "'AuxLogits.fc.weight' is no part of this network; 1 such names",
+        ),
         ({"a.bias": torch.zeros(2)}, "'a.weight' is missing; 1 such names"),
         (GOOD | {"a.bias": torch.zeros(3)}, r"'a.bias' has the shape \[3\], not \[2\]"),
         (GOOD | {"a.bias": torch.tensor([0.0, float("nan")])}, "'a.bias' has values that are not finite"),
@@ -72,7 +79,10 @@ class _Act:
 
 def test_runs_nothing_of_the_file(tmp_path: Path) -> None:
     """A pickle that acts when it is read is refused before it acts."""
-    for data in (file_bytes(GOOD | {"act": _Act(tmp_path / "acted")}), pickle.dumps(_Act(tmp_path / "acted"), protocol=2)):
+    for data in (
+        file_bytes(GOOD | {"act": _Act(tmp_path / "acted")}),
+        pickle.dumps(_Act(tmp_path / "acted"), protocol=2),
+    ):
         with pytest.raises(ConfigError, match=r"^Tiny: these \d+ bytes do not hold its weights .*; give tiny.pth$"):
             _read(data)
     assert not (tmp_path / "acted").exists()
@@ -81,7 +91,9 @@ def test_runs_nothing_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html>", file_bytes(GOOD)[:-200], file_bytes(GOOD)[:700]])
 def test_refuses_damaged_files_in_one_line(data: bytes) -> None:
     """Nothing, a web page, and a file that is cut short."""
-    with pytest.raises(ConfigError, match=rf"^Tiny: these {len(data)} bytes do not hold its weights \([^\n]*\); give tiny.pth$"):
+    with pytest.raises(
+        ConfigError, match=rf"^Tiny: these {len(data)} bytes do not hold its weights \([^\n]*\); give tiny.pth$"
+    ):
         _read(data)
 
 

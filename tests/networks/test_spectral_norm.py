@@ -20,7 +20,9 @@ def make(resolution: int = 16, *, spectral_norm: bool = True) -> Discriminator:
 
 
 def images(resolution: int = 16, count: int = 8) -> torch.Tensor:
-    return torch.randn(count, 3, resolution, resolution, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        count, 3, resolution, resolution, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
 
 LABELS = torch.arange(8) % 2
@@ -35,7 +37,9 @@ def state(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def changed(before: dict[str, torch.Tensor], network: nn.Module) -> set[str]:
-    return {name for name, value in network.state_dict().items() if name in before and not torch.equal(before[name], value)}
+    return {
+        name for name, value in network.state_dict().items() if name in before and not torch.equal(before[name], value)
+    }
 
 
 def test_every_layer_has_it_only_if_asked_and_without_the_equalised_factor() -> None:
@@ -75,7 +79,9 @@ def test_one_power_iteration_for_a_forward_pass_in_training_and_none_in_inferenc
     D.train()
     D(images(), LABELS)
     used = [name for name in layers(D) if name not in ("from_rgb.0", "from_rgb.1", "rotation")]
-    assert changed(before, D) == {f"{name}.parametrizations.weight.0.{vector}" for name in used for vector in ("_u", "_v")}
+    assert changed(before, D) == {
+        f"{name}.parametrizations.weight.0.{vector}" for name in used for vector in ("_u", "_v")
+    }
     after = state(D)
     for name in used:
         prefix = f"{name}.parametrizations.weight"
@@ -125,7 +131,9 @@ def test_r1_gradient_of_every_weight_is_right(alpha: float) -> None:
 
     found = torch.autograd.grad(penalty(), list(weights.values()), allow_unused=True)
     unused = {name for name, gradient in zip(weights, found, strict=True) if gradient is None}
-    assert {name.split(".parametrizations")[0] for name in unused} == {"from_rgb.0", "rotation"} | ({"from_rgb.1"} if alpha == 1 else set())
+    assert {name.split(".parametrizations")[0] for name in unused} == {"from_rgb.0", "rotation"} | (
+        {"from_rgb.1"} if alpha == 1 else set()
+    )
     for (name, weight), gradient in zip(weights.items(), found, strict=True):
         if gradient is None:
             continue

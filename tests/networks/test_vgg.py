@@ -56,7 +56,9 @@ def test_features_equal_torch_fidelity(network: VGG16, downloaded: Path) -> None
     for side in (32, 299):
         images = pictures(2, side)
         (features,) = reference(images)
-        torch.testing.assert_close(network.fc2(to_float(images)), features, rtol=1e-4, atol=1e-4 * features.std().item())
+        torch.testing.assert_close(
+            network.fc2(to_float(images)), features, rtol=1e-4, atol=1e-4 * features.std().item()
+        )
         assert (features[0] - features[1]).norm() > 0.02 * features[0].norm()  # the images make a difference
 
 
@@ -109,7 +111,12 @@ def test_loading_draws_nothing_and_freezes(files: tuple[bytes, bytes]) -> None:
 
 def test_refuses_other_files(files: tuple[bytes, bytes]) -> None:
     """The heads of AlexNet, and heads in the place of VGG16."""
-    alexnet = file_bytes({f"lin{level}.model.1.weight": torch.ones(1, width, 1, 1) for level, width in enumerate((64, 192, 384, 256, 256))})
+    alexnet = file_bytes(
+        {
+            f"lin{level}.model.1.weight": torch.ones(1, width, 1, 1)
+            for level, width in enumerate((64, 192, 384, 256, 256))
+        }
+    )
     cure = "give lpips/weights/v0.1/vgg.pth of the lpips package or weights-vgg16-lpips.pth of torch-fidelity"
     with pytest.raises(ConfigError, match=rf"^LPIPS v0.1 for VGG16: .*'lin1.model.1.weight' has the shape .*; {cure}$"):
         load_lpips(files[0], alexnet)

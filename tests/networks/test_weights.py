@@ -98,7 +98,9 @@ def _with_header(data: bytes, **changes: object) -> bytes:
     """The same tensors under a changed header."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["stylegan.generator"])
-    return safetensors_torch.save(safetensors_torch.load(data), metadata={"stylegan.generator": json.dumps(header | changes)})
+    return safetensors_torch.save(
+        safetensors_torch.load(data), metadata={"stylegan.generator": json.dumps(header | changes)}
+    )
 
 
 def _damaged() -> dict[str, bytes]:

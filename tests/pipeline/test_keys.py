@@ -41,7 +41,9 @@ def test_every_shipped_config_of_then_is_still_there() -> None:
 def test_protocol_of_a_metric(metric: str) -> None:
     shapes = {"pooled": ("inception", 2048, "float32"), "manifold": ("vgg16", 4096, "float16")}
     shapes |= {"distance": ("lpips", 0, "float32"), "attributes": ("attributes", 0, "float32")}
-    networks = {role: Network(name, (f"{name}.pth",), name * 3, size, dtype) for role, (name, size, dtype) in shapes.items()}
+    networks = {
+        role: Network(name, (f"{name}.pth",), name * 3, size, dtype) for role, (name, size, dtype) in shapes.items()
+    }
     embedded = dict.fromkeys(networks, Network("classifier", ("c.safetensors",), "abc", 128))
     spaces = {"published": Spaces(networks), "embedded": Spaces(embedded, embedded="classifier")}
     found = {name: protocol_of(metric, SHARDS, EvaluationConfig(), space) for name, space in spaces.items()}

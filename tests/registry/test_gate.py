@@ -13,7 +13,9 @@ from stylegan.evaluation.report import Report
 from stylegan.registry.gate import comparable, judge, metric_key
 
 
-def report(fid=10.0, *, checkpoint="a", protocol="p1", images="f1", skipped=None, intervals=None, protocols=None, **metrics):
+def report(
+    fid=10.0, *, checkpoint="a", protocol="p1", images="f1", skipped=None, intervals=None, protocols=None, **metrics
+):
     values = {"fid_classifier": fid, **metrics} if fid is not None else metrics
     return Report(
         protocol=protocol,
@@ -32,7 +34,13 @@ def within(fid, half, **more):
 
 
 def decide(challenger, champion=None, **gate):
-    return judge(challenger, champion, GateConfig(**gate), challenger_version="2", champion_version="1" if champion is not None else None)
+    return judge(
+        challenger,
+        champion,
+        GateConfig(**gate),
+        challenger_version="2",
+        champion_version="1" if champion is not None else None,
+    )
 
 
 def only_reason(verdict):
@@ -136,8 +144,14 @@ def test_the_metric_is_found_by_its_name_without_the_feature_space():
 
 def test_other_metrics_of_the_same_family_do_not_decide():
     """Curves and spreads have the metric's name at their beginning too."""
-    many = report(None, fid_mixing_3_rotation=9.0, fid_rotation=1.0, is_std_rotation=0.1, is_rotation=2.0, separability_w_a=3.0)
-    assert [metric_key(many, name) for name in ("fid", "is", "separability")] == ["fid_rotation", "is_rotation", "separability_w_a"]
+    many = report(
+        None, fid_mixing_3_rotation=9.0, fid_rotation=1.0, is_std_rotation=0.1, is_rotation=2.0, separability_w_a=3.0
+    )
+    assert [metric_key(many, name) for name in ("fid", "is", "separability")] == [
+        "fid_rotation",
+        "is_rotation",
+        "separability_w_a",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +170,9 @@ def test_a_difference_within_chance_names_values_intervals_and_the_bound():
 
 
 def test_a_difference_beyond_chance_says_so():
-    assert "the difference of 5 exceeds 1.56205" in only_reason(decide(within(5.0, 1.2, checkpoint="b"), within(10.0, 1.0)))
+    assert "the difference of 5 exceeds 1.56205" in only_reason(
+        decide(within(5.0, 1.2, checkpoint="b"), within(10.0, 1.0))
+    )
 
 
 def test_intervals_that_do_not_hold_their_value_count_by_their_width():
@@ -179,7 +195,9 @@ def test_intervals_can_be_left_out_of_the_decision():
 
 
 def test_an_interval_that_is_not_finite_promotes_nobody():
-    assert not decide(report(1.0, checkpoint="b", intervals={"fid_classifier": (math.nan, math.nan)}), within(10.0, 1.0)).promote
+    assert not decide(
+        report(1.0, checkpoint="b", intervals={"fid_classifier": (math.nan, math.nan)}), within(10.0, 1.0)
+    ).promote
 
 
 def test_beyond_chance_is_not_enough_if_more_improvement_is_asked_for():
@@ -199,13 +217,17 @@ def test_higher_is_better_for_some_metrics(metric):
 
 @pytest.mark.parametrize(("value", "promote"), [(0.55, True), (0.549, False)])
 def test_the_improvement_of_a_metric_where_higher_is_better(value, promote):
-    verdict = decide(report(checkpoint="b", recall_vgg16=value), report(recall_vgg16=0.5), metric="recall", min_improvement=0.1)
+    verdict = decide(
+        report(checkpoint="b", recall_vgg16=value), report(recall_vgg16=0.5), metric="recall", min_improvement=0.1
+    )
     assert verdict.promote is promote
     assert "at least 0.55 (10.00% above)" in only_reason(verdict)
 
 
 def test_an_improvement_that_no_model_can_reach_says_so():
-    verdict = decide(report(checkpoint="b", recall_vgg16=1.0), report(recall_vgg16=0.95), metric="recall", min_improvement=0.1)
+    verdict = decide(
+        report(checkpoint="b", recall_vgg16=1.0), report(recall_vgg16=0.95), metric="recall", min_improvement=0.1
+    )
     assert not verdict.promote
     assert "more than the 1 that is possible: lower registry.gate.min_improvement" in only_reason(verdict)
 
@@ -213,7 +235,9 @@ def test_an_improvement_that_no_model_can_reach_says_so():
 @pytest.mark.parametrize(("value", "promote"), [(-0.0021, False), (-0.0023, True)])
 def test_the_improvement_over_a_negative_champion_goes_downwards(value, promote):
     """KID is unbiased and may be negative."""
-    verdict = decide(report(checkpoint="b", kid_vgg16=value), report(kid_vgg16=-0.002), metric="kid", min_improvement=0.1)
+    verdict = decide(
+        report(checkpoint="b", kid_vgg16=value), report(kid_vgg16=-0.002), metric="kid", min_improvement=0.1
+    )
     assert verdict.promote is promote
 
 
@@ -250,7 +274,9 @@ def test_a_config_may_gate_on_the_parts_of_a_metric(metrics, gate):
     assert configured(metrics, gate).registry.gate.metric == gate
 
 
-@pytest.mark.parametrize(("metrics", "gate"), [(["fid", "pr"], "pr"), (["fid", "truncation"], "truncation"), (["fid"], "recall")])
+@pytest.mark.parametrize(
+    ("metrics", "gate"), [(["fid", "pr"], "pr"), (["fid", "truncation"], "truncation"), (["fid"], "recall")]
+)
 def test_a_config_may_not_gate_on_what_has_no_single_value(metrics, gate):
     with pytest.raises(ConfigError, match=f"registry.gate.metric={gate}: not among"):
         configured(metrics, gate)
@@ -258,7 +284,9 @@ def test_a_config_may_not_gate_on_what_has_no_single_value(metrics, gate):
 
 def configured(metrics, gate):
     data = {"source": "digits", "resolution": 32}
-    return build({"name": "t", "data": data, "evaluation": {"metrics": metrics}, "registry": {"gate": {"metric": gate}}})
+    return build(
+        {"name": "t", "data": data, "evaluation": {"metrics": metrics}, "registry": {"gate": {"metric": gate}}}
+    )
 
 
 finite = st.floats(0, 1e6)

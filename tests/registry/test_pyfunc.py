@@ -34,7 +34,11 @@ def registered(tmp_path_factory, empty_database, tiny_config, write_checkpoint, 
         config = configs[name] = tiny_config(root, name=name)
         client = connect(resolve_uri(config))
         experiment = client.get_experiment_by_name("x")
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment("x", artifact_location=f"{root}/mlartifacts")
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment("x", artifact_location=f"{root}/mlartifacts")
+        )
         run_id = client.create_run(experiment_id).info.run_id
         checkpoint = write_checkpoint(root / name / "checkpoint-000001000", label_names=label_names)
         store.register(config, mlflow_run_id=run_id, checkpoint=checkpoint, report=make_report(), key=name)
@@ -86,7 +90,9 @@ def test_z_is_taken_as_it_is_and_wins_over_the_seed(plain):
     z = torch.randn(6, generator=torch.Generator().manual_seed(5)).tolist()
     drawn = plain.predict(pd.DataFrame({"seed": [5]}))
     np.testing.assert_array_equal(plain.predict(pd.DataFrame({"z": [z]})), drawn)
-    np.testing.assert_array_equal(plain.predict(pd.DataFrame({"z": [z, None], "seed": [9, 5]})), np.concatenate([drawn, drawn]))
+    np.testing.assert_array_equal(
+        plain.predict(pd.DataFrame({"z": [z, None], "seed": [9, 5]})), np.concatenate([drawn, drawn])
+    )
 
 
 def test_truncation_and_noise_follow_the_parameters(plain):
@@ -115,7 +121,11 @@ def test_the_label_chooses_the_class(classes):
         ("plain", {"seed": [1], "label": [0]}, "has no classes; leave `label` out"),
         ("plain", {"other": [1]}, "no row with `seed` or `z`"),
         ("classes", {"seed": [1]}, "row 0: label is missing; this generator's classes are 0 (cat), 1 (dog), 2 (owl)"),
-        ("classes", {"seed": [1, 1], "label": [2, 3]}, "row 1: label 3; this generator's classes are 0 (cat), 1 (dog), 2 (owl)"),
+        (
+            "classes",
+            {"seed": [1, 1], "label": [2, 3]},
+            "row 1: label 3; this generator's classes are 0 (cat), 1 (dog), 2 (owl)",
+        ),
         ("classes", {"seed": [1], "label": [-1]}, "row 0: label -1"),
     ],
 )
@@ -130,7 +140,11 @@ def test_the_signature_tells_shapes_and_parameters(plain):
     schema = plain.metadata.signature
     assert schema.inputs.input_names() == ["seed", "z", "label"]
     assert schema.outputs.inputs[0].shape == (-1, 8, 8, 1)
-    assert {param.name: param.default for param in schema.params} == {"truncation_psi": 1.0, "truncation_cutoff": 8, "noise_seed": 0}
+    assert {param.name: param.default for param in schema.params} == {
+        "truncation_psi": 1.0,
+        "truncation_cutoff": 8,
+        "noise_seed": 0,
+    }
 
 
 @pytest.fixture

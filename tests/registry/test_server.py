@@ -22,10 +22,19 @@ from stylegan.registry import server
 from stylegan.registry.server import artifact_location
 from stylegan.tracking import check_server, open_run, resolve_uri
 
-SHARDS = ShardSet(uri="s3://b/datasets/f", fingerprint="f" * 64, num_images=5, resolutions=(4, 8), label_names=("a", "b"), num_rejected=0)
+SHARDS = ShardSet(
+    uri="s3://b/datasets/f",
+    fingerprint="f" * 64,
+    num_images=5,
+    resolutions=(4, 8),
+    label_names=("a", "b"),
+    num_rejected=0,
+)
 
 
-def test_the_uri_is_the_one_given_else_sqlite_below_the_root_else_below_the_working_folder(tmp_path, monkeypatch, tiny_config):
+def test_the_uri_is_the_one_given_else_sqlite_below_the_root_else_below_the_working_folder(
+    tmp_path, monkeypatch, tiny_config
+):
     monkeypatch.chdir(tmp_path)
     assert resolve_uri(tiny_config("data")) == f"sqlite:///{tmp_path}/data/mlflow.db"
     assert artifact_location(tiny_config("data")) == f"{tmp_path}/data/mlartifacts"
@@ -33,7 +42,9 @@ def test_the_uri_is_the_one_given_else_sqlite_below_the_root_else_below_the_work
     assert artifact_location(tiny_config("s3://b/x")) == f"{tmp_path}/stylegan-local/mlartifacts"
     assert resolve_uri(tiny_config("data", tracking={"uri": "http://host:5000"})) == "http://host:5000"
     assert artifact_location(tiny_config("data", tracking={"uri": "http://host:5000"})) is None
-    assert artifact_location(tiny_config("s3://b/x", tracking={"uri": "postgresql://host/db"})) == "s3://b/x/mlartifacts"
+    assert (
+        artifact_location(tiny_config("s3://b/x", tracking={"uri": "postgresql://host/db"})) == "s3://b/x/mlartifacts"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,7 +159,9 @@ def test_a_database_without_its_driver_is_one_line_without_the_password():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        with pytest.raises(ConfigError, match=r"tracking\.uri=mssql\+\w+://me:\*\*\*@127.*install that package") as caught:
+        with pytest.raises(
+            ConfigError, match=r"tracking\.uri=mssql\+\w+://me:\*\*\*@127.*install that package"
+        ) as caught:
             server.connect(f"mssql+pymssql://me:secret@127.0.0.1:{listening.getsockname()[1]}/mlflow")
         assert "secret" not in str(caught.value)
 

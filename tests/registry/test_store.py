@@ -32,7 +32,9 @@ class Registry:
 
     def add(self, fid, key="k1"):
         report = self.report(fid, key)
-        return store.register(self.config, mlflow_run_id=self.run_id, checkpoint=report.checkpoint_uri, report=report, key=key)
+        return store.register(
+            self.config, mlflow_run_id=self.run_id, checkpoint=report.checkpoint_uri, report=report, key=key
+        )
 
     def gate(self, fid, key):
         """Register, judge and apply, as the flow does."""
@@ -66,7 +68,10 @@ def test_a_registered_version_is_the_challenger_and_tells_what_it_is(registry):
     found = registry.client.get_model_version("tiny", "1")
     assert found.run_id == registry.run_id
     assert "| fid_classifier | 12.5 |" in found.description
-    assert registry.client.get_run(registry.run_id).outputs.model_outputs[0].model_id == found.source.split("/models/")[1].split("/")[0]
+    assert (
+        registry.client.get_run(registry.run_id).outputs.model_outputs[0].model_id
+        == found.source.split("/models/")[1].split("/")[0]
+    )
 
 
 def test_registering_the_same_key_again_gives_the_same_version(registry):
@@ -85,7 +90,9 @@ def change_database(config, statement):
 @pytest.mark.parametrize("table", ["registered_model_aliases", "logged_model_tags"])
 def test_a_registration_that_was_cut_short_does_not_count_and_is_finished_by_the_next(registry, table):
     """The database refuses what follows the version, as a kill right there would: the version is there, and not more."""
-    change_database(registry.config, f"CREATE TRIGGER cut BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'cut'); END")
+    change_database(
+        registry.config, f"CREATE TRIGGER cut BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'cut'); END"
+    )
     with pytest.raises(StepError, match="cannot register tiny"):
         registry.add(12.5)
     assert registry.tags("1")["stylegan.key"] == "k1"
@@ -108,7 +115,9 @@ def test_registering_a_finished_version_again_leaves_the_aliases_alone(registry)
 def test_a_finished_version_is_preferred_to_a_newer_one_that_was_cut_short(registry):
     """Two runs at once can make two versions of one key."""
     first = registry.add(12.5)
-    registry.client.create_model_version("tiny", source="/somewhere", run_id=registry.run_id, tags={"stylegan.key": "k1"})
+    registry.client.create_model_version(
+        "tiny", source="/somewhere", run_id=registry.run_id, tags={"stylegan.key": "k1"}
+    )
     assert store.find_version(registry.config, "k1") == first
     assert registry.add(12.5) == first
 
@@ -139,7 +148,13 @@ def test_a_champion_with_a_metric_that_is_not_finite_is_read_and_keeps_its_place
 
 def test_a_checkpoint_without_a_generator_is_one_line(registry, tmp_path, make_report):
     with pytest.raises(StepError, match=r"holds no generator\.safetensors"):
-        store.register(registry.config, mlflow_run_id=registry.run_id, checkpoint=str(tmp_path / "none"), report=make_report(), key="k")
+        store.register(
+            registry.config,
+            mlflow_run_id=registry.run_id,
+            checkpoint=str(tmp_path / "none"),
+            report=make_report(),
+            key="k",
+        )
     assert store.find_version(registry.config, "k") is None
 
 
@@ -171,7 +186,9 @@ def test_the_gate_moves_the_aliases(registry):
     assert verdict.promote
     assert registry.aliases() == {"champion": "3", "previous": "1"}
     assert registry.tags("3")["gate.verdict"] == "promote"
-    assert any(name.startswith("champion.") and "After version 1" in value for name, value in registry.tags("3").items())
+    assert any(
+        name.startswith("champion.") and "After version 1" in value for name, value in registry.tags("3").items()
+    )
 
 
 def test_a_verdict_applied_twice_changes_nothing(registry):
@@ -248,7 +265,11 @@ def test_mistakes_on_the_command_line_are_one_line(registry):
         (StepError, "no previous", lambda: store.rollback(registry.uri, "tiny")),
         (ConfigError, "models:/name@alias", lambda: store.load_version(registry.uri, "tiny@champion")),
         (ConfigError, "has no version 9", lambda: store.load_version(registry.uri, "models:/tiny/9")),
-        (StepError, "no alias staging; it has champion", lambda: store.load_version(registry.uri, "models:/tiny@staging")),
+        (
+            StepError,
+            "no alias staging; it has champion",
+            lambda: store.load_version(registry.uri, "models:/tiny@staging"),
+        ),
     ]
     for kind, words, call in mistakes:
         with pytest.raises(kind, match=words) as caught:
@@ -272,7 +293,9 @@ def test_a_champion_of_other_making_is_one_line(registry):
         store.champion(registry.config)
 
 
-def test_nothing_is_written_into_the_working_folder(make_config, make_checkpoint, make_report, tmp_path_factory, monkeypatch, capfd):
+def test_nothing_is_written_into_the_working_folder(
+    make_config, make_checkpoint, make_report, tmp_path_factory, monkeypatch, capfd
+):
     """No mlruns, no mlflow.db where the command happens to be started, and nothing on the terminal."""
     folder = tmp_path_factory.mktemp("cwd")
     monkeypatch.chdir(folder)

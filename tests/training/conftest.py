@@ -14,7 +14,14 @@ from stylegan.training.schedule import stages
 TREE = {
     "name": "t",
     "data": {"resolution": 8, "channels": 3},
-    "model": {"latent_size": 8, "mapping_layers": 1, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
+    "model": {
+        "latent_size": 8,
+        "mapping_layers": 1,
+        "mapping_fmaps": 8,
+        "fmap_base": 64,
+        "fmap_max": 8,
+        "conditional": True,
+    },
     "training": {"start_resolution": 4, "batch": 4, "fade_kimg": 0.024, "stable_kimg": 0.016},
     "snapshots": {"checkpoint_kimg": 0.012, "log_kimg": 0.008, "samples_kimg": 0.016, "grid": 2, "keep": 2},
 }

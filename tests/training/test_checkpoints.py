@@ -84,7 +84,9 @@ def test_refused_checkpoint_ends_the_stage_in_one_line_and_leaves_the_last_one(j
     expected = train_stage(whole)
     stage = job(4, "torn", snapshots={"checkpoint_kimg": 0.008})
     obstacle = Path(stage.uri, "checkpoint-000000016")
-    with pytest.raises(StepError, match=r"^storage: cannot write .*checkpoint-000000016/training\.pt: .*run the same command again$"):
+    with pytest.raises(
+        StepError, match=r"^storage: cannot write .*checkpoint-000000016/training\.pt: .*run the same command again$"
+    ):
         train_stage(stage, on_checkpoint=lambda _: obstacle.write_text("in the way"))
     assert newest_checkpoint(stage.uri).nimg == 8
     assert read_rows(f"{stage.uri}/stats.jsonl")[-1]["nimg"] >= 8

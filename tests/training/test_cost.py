@@ -50,7 +50,12 @@ def test_penalties_and_self_supervision_cost_passes_through_d(tmp_path):
     def passes(**training):
         return step_flops(config(tmp_path, training), 32)
 
-    none, every, lazy, turned = passes(r1_gamma=0), passes(), passes(penalty_interval=16), passes(r1_gamma=0, rotation={})
+    none, every, lazy, turned = (
+        passes(r1_gamma=0),
+        passes(),
+        passes(penalty_interval=16),
+        passes(r1_gamma=0, rotation={}),
+    )
     one = (every - none) / 3
     assert lazy - none == pytest.approx(6 / 16 * one)
     assert turned - none == pytest.approx(5 * one)

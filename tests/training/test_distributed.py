@@ -103,5 +103,7 @@ def test_two_ranks_train_a_stage_and_notice_what_differs(job, tmp_path):
     assert found["drifted in training"].startswith("ranks disagree at 64 images: ")
     assert newest_checkpoint(jobs["drifting"].uri).nimg == 48
     assert "ranks disagree at 24 images: D head.dense0.weight" in found["other weights"]
-    assert found["other storage"].startswith("storage.root=stylegan-data: the workers of ranks [1] do not see what the first one wrote")
+    assert found["other storage"].startswith(
+        "storage.root=stylegan-data: the workers of ranks [1] do not see what the first one wrote"
+    )
     assert newest_checkpoint(jobs["other storage"][0].uri) is None  # noticed before any training

@@ -70,7 +70,9 @@ class Run:
         if player == "D":
             reals = torch.arange(BATCH * self.stage.resolution**2).remainder(256).to(torch.uint8)
             shape = (BATCH, 1, self.stage.resolution, self.stage.resolution)
-            discriminator_step(self.state, self.config, self.stage, reals.view(shape), labels if self.state.D.num_labels else None)
+            discriminator_step(
+                self.state, self.config, self.stage, reals.view(shape), labels if self.state.D.num_labels else None
+            )
         else:
             generator_step(self.state, self.config, self.stage, table if self.state.D.num_labels else None)
         return self.heard
@@ -110,7 +112,12 @@ def changed(before: dict[str, Tensor], network: nn.Module) -> set[str]:
 def test_defaults_are_those_of_the_paper() -> None:
     """Config F on FFHQ: losses, Adam, averages, mixing, sizes."""
     training, model = TrainingConfig(), ModelConfig()
-    assert (training.loss, training.r1_gamma, training.r2_gamma, training.penalty_interval) == ("nonsaturating", 10, 0, 1)
+    assert (training.loss, training.r1_gamma, training.r2_gamma, training.penalty_interval) == (
+        "nonsaturating",
+        10,
+        0,
+        1,
+    )
     assert (training.adam_beta1, training.adam_beta2, training.adam_eps, training.ema_kimg) == (0, 0.99, 1e-8, 10)
     assert (training.start_resolution, training.minibatch_repeats, training.learning_rate_scaling) == (8, 4, "none")
     assert (model.latent_size, model.mapping_layers, model.mapping_fmaps, model.mapping_lrmul) == (512, 8, 512, 0.01)
@@ -128,7 +135,9 @@ def test_everything_additive_starts_at_zero() -> None:
     D = Discriminator(ModelConfig(**MODEL), resolution=16, channels=3)
     zeros = [name for network in (G, D) for name, value in network.named_parameters() if not value.any()]
     assert {name.rsplit(".", 1)[1] for name in zeros} == {"bias", "noise_weight"}
-    assert len(zeros) == sum(name.endswith(("bias", "noise_weight")) for network in (G, D) for name, _ in network.named_parameters())
+    assert len(zeros) == sum(
+        name.endswith(("bias", "noise_weight")) for network in (G, D) for name, _ in network.named_parameters()
+    )
     assert not G.w_avg.any()
     assert (G.synthesis.layers[0].source.const == 1).all()
 
@@ -305,7 +314,12 @@ def test_adam_has_no_momentum_and_one_rate_for_all() -> None:
     run = Run()
     for optimizer, network in ((run.state.opt_G, run.state.G), (run.state.opt_D, run.state.D)):
         (group,) = optimizer.param_groups
-        assert (tuple(group["betas"]), group["eps"], group["weight_decay"], group["lr"]) == ((0, 0.99), 1e-8, 0, run.stage.learning_rate)
+        assert (tuple(group["betas"]), group["eps"], group["weight_decay"], group["lr"]) == (
+            (0, 0.99),
+            1e-8,
+            0,
+            run.stage.learning_rate,
+        )
         assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in network.parameters()}
 
 

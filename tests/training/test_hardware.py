@@ -111,7 +111,9 @@ def test_second_derivatives_survive_compilation():
     """What is to be differentiated again is not compiled."""
     x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     with ops.fused():
-        assert torch.autograd.gradgradcheck(lambda x: ops.instance_norm_style(x, x.new_ones(1, 2), x.new_zeros(1, 2)), (x,), fast_mode=True)
+        assert torch.autograd.gradgradcheck(
+            lambda x: ops.instance_norm_style(x, x.new_ones(1, 2), x.new_zeros(1, 2)), (x,), fast_mode=True
+        )
 
 
 def test_a_missing_compiler_is_told_before_training(tmp_path):
@@ -120,7 +122,10 @@ def test_a_missing_compiler_is_told_before_training(tmp_path):
     missing = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     ended = subprocess.run([sys.executable, "-c", code], env=os.environ | missing, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert re.search(r"StepError: training\.compile=true.*install a C\+\+ compiler.*training\.compile=false", ended.stderr.splitlines()[-1])
+    assert re.search(
+        r"StepError: training\.compile=true.*install a C\+\+ compiler.*training\.compile=false",
+        ended.stderr.splitlines()[-1],
+    )
 
 
 def test_settings_of_torch_are_put_back():
@@ -129,7 +134,11 @@ def test_settings_of_torch_are_put_back():
     with tuned(config.training, CPU):
         assert torch.backends.cudnn.allow_tf32
         assert torch.backends.cuda.matmul.allow_tf32
-    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    assert (
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+    ) == before
 
 
 def test_every_precision_of_the_config_has_a_type():

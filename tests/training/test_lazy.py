@@ -88,12 +88,16 @@ def test_a_penalty_is_a_second_update_with_the_weight_of_its_interval():
     (4 * 10 / 4**2 / 2 * penalty).backward()  # two levels below 32x32
     adam.step()
     for name, value in state.D.state_dict().items():
-        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, expected.state_dict()[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     torch.testing.assert_close(state.sums["loss/r1"], penalty.detach())
 
 
 @pytest.mark.parametrize(
-    "penalty", [{"r1_gamma": 10}, {"r1_gamma": 0, "r2_gamma": 10}, {"r1_gamma": 0, "gp_weight": 10, "loss": "wgan"}], ids=["r1", "r2", "gp"]
+    "penalty",
+    [{"r1_gamma": 10}, {"r1_gamma": 0, "r2_gamma": 10}, {"r1_gamma": 0, "gp_weight": 10, "loss": "wgan"}],
+    ids=["r1", "r2", "gp"],
 )
 def test_steps_between_two_penalties_have_none(penalty):
     """There the weight of the penalty changes nothing, and the curves get no value of it."""
@@ -124,7 +128,9 @@ def test_r2_and_gp_are_where_they_belong(interval):
     reals, fakes, between = seen
     share = ((between - reals) / (fakes - reals)).detach()
     place = share.flatten(1).median(1).values
-    torch.testing.assert_close(between.detach(), torch.lerp(reals.detach(), fakes.detach(), place[:, None, None, None]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        between.detach(), torch.lerp(reals.detach(), fakes.detach(), place[:, None, None, None]), atol=1e-4, rtol=0
+    )
     assert (place > 0).all()
     assert (place < 1).all()
     assert len(place.unique()) == BATCH
@@ -181,7 +187,12 @@ def test_a_point_without_a_penalty_has_no_value_for_it(job):
     previous = train_stage(job(4, "one", training=LAZY))
     lazy = job(8, "one", previous, training=LAZY)
     train_stage(lazy)
-    assert [nimg for nimg, point in curves(lazy.uri) if "loss/r1" in point] == [24, 32, 48, 56]  # not that of the steps at 32 and 36
+    assert [nimg for nimg, point in curves(lazy.uri) if "loss/r1" in point] == [
+        24,
+        32,
+        48,
+        56,
+    ]  # not that of the steps at 32 and 36
 
 
 def test_killed_between_two_penalties_and_resumed_it_is_the_same(job, monkeypatch):

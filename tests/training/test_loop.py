@@ -13,7 +13,14 @@ from stylegan.data.index import read_level
 from stylegan.errors import DivergedError, StepError
 from stylegan.training.curves import read_rows
 from stylegan.training.loop import train_stage
-from stylegan.training.state import checkpoints, load_model, newest_checkpoint, read_checkpoint, resume_stage, start_stage
+from stylegan.training.state import (
+    checkpoints,
+    load_model,
+    newest_checkpoint,
+    read_checkpoint,
+    resume_stage,
+    start_stage,
+)
 
 
 def test_a_stage_leaves_one_checkpoint_curves_grids_and_its_record(job):

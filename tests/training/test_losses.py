@@ -178,6 +178,8 @@ def test_penalties_have_their_weights_and_are_shown_without() -> None:
     scored = {name: (x, _linear(slope, x)) for name, x, slope in zip(("r1", "r2", "gp"), images, slopes, strict=True)}
     training = TrainingConfig(r1_gamma=10, r2_gamma=6, gp_weight=7, gp_target=2)
     total, means = losses.penalties(training, 2, scored)
-    assert {name: mean.item() for name, mean in means.items()} == pytest.approx({"loss/r1": 16, "loss/r2": 64, "loss/gp": 0.25})
+    assert {name: mean.item() for name, mean in means.items()} == pytest.approx(
+        {"loss/r1": 16, "loss/r2": 64, "loss/gp": 0.25}
+    )
     assert total.item() == pytest.approx(10 / 16 / 2 * 16 + 6 / 16 / 2 * 64 + 7 * 0.25)
     assert set(means) == set(PENALTIES)

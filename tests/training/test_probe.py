@@ -88,7 +88,10 @@ def test_the_same_images_at_every_probe():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.full((600,), -1), r"^snapshots\.probe_kimg: 600 of the 600 images [^\n]* no label; [^\n]*unset snapshots\.probe_kimg$"),
+        (
+            torch.full((600,), -1),
+            r"^snapshots\.probe_kimg: 600 of the 600 images [^\n]* no label; [^\n]*unset snapshots\.probe_kimg$",
+        ),
         (torch.zeros(600, dtype=torch.int64), r"^snapshots\.probe_kimg: [^\n]*fewer than two classes; [^\n]*$"),
     ],
 )
@@ -107,7 +110,9 @@ def job(tmp_path, draw_images):
 
     def make(name, labels=True):
         folders = "ab" if labels else [""]
-        source = draw_images(tmp_path / f"images-{name}", [f"{c}/{i}.png".lstrip("/") for c in folders for i in range(12)])
+        source = draw_images(
+            tmp_path / f"images-{name}", [f"{c}/{i}.png".lstrip("/") for c in folders for i in range(12)]
+        )
         tree = {
             "name": "t",
             "data": {"source": str(source), "resolution": 8},
@@ -124,7 +129,15 @@ def job(tmp_path, draw_images):
         }
         config = build(tree)
         shards = write_shards(open_source(config.data), config.data, str(tmp_path / "root"))
-        return StageJob(config=config, stage=stages(config)[0], shards=shards, key="k", run_id="r", uri=str(tmp_path / name), previous=None)
+        return StageJob(
+            config=config,
+            stage=stages(config)[0],
+            shards=shards,
+            key="k",
+            run_id="r",
+            uri=str(tmp_path / name),
+            previous=None,
+        )
 
     return make
 

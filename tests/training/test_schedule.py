@@ -13,7 +13,13 @@ from stylegan.training.schedule import crossed, ema_beta, stages
 
 
 def config(resolution=1024, **training):
-    return build({"name": "t", "data": {"source": "digits", "resolution": resolution}, "training": {"minibatch_repeats": 1, **training}})
+    return build(
+        {
+            "name": "t",
+            "data": {"source": "digits", "resolution": resolution},
+            "training": {"minibatch_repeats": 1, **training},
+        }
+    )
 
 
 def official_lod(kimg, resolution=1024, start=8, length=600):
@@ -116,7 +122,9 @@ def test_defaults_are_those_of_one_gpu():
     assert {stage.repeats for stage in plan} == {4}
 
 
-@pytest.mark.parametrize(("resolution", "kimg"), [(1024, 8400), (512, 7200), (256, 6000), (128, 4800), (64, 3600), (32, 2400)])
+@pytest.mark.parametrize(
+    ("resolution", "kimg"), [(1024, 8400), (512, 7200), (256, 6000), (128, 4800), (64, 3600), (32, 2400)]
+)
 def test_last_fade_ends_when_published(resolution, kimg):
     """lod reaches 0 at 1,200 kimg for every doubling from 8x8."""
     last = stages(config(resolution))[-1]
@@ -147,7 +155,14 @@ def test_stages_join_without_gap_and_end_on_whole_batches(batch, fade, stable):
 
 def test_half_life_of_the_average():
     assert ema_beta(32, 10) ** (10_000 / 32) == pytest.approx(0.5)
-    assert [round(ema_beta(batch, 10), 5) for batch in (256, 128, 64, 32, 16, 4)] == [0.98241, 0.99117, 0.99557, 0.99778, 0.99889, 0.99972]
+    assert [round(ema_beta(batch, 10), 5) for batch in (256, 128, 64, 32, 16, 4)] == [
+        0.98241,
+        0.99117,
+        0.99557,
+        0.99778,
+        0.99889,
+        0.99972,
+    ]
     assert ema_beta(32, 0) == 0
 
 

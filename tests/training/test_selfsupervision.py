@@ -17,14 +17,24 @@ from stylegan.training.step import discriminator_step, generator_step
 TREE = {
     "name": "t",
     "data": {"source": "digits", "resolution": 16, "channels": 1},
-    "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
+    "model": {
+        "latent_size": 8,
+        "mapping_layers": 2,
+        "mapping_fmaps": 8,
+        "fmap_base": 64,
+        "fmap_max": 8,
+        "conditional": True,
+    },
     "training": {"start_resolution": 8, "batch": 16, "fade_kimg": 0.064, "stable_kimg": 0.064, "r1_gamma": 10},
 }
 LABELS = torch.arange(16) % 3
 
 
 def make(rotation, *, model=None, **training):
-    config = build(TREE | {"model": TREE["model"] | (model or {}), "training": TREE["training"] | {"rotation": rotation} | training})
+    config = build(
+        TREE
+        | {"model": TREE["model"] | (model or {}), "training": TREE["training"] | {"rotation": rotation} | training}
+    )
     stage = stages(config)[0]
     return config, stage, start_stage(config, stage, num_labels=3, previous=None)
 
@@ -68,7 +78,8 @@ def test_loss_is_the_cross_entropy_of_the_right_turn():
 
 
 @pytest.mark.parametrize(
-    ("decay_kimg", "nimg", "expected"), [(None, 10**9, 0.2), (10, 0, 0.2), (10, 2_500, 0.15), (10, 10_000, 0), (10, 11_000, 0)]
+    ("decay_kimg", "nimg", "expected"),
+    [(None, 10**9, 0.2), (10, 0, 0.2), (10, 2_500, 0.15), (10, 10_000, 0), (10, 11_000, 0)],
 )
 def test_weight_of_g_falls_linearly_to_zero(decay_kimg, nimg, expected):
     assert weight_g(RotationConfig(decay_kimg=decay_kimg), nimg) == pytest.approx(expected)
@@ -249,7 +260,11 @@ def test_two_ranks_train_like_one(tmp_path):
     one, (two, _) = in_double(train_three_steps), on_two_ranks(train_three_steps, tmp_path)
     for network in ("G", "D"):
         for name, value in one[network].items():
-            torch.testing.assert_close(two[network][name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                two[network][name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
     assert "rotation/accuracy_fake" in one["sums"]
     for name, value in one["sums"].items():
-        torch.testing.assert_close(two["sums"][name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            two["sums"][name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )

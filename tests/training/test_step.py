@@ -19,8 +19,22 @@ from stylegan.training.update import MAX_SKIPPED, check_divergence
 TREE = {
     "name": "t",
     "data": {"source": "digits", "resolution": 16, "channels": 1},
-    "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
-    "training": {"start_resolution": 8, "batch": 16, "fade_kimg": 0.064, "stable_kimg": 0.064, "r1_gamma": 10, "mirror": True},
+    "model": {
+        "latent_size": 8,
+        "mapping_layers": 2,
+        "mapping_fmaps": 8,
+        "fmap_base": 64,
+        "fmap_max": 8,
+        "conditional": True,
+    },
+    "training": {
+        "start_resolution": 8,
+        "batch": 16,
+        "fade_kimg": 0.064,
+        "stable_kimg": 0.064,
+        "r1_gamma": 10,
+        "mirror": True,
+    },
 }
 
 
@@ -85,7 +99,10 @@ def test_generator_average_moves_in_the_d_step_and_copies_buffers():
 def test_d_and_g_draw_independently_and_the_same_again_after_a_restart():
     config, stage, _ = make()
     one, again = (Draws.of(config, stage, 32, "D", torch.device("cpu")) for _ in range(2))
-    other, later = Draws.of(config, stage, 32, "G", torch.device("cpu")), Draws.of(config, stage, 48, "D", torch.device("cpu"))
+    other, later = (
+        Draws.of(config, stage, 32, "G", torch.device("cpu")),
+        Draws.of(config, stage, 48, "D", torch.device("cpu")),
+    )
     z = one.normal(8)
     assert torch.equal(z, again.normal(8))
     assert not torch.equal(z, other.normal(8))
@@ -112,10 +129,14 @@ def test_mixing_cuts_inside_the_current_layers(monkeypatch):
     config, stage, state = make()
     cutoffs = []
     original = step_module.mix
-    monkeypatch.setattr(step_module, "mix", lambda w1, w2, cutoff, layers: cutoffs.append(cutoff) or original(w1, w2, cutoff, layers))
+    monkeypatch.setattr(
+        step_module, "mix", lambda w1, w2, cutoff, layers: cutoffs.append(cutoff) or original(w1, w2, cutoff, layers)
+    )
     with torch.no_grad():
         for nimg in range(0, 16 * 100, 16):
-            step_module.generate(state, config, LABELS, alpha=1.0, draws=Draws.of(config, stage, nimg, "D", torch.device("cpu")))
+            step_module.generate(
+                state, config, LABELS, alpha=1.0, draws=Draws.of(config, stage, nimg, "D", torch.device("cpu"))
+            )
     assert set(cutoffs) == {1, 2, 3, 4}  # 4 layers at 8x8; 4 means not mixed
     assert 0.02 <= cutoffs.count(4) / len(cutoffs) <= 0.25
 
@@ -143,7 +164,9 @@ def test_non_finite_gradients_skip_the_update_and_end_the_stage_when_they_stay(p
         next(network.parameters()).fill_(float("nan"))
     before, moments = weights(network), copy.deepcopy(optimizer.state_dict())
     for _ in range(MAX_SKIPPED - 1):
-        discriminator_step(state, config, stage, reals(), LABELS) if player == "D" else generator_step(state, config, stage, LABELS)
+        discriminator_step(state, config, stage, reals(), LABELS) if player == "D" else generator_step(
+            state, config, stage, LABELS
+        )
     other = "G" if player == "D" else "D"
     assert {name: int(count) for name, count in state.skipped.items()} == {player: MAX_SKIPPED - 1, other: 0}
     assert state.sums["optim/skipped"] == MAX_SKIPPED - 1
@@ -186,7 +209,9 @@ def test_two_ranks_train_like_one(tmp_path):
     for network in ("G", "D", "G_ema"):
         for name, value in one[network].items():
             assert torch.equal(two[0][network][name], two[1][network][name]), name
-            torch.testing.assert_close(two[0][network][name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                two[0][network][name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_shares_of_ranks_are_whole_groups(monkeypatch):

@@ -21,7 +21,9 @@ from stylegan.training.step import discriminator_step, generator_step
 
 BATCH = 8
 LABELS = torch.arange(40) % 3  # of the data set
-ALLOWED = 1e-9  # relative to the norm of each tensor, after three iterations; the wrong order of average and G step is 1e-6
+ALLOWED = (
+    1e-9  # relative to the norm of each tensor, after three iterations; the wrong order of average and G step is 1e-6
+)
 
 
 @pytest.fixture(autouse=True)
@@ -120,10 +122,16 @@ def faded(images: Tensor, alpha: float) -> Tensor:
 
 def numbers(training: TrainState | PlainTraining) -> dict[str, Tensor]:
     """Weights and buffers of G, D and the average of G, and the second moments of both Adams."""
-    found = {f"{name}.{key}": value for name in ("G", "D", "G_ema") for key, value in getattr(training, name).state_dict().items()}
+    found = {
+        f"{name}.{key}": value
+        for name in ("G", "D", "G_ema")
+        for key, value in getattr(training, name).state_dict().items()
+    }
     for name in ("G", "D"):
         moments, network = getattr(training, f"opt_{name}").state, getattr(training, name)
-        found |= {f"Adam of {name}.{key}": moments[p]["exp_avg_sq"] for key, p in network.named_parameters() if p in moments}
+        found |= {
+            f"Adam of {name}.{key}": moments[p]["exp_avg_sq"] for key, p in network.named_parameters() if p in moments
+        }
     return found
 
 
@@ -138,13 +146,17 @@ def test_three_iterations(conditional: bool, images_into_stage: int) -> None:
     state.nimg = stage.start_nimg + images_into_stage
     shake(state)
     plain, recorder = plain_training(state, stage), Recorder(state.G)
-    data = torch.randint(0, 256, (3, BATCH, 1, stage.resolution, stage.resolution), generator=torch.Generator().manual_seed(0))
+    data = torch.randint(
+        0, 256, (3, BATCH, 1, stage.resolution, stage.resolution), generator=torch.Generator().manual_seed(0)
+    )
     mixed = 0
     for images in data.to(torch.uint8):
         alpha, of_reals = stage.alpha(state.nimg), None if labels is None else labels[:BATCH]
         discriminator_step(state, config, stage, images, of_reals)
         draws, of_fakes = recorder.draws()
-        assert of_reals is None or torch.equal(of_fakes, of_reals), "the fakes of the D step have the labels of its reals"
+        assert of_reals is None or torch.equal(of_fakes, of_reals), (
+            "the fakes of the D step have the labels of its reals"
+        )
         plain.d_step(faded(images, alpha), of_reals, draws, alpha=alpha)
         generator_step(state, config, stage, labels)
         draws, of_fakes = recorder.draws()

@@ -17,7 +17,9 @@ CONFIG = build(
         "training": {"start_resolution": 8, "batch": 4},
     }
 )
-HALF = CONFIG.training.model_copy(update={"precision": "fp16"})  # the settings of a GPU; the arithmetic is tried here in fp32
+HALF = CONFIG.training.model_copy(
+    update={"precision": "fp16"}
+)  # the settings of a GPU; the arithmetic is tried here in fp32
 
 
 def state():

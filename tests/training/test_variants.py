@@ -25,7 +25,14 @@ def make(variant, seed=0):
         "name": "t",
         "seed": seed,
         "data": {"source": "digits", "resolution": 16, "channels": 1},
-        "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "spectral_norm": True},
+        "model": {
+            "latent_size": 8,
+            "mapping_layers": 2,
+            "mapping_fmaps": 8,
+            "fmap_base": 64,
+            "fmap_max": 8,
+            "spectral_norm": True,
+        },
         "training": {"batch": BATCH, "fade_kimg": 0.064, "stable_kimg": 0.064} | VARIANTS[variant],
     }
     config = build(tree)
@@ -58,7 +65,9 @@ def test_two_ranks_train_like_one(tmp_path):
                 of_ranks = [saved[variant][network][name] for saved in two]
                 assert torch.equal(*of_ranks), (variant, name)
                 message = f"{variant} {network} {name}"
-                torch.testing.assert_close(of_ranks[0], value, rtol=0, atol=1e-5, msg=lambda text, message=message: f"{message}: {text}")
+                torch.testing.assert_close(
+                    of_ranks[0], value, rtol=0, atol=1e-5, msg=lambda text, message=message: f"{message}: {text}"
+                )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -84,7 +93,10 @@ def test_killed_and_resumed_it_is_the_same_to_the_last_bit(job, variant, monkeyp
 def test_probes_and_grids_in_between_do_not_move_d(job):
     """With spectral normalisation a forward pass in training moves D's buffers; measuring must not be one."""
     options = {"model": {"spectral_norm": True}}
-    plain, probed = job(4, "one", **options), job(4, "two", **options, snapshots={"probe_kimg": 0.004, "samples_kimg": 0.004})
+    plain, probed = (
+        job(4, "one", **options),
+        job(4, "two", **options, snapshots={"probe_kimg": 0.004, "samples_kimg": 0.004}),
+    )
     states = [training_state(train_stage(one).uri) for one in (plain, probed)]
     assert any("probe/accuracy" in point for _, point in curves(probed.uri))
     assert_same(states[0]["D"], states[1]["D"])

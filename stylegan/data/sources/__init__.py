@@ -17,7 +17,16 @@ from urllib.parse import urlsplit
 from stylegan import storage
 from stylegan.config import DataConfig
 from stylegan.data.sources import cifar, digits, folder, lsun, mnist, own, parquet, tar, tfrecords, urls, zip
-from stylegan.data.sources.base import IMAGE_SUFFIXES, Files, Listing, SourceImage, in_order, is_image, relative, signature
+from stylegan.data.sources.base import (
+    IMAGE_SUFFIXES,
+    Files,
+    Listing,
+    SourceImage,
+    in_order,
+    is_image,
+    relative,
+    signature,
+)
 from stylegan.data.sources.base import Source as Source
 from stylegan.data.sources.labels import label_images
 from stylegan.data.sources.unaltered import measured as measured
@@ -64,11 +73,15 @@ def open_source(data: DataConfig) -> Source:
     """
     listing = _list(data)
     if not listing.images:
-        raise StepError(f"data.source={data.source}: holds no image; known endings are {' '.join(sorted(IMAGE_SUFFIXES))}")
+        raise StepError(
+            f"data.source={data.source}: holds no image; known endings are {' '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     listing = relative(listing)
     found = label_images(data, listing, in_order(listing.images))
     digest = signature(found.images, (found.label_names, found.attribute_names))
-    return Source(data.source, digest, found.images, found.label_names, found.attribute_names, listing.open, listing.reader)
+    return Source(
+        data.source, digest, found.images, found.label_names, found.attribute_names, listing.open, listing.reader
+    )
 
 
 def _list(data: DataConfig) -> Listing:
@@ -111,7 +124,9 @@ def _list_files(files: Files) -> Listing:
     if unknown is not None or chosen is None:
         raise ConfigError(f"data.source={files.source}: {unknown} is a file of no known format; {KINDS}")
     if any(known is not chosen for known in formats.values()) or not (chosen.in_folders or len(formats) == 1):
-        raise ConfigError(f"data.source={files.source}: names {len(formats)} files that are not one set; give one of them")
+        raise ConfigError(
+            f"data.source={files.source}: names {len(formats)} files that are not one set; give one of them"
+        )
     return chosen.list_images(files)
 
 
@@ -132,7 +147,9 @@ def _list_folder(files: Files) -> Listing:
         return chosen.list_images(_training_part(files, [path for path, known in formats.items() if known is chosen]))
     archives = [path for path, known in formats.items() if known.list_images is not urls.list_images]
     if archives and not images:
-        raise ConfigError(f"data.source={files.source}: a folder without images; give one of its files, such as {min(archives)}")
+        raise ConfigError(
+            f"data.source={files.source}: a folder without images; give one of its files, such as {min(archives)}"
+        )
     return folder.list_images(files, images)
 
 

@@ -21,7 +21,25 @@ from stylegan.errors import StepError
 
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
-    for name in ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "tga", "jp2", "avif")
+    for name in (
+        "png",
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "webp",
+        "bmp",
+        "gif",
+        "tif",
+        "tiff",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pnm",
+        "tga",
+        "jp2",
+        "avif",
+    )
 )
 LABEL_FILES = ("dataset.json", "list_attr_celeba.txt", "list_attr_celeba.csv")  # found without being named
 
@@ -187,7 +205,9 @@ def relative(listing: Listing) -> Listing:
     cut = len(prefix)
     images = [SourceImage(image.path[cut:], image.label, image.token) for image in listing.images]
     # A label file that was named may lie beside the images, above their folder.
-    files = {path[cut:] if path.startswith(prefix) else f"{ABOVE}{path}": token for path, token in listing.files.items()}
+    files = {
+        path[cut:] if path.startswith(prefix) else f"{ABOVE}{path}": token for path, token in listing.files.items()
+    }
     return replace(listing, images=images, files=files, open=partial(_open_below, listing.open, prefix), reader="base")
 
 
@@ -217,5 +237,7 @@ def signature(images: Iterable[SourceImage], names: Sequence[Sequence[str]]) -> 
             digest.update(f"{image.path}\0{image.token}\0{image.label}\n".encode())
         except UnicodeEncodeError:
             shown = image.path.encode(errors="surrogateescape")
-            raise StepError(f"data.source: the name {shown!r} is not UTF-8, as all names must be; rename that file") from None
+            raise StepError(
+                f"data.source: the name {shown!r} is not UTF-8, as all names must be; rename that file"
+            ) from None
     return digest.hexdigest()[:16]

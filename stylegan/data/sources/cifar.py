@@ -75,7 +75,9 @@ def _binary(where: str, content: bytes) -> tuple[np.ndarray, list[int]]:
     num_labels = 2 if re.search(r" (train|test)\.bin$", where) else 1
     size = num_labels + math.prod(_SHAPE)
     if not content or len(content) % size:
-        raise StepError(f"{where} has {len(content)} bytes, no multiple of {size} as CIFAR's records are; get the archive again")
+        raise StepError(
+            f"{where} has {len(content)} bytes, no multiple of {size} as CIFAR's records are; get the archive again"
+        )
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
     return records[:, num_labels:], records[:, num_labels - 1].tolist()
 
@@ -85,9 +87,13 @@ def _python(where: str, content: bytes) -> tuple[np.ndarray, list[int]]:
     data, labels = batch.get("data"), batch.get("fine_labels", batch.get("labels"))
     array = data.value if isinstance(data, _Array) else None
     if array is None or array.ndim != 2 or array.shape[1] != math.prod(_SHAPE) or array.dtype != np.uint8:
-        raise StepError(f"{where} holds no `data` of 3,072 values an image, as CIFAR's batches do; get the archive again")
+        raise StepError(
+            f"{where} holds no `data` of 3,072 values an image, as CIFAR's batches do; get the archive again"
+        )
     if not isinstance(labels, list) or not all(type(label) is int and label >= 0 for label in labels):
-        raise StepError(f"{where} holds no list of `labels` or `fine_labels`, as CIFAR's batches do; get the archive again")
+        raise StepError(
+            f"{where} holds no list of `labels` or `fine_labels`, as CIFAR's batches do; get the archive again"
+        )
     return array, labels
 
 
@@ -152,7 +158,9 @@ def _load(where: str, content: bytes) -> dict[str, Any]:
     except StepError as error:
         raise StepError(f"{where}: {error}; get the archive from its authors") from None
     except Exception as error:  # damaged pickles raise nearly everything
-        raise StepError(f"{where} is no batch of CIFAR, or cut short ({one_line(error)}); get the archive again") from error
+        raise StepError(
+            f"{where} is no batch of CIFAR, or cut short ({one_line(error)}); get the archive again"
+        ) from error
     if not isinstance(loaded, dict):
         raise StepError(f"{where} holds a {type(loaded).__name__}, not a batch of CIFAR; get the archive again")
     return loaded

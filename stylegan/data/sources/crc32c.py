@@ -64,7 +64,12 @@ def _table() -> np.ndarray:
 def _over_zeros(values: np.ndarray, length: int) -> np.ndarray:
     """Sums after `length` zero bytes more."""
     tables = _zero_tables(length)
-    return tables[0][values & 0xFF] ^ tables[1][(values >> 8) & 0xFF] ^ tables[2][(values >> 16) & 0xFF] ^ tables[3][values >> 24]
+    return (
+        tables[0][values & 0xFF]
+        ^ tables[1][(values >> 8) & 0xFF]
+        ^ tables[2][(values >> 16) & 0xFF]
+        ^ tables[3][values >> 24]
+    )
 
 
 @cache

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from stylegan import storage
-from stylegan.data.sources.base import Files, Listing, Read, SourceImage, info_token, is_junk, is_label_file, one_line, stat_token
+from stylegan.data.sources.base import (
+    Files,
+    Listing,
+    Read,
+    SourceImage,
+    info_token,
+    is_junk,
+    is_label_file,
+    one_line,
+    stat_token,
+)
 from stylegan.errors import StepError
 from stylegan.patience import patient
 
@@ -41,7 +51,9 @@ def _walk_local(root: str) -> Iterator[tuple[str, str]]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and name != "__MACOSX" and not inside.is_relative_to(os.path.realpath(os.path.join(folder, name)))
+            if not name.startswith(".")
+            and name != "__MACOSX"
+            and not inside.is_relative_to(os.path.realpath(os.path.join(folder, name)))
         ]
         above = os.path.relpath(folder, root)
         prefix = "" if above == "." else f"{above}/"

@@ -83,7 +83,9 @@ def _checked(source: str, found: Labelled) -> Labelled:
     highest = max((image.label for image in found.images if isinstance(image.label, int)), default=-1)
     if len(vectors) + (highest >= 0) > 1:
         what = f"vectors of {sorted(vectors)} attributes" + (" and class numbers" if highest >= 0 else "")
-        raise StepError(f"data.source={source}: its labels are {what}; they must be all class numbers or all vectors of one length")
+        raise StepError(
+            f"data.source={source}: its labels are {what}; they must be all class numbers or all vectors of one length"
+        )
     if vectors:
         return Labelled(found.images, (), _names(source, found.attribute_names, vectors.pop()))
     return Labelled(found.images, _names(source, found.label_names, highest + 1))
@@ -91,9 +93,13 @@ def _checked(source: str, found: Labelled) -> Labelled:
 
 def _names(source: str, names: tuple[str, ...], num: int) -> tuple[str, ...]:
     if len(names) < num and names:
-        raise StepError(f"data.source={source}: has the label {num - 1} but names only {len(names)}; mend it or set data.labels=none")
+        raise StepError(
+            f"data.source={source}: has the label {num - 1} but names only {len(names)}; mend it or set data.labels=none"
+        )
     if num > MAX_CLASSES:
-        raise StepError(f"data.source={source}: has the label {num - 1}; must be a whole number from 0 to {MAX_CLASSES - 1}")
+        raise StepError(
+            f"data.source={source}: has the label {num - 1}; must be a whole number from 0 to {MAX_CLASSES - 1}"
+        )
     return names or tuple(str(number) for number in range(num))
 
 
@@ -113,7 +119,9 @@ def _read_given(data: DataConfig, listing: Listing, label_file: str) -> bytes:
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError:
-        raise ConfigError(f"data.label_file={label_file}: no such file; give its path in the source, an absolute path or a URL") from None
+        raise ConfigError(
+            f"data.label_file={label_file}: no such file; give its path in the source, an absolute path or a URL"
+        ) from None
 
 
 def _read_inside(data: DataConfig, listing: Listing, path: str) -> bytes:
@@ -123,7 +131,9 @@ def _read_inside(data: DataConfig, listing: Listing, path: str) -> bytes:
     except StepError:
         raise
     except Exception as error:  # whatever a damaged archive raises
-        raise StepError(f"data.source={data.source}: {path} cannot be read: {one_line(error)}; mend it or set data.labels=none") from error
+        raise StepError(
+            f"data.source={data.source}: {path} cannot be read: {one_line(error)}; mend it or set data.labels=none"
+        ) from error
     assert isinstance(content, bytes)
     return content
 
@@ -144,7 +154,9 @@ def _from_file(data: DataConfig, images: list[SourceImage], name: str, content: 
 def _require_known(where: str, labels: dict[str, Label], known: set[str]) -> None:
     for path in labels:
         if path not in known:
-            raise StepError(f"{where} names {path}, which is not there; add the image, remove its line or set data.labels=none")
+            raise StepError(
+                f"{where} names {path}, which is not there; add the image, remove its line or set data.labels=none"
+            )
 
 
 def _parse_json(where: str, content: bytes) -> dict[str, Label] | None:
@@ -161,7 +173,9 @@ def _parse_json(where: str, content: bytes) -> dict[str, Label] | None:
         return _json_vectors(where, found)
     for path, label in found.items():
         if label is not None and (type(label) is not int or not 0 <= label < MAX_CLASSES):
-            raise StepError(f"{where} gives {path} the label {label!r}; must be a whole number from 0 to {MAX_CLASSES - 1}")
+            raise StepError(
+                f"{where} gives {path} the label {label!r}; must be a whole number from 0 to {MAX_CLASSES - 1}"
+            )
     return found or None
 
 
@@ -170,7 +184,9 @@ def _json_vectors(where: str, found: dict[str, Any]) -> dict[str, Label]:
     labels: dict[str, Label] = {}
     signs: set[Any] = set()
     for path, label in found.items():
-        if label is not None and (not isinstance(label, list) or len(label) != length or not 0 < length <= MAX_ATTRIBUTES):
+        if label is not None and (
+            not isinstance(label, list) or len(label) != length or not 0 < length <= MAX_ATTRIBUTES
+        ):
             raise StepError(
                 f"{where} gives {path} the label {json.dumps(label)[:80]}, where others have {length} attributes; "
                 "all labels must be vectors of one length"
@@ -194,7 +210,9 @@ def binary(where: str, values: Sequence[Any], signs: set[Any]) -> tuple[int, ...
             raise StepError(f"{where} the attribute {str(value)[:40]!r}; must be 0 or 1, or -1 or 1")
     signs.update(int(value) for value in values if value < 1)
     if len(signs) > 1:
-        raise StepError(f"{where} attributes with both 0 and -1 for `no`; must be 0 or 1, or -1 or 1, in the whole file")
+        raise StepError(
+            f"{where} attributes with both 0 and -1 for `no`; must be 0 or 1, or -1 or 1, in the whole file"
+        )
     return tuple(int(value == 1) for value in values)
 
 
@@ -211,10 +229,14 @@ def _parse_table(where: str, content: bytes) -> tuple[tuple[str, ...], dict[str,
     try:
         names = tuple(name.strip() for name in next(rows)[1:])
         if not names or len(set(names)) < len(names):
-            raise StepError(f"{where}: its header must name the image and then one attribute or more, each once; it names {len(names)}")
+            raise StepError(
+                f"{where}: its header must name the image and then one attribute or more, each once; it names {len(names)}"
+            )
         return names, _vectors(where, names, rows)
     except (StopIteration, csv.Error) as error:
-        raise StepError(f"{where} is no table of attributes ({one_line(error)}); the first line must name its columns") from None
+        raise StepError(
+            f"{where} is no table of attributes ({one_line(error)}); the first line must name its columns"
+        ) from None
 
 
 def _celeba_rows(text: str) -> Iterator[list[str]]:
@@ -234,7 +256,9 @@ def _vectors(where: str, names: tuple[str, ...], rows: Iterator[list[str]]) -> d
         if not row:
             continue
         if len(row) != len(names) + 1:
-            raise StepError(f"{where} gives {row[0]} {len(row) - 1} attributes, its header names {len(names)}; mend that line")
+            raise StepError(
+                f"{where} gives {row[0]} {len(row) - 1} attributes, its header names {len(names)}; mend that line"
+            )
         texts = tuple(row[1:])
         if texts not in known:
             values = [_NUMBERS.get(text.strip(), text) for text in texts]
@@ -255,4 +279,6 @@ def _matched(where: str, images: list[SourceImage], rows: dict[str, Label]) -> d
             _require_known(where, labels, set(forms))
             return {image.path: labels[name] for image, name in zip(images, forms, strict=True) if name in labels}
     first = next(iter(rows), "nothing")
-    raise StepError(f"{where} names {first}, which is not there; add the image, remove its line or set data.labels=none")
+    raise StepError(
+        f"{where} names {first}, which is not there; add the image, remove its line or set data.labels=none"
+    )

@@ -26,7 +26,10 @@ class Locator:
 
     def seal(self) -> Locator:
         """Sort, after which rows can be looked up."""
-        hashes, rows = np.frombuffer(self._new_hashes, np.uint64), np.frombuffer(self._new_rows, np.int64).reshape(-1, self.width)
+        hashes, rows = (
+            np.frombuffer(self._new_hashes, np.uint64),
+            np.frombuffer(self._new_rows, np.int64).reshape(-1, self.width),
+        )
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._rows = hashes[order], rows[order]
         self._new_hashes, self._new_rows = array("Q"), array("q")

@@ -31,7 +31,9 @@ def list_images(files: Files) -> Listing:
 
     A token is that of the whole file: LMDB keeps no checksums or times.
     """
-    paths = [path for path in files.tokens if NAMES.fullmatch(path.rpartition("/")[2]) and not path.endswith("lock.mdb")]
+    paths = [
+        path for path in files.tokens if NAMES.fullmatch(path.rpartition("/")[2]) and not path.endswith("lock.mdb")
+    ]
     above = {path: f"{_name(path)}/" if len(paths) > 1 else "" for path in paths}
     images = []
     for path in paths:
@@ -41,7 +43,9 @@ def list_images(files: Files) -> Listing:
                     if key not in _COUNTERS:
                         images.append(SourceImage(above[path] + _path(key), None, files.tokens[path]))
         except _errors() as error:
-            raise StepError(f"data.source={files.source}: {path} is no LMDB environment ({one_line(error)}); copy it again") from error
+            raise StepError(
+                f"data.source={files.source}: {path} is no LMDB environment ({one_line(error)}); copy it again"
+            ) from error
     places = {above[path]: (files.uri(path), files.tokens[path]) for path in paths}
     return Listing(images, partial(_open, places), reader="lsun")
 
@@ -73,7 +77,9 @@ def _open(places: dict[str, tuple[str, str]]) -> Iterator[Read]:
         opened = {above: stack.enter_context(_environment(*place)) for above, place in places.items()}
 
         def read(path: str) -> bytes:
-            above = next(iter(opened)) if len(opened) == 1 else next(above for above in opened if path.startswith(above))
+            above = (
+                next(iter(opened)) if len(opened) == 1 else next(above for above in opened if path.startswith(above))
+            )
             with opened[above].begin() as transaction:
                 value = transaction.get(_key(path.removeprefix(above)))
             if value is None:
@@ -93,7 +99,9 @@ def _environment(uri: str, token: str) -> Iterator[lmdb.Environment]:
         with _lock:
             if not _users[path]:
                 # One file without its lock: the source may be read-only, and nobody writes to it.
-                _environments[path] = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, max_readers=1)
+                _environments[path] = lmdb.open(
+                    path, subdir=False, readonly=True, lock=False, readahead=False, max_readers=1
+                )
             _users[path] += 1
         try:
             yield _environments[path]

@@ -43,7 +43,11 @@ def _with_labels(files: Files) -> Files:
 def _label_paths(path: str) -> list[str]:
     """Where the labels of a file of images may lie: packed as it is, or not."""
     folder, slash, name = path.rpartition("/")
-    same = folder + slash + re.sub("idx3", "idx1", re.sub("images", "labels", name, flags=re.IGNORECASE), flags=re.IGNORECASE)
+    same = (
+        folder
+        + slash
+        + re.sub("idx3", "idx1", re.sub("images", "labels", name, flags=re.IGNORECASE), flags=re.IGNORECASE)
+    )
     return [same, same.removesuffix(".gz") if same.endswith(".gz") else f"{same}.gz"]
 
 
@@ -52,7 +56,10 @@ def _blocks(files: Files) -> Iterator[Block]:
         match = NAMES.fullmatch(path)
         if match:
             pixels = _array(files, path, dimensions=3)
-            labels = next((_array(files, known, dimensions=1).tolist() for known in _label_paths(path) if known in files.tokens), None)
+            labels = next(
+                (_array(files, known, dimensions=1).tolist() for known in _label_paths(path) if known in files.tokens),
+                None,
+            )
             if pixels.shape[1:] == (28, 28):
                 pixels = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))
             yield Block(match["set"].rstrip("-_.") or "images", pixels, labels)
@@ -68,8 +75,12 @@ def _array(files: Files, path: str, *, dimensions: int) -> np.ndarray:
         raise StepError(f"{where} cannot be read: {one_line(error)}; get the file again") from error
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise StepError(f"{where} is no idx file of bytes with {dimensions} dimension(s), as MNIST's are; get the file again")
+        raise StepError(
+            f"{where} is no idx file of bytes with {dimensions} dimension(s), as MNIST's are; get the file again"
+        )
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     if len(content) - start != math.prod(shape):
-        raise StepError(f"{where} holds {len(content) - start} values, its head promises {' x '.join(map(str, shape))}; get the file again")
+        raise StepError(
+            f"{where} holds {len(content) - start} values, its head promises {' x '.join(map(str, shape))}; get the file again"
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

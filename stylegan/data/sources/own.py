@@ -40,17 +40,25 @@ def list_images(files: Files) -> Listing:
 
 def _list_foreign(files: Files, manifest: dict[str, Any]) -> Listing:
     tars = [entry.get("url", "") for entry in manifest.get("shardlist", [])]
-    outside = next((url for url in tars if not tar.NAMES.fullmatch(url) or url.startswith("/") or ".." in url.split("/")), None)
+    outside = next(
+        (url for url in tars if not tar.NAMES.fullmatch(url) or url.startswith("/") or ".." in url.split("/")), None
+    )
     if outside is not None or not tars:
-        raise StepError(f"data.source={files.source}: {MANIFEST} must list tars below its folder; it lists {outside or 'none'}")
-    return tar.list_images(files._replace(tokens={url: files.tokens.get(url) or file_token(files.uri(url)) for url in tars}))
+        raise StepError(
+            f"data.source={files.source}: {MANIFEST} must list tars below its folder; it lists {outside or 'none'}"
+        )
+    return tar.list_images(
+        files._replace(tokens={url: files.tokens.get(url) or file_token(files.uri(url)) for url in tars})
+    )
 
 
 def _list_own(files: Files, manifest: dict[str, Any]) -> Listing:
     try:
         shards = ShardSet(uri=files.root, **{name: manifest[name] for name in ShardSet.model_fields if name != "uri"})
     except (KeyError, ValueError) as error:
-        raise StepError(f"data.source={files.source}: {MANIFEST} is damaged ({one_line(error)}); make the shards again") from error
+        raise StepError(
+            f"data.source={files.source}: {MANIFEST} is damaged ({one_line(error)}); make the shards again"
+        ) from error
     level = read_level(shards, shards.resolutions[-1])
     rows = read_samples(files.root, manifest, ["path", "sha256"])
     locator, images = Locator(4), []

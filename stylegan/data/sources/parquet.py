@@ -112,7 +112,9 @@ def _columns(where: str, schema: Any) -> _Columns:
             f"{_IMAGES[0]} if several do"
         )
     classes = [name for name in schema.names if kinds.get(name, {}).get("_type") == "ClassLabel"]
-    label = _one(classes, _LABELS) or _one([n for n in schema.names if n in _LABELS and _holds_labels(schema.field(n).type)], _LABELS)
+    label = _one(classes, _LABELS) or _one(
+        [n for n in schema.names if n in _LABELS and _holds_labels(schema.field(n).type)], _LABELS
+    )
     names = kinds.get(label or "", {}).get("names")
     return _Columns(image, label, tuple(map(str, names)) if isinstance(names, list) else ())
 
@@ -161,7 +163,9 @@ def _open(tables: dict[str, _Table]) -> Iterator[Read]:
             with lock:
                 if above not in readers:
                     table = tables[above]
-                    readers[above] = stack.enter_context((_arrow_rows if table.uri.lower().endswith(".arrow") else _parquet_rows)(table))
+                    readers[above] = stack.enter_context(
+                        (_arrow_rows if table.uri.lower().endswith(".arrow") else _parquet_rows)(table)
+                    )
             return readers[above](int(row))
 
         yield read

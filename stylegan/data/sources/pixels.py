@@ -42,16 +42,24 @@ def list_blocks(files: Files, blocks: Blocks, label_names: tuple[str, ...], *, d
         starts[block.name] = len(images)
         for number, picture in enumerate(block.pixels):
             label: Label = None if block.labels is None else block.labels[number]
-            images.append(SourceImage(f"{block.name}/{number:05d}", label, f"{zlib.crc32(np.ascontiguousarray(picture).data):08x}"))
+            images.append(
+                SourceImage(
+                    f"{block.name}/{number:05d}", label, f"{zlib.crc32(np.ascontiguousarray(picture).data):08x}"
+                )
+            )
     pixels = _Pixels(data_format, files, blocks, starts, shape, len(images))
     return Listing(images, partial(_open, pixels), reader="pixels", label_names=label_names)
 
 
 def _one_shape(source: str, shape: tuple[int, ...], block: Block) -> tuple[int, ...]:
     if block.labels is not None and len(block.labels) != len(block.pixels):
-        raise StepError(f"data.source={source}: {block.name} has {len(block.pixels)} images and {len(block.labels)} labels; get it again")
+        raise StepError(
+            f"data.source={source}: {block.name} has {len(block.pixels)} images and {len(block.labels)} labels; get it again"
+        )
     if shape and shape != block.pixels.shape[1:]:
-        raise StepError(f"data.source={source}: {block.name} has images of another shape than the rest; give one set of images")
+        raise StepError(
+            f"data.source={source}: {block.name} has images of another shape than the rest; give one set of images"
+        )
     return block.pixels.shape[1:]
 
 

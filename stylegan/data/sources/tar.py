@@ -99,7 +99,9 @@ def _label(source: str, member: Member, content: IO[bytes]) -> Label:
             f"{where} no label but {data[:40]!r}; a .cls must hold a number, a .json an object; mend it or set data.labels=none"
         ) from None
     if isinstance(value, dict):
-        value = next((value[key] for key in ("label", "cls", "class", "attributes") if value.get(key) is not None), None)
+        value = next(
+            (value[key] for key in ("label", "cls", "class", "attributes") if value.get(key) is not None), None
+        )
     if isinstance(value, list):
         return binary(where, value, set())
     return _class(where, value)

@@ -53,9 +53,13 @@ def open_tar(source: str, uri: str, token: str) -> Iterator[IO[bytes]]:
                 yield file
     except (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile) as error:
         name = storage.name(uri)
-        raise StepError(f"data.source={source}: {name} is not a readable tar ({one_line(error)}); copy or make it again") from error
+        raise StepError(
+            f"data.source={source}: {name} is not a readable tar ({one_line(error)}); copy or make it again"
+        ) from error
     except OSError as error:
-        raise StepError(f"data.source={source}: {storage.name(uri)} cannot be read: {one_line(error)}; check its permissions") from error
+        raise StepError(
+            f"data.source={source}: {storage.name(uri)} cannot be read: {one_line(error)}; check its permissions"
+        ) from error
 
 
 def walk(source: str, file: IO[bytes]) -> Iterator[Member]:
@@ -100,13 +104,17 @@ def _skip(file: IO[bytes], end: int, position: int) -> None:
 def _check(header: bytes, position: int) -> int:
     """The size of a member, if the checksum of its header is right."""
     if len(header) < _BLOCK:
-        raise DamagedTar("it is empty" if not header else f"it is cut short, or no tar, at byte {position + len(header)}")
+        raise DamagedTar(
+            "it is empty" if not header else f"it is cut short, or no tar, at byte {position + len(header)}"
+        )
     try:
         wanted, size = _number(header[148:156]), _number(header[124:136])
     except ValueError:
         wanted, size = -1, 0
     # The sum of all bytes with eight blanks for the checksum; Adler-32 holds it, modulo 65521, and is summed in C.
-    if (1 + wanted) % 65521 != zlib.adler32(b"        ", zlib.adler32(header[156:], zlib.adler32(header[:148]))) & 0xFFFF or size < 0:
+    if (1 + wanted) % 65521 != zlib.adler32(
+        b"        ", zlib.adler32(header[156:], zlib.adler32(header[:148]))
+    ) & 0xFFFF or size < 0:
         raise DamagedTar(f"no header of a member at byte {position}")
     return size
 

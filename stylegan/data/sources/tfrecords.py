@@ -38,7 +38,9 @@ def list_images(files: Files) -> Listing:
             images.append((f"{number:07d}", f"{checksum:08x}"))
     labels = _labels(files, path, len(images))
     found = [SourceImage(name, label, token) for (name, token), label in zip(images, labels, strict=True)]
-    return Listing(found, partial(_open, files.uri(path), files.tokens[path], np.array(offsets, np.int64)), reader="tfrecords")
+    return Listing(
+        found, partial(_open, files.uri(path), files.tokens[path], np.array(offsets, np.int64)), reader="tfrecords"
+    )
 
 
 def _highest(files: Files) -> str:
@@ -60,9 +62,13 @@ def _records(source: str, name: str, file: Any) -> Iterator[tuple[int, int]]:
         head = file.read(_HEAD)
         length = int.from_bytes(head[:8], "little")
         if len(head) < _HEAD or masked_crc32c(head[:8]) != int.from_bytes(head[8:], "little"):
-            raise StepError(f"data.source={source}: {name} has no record at byte {position} (wrong checksum); it is no TFRecord or damaged")
+            raise StepError(
+                f"data.source={source}: {name} has no record at byte {position} (wrong checksum); it is no TFRecord or damaged"
+            )
         if position + _HEAD + length + _FOOT > end:
-            raise StepError(f"data.source={source}: {name} is cut short within the record at byte {position}; copy it again")
+            raise StepError(
+                f"data.source={source}: {name} is cut short within the record at byte {position}; copy it again"
+            )
         file.seek(position + _HEAD + length)
         yield position, int.from_bytes(file.read(_FOOT), "little")
         position += _HEAD + length + _FOOT
@@ -158,7 +164,9 @@ def _labels(files: Files, path: str, num_images: int) -> list[Label]:
     except Exception as error:  # NumPy raises nearly anything at damaged files
         raise StepError(f"{where} is no NumPy array ({one_line(error)}); get it again or delete it") from error
     if array.ndim != 2 or len(array) != num_images:
-        raise StepError(f"{where} has the shape {array.shape}; must be [{num_images}, number of labels], a row for each image of {path}")
+        raise StepError(
+            f"{where} has the shape {array.shape}; must be [{num_images}, number of labels], a row for each image of {path}"
+        )
     if array.shape[1] == 0:
         return [None] * num_images
     if not np.isin(array, (0, 1)).all():

@@ -23,8 +23,12 @@ def unaltered(source: Source, data: DataConfig) -> Source:
     Reading raises StepError at an image that is not `data.resolution` pixels square or has not `data.channels` channels.
     """
     wanted = (data.resolution, data.resolution, data.channels)
-    signature = hashlib.sha256(f"unaltered {source.signature}".encode()).hexdigest()[:16]  # shards of resized images are others
-    return replace(source, signature=signature, open=partial(_open, source.open, source.uri, wanted), reader="unaltered")
+    signature = hashlib.sha256(f"unaltered {source.signature}".encode()).hexdigest()[
+        :16
+    ]  # shards of resized images are others
+    return replace(
+        source, signature=signature, open=partial(_open, source.open, source.uri, wanted), reader="unaltered"
+    )
 
 
 def measured(content: bytes | np.ndarray) -> tuple[int, int, int]:
@@ -52,5 +56,7 @@ def _require_shape(content: bytes | np.ndarray, path: str, wanted: tuple[int, in
         return content  # is told where images are decoded
     if found != wanted:
         shown = ["{}x{} with {} channel(s)".format(*shape) for shape in (found, wanted)]
-        raise StepError(f"{path}: is {shown[0]}, expected {shown[1]}; images are measured as they are: resize or convert them first")
+        raise StepError(
+            f"{path}: is {shown[0]}, expected {shown[1]}; images are measured as they are: resize or convert them first"
+        )
     return content

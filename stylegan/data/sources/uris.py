@@ -84,7 +84,9 @@ def require_package(key: str, uri: str) -> None:
         ) from None
     except ValueError:
         known = "s3://, gs://, hf://, https:// or memory://"
-        raise ConfigError(f"{key}={uri}: unknown store {protocol}://; give a folder, or a URL that fsspec knows, such as {known}") from None
+        raise ConfigError(
+            f"{key}={uri}: unknown store {protocol}://; give a folder, or a URL that fsspec knows, such as {known}"
+        ) from None
 
 
 def file_token(uri: str) -> str:
@@ -102,7 +104,9 @@ def file_token(uri: str) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StepError(f"data.source={without_secrets(uri)}: cannot be looked up: {one_line(error)}; check its permissions") from error
+        raise StepError(
+            f"data.source={without_secrets(uri)}: cannot be looked up: {one_line(error)}; check its permissions"
+        ) from error
 
 
 def is_pattern(uri: str) -> bool:
@@ -124,9 +128,14 @@ def expand(uri: str) -> tuple[str, dict[str, str]]:
             tokens |= _glob(one, root) if re.search(r"[*\[]", one) else {}
         plain = [one for one in _braces(uri) if not re.search(r"[*\[]", one)]
         with ThreadPoolExecutor(16) as pool:
-            tokens |= {one.removeprefix(root).lstrip("/"): token for one, token in zip(plain, pool.map(file_token, plain), strict=True)}
+            tokens |= {
+                one.removeprefix(root).lstrip("/"): token
+                for one, token in zip(plain, pool.map(file_token, plain), strict=True)
+            }
     except FileNotFoundError as error:
-        raise ConfigError(f"data.source={uri}: not all files are there: {one_line(error)}; name only those that are") from None
+        raise ConfigError(
+            f"data.source={uri}: not all files are there: {one_line(error)}; name only those that are"
+        ) from None
     except OSError as error:
         raise StepError(f"data.source={uri}: cannot be listed: {one_line(error)}; check its permissions") from error
     if not tokens:
@@ -137,9 +146,15 @@ def expand(uri: str) -> tuple[str, dict[str, str]]:
 def _glob(uri: str, root: str) -> dict[str, str]:
     fs, path = storage.filesystem(uri)
     _, top = storage.filesystem(root)
-    found = {name: info for name, info in patient(lambda: fs.glob(path, detail=True), uri).items() if info.get("type") != "directory"}
+    found = {
+        name: info
+        for name, info in patient(lambda: fs.glob(path, detail=True), uri).items()
+        if info.get("type") != "directory"
+    }
     relative = {name: name.removeprefix(top).lstrip("/") for name in found}
-    return {relative[name]: file_token(name) if storage.is_local(uri) else info_token(info) for name, info in found.items()}
+    return {
+        relative[name]: file_token(name) if storage.is_local(uri) else info_token(info) for name, info in found.items()
+    }
 
 
 def _braces(uri: str) -> list[str]:

@@ -23,8 +23,14 @@ from stylegan.data.sources.uris import is_secret, require_package, without_secre
 from stylegan.errors import StepError, UnavailableError
 
 NAMES = re.compile(r".*\.(txt|csv|tsv)", re.IGNORECASE)
-PAUSES = (1.0, 4.0, 10.0)  # seconds before a web server is asked again: one of many that never answers must not hold up the rest
-_LOCAL = re.compile(r"^(file|local)://|::")  # a list from elsewhere must not reach files of this machine, chained or not
+PAUSES = (
+    1.0,
+    4.0,
+    10.0,
+)  # seconds before a web server is asked again: one of many that never answers must not hold up the rest
+_LOCAL = re.compile(
+    r"^(file|local)://|::"
+)  # a list from elsewhere must not reach files of this machine, chained or not
 _PASSING = (408, 425, 429)
 
 
@@ -93,7 +99,9 @@ def _shown(url: str) -> str:
 def _unsigned(url: str) -> str:
     """A URL without what signs it and when that expires, and without who asks."""
     parts = urlsplit(url)
-    query = urlencode([(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if not is_secret(key)])
+    query = urlencode(
+        [(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if not is_secret(key)]
+    )
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" + (f"?{query}" if query else "")
 
 

@@ -31,10 +31,14 @@ def list_images(files: Files) -> Listing:
         if not files.wants(path):
             continue
         token = f"{member.file_size}-{member.CRC:08x}"
-        locator.add(path, member.header_offset, member.compress_size, member.file_size, member.compress_type, member.CRC)
+        locator.add(
+            path, member.header_offset, member.compress_size, member.file_size, member.compress_type, member.CRC
+        )
         if member.flag_bits & 1 or member.compress_type not in _METHODS:
             what = "encrypted" if member.flag_bits & 1 else f"compressed by method {member.compress_type}"
-            raise StepError(f"data.source={files.source}: {path} is {what}; make the archive again, stored or deflated, without a password")
+            raise StepError(
+                f"data.source={files.source}: {path} is {what}; make the archive again, stored or deflated, without a password"
+            )
         if is_image(path):
             images.append(SourceImage(path, None, token))
         else:
@@ -51,7 +55,9 @@ def _members(uri: str, token: str) -> Iterator[zipfile.ZipInfo]:
             while members:
                 yield members.pop()
     except zipfile.BadZipFile as error:
-        raise StepError(f"data.source={uri}: not a readable .zip ({one_line(error)}); copy or make the archive again") from error
+        raise StepError(
+            f"data.source={uri}: not a readable .zip ({one_line(error)}); copy or make the archive again"
+        ) from error
     except OSError as error:
         raise StepError(f"data.source={uri}: cannot be read: {one_line(error)}; check its permissions") from error
 
@@ -59,7 +65,11 @@ def _members(uri: str, token: str) -> Iterator[zipfile.ZipInfo]:
 @contextmanager
 def _open(uri: str, token: str, locator: Locator) -> Iterator[Read]:
     """Members come in any order, so an archive from elsewhere is copied here first."""
-    with local_copy(uri, token) as path, open(path, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+    with (
+        local_copy(uri, token) as path,
+        open(path, "rb") as file,
+        closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content,
+    ):
         yield lambda name: _member(content, *locator[name])
 
 

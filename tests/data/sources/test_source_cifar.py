@@ -26,15 +26,26 @@ def as_python2(content: dict) -> bytes:
 
 def python_files(fine: bool) -> dict[str, bytes]:
     if fine:
-        batch = {"data": pixels(1), "fine_labels": [1, 0, 2, 1], "coarse_labels": [0, 0, 1, 0], "filenames": ["a.png"] * 4}
+        batch = {
+            "data": pixels(1),
+            "fine_labels": [1, 0, 2, 1],
+            "coarse_labels": [0, 0, 1, 0],
+            "filenames": ["a.png"] * 4,
+        }
         meta = {"fine_label_names": NAMES[:3], "coarse_label_names": ["x", "y"]}
         top = "cifar-100-python/"
         return {f"{top}train": as_python2(batch), f"{top}test": as_python2(batch), f"{top}meta": as_python2(meta)}
     top = "cifar-10-batches-py/"
     batches = {f"data_batch_{number}": {"data": pixels(number), "labels": [number, 0, 1, 2]} for number in (1, 2)}
     batches["test_batch"] = {"data": pixels(9), "labels": [3, 3, 3, 3]}
-    files = {top + name: as_python2(batch | {"batch_label": "x", "filenames": ["a.png"] * 4}) for name, batch in batches.items()}
-    return files | {f"{top}batches.meta": as_python2({"label_names": NAMES, "num_vis": 3072}), f"{top}readme.html": b"hello"}
+    files = {
+        top + name: as_python2(batch | {"batch_label": "x", "filenames": ["a.png"] * 4})
+        for name, batch in batches.items()
+    }
+    return files | {
+        f"{top}batches.meta": as_python2({"label_names": NAMES, "num_vis": 3072}),
+        f"{top}readme.html": b"hello",
+    }
 
 
 def binary_files(fine: bool) -> dict[str, bytes]:
@@ -48,7 +59,10 @@ def binary_files(fine: bool) -> dict[str, bytes]:
         return {f"{top}train.bin": content, f"{top}test.bin": content} | names
     top = "cifar-10-batches-bin/"
     files = {f"{top}data_batch_{number}.bin": records([[number], [0], [1], [2]], number) for number in (1, 2)}
-    return files | {f"{top}test_batch.bin": records([[3]] * 4, 9), f"{top}batches.meta.txt": "\n".join([*NAMES, ""]).encode()}
+    return files | {
+        f"{top}test_batch.bin": records([[3]] * 4, 9),
+        f"{top}batches.meta.txt": "\n".join([*NAMES, ""]).encode(),
+    }
 
 
 def archive(folder: Path, name: str) -> Path:
@@ -128,7 +142,9 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path, opened, monkeypatch, na
     for member, content in files.items():
         (tmp_path / member).parent.mkdir(exist_ok=True)
         (tmp_path / member).write_bytes(content)
-    with pytest.raises(StepError, match=r"the pickle names '.*', which no batch of CIFAR needs.*nothing of it was run") as caught:
+    with pytest.raises(
+        StepError, match=r"the pickle names '.*', which no batch of CIFAR needs.*nothing of it was run"
+    ) as caught:
         opened(tmp_path / "cifar-10-batches-py")
     assert "\n" not in str(caught.value)
     assert not mark.exists()

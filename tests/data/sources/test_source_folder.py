@@ -64,7 +64,9 @@ def test_many_objects_of_a_bucket(s3_server, opened, monkeypatch):
     """More than a page of a listing, in folders and beside them; markers of folders are nothing."""
     monkeypatch.setattr(folder, "PAGE", 10)
     bucket = s3_server()
-    fsspec.filesystem("s3").pipe({f"{bucket}/top/{number % 7}/{number}.png": b"x" for number in range(25)} | {f"{bucket}/top/0/": b""})
+    fsspec.filesystem("s3").pipe(
+        {f"{bucket}/top/{number % 7}/{number}.png": b"x" for number in range(25)} | {f"{bucket}/top/0/": b""}
+    )
     assert len(opened(f"{bucket}/top").images) == len(opened(bucket).images) == 25
 
 
@@ -80,7 +82,13 @@ def test_web_server(image_folder, web, opened, listed, contents):
     local = opened(image_folder)
     for kind in ("zip", "tar", "gztar"):
         shutil.make_archive(str(image_folder), kind, image_folder)
-    for uri in (f"{web}/images", f"{web}/images.zip", f"{web}/images.tar", f"{web}/images.tar.gz", f"{web}/images.tar?download=1"):
+    for uri in (
+        f"{web}/images",
+        f"{web}/images.zip",
+        f"{web}/images.tar",
+        f"{web}/images.tar.gz",
+        f"{web}/images.tar?download=1",
+    ):
         source = opened(uri)
         assert listed(source) == listed(local)
         assert contents(source) == contents(local)

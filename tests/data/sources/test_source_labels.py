@@ -45,7 +45,9 @@ def test_dataset_json_may_leave_images_out(image_folder, names, opened):
 def test_dataset_json_of_attribute_vectors(image_folder, names, opened):
     """Vectors are attributes, not classes; -1 is `no`."""
     for no in (0, -1, 0.0):
-        with_labels(image_folder, [[name, [no, 1, int(name.startswith("cat"))] if no == 0 else [no, 1, -1]] for name in names])
+        with_labels(
+            image_folder, [[name, [no, 1, int(name.startswith("cat"))] if no == 0 else [no, 1, -1]] for name in names]
+        )
         source = opened(image_folder)
         assert (source.label_names, source.attribute_names) == ((), ("0", "1", "2"))
         assert source.images[0].label == (0, 1, int(no == 0))
@@ -57,10 +59,19 @@ def test_dataset_json_of_attribute_vectors(image_folder, names, opened):
         (lambda pairs: [*pairs, ["cat/gone.png", 0], ["cat/gone2.png", 0]], "names cat/gone.png, which is not there"),
         (lambda pairs: [[name, 0.5] for name, _ in pairs], "cat/0.png the label 0.5; must be a whole number"),
         (lambda pairs: [[name, -1] for name, _ in pairs], "cat/0.png the label -1"),
-        (lambda pairs: [[name, [1, 2]] for name, _ in pairs], "cat/0.png the attribute '2'; must be 0 or 1, or -1 or 1"),
+        (
+            lambda pairs: [[name, [1, 2]] for name, _ in pairs],
+            "cat/0.png the attribute '2'; must be 0 or 1, or -1 or 1",
+        ),
         (lambda pairs: [[name, [-1, 0]] for name, _ in pairs], "both 0 and -1"),
-        (lambda pairs: [[name, [0] * (2 + number // 3)] for number, (name, _) in enumerate(pairs)], "where others have 2 attributes"),
-        (lambda pairs: [[name, [0] if number else 0] for number, (name, _) in enumerate(pairs)], "where others have 1 attributes"),
+        (
+            lambda pairs: [[name, [0] * (2 + number // 3)] for number, (name, _) in enumerate(pairs)],
+            "where others have 2 attributes",
+        ),
+        (
+            lambda pairs: [[name, [0] if number else 0] for number, (name, _) in enumerate(pairs)],
+            "where others have 1 attributes",
+        ),
         (lambda pairs: [name for name, _ in pairs], "is not of the form"),
         (lambda pairs: 7, "is not of the form"),
     ],
@@ -79,7 +90,9 @@ def test_labels_that_are_asked_for_must_be_there(image_folder, draw_images, open
     draw_images(image_folder, ["flat.png"])
     with pytest.raises(ConfigError, match=r"data\.labels=folder: 1 of 13 images .* such as flat\.png"):
         opened(image_folder, "folder")
-    with pytest.raises(ConfigError, match=r"has no dataset\.json, list_attr_celeba\.txt or list_attr_celeba\.csv at its top"):
+    with pytest.raises(
+        ConfigError, match=r"has no dataset\.json, list_attr_celeba\.txt or list_attr_celeba\.csv at its top"
+    ):
         opened(image_folder, "file")
     with pytest.raises(ConfigError, match=r"data\.label_file=there\.csv: .* has no such file"):
         opened(image_folder, label_file="there.csv")
@@ -126,7 +139,9 @@ def test_table_with_commas(celeba, opened, place, tmp_path):
     Path(path).write_text(text)
     if place == "memory":
         fsspec.filesystem("memory").pipe("/labels/table.csv", text.encode())
-    source = opened(celeba, label_file={"here": "table.csv", "elsewhere": path, "memory": "memory://labels/table.csv"}[place])
+    source = opened(
+        celeba, label_file={"here": "table.csv", "elsewhere": path, "memory": "memory://labels/table.csv"}[place]
+    )
     assert source.attribute_names == ("Smiling", "Male")
     assert [image.label for image in source.images] == [(0, 1), (1, 0), None]
 

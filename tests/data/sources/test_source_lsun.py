@@ -41,7 +41,9 @@ def test_keys_of_any_bytes(tmp_path, opened, contents):
 def test_several_environments_are_classes_when_asked(tmp_path, opened, contents):
     """Each below its folder; training environments without those for validation."""
     for name in ("cat", "church_outdoor_train_lmdb", "tower_train_lmdb", "tower_val_lmdb"):
-        environment(tmp_path / "lsun" / name, {name.encode() + b"1": b"x"}) if (tmp_path / "lsun").mkdir(exist_ok=True) is None else None
+        environment(tmp_path / "lsun" / name, {name.encode() + b"1": b"x"}) if (tmp_path / "lsun").mkdir(
+            exist_ok=True
+        ) is None else None
     source = opened(tmp_path / "lsun", "folder")
     assert source.label_names == ("cat", "church_outdoor_train_lmdb", "tower_train_lmdb")
     assert sorted(contents(source)) == [

@@ -49,7 +49,9 @@ def test_other_sizes_stay(tmp_path, opened, contents):
 def test_which_set_is_told_by_the_url(tmp_path, opened):
     """A folder gives the training images, as StyleGAN's tools do; a file or pattern what it names."""
     mnist(tmp_path)
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(gzip.decompress((tmp_path / "train-images-idx3-ubyte.gz").read_bytes()))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(
+        gzip.decompress((tmp_path / "train-images-idx3-ubyte.gz").read_bytes())
+    )
     assert [image.path for image in opened(tmp_path).images] == [f"train/{number:05d}" for number in range(7)]
     assert len(opened(tmp_path / "t10k-images-idx3-ubyte.gz").images) == 3
     assert len(opened(tmp_path / "*-images-idx3-ubyte.gz").images) == 10
@@ -76,9 +78,21 @@ def test_mnist_over_memory(tmp_path, opened, contents):
     [
         ("train-images-idx3-ubyte.gz", b"no gzip", "cannot be read"),
         ("train-images-idx3-ubyte.gz", gzip.compress(idx(pixels(7)), mtime=0)[:-20], "cannot be read"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(pixels(7))[:-20], mtime=0), "holds 5468 values, its head promises 7 x 28 x 28"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x0d\3" + bytes(100), mtime=0), "is no idx file of bytes with 3 dimension(s)"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(6, np.uint8)), mtime=0), "train has 7 images and 6 labels"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(idx(pixels(7))[:-20], mtime=0),
+            "holds 5468 values, its head promises 7 x 28 x 28",
+        ),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(b"\0\0\x0d\3" + bytes(100), mtime=0),
+            "is no idx file of bytes with 3 dimension(s)",
+        ),
+        (
+            "train-labels-idx1-ubyte.gz",
+            gzip.compress(idx(np.zeros(6, np.uint8)), mtime=0),
+            "train has 7 images and 6 labels",
+        ),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path, opened, name, content, words):

@@ -81,6 +81,8 @@ def test_foreign_wids_index(tmp_path, opened, contents):
 @pytest.mark.parametrize("url", ["../part-0.tar", "/etc/part-0.tar", "part-0.zip", ""])
 def test_index_that_leads_out(tmp_path, opened, url):
     """A foreign index names files of its own folder only."""
-    (tmp_path / "manifest.json").write_text(json.dumps({"__kind__": "wids-shard-index-v1", "shardlist": [{"url": url}]}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"__kind__": "wids-shard-index-v1", "shardlist": [{"url": url}]})
+    )
     with pytest.raises(StepError, match=r"manifest\.json must list tars below its folder"):
         opened(tmp_path)

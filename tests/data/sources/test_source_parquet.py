@@ -60,7 +60,10 @@ def test_only_needed_row_groups_are_read(tmp_path, opened):
     """Damage in one row group is no harm to images of others."""
     path = parquet(tmp_path / "a.parquet", table(9))
     group = pq.ParquetFile(path).metadata.row_group(1)
-    start = min(group.column(number).dictionary_page_offset or group.column(number).data_page_offset for number in range(group.num_columns))
+    start = min(
+        group.column(number).dictionary_page_offset or group.column(number).data_page_offset
+        for number in range(group.num_columns)
+    )
     source, content = opened(path), bytearray(path.read_bytes())
     content[start : start + 20] = bytes(20)
     path.write_bytes(content)

@@ -79,7 +79,9 @@ def test_unlabelled_shards_are_no_classes(tmp_path, opened):
 )
 def test_json_beside_images(tmp_path, opened, documents, label_names, attribute_names, labels):
     """Class numbers or attributes, or neither; a sample without them has no label in a labelled set."""
-    source = opened(shards(tmp_path / "set", [{"jpg": b"x", "json": json.dumps(document).encode()} for document in documents]))
+    source = opened(
+        shards(tmp_path / "set", [{"jpg": b"x", "json": json.dumps(document).encode()} for document in documents])
+    )
     assert (source.label_names, source.attribute_names) == (label_names, attribute_names)
     assert [image.label for image in source.images] == labels
 
@@ -91,8 +93,14 @@ def test_json_beside_images(tmp_path, opened, documents, label_names, attribute_
         ([{"png": b"x", "cls": b"-1"}], r"00000000\.cls gives the label '-1'; must be a whole number from 0"),
         ([{"png": b"x", "json": b'{"label": "cat"}'}], "gives the label 'cat'"),
         ([{"png": b"x", "json": b'{"attributes": [0, 2]}'}], "the attribute '2'; must be 0 or 1"),
-        ([{"png": b"x", "cls": b"1"}, {"png": b"x", "json": b'{"attributes": [0, 1]}'}], "all class numbers or all vectors"),
-        ([{"png": b"x", "json": b'{"attributes": [0]}'}, {"png": b"x", "json": b'{"attributes": [0, 1]}'}], r"vectors of \[1, 2\]"),
+        (
+            [{"png": b"x", "cls": b"1"}, {"png": b"x", "json": b'{"attributes": [0, 1]}'}],
+            "all class numbers or all vectors",
+        ),
+        (
+            [{"png": b"x", "json": b'{"attributes": [0]}'}, {"png": b"x", "json": b'{"attributes": [0, 1]}'}],
+            r"vectors of \[1, 2\]",
+        ),
     ],
 )
 def test_wrong_labels_are_one_line(tmp_path, opened, samples, words):
@@ -114,7 +122,9 @@ def test_training_shards_of_a_folder(tmp_path, opened):
 
 def test_shards_over_memory(tmp_path, opened, contents):
     """A pattern at any fsspec URL."""
-    fsspec.filesystem("memory").put(str(shards(tmp_path / "set", [{"png": b"%d" % number} for number in range(5)])), "/wds", recursive=True)
+    fsspec.filesystem("memory").put(
+        str(shards(tmp_path / "set", [{"png": b"%d" % number} for number in range(5)])), "/wds", recursive=True
+    )
     for uri in ("memory://wds", "memory://wds/train-{000000..000001}.tar", "memory://wds/*.tar"):
         assert sorted(contents(opened(uri)).values()) == [b"0", b"1", b"2", b"3", b"4"]
 
@@ -153,7 +163,11 @@ def test_walk_finds_what_tarfile_finds(tmp_path, format):
     names = ["a.png", "d" * 90 + "/" + "x" * 60 + ".png", "ä/猫.png", "p" * 140 + "/q.png", "empty.png"]
     if format != tarfile.USTAR_FORMAT:
         names.append("/".join(["long" * 20] * 5) + "/猫.png")
-    path = write(tmp_path / "a.tar", [(name, bytes(511 + number)) for number, name in enumerate(names)] + [("none.png", b"")], format)
+    path = write(
+        tmp_path / "a.tar",
+        [(name, bytes(511 + number)) for number, name in enumerate(names)] + [("none.png", b"")],
+        format,
+    )
     with tarfile.open(path) as archive:
         wanted = [(info.name, info.offset_data, info.size, int(info.mtime)) for info in archive]
     with open(path, "rb") as file:
@@ -166,14 +180,20 @@ def test_walk_finds_what_tarfile_finds(tmp_path, format):
     [
         lambda content: content[:1000],
         lambda content: content[: 512 + 1024 + 200],
-        lambda content: content[:600] + b"?" + content[601:] if len(content) < 4000 else content[:1024] + b"?" * 512 + content[1536:],
+        lambda content: (
+            content[:600] + b"?" + content[601:]
+            if len(content) < 4000
+            else content[:1024] + b"?" * 512 + content[1536:]
+        ),
         lambda content: b"",
         lambda content: b"not a tar at all" * 100,
     ],
 )
 def test_damaged_tars(tmp_path, opened, damage, packed_with):
     """Cut short, overwritten or something else: one line with the name."""
-    content = write(tmp_path / "a.tar", [("a.png", bytes(512)), ("b.png", bytes(512)), ("c.png", bytes(2048))]).read_bytes()
+    content = write(
+        tmp_path / "a.tar", [("a.png", bytes(512)), ("b.png", bytes(512)), ("c.png", bytes(2048))]
+    ).read_bytes()
     path = tmp_path / ("a.tar" if packed_with is bytes else "a.tar.gz")
     path.write_bytes(packed_with(damage(content)))
     with pytest.raises(StepError, match=r"a\.tar(\.gz)? is not a readable tar") as caught:

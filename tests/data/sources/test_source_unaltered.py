@@ -20,7 +20,10 @@ def test_unaltered_images_are_handed_out_or_refused(tmp_path, draw_images, opene
     strict = unaltered(source, DataConfig(source=str(tmp_path), resolution=8, channels=1))
     with strict.open() as read:
         assert read("a.png") == (tmp_path / "a.png").read_bytes()
-        with pytest.raises(StepError, match=rf"b\.png: is {size[0]}x{size[1]} with {len(mode)} channel\(s\), expected 8x8 with 1 channel"):
+        with pytest.raises(
+            StepError,
+            match=rf"b\.png: is {size[0]}x{size[1]} with {len(mode)} channel\(s\), expected 8x8 with 1 channel",
+        ):
             read("b.png")
     assert strict.signature != source.signature
 
@@ -32,7 +35,10 @@ def test_arrays_are_measured_too(opened):
     source = opened("digits")
     with unaltered(source, DataConfig(source="digits", resolution=8, channels=1)).open() as read:
         assert read("0/0000").shape == (8, 8)
-    with unaltered(source, DataConfig(source="digits", resolution=16, channels=1)).open() as read, pytest.raises(StepError, match="is 8x8"):
+    with (
+        unaltered(source, DataConfig(source="digits", resolution=16, channels=1)).open() as read,
+        pytest.raises(StepError, match="is 8x8"),
+    ):
         read("0/0000")
 
 
@@ -41,5 +47,8 @@ def test_checked_images_of_an_archive(tmp_path, image_folder, opened):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(image_folder / "cat/0.png", "top/cat/0.png")
     strict = unaltered(opened(tmp_path / "a.zip"), DataConfig(source="a.zip", resolution=16))
-    with pickle.loads(pickle.dumps(strict.open))() as read, pytest.raises(StepError, match=r"a\.zip/0\.png: is 24x20 with 3"):
+    with (
+        pickle.loads(pickle.dumps(strict.open))() as read,
+        pytest.raises(StepError, match=r"a\.zip/0\.png: is 24x20 with 3"),
+    ):
         read("0.png")

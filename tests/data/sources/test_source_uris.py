@@ -38,7 +38,9 @@ def test_missing_package_names_it(opened):
     try:
         import gcsfs  # noqa: F401
     except ImportError:
-        with pytest.raises(ConfigError, match=r"data\.source=gs://bucket/x: gs:// needs a package .* pip install gcsfs$"):
+        with pytest.raises(
+            ConfigError, match=r"data\.source=gs://bucket/x: gs:// needs a package .* pip install gcsfs$"
+        ):
             opened("gs://bucket/x")
 
 

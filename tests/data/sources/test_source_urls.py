@@ -37,7 +37,10 @@ def test_a_url_in_each_line(tmp_path, web, opened, contents):
     """Names are server and path; remarks and empty lines do not count."""
     (tmp_path / "list.txt").write_text(f"# images\n{web}/a.png\n\n  {web}/b,c/%C3%A4.png  \r\n")
     host = web.removeprefix("http://")
-    assert contents(opened(tmp_path / "list.txt")) == {f"{host}/a.png": b"/a.png", f"{host}/b,c/ä.png": b"/b,c/%C3%A4.png"}
+    assert contents(opened(tmp_path / "list.txt")) == {
+        f"{host}/a.png": b"/a.png",
+        f"{host}/b,c/ä.png": b"/b,c/%C3%A4.png",
+    }
 
 
 @pytest.mark.parametrize(("name", "mark"), [("list.csv", ","), ("list.tsv", "\t")])
@@ -71,7 +74,9 @@ def test_signatures_change_nothing_and_stay_secret(tmp_path, web, opened, conten
     signatures = []
     for secret in ("hunter1", "hunter2"):
         signed = f"X-Amz-Signature={secret}&X-Amz-Expires=9&AWSAccessKeyId={secret}"
-        (tmp_path / "list.txt").write_text(f"{web}/a.png?{signed}\n{web}/secret.png?{signed}\n{web}/broken.png?{signed}\n")
+        (tmp_path / "list.txt").write_text(
+            f"{web}/a.png?{signed}\n{web}/secret.png?{signed}\n{web}/broken.png?{signed}\n"
+        )
         source = opened(tmp_path / "list.txt")
         signatures.append(source.signature)
         assert secret not in str(source.images)
@@ -94,7 +99,9 @@ def test_queries_tell_images_apart(tmp_path, web, opened):
 
 def test_dead_links_are_those_images_fault(tmp_path, web, opened):
     """A file that is gone, a server that fails and one that is not there do not end the work."""
-    (tmp_path / "list.txt").write_text(f"{web}/gone.png\n{web}/broken.png\nhttp://127.0.0.1:9/a.png\nmemory://nowhere/a.png\n")
+    (tmp_path / "list.txt").write_text(
+        f"{web}/gone.png\n{web}/broken.png\nhttp://127.0.0.1:9/a.png\nmemory://nowhere/a.png\n"
+    )
     source = opened(tmp_path / "list.txt")
     with source.open() as read:
         for image in source.images:
@@ -113,7 +120,11 @@ def test_names_from_urls_lead_nowhere(tmp_path, opened):
 @pytest.mark.parametrize(
     ("text", "words", "kind"),
     [
-        ("https://host/a.png\nimages/b.png\n", "line 2 holds no URL such as https://host/image.png but 'images/b.png'", StepError),
+        (
+            "https://host/a.png\nimages/b.png\n",
+            "line 2 holds no URL such as https://host/image.png but 'images/b.png'",
+            StepError,
+        ),
         ("file:///etc/passwd\n", "line 1 holds no URL", StepError),
         ("file://etc/passwd\n", "line 1 holds no URL", StepError),
         ("local://etc/passwd\n", "line 1 holds no URL", StepError),
