@@ -8,10 +8,10 @@ import re
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from stylegan import storage
-from stylegan.data.card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
-from stylegan.data.shards import ShardSet
+from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
+from stylegan.data.shardset import ShardSet
 from stylegan.images import thumbnail
-from stylegan.steps import Summary
+from stylegan.pipeline.steps import Summary
 
 LISTED_COUNTS = 100  # classes or attributes in the Markdown table of a data set
 

@@ -1,6 +1,6 @@
 """The steps as Prefect tasks: each body is one call into the library.
 
-Whether a step's work is there already is decided by storage alone (stylegan/plan.py); such a task run ends as `Cached`.
+Whether a step's work is there already is decided by storage alone (stylegan/pipeline/plan.py); such a task run ends as `Cached`.
 Prefect's own result cache stays off: it cannot see that storage was emptied.
 """
 
@@ -15,12 +15,12 @@ from prefect.states import Completed
 from prefect.tasks import Task
 
 from flows.artifacts import publish_shards
-from stylegan.data.shards import ShardSet
+from stylegan.data.shardset import ShardSet
 from stylegan.errors import UnavailableError, UserError
 from stylegan.evaluation.report import Report
+from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry.gate import Verdict
-from stylegan.registry.store import ModelVersion
-from stylegan.steps import Done, Pipeline
+from stylegan.registry.versions import ModelVersion
 from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint
 

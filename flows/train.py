@@ -9,9 +9,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows import artifacts, killed_runs, tasks
-from stylegan.config import Config
-from stylegan.config_file import load
-from stylegan.steps import Pipeline, Summary
+from stylegan.config.file import load
+from stylegan.config.tree import Config
+from stylegan.pipeline.steps import Pipeline, Summary
 from stylegan.training.schedule import stages
 from stylegan.training.state import Checkpoint
 

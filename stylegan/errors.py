@@ -26,3 +26,8 @@ class UnavailableError(StepError):
 
 class DivergedError(StepError):
     """Training has no finite gradients any more; from the same checkpoint it would end the same way."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return the message of an exception as one line of at most `limit` characters; its type where it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -4,7 +4,7 @@ Writes are whole and atomic (a temporary file and a rename locally, one put on o
 bytes or the new ones. A folder counts as complete once its marker file exists, and the marker is written last.
 Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), never from a config.
 
-A store that throttles, times out or breaks off is waited for, see patience.py.
+A store that throttles, times out or breaks off is waited for, see retry.py.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
 
 import fsspec
 
-from stylegan.errors import StepError, UnavailableError
-from stylegan.patience import answer_of, patient, text_of
+from stylegan.errors import StepError, UnavailableError, one_line
+from stylegan.retry import answer_of, patient, text_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -149,13 +150,22 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def write_local(path: Path, data: bytes) -> None:
-    """A file on this machine that nobody sees half-written, on the disk for good; for what is no part of storage. Raises OSError."""
+    """Atomically write and fsync a local file outside storage.root. Raises OSError."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a partial file that takes the place of `path` at the end of the block.
+
+    Nobody sees a half-written file under its name. If the block fails the partial file is removed and `path` stays.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -174,6 +184,26 @@ def read_json(uri: str) -> Any:
 def write_json(uri: str, value: Any) -> None:
     """Write a value as readable JSON."""
     write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json_lines(uri: str, limit: int | None = None) -> list[Any]:
+    """Read a file of one JSON value per line, at most the first `limit`; a last line without its end is not complete yet.
+
+    Raises:
+        FileNotFoundError: no such file.
+        StepError: a line is not JSON, or storage refuses.
+    """
+    if limit is None:
+        lines = read_bytes(uri).splitlines(keepends=True)
+    else:
+        with open_read(uri) as file:
+            lines = list(islice(file, limit))
+    try:
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    except ValueError as error:
+        raise StepError(
+            f"storage: {uri} has a line that is not JSON ({one_line(error)}); delete it and run the same command again"
+        ) from error
 
 
 @_one_line("look up")
@@ -223,10 +253,9 @@ def download(uri: str, local: str | Path) -> None:
     fs, path = filesystem(uri)
     target = Path(local)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     about = fs.info(path)
     num_bytes, in_ranges = about.get("size"), about.get("partial", not uri.startswith("http"))  # http servers tell
-    try:
+    with replacing(target) as partial:
         if is_local(uri) or not in_ranges or not num_bytes or num_bytes <= PIECE:
             fs.get_file(path, str(partial))
         else:
@@ -234,9 +263,6 @@ def download(uri: str, local: str | Path) -> None:
         found = partial.stat().st_size
         if num_bytes is not None and found != num_bytes:
             raise ConnectionError(f"{found:,} bytes came, the store says {num_bytes:,}")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _download_pieces(uri: str, target: Path, num_bytes: int) -> None:
@@ -321,29 +347,6 @@ def _read_some(uri: str, file: _PatientFile, count: int) -> bytes:
     return file.attempt(count)
 
 
-def publish(local: str | Path, uri: str) -> None:
-    """Move a finished local folder to `uri`. Its files arrive in the order of their names except `manifest.json`, which is last."""
-    source = Path(local)
-    if is_local(uri):
-        _move(source, uri)
-        return
-    files = sorted(
-        (file for file in source.rglob("*") if file.is_file()), key=lambda file: (file.name == "manifest.json", file)
-    )
-    for file in files:
-        upload(file, join(uri, file.relative_to(source).as_posix()))
-    shutil.rmtree(source)
-
-
-@_one_line("upload to")
-def _move(source: Path, uri: str) -> None:
-    target = Path(filesystem(uri)[1])
-    if target.exists():  # an earlier attempt that was cut short, or the same content
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(str(source), target)
-
-
 @_one_line("upload to")
 def upload(local: str | Path, uri: str) -> None:
     """Copy one file there; readers never see a part of it."""
@@ -353,9 +356,5 @@ def upload(local: str | Path, uri: str) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with replacing(target) as partial:
         shutil.copyfile(local, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""Fixtures for all tests: a real S3 server on this machine, tiny drawn images, a private cache folder."""
+"""Fixtures for all tests: a real S3 server on this machine, tiny drawn images, a tiny config, a private cache folder."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_faults import Faults, faulty
@@ -107,3 +109,39 @@ def image_folder(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
     """A folder with the class folders `cat` (7 images) and `dog` (5 images) of 24x20 RGB PNGs."""
     names = [f"cat/{i}.png" for i in range(7)] + [f"dog/{i}.png" for i in range(5)]
     return draw_images(tmp_path / "images", names)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a SQLite file that holds MLflow's tables and nothing else; making one takes seconds."""
+    from stylegan.tracking.connection import connect
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+def _tiny_config(root: str | Path, **sections: object) -> Any:
+    from stylegan.config.file import build
+
+    tree = {
+        "name": "tiny",
+        "storage": {"root": str(root)},
+        "data": {"source": "digits", "resolution": 8, "channels": 1},
+        "model": {"latent_size": 6, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8},
+        "training": {"batch": 4},
+    }
+    return build(tree | sections)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """tiny_config(root, **sections): an 8x8 run whose storage is `root`."""
+    return _tiny_config
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, empty_database: Path) -> Callable[..., Any]:
+    """A function that gives a config whose embedded MLflow is an empty database."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return lambda **sections: _tiny_config(tmp_path, **sections)

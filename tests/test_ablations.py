@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan.config_file import flatten, load
-from stylegan.data.shards import ShardSet
+from stylegan.config.file import flatten, load
+from stylegan.data.shardset import ShardSet
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
-from stylegan.plan import make_keys
+from stylegan.pipeline.run import make_keys
 from stylegan.training.schedule import stages
 from stylegan.training.state import start_stage
 from stylegan.training.step import discriminator_step, generator_step

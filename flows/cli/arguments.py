@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from stylegan.config import Config
-from stylegan.config_file import load
+from stylegan.config.file import load
+from stylegan.config.tree import Config
 from stylegan.errors import ConfigError
 
 ConfigFile = Annotated[str, Parameter(help="YAML file of the run, such as configs/quickstart.yaml.")]

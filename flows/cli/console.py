@@ -18,14 +18,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from flows.cli import reports
-from stylegan.config import Config
+from stylegan.config.tree import Config
 from stylegan.progress import duration
 from stylegan.training.schedule import PENALTIES
 
 if TYPE_CHECKING:
     from flows.cli.doctor import Examination
-    from stylegan.plan import Plan
-    from stylegan.steps import Done, Summary
+    from stylegan.pipeline.plan import Plan
+    from stylegan.pipeline.steps import Done, Summary
 
 
 class Handler(logging.Handler):
@@ -192,7 +192,7 @@ def print_summary(config: Config, summary: Summary) -> None:
 
 def ui_commands(config: Config, summary: Summary) -> list[str]:
     """The commands that open MLflow and Prefect on this run's results, and one that draws from the new model."""
-    from stylegan.tracking import resolve_uri
+    from stylegan.tracking.connection import resolve_uri
 
     uri, folder = resolve_uri(config), shlex.quote(os.path.dirname(sys.executable))
     mlflow = (

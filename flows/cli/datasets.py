@@ -10,15 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from stylegan import storage
-from stylegan.config import Config
-from stylegan.config_file import load
-from stylegan.data.card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
-from stylegan.data.shards import ShardSet
+from stylegan.config.file import load
+from stylegan.config.tree import Config
+from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
+from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError
 
 if TYPE_CHECKING:
-    from stylegan.data.verify import Verification
-    from stylegan.steps import Done
+    from stylegan.data.sharding.verify import Verification
+    from stylegan.pipeline.steps import Done
 
 LISTED = 20  # classes or attributes in the table on the terminal
 PATHS = 3  # of rejects, for each kind
@@ -64,10 +64,10 @@ def _rejects_table(card: DatasetCard) -> Table:
 
 def make_shards(config: Config) -> Done[ShardSet]:
     """The first step of the pipeline alone, which needs no MLflow. Raises as `Pipeline.shard`."""
-    from stylegan import cluster
-    from stylegan.steps import Pipeline
+    from stylegan.cluster.session import ray_session
+    from stylegan.pipeline.steps import Pipeline
 
-    with cluster.session():
+    with ray_session():
         return Pipeline(config).shard()
 
 
@@ -91,10 +91,11 @@ def verify_shards(target: str, overrides: list[str], *, as_json: bool) -> None:
 
 
 def _verify(target: str, overrides: list[str]) -> Verification:
-    from stylegan import cluster
-    from stylegan.data.shards import find_shards
-    from stylegan.data.sources import open_source
-    from stylegan.data.verify import verify
+    from stylegan.cluster.parallel_map import cpu_map
+    from stylegan.cluster.session import ray_session
+    from stylegan.data.sharding.verify import verify
+    from stylegan.data.sharding.write_shards import find_shards
+    from stylegan.data.sources.open_source import open_source
     from stylegan.progress import Progress
 
     progress = Progress("verify", 1, "tars").reach
@@ -108,5 +109,5 @@ def _verify(target: str, overrides: list[str]) -> Verification:
         raise StepError(
             f"shard --verify: the images of {target} are not sharded yet; run `stylegan shard {target}` first"
         )
-    with cluster.session():
-        return verify(shards.uri, pmap=cluster.cpu_map(config, shards.num_images), progress=progress)
+    with ray_session():
+        return verify(shards.uri, pmap=cpu_map(config, shards.num_images), progress=progress)

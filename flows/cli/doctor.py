@@ -9,29 +9,28 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 
-from pydantic import BaseModel, ConfigDict
-
-from stylegan import cluster, storage, tracking
-from stylegan.config import Config, StorageConfig
+from stylegan import storage
+from stylegan.cluster.resources import check_resources, describe_cluster
+from stylegan.cluster.session import check_address, connect, ray_session
+from stylegan.config.sections import StorageConfig
+from stylegan.config.tree import Config
 from stylegan.errors import StepError, UserError
-from stylegan.evaluation import weights
-from stylegan.patience import use_settings
+from stylegan.evaluation.features import public_weights as weights
+from stylegan.records import Record
+from stylegan.retry import use_settings
+from stylegan.tracking.connection import check_server, resolve_uri
 
 
-class Finding(BaseModel):
+class Finding(Record):
     """One thing tried."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     ok: bool
     detail: str
 
 
-class Examination(BaseModel):
+class Examination(Record):
     """All things tried; `ok` if all work."""
-
-    model_config = ConfigDict(frozen=True)
 
     findings: tuple[Finding, ...]
 
@@ -89,8 +88,8 @@ def _storage(config: Config | None) -> str:
 
 
 def _data(config: Config | None) -> str:
-    from stylegan.data.sources import open_source
-    from stylegan.plan import check_data
+    from stylegan.data.sources.open_source import open_source
+    from stylegan.pipeline.check_data import check_data
 
     if config is None:
         return "give a CONFIG to look at its data"
@@ -105,8 +104,8 @@ def _data(config: Config | None) -> str:
 
 
 def _metrics(config: Config | None) -> str:
-    from stylegan.data.sources import open_source
-    from stylegan.evaluation.spaces import check_features
+    from stylegan.data.sources.open_source import open_source
+    from stylegan.evaluation.features.spaces import check_features
 
     if config is None:
         return "the embedded classifier needs no weights"
@@ -132,8 +131,8 @@ def _weights(kind: weights.Kind, config: Config | None) -> str:
 def _mlflow(config: Config | None) -> str:
     if config is None:
         return "SQLite below storage.root unless tracking.uri is set"
-    uri = tracking.resolve_uri(config)
-    tracking.check_server(uri)
+    uri = resolve_uri(config)
+    check_server(uri)
     return f"{uri} answers" if uri.startswith("http") else uri
 
 
@@ -145,13 +144,13 @@ def _prefect(config: Config | None) -> str:
 
 
 def _ray(config: Config | None) -> str:
-    from stylegan.config import RayConfig
+    from stylegan.config.sections import RayConfig
     from stylegan.training.schedule import stages
 
-    with cluster.session():
+    with ray_session():
         if config is None:
-            cluster.connect(RayConfig())
+            connect(RayConfig())
         else:
-            cluster.check_address(config.ray)
-            cluster.check_resources(config, stages(config))
-        return f"{cluster.describe()}; every stage fits" if config else cluster.describe()
+            check_address(config.ray)
+            check_resources(config, stages(config))
+        return f"{describe_cluster()}; every stage fits" if config else describe_cluster()

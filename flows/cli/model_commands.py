@@ -35,7 +35,7 @@ def sample(
     out
         PNG file to write.
     """
-    from stylegan import sampling
+    from stylegan.verbs import sample as sampling
 
     settings = registry_config(config, overrides)
     record = sampling.sample(settings, model, seeds=sampling.parse_seeds(seeds), psi=psi, label=label, out=str(out))
@@ -52,7 +52,7 @@ def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> No
     out
         URI of the folder to write; new or empty.
     """
-    from stylegan import exchange
+    from stylegan.verbs import exchange
 
     record = exchange.import_weights(official, out)
     files, side = ", ".join(record.files), record.resolution
@@ -71,7 +71,7 @@ def export(
     out
         File to write: .safetensors, or .onnx (inputs z, labels if conditional, and psi; needs the extra `onnx`).
     """
-    from stylegan import exchange
+    from stylegan.verbs import exchange
 
     record = exchange.export(registry_config(config, overrides), model, out)
     print_result(record, f"{record.checkpoint_uri} in {record.path}, {record.num_bytes:,} bytes", as_json)

@@ -10,7 +10,7 @@ from flows.cli.console import print_result
 from stylegan.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stylegan.registry.store import ModelVersion
+    from stylegan.registry.versions import ModelVersion
 
 
 def promote(
@@ -31,7 +31,7 @@ def promote(
     version
         Its version; unset is the challenger.
     """
-    from stylegan.registry import store
+    from stylegan.registry import versions as store
 
     _print_version(store.promote(_tracking_uri(config, overrides), name, version=version), as_json)
 
@@ -40,19 +40,19 @@ def rollback(
     name: str, /, *, config: RegistryConfig = None, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Make the previous champion champion again."""
-    from stylegan.registry import store
+    from stylegan.registry import versions as store
 
     _print_version(store.rollback(_tracking_uri(config, overrides), name), as_json)
 
 
 def _tracking_uri(config: str | None, overrides: list[str] | None) -> str:
-    from stylegan import tracking
+    from stylegan.tracking.connection import check_server, resolve_uri
 
     settings = registry_config(config, overrides)
-    uri = tracking.resolve_uri(settings) if settings else os.environ.get("MLFLOW_TRACKING_URI")
+    uri = resolve_uri(settings) if settings else os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ConfigError("no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")
-    tracking.check_server(uri)
+    check_server(uri)
     return uri
 
 

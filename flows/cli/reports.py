@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stylegan.evaluation.html import AXES, number
-from stylegan.evaluation.published import Comparison
+from stylegan.evaluation.page.html import AXES, number
+from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.report import Report
 
 if TYPE_CHECKING:
-    from stylegan.evaluating import Evaluation
+    from stylegan.verbs.evaluate import Evaluation
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

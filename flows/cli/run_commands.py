@@ -10,13 +10,13 @@ from cyclopts import Parameter
 from flows.cli import console, reports
 from flows.cli.arguments import AsJson, ConfigFile, Overrides, is_config_file
 from flows.cli.console import print_json
-from stylegan.config_file import load
+from stylegan.config.file import load
 from stylegan.errors import ConfigError, StepError
 
 
 def plan(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what `run` would do: the steps, cached or not and why, images, time and memory. Touches nothing."""
-    from stylegan.plan import make_plan
+    from stylegan.pipeline.plan import make_plan
 
     found = make_plan(load(config, overrides or []))
     if as_json:
@@ -73,7 +73,7 @@ def train(
     until
         Stop after the stage of this resolution.
     """
-    from stylegan.steps import Pipeline
+    from stylegan.pipeline.steps import Pipeline
 
     settings = load(config, overrides or [])
     if until is not None and until not in settings.resolutions:
@@ -114,7 +114,7 @@ def evaluate(
             model, {"--metrics": metrics, "--config": config, "--data": data, "--out": out}, overrides, as_json
         )
         return
-    from stylegan.evaluating import Request, evaluate_model, parse_metrics
+    from stylegan.verbs.evaluate import Request, evaluate_model, parse_metrics
 
     names = parse_metrics(metrics) if metrics is not None else None
     found = evaluate_model(Request(model, names, config, data, tuple(overrides or ())), out)
@@ -130,7 +130,7 @@ def _evaluate_run(config: str, others: dict[str, str | None], overrides: list[st
         raise ConfigError(
             f"{given[0]}: is for a MODEL; {config} says it itself: use --set, such as --set evaluation.metrics=[fid]"
         )
-    from stylegan.steps import Pipeline
+    from stylegan.pipeline.steps import Pipeline
 
     with Pipeline(load(config, overrides or [])) as pipeline:
         done, published, page = pipeline.evaluate_trained()
@@ -147,7 +147,7 @@ def _evaluate_run(config: str, others: dict[str, str | None], overrides: list[st
 
 def register(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Register the evaluated model as challenger; the gate is left to `run`."""
-    from stylegan.steps import Pipeline
+    from stylegan.pipeline.steps import Pipeline
 
     with Pipeline(load(config, overrides or [])) as pipeline:
         done = pipeline.register_evaluated()

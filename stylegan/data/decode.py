@@ -37,8 +37,9 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from stylegan.config import DataConfig
+from stylegan.config.sections import DataConfig
 from stylegan.data.colour import from_16_bit, to_screen
+from stylegan.errors import one_line
 
 Filter = Literal["lanczos", "bicubic", "box"]
 Kind = Literal["unreadable", "truncated", "too large", "too small"]
@@ -151,7 +152,7 @@ def _refuse(error: Exception, content: bytes) -> NoReturn:
     """Raise what a decoder raised as `UnreadableImage`."""
     if isinstance(error, UnreadableImage):
         raise error
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     if not content:
         raise UnreadableImage("empty file", "truncated") from error
     if isinstance(error, UnidentifiedImageError):

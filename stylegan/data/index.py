@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from stylegan import storage
 from stylegan.data.shardset import MANIFEST, ShardSet
-from stylegan.errors import StepError
+from stylegan.errors import StepError, one_line
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read_samples(uri: str, manifest: dict[str, Any], columns: list[str] | None =
     except FileNotFoundError:
         raise StepError(damaged(uri, table_uri, "missing")) from None
     except (pa.ArrowException, OSError) as error:
-        raise StepError(damaged(uri, table_uri, f"damaged ({' '.join(str(error).split())[:200]})")) from error
+        raise StepError(damaged(uri, table_uri, f"damaged ({one_line(error, 200)})")) from error
     if table.num_rows != manifest["num_images"]:
         raise StepError(
             damaged(uri, table_uri, f"has {table.num_rows} rows, its manifest promises {manifest['num_images']}")

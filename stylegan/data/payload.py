@@ -14,6 +14,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from stylegan.errors import one_line
+
 LARGEST_RAW = 256  # the largest resolution that is kept raw
 _MAGIC = b"\x93NUMPY\x01\x00"
 
@@ -110,7 +112,7 @@ def _decode_png(data: bytes | memoryview) -> np.ndarray:
         image = Image.open(BytesIO(data), formats=["PNG"])
         image.load()
     except Exception as error:  # Pillow raises nearly anything at damaged files
-        raise ValueError(f"not a whole PNG: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ValueError(f"not a whole PNG: {one_line(error)}") from error
     if image.mode not in ("L", "RGB"):
         raise ValueError(f"a PNG of mode {image.mode}; must be L or RGB")
     return np.asarray(image)

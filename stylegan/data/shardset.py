@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
-from stylegan.config import DataConfig, digest
+from stylegan.config.sections import DataConfig
+from stylegan.records import Record, digest
 
 FORMAT = 2  # raise it when the same source would give other shards
 MANIFEST = "manifest.json"
@@ -20,7 +21,7 @@ CHOICE_FIELDS = {
 }  # which images there are, and in which tar
 
 
-class ShardSet(BaseModel):
+class ShardSet(Record):
     """A finished set of shards: a folder with `r0004/train-000000.tar` ... and `manifest.json`.
 
     Attributes:
@@ -32,7 +33,7 @@ class ShardSet(BaseModel):
         num_rejected: lines of `rejected.jsonl`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     uri: str
     fingerprint: str

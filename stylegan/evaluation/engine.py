@@ -13,22 +13,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from stylegan import storage
-from stylegan.config import EvaluationConfig, Metric, digest
-from stylegan.data.loader import ImageTable, load_images
-from stylegan.data.shards import ShardSet
+from stylegan.config.sections import EvaluationConfig, Metric
+from stylegan.data.loading.loader import ImageTable, load_images
+from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
-from stylegan.evaluation.features import Pmap
+from stylegan.evaluation.features.embedded import Pmap
+from stylegan.evaluation.features.spaces import Network, Role, obtain_spaces, roles_of
 from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_truncation
 from stylegan.evaluation.generate import CHUNK, REALS, Chunk, Pass, Subject, read_generator, sha256
 from stylegan.evaluation.meters import Context, ManifoldMeter, Meter, Outcome, make_meter
 from stylegan.evaluation.protocol import count_reals, metric_keys, protocol_of, settings_of
 from stylegan.evaluation.reference import Reference
 from stylegan.evaluation.report import Report
-from stylegan.evaluation.spaces import Network, Role, obtain_spaces, roles_of
 from stylegan.evaluation.work import measure
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator
 from stylegan.progress import Progress
+from stylegan.records import digest
 
 
 def evaluate(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stylegan import storage
-from stylegan.data.loader import load_images
-from stylegan.evaluation.features import Pmap
+from stylegan.data.loading.loader import load_images
+from stylegan.evaluation.features.embedded import Pmap
 from stylegan.evaluation.generate import CHUNK, GENERATED, Chunk, Pass, Subject
 from stylegan.evaluation.meters import truncated
 from stylegan.evaluation.work import Pictures, draw

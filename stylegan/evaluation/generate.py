@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from stylegan import storage
-from stylegan.config import EvaluationConfig
-from stylegan.data.shards import ShardSet
+from stylegan.config.sections import EvaluationConfig
+from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
-from stylegan.evaluation.numerics import stream
-from stylegan.evaluation.spaces import Spaces
+from stylegan.evaluation.features.spaces import Spaces
+from stylegan.evaluation.metrics.numerics import stream
 from stylegan.networks.generator import Generator, NoiseFn
 from stylegan.networks.weights import load_generator
 

@@ -12,18 +12,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stylegan.config import EvaluationConfig, Metric
+from stylegan.config.sections import EvaluationConfig, Metric
 from stylegan.errors import StepError
-from stylegan.evaluation.fid import BootstrapMoments, Moments, frechet_distance, frechet_interval, require_enough
+from stylegan.evaluation.features.spaces import Role, Spaces
 from stylegan.evaluation.generate import GENERATED, Pass
-from stylegan.evaluation.inception_score import SplitScores
-from stylegan.evaluation.kid import kernel_distance
-from stylegan.evaluation.numerics import Estimate
-from stylegan.evaluation.ppl import cropped_side, trim
-from stylegan.evaluation.precision_recall import manifold_metrics, realism
+from stylegan.evaluation.metrics.fid import (
+    BootstrapMoments,
+    Moments,
+    frechet_distance,
+    frechet_interval,
+    require_enough,
+)
+from stylegan.evaluation.metrics.inception_score import SplitScores
+from stylegan.evaluation.metrics.kid import kernel_distance
+from stylegan.evaluation.metrics.numerics import Estimate
+from stylegan.evaluation.metrics.ppl import cropped_side, trim
+from stylegan.evaluation.metrics.precision_recall import manifold_metrics, realism
+from stylegan.evaluation.metrics.separability import score_attribute, separability
 from stylegan.evaluation.reference import Reference
-from stylegan.evaluation.separability import score_attribute, separability
-from stylegan.evaluation.spaces import Role, Spaces
 from stylegan.evaluation.work import Part
 from stylegan.networks.generator import Generator
 from stylegan.networks.vgg import SMALLEST

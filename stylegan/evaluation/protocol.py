@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from stylegan.config import EvaluationConfig, Metric, digest
-from stylegan.data.shards import ShardSet
+from stylegan.config.sections import EvaluationConfig, Metric
+from stylegan.data.shardset import ShardSet
+from stylegan.evaluation.features.spaces import Spaces, roles_of
 from stylegan.evaluation.generate import CHUNK, TRUNCATED_LAYERS
-from stylegan.evaluation.spaces import Spaces, roles_of
+from stylegan.records import digest
 
 VERSION = 2  # raise it whenever a metric is computed in another way
 # The settings that a metric depends on, beside its networks, the seed, the size of chunks and the resolution.

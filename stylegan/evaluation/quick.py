@@ -22,12 +22,15 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from stylegan import storage
-from stylegan.config import Config, EvaluationConfig, at_resolution, digest
-from stylegan.data.shards import ShardSet
-from stylegan.errors import StepError
+from stylegan.config.resolutions import at_resolution
+from stylegan.config.sections import EvaluationConfig
+from stylegan.config.tree import Config
+from stylegan.data.shardset import ShardSet
+from stylegan.errors import StepError, one_line
 from stylegan.evaluation.engine import evaluate
 from stylegan.evaluation.protocol import SETTINGS
 from stylegan.evaluation.report import EVALUATION_VERSION, Report
+from stylegan.records import digest
 from stylegan.training.curves import read_rows
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import crossed
@@ -156,9 +159,7 @@ class QuickMetrics:
             if self._dropped:
                 logger.info("%s: the quick metrics under way are dropped", self._name)
             else:
-                self._warn(
-                    f"quick metrics failed, training goes on: {' '.join(str(error).split()) or type(error).__name__}"
-                )
+                self._warn(f"quick metrics failed, training goes on: {one_line(error)}")
 
     def _watch(self) -> None:
         while not self._stop.wait(self.poll_seconds):

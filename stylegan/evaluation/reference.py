@@ -10,12 +10,12 @@ from functools import cached_property
 import numpy as np
 
 from stylegan import storage
-from stylegan.config import digest
-from stylegan.data.shards import ShardSet
-from stylegan.evaluation.fid import Moments
+from stylegan.data.shardset import ShardSet
+from stylegan.evaluation.features.spaces import Network
 from stylegan.evaluation.generate import CHUNK
-from stylegan.evaluation.precision_recall import Manifold
-from stylegan.evaluation.spaces import Network
+from stylegan.evaluation.metrics.fid import Moments
+from stylegan.evaluation.metrics.precision_recall import Manifold
+from stylegan.records import digest
 
 VERSION = 2  # raise it whenever the same images and network would give other numbers
 

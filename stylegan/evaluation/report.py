@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_serializer
+from pydantic import field_serializer
 
-from stylegan.evaluation.features import VERSION as FEATURES_VERSION
+from stylegan.evaluation.features.embedded import VERSION as FEATURES_VERSION
 from stylegan.evaluation.protocol import VERSION
+from stylegan.records import Record
 
 EVALUATION_VERSION = (VERSION, FEATURES_VERSION)  # a report made under another one is out of date
 
 
-class Report(BaseModel):
+class Report(Record):
     """Numbers with all that is needed to compare them.
 
     - `metrics`: values by key, the name of a metric and of the network it was measured with (`fid_inception`, see `names.py`);
@@ -29,8 +30,6 @@ class Report(BaseModel):
 
     In JSON a number that is not finite is "NaN", "Infinity" or "-Infinity", and is read back as that number.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     protocol: str
     dataset_fingerprint: str

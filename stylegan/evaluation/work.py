@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan.data.loader import load_images
+from stylegan.data.loading.loader import load_images
+from stylegan.evaluation.features.spaces import open_network, place, recognise
 from stylegan.evaluation.generate import REALS, Chunk, generator_of
-from stylegan.evaluation.numerics import exact_float32
-from stylegan.evaluation.ppl import Path
-from stylegan.evaluation.spaces import open_network, place, recognise
+from stylegan.evaluation.metrics.numerics import exact_float32
+from stylegan.evaluation.metrics.ppl import Path
 from stylegan.images import quantise, to_float, to_uint8
 
 # By product, the rows of the chunk's first samples: pooled and manifold [n, D], log_posteriors [n, K], attributes [n, A] (logits),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.layers import Conv, Dense, DownConv, minibatch_stddev, num_fmaps
 from stylegan.networks.ops import blur, lrelu

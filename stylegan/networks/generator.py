@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, adain, instance_norm, modulate, num_fmaps, pixel_norm
 from stylegan.networks.ops import blur, lrelu, noise_bias_act

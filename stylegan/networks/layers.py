@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.networks.convolution import Geometry, convolve, four_tap
 from stylegan.networks.ops import EPS, instance_norm_style
 

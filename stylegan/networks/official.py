@@ -17,8 +17,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stylegan.config import RESOLUTIONS, ModelConfig
-from stylegan.errors import StepError
+from stylegan.config.resolutions import RESOLUTIONS
+from stylegan.config.sections import ModelConfig
+from stylegan.errors import StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator, layer_resolution
 from stylegan.networks.layers import FUSED_FROM, UpConv
@@ -129,7 +130,7 @@ def _blank(role: str, saved: SavedNetwork, func_name: str, kind: Callable[..., N
         with torch.device("meta"):
             return kind(model, **{ours: int(kwargs[theirs]) for ours, theirs in shape.items()})
     except (ValidationError, ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise StepError(
             f"{role}: its arguments make no network ({type(error).__name__}: {reason}); get the file again"
         ) from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stylegan.errors import StepError
+from stylegan.errors import StepError, one_line
 
 VERSIONS = (2, 3)  # of the state that dnnlib.tflib.network.Network writes; StyleGAN writes 3
 ROLES = ("G", "D", "Gs")
@@ -46,7 +46,7 @@ def read_networks(data: bytes) -> dict[str, SavedNetwork]:
     except StepError:
         raise
     except Exception as error:  # damaged pickles raise nearly everything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         raise StepError(
             f"these {len(data)} bytes are no official network pickle, or cut short ({reason}); get the file again"
         ) from error

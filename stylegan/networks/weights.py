@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
-from stylegan.config import ModelConfig
-from stylegan.errors import StepError
+from stylegan.config.sections import ModelConfig
+from stylegan.errors import StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 
@@ -93,7 +93,7 @@ def _load(data: bytes, key: str, make: Callable[..., Net]) -> tuple[Net, tuple[s
         AttributeError,
         RuntimeError,
     ) as error:
-        reason, kind = " ".join(str(error).split())[:200] or type(error).__name__, _kind(key)
+        reason, kind = one_line(error, 200), _kind(key)
         raise StepError(
             f"{kind}: these {len(data)} bytes are not a {kind} file ({reason}); give a {kind}.safetensors written by this program"
         ) from error

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 
-from pydantic import BaseModel, ConfigDict
-
-from stylegan.config import GateConfig
+from stylegan.config.sections import GateConfig
 from stylegan.evaluation.names import better, describe
 from stylegan.evaluation.report import Report
+from stylegan.records import Record
 
 
-class Verdict(BaseModel):
+class Verdict(Record):
     """The gate's decision on `challenger` against `champion` (versions; None: there was no champion), with its reasons."""
-
-    model_config = ConfigDict(frozen=True)
 
     promote: bool
     reasons: tuple[str, ...]

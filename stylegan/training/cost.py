@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from stylegan import storage
-from stylegan.config import Config, ModelConfig, TrainingConfig, digest
+from stylegan.config.sections import ModelConfig, TrainingConfig
+from stylegan.config.tree import Config
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
+from stylegan.records import digest
 from stylegan.training.hardware import FEATURES
 from stylegan.training.schedule import Stage
 

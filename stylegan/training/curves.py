@@ -140,8 +140,8 @@ class Stopwatch:
 
 
 def read_rows(uri: str) -> list[dict]:
-    """The points in a `stats.jsonl`; none if it is not there."""
+    """Read the points of a `stats.jsonl`, which may still grow; none if it is not there."""
     try:
-        return [json.loads(line) for line in storage.read_bytes(uri).splitlines()]
+        return storage.read_json_lines(uri)
     except FileNotFoundError:
         return []

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from stylegan.config import TrainingConfig
-from stylegan.errors import StepError
+from stylegan.config.sections import TrainingConfig
+from stylegan.errors import StepError, one_line
 from stylegan.networks import ops
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Synthesis
@@ -59,7 +59,7 @@ def check_compiler(device: torch.device) -> None:
         with torch.no_grad():
             torch.compile(lambda x: (x * 2).relu(), dynamic=True)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows in many ways
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise StepError(
             f"training.compile=true: torch.compile does not work here ({type(error).__name__}: {reason}); "
             "install a C++ compiler such as g++ (on a GPU: Triton), or set training.compile=false"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from stylegan.config import Config
-from stylegan.data.shards import ShardSet
+from stylegan.config.tree import Config
+from stylegan.data.shardset import ShardSet
+from stylegan.records import Record
 from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageJob:
+class StageJob(Record):
     """All that a worker needs to know to train one stage; the same on every rank."""
 
     config: Config

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from stylegan import storage
-from stylegan.config import at_resolution
-from stylegan.data.loader import ImageTable, LoaderSettings, batches, load_images, prefetch
-from stylegan.data.on_demand import filling
-from stylegan.data.order import sample_indices, upcoming
-from stylegan.patience import use_settings
+from stylegan.config.resolutions import at_resolution
+from stylegan.data.loading.lazy_images import filling
+from stylegan.data.loading.loader import ImageTable, LoaderSettings, batches, load_images, prefetch
+from stylegan.data.loading.order import sample_indices, upcoming
+from stylegan.retry import use_settings
 from stylegan.training import distributed
 from stylegan.training.background import Background
 from stylegan.training.checkpoints import CheckpointWriter, OnCheckpoint, check_shared

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan.config import TrainingConfig
+from stylegan.config.sections import TrainingConfig
 from stylegan.networks.convolution import input_gradients
 
 

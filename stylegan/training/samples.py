@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan import storage
-from stylegan.config import Config
+from stylegan.config.tree import Config
 from stylegan.images import grid, png_bytes
 from stylegan.networks.generator import random_noise
 from stylegan.training import distributed

@@ -8,15 +8,14 @@ learning rate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from stylegan.config import Config
+from stylegan.config.tree import Config
+from stylegan.records import Record
 
 PENALTIES = ("loss/r1", "loss/r2", "loss/gp")  # metrics that only the steps with a penalty have
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Record):
     """One resolution of progressive growing; all lengths in images."""
 
     resolution: int

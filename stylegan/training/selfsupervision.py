@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan.config import Config, RotationConfig, TrainingConfig
+from stylegan.config.sections import RotationConfig, TrainingConfig
+from stylegan.config.tree import Config
 from stylegan.networks.discriminator import TURNS, Discriminator
 from stylegan.training import distributed
 from stylegan.training.schedule import Stage

@@ -12,15 +12,15 @@ import io
 from contextlib import suppress
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from stylegan import storage
-from stylegan.config import Config
+from stylegan.config.tree import Config
 from stylegan.errors import StepError
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator, save_generator
+from stylegan.records import Record
 from stylegan.training.background import HostCopy
 from stylegan.training.hardware import set_precision
 from stylegan.training.schedule import Stage, lazy_correction
@@ -30,10 +30,8 @@ FIRST_LOG2_SCALE = 16.0
 Device = torch.device | str
 
 
-class Checkpoint(BaseModel):
+class Checkpoint(Record):
     """A checkpoint in storage: `uri` its folder, `run_id` the run that wrote it, `digest` the key of its stage."""
-
-    model_config = ConfigDict(frozen=True)
 
     uri: str
     run_id: str

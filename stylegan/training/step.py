@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan.config import Config, TrainingConfig
+from stylegan.config.sections import TrainingConfig
+from stylegan.config.tree import Config
 from stylegan.networks.generator import mix
 from stylegan.training import distributed, losses
 from stylegan.training.schedule import Stage, ema_beta

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stylegan.config import TrainingConfig
+from stylegan.config.sections import TrainingConfig
 from stylegan.errors import DivergedError
 from stylegan.training import distributed
 from stylegan.training.state import TrainState

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from benchmarks.plain import Draws, PlainDiscriminator, PlainGenerator, PlainTraining
 from torch.profiler import ProfilerActivity, profile
 
-from stylegan.config import Config
-from stylegan.config_file import build
+from stylegan.config.file import build
+from stylegan.config.tree import Config
 from stylegan.networks.generator import random_noise
 from stylegan.training.cost import step_flops
 from stylegan.training.hardware import set_precision, tuned

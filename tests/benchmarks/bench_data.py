@@ -28,11 +28,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stylegan.config import DataConfig
+from stylegan.config.sections import DataConfig
 from stylegan.data import payload
-from stylegan.data.loader import batches, load_images, sample_indices
-from stylegan.data.shards import ShardSet, write_shards
-from stylegan.data.sources import open_source
+from stylegan.data.loading.loader import batches, load_images, sample_indices
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
 
 Batches = Iterator[tuple[Tensor, Any]]
 IMAGES = {32: 8192, 128: 1024, 256: 384}  # a second of the slowest way, or less

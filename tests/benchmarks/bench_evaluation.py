@@ -28,17 +28,20 @@ from benchmarks.bench_metrics import timed
 from benchmarks.plain import Draws, PlainGenerator
 from public_weights import file_bytes, inception_state
 from reference import torch_fidelity
+from stylegan.parallel_map import parallel_map
 from torch import Tensor
 
-from stylegan import cluster
-from stylegan.config import Config, EvaluationConfig, ModelConfig
-from stylegan.config_file import build
-from stylegan.data.shards import ShardSet, write_shards
-from stylegan.data.sources import open_source
+from stylegan.cluster.session import RAY_ENV
+from stylegan.config.file import build
+from stylegan.config.sections import EvaluationConfig, ModelConfig
+from stylegan.config.tree import Config
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.engine import evaluate
-from stylegan.evaluation.features import obtain_features
+from stylegan.evaluation.features.embedded import obtain_features
+from stylegan.evaluation.features.spaces import Network, Spaces
 from stylegan.evaluation.generate import GENERATED, Chunk, Subject, batch_size, sha256
-from stylegan.evaluation.spaces import Network, Spaces
 from stylegan.evaluation.work import measure
 from stylegan.images import to_float, to_uint8
 from stylegan.networks.generator import Generator
@@ -138,7 +141,7 @@ def on_ray(workers: int) -> None:
     """Ray with so many CPUs, each a worker."""
     import ray
 
-    os.environ.update(cluster.RAY_ENV)
+    os.environ.update(RAY_ENV)
     ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 
 
@@ -146,11 +149,11 @@ def scale(workers: int, chunks: list[Chunk], resolution: int) -> tuple[float, st
     """Seconds and a digest of all features, in a driver of its own."""
     on_ray(workers)
     config = configured(resolution)
-    for _ in cluster.parallel_map(
+    for _ in parallel_map(
         lambda _: (time.sleep(2), measure(chunks[0])), range(workers), config
     ):  # each worker loads all
         pass
-    seconds, parts = timed(lambda: list(cluster.parallel_map(measure, chunks, config)))
+    seconds, parts = timed(lambda: list(parallel_map(measure, chunks, config)))
     return seconds, hashlib.sha256(b"".join(part["pooled"].tobytes() for part in parts)).hexdigest()
 
 
@@ -187,7 +190,7 @@ def whole(uri: str, shards: ShardSet, root: str, count: int) -> tuple[float, flo
     config = configured(max(shards.resolutions))
 
     def pmap(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        return cluster.parallel_map(function, items, config)
+        return parallel_map(function, items, config)
 
     evaluation = EvaluationConfig(metrics=("fid",), num_images=count)
     seconds, _ = timed(lambda: evaluate(uri, shards, evaluation, root=root, pmap=pmap))

@@ -20,9 +20,9 @@ import scipy
 import scipy.linalg
 import torch
 
-from stylegan.evaluation.fid import BootstrapMoments, Moments, frechet_distance, frechet_interval
-from stylegan.evaluation.kid import kernel_distance
-from stylegan.evaluation.precision_recall import Manifold, manifold_metrics
+from stylegan.evaluation.metrics.fid import BootstrapMoments, Moments, frechet_distance, frechet_interval
+from stylegan.evaluation.metrics.kid import kernel_distance
+from stylegan.evaluation.metrics.precision_recall import Manifold, manifold_metrics
 
 CHUNK = 256  # samples that stream by at a time
 T = TypeVar("T")

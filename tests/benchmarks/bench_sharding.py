@@ -20,12 +20,14 @@ import torch
 from benchmarks.pictures import files, write_folder, write_zip
 from torch import Tensor
 
-from stylegan.config import Config, DataConfig
-from stylegan.config_file import build
+from stylegan.config.file import build
+from stylegan.config.sections import DataConfig
+from stylegan.config.tree import Config
 from stylegan.data.decode import crop, decode, prepare
-from stylegan.data.loader import load_images, prefetch
-from stylegan.data.shards import ShardSet, write_shards
-from stylegan.data.sources import open_source
+from stylegan.data.loading.loader import load_images, prefetch
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
 from stylegan.training import loop
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import stages
@@ -43,7 +45,7 @@ def workers(number: int) -> Pool:
 
 def warm(_: int) -> None:
     """Import what sharding needs."""
-    import stylegan.data.shards  # noqa: F401
+    import stylegan.data.sharding.write_shards  # noqa: F401
 
     time.sleep(0.2)
 

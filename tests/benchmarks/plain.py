@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 
 
 def fmaps(model: ModelConfig, stage: int) -> int:

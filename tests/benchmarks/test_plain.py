@@ -3,7 +3,7 @@
 import torch
 from benchmarks.plain import Draws, PlainDiscriminator, PlainGenerator, PlainTraining
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 
 MODEL = ModelConfig(latent_size=8, mapping_layers=1, mapping_fmaps=8, fmap_base=64, fmap_max=8)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from stylegan.config import DataConfig
+from stylegan.config.sections import DataConfig
 from stylegan.data.decode import UnreadableImage, decode, fit, measure, prepare, pyramid
 
 

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stylegan import storage
-from stylegan.config import DataConfig
+from stylegan.config.sections import DataConfig
 from stylegan.data import payload
 from stylegan.data.index import damaged, locate, read_level, read_manifest, read_samples
-from stylegan.data.shards import ShardSet, write_shards
-from stylegan.data.sources import open_source
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError
 
 

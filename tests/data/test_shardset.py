@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from stylegan.config import DataConfig
+from stylegan.config.sections import DataConfig
 from stylegan.data.shardset import ShardSet, level_name, levels, parameters, settings_key, shard_size
 
 

@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from stylegan import storage
-from stylegan.config import METRICS, DataConfig, EvaluationConfig, ModelConfig
-from stylegan.data.shards import ShardSet, write_shards
-from stylegan.data.sources import open_source
+from stylegan.config.sections import METRICS, DataConfig, EvaluationConfig, ModelConfig
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from stylegan import storage
-from stylegan.config import EvaluationConfig
-from stylegan.data.loader import load_images
-from stylegan.data.shards import ShardSet
+from stylegan.config.sections import EvaluationConfig
+from stylegan.data.loading.loader import load_images
+from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.engine import evaluate, evaluate_images
-from stylegan.evaluation.features import obtain_features
-from stylegan.evaluation.fid import Moments, frechet_distance
+from stylegan.evaluation.features.embedded import obtain_features
+from stylegan.evaluation.metrics.fid import Moments, frechet_distance
 from stylegan.evaluation.report import Report
 from stylegan.images import to_float
 from stylegan.networks.generator import Generator

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from stylegan import storage
-from stylegan.config import EvaluationConfig
-from stylegan.data.loader import load_images
-from stylegan.data.shards import ShardSet
+from stylegan.config.sections import EvaluationConfig
+from stylegan.data.loading.loader import load_images
+from stylegan.data.shardset import ShardSet
+from stylegan.evaluation.features.spaces import Spaces
 from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_truncation
 from stylegan.evaluation.generate import Subject, read_generator, sha256
 from stylegan.evaluation.report import Report
-from stylegan.evaluation.spaces import Spaces
 from stylegan.networks.generator import Generator
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from stylegan import storage
-from stylegan.config import EvaluationConfig
-from stylegan.data.shards import ShardSet
+from stylegan.config.sections import EvaluationConfig
+from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
+from stylegan.evaluation.features.spaces import Spaces
 from stylegan.evaluation.generate import CHUNK, GENERATED, Chunk, Pass, Subject, generator_of, read_generator, sha256
-from stylegan.evaluation.spaces import Spaces
 from stylegan.networks.generator import Generator
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stylegan.config import METRICS as CONFIG_METRICS
+from stylegan.config.sections import METRICS as CONFIG_METRICS
 from stylegan.evaluation.names import METRICS, better, describe, split_key
 
 

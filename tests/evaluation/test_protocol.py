@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from stylegan.config import METRICS, EvaluationConfig, Metric
-from stylegan.data.shards import ShardSet
+from stylegan.config.sections import METRICS, EvaluationConfig, Metric
+from stylegan.data.shardset import ShardSet
+from stylegan.evaluation.features.spaces import Network, Spaces
 from stylegan.evaluation.names import split_key
 from stylegan.evaluation.protocol import count_reals, metric_keys, protocol_of, settings_of
-from stylegan.evaluation.spaces import Network, Spaces
 
 NETWORKS = {
     role: Network("classifier", ("uri",), "a" * 64, 64) for role in ("pooled", "manifold", "distance", "attributes")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from stylegan import storage
-from stylegan.config import Config
-from stylegan.config_file import build
-from stylegan.data.shards import ShardSet
+from stylegan.config.file import build
+from stylegan.config.tree import Config
+from stylegan.data.shardset import ShardSet
 from stylegan.errors import UnavailableError
 from stylegan.evaluation import quick
 from stylegan.evaluation.engine import evaluate

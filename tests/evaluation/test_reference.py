@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stylegan.data.shards import ShardSet
+from stylegan.data.shardset import ShardSet
+from stylegan.evaluation.features.spaces import Network
 from stylegan.evaluation.reference import Reference
-from stylegan.evaluation.spaces import Network
 
 VGG16 = Network("vgg16", ("uri",), "a" * 64, 5, "float16")
 ROWS = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float16)

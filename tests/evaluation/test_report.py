@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from stylegan.evaluation import features as features_module
 from stylegan.evaluation import protocol as protocol_module
 from stylegan.evaluation import report as report_module
+from stylegan.evaluation.features import embedded as features_module
 from stylegan.evaluation.report import Report
 
 

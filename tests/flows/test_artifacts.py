@@ -9,8 +9,8 @@ from prefect import flow
 from prefect.artifacts import Artifact
 
 from flows import tasks
-from stylegan.config_file import build
-from stylegan.steps import Pipeline
+from stylegan.config.file import build
+from stylegan.pipeline.steps import Pipeline
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from flows import tasks
 from stylegan.errors import StepError, UnavailableError
-from stylegan.steps import Done
+from stylegan.pipeline.steps import Done
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

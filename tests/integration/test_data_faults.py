@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from stylegan import storage
-from stylegan.config import DataConfig
-from stylegan.config_file import build
-from stylegan.data import loader
-from stylegan.data.loader import load_images
-from stylegan.data.shards import ShardSet, find_shards, read_shards, shard_key, write_shards
-from stylegan.data.sources import open_source
-from stylegan.data.verify import verify
+from stylegan.config.file import build
+from stylegan.config.sections import DataConfig
+from stylegan.data.loading import loader
+from stylegan.data.loading.loader import load_images
+from stylegan.data.sharding.verify import verify
+from stylegan.data.sharding.write_shards import find_shards, read_shards, shard_key, write_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
 from stylegan.errors import UnavailableError
 from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
@@ -29,9 +30,9 @@ from stylegan.training.schedule import stages
 NAMES = [f"{label}/{number:02d}.png" for label in ("cat", "dog") for number in range(30)]
 SHARD = """
 import sys
-from stylegan.config import DataConfig
-from stylegan.data.shards import write_shards
-from stylegan.data.sources import open_source
+from stylegan.config.sections import DataConfig
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.sources.open_source import open_source
 data = DataConfig.model_validate_json(sys.argv[1])
 write_shards(open_source(data), data, sys.argv[2])
 """

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from stylegan.parallel_map import parallel_map
 
-from stylegan import cluster, storage
-from stylegan.config import EvaluationConfig, ModelConfig
-from stylegan.config_file import build
-from stylegan.data.shards import write_shards
-from stylegan.data.sources import open_source
+from stylegan import storage
+from stylegan.cluster.session import ray_session
+from stylegan.config.file import build
+from stylegan.config.sections import EvaluationConfig, ModelConfig
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.engine import evaluate
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
@@ -51,9 +53,9 @@ def test_a_killed_worker_costs_the_chunk_it_was_at(tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(item)
 
-        return cluster.parallel_map(noted, items, config)
+        return parallel_map(noted, items, config)
 
-    with cluster.session():
+    with ray_session():
         report = evaluate(checkpoint, shards, evaluation, root=str(tmp_path), pmap=deadly_map)
     counts = Counter({path.name: path.stat().st_size for path in tries.iterdir()})
     assert len(counts) == 2 + 6 + 2  # chunks of reals, images and paths

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from stylegan import storage
-from stylegan.config_file import load
+from stylegan.config.file import load
 from stylegan.training.state import newest_checkpoint
 
 STEPS = ["shard", "train 4x4", "train 8x8", "evaluate", "register", "gate"]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_pipeline import curve, kill_when, there, weights
 
-from stylegan import cluster
-from stylegan.config import RayConfig
+from stylegan.cluster.session import connect, ray_session
+from stylegan.cluster.spare_worker import SpareWorker
+from stylegan.config.sections import RayConfig
 from stylegan.errors import StepError, UnavailableError
-from stylegan.spare import SpareWorker
 
 SNAPSHOTS = {
     "checkpoint_kimg": 0.2,
@@ -57,8 +57,8 @@ def busy_cluster():
     """Ray on this machine, every CPU of it promised to something else."""
     import ray
 
-    with cluster.session():
-        cluster.connect(RayConfig())
+    with ray_session():
+        connect(RayConfig())
         ray.remote(num_cpus=os.cpu_count())(lambda: time.sleep(300)).remote()
         while ray.available_resources().get("CPU"):
             time.sleep(0.1)

@@ -13,7 +13,7 @@ from benchmarks.compare import assert_near
 from benchmarks.plain import PlainDiscriminator, PlainGenerator, r1_penalty
 from torch import Tensor, nn
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator, mix
 from stylegan.training import losses

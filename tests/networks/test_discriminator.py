@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.discriminator import Discriminator
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.networks import layers
 from stylegan.networks.layers import Conv, Dense, DownConv, UpConv
 

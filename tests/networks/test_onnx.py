@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.generator import Generator
 from stylegan.networks.onnx import _compare, _Network, to_onnx

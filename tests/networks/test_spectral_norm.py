@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.layers import Conv, Dense
 from stylegan.training import losses

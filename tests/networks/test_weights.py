@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import torch as safetensors_torch
 
-from stylegan.config import ModelConfig
+from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from stylegan.config import METRICS, DataConfig, EvaluationConfig
-from stylegan.config_file import load
-from stylegan.data.changes import newest_uri
-from stylegan.data.shards import ShardSet, shard_key
-from stylegan.data.sources import open_source
+from stylegan.config.file import load
+from stylegan.config.sections import METRICS, DataConfig, EvaluationConfig
+from stylegan.data.sharding.changes import newest_uri
+from stylegan.data.sharding.write_shards import shard_key
+from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.base import Source
+from stylegan.data.sources.open_source import open_source
+from stylegan.evaluation.features.spaces import Network, Spaces
 from stylegan.evaluation.protocol import protocol_of
 from stylegan.evaluation.quick import rows_name
-from stylegan.evaluation.spaces import Network, Spaces
-from stylegan.plan import gate_key, make_keys
+from stylegan.pipeline.run import gate_key, make_keys
 from stylegan.training.cost import speed_record
 
 ROOT = Path(__file__).parents[2]

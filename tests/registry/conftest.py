@@ -1,51 +1,14 @@
-"""An empty MLflow database to copy (making one takes seconds), tiny generators and reports."""
-
-import shutil
+"""Tiny generators in checkpoints, and reports."""
 
 import pytest
 import torch
 
-from stylegan import config_file as config_module
 from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
-from stylegan.registry.server import connect
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """Path of a SQLite file that holds MLflow's tables and nothing else."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-def _tiny_config(root, **sections):
-    tree = {
-        "name": "tiny",
-        "storage": {"root": str(root)},
-        "data": {"source": "digits", "resolution": 8, "channels": 1},
-        "model": {"latent_size": 6, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8},
-        "training": {"batch": 4},
-    }
-    return config_module.build(tree | sections)
-
-
-@pytest.fixture(scope="session")
-def tiny_config():
-    """tiny_config(root, **sections): an 8x8 run whose storage is `root`."""
-    return _tiny_config
-
-
-@pytest.fixture
-def make_config(tmp_path, empty_database):
-    """A function that gives a config whose embedded MLflow is an empty database."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return lambda **sections: _tiny_config(tmp_path, **sections)
-
-
-def _write_checkpoint(folder, *, seed=0, label_names=()):
-    config = _tiny_config(folder)
+def _write_checkpoint(config, folder, *, seed=0, label_names=()):
     torch.manual_seed(seed)
     generator = Generator(config.model, resolution=8, channels=1, num_labels=len(label_names))
     with torch.no_grad():
@@ -58,15 +21,15 @@ def _write_checkpoint(folder, *, seed=0, label_names=()):
 
 
 @pytest.fixture(scope="session")
-def write_checkpoint():
+def write_checkpoint(tiny_config):
     """write_checkpoint(folder, seed=, label_names=): a checkpoint folder with a fresh 8x8 generator; its URI."""
-    return _write_checkpoint
+    return lambda folder, **options: _write_checkpoint(tiny_config(folder), folder, **options)
 
 
 @pytest.fixture
-def make_checkpoint(tmp_path):
+def make_checkpoint(tmp_path, write_checkpoint):
     """make_checkpoint(name): the same below this test's folder."""
-    return lambda name: _write_checkpoint(tmp_path / name)
+    return lambda name: write_checkpoint(tmp_path / name)
 
 
 @pytest.fixture(scope="session")

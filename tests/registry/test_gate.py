@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylegan.config import GateConfig
-from stylegan.config_file import build
+from stylegan.config.file import build
+from stylegan.config.sections import GateConfig
 from stylegan.errors import ConfigError
 from stylegan.evaluation.report import Report
 from stylegan.registry.gate import comparable, judge, metric_key

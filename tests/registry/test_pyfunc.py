@@ -18,8 +18,8 @@ import stylegan
 from stylegan.images import quantise
 from stylegan.networks.generator import random_noise
 from stylegan.networks.weights import load_generator
-from stylegan.registry import store
-from stylegan.registry.server import connect, resolve_uri
+from stylegan.registry import versions as store
+from stylegan.tracking.connection import connect, resolve_uri
 
 LABELS = ("cat", "dog", "owl")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stylegan.config_file import build
-from stylegan.data.shards import write_shards
-from stylegan.data.sources import open_source
+from stylegan.config.file import build
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.sources.open_source import open_source
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import stages
 

@@ -3,7 +3,7 @@
 import pytest
 
 from stylegan import storage
-from stylegan.config_file import build
+from stylegan.config.file import build
 from stylegan.training.cost import measured_speed, speed_record, stage_cost, step_flops
 from stylegan.training.schedule import stages
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylegan.config import Config, ModelConfig, TrainingConfig
-from stylegan.config_file import build
+from stylegan.config.file import build
+from stylegan.config.sections import ModelConfig, TrainingConfig
+from stylegan.config.tree import Config
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.training import losses

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.compare import assert_near
 
-from stylegan.config_file import build
+from stylegan.config.file import build
 from stylegan.errors import StepError
 from stylegan.networks import ops
 from stylegan.networks.convolution import input_gradients

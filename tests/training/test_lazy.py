@@ -7,7 +7,7 @@ import torch
 from contents import assert_same, curves, train_killed, training_state
 
 from stylegan import storage
-from stylegan.config_file import build
+from stylegan.config.file import build
 from stylegan.training import losses
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import PENALTIES, Stage, lazy_correction, stages

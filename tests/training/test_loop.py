@@ -8,8 +8,8 @@ import torch
 from contents import assert_same, curves, training_state
 
 from stylegan import storage
-from stylegan.data import loader
 from stylegan.data.index import read_level
+from stylegan.data.loading import loader
 from stylegan.errors import DivergedError, StepError
 from stylegan.training.curves import read_rows
 from stylegan.training.loop import train_stage

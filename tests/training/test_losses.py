@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylegan.config import ModelConfig, TrainingConfig
+from stylegan.config.sections import ModelConfig, TrainingConfig
 from stylegan.networks.discriminator import Discriminator
 from stylegan.training import losses
 from stylegan.training.schedule import PENALTIES

@@ -5,10 +5,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from stylegan.config import ModelConfig
-from stylegan.config_file import build
-from stylegan.data.shards import write_shards
-from stylegan.data.sources import open_source
+from stylegan.config.file import build
+from stylegan.config.sections import ModelConfig
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError
 from stylegan.networks.discriminator import Discriminator
 from stylegan.training.curves import read_rows

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylegan.config_file import build, load
+from stylegan.config.file import build, load
 from stylegan.training.schedule import crossed, ema_beta, stages
 
 

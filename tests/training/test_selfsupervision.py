@@ -6,8 +6,8 @@ import torch
 from ranks import in_double, on_two_ranks
 from sklearn.datasets import load_digits
 
-from stylegan.config import RotationConfig
-from stylegan.config_file import build
+from stylegan.config.file import build
+from stylegan.config.sections import RotationConfig
 from stylegan.training import distributed
 from stylegan.training.schedule import stages
 from stylegan.training.selfsupervision import rotation_loss, turned, turns, weight_g

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ranks import in_double, on_two_ranks
 
-from stylegan.config_file import build
+from stylegan.config.file import build
 from stylegan.errors import DivergedError
 from stylegan.training import distributed
 from stylegan.training import step as step_module

@@ -13,8 +13,8 @@ from benchmarks.compare import assert_near
 from benchmarks.plain import Draws, PlainDiscriminator, PlainGenerator, PlainTraining
 from torch import Tensor, nn
 
-from stylegan.config import Config
-from stylegan.config_file import build
+from stylegan.config.file import build
+from stylegan.config.tree import Config
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import TrainState
 from stylegan.training.step import discriminator_step, generator_step

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stylegan.config import TrainingConfig
-from stylegan.config_file import build
+from stylegan.config.file import build
+from stylegan.config.sections import TrainingConfig
 from stylegan.training.schedule import stages
 from stylegan.training.state import start_stage
 from stylegan.training.update import SCALE_GROWTH, loss_scale, update

@@ -5,7 +5,7 @@ import torch
 from contents import assert_same, curves, train_killed, training_state
 from ranks import in_double, on_two_ranks
 
-from stylegan.config_file import build
+from stylegan.config.file import build
 from stylegan.training import distributed
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import stages

@@ -5,8 +5,8 @@ import sys
 
 import torch
 
-from stylegan.config_file import build
-from stylegan.data.shards import ShardSet
+from stylegan.config.file import build
+from stylegan.data.shardset import ShardSet
 from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import Stage

@@ -182,11 +182,6 @@ def info_token(info: dict[str, Any]) -> str:
     return f"{info.get('size')}-{next((mark for mark in marks if mark is not None), '')}"
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def _common_folder(paths: Iterable[str]) -> str:
     """The folders that lie above every path, with a slash at the end, or nothing."""
     folders = {path.rpartition("/")[0] for path in paths}

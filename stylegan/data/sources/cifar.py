@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from stylegan import storage
-from stylegan.data.sources.base import Files, Listing, one_line
-from stylegan.data.sources.pixels import Block, list_blocks
-from stylegan.data.sources.tarwalk import open_tar, walk
-from stylegan.errors import StepError
+from stylegan.data.sources.access.tarwalk import open_tar, walk
+from stylegan.data.sources.base import Files, Listing
+from stylegan.data.sources.blocks import Block, list_blocks
+from stylegan.errors import StepError, one_line
 
 ARCHIVES = re.compile(r"cifar-100?-(python|binary).*\.(tar|tar\.gz|tgz)", re.IGNORECASE)
 BATCHES = re.compile(r"data_batch_\d+(\.bin)?|test_batch(\.bin)?|(train|test)(\.bin)?")

@@ -18,11 +18,10 @@ from stylegan.data.sources.base import (
     info_token,
     is_junk,
     is_label_file,
-    one_line,
     stat_token,
 )
-from stylegan.errors import StepError
-from stylegan.patience import patient
+from stylegan.errors import StepError, one_line
+from stylegan.retry import patient
 
 PAGE = 1000  # objects of a bucket that are listed at once; S3 gives no more
 

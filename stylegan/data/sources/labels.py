@@ -10,10 +10,10 @@ from io import StringIO
 from typing import Any, NamedTuple
 
 from stylegan import storage
-from stylegan.config import DataConfig
-from stylegan.data.sources.base import ABOVE, LABEL_FILES, Label, Listing, SourceImage, one_line
-from stylegan.data.sources.uris import check_uri
-from stylegan.errors import ConfigError, StepError
+from stylegan.config.sections import DataConfig
+from stylegan.data.sources.access.uris import check_uri
+from stylegan.data.sources.base import ABOVE, LABEL_FILES, Label, Listing, SourceImage
+from stylegan.errors import ConfigError, StepError, one_line
 
 MAX_CLASSES = 100_000
 MAX_ATTRIBUTES = 10_000

@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stylegan.data.cache import local_copy
-from stylegan.data.sources.base import Files, Listing, Read, SourceImage, one_line
-from stylegan.errors import StepError
+from stylegan.data.sources.base import Files, Listing, Read, SourceImage
+from stylegan.errors import StepError, one_line
 
 if TYPE_CHECKING:
     import lmdb

@@ -13,10 +13,10 @@ import numpy as np
 
 from stylegan import storage
 from stylegan.data.cache import local_copy
-from stylegan.data.sources.base import Files, Listing, one_line
-from stylegan.data.sources.pixels import Block, list_blocks
-from stylegan.data.sources.uris import file_token
-from stylegan.errors import StepError
+from stylegan.data.sources.access.uris import file_token
+from stylegan.data.sources.base import Files, Listing
+from stylegan.data.sources.blocks import Block, list_blocks
+from stylegan.errors import StepError, one_line
 
 NAMES = re.compile(r"(?P<set>.*)[-_.]?images[-_.]idx3[-_.]ubyte(\.gz)?", re.IGNORECASE)
 

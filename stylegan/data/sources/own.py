@@ -15,11 +15,11 @@ from stylegan.data.index import read_level, read_samples
 from stylegan.data.payload import decode
 from stylegan.data.shardset import MANIFEST, ShardSet
 from stylegan.data.sources import tar
-from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, one_line
-from stylegan.data.sources.locate import Locator
-from stylegan.data.sources.ranges import COPY_BELOW, Packed, ReadRange, open_ranges
-from stylegan.data.sources.uris import file_token
-from stylegan.errors import StepError
+from stylegan.data.sources.access.locator import Locator
+from stylegan.data.sources.access.ranges import COPY_BELOW, Packed, ReadRange, open_ranges
+from stylegan.data.sources.access.uris import file_token
+from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
+from stylegan.errors import StepError, one_line
 
 _KIND = "wids-shard-index-v1"
 

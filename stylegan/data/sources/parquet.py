@@ -19,10 +19,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from stylegan.data.cache import local_copy
-from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, one_line
-from stylegan.data.sources.ranges import open_file, whole
-from stylegan.data.sources.unpacked import kept, made
-from stylegan.errors import StepError
+from stylegan.data.sources.access.ranges import open_file, whole
+from stylegan.data.sources.access.unpacked import kept, made
+from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
+from stylegan.errors import StepError, one_line
 
 NAMES = re.compile(r".*\.(parquet|arrow)", re.IGNORECASE)
 _IMAGES = ("image", "img", "images", "picture", "png", "jpg", "jpeg", "webp", "bytes")

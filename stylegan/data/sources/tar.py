@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
+from stylegan.data.sources.access.locator import Locator
+from stylegan.data.sources.access.ranges import COPY_BELOW, Packed, open_ranges
+from stylegan.data.sources.access.tarwalk import DamagedTar, Member, is_packed, open_tar, walk
 from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, is_image, is_junk, is_label_file
 from stylegan.data.sources.labels import binary
-from stylegan.data.sources.locate import Locator
-from stylegan.data.sources.ranges import COPY_BELOW, Packed, open_ranges
-from stylegan.data.sources.tarwalk import DamagedTar, Member, is_packed, open_tar, walk
 from stylegan.errors import StepError
 
 NAMES = re.compile(r".*\.(tar|tar\.gz|tgz)", re.IGNORECASE)

@@ -18,10 +18,10 @@ import numpy as np
 
 from stylegan import storage
 from stylegan.data.cache import local_copy
-from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, one_line
-from stylegan.data.sources.crc32c import masked_crc32c
-from stylegan.data.sources.ranges import whole
-from stylegan.errors import StepError
+from stylegan.data.sources.access.crc32c import masked_crc32c
+from stylegan.data.sources.access.ranges import whole
+from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
+from stylegan.errors import StepError, one_line
 
 NAMES = re.compile(r".*\.tfrecords?", re.IGNORECASE)
 _LEVEL = re.compile(r"(?P<set>.*)-r(?P<level>\d\d)\.tfrecords", re.IGNORECASE)

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from stylegan import storage
-from stylegan.config import DataConfig
+from stylegan.config.sections import DataConfig
 from stylegan.data.decode import UnreadableImage, measure
 from stylegan.data.sources.base import Opener, Read, Source
 from stylegan.errors import StepError

@@ -16,11 +16,11 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from stylegan import storage
 from stylegan.data.cache import local_copy
-from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, one_line
-from stylegan.data.sources.locate import Locator
-from stylegan.data.sources.ranges import whole
-from stylegan.data.sources.uris import is_secret, require_package, without_secrets
-from stylegan.errors import StepError, UnavailableError
+from stylegan.data.sources.access.locator import Locator
+from stylegan.data.sources.access.ranges import whole
+from stylegan.data.sources.access.uris import is_secret, require_package, without_secrets
+from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
+from stylegan.errors import StepError, UnavailableError, one_line
 
 NAMES = re.compile(r".*\.(txt|csv|tsv)", re.IGNORECASE)
 PAUSES = (

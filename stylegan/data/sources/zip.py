@@ -11,10 +11,10 @@ from contextlib import closing, contextmanager
 from functools import partial
 
 from stylegan.data.cache import local_copy
-from stylegan.data.sources.base import Files, Listing, Read, SourceImage, is_image, one_line, safe_path
-from stylegan.data.sources.locate import Locator
-from stylegan.data.sources.ranges import open_file
-from stylegan.errors import StepError
+from stylegan.data.sources.access.locator import Locator
+from stylegan.data.sources.access.ranges import open_file
+from stylegan.data.sources.base import Files, Listing, Read, SourceImage, is_image, safe_path
+from stylegan.errors import StepError, one_line
 
 NAMES = re.compile(r".*\.zip", re.IGNORECASE)
 LARGEST = 2**30  # bytes of one encoded image

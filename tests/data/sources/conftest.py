@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stylegan.config import DataConfig
-from stylegan.data.sources import Source, open_source
-from stylegan.data.sources.base import Label
+from stylegan.config.sections import DataConfig
+from stylegan.data.sources.base import Label, Source
+from stylegan.data.sources.open_source import open_source
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import pytest
 import webdataset as wds
 
-from stylegan.config import DataConfig
-from stylegan.data.shards import write_shards
-from stylegan.data.sources import open_source
+from stylegan.config.sections import DataConfig
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError
 
 

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 import webdataset as wds
 
-from stylegan.data.sources.tarwalk import walk
+from stylegan.data.sources.access.tarwalk import walk
 from stylegan.errors import StepError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stylegan.data.sources.crc32c import crc32c, masked_crc32c
+from stylegan.data.sources.access.crc32c import crc32c, masked_crc32c
 from stylegan.errors import StepError
 
 

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from stylegan.config import DataConfig
-from stylegan.data.sources import measured, unaltered
+from stylegan.config.sections import DataConfig
+from stylegan.data.sources.unaltered import measured, unaltered
 from stylegan.errors import StepError
 
 

@@ -3,12 +3,12 @@
 import pytest
 
 from flows.cli.console import print_summary
-from stylegan.config_file import build
-from stylegan.data.shards import ShardSet
+from stylegan.config.file import build
+from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.report import Report
+from stylegan.pipeline.steps import Summary
 from stylegan.registry.gate import Verdict
-from stylegan.registry.store import ModelVersion
-from stylegan.steps import Summary
+from stylegan.registry.versions import ModelVersion
 
 CONFIG = build({"name": "t", "data": {"source": "digits", "resolution": 8}})
 POINT = {"progress/resolution": 8.0, "progress/kimg": 1.0, "time/img_per_sec": 10.0}

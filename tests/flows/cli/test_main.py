@@ -222,7 +222,7 @@ def test_sample_of_no_model(capsys, write, tmp_path):
 def test_sample_draws_the_same_seed_the_same_way_in_any_grid(tmp_path):
     import torch
 
-    from stylegan.config import ModelConfig
+    from stylegan.config.sections import ModelConfig
     from stylegan.networks.generator import Generator
     from stylegan.networks.weights import save_generator
 
@@ -368,9 +368,9 @@ def test_json_on_a_terminal_still_goes_to_standard_output(tmp_path, write, draw_
 def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path, monkeypatch):
     """One file is there, the others are not: each has a line; one that can be fetched is no failure."""
     from flows.cli.doctor import weight_checks
-    from stylegan.config_file import load
-    from stylegan.evaluation import weights
-    from stylegan.evaluation.weights import WeightFile
+    from stylegan.config.file import load
+    from stylegan.evaluation.features import public_weights as weights
+    from stylegan.evaluation.features.public_weights import WeightFile
 
     monkeypatch.setenv("STYLEGAN_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

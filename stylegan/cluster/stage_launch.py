@@ -1,0 +1,116 @@
+"""Train one stage as a Ray Train run: its workers, their restart after a failure, and the barrier between them.
+
+Checkpoints and curves go to storage straight from rank 0 (`training/loop.py`), with or without Ray, so there is one way
+to resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from stylegan import storage
+from stylegan.cluster.resources import check_resources, worker_bundle
+from stylegan.errors import DivergedError, StepError, UnavailableError, UserError
+from stylegan.training.job import StageJob
+from stylegan.training.loop import train_stage
+from stylegan.training.schedule import Stage
+from stylegan.training.state import Checkpoint
+
+
+def launch_stage(job: StageJob) -> Checkpoint:
+    """Train one stage with its own workers and return the record of its last checkpoint.
+
+    Raises:
+        ConfigError: the cluster can never hold the workers.
+        StepError: a worker failed more often than ray.max_failures allows, or met something it cannot work with.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config = job.config
+    need = config.workers_at(job.stage.resolution)
+    check_resources(config, [job.stage])
+    use_gpu = bool(need.gpus_per_worker)
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=need.workers or 1,
+            use_gpu=use_gpu,
+            resources_per_worker=worker_bundle(config.ray, need),
+            placement_strategy="PACK",
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"{job.run_id}-{job.stage.resolution:04d}-{job.key}",
+            failure_config=FailureConfig(max_failures=config.ray.max_failures, controller_failure_limit=1),
+            **_ray_storage(config.storage.root),
+        ),
+    )
+    try:
+        with _quiet_ray_train():
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        raise _explain(job.stage, error) from error
+    if "diverged" in result.return_value:
+        raise StepError(f"train {job.stage.name}: {result.return_value['diverged']}")
+    return Checkpoint.model_validate(result.return_value)
+
+
+def _ray_storage(root: str) -> dict[str, Any]:
+    """Return where Ray keeps a few small files of its own: below the root, with the credentials of everything else."""
+    folder = storage.join(storage.absolute(root), "ray")
+    if storage.is_local(folder):
+        return {"storage_path": folder}
+    import pyarrow.fs
+
+    filesystem, path = storage.filesystem(folder)
+    return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))}
+
+
+def _train_worker(loop_config: dict[str, StageJob]) -> dict[str, Any]:
+    """Train on one worker; Ray calls it on each, and again after each failure."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    job = loop_config["job"]
+    cpus = job.config.workers_at(job.stage.resolution).cpus_per_worker or 1
+    torch.set_num_threads(max(int(cpus), 1))
+    try:
+        return train_stage(job, device=get_device(), on_checkpoint=ray.train.report).model_dump(mode="json")
+    except DivergedError as error:  # the same on every rank; returned, since Ray would restart a failed worker
+        return {"diverged": str(error)}
+
+
+def _explain(stage: Stage, failure: Exception) -> UserError:
+    """Return the error of the rank that knew the cause; without one, an error that may not come again.
+
+    When one rank fails the others only lose their connection to it, so the errors of all ranks are searched.
+    """
+    failures = list(getattr(failure, "worker_failures", {}).values()) or [failure]
+    causes = [getattr(cause, "_base_exc", cause) for cause in failures]
+    known = sorted(
+        (cause for cause in causes if isinstance(cause, UserError)),
+        key=lambda cause: isinstance(cause, UnavailableError),
+    )
+    if known:
+        return type(known[0])(f"train {stage.name}: {known[0]}")
+    lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
+    reason = lines[-1] if lines else "no message"
+    return UnavailableError(f"train {stage.name}: a worker failed: {type(causes[0]).__name__}: {reason}")
+
+
+@contextlib.contextmanager
+def _quiet_ray_train() -> Iterator[None]:
+    """Silence Ray Train's INFO lines, one for every change of its state."""
+    logger = logging.getLogger("ray.train")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

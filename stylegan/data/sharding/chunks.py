@@ -1,0 +1,225 @@
+"""What goes to a worker and what it leaves behind: the request of a chunk, the rows of its samples, and its marker.
+
+The marker, `chunks/000000.parquet`, is written after the tars. It has a row for each sample, and in its metadata the tars, the
+rejects and a digest of the request: a chunk that has the marker of the same request is finished and not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stylegan import storage
+from stylegan.config.sections import DataConfig
+from stylegan.data.shardset import FORMAT, level_name, parameters
+from stylegan.data.sources.base import Opener, SourceImage
+
+KEY_BYTES = 10  # of the digest of a path, in a sample's key: 20 hex digits
+_CHUNK = b"chunk"  # the entry of the marker's metadata
+
+LabelKind = Literal["none", "class", "attributes"]
+Rejected = dict[str, Any]  # path, kind, reason, bytes, token, sha256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all chunks of a set share; picklable.
+
+    The opener of an archive may be large, so a worker should be given the recipe once and not with every chunk.
+
+    Attributes:
+        uri: folder of the set.
+        open: as in `Source`.
+        data: the settings.
+        labels: what images carry; one without is a reject if others do.
+        threads: how many images a worker prepares at the same time.
+    """
+
+    uri: str
+    open: Opener
+    data: DataConfig
+    labels: LabelKind
+    threads: int
+
+
+@dataclass(frozen=True)
+class ChunkRequest:
+    """One chunk; picklable, and as large as its own part of the listing.
+
+    Attributes:
+        name: of the tars and the marker, such as `000003`.
+        images: in canonical order.
+        known: sha256 of the bytes that the parent set had of these images, None for one that it did not have; empty for no parent.
+    """
+
+    name: str
+    images: tuple[SourceImage, ...]
+    known: tuple[bytes | None, ...] = ()
+
+    def digest(self, recipe: Recipe) -> str:
+        """Of all that decides the tars."""
+        labels = [
+            image.label if image.label is None or isinstance(image.label, int) else list(image.label)
+            for image in self.images
+        ]
+        listed = (
+            [[image.path, image.token] for image in self.images],
+            labels,
+            [known and known.hex() for known in self.known],
+        )
+        return hashlib.sha256(json.dumps([FORMAT, parameters(recipe.data), recipe.labels, listed]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A finished chunk.
+
+    Attributes:
+        rows: its samples.
+        tars: by resolution: sha256, bytes; empty if no image could be used.
+        rejected: what could not be used.
+        touched: indices in the request of images whose bytes are still those of the parent.
+    """
+
+    rows: pa.Table
+    tars: dict[int, tuple[str, int]]
+    rejected: list[Rejected]
+    touched: list[int]
+
+
+class Sample(NamedTuple):
+    """An image that can be used.
+
+    Attributes:
+        size: width and height of the original.
+        sha256: of `pixels`, uint8 [R, R] or [R, R, 3] at the final resolution.
+        payloads: of all levels, the smallest first; None if they are raw and still to be made.
+    """
+
+    image: SourceImage
+    source_sha256: bytes
+    num_bytes: int
+    size: tuple[int, int]
+    sha256: bytes
+    pixels: np.ndarray
+    payloads: tuple[bytes, ...] | None
+
+
+def marker_uri(uri: str, name: str) -> str:
+    """Where the marker of a chunk is."""
+    return storage.join(uri, "chunks", f"{name}.parquet")
+
+
+def tar_url(resolution: int, name: str) -> str:
+    """Where a tar of a chunk is, relative to the folder of the set."""
+    return f"{level_name(resolution)}/train-{name}.tar"
+
+
+def read_chunk(uri: str, name: str, columns: list[str] | None = None) -> Chunk:
+    """A finished chunk, with all or some of the columns of its rows. Raises FileNotFoundError, or pa.ArrowException if it is damaged."""
+    content = pa.BufferReader(storage.read_bytes(marker_uri(uri, name)))
+    with pq.ParquetFile(content, page_checksum_verification=True) as file:
+        facts = json.loads(file.schema_arrow.metadata[_CHUNK])
+        rows = file.read(columns=columns).replace_schema_metadata(None)
+    tars = {int(resolution): tuple(tar) for resolution, tar in facts["tars"].items()}
+    return Chunk(rows, tars, facts["rejected"], facts["touched"])
+
+
+def write_marker(recipe: Recipe, request: ChunkRequest, chunk: Chunk) -> None:
+    """Tell that a chunk is finished; its tars must be in their places."""
+    facts = {"digest": request.digest(recipe), "tars": chunk.tars, "rejected": chunk.rejected, "touched": chunk.touched}
+    table = chunk.rows.replace_schema_metadata({_CHUNK: json.dumps(facts)})
+    storage.write_bytes(marker_uri(recipe.uri, request.name), as_parquet(table))
+
+
+def is_finished(recipe: Recipe, request: ChunkRequest) -> bool:
+    """Whether the marker of this very chunk is there."""
+    try:
+        content = storage.read_bytes(marker_uri(recipe.uri, request.name))
+        metadata = pq.read_schema(pa.BufferReader(content)).metadata
+        return bool(json.loads(metadata[_CHUNK])["digest"] == request.digest(recipe))
+    except (FileNotFoundError, pa.ArrowException, TypeError, KeyError, ValueError):
+        return False  # not there, or of other images
+
+
+class Rows:
+    """The columns of a chunk's table."""
+
+    def __init__(self, resolutions: tuple[int, ...], labels: LabelKind) -> None:
+        self.resolutions, self.labels = resolutions, labels
+        self.paths: list[str] = []
+        self._samples: list[tuple[str, str, Any, bytes, bytes, int, int, int]] = []
+        self._places: list[list[np.ndarray]] = [
+            [np.empty((3, 0), np.int64)] for _ in resolutions
+        ]  # offsets, sizes, crcs
+
+    def add(self, samples: Sequence[Sample], keys: Sequence[bytes]) -> None:
+        """More samples; where their payloads are is told for each level by `add_places`."""
+        self.paths += [sample.image.path for sample in samples]
+        for key, sample in zip(keys, samples, strict=True):
+            _, source_sha256, num_bytes, (width, height), sha256, _, _ = sample
+            self._samples.append(
+                (key.decode(), sample.image.token, sample.image.label, source_sha256, sha256, width, height, num_bytes)
+            )
+
+    def add_places(
+        self, level: int, offsets: Iterable[int] | np.ndarray, payloads: Iterable[bytes | np.ndarray]
+    ) -> None:
+        """Offsets and payloads of those samples in the tar of one level, counted from the smallest."""
+        facts = [(len(payload), zlib.crc32(payload)) for payload in payloads]  # type: ignore[arg-type]
+        sizes, crcs = zip(*facts, strict=True)
+        self._places[level].append(np.array([offsets, sizes, crcs], np.int64))
+
+    def table(self) -> pa.Table:
+        values = zip(*self._samples, strict=True) if self.paths else [()] * 8
+        keys, tokens, labels, source_sha256, sha256, widths, heights, num_bytes = values
+        columns = {"path": pa.array(self.paths, pa.string()), "token": pa.array(tokens, pa.string())}
+        columns["label"] = pa.array([label if isinstance(label, int) else -1 for label in labels], pa.int32())
+        if self.labels == "attributes":
+            columns["attributes"] = pa.array(labels, pa.list_(pa.uint8()))
+        columns |= {"source_sha256": pa.array(source_sha256, pa.binary(32)), "sha256": pa.array(sha256, pa.binary(32))}
+        columns |= {"width": pa.array(widths, pa.int32()), "height": pa.array(heights, pa.int32())}
+        columns |= {"bytes": pa.array(num_bytes, pa.int64()), "key": pa.array(keys, pa.string())}
+        for resolution, places in zip(self.resolutions, self._places, strict=True):
+            offsets, sizes, crcs = np.concatenate(places, axis=1)
+            columns[f"offset_{resolution:04d}"] = pa.array(offsets)
+            columns[f"size_{resolution:04d}"] = pa.array(sizes.astype(np.int32))
+            columns[f"crc_{resolution:04d}"] = pa.array(crcs.astype(np.uint32))
+        return pa.table(columns)
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    """The bytes of a Parquet file, the same for the same table, whose pages have checksums."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=["label"], write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def duplicate(path: str, token: str, num_bytes: int, source_sha256: bytes) -> Rejected:
+    """The reject of an image with the bytes of another; which one is told when the set is complete."""
+    return {
+        "path": path,
+        "kind": "duplicate",
+        "reason": "",
+        "bytes": num_bytes,
+        "token": token,
+        "sha256": source_sha256.hex(),
+    }
+
+
+def path_digest(path: str) -> bytes:
+    """What canonical order sorts by."""
+    return hashlib.sha256(path.encode()).digest()
+
+
+def sample_key(path: str) -> str:
+    """The WebDataset key of an image: the same in every set, and in canonical order."""
+    return path_digest(path)[:KEY_BYTES].hex()

@@ -1,0 +1,179 @@
+"""From the rows of finished chunks to the table of a set: without duplicates, in canonical order, with its fingerprint.
+
+A fresh set is read chunk by chunk, so memory does not grow with the columns of all images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stylegan.data.index import attribute_array
+from stylegan.data.sharding.chunks import Rejected, duplicate
+from stylegan.data.shardset import FORMAT, PIXEL_FIELDS
+
+_ROWS = 65_536  # of a row group of the table
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of the set that stand together: one chunk, or all of them; `load` gives some or all columns, `tar` among them."""
+
+    load: Callable[[list[str] | None], pa.Table]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was found while the table was written.
+
+    Attributes:
+        labels: int64 [num_classes], images of each class.
+        tars: int64, which of the tars hold a living sample; the table counts these alone.
+        duplicates: the rejects among the rows.
+    """
+
+    num_images: int
+    fingerprint: str
+    labels: np.ndarray
+    tars: np.ndarray
+    duplicates: list[Rejected]
+
+
+def merge(parts: Sequence[Part], file: Path, *, manifest: dict[str, Any], reject_duplicates: bool) -> Merged:
+    """Write `samples.parquet` of the parts, which are in canonical order one after the other.
+
+    Args:
+        manifest: gives parameters, label_names and attribute_names.
+    """
+    alive, doubles = _find_duplicates(parts) if reject_duplicates else (None, [])
+    tars = _living_tars(parts, alive)
+    content = Fingerprint(manifest)
+    labels = np.zeros(len(manifest["label_names"]), np.int64)
+    count = 0
+    with _TableFile(file) as out:
+        for table in _living(parts, alive, None):
+            numbers = np.searchsorted(tars, table["tar"].to_numpy()).astype(np.int32)
+            table = table.set_column(table.column_names.index("tar"), "tar", pa.array(numbers))
+            content.update(table)
+            if len(labels):
+                labels += np.bincount(table["label"].to_numpy(), minlength=len(labels))
+            count += table.num_rows
+            out.write(table)
+    return Merged(count, content.hexdigest(), labels, tars, doubles)
+
+
+def _find_duplicates(parts: Sequence[Part]) -> tuple[np.ndarray, list[Rejected]]:
+    """Which rows live, of all parts together, and the rejects of the others; the first of equal bytes lives."""
+    hashes = [binary_array(part.load(["source_sha256"])["source_sha256"]) for part in parts]
+    words = np.concatenate(hashes) if hashes else np.empty((0, 32), np.uint8)
+    _, firsts = np.unique(words.view("S32")[:, 0], return_index=True)
+    alive = np.zeros(len(words), bool)
+    alive[firsts] = True
+    return alive, [] if alive.all() else _rejects(parts, alive)
+
+
+def _rejects(parts: Sequence[Part], alive: np.ndarray) -> list[Rejected]:
+    columns = ["path", "token", "bytes", "source_sha256"]
+    rows = (row for table in _living(parts, ~alive, columns) for row in table.to_pylist())
+    return [duplicate(row["path"], row["token"], row["bytes"], row["source_sha256"]) for row in rows]
+
+
+def _living(parts: Sequence[Part], alive: np.ndarray | None, columns: list[str] | None) -> Iterator[pa.Table]:
+    start = 0
+    for part in parts:
+        table = part.load(columns)
+        rows = alive[start : start + table.num_rows] if alive is not None else None
+        start += table.num_rows
+        yield table if rows is None or rows.all() else table.filter(pa.array(rows))
+
+
+def _living_tars(parts: Sequence[Part], alive: np.ndarray | None) -> np.ndarray:
+    found = [np.unique(table["tar"].to_numpy()) for table in _living(parts, alive, ["tar"])]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+class _TableFile:
+    """A Parquet file with checksums, written in row groups of at least `_ROWS` rows (but the last)."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> _TableFile:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        if sum(table.num_rows for table in self._waiting) >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd", write_page_checksum=True)
+        self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        self._waiting.clear()
+
+
+class Fingerprint:
+    """Digest of pixels and labels in canonical order, and of what decides or names them; not of paths, tars or history."""
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        settings = {name: manifest["parameters"][name] for name in sorted(PIXEL_FIELDS)}
+        names = [FORMAT, settings, list(manifest["label_names"]), list(manifest["attribute_names"])]
+        self._digest = hashlib.sha256(json.dumps(names).encode())
+
+    def update(self, table: pa.Table) -> None:
+        """Add rows: label, attributes, sha256."""
+        columns = [table["label"].to_numpy().astype("<i4")[:, None].view(np.uint8)]
+        if "attributes" in table.column_names:
+            columns.append(attribute_array(table))
+        columns.append(binary_array(table["sha256"]))
+        self._digest.update(np.concatenate(columns, axis=1).tobytes())
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()[:16]
+
+
+def binary_array(column: pa.ChunkedArray) -> np.ndarray:
+    """uint8 [N, 32] of a column of digests."""
+    arrays = [chunk for chunk in column.chunks if len(chunk)]
+    parts = [
+        np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, 32)[array.offset : array.offset + len(array)]
+        for array in arrays
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, 32), np.uint8)
+
+
+def explain_duplicates(rejected: Iterable[Rejected], tables: Iterator[pa.Table]) -> None:
+    """Tell in each duplicate which image it repeats; `tables` have the columns path and source_sha256 of the living rows."""
+    wanted: dict[bytes, list[Rejected]] = {}
+    for reject in rejected:
+        if reject["kind"] == "duplicate":
+            wanted.setdefault(bytes.fromhex(reject["sha256"]), []).append(reject)
+    if not wanted:
+        return
+    keys = np.sort(np.array(list(wanted), "S32"))
+    for table in tables:
+        hashes = binary_array(table["source_sha256"]).view("S32")[:, 0]
+        places = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
+        for row in np.flatnonzero(keys[places] == hashes).tolist():
+            for reject in wanted[table["source_sha256"][row].as_py()]:
+                reject["reason"] = f"the same bytes as {table['path'][row].as_py()}"

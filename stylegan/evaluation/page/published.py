@@ -1,0 +1,236 @@
+"""The figures of the StyleGAN paper beside our own, each marked comparable or not, with the reason.
+
+A figure is comparable if ours was measured by the same networks, on as many samples, against the same data set at the same
+resolution; how the model was trained does not matter, it is what one compares. `published.yaml` holds the figures, their sources
+and what each protocol asks for.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from stylegan.errors import ConfigError
+from stylegan.evaluation.features.public_weights import KNOWN, join_digests
+from stylegan.evaluation.names import METRICS, describe, split_key
+from stylegan.evaluation.report import Report
+
+MIXED = "fid_mixing"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published value. `latents` of 2 to 4 are mixed at test time (Table 2); `where` names tables, `remarks` how they got it."""
+
+    row: str
+    title: str
+    metric: str
+    value: float
+    dataset: str
+    resolution: int
+    where: tuple[str, ...]
+    source: str
+    url: str
+    remarks: tuple[str, ...]
+    obstacle: str
+    latents: int = 1
+
+    @property
+    def name(self) -> str:
+        """The metric in words."""
+        return (
+            f"{describe('fid').title}, {self.latents} latents mixed"
+            if self.latents > 1
+            else describe(self.metric).title
+        )
+
+    @property
+    def dataset_title(self) -> str:
+        """The data set in words."""
+        return str(_published()["datasets"][self.dataset]["title"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published figure and ours: `value` and `interval` are None where we have none, `why_not` is empty where they compare."""
+
+    published: Figure
+    key: str
+    value: float | None
+    interval: tuple[float, float] | None
+    why_not: tuple[str, ...]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the two numbers mean the same."""
+        return not self.why_not
+
+
+def row_names() -> tuple[str, ...]:
+    """The rows that `figures_of` knows: configs of configs/ablations/."""
+    return tuple(sorted({row for table in _published()["tables"] for row in table["rows"]}))
+
+
+def figures_of(row: str = "f", dataset: str | None = None) -> list[Figure]:
+    """The published figures of one row, those of a training that has several names together; equal ones of several tables once.
+
+    Args:
+        row: a configuration of Tables 1 to 4: a to f, mixing-050, traditional-8, style-2 ...; f is StyleGAN.
+        dataset: a data set of published.yaml; unset, or none that has figures for this row: FFHQ.
+
+    Raises:
+        ConfigError: no such row.
+    """
+    if row not in row_names():
+        raise ConfigError(f"row {row!r} is in none of the published tables; known are {', '.join(row_names())}")
+    main = _published()["same"].get(row, row)
+    names = {main, *(other for other, same in _published()["same"].items() if same == main)}
+    found = list(_merged(figure for figure in _all_figures() if figure.row in names))
+    where = dataset if any(figure.dataset == dataset for figure in found) else "ffhq"
+    return sorted((figure for figure in found if figure.dataset == where), key=_order)
+
+
+def dataset_of(source: str, num_images: int) -> str | None:
+    """The public data set that a `data.source` holds, told by its path and its number of images; None for any other."""
+    path = re.sub(r"[-_ ]", "", source.lower())
+    for name, facts in _published()["datasets"].items():
+        if facts["images"] == num_images and re.search(rf"(?<![a-z]){facts['word']}", path):
+            return name
+    return None
+
+
+def compare(report: Report, *, row: str = "f", dataset: str | None = None) -> list[Comparison]:
+    """Every published figure of a row beside what the report has for it.
+
+    Args:
+        report: with its `settings`; one without them compares with nothing.
+        row: see `figures_of`.
+        dataset: name of the public data set that the report's reals are (see `dataset_of`); None: none of them.
+
+    Raises:
+        ConfigError: no such row.
+    """
+    return [_compare(figure, report, dataset) for figure in figures_of(row, dataset)]
+
+
+@functools.cache
+def _published() -> dict[str, Any]:
+    return yaml.safe_load(files("stylegan.evaluation.page").joinpath("published.yaml").read_text(encoding="utf-8"))
+
+
+def _all_figures() -> Iterator[Figure]:
+    known = _published()
+    for table in known["tables"]:
+        source = known["sources"][table["source"]]
+        remarks = tuple(remark for remark in (source["remark"], table.get("remark")) if remark)
+        for row, metrics in table["rows"].items():
+            title = known["titles"][known["same"].get(row, row)]
+            common = Figure(
+                row=row,
+                title=title,
+                metric="",
+                value=0.0,
+                dataset=table["dataset"],
+                resolution=table["resolution"],
+                where=(table["name"],),
+                source=source["title"],
+                url=source["url"],
+                remarks=remarks,
+                obstacle=table.get("obstacle", ""),
+            )
+            for metric, values in metrics.items():
+                yield from _figures(common, metric, values)
+
+
+def _figures(common: Figure, metric: str, values: float | list[float]) -> Iterator[Figure]:
+    """The figures of one metric; the first of Table 2, with a single latent, is a plain FID."""
+    if not isinstance(values, list):
+        values = [values]
+    for latents, value in enumerate(values, start=1):
+        yield replace(
+            common, metric=MIXED if latents > 1 else metric.removesuffix("_mixing"), value=value, latents=latents
+        )
+
+
+def _merged(figures: Iterable[Figure]) -> Iterator[Figure]:
+    """Equal figures of one source as one, which names all its tables."""
+    groups: dict[tuple, list[Figure]] = {}
+    for figure in figures:
+        key = (figure.source, figure.dataset, figure.resolution, figure.metric, figure.latents, figure.value)
+        groups.setdefault(key, []).append(figure)
+    for group in groups.values():
+        yield replace(group[0], where=tuple(sorted({name for figure in group for name in figure.where})))
+
+
+def _order(figure: Figure) -> tuple[int, int, int]:
+    """Metrics as reports have them, a metric's figures together, the largest images first."""
+    return list(METRICS).index(figure.metric), figure.latents, -figure.resolution
+
+
+def _compare(figure: Figure, report: Report, dataset: str | None) -> Comparison:
+    protocol = _published()["protocols"][figure.metric.split("_")[0]]
+    key = _our_key(figure.metric, report, protocol["network"])
+    value, interval = _ours(figure, key, report)
+    if value is None:
+        skipped = report.skipped.get(key)
+        reasons = [f"not measured: {skipped.rstrip('.')}" if skipped else "not measured"]
+    else:
+        reasons = [
+            *_other_network(key, report, protocol),
+            *_other_counts(figure, report, protocol),
+            *_other_images(figure, report, dataset),
+        ]
+    return Comparison(published=figure, key=key, value=value, interval=interval, why_not=tuple(reasons))
+
+
+def _our_key(metric: str, report: Report, network: str) -> str:
+    """The report's key of a metric, the one of the published network if there are several; empty if it knows nothing of it."""
+    keys = sorted(key for key in {*report.metrics, *report.protocols, *report.skipped} if split_key(key)[0] == metric)
+    return min(keys, key=lambda key: (split_key(key)[1] != network, key not in report.metrics), default="")
+
+
+def _ours(figure: Figure, key: str, report: Report) -> tuple[float | None, tuple[float, float] | None]:
+    if figure.latents == 1:
+        return report.metrics.get(key), report.intervals.get(key)
+    rows = report.curves.get("mixing", [])
+    return next((row["fid"] for row in rows if row["latents"] == figure.latents), None), None
+
+
+def _other_network(key: str, report: Report, protocol: Mapping[str, Any]) -> Iterator[str]:
+    network = split_key(key)[1]
+    if network != protocol["network"]:
+        yield f"measured by {network or 'an unknown network'}, not {protocol['title']}"
+    elif protocol["weights"] and report.settings.get("networks", {}).get(network) != join_digests(
+        KNOWN[k].sha256 for k in protocol["weights"]
+    ):
+        yield f"the weights of {network} are not the public ones"
+
+
+def _other_counts(figure: Figure, report: Report, protocol: Mapping[str, Any]) -> Iterator[str]:
+    for name, (wanted, words) in protocol["settings"].items():
+        if name == "num_reals":
+            wanted = min(wanted, _published()["datasets"][figure.dataset]["images"])
+        ours = report.settings.get(name)
+        if ours != wanted:
+            yield f"{words.format(_plain(ours))}, not {_plain(wanted)}"
+
+
+def _other_images(figure: Figure, report: Report, dataset: str | None) -> Iterator[str]:
+    if figure.obstacle:
+        yield figure.obstacle
+    if dataset != figure.dataset:
+        yield f"other images than {figure.dataset_title}"
+    if (resolution := report.settings.get("resolution")) != figure.resolution:
+        yield f"another resolution, {resolution}x{resolution}" if resolution else "an unknown resolution"
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "unknown"}[value]
+    return f"{value:,}" if isinstance(value, int | float) else str(value)

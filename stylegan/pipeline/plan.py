@@ -1,0 +1,167 @@
+"""The dry run: what storage already holds of a run, what is left to do, and why. Touches nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stylegan import storage
+from stylegan.config.sections import EvaluationConfig
+from stylegan.config.tree import Config
+from stylegan.data.sharding.changes import Change, plan_change
+from stylegan.data.sharding.write_shards import find_shards
+from stylegan.data.sources.open_source import open_source
+from stylegan.evaluation.features import public_weights
+from stylegan.evaluation.report import Report
+from stylegan.pipeline.check_data import check_data
+from stylegan.pipeline.run import Run
+from stylegan.records import Record
+from stylegan.registry.versions import find_version
+from stylegan.training.cost import Cost, stage_cost
+from stylegan.training.schedule import Stage, stages
+from stylegan.training.state import newest_checkpoint
+
+
+class PlannedStep(Record):
+    """One step: whether `run` would take it from storage or do it, and why."""
+
+    name: str
+    state: Literal["cached", "run"]
+    reason: str
+    images: int = 0  # still to be shown or generated
+    seconds: float | None = None  # estimate of what is left; None where nothing is known
+    memory_gib: float | None = None  # estimate for one worker
+
+
+class Plan(Record):
+    """The dry run of a config.
+
+    - `run_id`: None until the data has been read once.
+    - `missing`: public weights that `run` would download.
+    """
+
+    name: str
+    run_id: str | None
+    steps: tuple[PlannedStep, ...]
+    missing: tuple[str, ...] = ()
+
+
+def make_plan(config: Config) -> Plan:
+    """Plan what `run` would do, step by step; reads storage and the registry, writes nothing.
+
+    Raises:
+        ConfigError, StepError: the source or the storage cannot be read.
+    """
+    source = open_source(config.data)
+    check_data(config, len(source.images), source.label_names, source.attribute_names)
+    root = storage.absolute(config.storage.root)
+    shards = find_shards(source, config.data, root)
+    if shards is None:
+        return _plan_without_data(config, plan_change(source, config.data, root))
+
+    run = Run(config, shards)
+    steps = [PlannedStep(name="shard", state="cached", reason=f"{shards.num_images} images are in {shards.uri}")]
+    ready = True
+    for stage in run.stages:
+        steps.append(_plan_stage(run, stage, ready))
+        ready = steps[-1].state == "cached"
+    report = run.find_report()  # valid even if a stage has to be trained again
+    steps.append(_plan_evaluate(config, report, ready))
+    steps += _plan_registry(run, report)
+    missing = () if report else _missing_weights(config)
+    return Plan(name=config.name, run_id=run.run_id, steps=tuple(steps), missing=missing)
+
+
+def _plan_without_data(config: Config, change: Change) -> Plan:
+    waits = "waits for shard (a stage trained on the same content before is reused)"
+    steps = [PlannedStep(name="shard", state="run", reason=_describe(change), images=change.new + change.changed)]
+    for stage in stages(config):
+        steps.append(_train_step(stage, stage_cost(config, stage), stage.num_images, waits))
+    steps.append(_plan_evaluate(config, None, False))
+    steps.append(PlannedStep(name="register", state="run", reason="waits for evaluate"))
+    steps.append(PlannedStep(name="gate", state="run", reason="waits for register"))
+    return Plan(name=config.name, run_id=None, steps=tuple(steps), missing=_missing_weights(config))
+
+
+def _describe(change: Change) -> str:
+    """Return what sharding has to do, in words."""
+    if change.parent is None:
+        return "this source is not sharded yet"
+    return (
+        f"{change.new:,} new, {change.changed:,} changed, {change.deleted:,} deleted since {change.parent}; "
+        f"{change.kept:,} are kept"
+    )
+
+
+def _missing_weights(config: Config) -> tuple[str, ...]:
+    files = public_weights.missing(config.evaluation)
+    return tuple(f"{file.name} ({public_weights.shown_size(file.num_bytes)})" for file in files)
+
+
+def _plan_stage(run: Run, stage: Stage, ready: bool) -> PlannedStep:
+    """Plan one stage; `ready` says that the stage below is finished."""
+    done = run.find_stage(stage) if ready else None
+    if done:
+        reason = f"finished at {done.nimg / 1000:g} kimg"
+        return PlannedStep(name=f"train {stage.name}", state="cached", reason=reason)
+    newest = newest_checkpoint(run.stage_uri(stage)) if ready else None
+    left = stage.end_nimg - (newest.nimg if newest else stage.start_nimg)
+    if newest:
+        reason = f"goes on from {newest.nimg / 1000:g} of {stage.end_nimg / 1000:g} kimg"
+    else:
+        reason = _why_not_trained(run, stage) if ready else "waits for the stage below"
+    return _train_step(stage, stage_cost(run.config, stage), left, reason)
+
+
+def _why_not_trained(run: Run, stage: Stage) -> str:
+    names = storage.names(storage.join(run.root, "stages"))
+    others = [name for name in names if name.startswith(f"{stage.resolution:04d}-")]
+    if others:
+        return f"not trained with these settings ({len(others)} other version(s) of this stage are in storage)"
+    return "not trained yet"
+
+
+def _train_step(stage: Stage, cost: Cost, images: int, reason: str) -> PlannedStep:
+    return PlannedStep(
+        name=f"train {stage.name}",
+        state="run",
+        reason=reason,
+        images=images,
+        seconds=images / cost.images_per_second if cost.images_per_second else None,
+        memory_gib=cost.memory_gib,
+    )
+
+
+def _plan_evaluate(config: Config, report: Report | None, ready: bool) -> PlannedStep:
+    """Plan the evaluation; `ready` says that the last stage is finished."""
+    if report:
+        return PlannedStep(name="evaluate", state="cached", reason=f"report under protocol {report.protocol}")
+    reason = "not evaluated with these settings yet" if ready else "waits for training"
+    return PlannedStep(name="evaluate", state="run", reason=reason, images=_count_generated(config.evaluation))
+
+
+def _count_generated(evaluation: EvaluationConfig) -> int:
+    """Count the images that an evaluation generates: one pass for most metrics, further passes for the others."""
+    metrics = set(evaluation.metrics)
+    common = evaluation.num_images if metrics & {"fid", "kid", "is", "pr", "fid_mixing"} else 0
+    images = max(common, evaluation.separability_samples if "separability" in metrics else 0)
+    images += sum(2 * evaluation.ppl_samples for metric in metrics if metric.startswith("ppl"))
+    images += 3 * evaluation.num_images * ("fid_mixing" in metrics)
+    return images + sum(psi != 1 for psi in evaluation.psi) * evaluation.num_images * ("truncation" in metrics)
+
+
+def _plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
+    """Plan registration and gate."""
+    version = find_version(run.config, run.keys.registration) if report else None
+    if version:
+        reason = f"version {version.version} of {version.name}"
+    else:
+        reason = "not registered yet" if report else "waits for evaluate"
+    register = PlannedStep(name="register", state="cached" if version else "run", reason=reason)
+
+    verdict, applied = run.find_verdict(version.version) if version else (None, False)
+    judged = verdict if applied else None
+    if judged:
+        reason = " ".join(judged.reasons)
+    else:
+        reason = "not judged by this gate yet" if version else "waits for register"
+    return [register, PlannedStep(name="gate", state="cached" if judged else "run", reason=reason)]

@@ -1,0 +1,368 @@
+"""The steps of a run. Each looks in storage, else does its work, then writes its record; command line and flow call these.
+
+A step returns its record and whether it was taken from storage. Repeating a step is always safe.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from stylegan import storage
+from stylegan.cluster.parallel_map import parallel_map, shard_in_parallel
+from stylegan.cluster.session import check_address, connect, ray_session
+from stylegan.cluster.spare_worker import SpareWorker
+from stylegan.cluster.stage_launch import launch_stage
+from stylegan.config.file import dump
+from stylegan.config.tree import Config
+from stylegan.data.dataset_card import read_card
+from stylegan.data.sharding.write_shards import find_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
+from stylegan.errors import ConfigError, StepError, UnavailableError
+from stylegan.evaluation.engine import evaluate
+from stylegan.evaluation.features import public_weights
+from stylegan.evaluation.page.published import Comparison
+from stylegan.evaluation.page.write_page import compare_published, write_page
+from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
+from stylegan.evaluation.report import Report
+from stylegan.pipeline.check_data import check_data
+from stylegan.pipeline.run import Run
+from stylegan.progress import Progress
+from stylegan.records import Record
+from stylegan.registry import versions
+from stylegan.registry.gate import Verdict, comparable, judge
+from stylegan.registry.versions import ModelVersion, StaleVerdictError
+from stylegan.retry import use_settings
+from stylegan.tracking.connection import check_server, resolve_uri
+from stylegan.tracking.open_run import open_run
+from stylegan.tracking.runs import TrackedRun
+from stylegan.tracking.stage_relay import StageRelay
+from stylegan.training.curves import STATS, read_rows
+from stylegan.training.job import StageJob
+from stylegan.training.schedule import Stage, stages
+from stylegan.training.state import Checkpoint
+
+logger = logging.getLogger("stylegan")
+R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """A step's record, and whether it was taken from storage."""
+
+    record: R
+    cached: bool
+
+
+class Summary(Record):
+    """Everything a run has made; `grid` and `page` are the URIs of the last sample grid and of the report's page."""
+
+    run_id: str
+    mlflow_run_id: str
+    shards: ShardSet
+    checkpoints: tuple[Checkpoint, ...]
+    stages: tuple[dict[str, float], ...]  # the last point of each stage's curves
+    report: Report
+    version: ModelVersion
+    verdict: Verdict
+    grid: str
+    page: str
+
+
+def _done(step: str, record: R, found: R | None) -> Done[R]:
+    """Return the record of a step; `found` is what storage had of it."""
+    if found is not None:
+        logger.info("%s: cached, taken from storage", step)
+    return Done(record, found is not None)
+
+
+class Pipeline:
+    """The steps of one config.
+
+    As a context manager it holds what the steps share: the Ray session and the MLflow run, each opened at first use.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        use_settings(config.storage)
+        self._stack = ExitStack()
+        self._run: Run | None = None
+        self._tracked: TrackedRun | None = None
+
+    def __enter__(self) -> Pipeline:
+        """Check what can be checked before any work.
+
+        Raises:
+            ConfigError, StepError: MLflow or Ray does not answer, or its address cannot work.
+        """
+        if self.config.storage.root.startswith("memory://"):
+            raise ConfigError(
+                "storage.root=memory://: workers cannot see the memory of another process; use a folder or a bucket"
+            )
+        check_server(resolve_uri(self.config))
+        check_address(self.config.ray)
+        self._stack.enter_context(ray_session())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if self._tracked is None:
+                return
+            if error is None:
+                self._tracked.finish("FINISHED")
+                return
+            with suppress(StepError):  # the error that ends the block is the one to report
+                self._tracked.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+
+    def run(self, shards: ShardSet) -> Run:
+        """Return the keys and URIs of this config on its data set."""
+        if self._run is None or self._run.shards != shards:
+            self._run = Run(self.config, shards)
+        return self._run
+
+    def tracked(self, shards: ShardSet) -> TrackedRun:
+        """Return the MLflow run of this pipeline run, opened or continued at the first call."""
+        if self._tracked is None:
+            run = self.run(shards)
+            storage.write_bytes(storage.join(run.uri, "config.yaml"), dump(self.config).encode())
+            self._tracked = open_run(self.config, run.run_id, shards)
+        return self._tracked
+
+    # --- the steps ---
+
+    def shard(self) -> Done[ShardSet]:
+        """Write the images as shards.
+
+        Raises:
+            ConfigError: the source does not exist or lacks the labels that the config asks for, or public weights that
+                the config needs cannot be had.
+            StepError: the images cannot be used, or storage refuses.
+        """
+        # What a listing tells.
+        source = open_source(self.config.data)
+        check_data(self.config, len(source.images), source.label_names, source.attribute_names)
+
+        # Weights that cannot be had end a run now, not after days of training.
+        found = find_shards(source, self.config.data, self.config.storage.root)
+        if found is None or self.run(found).find_report() is None:
+            public_weights.fetch_all(self.config.evaluation)
+
+        # The images themselves; some may not be readable, so the check is repeated with those that are.
+        record = found or shard_in_parallel(source, self.config)
+        check_data(self.config, record.num_images, record.label_names, record.attribute_names)
+        return _done("shard", record, found)
+
+    def train(self, shards: ShardSet, stage: Stage, previous: Checkpoint | None) -> Done[Checkpoint]:
+        """Train one stage on Ray.
+
+        Its curves, quick metrics and grids go to MLflow while it trains (all at once if it was trained before).
+
+        Raises:
+            ConfigError: the cluster can never hold its workers.
+            StepError: training or storage failed.
+        """
+        run = self.run(shards)
+        job, found = run.job(stage, previous), run.find_stage(stage)
+        show = None if found else partial(_show, Progress(f"train {stage.name}", stage.num_images), stage)
+        quick = rows_name(self.config, stage.resolution)
+        with StageRelay(self.tracked(shards), job.uri, quick=quick, on_rows=show):
+            record = found or self._train(job)
+            if found and lacks_end(job):  # it was stopped while the end of the stage was measured
+                with self._quick_metrics(job):
+                    pass
+        return _done(f"train {stage.name}", record, found)
+
+    def _train(self, job: StageJob) -> Checkpoint:
+        with self._quick_metrics(job):
+            return launch_stage(job)
+
+    def _quick_metrics(self, job: StageJob) -> QuickMetrics:
+        connect(self.config.ray)  # here, so that two threads do not do it at the same time
+        return QuickMetrics(job, SpareWorker(), root=self._root)
+
+    def evaluate(self, shards: ShardSet, checkpoint: Checkpoint) -> Done[Report]:
+        """Measure the averaged generator of a checkpoint by the metrics of the config, in parallel on Ray."""
+        run = self.run(shards)
+        found = run.find_report()
+        report = found
+        if report is None:
+            storage.write_bytes(run.grid_uri, storage.read_bytes(self._last_samples(run)))
+            report = self._evaluate(shards, checkpoint.uri, out=run.uri)
+            storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
+
+        page = write_page(
+            report,
+            run.uri,
+            title=run.run_id,
+            published=self.published(shards, report),
+            facts={"Run": run.run_id, "Images": self.config.data.source},
+            data=read_card(shards.uri),
+        )
+        self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page)
+        return _done("evaluate", report, found)
+
+    def published(self, shards: ShardSet, report: Report) -> list[Comparison]:
+        """Return the published figures beside those of a report."""
+        return compare_published(report, self.config, shards.num_images)
+
+    @property
+    def _root(self) -> str:
+        return storage.absolute(self.config.storage.root)
+
+    def _evaluate(self, shards: ShardSet, checkpoint_uri: str, *, out: str | None) -> Report:
+        config = self.config
+        device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
+        return evaluate(
+            checkpoint_uri,
+            shards,
+            config.evaluation,
+            root=self._root,
+            pmap=self._parallel_map,
+            device=device,
+            out_uri=out,
+        )
+
+    def _parallel_map(self, function: Any, items: Iterable[T]) -> Iterator[Any]:
+        return parallel_map(function, items, self.config)
+
+    def _last_samples(self, run: Run) -> str:
+        folder = storage.join(run.stage_uri(run.stages[-1]), "samples")
+        return storage.join(folder, max(name for name in storage.names(folder) if name[0].isdigit()))
+
+    def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
+        """Register a version of the model, as challenger."""
+        key = self.run(shards).keys.registration
+        found = versions.find_version(self.config, key)
+        record = found or versions.register(
+            self.config,
+            mlflow_run_id=self.tracked(shards).mlflow_run_id,
+            checkpoint=checkpoint.uri,
+            report=report,
+            key=key,
+        )
+        return _done("register", record, found)
+
+    def gate(self, shards: ShardSet, version: ModelVersion, report: Report) -> Done[Verdict]:
+        """Judge the version against the champion and move the aliases.
+
+        The verdict is written before the aliases move and marked when they have: a kill in between neither loses it nor
+        judges twice.
+        """
+        run = self.run(shards)
+        verdict, applied = run.find_verdict(version.version)
+        if verdict and applied:
+            return _done("gate", verdict, verdict)
+        try:
+            verdict = self._apply(run, verdict or self._judge(run, version, report))
+        except StaleVerdictError:  # another version has become champion since it was judged
+            verdict = self._apply(run, self._judge(run, version, report))
+        return _done("gate", verdict, None)
+
+    def _judge(self, run: Run, version: ModelVersion, report: Report) -> Verdict:
+        champion_version, champion = versions.champion(self.config) or (None, None)
+        gate = self.config.registry.gate
+        other = champion is not None and champion.checkpoint_uri != report.checkpoint_uri
+        if champion and other and not comparable(report, champion, gate.metric):
+            champion = self._evaluate_again(run.shards, champion)
+        verdict = judge(report, champion, gate, challenger_version=version.version, champion_version=champion_version)
+        run.write_verdict(verdict, applied=False)
+        return verdict
+
+    def _evaluate_again(self, shards: ShardSet, champion: Report) -> Report:
+        """Measure the champion like the challenger, on these images and under this protocol; if it cannot be, keep its report."""
+        logger.info("gate: the champion was measured on other images or under another protocol; measuring it again")
+        try:
+            return self._evaluate(shards, champion.checkpoint_uri, out=None)
+        except UnavailableError:
+            raise  # a moment's outage must not become a verdict
+        except StepError as error:
+            logger.warning("gate: the champion cannot be measured again: %s", error)
+            return champion
+
+    def _apply(self, run: Run, verdict: Verdict) -> Verdict:
+        versions.apply_verdict(self.config, verdict)
+        run.write_verdict(verdict, applied=True)
+        return verdict
+
+    # --- single steps, for the command line ---
+
+    def train_until(self, resolution: int) -> Done[Checkpoint]:
+        """Write the shards and train all stages up to one resolution."""
+        shards, done = self.shard().record, None
+        for stage in stages(self.config):
+            if stage.resolution <= resolution:
+                done = self.train(shards, stage, done.record if done else None)
+        assert done is not None
+        return done
+
+    def evaluate_trained(self) -> tuple[Done[Report], list[Comparison], str]:
+        """Evaluate the end of the last stage; return also the published figures beside its own, and the URI of the page.
+
+        Raises:
+            StepError: it is not trained.
+        """
+        shards, checkpoint = self._trained("evaluate")
+        done = self.evaluate(shards, checkpoint)
+        return done, self.published(shards, done.record), self.run(shards).page_uri
+
+    def register_evaluated(self) -> Done[ModelVersion]:
+        """Register the evaluated model. Raises StepError if it is not evaluated."""
+        shards, checkpoint = self._trained("register")
+        report = self.run(shards).find_report()
+        if report is None:
+            raise StepError("register: this config is not evaluated yet; run `stylegan evaluate` with it first")
+        return self.register(shards, checkpoint, report)
+
+    def _trained(self, step: str) -> tuple[ShardSet, Checkpoint]:
+        """Return the shards and the end of the last stage. Raises StepError if there is none."""
+        stage = stages(self.config)[-1]
+        shards = find_shards(open_source(self.config.data), self.config.data, self.config.storage.root)
+        found = self.run(shards).find_stage(stage) if shards else None
+        if shards is None or found is None:
+            raise StepError(
+                f"{step}: stage {stage.name} of this config is not trained yet; run `stylegan train` with it first"
+            )
+        return shards, found
+
+    def summarize(
+        self,
+        shards: ShardSet,
+        checkpoints: Sequence[Checkpoint],
+        report: Report,
+        version: ModelVersion,
+        verdict: Verdict,
+    ) -> Summary:
+        """Return the records of a finished run with the ids, curves and files that belong to them, aliases as they are now."""
+        run = self.run(shards)
+        rows = [read_rows(storage.join(run.stage_uri(stage), STATS)) for stage in run.stages]
+        return Summary(
+            run_id=run.run_id,
+            mlflow_run_id=self.tracked(shards).mlflow_run_id,
+            shards=shards,
+            checkpoints=tuple(checkpoints),
+            stages=tuple(found[-1]["metrics"] for found in rows if found),
+            report=report,
+            version=versions.find_version(self.config, run.keys.registration) or version,
+            verdict=verdict,
+            grid=run.grid_uri,
+            page=run.page_uri,
+        )
+
+
+def _show(progress: Progress, stage: Stage, rows: list[dict]) -> None:
+    """Show the newest point of a stage's curves as progress."""
+    if rows:
+        metrics = rows[-1]["metrics"]
+        losses = f"D {metrics['loss/d']:.3f}, G {metrics['loss/g']:.3f}, alpha {metrics['progress/alpha']:.2f}"
+        progress.update(rows[-1]["nimg"] - stage.start_nimg, losses)

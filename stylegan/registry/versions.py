@@ -1,0 +1,367 @@
+"""The registered model: its versions, and the aliases champion, challenger and previous.
+
+A version carries everything that the gate needs as tags, so a verdict asks for no other store: `stylegan.key` (what it was made
+from), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id`, `stylegan.model_id` and each metric;
+`stylegan.registered`, written last, says that the registration is complete. Decisions stay as tags too: `gate.*` for the last
+verdict, `champion.<time>` for every time the version became champion.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import stylegan
+from stylegan import storage
+from stylegan.config.tree import Config
+from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation.report import Report
+from stylegan.records import Record
+from stylegan.registry.gate import Verdict
+from stylegan.registry.model_card import write_card
+from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+REGISTERED = "stylegan.registered"  # a version without it was cut short
+MODEL_ID = "stylegan.model_id"  # MLflow's SQL store forgets it
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors")
+
+
+class StaleVerdictError(StepError):
+    """Another version became champion between the verdict and its application; judging again settles it."""
+
+
+class ModelVersion(Record):
+    """A version in the registry and the aliases that point at it."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+
+
+def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Report, key: str) -> ModelVersion:
+    """Log the checkpoint's generator as a model of the run, register it and make it the challenger.
+
+    A version made under the same `key` is returned instead, completed if it was cut short: a repeated step registers nothing twice.
+
+    Args:
+        mlflow_run_id: MLflow's id of the run that the model belongs to.
+        checkpoint: URI of the checkpoint's folder.
+        report: what was measured on it.
+        key: identity of this step.
+
+    Raises:
+        StepError: the checkpoint holds no generator, or MLflow refuses.
+    """
+    uri, name = resolve_uri(config), config.model_name
+    client = connect(uri)
+    with explained(uri, f"register {name}"):
+        found = _find(client, name, key)
+        if found is None:
+            model_id, location = _log_model(client, mlflow_run_id, name, checkpoint)
+            _create_model(client, name)
+            run_id = client.get_run(mlflow_run_id).data.tags.get("stylegan.run_id", mlflow_run_id)
+            found = client.create_model_version(
+                name,
+                location,
+                run_id=mlflow_run_id,
+                tags=_facts(report, key=key, checkpoint=checkpoint, run_id=run_id) | {MODEL_ID: model_id},
+                description=write_card(config, report, run_id),
+                model_id=model_id,
+            )
+        _complete(client, name, str(found.version))
+        return _record(client, name, str(found.version))
+
+
+def find_version(config: Config, key: str) -> ModelVersion | None:
+    """The version that was registered under this key; one that was cut short does not count. Writes nothing."""
+    uri = resolve_uri(config)
+    if is_empty(uri):
+        return None
+    client = connect(uri)
+    with explained(uri, f"look up {config.model_name}"):
+        found = _find(client, config.model_name, key)
+        return _record(client, config.model_name, str(found.version)) if found and REGISTERED in found.tags else None
+
+
+def champion(config: Config) -> tuple[str, Report] | None:
+    """Version and report of the champion; None as long as there is none. Writes nothing.
+
+    Raises:
+        StepError: the champion was not registered by this program (it carries no report).
+    """
+    uri, name = resolve_uri(config), config.model_name
+    if is_empty(uri):
+        return None
+    client = connect(uri)
+    with explained(uri, f"look up {name}"):
+        found = _by_alias(client, name, CHAMPION)
+    if found is None:
+        return None
+    if "stylegan.report" not in found.tags:
+        raise StepError(
+            f"{name}@champion is version {found.version}, which has no tag stylegan.report; it was not registered by this program: "
+            "remove the alias or set another registry.name"
+        )
+    return str(found.version), Report.model_validate_json(found.tags["stylegan.report"])
+
+
+def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
+    """Write the verdict to the challenger's version and, if it says so, move the aliases.
+
+    A verdict that was applied before changes nothing, not even after a rollback in between: what a person decided stays.
+
+    Raises:
+        StaleVerdictError: another version became champion since the verdict.
+        StepError: MLflow refuses.
+    """
+    uri, name = resolve_uri(config), config.model_name
+    client = connect(uri)
+    with explained(uri, f"apply the verdict on {name}"):
+        version = client.get_model_version(name, verdict.challenger)
+        decision, against = ("promote" if verdict.promote else "keep"), verdict.champion or "none"
+        applied = (version.tags.get("gate.verdict"), version.tags.get("gate.champion")) == (decision, against)
+        if not applied and verdict.challenger != verdict.champion:
+            now = _by_alias(client, name, CHAMPION)
+            current = str(now.version) if now else None
+            if verdict.promote and current not in (verdict.champion, verdict.challenger):
+                raise StaleVerdictError(
+                    f"{name}: version {current} became champion after version {verdict.challenger} was judged; run the same command again"
+                )
+            if verdict.promote:
+                _crown(client, name, verdict.challenger, old=verdict.champion, why=" ".join(verdict.reasons))
+            # gate.verdict comes last: it says that all of this is done.
+            for tag, value in (
+                ("reasons", " ".join(verdict.reasons)),
+                ("champion", against),
+                ("time", _now()),
+                ("verdict", decision),
+            ):
+                client.set_model_version_tag(name, verdict.challenger, f"gate.{tag}", value)
+        return _record(client, name, verdict.challenger)
+
+
+def promote(uri: str, name: str, version: str | None = None) -> ModelVersion:
+    """Make a version champion by hand: the given one, else the challenger. The old champion becomes `previous`.
+
+    Raises:
+        ConfigError: no such model or version.
+        StepError: there is no challenger, or MLflow refuses.
+    """
+    client = _open_model(uri, name)
+    with explained(uri, f"promote {name}"):
+        if version is None:
+            challenger = _by_alias(client, name, CHALLENGER)
+            if challenger is None:
+                raise StepError(f"{name} has no challenger; name a version, one of {_versions(client, name)}")
+            version = str(challenger.version)
+        elif str(version) not in _versions(client, name):
+            raise ConfigError(f"{name} has no version {version}; it has {_versions(client, name)}")
+        now = _by_alias(client, name, CHAMPION)
+        if now is None or str(now.version) != str(version):
+            _crown(client, name, str(version), old=str(now.version) if now else None, why="Promoted by hand.")
+        return _record(client, name, str(version))
+
+
+def rollback(uri: str, name: str) -> ModelVersion:
+    """Make `previous` champion again; the champion becomes `previous`, so a second rollback undoes the first.
+
+    Raises:
+        ConfigError: no such model.
+        StepError: there is no previous champion, or MLflow refuses.
+    """
+    client = _open_model(uri, name)
+    with explained(uri, f"roll back {name}"):
+        before, now = _by_alias(client, name, PREVIOUS), _by_alias(client, name, CHAMPION)
+        if before is None or now is None:
+            raise StepError(
+                f"{name} has no previous champion to go back to; choose a version with `stylegan promote {name}`"
+            )
+        _crown(client, name, str(before.version), old=str(now.version), why=f"Rolled back from version {now.version}.")
+        return _record(client, name, str(before.version))
+
+
+def load_version(uri: str, model: str) -> tuple[str, str, str]:
+    """Checkpoint URI, run id and number of the version behind `models:/name@alias` or `models:/name/version`.
+
+    Raises:
+        ConfigError: not such a URI, or no such model or version.
+        StepError: no such alias, or the version was not registered by this program.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model)
+    if not match:
+        raise ConfigError(f"{model}: must be models:/name@alias or models:/name/version, e.g. models:/digits@champion")
+    name, alias, version = match.groups()
+    client = _open_model(uri, name)
+    with explained(uri, f"look up {model}"):
+        if alias:
+            found = _by_alias(client, name, alias)
+            if found is None:
+                have = ", ".join(sorted(client.get_registered_model(name).aliases)) or "none"
+                raise StepError(f"{model}: {name} has no alias {alias}; it has {have}")
+        elif version in _versions(client, name):
+            found = client.get_model_version(name, version)
+        else:
+            raise ConfigError(f"{model}: {name} has no version {version}; it has {_versions(client, name)}")
+    if "stylegan.checkpoint_uri" not in found.tags:
+        raise StepError(
+            f"{model}: version {found.version} has no tag stylegan.checkpoint_uri; it was not registered by this program"
+        )
+    return str(found.tags["stylegan.checkpoint_uri"]), str(found.tags.get("stylegan.run_id", "")), str(found.version)
+
+
+def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: str) -> tuple[str, str]:
+    """Log the generator as a model of the run; its id and the location of its files."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run = client.get_run(mlflow_run_id)
+    with tempfile.TemporaryDirectory(prefix="stylegan-model-") as folder:
+        weights = Path(folder, "generator.safetensors")
+        try:
+            storage.download(storage.join(checkpoint, weights.name), weights)
+        except FileNotFoundError:
+            raise StepError(
+                f"{checkpoint}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage"
+            ) from None
+        logged = client.create_logged_model(
+            run.info.experiment_id, name=name, source_run_id=mlflow_run_id, model_type="generator"
+        )
+        description = Model(artifact_path=logged.artifact_location, run_id=mlflow_run_id, model_id=logged.model_id)
+        _save_model(Path(folder, "model"), weights, description)
+        client.log_model_artifacts(logged.model_id, str(Path(folder, "model")))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(mlflow_run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return logged.model_id, logged.artifact_location
+
+
+def _save_model(target: Path, weights: Path, description: Any) -> None:
+    """MLflow's folder of a model: weights, pyfunc.py, this package (so that nobody has to install it), requirements."""
+    import mlflow.pyfunc
+
+    from stylegan.networks.weights import load_generator
+    from stylegan.registry import pyfunc
+
+    generator, _ = load_generator(weights.read_bytes())
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        python_model=pyfunc.__file__,
+        artifacts={pyfunc.WEIGHTS: str(weights)},
+        code_paths=[str(Path(stylegan.__file__).parent)],
+        signature=pyfunc.signature(generator.resolution, generator.channels),
+        input_example=pyfunc.example(generator.num_labels > 0),
+        # A local version such as 2.13.0+cpu is on no index.
+        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
+        mlflow_model=description,
+    )
+
+
+def _facts(report: Report, *, key: str, checkpoint: str, run_id: str) -> dict[str, str]:
+    facts = {
+        "key": key,
+        "checkpoint_uri": checkpoint,
+        "report": report.model_dump_json(),
+        "protocol": report.protocol,
+        "dataset_fingerprint": report.dataset_fingerprint,
+        "run_id": run_id,
+    }
+    return {f"stylegan.{name}": value for name, value in facts.items()} | {
+        name: f"{value:.6g}" for name, value in report.metrics.items()
+    }
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _complete(client: MlflowClient, name: str, version: str) -> None:
+    """What a new version needs beside itself; every act can be repeated, so a registration that was cut short is finished here."""
+    found = client.get_model_version(name, version)
+    if REGISTERED in found.tags:
+        return
+    if MODEL_ID in found.tags:  # shows the version on the model's page
+        versions = json.dumps([{"name": name, "version": found.version}])
+        client.set_logged_model_tags(found.tags[MODEL_ID], {"mlflow.modelVersions": versions})
+    if "gate.verdict" not in found.tags and CHAMPION not in found.aliases:
+        client.set_registered_model_alias(name, CHALLENGER, version)
+    client.set_model_version_tag(name, version, REGISTERED, _now())  # last: it says that all of this is done
+
+
+def _crown(client: MlflowClient, name: str, version: str, *, old: str | None, why: str) -> None:
+    """Move the aliases; every step can be repeated, so an interrupted move is finished by the next."""
+    if old is not None and old != version:
+        client.set_registered_model_alias(name, PREVIOUS, old)
+    client.set_registered_model_alias(name, CHAMPION, version)
+    challenger = _by_alias(client, name, CHALLENGER)
+    if challenger is not None and str(challenger.version) == version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    client.set_model_version_tag(
+        name, version, f"champion.{_now()}", f"{f'After version {old}' if old else 'The first'}. {why}"
+    )
+
+
+def _open_model(uri: str, name: str) -> MlflowClient:
+    """A client, once the model is known to be there."""
+    known: list[str] = []
+    client = None
+    if not is_empty(uri):
+        client = connect(uri)
+        with explained(uri, "list the registered models"):
+            known = [model.name for model in client.search_registered_models(max_results=1000)]
+    if client is None or name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"it has {', '.join(known) or 'none; register one with `stylegan run`'}"
+        )
+        raise ConfigError(f"{name}: no such registered model at {uri}; {hint}")
+    return client
+
+
+def _by_alias(client: MlflowClient, name: str, alias: str) -> Any | None:
+    """The version behind an alias; a model or alias that does not exist is None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _find(client: MlflowClient, name: str, key: str) -> Any | None:
+    """The version made under this key: a complete one, else the newest that was cut short."""
+    found = client.search_model_versions(
+        f"name='{name}' and tags.`stylegan.key`='{key}'", order_by=["version_number DESC"]
+    )
+    return next((version for version in found if REGISTERED in version.tags), found[0] if found else None)
+
+
+def _versions(client: MlflowClient, name: str) -> list[str]:
+    return sorted((str(version.version) for version in client.search_model_versions(f"name='{name}'")), key=int)
+
+
+def _record(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    found = client.get_model_version(name, version)
+    return ModelVersion(name=name, version=str(found.version), aliases=tuple(sorted(found.aliases)))
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,219 @@
+"""Where MLflow is, whether it answers, and a client for it.
+
+Every call names its tracking URI and its run: no global URI, no active run, so threads and flows do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from stylegan import storage
+from stylegan.config.tree import Config
+from stylegan.errors import ConfigError, StepError, UnavailableError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ANSWER_SECONDS = 8.0  # a name with an IPv4 and an IPv6 address is tried twice
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
+REMOTE = {"botocore", "boto3", "requests", "urllib3"}  # packages whose errors tell of a store on the network
+
+_quiet_lock = threading.Lock()
+_quiet_levels: list[int] = []
+
+
+def resolve_uri(config: Config) -> str:
+    """The tracking URI of a config: `tracking.uri`, else SQLite below a local `storage.root`, else below the working folder."""
+    return config.tracking.uri or f"sqlite:///{_embedded_folder(config)}/mlflow.db"
+
+
+def artifact_location(config: Config) -> str | None:
+    """Where a new experiment keeps its artifacts; None leaves it to the server."""
+    uri = resolve_uri(config)
+    if uri.startswith(("http://", "https://", "databricks")):
+        return None
+    if uri.startswith("sqlite:") or storage.is_local(config.storage.root):
+        return f"{_embedded_folder(config)}/mlartifacts"
+    return storage.join(storage.absolute(config.storage.root), "mlartifacts")
+
+
+def check_server(uri: str) -> None:
+    """Return if MLflow can be expected behind this URI.
+
+    Raises:
+        ConfigError: the URI is none that MLflow 3 works with.
+        StepError: the SQLite file cannot be written.
+        UnavailableError: nothing answers there (within 20 s).
+    """
+    parts = urlsplit(uri)
+    kind = parts.scheme.split("+")[0]
+    if kind in ("http", "https"):
+        _check_http(uri.rstrip("/"))
+    elif kind in DATABASE_PORTS:
+        _check_port(uri, parts.hostname or "localhost", parts.port or DATABASE_PORTS[kind])
+    elif kind in ("", "file"):
+        path = storage.absolute(uri)
+        raise ConfigError(
+            f"tracking.uri={uri}: MLflow 3 does not write to plain folders; use sqlite:///{path}/mlflow.db"
+        )
+    elif kind == "sqlite":
+        _check_sqlite(uri)
+    elif kind != "databricks":
+        raise ConfigError(
+            f"tracking.uri={uri}: must start with http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
+        )
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client for tracking and registry at `uri`. Raises what `check_server` and `explained` raise."""
+    check_server(uri)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault(
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
+    )  # drawn wherever tqdm happens to be installed
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 take four minutes
+    from mlflow import MlflowClient  # the import sets MLflow's log level: before `quiet`
+
+    try:
+        with explained(uri, "open the store"):
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except ImportError as error:  # a database needs a driver, which MLflow does not bring
+        raise ConfigError(f"tracking.uri={_shown(uri)}: {error}; install that package, or use another store") from error
+
+
+def is_empty(uri: str) -> bool:
+    """Whether the URI is a SQLite file that is not there yet: looking into it would make it."""
+    return uri.startswith("sqlite:") and not os.path.exists(_sqlite_path(uri))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep MLflow's greetings and hints off the terminal while inside, from however many threads."""
+    logger = logging.getLogger("mlflow")
+    with _quiet_lock:
+        _quiet_levels.append(logger.level)
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            before = _quiet_levels.pop()  # the last one out finds the level from before the first one in
+            logger.setLevel(before)
+
+
+@contextmanager
+def explained(uri: str, action: str) -> Iterator[None]:
+    """Turn a refusal of MLflow, its database or its artifact store into one line: what was tried (`action`), where, and why not.
+
+    Raises:
+        StepError: MLflow refused what was asked, or files or the database do not work.
+        UnavailableError: MLflow, its database or its artifact store failed; a later try may work.
+    """
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        kind = _kind_of(error)
+        if kind is None:
+            raise
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300] or type(error).__name__
+        raise kind(
+            f"MLflow at {_shown(uri)}: cannot {action}: {reason}; check that store, then run the same command again"
+        ) from error
+
+
+def _kind_of(error: Exception) -> type[StepError] | None:
+    """What a failure is to the user; None for a defect of the program and for what is explained already."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        return StepError if error.error_code in REFUSALS else UnavailableError
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    if packages & REMOTE or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, OperationalError)):
+        return UnavailableError
+    # Alembic's tell of a database that another version of MLflow has made.
+    return StepError if "alembic" in packages or isinstance(error, (OSError, SQLAlchemyError)) else None
+
+
+def _shown(uri: str) -> str:
+    """The URI without its password."""
+    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", uri)
+
+
+def _embedded_folder(config: Config) -> str:
+    root = config.storage.root
+    return storage.absolute(root) if storage.is_local(root) else os.path.join(os.getcwd(), "stylegan-local")
+
+
+def _sqlite_path(uri: str) -> str:
+    """The file of a `sqlite:///...` URI."""
+    return uri.partition(":///")[2].partition("?")[0]
+
+
+def _check_sqlite(uri: str) -> None:
+    """MLflow itself would try again for 100 s and then tell where in SQLAlchemy it gave up."""
+    path = Path(_sqlite_path(uri))
+    folder = next(str(parent) for parent in path.absolute().parents if os.path.exists(parent))
+    if os.path.isdir(path):
+        raise ConfigError(f"tracking.uri={uri}: is a folder, not a SQLite file; use sqlite:///{path / 'mlflow.db'}")
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"tracking.uri={uri}: {folder} is a file, not a folder; mend tracking.uri (or storage.root, if that is unset)"
+        )
+    places = [(folder, os.W_OK | os.X_OK)] + [(str(path), os.R_OK | os.W_OK)] * os.path.exists(path)
+    for place, mode in places:
+        if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
+            raise StepError(
+                f"tracking.uri={uri}: no permission to write {place}; allow it, or set tracking.uri to another place"
+            )
+    if os.path.exists(path) and _first_bytes(path, 16) not in (b"", b"SQLite format 3\0"):
+        raise ConfigError(
+            f"tracking.uri={uri}: is a file of another kind, not SQLite; mend tracking.uri or move that file away"
+        )
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(count)
+
+
+def _check_http(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=ANSWER_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code in (
+            401,
+            404,
+            405,
+        ):  # a login or a proxy in front: something answers, the first real call tells more
+            return
+        reason = f"answers {error.code} {error.reason}"
+    except (OSError, ValueError) as error:
+        reason = f"does not answer ({getattr(error, 'reason', None) or error})"
+    raise UnavailableError(
+        f"tracking.uri={uri}: {reason}; start that server, mend tracking.uri, or unset it to use a local SQLite file"
+    )
+
+
+def _check_port(uri: str, host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UnavailableError(
+            f"tracking.uri={urlsplit(uri).scheme}://...: no database answers at {host}:{port} ({error}); start it or mend tracking.uri"
+        ) from None

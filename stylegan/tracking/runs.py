@@ -1,0 +1,173 @@
+"""One pipeline run in MLflow: found again by its run id, written to without gaps or doubles, however often it is interrupted.
+
+The step of every metric and image is kimg, counted over all stages. Nothing here uses MLflow's active run: calls name the run
+they mean, so threads do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+
+from stylegan import storage
+from stylegan.evaluation.report import Report
+from stylegan.tracking.connection import explained, quiet
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+logger = logging.getLogger("stylegan")
+
+RUN_TAG = "stylegan.run_id"
+CLOCK = "progress/kimg"  # in every row, so its last step is the last step of the run
+MAX_METRICS, MAX_PARAMS, MAX_VALUE, MAX_DIGEST = 1000, 100, 6000, 36  # MLflow's limits
+MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at once
+POLL_SECONDS = 2.0
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class TrackedRun:
+    """The MLflow run of one pipeline run; made by `open_run`. Its methods may be called from any thread."""
+
+    def __init__(self, client: MlflowClient, uri: str, mlflow_run_id: str) -> None:
+        self.client, self.uri, self.mlflow_run_id = client, uri, mlflow_run_id
+        self._last_step: int | None = None  # None: to be asked
+        self._quick_steps: dict[str, set[int]] = {}  # by metric; one that is not in it is to be asked
+        self.sample_steps = set(_image_steps(client, mlflow_run_id))
+        self._lock = threading.RLock()
+        self._monitor: Any = None
+
+    @property
+    def last_step(self) -> int:
+        """The last kimg that has metrics in MLflow, -1 before the first."""
+        if self._last_step is None:
+            history = self.client.get_metric_history(self.mlflow_run_id, CLOCK)
+            self._last_step = max((point.step for point in history), default=-1)
+        return self._last_step
+
+    def log_rows(self, rows: Iterable[dict]) -> int:
+        """Log rows of a `stats.jsonl` ({"nimg": int, "metrics": {name: value}}), oldest first; the number that was new.
+
+        Only rows beyond the last step in MLflow are logged, one per step: a repeated row changes nothing.
+        """
+        with self._lock, explained(self.uri, "log metrics"):
+            new, step = [], self.last_step
+            for row in rows:
+                if row["nimg"] // 1000 > step:
+                    step = row["nimg"] // 1000
+                    new.append((step, row["metrics"] | {CLOCK: row["nimg"] / 1000}))
+            for batch in _batches(new):
+                self._last_step = None  # asked again if this fails: the batch may be in the store all the same
+                self.client.log_batch(self.mlflow_run_id, metrics=batch)
+                self._last_step = batch[-1].step
+            return len(new)
+
+    def log_quick(self, rows: Iterable[dict]) -> None:
+        """Log rows of quick metrics, which come later than the points of the curves: each value whose step has none yet."""
+        with self._lock, explained(self.uri, "log quick metrics"):
+            for row in rows:
+                step = row["nimg"] // 1000
+                new = {name: value for name, value in row["metrics"].items() if step not in self._steps_of(name)}
+                for name in new:
+                    del self._quick_steps[name]  # asked again: the batch may be in the store even if logging it fails
+                for batch in _batches([(step, new)] if new else []):
+                    self.client.log_batch(self.mlflow_run_id, metrics=batch)
+
+    def _steps_of(self, name: str) -> set[int]:
+        if name not in self._quick_steps:
+            self._quick_steps[name] = {point.step for point in self.client.get_metric_history(self.mlflow_run_id, name)}
+        return self._quick_steps[name]
+
+    def log_sample(self, kimg: int, png: bytes) -> None:
+        """Log a grid of samples, the bytes of a PNG. The first grid of a kimg stays: another one of the same kimg is not logged."""
+        with self._lock, explained(self.uri, "log a sample grid"):
+            if kimg not in self.sample_steps:
+                image = Image.open(io.BytesIO(png))
+                self.client.log_image(self.mlflow_run_id, image, key="samples", step=kimg, synchronous=True)
+                self.sample_steps.add(kimg)
+
+    def log_report(self, report: Report, *, nimg: int, page_uri: str | None = None) -> None:
+        """Log the metrics as eval/<name>; report.json, its page and the figures that still exist become artifacts.
+
+        What the run has already is not logged again.
+
+        Args:
+            report: of the checkpoint at `nimg` images, whose kimg is the step.
+        """
+        step = nimg // 1000
+        with self._lock, explained(self.uri, "log the report"):
+            there = self.client.get_run(self.mlflow_run_id).data.metrics
+            new = {f"eval/{name}": value for name, value in report.metrics.items() if f"eval/{name}" not in there}
+            for batch in _batches([(step, new)] if new else []):
+                self.client.log_batch(self.mlflow_run_id, metrics=batch)
+            files = {
+                file.path
+                for folder in ("", "figures")
+                for file in self.client.list_artifacts(self.mlflow_run_id, folder)
+            }
+            if "report.json" not in files:
+                self.client.log_text(self.mlflow_run_id, report.model_dump_json(indent=1), "report.json")
+            if page_uri and "report.html" not in files:
+                self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
+            for name, uri in report.figures.items():
+                if f"figures/{name}.png" not in files:
+                    self._log_figure(name, uri)
+
+    def finish(self, status: Status) -> None:
+        """Stop the system metrics and close the run."""
+        with self._lock, explained(self.uri, f"close the run as {status}"):
+            self.stop_system_metrics()
+            self.client.set_terminated(self.mlflow_run_id, status)
+
+    def start_system_metrics(self) -> None:
+        """Log CPU, memory, disk, network and GPU of this machine until the run is finished."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        with quiet():
+            self._monitor = SystemMetricsMonitor(self.mlflow_run_id, resume_logging=True, tracking_uri=self.uri)
+            self._monitor.start()
+
+    def stop_system_metrics(self) -> None:
+        """Stop what `start_system_metrics` started."""
+        if self._monitor is not None:
+            with quiet():
+                self._monitor.finish()
+            self._monitor = None
+
+    def _log_figure(self, name: str, uri: str) -> None:
+        try:
+            image = Image.open(io.BytesIO(storage.read_bytes(uri)))
+        except FileNotFoundError:
+            logger.warning("evaluate: figure %s is gone (%s); MLflow keeps what it has of it", name, uri)
+            return
+        self.client.log_image(self.mlflow_run_id, image, artifact_file=f"figures/{name}.png")
+
+
+def _batches(rows: list[tuple[int, dict[str, float]]]) -> Iterator[list[Metric]]:
+    """Whole rows together, up to MLflow's limit: a row is in the store or not, never half."""
+    from mlflow.entities import Metric
+
+    now, batch = int(time.time() * 1000), list[Any]()
+    for step, metrics in rows:
+        if batch and len(batch) + len(metrics) > MAX_METRICS:
+            yield batch
+            batch = []
+        batch += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+    if batch:
+        yield batch
+
+
+def _image_steps(client: MlflowClient, mlflow_run_id: str) -> Iterator[int]:
+    """Steps that have a sample grid. The .webp is the last of its files."""
+    for file in client.list_artifacts(mlflow_run_id, "images"):
+        found = re.match(r"images/samples\+step\+(\d+)\+.*\.webp$", file.path)
+        if found:
+            yield int(found[1])

@@ -1,0 +1,78 @@
+"""Carry a stage's curves, quick metrics and sample grids from storage into MLflow while it trains."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from stylegan import storage
+from stylegan.errors import StepError
+from stylegan.tracking.runs import TrackedRun
+from stylegan.training.curves import STATS, read_rows
+
+POLL_SECONDS = 2.0
+
+
+class StageRelay:
+    """Carries a stage's curves, quick metrics and sample grids from storage into MLflow, while it trains and once more at the end.
+
+    Around a stage that is already finished it carries everything over at once: the last sweep sees all of it.
+
+        with StageRelay(run, stage_uri):
+            train(...)
+    """
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        stage_uri: str,
+        *,
+        quick: str | None = None,
+        poll_seconds: float = POLL_SECONDS,
+        on_rows: Callable[[list[dict]], None] | None = None,
+    ) -> None:
+        self.run, self.stage_uri, self.poll_seconds = run, stage_uri, poll_seconds
+        self.quick = quick  # name of the file of quick metrics in the stage's folder, if there are any
+        self.on_rows = on_rows or (lambda rows: None)  # is shown all rows of the stage at every sweep
+        self._stop = threading.Event()
+        # The thread logs in the context of the flow run that started it, if there is one.
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._poll,), name="stage-relay", daemon=True
+        )
+
+    def __enter__(self) -> StageRelay:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        try:
+            self.sweep()
+        except StepError:
+            if error is None:  # otherwise the stage's own failure is the one to report
+                raise
+
+    def sweep(self) -> None:
+        """Carry over what is new by now. Raises StepError if storage or MLflow refuses."""
+        rows = read_rows(storage.join(self.stage_uri, STATS))
+        self.on_rows(rows)
+        self.run.log_rows(rows)
+        if self.quick:
+            self.run.log_quick(read_rows(storage.join(self.stage_uri, self.quick)))
+        folder = storage.join(self.stage_uri, "samples")
+        for name in storage.names(folder):
+            kimg, _, kind = name.partition(".")
+            if kind == "png" and kimg.isdigit() and int(kimg) not in self.run.sample_steps:
+                self.run.log_sample(int(kimg), storage.read_bytes(storage.join(folder, name)))
+
+    def _poll(self) -> None:
+        while not self._stop.wait(self.poll_seconds):
+            try:
+                self.sweep()
+            except (StepError, OSError):
+                continue  # storage or MLflow is away for a moment; the next poll, at the latest the last sweep, carries it over

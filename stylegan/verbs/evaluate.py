@@ -1,0 +1,312 @@
+"""`stylegan evaluate MODEL`: the metrics of any generator or set of images, away from the pipeline that made it.
+
+What is found lies under {root}/evaluations/{key}: the report, its page and its figures. The same evaluation again is taken from
+there, that of a whole run as it is from the run's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from pydantic import field_serializer
+
+from stylegan import storage
+from stylegan.cluster.parallel_map import parallel_map, shard_in_parallel
+from stylegan.cluster.session import check_address, ray_session
+from stylegan.config.file import build, load
+from stylegan.config.resolutions import RESOLUTIONS
+from stylegan.config.sections import METRICS, DataConfig, Metric
+from stylegan.config.tree import Config
+from stylegan.data.dataset_card import read_card
+from stylegan.data.decode import UnreadableImage
+from stylegan.data.sharding.write_shards import find_content, find_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.base import Source
+from stylegan.data.sources.open_source import open_source
+from stylegan.data.sources.unaltered import measured, unaltered
+from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation.engine import evaluate, evaluate_images
+from stylegan.evaluation.features.spaces import check_features
+from stylegan.evaluation.page.published import Comparison
+from stylegan.evaluation.page.write_page import PAGE, compare_published, read_report, write_page
+from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
+from stylegan.pipeline.run import make_keys
+from stylegan.records import Record, digest
+from stylegan.retry import use_settings
+from stylegan.training.state import load_model
+from stylegan.verbs.find_model import Model, look_up, run_config, tried
+
+logger = logging.getLogger("stylegan")
+T = TypeVar("T")
+Kind = Literal["run", "checkpoint", "version", "images"]
+PATH_LENGTHS: tuple[Metric, ...] = ("ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend")
+OF_IMAGES: tuple[Metric, ...] = ("fid", "kid", "is", "pr")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks: `config`, the path of a YAML file, and `data`, a source, say what to compare with."""
+
+    model: str
+    metrics: tuple[Metric, ...] | None = None
+    config: str | None = None
+    data: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+class Evaluation(Record):
+    """What was measured against what, published figures beside ours, and where the page is; `cached`: taken from storage."""
+
+    model: str
+    kind: Kind
+    data: str
+    report: Report
+    published: tuple[Comparison, ...]
+    page: str
+    cached: bool
+
+    @field_serializer("published", when_used="json")
+    def _to_json(self, published: tuple[Comparison, ...]) -> list[dict[str, Any]]:
+        return [_row(comparison) for comparison in published]
+
+
+def parse_metrics(text: str) -> tuple[Metric, ...]:
+    """`fid,ppl` to names of metrics; `ppl` stands for the four path lengths. Raises ConfigError for a name that is none."""
+    found: list[Metric] = []
+    for name in (part.strip() for part in text.split(",")):
+        if name == "ppl":
+            found += PATH_LENGTHS
+        elif name in METRICS:
+            found.append(name)
+        else:
+            raise ConfigError(
+                f"--metrics {text}: no metric is called {name!r}; known are {', '.join(METRICS)}, and ppl for all of ppl_*"
+            )
+    return tuple(dict.fromkeys(found))
+
+
+def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
+    """Measure a generator or a set of images.
+
+    A generator is compared with the images of its own run, by the settings of that run, unless the request names others.
+
+    Args:
+        request: its `model` is as for `find_model`, or a source of images.
+        out: folder for a copy of the report, its page and its figures.
+
+    Raises:
+        ConfigError, StepError: no such model or images, nothing to compare with, or a metric that cannot be had.
+    """
+    given = load(request.config, request.overrides) if request.config else None
+    model = look_up(given, request.model, root=_given_root(request))
+    with ray_session():  # of both, sharding and measuring
+        subject = _open_images(request, given) if model is None else _open_generator(model, request, given)
+        config, shards = subject.config, subject.shards
+        use_settings(config.storage)
+        check_features(config.evaluation, labelled=bool(shards.label_names))
+        folder = subject.folder or storage.join(config.storage.root, "evaluations", _key(subject))
+        found = read_report(folder)
+        report = found or _measure(subject, folder)
+    published = compare_published(report, config, shards.num_images)
+    facts = {"Measured": subject.name, "Compared with": f"{config.data.source}, {shards.num_images:,} images"}
+    page = write_page(report, folder, title=subject.name, published=published, facts=facts, data=read_card(shards.uri))
+    if out is not None:
+        report, page = _copy(report, folder, storage.absolute(out))
+    return Evaluation(
+        model=subject.name,
+        kind=subject.kind,
+        data=config.data.source,
+        report=report,
+        published=tuple(published),
+        page=page,
+        cached=found is not None,
+    )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is measured, and the real images that it is compared with; `folder` is where its report is or belongs, if that is known."""
+
+    name: str
+    kind: Kind
+    identity: str  # digest of the content
+    config: Config  # of this evaluation
+    shards: ShardSet
+    evaluate: Callable[..., Report]
+    folder: str | None = None
+
+
+def _key(subject: _Subject) -> str:
+    return digest(
+        [
+            EVALUATION_VERSION,
+            subject.identity,
+            subject.shards.fingerprint,
+            subject.shards.resolutions,
+            subject.config.evaluation,
+        ]
+    )
+
+
+def _open_generator(model: Model, request: Request, given: Config | None) -> _Subject:
+    generator, _ = load_model(model.checkpoint_uri)
+    own = run_config(model.run_uri, request.overrides) if model.run_uri else None
+    config = _changed(given or own or _bare_config(request, generator.resolution, generator.channels), request)
+    for metric in request.metrics or ():
+        if metric == "fid_mixing" and not generator.model.styles:
+            raise ConfigError(f"--metrics {metric}: the generator of {model.name} has no styles to mix; take it out")
+        if metric == "separability" and config.evaluation.features == "rotation":
+            raise ConfigError(
+                f"--metrics {metric}: evaluation.features=rotation knows no attributes; take it out, or set another"
+            )
+    shards = _shards_of(model, config) or _shard(open_source(config.data), config)
+    shards = shards.up_to(max(generator.resolution, shards.resolutions[0]))  # a stage is measured at its own resolution
+    weights = storage.read_bytes(storage.join(model.checkpoint_uri, "generator.safetensors"))
+    return _Subject(
+        name=model.name,
+        kind=model.kind,
+        identity=hashlib.sha256(weights).hexdigest(),
+        config=config,
+        shards=shards,
+        evaluate=partial(evaluate, model.checkpoint_uri),
+        folder=_own_folder(model, config, shards),
+    )
+
+
+def _own_folder(model: Model, config: Config, shards: ShardSet) -> str | None:
+    """The folder of the model's run, if it holds the very report that is asked for."""
+    if not model.run_uri or make_keys(config, shards).run_id != storage.name(model.run_uri):
+        return None
+    report = read_report(model.run_uri)
+    same = report is not None and report.checkpoint_uri.split("/")[-2:] == model.checkpoint_uri.split("/")[-2:]
+    return model.run_uri if same else None
+
+
+def _shards_of(model: Model, config: Config) -> ShardSet | None:
+    """The very images of the model's run, also if its source has changed or moved since; None if others are asked for."""
+    if not model.run_uri or run_config(model.run_uri).data != config.data:
+        return None
+    report = read_report(model.run_uri)
+    return find_content(report.dataset_fingerprint, config.storage.root) if report else None
+
+
+def _open_images(request: Request, given: Config | None) -> _Subject:
+    source = _open_source(request, given)
+    for metric in request.metrics or ():
+        if metric not in OF_IMAGES:
+            raise ConfigError(
+                f"--metrics {metric}: needs a generator, and {request.model} holds images; theirs are {', '.join(OF_IMAGES)}"
+            )
+    config = _changed(given or _bare_config(request, *_shape(source)), request)
+    as_they_are = {"labels": "none", "label_file": None, "crop": "center", "min_size": 0, "duplicates": "keep"}
+    data = config.data.model_copy(update=as_they_are | {"source": request.model})  # one drawn twice counts twice
+    images = _shard(unaltered(source, data), config.model_copy(update={"data": data}))
+    shards = _shard(open_source(config.data), config)
+    return _Subject(request.model, "images", images.fingerprint, config, shards, partial(evaluate_images, images))
+
+
+def _open_source(request: Request, given: Config | None) -> Source:
+    try:
+        return open_source(DataConfig(source=request.model, resolution=4, labels="none"))
+    except ConfigError:
+        what = tried(given, request.model, root=_given_root(request))
+        raise ConfigError(
+            f"{what}, and no images (a folder, an archive or a URL of either); give one of these"
+        ) from None
+
+
+def _shape(source: Source) -> tuple[int, int]:
+    """Side and channels of the first image, which all others must have."""
+    first = source.images[0]
+    with source.open() as read:
+        try:
+            width, height, channels = measured(read(first.path))
+        except UnreadableImage as error:
+            raise StepError(f"{storage.join(source.uri, first.path)}: {error}; repair or remove it") from None
+    if width != height or width not in RESOLUTIONS or channels not in (1, 3):
+        raise StepError(
+            f"{storage.join(source.uri, first.path)}: is {width}x{height} with {channels} channel(s); images are measured as they are: "
+            "they must be square, 4 to 1024 pixels wide (a power of two), grey or RGB"
+        )
+    return width, channels
+
+
+def _bare_config(request: Request, resolution: int, channels: int) -> Config:
+    """The config of an evaluation that has neither a run nor a config: all defaults."""
+    if request.data is None:
+        raise ConfigError(f"{request.model}: what to compare it with is not known; give --data SOURCE or --config FILE")
+    data = {"source": request.data, "resolution": resolution, "channels": channels}
+    tree = {"name": "evaluation", "data": data, "training": {"start_resolution": min(resolution, 8)}}
+    return build(tree, "--set", request.overrides)
+
+
+def _changed(config: Config, request: Request) -> Config:
+    """With the data and the metrics that were asked for, and an absolute root."""
+    data, evaluation = config.data, config.evaluation
+    if request.data is not None:
+        data = data.model_copy(update={"source": request.data})
+    if request.metrics is not None:
+        evaluation = evaluation.model_copy(update={"metrics": request.metrics})
+    place = config.storage.model_copy(update={"root": storage.absolute(config.storage.root)})
+    return config.model_copy(update={"data": data, "evaluation": evaluation, "storage": place})
+
+
+def _given_root(request: Request) -> str | None:
+    """The storage.root among the overrides: a run is looked for there."""
+    roots = [
+        value for key, _, value in (override.partition("=") for override in request.overrides) if key == "storage.root"
+    ]
+    return roots[-1] if roots and not request.config else None
+
+
+def _shard(source: Source, config: Config) -> ShardSet:
+    """The shards of a source, made if they are not there."""
+    return find_shards(source, config.data, config.storage.root) or shard_in_parallel(source, config)
+
+
+def _measure(subject: _Subject, folder: str) -> Report:
+    """Measure on Ray, and leave report and figures in the folder."""
+    config = subject.config
+
+    def pmap(function: Callable[[T], Any], items: Iterable[T]) -> Iterator[Any]:
+        return parallel_map(function, items, config)
+
+    check_address(config.ray)
+    device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
+    report = subject.evaluate(
+        subject.shards, config.evaluation, root=config.storage.root, pmap=pmap, device=device, out_uri=folder
+    )
+    storage.write_json(storage.join(folder, "report.json"), report.model_dump(mode="json"))
+    return report
+
+
+def _copy(report: Report, folder: str, out: str) -> tuple[Report, str]:
+    """Report, page and figures in another folder; the report names them there."""
+    figures = {name: storage.join(out, storage.name(uri)) for name, uri in report.figures.items()}
+    report = report.model_copy(update={"figures": figures})
+    for name in (*map(storage.name, figures.values()), PAGE):
+        storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(folder, name)))
+    storage.write_json(storage.join(out, "report.json"), report.model_dump(mode="json"))
+    return report, storage.join(out, PAGE)
+
+
+def _row(comparison: Comparison) -> dict[str, Any]:
+    figure = comparison.published
+    return {
+        "metric": figure.metric,
+        "latents": figure.latents,
+        "published": figure.value,
+        "of": f"{figure.title}, {figure.dataset_title} {figure.resolution}x{figure.resolution}",
+        "where": figure.where,
+        "source": figure.url,
+        "key": comparison.key,
+        "value": plain(comparison.value),
+        "interval": plain(comparison.interval),
+        "comparable": comparison.comparable,
+        "why_not": comparison.why_not,
+    }

@@ -1,0 +1,157 @@
+"""Any trained generator by what people call it: a run, a checkpoint, or a version in the registry."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stylegan import storage
+from stylegan.config.file import build, parse
+from stylegan.config.sections import StorageConfig
+from stylegan.config.tree import Config
+from stylegan.data.sharding.write_shards import find_shards
+from stylegan.data.sources.open_source import open_source
+from stylegan.errors import ConfigError, StepError
+from stylegan.pipeline.run import Run
+from stylegan.registry.versions import load_version
+from stylegan.tracking.connection import resolve_uri
+from stylegan.training.schedule import stages
+
+SHORT_VERSION = r"([A-Za-z0-9][A-Za-z0-9 _-]*)(@[^/@]+|/\d+)"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained generator: what it is called, the folder of its checkpoint, and the folder of its run if storage still has it."""
+
+    name: str
+    kind: Literal["run", "checkpoint", "version"]
+    checkpoint_uri: str
+    run_uri: str | None
+
+
+def find_model(config: Config | None, model: str, *, root: str | None = None) -> Model:
+    """The generator behind a run id, a run's folder, `models:/name@alias` or name@alias, `models:/name/3` or name/3, or a checkpoint URI.
+
+    Args:
+        config: where runs and the registry are; unset looks in the default storage.root and MLFLOW_TRACKING_URI.
+        root: another storage.root.
+
+    Raises:
+        ConfigError, StepError: there is no such model, or it has no checkpoint.
+    """
+    found = look_up(config, model, root=root)
+    if found is None:
+        raise ConfigError(f"{tried(config, model, root=root)}; give one of these")
+    return found
+
+
+def tried(config: Config | None, model: str, *, root: str | None = None) -> str:
+    """What was looked for under that name, for the line that says that there is no such model."""
+    hint = "" if config or root else " (--config FILE names another place)"
+    return (
+        f"{model}: no such model: no run in {_runs_folder(config, root)}{hint}, no checkpoint (a folder with generator.safetensors), "
+        "no version (models:/name@alias or models:/name/3)"
+    )
+
+
+def look_up(config: Config | None, model: str, *, root: str | None = None) -> Model | None:
+    """The same, but None for what is no model at all."""
+    if model.startswith("models:/"):
+        return _version(config, model)
+    uri = storage.absolute(model)
+    if storage.exists(storage.join(uri, "generator.safetensors")):
+        return Model(model, "checkpoint", uri, _run_of(uri))
+    if storage.exists(storage.join(uri, "config.yaml")) and storage.name(os.path.dirname(uri)) == "runs":
+        return _run(uri)
+    if "/" not in model:
+        run_uri = storage.join(_runs_folder(config, root), model)
+        if storage.exists(storage.join(run_uri, "config.yaml")):
+            return _run(run_uri)
+    short = re.fullmatch(SHORT_VERSION, model) and not storage.exists(uri)
+    if short and ("@" in model or _registry(config)):  # name/3 without a registry is a folder that is not there
+        return _version(config, f"models:/{model}")
+    return None
+
+
+def _runs_folder(config: Config | None, root: str | None = None) -> str:
+    """Where runs are, for a config or without one."""
+    return storage.join(storage.absolute(root or (config.storage if config else StorageConfig()).root), "runs")
+
+
+def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:
+    """The config that a run has left in its folder; its storage.root is where the folder is now."""
+    uri = storage.join(run_uri, "config.yaml")
+    config = build(parse(storage.read_bytes(uri).decode(), uri), uri, overrides)
+    return config.model_copy(update={"storage": StorageConfig(root=root_of(run_uri))})
+
+
+def root_of(run_uri: str) -> str:
+    """The storage.root of a run's folder."""
+    return os.path.dirname(os.path.dirname(run_uri))
+
+
+def _registry(config: Config | None) -> str | None:
+    return resolve_uri(config) if config else os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def _version(config: Config | None, model: str) -> Model:
+    uri = _registry(config)
+    if not uri:
+        raise ConfigError(f"{model}: no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")
+    checkpoint_uri, run_id, number = load_version(uri, model)
+    _require_generator(model, checkpoint_uri)
+    name = re.split("[@/]", model.removeprefix("models:/"))[0]
+    return Model(f"{name} version {number}", "version", checkpoint_uri, _run_of(checkpoint_uri, run_id))
+
+
+def _run_of(checkpoint_uri: str, run_id: str | None = None) -> str | None:
+    """The folder of the run that a checkpoint below a storage.root belongs to, if it is there."""
+    try:
+        run_id = run_id or storage.read_json(storage.join(checkpoint_uri, "checkpoint.json"))["run_id"]
+    except (FileNotFoundError, KeyError):  # imported weights
+        return None
+    stages_uri = os.path.dirname(os.path.dirname(checkpoint_uri))
+    run_uri = storage.join(os.path.dirname(stages_uri), "runs", str(run_id))
+    return run_uri if storage.exists(storage.join(run_uri, "config.yaml")) else None
+
+
+def _run(run_uri: str) -> Model:
+    name = storage.name(run_uri)
+    try:
+        checkpoint_uri = _below(
+            root_of(run_uri), str(storage.read_json(storage.join(run_uri, "report.json"))["checkpoint_uri"])
+        )
+    except FileNotFoundError:
+        checkpoint_uri = _last_checkpoint(name, run_config(run_uri))
+    _require_generator(name, checkpoint_uri)
+    return Model(name, "run", checkpoint_uri, run_uri)
+
+
+def _below(root: str, checkpoint_uri: str) -> str:
+    """The checkpoint under this root, which may have moved since the checkpoint was written down."""
+    here = storage.join(root, "stages", *checkpoint_uri.rstrip("/").split("/")[-2:])
+    return here if storage.exists(here) else checkpoint_uri
+
+
+def _last_checkpoint(name: str, config: Config) -> str:
+    """The end of the last stage of a run that is not evaluated yet."""
+    stage = stages(config)[-1]
+    shards = find_shards(open_source(config.data), config.data, config.storage.root)
+    found = Run(config, shards).find_stage(stage) if shards else None
+    if found is None:
+        raise StepError(
+            f"{name}: this run has no checkpoint of its last stage, {stage.name}, yet; let `stylegan run` go on with its config, or give "
+            f"the URI of a checkpoint-... folder below {storage.join(config.storage.root, 'stages')}"
+        )
+    return found.uri
+
+
+def _require_generator(name: str, checkpoint_uri: str) -> None:
+    if not storage.exists(storage.join(checkpoint_uri, "generator.safetensors")):
+        raise StepError(
+            f"{name}: its checkpoint {checkpoint_uri} is gone; train it again with `stylegan run`, or name another model"
+        )

@@ -1,0 +1,200 @@
+"""Values that do not fit together are refused in one line with the cure; batches and learning rates that the config works out."""
+
+import pytest
+
+from stylegan.config.file import build, dump, load
+from stylegan.config.resolutions import OFFICIAL_BATCH, RESOLUTIONS, official_batch
+from stylegan.errors import ConfigError
+
+TREE = {"name": "t", "data": {"source": "digits", "resolution": 32}}
+
+
+def configured(resolution=32, **sections):
+    """sections by name; a value is merged into the section of the tree."""
+    return build(TREE | {"data": TREE["data"] | {"resolution": resolution}} | sections)
+
+
+def mistake(**sections):
+    with pytest.raises(ConfigError) as caught:
+        build({**TREE, **sections, "data": TREE["data"] | sections.get("data", {})})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (
+            {"data": {"labels": "folder", "label_file": "a.csv"}},
+            ["data.label_file=a.csv with data.labels=folder", "set data.labels=file or remove it"],
+        ),
+        (
+            {"training": {"precision": "fp16"}},
+            ["training.precision=fp16", "ray.gpus_per_worker is 0 at 8x8", "use bf16 or fp32"],
+        ),
+        (
+            {"training": {"precision": "fp16"}, "ray": {"gpus_per_worker": 1, "stages": {16: {"gpus_per_worker": 0}}}},
+            ["at 16x16", "set ray.gpus_per_worker=1"],
+        ),
+        ({"training": {"precision": "fp8"}}, ["training.precision='fp8'", "'fp32', 'tf32', 'bf16' or 'fp16'"]),
+        (
+            {"training": {"loss": "lsgan"}},
+            ["training.loss='lsgan'", "'nonsaturating', 'saturating', 'wgan' or 'hinge'"],
+        ),
+        (
+            {"training": {"loss": "wgan", "r1_gamma": 0}},
+            ["training.loss=wgan", "training.gp_weight=10", "model.spectral_norm=true"],
+        ),
+        (
+            {"training": {"loss": "wgan", "gp_weight": 10}},
+            ["training.gp_weight=10 with training.r1_gamma=10", "set training.r1_gamma=0 or training.gp_weight=0"],
+        ),
+        (
+            {"training": {"loss": "hinge", "gp_weight": 10, "r1_gamma": 0, "r2_gamma": 1}},
+            ["training.r2_gamma=1", "set training.r2_gamma=0"],
+        ),
+        (
+            {"training": {"drift_weight": 0.001}},
+            ["training.drift_weight=0.001 with training.loss=nonsaturating", "loss wgan or hinge"],
+        ),
+        (
+            {"training": {"penalty_interval": 16, "r1_gamma": 0}},
+            ["training.penalty_interval=16", "set it to 1, or set training.r1_gamma"],
+        ),
+        (
+            {"training": {"penalty_interval": 0}},
+            ["training.penalty_interval=0: input should be greater than or equal to 1"],
+        ),
+        ({"training": {"gp_target": 0}}, ["training.gp_target=0: input should be greater than 0"]),
+        (
+            {"training": {"batch": 8, "rotation": {"fraction": 0.1}}},
+            [
+                "training.rotation.fraction=0.1",
+                "of the 8 images of a batch at 8x8 is 0.8",
+                "a multiple of 1/8 or a larger batch",
+            ],
+        ),
+        ({"training": {"batch": 8, "rotation": {"fraction": 0.01}}}, ["is 0.08"]),
+        (
+            {"training": {"batch": 8, "rotation": {"fraction": 0.125}}, "ray": {"workers": 2}},
+            ["is 1 for 2 worker(s)", "2/8"],
+        ),
+        (
+            {"snapshots": {"probe_kimg": 10}, "data": {"labels": "none"}},
+            ["snapshots.probe_kimg needs labels", "set data.labels=auto"],
+        ),
+        (
+            {"model": {"styles": False, "const_input": False}, "evaluation": {"metrics": ["fid", "fid_mixing"]}},
+            ["evaluation.metrics has fid_mixing", "set model.styles=true"],
+        ),
+        (
+            {"snapshots": {"metrics_kimg": {4: 0, 16: 10}}, "evaluation": {"features": "x.safetensors"}},
+            ["quick metrics at 16x16", "evaluation.features=x.safetensors", "snapshots.metrics_kimg={4: 0, 32: ...}"],
+        ),
+        ({"snapshots": {"metrics": ["ppl_wend"]}}, ["snapshots.metrics.0='ppl_wend'", "'fid', 'kid', 'is' or 'pr'"]),
+        ({"training": {"batch": "all"}}, ["training.batch.4='all'", "or `auto`"]),
+        ({"training": {"batch": 7.5}}, ["training.batch.4=7.5", "whole"]),
+        ({"training": {"batch": True}}, ["training.batch.4=True"]),
+        ({"training": {"batch": {8: 0}}}, ["training.batch.8=0"]),
+        ({"training": {"max_batch_per_worker": 0}}, ["training.max_batch_per_worker.4=0"]),
+        (
+            {"training": {"max_batch_per_worker": 6}, "ray": {"workers": 2}},
+            ["at 8x8 gives each of 2 workers 6 images after training.max_batch_per_worker", "model.mbstd_group=4"],
+        ),
+        (
+            {"training": {"learning_rate_scaling": "log"}},
+            ["training.learning_rate_scaling='log'", "'none', 'sqrt' or 'linear'"],
+        ),
+    ],
+)
+def test_values_that_do_not_fit_together(sections, words):
+    message = mistake(**sections)
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"loss": "wgan", "r1_gamma": 0, "gp_weight": 10, "drift_weight": 0.001}},
+        {"training": {"loss": "wgan"}},  # with R1
+        {"training": {"loss": "wgan", "r1_gamma": 0}, "model": {"spectral_norm": True}},
+        {"training": {"loss": "hinge", "r1_gamma": 0, "gp_weight": 10, "drift_weight": 0.001}},
+        {"training": {"loss": "nonsaturating", "r1_gamma": 0, "gp_weight": 10}},
+        {"training": {"loss": "hinge", "r1_gamma": 0}, "model": {"spectral_norm": True}},
+        {"training": {"r1_gamma": 0}},
+        {"training": {"r2_gamma": 10, "penalty_interval": 16}},
+        {"training": {"batch": 24, "rotation": {"fraction": 0.333}}},
+        {"training": {"batch": 8, "rotation": {}}, "ray": {"workers": 2}},
+        {"training": {"precision": "fp16"}, "ray": {"gpus_per_worker": 1}},
+        {"training": {"precision": "bf16"}},
+        {"snapshots": {"probe_kimg": 10}},
+    ],
+    ids=str,
+)
+def test_values_that_do(sections):
+    assert configured(**sections).resolutions == (8, 16, 32)
+
+
+@pytest.mark.parametrize("workers", range(1, 41))
+@pytest.mark.parametrize("group", [1, 4, 8])
+def test_automatic_batches_divide_among_any_workers(workers, group):
+    """They are as close below the table as whole stddev groups allow, and one group for each worker at the least."""
+    config = configured(
+        1024, training={"batch": "auto", "start_resolution": 4}, ray={"workers": workers}, model={"mbstd_group": group}
+    )
+    row = OFFICIAL_BATCH[max(count for count in OFFICIAL_BATCH if count <= workers)]
+    for r in RESOLUTIONS:
+        official = row[max(key for key in row if key <= r)]
+        batch = config.batch_at(r)
+        unit = workers * group if workers > 1 else min(group, official)
+        assert batch % unit == 0
+        assert batch == unit or official - unit < batch <= official
+
+
+def test_automatic_batches_between_two_rows():
+    assert [official_batch(r, 3, 4) for r in (4, 64, 1024)] == [252, 24, 12]
+    assert [official_batch(r, 16, 4) for r in (4, 32, 1024)] == [512, 64, 64]
+
+
+def test_automatic_batches_follow_the_workers_of_each_stage():
+    config = configured(training={"batch": {4: "auto", 32: 16}}, ray={"workers": 2, "stages": {16: {"workers": 8}}})
+    assert [config.batch_at(r) for r in (8, 16, 32)] == [256, 128, 16]
+    assert configured(training={"batch": "auto", "stages": {16: {"batch": 4}}}).batch_at(16) == 4
+
+
+def test_auto_in_a_file_and_on_the_command_line(tmp_path):
+    """One entry can be replaced, and the resolved config loads back."""
+    path = tmp_path / "c.yaml"
+    path.write_text(dump(configured(training={"batch": "auto"})))
+    assert load(path) == configured(training={"batch": "auto"})
+    assert [load(path, ["training.batch.32=8"]).batch_at(r) for r in (16, 32)] == [128, 8]
+    assert load(path, ["training.batch=4", "training.batch.16=auto"]).training.batch == {4: 4, 16: "auto"}
+
+
+def test_batches_are_cut_to_what_a_worker_can_hold():
+    """ProGAN's limits in single precision: none below 256x256; explicit batches are cut too."""
+    limits = {256: 16, 512: 8, 1024: 4}
+    one = configured(1024, training={"batch": 64, "max_batch_per_worker": limits})
+    assert [one.batch_at(r) for r in (8, 128, 256, 512, 1024)] == [64, 64, 16, 8, 4]
+    four = configured(1024, training={"batch": "auto", "max_batch_per_worker": limits}, ray={"workers": 4})
+    assert [four.batch_at(r) for r in (128, 256, 512, 1024)] == [16, 16, 16, 16]
+    override = configured(training={"stages": {16: {"batch": 32}}, "max_batch_per_worker": 8})
+    assert [override.batch_at(r) for r in (8, 16, 32)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 0.5), ("linear", 0.25)])
+def test_learning_rates_follow_the_batch(scaling, factor):
+    """Relative to the official batch on 8 GPUs: a quarter of it at 64x64; a stage's own rate is taken as it is."""
+    training = {
+        "batch": {4: 512, 8: 256, 16: 128, 32: 64, 64: 8},
+        "learning_rate_scaling": scaling,
+        "stages": {16: {"learning_rate": 0.5}},
+    }
+    config = configured(64, training=training)
+    assert [config.learning_rate_at(r) for r in (8, 16, 32)] == [0.001, 0.5, 0.001]
+    assert config.learning_rate_at(64) == pytest.approx(0.001 * factor)
+
+
+def test_eight_workers_with_automatic_batches_need_no_scaling():
+    config = configured(1024, training={"batch": "auto", "learning_rate_scaling": "linear"}, ray={"workers": 8})
+    assert [config.learning_rate_at(r) for r in config.resolutions] == [0.001] * 4 + [0.0015, 0.002, 0.003, 0.003]

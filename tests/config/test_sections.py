@@ -1,0 +1,249 @@
+"""The config: what is merged and overridden, and that every mistake is one line that names key, value and cure."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stylegan.config.file import build, dump, flatten, load
+from stylegan.config.resolutions import RESOLUTIONS, at_resolution
+from stylegan.config.tree import Config
+from stylegan.errors import ConfigError
+from stylegan.records import digest
+
+SMALL = {"name": "small", "data": {"source": "digits", "resolution": 32}}
+
+
+def written(folder: Path, tree: object, name: str = "config.yaml") -> Path:
+    path = folder / name
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return path
+
+
+def mistake(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_train(tmp_path):
+    """A name, a source and a resolution make a whole config of the StyleGAN v1 defaults."""
+    config = load(written(tmp_path, SMALL))
+    assert config.resolutions == (8, 16, 32)
+    assert config.model_name == "small"
+    assert (config.model.latent_size, config.training.r1_gamma, config.training.adam_beta1) == (512, 10.0, 0.0)
+    assert [config.batch_at(r) for r in RESOLUTIONS] == [128, 128, 128, 64, 32, 16, 8, 4, 4]
+
+
+def test_missing_file(tmp_path):
+    """A config that is not there is named."""
+    assert mistake(tmp_path / "none.yaml").startswith(f"{tmp_path}/none.yaml: no such config file")
+
+
+def test_folder_instead_of_a_file(tmp_path):
+    """A folder is no config."""
+    assert "cannot be read as text" in mistake(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: [a\nb: 2", "not valid YAML at line 2"),
+        ("", "must hold `key: value` lines, found NoneType"),
+        ("- a\n- b", "found list"),
+        ("name: a\n\tb: c", "not valid YAML at line 2"),
+        ("name: \x01", "not valid YAML"),
+    ],
+)
+def test_bad_yaml(tmp_path, text, words):
+    """Text that is no mapping is told with its line."""
+    assert words in mistake(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.sorce=x", "unknown key data.sorce; did you mean data.source?"),
+        ("trainng.batch=8", "unknown key trainng; did you mean training?"),
+        ("registry.gate.metrik=fid", "did you mean registry.gate.metric?"),
+        ("training.stages.8.bach=4", "unknown key training.stages.8.bach; did you mean training.stages.8.batch?"),
+        ("ray.stages.8.zzz=4", "known here: workers, cpus_per_worker, gpus_per_worker"),
+        ("storage.zzz=1", "unknown key storage.zzz; known here: root"),
+        ("data.resolution=33", "data.resolution=33: must be a power of two from 4 to 1024; the nearest is 32"),
+        ("data.resolution=2048", "data.resolution=2048: must be a power of two from 4 to 1024; the nearest is 1024"),
+        ("data.resolution=large", "data.resolution='large'"),
+        ("data.channels=2", "data.channels=2: input should be 1 or 3"),
+        ("data.labels=folders", "data.labels='folders'"),
+        ("name=My Run", "name='My Run'"),
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("training.batch=0", "training.batch.4=0: input should be greater than or equal to 1"),
+        ("training.batch={}", "training.batch={}"),
+        ("training.fade_kimg=-1", "training.fade_kimg.4=-1"),
+        ("training.learning_rate=.nan", "training.learning_rate.4=nan: input should be a finite number"),
+        ("training.total_kimg=.inf", "training.total_kimg=inf: input should be a finite number"),
+        ("snapshots.log_kimg=0", "snapshots.log_kimg.4=0: input should be greater than 0"),
+        (
+            "training.start_resolution=64",
+            "training.start_resolution=64: must be a power of two from 4 to data.resolution=32",
+        ),
+        ("training.start_resolution=12", "training.start_resolution=12: must be a power of two"),
+        ("training.stages.64.batch=4", "training.stages.64: no such stage; the stages are [8, 16, 32]"),
+        ("ray.stages.4.workers=1", "ray.stages.4: no such stage"),
+        ("ray.workers=3", "training.batch at 8x8 is 128: not divisible by its 3 workers; use a multiple of 3"),
+        ("training.batch=6", "not divisible by model.mbstd_group=4"),
+        ("registry.gate.metric=kid", "registry.gate.metric=kid: not among evaluation.metrics="),
+        ("evaluation.metrics=[fid, lpips]", "evaluation.metrics.1='lpips'"),
+        ("evaluation.num_reals=some", "evaluation.num_reals"),
+        ("evaluation.psi=[0.5, 1.5]", "evaluation.psi.1=1.5"),
+    ],
+)
+def test_wrong_values_and_keys(tmp_path, override, words):
+    """Each mistake is one line that names the file, the key, the value and what is allowed."""
+    path = written(tmp_path, SMALL)
+    message = mistake(path, override)
+    assert message.startswith(f"{path}: ")
+    assert words in message
+
+
+def test_conditional_needs_labels(tmp_path):
+    """A conditional model on unlabelled data cannot start."""
+    message = mistake(written(tmp_path, SMALL), "model.conditional=true", "data.labels=none")
+    assert message.endswith("set data.labels=auto or model.conditional=false")
+
+
+def test_missing_key_says_what_it_is(tmp_path):
+    """A missing key comes with its meaning."""
+    assert "data.source is missing; A folder, archive or data set" in mistake(
+        written(tmp_path, {"name": "a", "data": {"resolution": 8}})
+    )
+    assert "name is missing; Lower case letters" in mistake(written(tmp_path, {"data": SMALL["data"]}))
+
+
+def test_misspelt_key_is_told_before_the_missing_one(tmp_path):
+    """`sorce` explains why `source` is missing."""
+    tree = {"name": "a", "data": {"sorce": "digits", "resolution": 8}}
+    assert "unknown key data.sorce; did you mean data.source?" in mistake(written(tmp_path, tree))
+
+
+def test_overrides(tmp_path):
+    """--set reads YAML values, later ones win, sections appear by themselves, and one stage may be changed."""
+    path = written(tmp_path, SMALL | {"training": {"batch": 8}})
+    config = load(
+        path,
+        [
+            "seed=1",
+            "seed=2",
+            "training.batch.16=16",
+            "model.noise=false",
+            "ray.stages.16.workers=2",
+            "training.learning_rate=1e-3",
+        ],
+    )
+    assert config.seed == 2
+    assert config.training.batch == {4: 8, 16: 16}
+    assert config.model.noise is False
+    assert config.training.learning_rate == {4: 0.001}
+    assert [config.workers_at(r).workers for r in (8, 16)] == [1, 2]
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "training..batch=3", ".seed=1"])
+def test_override_that_is_none(tmp_path, override):
+    """An override without key or value shows how one looks."""
+    assert mistake(written(tmp_path, SMALL), override).startswith(f"--set {override}: must be key.path=value")
+
+
+def test_base_is_merged_key_by_key(tmp_path):
+    """A config replaces single keys of its base, which lies relative to it and may have a base too."""
+    (tmp_path / "sub").mkdir()
+    written(tmp_path, SMALL | {"seed": 1, "training": {"batch": 8, "mirror": True}}, "root.yaml")
+    written(tmp_path, {"base": "root.yaml", "seed": 2, "training": {"batch": 16}}, "middle.yaml")
+    config = load(written(tmp_path / "sub", {"base": "../middle.yaml", "name": "top"}))
+    assert (config.name, config.seed, config.training.mirror, config.training.batch) == ("top", 2, True, {4: 16})
+
+
+def test_base_that_is_missing_or_leads_back(tmp_path):
+    """A base that is not there is named, and a loop of bases ends."""
+    assert "gone.yaml: no such config file" in mistake(written(tmp_path, {"base": "gone.yaml"}))
+    written(tmp_path, {"base": "b.yaml"}, "a.yaml")
+    assert "lead back to itself" in mistake(written(tmp_path, {"base": "a.yaml"}, "b.yaml"))
+
+
+def test_dump_loads_back(tmp_path):
+    """The resolved config is a config that gives the same one."""
+    config = load(
+        written(tmp_path, SMALL), ["training.batch.16=64", "ray.stages.8.workers=2", "training.total_kimg=7000"]
+    )
+    assert load(written(tmp_path, dump(config), "resolved.yaml")) == config
+
+
+def test_digest_sees_values_not_spelling(tmp_path):
+    """Key order and a written-out default do not matter, every value does."""
+    plain = load(written(tmp_path, SMALL))
+    assert digest(
+        load(written(tmp_path, {"data": {"resolution": 32, "source": "digits", "channels": 3}, "name": "small"}))
+    ) == digest(plain)
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+    changed = {
+        digest(load(written(tmp_path, SMALL), [override]))
+        for override in ("seed=1", "model.noise=false", "training.batch.32=32")
+    }
+    assert len(changed | {digest(plain)}) == 4
+
+
+def test_flatten_names_every_value(tmp_path):
+    """Each leaf has its dotted key and a text."""
+    flat = flatten(load(written(tmp_path, SMALL)))
+    assert flat["data.source"] == "digits"
+    assert flat["training.batch.32"] == "64"
+    assert flat["tracking.uri"] == "null"
+    assert all(isinstance(value, str) for value in flat.values())
+
+
+@given(
+    table=st.dictionaries(st.sampled_from(RESOLUTIONS), st.integers(), min_size=1),
+    resolution=st.sampled_from(RESOLUTIONS),
+)
+def test_table_by_resolution(table, resolution):
+    """An entry holds from its resolution up to the next; below the first the first holds."""
+    below = [key for key in sorted(table) if key <= resolution]
+    assert at_resolution(table, resolution) == table[below[-1] if below else min(table)]
+
+
+def test_config_cannot_be_changed():
+    """Sections are frozen: nobody edits a config on the way."""
+    config: Config = build(SMALL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
+def test_overriding_one_entry_of_a_table_keeps_the_defaults_of_the_others(tmp_path):
+    """Asking for another learning rate at 1024 must not change the one at 8."""
+    path = written(tmp_path, SMALL | {"data": {"source": "digits", "resolution": 1024}})
+    config = load(path, ["training.learning_rate.1024=0.1"])
+    assert config.training.learning_rate == {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.1}
+    assert load(path, ["training.stages.16.batch=4"]).batch_at(16) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.total_kimg=2400", "take 2400 already"),
+        ("training.stages.8.fade_kimg=1", "the first stage has nothing to fade in from"),
+        ("training.batch.12=3", "12 is no resolution"),
+        ("model.styles=false", "set model.const_input=false or model.styles=true"),
+        ("registry.name=a/b", "registry.name='a/b'"),
+        ("seed=99999999999", "seed=99999999999"),
+    ],
+)
+def test_what_could_not_train_is_refused(tmp_path, override, words):
+    assert words in mistake(written(tmp_path, SMALL), override)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda path: path.name
+)
+def test_shipped_configs_are_sound(path):
+    assert load(path).resolutions

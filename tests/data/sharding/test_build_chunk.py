@@ -1,0 +1,134 @@
+"""One chunk: what the worker leaves behind, what it does not do twice, and what is one image's fault and what is not."""
+
+import hashlib
+import pickle
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stylegan.config.sections import DataConfig
+from stylegan.data.sharding.build_chunk import build_chunk
+from stylegan.data.sharding.chunks import ChunkRequest, Recipe, marker_uri, read_chunk, sample_key, tar_url
+from stylegan.data.sources.base import SourceImage
+from stylegan.errors import StepError
+
+PIXELS = {f"{number}.png": np.full((8, 8, 3), 20 * number, np.uint8) for number in range(6)}
+
+
+def read(path: str) -> np.ndarray:
+    """Of array sources: some images are missing, or belong to a store that does not answer."""
+    if path == "down":
+        raise StepError("s3://bucket: does not answer")
+    return np.full((8, 8), int(path), np.uint8) if path.isdigit() else PIXELS[path]
+
+
+def work(folder: Path, names: list[str] | None = None, **changes: object) -> tuple[Recipe, ChunkRequest]:
+    images = tuple(SourceImage(name, 1, "token") for name in names or sorted(PIXELS))
+    data = DataConfig(source="arrays", resolution=8)
+    recipe = Recipe(uri=str(folder), open=partial(nullcontext, read), data=data, labels="class", threads=1)
+    request = ChunkRequest(name="000007", images=images)
+    of_recipe = {name: value for name, value in changes.items() if name in vars(recipe)}
+    return replace(recipe, **of_recipe), replace(
+        request, **{name: changes[name] for name in changes.keys() - of_recipe.keys()}
+    )
+
+
+def test_tars_and_marker(tmp_path):
+    """A row for each image, the facts of the tars, and no scratch."""
+    assert build_chunk(*pickle.loads(pickle.dumps(work(tmp_path)))) == 6
+    chunk = read_chunk(str(tmp_path), "000007")
+    assert chunk.rows["path"].to_pylist() == sorted(PIXELS)
+    assert chunk.rows["key"].to_pylist() == [sample_key(path) for path in sorted(PIXELS)]
+    assert chunk.rows["source_sha256"].to_pylist() == [
+        hashlib.sha256(PIXELS[path].tobytes()).digest() for path in sorted(PIXELS)
+    ]
+    for resolution in (4, 8):
+        content = (tmp_path / tar_url(resolution, "000007")).read_bytes()
+        assert chunk.tars[resolution] == (hashlib.sha256(content).hexdigest(), len(content))
+    assert {path.name for path in tmp_path.iterdir()} == {"r0004", "r0008", "chunks"}
+
+
+def read_slowly(path: str) -> np.ndarray:
+    time.sleep(0.01)
+    seen.add(threading.current_thread().name)
+    return read(path)
+
+
+seen: set[str] = set()
+
+
+@pytest.mark.parametrize("change", [{"threads": 3}, {"open": partial(nullcontext, read_slowly)}])
+def test_threads_change_no_byte(tmp_path, change):
+    """Those of the recipe, and those that wait for a slow store."""
+    names = [str(number) for number in range(40)]
+    build_chunk(*work(tmp_path / "a", names))
+    seen.clear()
+    build_chunk(*work(tmp_path / "b", names, **change))
+    assert ("open" not in change) or len(seen) > 8
+    for name in (tar_url(4, "000007"), tar_url(8, "000007"), "chunks/000007.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_finished_chunk_is_not_done_again_unless_it_is_another(tmp_path):
+    """Not even the source is opened; other tokens, labels or settings make it another chunk, a damaged marker none."""
+    build_chunk(*work(tmp_path))
+    closed = {"open": lambda: pytest.fail("was opened")}
+    assert build_chunk(*work(tmp_path, **closed)) == 6
+    images = work(tmp_path)[1].images
+    others = [
+        {"images": (images[0]._replace(token="other"), *images[1:])},
+        {"images": (images[0]._replace(label=0), *images[1:])},
+        {"data": DataConfig(source="arrays", resolution=8, resize_filter="box")},
+        {"known": (None,) * 6},
+    ]
+    for change in others:
+        with pytest.raises(BaseException, match="was opened"):
+            build_chunk(*work(tmp_path, **closed, **change))
+    assert build_chunk(*work(tmp_path, **closed, data=DataConfig(source="arrays", resolution=8, max_rejected=5))) == 6
+    marker = Path(marker_uri(str(tmp_path), "000007"))
+    marker.write_bytes(marker.read_bytes()[:-20])
+    with pytest.raises(BaseException, match="was opened"):
+        build_chunk(*work(tmp_path, **closed))
+
+
+def test_marker_comes_last(tmp_path):
+    """When a tar cannot be put into its place there is no marker."""
+    (tmp_path / tar_url(8, "000007")).mkdir(parents=True)
+    with pytest.raises(StepError, match="storage: cannot write shards below"):
+        build_chunk(*work(tmp_path))
+    assert not (tmp_path / "chunks").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"r0004", "r0008"}
+
+
+def test_one_images_fault_is_a_reject_the_stores_is_not(tmp_path):
+    """A missing image is listed; a store that does not answer ends the chunk, without a marker."""
+    build_chunk(*work(tmp_path, ["0.png", "gone.png"]))
+    (reject,) = read_chunk(str(tmp_path), "000007").rejected
+    assert (reject["path"], reject["kind"], reject["bytes"]) == ("gone.png", "unreadable", None)
+    assert "cannot be read" in reject["reason"]
+    with pytest.raises(StepError, match="does not answer"):
+        build_chunk(*work(tmp_path / "other", ["0.png", "down"]))
+    assert not (tmp_path / "other" / "chunks").exists()
+
+
+def test_chunk_of_rejects_has_no_tar(tmp_path):
+    build_chunk(*work(tmp_path, ["gone.png", "gone too.png"], labels="attributes"))
+    chunk = read_chunk(str(tmp_path), "000007")
+    assert (chunk.rows.num_rows, chunk.tars, len(chunk.rejected)) == (0, {}, 2)
+    assert "attributes" in chunk.rows.column_names
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_known_bytes_are_touched_not_written(tmp_path):
+    """An image whose bytes are those of the parent is told, and nothing else."""
+    known = (hashlib.sha256(PIXELS["0.png"].tobytes()).digest(), b"x" * 32, None)
+    build_chunk(*work(tmp_path, ["0.png", "1.png", "2.png"], known=known))
+    chunk = read_chunk(str(tmp_path), "000007")
+    assert chunk.touched == [0]
+    assert chunk.rows["path"].to_pylist() == ["1.png", "2.png"]

@@ -1,0 +1,298 @@
+"""Incremental sharding: work grows with the change, and the content is that of shards made anew."""
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stylegan import storage
+from stylegan.config.sections import DataConfig
+from stylegan.data import payload
+from stylegan.data.index import read_level, read_manifest, read_samples
+from stylegan.data.sharding.changes import Change, plan_change
+from stylegan.data.sharding.verify import verify
+from stylegan.data.sharding.write_shards import find_shards, read_shards, write_shards
+from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
+from stylegan.data.sources.unaltered import unaltered
+from stylegan.errors import StepError
+
+
+@pytest.fixture
+def folder(tmp_path, draw_images) -> Path:
+    """40 images in two class folders."""
+    return draw_images(tmp_path / "images", [f"{'cat' if number % 3 else 'dog'}/{number}.png" for number in range(40)])
+
+
+def config(folder: Path, **changes: object) -> DataConfig:
+    return DataConfig(**({"source": str(folder), "resolution": 8, "images_per_shard": 10} | changes))
+
+
+def change(data: DataConfig, root: Path) -> Change:
+    return plan_change(open_source(data), data, str(root))
+
+
+def make(data: DataConfig, root: Path, seen: list[int] | None = None) -> ShardSet:
+    return write_shards(
+        open_source(data), data, str(root), progress=lambda done, _: seen.append(done) if seen is not None else None
+    )
+
+
+def paths(shards: ShardSet) -> set[str]:
+    return set(read_samples(shards.uri, read_manifest(shards.uri), ["path"])["path"].to_pylist())
+
+
+def images(shards: ShardSet) -> np.ndarray:
+    level = read_level(shards, 8)
+    tars = [Path(tar.uri).read_bytes() for tar in level.tars]
+    places = zip(level.tar, level.offset, level.size, strict=True)
+    return np.stack([payload.decode(tars[tar][offset : offset + size], level.suffix) for tar, offset, size in places])
+
+
+def assert_as_made_anew(shards: ShardSet, data: DataConfig, root: Path) -> None:
+    fresh = make(data.model_copy(update={"incremental": False}), root)
+    assert fresh.fingerprint == shards.fingerprint
+    assert (fresh.num_images, fresh.num_rejected) == (shards.num_images, shards.num_rejected)
+    assert np.array_equal(images(fresh), images(shards))
+    assert Path(fresh.uri, "rejected.jsonl").read_bytes() == Path(shards.uri, "rejected.jsonl").read_bytes()
+    columns = ["path", "token", "label", "source_sha256", "sha256", "width", "height", "bytes", "key"]
+    ours, theirs = (read_samples(found.uri, read_manifest(found.uri), columns) for found in (shards, fresh))
+    assert ours.equals(theirs)
+    assert verify(shards.uri).problems == ()
+
+
+def own_tars(shards: ShardSet) -> list[Path]:
+    return sorted(Path(shards.uri).rglob("*.tar"))
+
+
+def test_first_set_has_no_parent(folder, tmp_path):
+    data = config(folder)
+    assert change(data, tmp_path) == Change(new=40, changed=0, deleted=0, kept=0, parent=None)
+    shards = make(data, tmp_path)
+    assert change(data, tmp_path) == Change(new=0, changed=0, deleted=0, kept=40, parent=storage.name(shards.uri))
+
+
+def test_new_images_make_new_tars_only(folder, tmp_path, draw_images):
+    """Three images more: three are looked at, a tar for each level is written, and the old ones are listed beside it."""
+    data, seen = config(folder), []
+    old = make(data, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in own_tars(old)}
+    draw_images(folder / "cat", ["a.png", "b.png", "c.png"], size=(30, 31))
+    expected = Change(new=3, changed=0, deleted=0, kept=40, parent=storage.name(old.uri))
+    assert change(data, tmp_path) == expected
+    shards = make(data, tmp_path, seen)
+    assert seen == [3]
+    assert [path.parent.name for path in own_tars(shards)] == ["r0004", "r0008"]
+    assert {path: path.stat().st_mtime_ns for path in own_tars(old)} == before
+    urls = [entry["url"] for entry in read_manifest(shards.uri)["shardlist"]]
+    assert sum(url.startswith(f"../{storage.name(old.uri)}/") for url in urls) == 4
+    assert len(urls) == 5
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+    assert read_shards(old.uri) == old
+    assert (len(paths(old)), len(paths(shards))) == (40, 43)
+    assert verify(old.uri).problems == ()
+
+
+def test_deleted_changed_and_touched(folder, tmp_path, draw_images):
+    """A deleted image has no row any more, a changed one a new one, and one whose time alone changed is looked at and stays."""
+    data = config(folder)
+    old = make(data, tmp_path)
+    (folder / "cat" / "1.png").unlink()
+    draw_images(folder, ["cat/2.png"], size=(50, 50))
+    os.utime(folder / "dog" / "3.png", (5, 5))
+    assert change(data, tmp_path) == Change(new=0, changed=2, deleted=1, kept=37, parent=storage.name(old.uri))
+    shards = make(data, tmp_path)
+    assert shards.num_images == 39
+    table = read_samples(shards.uri, read_manifest(shards.uri)).to_pylist()
+    urls = [entry["url"] for entry in read_manifest(shards.uri)["shardlist"]]
+    assert [row["path"] for row in table if not urls[row["tar"]].startswith("../")] == ["cat/2.png"]
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+    assert change(data, tmp_path) == Change(new=0, changed=0, deleted=0, kept=39, parent=storage.name(shards.uri))
+
+
+def test_grandchildren_and_the_way_back(folder, tmp_path, draw_images):
+    """Change upon change lists the tars of every ancestor; going back to an older listing finds its set again."""
+    data, sets = config(folder), []
+    for number in range(3):
+        sets.append(make(data, tmp_path))
+        draw_images(folder / "cat", [f"more{number}.png"], size=(40 + number, 40))
+    last = make(data, tmp_path)
+    folders = Counter(
+        entry["url"].split("/")[1] for entry in read_manifest(last.uri)["shardlist"] if entry["url"].startswith("../")
+    )
+    assert folders == {storage.name(shards.uri): count for shards, count in zip(sets, (4, 1, 1), strict=True)}
+    assert_as_made_anew(last, data, tmp_path / "fresh")
+    for number in range(3):
+        (folder / "cat" / f"more{number}.png").unlink()
+    assert find_shards(open_source(data), data, str(tmp_path)) == sets[0]
+    Path(sets[0].uri, "manifest.json").unlink()
+    again = make(data, tmp_path)  # the newest is `last`, whose tars lie in this very folder
+    assert again.fingerprint == sets[0].fingerprint
+    assert verify(again.uri).problems == verify(last.uri).problems == ()
+
+
+def test_tars_without_a_living_sample_are_listed_no_more(folder, tmp_path):
+    """All images of one tar are deleted."""
+    data = config(folder)
+    old = make(data, tmp_path)
+    level = read_level(old, 8)
+    table = read_samples(old.uri, read_manifest(old.uri), ["path"])["path"].to_pylist()
+    for row in np.flatnonzero(level.tar == 1):
+        (folder / table[row]).unlink()
+    shards = make(data, tmp_path)
+    assert len(read_manifest(shards.uri)["shardlist"]) == 3
+    assert own_tars(shards) == []
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+
+
+def test_more_than_half_dead_is_made_anew(folder, tmp_path):
+    """Also over several changes: what counts is the samples in the tars that would be listed."""
+    data = config(folder)
+    old = make(data, tmp_path)
+    for number in (1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 19, 20, 22, 23, 25, 26, 28, 29):
+        (folder / "cat" / f"{number}.png").unlink()
+    assert change(data, tmp_path).parent == storage.name(old.uri)
+    make(data, tmp_path)
+    (folder / "cat" / "31.png").unlink()
+    assert change(data, tmp_path) == Change(new=19, changed=0, deleted=0, kept=0, parent=None)
+    assert all(not entry["url"].startswith("../") for entry in read_manifest(make(data, tmp_path).uri)["shardlist"])
+
+
+def test_changed_labels_are_changed_images(folder, tmp_path):
+    """An image in another class needs a new tar, though its bytes are the same."""
+    storage.write_json(
+        str(folder / "dataset.json"),
+        {"labels": [[f"{path.parent.name}/{path.name}", 0] for path in folder.rglob("*.png")]},
+    )
+    data = config(folder)
+    old = make(data, tmp_path)
+    labels = storage.read_json(str(folder / "dataset.json"))["labels"]
+    storage.write_json(
+        str(folder / "dataset.json"), {"labels": [[path, int(path == "cat/2.png")] for path, _ in labels]}
+    )
+    assert change(data, tmp_path) == Change(new=0, changed=1, deleted=0, kept=39, parent=storage.name(old.uri))
+    shards = make(data, tmp_path)
+    assert read_manifest(shards.uri)["label_counts"] == {"0": 39, "1": 1}
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+
+
+def test_changed_attributes_are_changed_images(folder, tmp_path):
+    """One vector of forty; without a change nothing is done."""
+    names = [f"{path.parent.name}/{path.name}" for path in folder.rglob("*.png")]
+    storage.write_json(str(folder / "dataset.json"), {"labels": [[name, [1, 0]] for name in names]})
+    data = config(folder)
+    make(data, tmp_path)
+    assert change(data, tmp_path).kept == 40
+    storage.write_json(
+        str(folder / "dataset.json"), {"labels": [[name, [1, int(name == "cat/2.png")]] for name in names]}
+    )
+    assert change(data, tmp_path).changed == 1
+    assert_as_made_anew(make(data, tmp_path), data, tmp_path / "fresh")
+
+
+def test_rejects_stay_rejects(folder, tmp_path, draw_images):
+    """Without being read again, until they change; a repaired one is new content."""
+    (folder / "cat" / "1.png").write_bytes(b"no image")
+    data = config(folder, max_rejected=1)
+    old = make(data, tmp_path)
+    draw_images(folder / "cat", ["a.png"], size=(30, 31))
+    assert change(data, tmp_path) == Change(new=1, changed=0, deleted=0, kept=40, parent=storage.name(old.uri))
+    shards = make(data, tmp_path)
+    assert (shards.num_images, shards.num_rejected) == (40, 1)
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+    with pytest.raises(StepError, match="1 of 41 images cannot be used"):
+        make(config(folder), tmp_path)
+    draw_images(folder / "cat", ["1.png"], size=(30, 33))
+    assert change(data, tmp_path).changed == 1
+    assert_as_made_anew(make(data, tmp_path), data, tmp_path / "fresh")
+
+
+def test_duplicates_of_the_whole_set(folder, tmp_path):
+    """A copy of an old image is rejected, or replaces it if it comes first; when the original goes, the copy counts."""
+    data = config(folder)
+    make(data, tmp_path)
+    for number in range(8):
+        shutil.copy(folder / "dog" / "0.png", folder / "dog" / f"copy{number}.png")
+    shards = make(data, tmp_path)
+    assert (shards.num_images, shards.num_rejected) == (40, 8)
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+    (kept,) = (path for path in paths(shards) if path == "dog/0.png" or path.startswith("dog/copy"))
+    (folder / kept).unlink()
+    assert change(data, tmp_path).changed == 8
+    shards = make(data, tmp_path)
+    assert (shards.num_images, shards.num_rejected) == (40, 7)
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("lost", ["tar", "table", "manifest", "rejects"])
+def test_parent_that_is_not_whole_is_not_used(folder, tmp_path, draw_images, lost):
+    """Then everything is made anew."""
+    data = config(folder)
+    old = make(data, tmp_path)
+    names = {
+        "tar": "r0004/train-000002.tar",
+        "table": "samples.parquet",
+        "manifest": "manifest.json",
+        "rejects": "rejected.jsonl",
+    }
+    Path(old.uri, names[lost]).unlink()
+    draw_images(folder / "cat", ["a.png"], size=(30, 31))
+    assert change(data, tmp_path) == Change(new=41, changed=0, deleted=0, kept=0, parent=None)
+    assert_as_made_anew(make(data, tmp_path), data, tmp_path / "fresh")
+
+
+def test_other_settings_or_sources_are_no_parents(folder, tmp_path, draw_images):
+    """Nor are resized images for a source whose images may not be resized, nor anything if `incremental` is off."""
+    data = config(folder)
+    make(data, tmp_path)
+    draw_images(folder / "cat", ["a.png"], size=(30, 31))
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    for other in (
+        config(folder, resize_filter="box"),
+        config(copied),
+        config(folder, labels="none"),
+        config(folder, incremental=False),
+    ):
+        assert change(other, tmp_path).parent is None
+    assert plan_change(unaltered(open_source(data), data), data, str(tmp_path)).parent is None
+    with pytest.raises(StepError, match="expected 8x8"):
+        write_shards(unaltered(open_source(data), data), data, str(tmp_path))
+
+
+def test_interrupted_change_is_taken_up(folder, tmp_path, draw_images):
+    """What an attempt with another parent, or none, left in the folder does no harm."""
+    data = config(folder)
+    make(data, tmp_path)
+    (newest,) = tmp_path.glob("datasets/newest-*.json")
+    pointer = newest.read_bytes()
+    draw_images(folder / "cat", ["a.png"], size=(30, 31))
+    alone = make(config(folder, incremental=False), tmp_path)
+    Path(alone.uri, "manifest.json").unlink()
+    newest.write_bytes(pointer)
+    before = {path: path.read_bytes() for path in own_tars(alone)}
+    shards = make(data, tmp_path)
+    assert shards.uri == alone.uri
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(own_tars(shards)) == len(before) + 2
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+
+
+def test_incremental_on_s3(folder, tmp_path, draw_images, s3_server):
+    """The same with tars in a bucket."""
+    data, root = config(folder), f"{s3_server()}/root"
+    make(data, root)
+    draw_images(folder / "cat", ["a.png"], size=(30, 31))
+    assert plan_change(open_source(data), data, root).new == 1
+    shards = write_shards(open_source(data), data, root)
+    assert verify(shards.uri).problems == ()
+    assert shards.fingerprint == make(data, tmp_path).fingerprint
+
+
+def test_sets_name_their_reader(folder, tmp_path, draw_images):
+    """The reader is part of a key: plain folders, folders below one that is left out, and unaltered images are three."""
+    nested = draw_images(tmp_path / "above" / "inner", ["cat/1.png", "dog/2.png"]).parent
+    assert [open_source(config(path)).reader for path in (folder, nested)] == ["folder", "base"]
+    assert unaltered(open_source(config(folder)), config(folder)).reader == "unaltered"

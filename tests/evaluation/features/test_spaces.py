@@ -1,0 +1,182 @@
+"""Which network serves which role, for the embedded and for the published ones; the latter with random weights in their layout."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from public_weights import file_bytes, inception_state, lpips_state, vgg16_state
+
+from stylegan import storage
+from stylegan.config.sections import METRICS, EvaluationConfig, WeightsConfig
+from stylegan.data.loading.loader import load_images
+from stylegan.data.shardset import ShardSet
+from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation.engine import evaluate
+from stylegan.evaluation.features import attributes as attributes_module
+from stylegan.evaluation.features.attributes import AttributeNet
+from stylegan.evaluation.features.embedded import obtain_features
+from stylegan.evaluation.features.spaces import (
+    Network,
+    check_features,
+    obtain_spaces,
+    open_network,
+    place,
+    recognise,
+    roles_of,
+)
+from stylegan.evaluation.generate import REALS, Chunk, Subject
+from stylegan.evaluation.work import measure
+from stylegan.images import to_float
+from stylegan.networks.inception import InceptionV3
+from stylegan.networks.vgg import LPIPS, VGG16
+
+EVERYTHING = EvaluationConfig(metrics=METRICS)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> WeightsConfig:
+    """URIs of files in the published layouts; the digest behind each says that it is meant to be another file."""
+    folder, uris = tmp_path_factory.mktemp("weights"), {}
+    for kind, state in (("inception", inception_state()), ("vgg16", vgg16_state()), ("lpips", lpips_state())):
+        data = file_bytes(state)
+        (folder / f"{kind}.pth").write_bytes(data)
+        uris[kind] = f"{folder}/{kind}.pth#sha256={hashlib.sha256(data).hexdigest()}"
+    return WeightsConfig(**uris)
+
+
+@pytest.fixture
+def inception(published: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> EvaluationConfig:
+    """The published networks, and attribute classifiers that learn nothing in no time."""
+    monkeypatch.setattr(attributes_module, "MODEL", attributes_module.MODEL.model_copy(update={"fmap_max": 8}))
+    return EvaluationConfig(features="inception", weights=published, attributes_kimg=0.008)
+
+
+def asked(evaluation: EvaluationConfig, *metrics: str) -> EvaluationConfig:
+    return evaluation.model_copy(update={"metrics": metrics})
+
+
+def test_every_metric_has_a_role() -> None:
+    assert {role for metric in METRICS for role in roles_of(metric)} == {"pooled", "manifold", "distance", "attributes"}
+    assert roles_of("truncation") == ("pooled", "manifold")
+
+
+def test_the_embedded_network_serves_every_role(shards: ShardSet, root: str) -> None:
+    spaces = obtain_spaces(EVERYTHING, shards, root=root)
+    net = obtain_features(EVERYTHING, shards, root=root)
+    assert {role: (network.name, network.sha256) for role, network in spaces.networks.items()} == dict.fromkeys(
+        ("pooled", "manifold", "distance", "attributes"), ("classifier", net.sha256)
+    )
+    assert spaces.attribute_names == ("left", "right")
+    assert spaces.facts == {"classifier_accuracy": net.facts.accuracy}
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    torch.testing.assert_close(recognise(spaces, images, "cpu"), net.recognise(images))
+    torch.testing.assert_close(place(spaces, images, "cpu"), net.recognise(images)[0])
+
+
+def test_published_networks_have_their_own_names_and_digests(
+    inception: EvaluationConfig, shards: ShardSet, root: str
+) -> None:
+    spaces = obtain_spaces(asked(inception, *METRICS), shards, root=root)
+    assert {role: network.name for role, network in spaces.networks.items()} == {
+        "pooled": "inception",
+        "manifold": "vgg16",
+        "distance": "lpips",
+        "attributes": "attributes",
+    }
+    assert spaces["pooled"].sha256 == str(inception.weights.inception).partition("=")[2]
+    assert len({network.sha256 for network in spaces.networks.values()}) == 4
+    assert (spaces["pooled"].num_features, spaces["manifold"].num_features) == (2048, 4096)
+    kinds = {role: type(open_network(network, "cpu")) for role, network in spaces.networks.items()}
+    assert kinds == {"pooled": InceptionV3, "manifold": VGG16, "distance": LPIPS, "attributes": AttributeNet}
+
+
+def test_workers_find_the_weights_below_the_root(inception: EvaluationConfig, shards: ShardSet, root: str) -> None:
+    """They need neither the internet nor this machine's cache."""
+    spaces = obtain_spaces(asked(inception, "fid"), shards, root=root)
+    assert list(spaces.networks) == ["pooled"]
+    (uri,) = spaces["pooled"].uris
+    assert uri == f"{root}/features/inception-{spaces['pooled'].sha256[:10]}.pth"
+    assert hashlib.sha256(storage.read_bytes(uri)).hexdigest() == spaces["pooled"].sha256
+
+
+def test_an_evaluation_with_published_networks(
+    inception: EvaluationConfig, shards: ShardSet, root: str, checkpoint: Callable[..., str]
+) -> None:
+    """The Inception Score of a handful of images; what needs more images, or larger ones, says so."""
+    few = asked(inception, "fid", "is", "ppl_wend", "separability")
+    few = few.model_copy(update={"num_images": 4, "num_reals": 6, "is_splits": 2, "separability_samples": 60})
+    report = evaluate(checkpoint(), shards, few, root=root)
+    scores = {"is_inception", "is_std_inception"}
+    assert scores <= set(report.metrics) <= scores | {"separability_w_attributes", "separability_z_attributes"}
+    assert report.settings["networks"].keys() == {"inception", "lpips", "attributes"}
+    assert report.skipped["fid_inception"].startswith(
+        "6 reference images are too few for a covariance of 2048 features"
+    )
+    assert report.skipped["ppl_wend_lpips"].startswith(
+        "LPIPS needs images of 16x16 at least, these are 4x4 after the crop"
+    )
+    assert set(report.attributes) == {"left", "right"}
+
+
+def test_a_worker_hands_out_the_features_of_each_network_as_they_are_kept(
+    inception: EvaluationConfig, shards: ShardSet, root: str
+) -> None:
+    """Of one real: Inception's in single precision, VGG16's in half."""
+    spaces = obtain_spaces(asked(inception, "fid", "pr"), shards, root=root)
+    subject = Subject("", "", None, shards, (), spaces, inception, "cpu")
+    part = measure(Chunk(subject, REALS, (("manifold", 1), ("pooled", 1)), 0))
+    assert {name: (rows.shape, str(rows.dtype)) for name, rows in part.items()} == {
+        "pooled": ((1, 2048), "float32"),
+        "manifold": ((1, 4096), "float16"),
+    }
+    image = to_float(torch.tensor(load_images(shards, 8).images[:1]))
+    np.testing.assert_allclose(part["pooled"], recognise(spaces, image, "cpu")[0], rtol=1e-5)
+    np.testing.assert_allclose(part["manifold"], place(spaces, image, "cpu"), rtol=1e-3, atol=1e-4)
+
+
+def test_unlabelled_images_have_no_attribute_classifiers(
+    inception: EvaluationConfig, unlabelled: ShardSet, root: str, checkpoint: Callable[..., str]
+) -> None:
+    report = evaluate(checkpoint(), unlabelled, asked(inception, "separability"), root=root)
+    assert report.skipped["separability_w_attributes"].startswith("attribute classifiers learn from labels")
+
+
+def test_missing_weights_are_told_before_anything_trains(tmp_path: Path) -> None:
+    gone = EvaluationConfig(
+        features="inception", metrics=("fid", "pr"), weights=WeightsConfig(inception=f"{tmp_path}/none.pth")
+    )
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.weights\.inception=.*none\.pth.*there is no such file"
+    ) as caught:
+        check_features(gone, labelled=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_digest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
+    path.write_bytes(b"something else")
+    wrong = EvaluationConfig(features="inception", metrics=("fid",), weights=WeightsConfig(inception=str(path)))
+    with pytest.raises(ConfigError, match=r"has the sha256 .*, expected 6726825d"):
+        check_features(wrong, labelled=True)
+
+
+def test_only_what_the_metrics_need_is_asked_for(inception: EvaluationConfig) -> None:
+    check_features(asked(inception, "separability"), labelled=True)
+    nothing = EvaluationConfig(metrics=(), features="inception", weights=WeightsConfig(inception="nowhere"))
+    check_features(nothing, labelled=False)
+
+
+def test_labels_are_asked_for_by_the_classifier_alone() -> None:
+    check_features(EvaluationConfig(metrics=("fid",), features="rotation"), labelled=False)
+    with pytest.raises(ConfigError, match=r"evaluation.features=classifier: needs class labels"):
+        check_features(EvaluationConfig(metrics=("fid",)), labelled=False)
+    check_features(EvaluationConfig(metrics=()), labelled=False)
+
+
+def test_a_file_that_changes_is_not_mistaken_for_the_old_one(shards: ShardSet, root: str) -> None:
+    network = obtain_spaces(EVERYTHING, shards, root=root)["pooled"]
+    with pytest.raises(StepError, match="changed during the evaluation"):
+        open_network(Network(network.name, network.uris, "0" * 64), "cpu")

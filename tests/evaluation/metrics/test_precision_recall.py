@@ -1,0 +1,164 @@
+"""Precision, recall, density, coverage and realism."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import torch_fidelity
+
+from stylegan.errors import StepError
+from stylegan.evaluation.metrics import precision_recall
+from stylegan.evaluation.metrics.precision_recall import Manifold, manifold_metrics, realism
+
+
+def sample(count: int, *, size: int = 8, shift: float = 0.0, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((count, size)) + shift).astype(np.float32)
+
+
+def values(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3, k_dc: int = 5) -> dict[str, float]:
+    """The metrics without their intervals."""
+    found = manifold_metrics(real, fake, k=k, k_dc=k_dc)
+    return {name: getattr(found, name).value for name in ("precision", "recall", "density", "coverage")}
+
+
+def by_definition(real: np.ndarray, fake: np.ndarray, *, k: int = 3, k_dc: int = 5) -> dict[str, float]:
+    """From whole matrices of differences."""
+
+    def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(a[:, None].astype(float) - b[None], axis=2)
+
+    def radii(a: np.ndarray, k: int) -> np.ndarray:
+        return np.sort(distances(a, a), axis=1)[:, k]
+
+    between = distances(fake, real)
+    near = between <= radii(real, k_dc)
+    return {
+        "precision": (between <= radii(real, k)).any(axis=1).mean(),
+        "recall": (between <= radii(fake, k)[:, None]).any(axis=0).mean(),
+        "density": near.sum(axis=1).mean() / k_dc,
+        "coverage": near.any(axis=0).mean(),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(7, 60), st.integers(7, 60), st.floats(0, 2), st.integers(1, 6), st.integers(1, 6))
+def test_metrics_are_the_definitions(num_real: int, num_fake: int, shift: float, k: int, k_dc: int) -> None:
+    real, fake = sample(num_real), sample(num_fake, shift=shift, seed=1)
+    assert values(real, fake, k=k, k_dc=k_dc) == pytest.approx(by_definition(real, fake, k=k, k_dc=k_dc))
+
+
+def test_precision_and_recall_equal_torch_fidelity() -> None:
+    real, fake = sample(300, size=16), sample(200, size=16, shift=0.4, seed=1)
+    expected = torch_fidelity("metric_prc").prc_features_to_metric(
+        torch.from_numpy(fake), torch.from_numpy(real), verbose=False
+    )
+    found = values(real, fake)
+    assert 0.2 < found["precision"] < 0.95
+    assert (found["precision"], found["recall"]) == pytest.approx((expected["precision"], expected["recall"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("tile", [1, 4, 37])
+def test_tiles_change_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = sample(50), sample(40, shift=0.3, seed=1)
+    expected, deep = values(real, fake), realism(real, fake)
+    monkeypatch.setattr(precision_recall, "TILE", tile)
+    assert values(real, fake) == pytest.approx(expected)
+    np.testing.assert_allclose(realism(real, fake), deep, rtol=1e-9)
+
+
+def test_a_kept_manifold_gives_the_same() -> None:
+    real, fake = sample(50), sample(40, shift=0.3, seed=1)
+    kept = Manifold.of(real)
+    assert values(kept, fake) == values(real, fake)
+    assert np.array_equal(realism(kept, fake), realism(real, fake))
+    with pytest.raises(ValueError, match="knows 5 neighbours, 6 are needed"):
+        manifold_metrics(kept, fake, k_dc=6)
+
+
+def test_nearest_neighbours_are_others() -> None:
+    manifold = Manifold.of(np.array([[0.0], [1.0], [3.0], [7.0]]), neighbours=2)
+    assert manifold.nearest.sqrt().tolist() == [[1, 3], [1, 2], [2, 3], [4, 6]]
+
+
+def test_a_set_lies_in_its_own_manifold() -> None:
+    """The border belongs to the balls: each holds its centre and k others."""
+    real = sample(100, size=512)
+    assert values(real, real) == pytest.approx({"precision": 1, "recall": 1, "density": 6 / 5, "coverage": 1})
+
+
+def test_rounding_does_not_decide_about_the_border(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of tiles of another size differ in their last digits."""
+    real = sample(100, size=512)
+    kept = Manifold.of(real)
+    for tile in (1, 3, 17):
+        monkeypatch.setattr(precision_recall, "TILE", tile)
+        assert values(kept, real)["density"] == pytest.approx(6 / 5)
+
+
+def test_copies_are_at_no_distance() -> None:
+    copies = np.repeat(sample(30, size=500), 4, axis=0)
+    assert Manifold.of(copies).nearest[:, :3].max() == 0 < Manifold.of(copies).nearest[:, 3].min()
+
+
+def test_sets_apart_have_nothing_in_common() -> None:
+    assert values(sample(50), sample(50, shift=20, seed=1)) == dict.fromkeys(
+        ("precision", "recall", "density", "coverage"), 0
+    )
+
+
+def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
+    """All images are the same one, at a place where float32 could not tell distances from rounding."""
+    real = sample(200, size=64) + np.float32(1000)
+    found = values(real, np.repeat(real[:1], 50, axis=0))
+    assert found["precision"] == 1
+    assert found["recall"] == 1 / 200  # the image itself
+    assert found["coverage"] < 0.2
+
+
+def test_near_points_far_from_the_origin_keep_their_distances() -> None:
+    points = np.array([[4096.0], [4096.25], [4097.0], [4099.0]])
+    assert Manifold.of(points, neighbours=1).nearest[:, 0].sqrt().tolist() == pytest.approx(
+        [0.25, 0.25, 0.75, 2], rel=1e-6
+    )
+
+
+def test_realism_is_the_largest_ratio_of_radius_to_distance_over_the_smaller_balls() -> None:
+    real, fake = sample(31), sample(20, shift=0.5, seed=1)
+    between = np.linalg.norm(fake[:, None].astype(float) - real[None], axis=2)
+    radii = np.sort(np.linalg.norm(real[:, None].astype(float) - real[None], axis=2), axis=1)[:, 3]
+    kept = radii <= np.median(radii)
+    assert kept.sum() == 16
+    np.testing.assert_allclose(realism(real, fake), (radii[kept] / between[:, kept]).max(axis=1), rtol=1e-6)
+
+
+def test_realism_falls_with_the_distance_and_is_finite_for_copies() -> None:
+    real = 10 * sample(100)
+    centre = real[Manifold.of(real).radii(3).argmin()]
+    copy, near, far = realism(real, np.stack([centre, centre + 1, centre + 50]))
+    assert np.isfinite(copy)
+    assert copy > 1e3 > near > far > 0
+    assert np.isfinite(realism(np.repeat(real, 4, axis=0), real)).all()  # balls without extent
+
+
+def test_intervals_hold_their_values() -> None:
+    found = manifold_metrics(sample(60), sample(40, shift=0.5, seed=1))
+    for estimate in (found.precision, found.recall, found.density, found.coverage):
+        assert estimate.low < estimate.value < estimate.high
+    assert found.density.high - found.density.low < 4
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    good, broken = sample(10), sample(10)
+    broken[3, 1] = np.inf
+    for real, fake, message in [
+        (good[:5], good, "5 reference images have no 5 nearest others; at least 6 are needed"),
+        (good, good[:3], "3 generated images have no 3 nearest others"),
+        (good, good[:0], "there are no generated features"),
+        (good, good[:, :5], "reference vectors have 8 features, generated ones 5"),
+        (good, broken, "1 of 10 generated feature vectors hold NaN or infinity, first number 3"),
+    ]:
+        with pytest.raises(StepError, match=message):
+            manifold_metrics(real, fake)
+    with pytest.raises(StepError, match="1 of 10 generated feature vectors"):
+        realism(good, broken)

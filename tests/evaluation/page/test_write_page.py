@@ -1,0 +1,50 @@
+"""The page in storage: made once, with the figures that are there, beside the right published figures."""
+
+import logging
+
+import pytest
+
+from stylegan.config.file import build
+from stylegan.data.dataset_card import read_card
+from stylegan.evaluation.page.write_page import compare_published, read_report, write_page
+from stylegan.evaluation.report import Report
+
+
+def test_a_page_is_written_once_with_the_figures(measured: Report, tmp_path, caplog):
+    """A figure that is gone is left out and told."""
+    report = measured.model_copy(update={"figures": measured.figures | {"extra": str(tmp_path / "gone.png")}})
+    with caplog.at_level(logging.WARNING, "stylegan"):
+        uri = write_page(report, str(tmp_path), title="first")
+    page = (tmp_path / "report.html").read_text()
+    assert uri == str(tmp_path / "report.html")
+    assert page.count("data:image/png;base64,") == len(measured.figures) == 4
+    assert "figure extra is gone" in caplog.text
+    write_page(report, str(tmp_path), title="second")
+    assert (tmp_path / "report.html").read_text() == page
+
+
+def test_a_page_describes_the_data_set(measured: Report, shards, tmp_path):
+    """By the card that lies beside the shards."""
+    write_page(measured, str(tmp_path), title="t", data=read_card(shards.uri))
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Data set</h2>" in page
+    assert shards.fingerprint in page
+
+
+def test_a_report_is_read_with_its_figures_beside_it(measured: Report, tmp_path):
+    assert read_report(str(tmp_path)) is None
+    (tmp_path / "report.json").write_text(measured.model_dump_json())
+    found = read_report(str(tmp_path))
+    assert found is not None
+    assert found.metrics == measured.metrics
+    assert found.figures["best"] == str(tmp_path / "best.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [("quickstart", "f"), ("table1-a", "a"), ("table2-mixing-050", "mixing-050"), ("table9-x", "f")]
+)
+def test_configs_of_the_tables_stand_beside_their_own_row(measured: Report, name: str, row: str):
+    config = build({"name": name, "data": {"source": "s3://b/ffhq.zip", "resolution": 1024}})
+    rows = compare_published(measured, config, 70_000)
+    assert row in {comparison.published.row for comparison in rows}
+    assert not any("other images" in why for comparison in rows for why in comparison.why_not)

@@ -1,0 +1,139 @@
+"""Waiting for a store: what passes is tried again, what lasts is not, and every byte that comes is the right one."""
+
+import errno
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import pytest
+
+from stylegan import retry as patience
+from stylegan import storage
+from stylegan.config.sections import StorageConfig
+from stylegan.errors import UnavailableError
+from stylegan.retry import passes, patient
+
+CONTENT = bytes(range(256)) * 2000
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Callable[..., str]]:
+    """`server("503", "cut")` gives the URL of CONTENT, whose first GETs fail in these ways: a status, a cut body, a reset."""
+    faults: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.answer(b"")
+
+        def do_GET(self) -> None:
+            fault = faults.pop(0) if faults else ""
+            if fault == "reset":
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+            elif fault == "cut":
+                self.answer(CONTENT[:1000])
+                self.close_connection = True
+            elif fault:
+                self.send_response(int(fault))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            else:
+                self.answer(CONTENT)
+
+        def answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listener.serve_forever, args=(0.02,))
+    thread.start()
+
+    def give(*wanted: str) -> str:
+        faults[:] = wanted
+        fsspec.get_filesystem_class("http").clear_instance_cache()
+        return f"http://127.0.0.1:{listener.server_port}/x.bin"
+
+    yield give
+    listener.shutdown()
+    listener.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("faults", [["503"], ["500", "429"], ["cut"], ["reset", "cut", "503"]], ids=" ".join)
+def test_what_passes_is_waited_for(server, tmp_path, faults):
+    """Throttling, failures of the store, truncated bodies and resets do not reach the caller, nor does a wrong byte."""
+    assert storage.read_bytes(server(*faults)) == CONTENT
+    storage.download(server(*faults), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == CONTENT
+
+
+def test_open_file_goes_on_where_it_broke_off(server):
+    with storage.open_read(server("503", "cut")) as file:
+        assert file.read(700) + file.read(600_000) == CONTENT
+
+
+def test_what_lasts_fails_at_once(server, caplog):
+    """A refused or missing file is not waited for."""
+    with pytest.raises(UnavailableError, match="403"):
+        storage.read_bytes(server(*["403"] * 5))
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(server(*["404"] * 5))
+    assert "waiting" not in caplog.text
+
+
+def test_patience_ends(server, monkeypatch):
+    """A store that stays down is one line, after as long as was set."""
+    monkeypatch.setenv("STYLEGAN_PATIENCE", "0.5")
+    with pytest.raises(UnavailableError, match="storage: cannot read http://127"):
+        storage.read_bytes(server(*["503"] * 1000))
+
+
+def test_log_tells_of_the_wait_now_and_then(monkeypatch, caplog):
+    """One line when it begins, then one every `LINE_EVERY` seconds for each store, not one an attempt."""
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(patience, "LINE_EVERY", 0.3)
+    failures = iter([TimeoutError("no answer")] * 30)
+
+    def act() -> int:
+        for failure in failures:
+            raise failure
+        return 7
+
+    with caplog.at_level(logging.WARNING, "stylegan"):
+        assert patient(act, "s3://slow-bucket/x") == 7
+    assert caplog.messages[0] == "waiting for s3://slow-bucket/x: no answer, 0 s so far"
+    assert 2 <= len(caplog.messages) <= 6
+
+
+def test_kinds_of_errors(tmp_path):
+    """A full disk and a missing right are not the store's; a translated error is known by its cause."""
+    assert not passes(OSError(errno.ENOSPC, "No space left on device"))
+    assert not passes(PermissionError("no"))
+    assert not passes(ValueError("a defect"))
+    assert passes(ConnectionResetError("reset"))
+    translated = OSError(errno.EBUSY, "slow down")
+    translated.__cause__ = TimeoutError()
+    assert passes(translated)
+
+
+def test_settings_reach_child_processes(monkeypatch):
+    """Both are environment variables; an unset limit leaves the one of the environment."""
+    monkeypatch.setenv("STYLEGAN_PATIENCE", "1")
+    monkeypatch.setenv("STYLEGAN_CACHE_GB", "3")
+    patience.use_settings(StorageConfig(patience_s=77))
+    assert (os.environ["STYLEGAN_PATIENCE"], os.environ["STYLEGAN_CACHE_GB"]) == ("77.0", "3")
+    patience.use_settings(StorageConfig(cache_gb=1.5))
+    assert os.environ["STYLEGAN_CACHE_GB"] == "1.5"
