@@ -1,45 +1,53 @@
-# `make quickstart` and `make test` are all a newcomer needs; both set up .venv by themselves.
+# `make quickstart` and `make test` are all a newcomer needs; both set up .venv by themselves. `make help` lists the rest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test bench bench-training bench-evaluation bench-metrics bench-data lint format clean setup
+.PHONY: help quickstart test test-fast bench bench-training bench-evaluation bench-data bench-metrics lint format \
+	config-reference setup clean
 
-quickstart: setup
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' Makefile
+
+quickstart: setup ## Train on handwritten digits, evaluate and register: the whole pipeline in minutes
 	$(BIN)/stylegan run configs/quickstart.yaml
 
-# Modules in the order of the folders, one by one to a process for each core: the long ones (integration) come before the many short.
-test: lint
+# Whole modules go to one process for each core, in the order of the folders: the long ones (integration) come first.
+test: lint ## Check style and types and run all tests, with real engines
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-# Ratios to plain versions of the same, about a quarter of an hour: bench-training (four minutes), bench-evaluation (three) and
-# bench-data, loading and sharding (six). bench-metrics, what metrics cost once the features are there, takes three more. For other
-# sizes give one of them options, BENCH="--resolution 64"; BENCH=--help lists them.
-bench: bench-training bench-evaluation bench-data
+test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3) and train nothing: under two minutes
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope -m "not engine and not slow"
 
-bench-training: setup
+# For other sizes give one of the benchmarks options, BENCH="--resolution 64"; BENCH=--help lists them.
+bench: bench-training bench-evaluation bench-data ## Measure ratios to plain versions of the same: a quarter of an hour
+
+bench-training: setup ## ... of training steps and inference: four minutes
 	cd tests && ../$(BIN)/python -m benchmarks.bench $(BENCH)
 
-bench-evaluation: setup
+bench-evaluation: setup ## ... of the evaluation engine: three minutes
 	cd tests && ../$(BIN)/python -m benchmarks.bench_evaluation $(BENCH)
 
-bench-metrics: setup
-	cd tests && ../$(BIN)/python -m benchmarks.bench_metrics $(BENCH)
-
-bench-data: setup
+bench-data: setup ## ... of loading and sharding: six minutes
 	cd tests && ../$(BIN)/python -m benchmarks.bench_data $(BENCH)
 
-lint: setup
+bench-metrics: setup ## ... of metrics once the features are there: three minutes
+	cd tests && ../$(BIN)/python -m benchmarks.bench_metrics $(BENCH)
+
+lint: setup ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup
+format: setup ## Format the code and fix what can be fixed without thought
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: $(STAMP)
+config-reference: setup ## Write configs/README.md's list of keys and configs/config.schema.json anew
+	$(BIN)/python -m stylegan.config.reference
+
+setup: $(STAMP) ## Install everything into .venv
 
 # torch first and pinned: a range could bring gigabytes of CUDA libraries to a machine without a GPU.
 $(STAMP): pyproject.toml constraints.txt tests/reference.txt
@@ -50,5 +58,5 @@ $(STAMP): pyproject.toml constraints.txt tests/reference.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/reference.txt
 	touch $@
 
-clean:
+clean: ## Remove .venv and all caches of tools
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
-"""The embedded Prefect server: used when PREFECT_API_URL is not set.
+"""The embedded Prefect server, which runs when PREFECT_API_URL is not set.
 
-Prefect's own temporary server outlives a flow that is killed. This one watches its parent and ends with it. History stays in
-PREFECT_HOME, where `prefect server start` shows it.
+Prefect's own temporary server outlives a flow that is killed. This one watches its parent and ends with it. The history
+of its flow runs stays in PREFECT_HOME, where `prefect server start` shows it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ START_SECONDS = 120  # the very first start migrates the database
 
 @contextlib.contextmanager
 def api() -> Iterator[str]:
-    """The URL of the Prefect API that the user has configured, else of a server that lives as long as this context.
+    """Yield the URL of the Prefect API: the configured one, else a server that runs as long as this context.
 
     Raises:
         StepError: the configured server does not answer.
@@ -41,7 +41,7 @@ def api() -> Iterator[str]:
             try:
                 yield url
             finally:
-                APILogWorker.drain_all(timeout=5)  # what is still on its way would meet a closed door
+                APILogWorker.drain_all(timeout=5)  # log lines that are still on their way need the server
     finally:
         process.terminate()
         try:
@@ -52,29 +52,36 @@ def api() -> Iterator[str]:
 
 
 def _check(url: str) -> None:
+    """Check that a server answers. Raises StepError if none does."""
     import httpx
 
     try:
         httpx.get(f"{url}/health", timeout=10).raise_for_status()
     except httpx.HTTPError as error:
         raise StepError(
-            f"PREFECT_API_URL={url}: no Prefect server answers there ({type(error).__name__}); start one with `prefect server start`, "
-            "or unset PREFECT_API_URL to run without"
+            f"PREFECT_API_URL={url}: no Prefect server answers there ({type(error).__name__}); start one with "
+            "`prefect server start`, or unset PREFECT_API_URL to run without"
         ) from None
 
 
 def _start() -> tuple[subprocess.Popen[bytes], str]:
+    """Start the server and return its process and URL once it answers. Raises StepError if it does not start."""
     import httpx
 
+    # Choose a free port.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+
+    # Start the server in a process of its own.
     quiet = {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1"}
     env = os.environ | quiet | {"PREFECT__SERVER_EPHEMERAL": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.prefect_server", str(port), str(os.getpid())], env=env, stdout=subprocess.DEVNULL
     )
     url = f"http://127.0.0.1:{port}/api"
+
+    # Wait until it answers.
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
@@ -89,13 +96,14 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
 
 
 def _end_with(parent: int) -> None:
+    """End this process when its parent is gone."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)
 
 
 def main() -> None:
-    """Serve on 127.0.0.1 until told to stop or the parent is gone: `python -m flows.prefect_server PORT PARENT_PID`."""
+    """Serve on 127.0.0.1 until stopped or until the parent is gone: `python -m flows.prefect_server PORT PARENT_PID`."""
     import uvicorn
 
     port, parent = int(sys.argv[1]), int(sys.argv[2])

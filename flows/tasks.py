@@ -1,7 +1,7 @@
 """The steps as Prefect tasks: each body is one call into the library.
 
-Whether a step's work is there already is decided by storage alone (stylegan/pipeline/plan.py); such a task run ends as `Cached`.
-Prefect's own result cache stays off: it cannot see that storage was emptied.
+Storage alone decides whether a step is done already (stylegan/pipeline/run.py); such a task run ends as `Cached`.
+Prefect's own result cache stays off, since it cannot know that storage was emptied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 def _may_work_later(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """A user's mistake stays one; a store or server that did not answer, or a crash, is worth another try."""
+    """Return whether to retry: after a crash or a store or server that did not answer, but not after a user's mistake."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, UnavailableError) or not isinstance(error, UserError)
 
@@ -50,7 +50,7 @@ def _state(done: Done[Any]) -> Any:
 
 @task(name="shard", task_run_name="shard", **OPTIONS)
 def shard(pipeline: Pipeline) -> ShardSet:
-    """Images to WebDataset shards; card, rejects and a sheet of images become artifacts."""
+    """Write images as WebDataset shards; card, rejects and a sheet of images become artifacts."""
     done = pipeline.shard()
     publish_shards(done.record)
     return _state(done)
@@ -58,30 +58,30 @@ def shard(pipeline: Pipeline) -> ShardSet:
 
 @task(name="train", task_run_name="train {stage.name}", **OPTIONS)
 def train(pipeline: Pipeline, shards: ShardSet, stage: Stage, previous: Checkpoint | None) -> Checkpoint:
-    """One resolution stage as a Ray Train run."""
+    """Train one resolution stage as a Ray Train run."""
     return _state(pipeline.train(shards, stage, previous))
 
 
 @task(name="evaluate", task_run_name="evaluate", **OPTIONS)
 def evaluate(pipeline: Pipeline, shards: ShardSet, checkpoint: Checkpoint) -> Report:
-    """FID, PPL and separability of the last checkpoint."""
+    """Measure the last checkpoint: FID, PPL, separability or whatever the config asks for."""
     return _state(pipeline.evaluate(shards, checkpoint))
 
 
 @task(name="register", task_run_name="register", **OPTIONS)
 def register(pipeline: Pipeline, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> ModelVersion:
-    """A version in the MLflow registry, as challenger."""
+    """Register a version in the MLflow registry, as challenger."""
     return _state(pipeline.register(shards, checkpoint, report))
 
 
 @task(name="gate", task_run_name="gate", **OPTIONS)
 def gate(pipeline: Pipeline, shards: ShardSet, version: ModelVersion, report: Report) -> Verdict:
-    """Champion or not."""
+    """Decide whether the version becomes champion."""
     return _state(pipeline.gate(shards, version, report))
 
 
 def call(step: Task[..., R], *arguments: Any) -> R:
-    """Run a task and return its record, also when it ended as `Cached` (Prefect hands such a state on as it is)."""
+    """Run a task and return its record, also if it ended as `Cached` (Prefect then returns the state, not the record)."""
     result: Any = step(*arguments)
     record: R = result.result() if isinstance(result, State) else result
     return record

@@ -25,10 +25,10 @@ def _run_name() -> str:
 
 @flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False)
 def train_flow(config: Config | str, overrides: list[str] | None = None) -> Summary:
-    """From images to a registered, judged model; goes on where an earlier run of the same config stopped.
+    """Turn images into a registered, judged model; go on where an earlier run of the same config stopped.
 
     Args:
-        config: the config, or the path of its YAML file (as a deployment gives it).
+        config: the config, or the path of its YAML file (as in a deployment).
         overrides: `key.path=value` strings on top of a YAML file.
     """
     logging.getLogger("stylegan").setLevel(logging.INFO)

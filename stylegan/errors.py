@@ -1,15 +1,15 @@
-"""The two kinds of failure a user sees, each as one line.
+"""The two kinds of failure that a user sees, each as one line.
 
-`ConfigError`: the config or the command line is wrong; exit code 2, nothing was started.
-`StepError`: a step met something it cannot work with (data, storage, a server); exit code 1, finished work is kept.
+- `ConfigError`: the config or the command line is wrong. Exit code 2; nothing was started.
+- `StepError`: a step cannot work with what it was given (data, storage, a server). Exit code 1; finished work is kept.
 
-The message names the thing, its value, what is allowed and the cure. Anything else that is raised is a defect of the
-program and keeps its traceback.
+The message names the thing, its value, what is allowed and the cure. Any other exception is a defect of the program and
+keeps its traceback.
 """
 
 
 class UserError(Exception):
-    """A failure that its message explains completely; printed as one line, never with a traceback."""
+    """A failure that its message explains completely. It is printed as one line, never with a traceback."""
 
 
 class ConfigError(UserError, ValueError):
@@ -25,9 +25,9 @@ class UnavailableError(StepError):
 
 
 class DivergedError(StepError):
-    """Training has no finite gradients any more; from the same checkpoint it would end the same way."""
+    """Gradients of training are no longer finite; from the same checkpoint it would end the same way."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Return the message of an exception as one line of at most `limit` characters; its type where it has none."""
+    """Return the message of an exception as one line of at most `limit` characters; its type if it has no message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,7 +1,7 @@
-"""Pixels: between networks (float, [-1, 1]) and pictures (uint8, PNG).
+"""Convert pixels between networks (float, [-1, 1]) and pictures (uint8, PNG).
 
-Two ways to eight bits exist on purpose: pictures for people are rounded, images that are measured go through the truncating
-transform that StyleGAN's metrics were defined with. Both give back exactly the bytes that `to_float` was given.
+There are two ways to eight bits on purpose. Pictures for people are rounded. Images that are measured go through the
+truncating transform that StyleGAN's metrics were defined with. Both return exactly the bytes that `to_float` was given.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from torch import Tensor
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] of any shape -> float32 [-1, 1]."""
+    """Convert uint8 images [0, 255] of any shape to float32 [-1, 1]."""
     return images.to(torch.float32) * (2 / 255) - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images, nominally [-1, 1], of any shape -> uint8, rounded to nearest and clipped; for pictures."""
+    """Convert float images of any shape, nominally [-1, 1], to uint8: rounded to nearest and clipped; for pictures."""
     return torch.round(images.detach().to(torch.float32) * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
 
 
 def quantise(images: Tensor) -> Tensor:
-    """Float images, nominally [-1, 1], of any shape -> uint8, 127.5 x + 128 cut off and saturated; for metrics (v1's network output)."""
+    """Convert float images of any shape, nominally [-1, 1], to uint8 as StyleGAN v1 does for its metrics.
+
+    127.5 x + 128 is clipped to [0, 255] and its fraction cut off.
+    """
     return (images.detach().to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def grid(images: Tensor | np.ndarray, columns: int) -> Image.Image:
-    """A contact sheet, filled row by row; cells without an image stay black.
+    """Draw a contact sheet, filled row by row; cells without an image stay black.
 
     Args:
         images: [N, C, H, W] with C = 1 (grey) or 3 (RGB); uint8, or float in [-1, 1].
-        columns: images in a row.
+        columns: number of images in a row.
 
     Raises:
         ValueError: no images, or neither 1 nor 3 channels.
@@ -43,6 +46,8 @@ def grid(images: Tensor | np.ndarray, columns: int) -> Image.Image:
     if batch.ndim != 4 or not len(batch) or batch.shape[1] not in (1, 3):
         raise ValueError(f"grid needs images of shape [N >= 1, 1 or 3, H, W], got {list(batch.shape)}")
     pixels = (batch if batch.dtype == torch.uint8 else to_uint8(batch)).cpu()
+
+    # Fill up the last row with black, then put the cells side by side.
     num, channels, height, width = pixels.shape
     rows = -(-num // columns)
     sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
@@ -53,7 +58,7 @@ def grid(images: Tensor | np.ndarray, columns: int) -> Image.Image:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """The picture as the bytes of a PNG file."""
+    """Encode a picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,4 +1,7 @@
-"""Progress of long work, as log records: lines every few seconds to `stylegan`, every update to `stylegan-progress`, for bars."""
+"""Log the progress of long work.
+
+The logger `stylegan` receives a line every few seconds, the logger `stylegan-progress` every update, for progress bars.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +10,46 @@ import time
 
 logger = logging.getLogger("stylegan")
 bars = logging.getLogger("stylegan-progress")  # not below `stylegan`: its records are for a terminal only
-EVERY_SECONDS = 10  # between two plain lines of the same work
+EVERY_SECONDS = 10  # between two lines about the same work
 
 
 class Progress:
-    """Counts one piece of work up to `total` and logs how far it is, how fast, and how long it still takes.
+    """A counter of one piece of work, which logs how much is done, the speed, and the time that is left.
 
-    Every record carries `progress = (name, done, total, text)`, so that a handler can draw a bar instead of printing it.
+    Every record carries `progress = (name, done, total, text)`, so that a handler can draw a bar instead of a line.
     """
 
     def __init__(self, name: str, total: float, unit: str = "img") -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.first: tuple[float, float] | None = (
-            None  # (time, done) at the first update: resumed work starts above zero
-        )
+        # (time, done) at the first update, from which the speed counts: resumed work starts above zero.
+        self.first: tuple[float, float] | None = None
         self.last_line = 0.0
         self.last_done = -1.0
 
     def reach(self, done: float, total: float) -> None:
-        """`update` for work that learns on its way how much it is."""
+        """Log as `update` does, for work whose total becomes known while it is done."""
         self.total = total
         self.update(done)
 
     def update(self, done: float, detail: str = "") -> None:
-        """Tell that `done` of `total` is reached; `detail` is shown behind it."""
+        """Log that `done` of `total` is reached, followed by `detail`; do nothing if `done` is as before."""
         if done == self.last_done:
             return
+
+        # Speed and remaining time.
         now, self.last_done = time.monotonic(), done
         if self.first is None:
             self.first, self.last_line = (now, done), now
         rate = (done - self.first[1]) / max(now - self.first[0], 1e-9)
         parts = [f"{done:,.0f} of {self.total:,.0f} {self.unit}"]
         if rate > 0 and now > self.first[0]:
-            parts += [
-                f"{rate:,.0f} {self.unit}/s",
-                f"{duration((self.total - done) / rate)} left" if done < self.total else "done",
-            ]
-        text = ", ".join([*parts, detail] if detail else parts)
+            parts.append(f"{rate:,.0f} {self.unit}/s")
+            parts.append(f"{duration((self.total - done) / rate)} left" if done < self.total else "done")
+        if detail:
+            parts.append(detail)
+        text = ", ".join(parts)
+
+        # Every update for bars; a line every few seconds, and at the end.
         extra = {"progress": (self.name, done, self.total, text)}
         bars.info("%s: %s", self.name, text, extra=extra)
         if done >= self.total or now - self.last_line >= EVERY_SECONDS:
@@ -52,8 +58,11 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: `45 s`, `3 min`, `2.5 h`, `4.1 d`."""
-    for limit, divisor, unit in ((100, 1, "s"), (6000, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / divisor:.0f} {unit}" if divisor < 3600 else f"{seconds / divisor:.1f} {unit}"
+    """Return a number of seconds as people write it: `45 s`, `3 min`, `2.5 h`, `4.1 d`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86_400:.1f} d"

@@ -1,4 +1,4 @@
-"""Records: the small frozen values that travel between steps, and digests of them."""
+"""Records, the small frozen values that steps pass to each other, and digests of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """Base of the records that steps return, store and print: immutable, plain values only."""
+    """Base of the records that steps return, store and print: immutable, and plain values only."""
 
     model_config = ConfigDict(frozen=True)
 

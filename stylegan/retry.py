@@ -1,6 +1,6 @@
-"""Waiting for a store that throttles, times out or breaks off, instead of failing with it.
+"""Repeat requests to a store that throttles, times out or drops connections, instead of failing with it.
 
-It is asked again, less and less often, for $STYLEGAN_PATIENCE seconds; 600 if unset. `use_settings` sets that from
+A request is repeated, less and less often, for $STYLEGAN_PATIENCE seconds (600 if unset). `use_settings` sets that from
 `storage.patience_s`. What a store refuses for good (no such file, no permission) fails at once.
 """
 
@@ -19,103 +19,118 @@ from stylegan.errors import StepError, one_line
 
 R = TypeVar("R")
 logger = logging.getLogger("stylegan")
-LINE_EVERY = 30.0  # seconds between two lines about the same store: many threads may wait for it
-LONGEST_PAUSE = 20.0  # seconds between two attempts
-# Errors that pass, by the names of their classes or of a base: the packages that define them are imported only when used.
-PASSING = {
-    *(
-        "TimeoutError",
-        "ConnectionError",
-        "HTTPClientError",
-        "IncompleteReadError",
-        "IncompleteRead",
-        "ResponseParserError",
-    ),
-    *(
-        "ClientConnectionError",
-        "ClientPayloadError",
-        "ServiceRequestError",
-        "ServiceResponseError",
-        "TransportError",
-        "Timeout",
-    ),
+SECONDS_BETWEEN_LINES = 30.0  # in the log, about the same store: many threads may wait for it
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0  # seconds between two attempts
+
+# Classes of errors, by name, since the packages that define them are imported only when they are used. An error counts
+# if its class or a base of that has the name.
+TRANSIENT = {
+    "TimeoutError",
+    "ConnectionError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "IncompleteRead",
+    "ResponseParserError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ServiceRequestError",
+    "ServiceResponseError",
+    "TransportError",
+    "Timeout",
 }
-LASTING = {"SSLError", "ClientSSLError", "ProxyConnectionError", "ClientProxyConnectionError"}
-PASSING_CODES = {
-    *("SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "InternalError", "ServiceUnavailable"),
-    *("Throttling", "ThrottlingException", "TooManyRequests"),
+PERMANENT = {"SSLError", "ClientSSLError", "ProxyConnectionError", "ClientProxyConnectionError"}
+# Code words with which S3 and its like ask to come back later, whatever the HTTP status.
+TRANSIENT_CODES = {
+    "SlowDown",
+    "RequestTimeout",
+    "IncompleteBody",
+    "BadDigest",
+    "InternalError",
+    "ServiceUnavailable",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
 }
+
+_last_lines: dict[str, float] = {}  # store -> time of the newest line about it
 
 
 def use_settings(config: StorageConfig) -> None:
-    """Make `storage.patience_s` and `storage.cache_gb` those of this process and of the ones it starts from now on."""
+    """Set `storage.patience_s` and `storage.cache_gb` for this process and for those it starts from now on.
+
+    Both are kept in environment variables. If `cache_gb` is None, $STYLEGAN_CACHE_GB stays as it is.
+    """
     os.environ["STYLEGAN_PATIENCE"] = str(config.patience_s)
     if config.cache_gb is not None:
         os.environ["STYLEGAN_CACHE_GB"] = str(config.cache_gb)
 
 
 def patient(action: Callable[[], R], uri: str) -> R:
-    """Do something with a store; while it fails in a way that passes, again and again until $STYLEGAN_PATIENCE is over.
+    """Call `action` and return its result; repeat it after transient errors until $STYLEGAN_PATIENCE is over.
 
     Args:
-        action: may be done more than once.
-        uri: for the log.
+        action: a request to a store, which may be done more than once.
+        uri: named in the log.
+
+    Raises:
+        Exception: that of the last attempt, if it is not transient or the patience is over.
     """
-    limit, pause = float(os.environ.get("STYLEGAN_PATIENCE") or 600), 0.2
-    failed: float | None = None  # the first time; since then it is waited
+    limit, pause = float(os.environ.get("STYLEGAN_PATIENCE") or 600), FIRST_PAUSE
+    first_failure: float | None = None
     while True:
         try:
             return action()
         except Exception as error:
             now = time.monotonic()
-            failed = now if failed is None else failed
-            if not passes(error) or now - failed >= limit:
+            first_failure = now if first_failure is None else first_failure
+            if not is_transient(error) or now - first_failure >= limit:
                 raise
-            _tell(uri, error, now - failed)
-        time.sleep(min(pause * random.uniform(0.5, 1), failed + limit - now))  # not all workers at the same moment
+            _log_waiting(uri, error, now - first_failure)
+        # The random part keeps workers from repeating their requests all at the same moment.
+        time.sleep(min(pause * random.uniform(0.5, 1), first_failure + limit - now))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def passes(error: BaseException) -> bool:
-    """Whether the same request may work a little later: throttling, the store's own failures, timeouts, resets, truncated bodies."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same request may work a little later.
+
+    It may after throttling, failures inside the store, timeouts, resets and truncated bodies.
+    """
     names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, FileNotFoundError | PermissionError | StepError) or names & LASTING:
+    if isinstance(error, FileNotFoundError | PermissionError | StepError) or names & PERMANENT:
         return False
     status, code = answer_of(error)
     if status is not None:
-        return (status >= 500 and status != 501) or status in (408, 429) or code in PASSING_CODES
-    if names & PASSING:
+        failed_inside = status >= 500 and status != 501  # 501: not implemented
+        return failed_inside or status in (408, 429) or code in TRANSIENT_CODES
+    if names & TRANSIENT:
         return True
-    return error.__cause__ is not None and passes(error.__cause__)
+    return error.__cause__ is not None and is_transient(error.__cause__)
 
 
 def answer_of(error: BaseException) -> tuple[int | None, str]:
-    """HTTP status and code word with which a store has answered, whichever package tells it; None if it has not."""
-    answers = getattr(error, "response", None), getattr(error.__cause__, "response", None)
-    for answer in answers:
-        if isinstance(answer, dict):  # botocore
-            code = str(answer.get("Error", {}).get("Code", ""))
-            return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)), code
-    for found in (error, *answers):
+    """Return the HTTP status and the code word of a store's answer, from the error of any package.
+
+    The status is None if the store did not answer; the code word is empty if the package does not report one.
+    """
+    responses = getattr(error, "response", None), getattr(error.__cause__, "response", None)
+    for response in responses:
+        if isinstance(response, dict):  # botocore
+            code = str(response.get("Error", {}).get("Code", ""))
+            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)), code
+    for source in (error, *responses):
         for attribute in ("status_code", "status", "code"):
             with suppress(TypeError, ValueError):
-                return int(getattr(found, attribute, None)), ""  # type: ignore[arg-type]
+                return int(getattr(source, attribute, None)), ""  # type: ignore[arg-type]
     return None, ""
 
 
-_told: dict[str, float] = {}  # store -> time of the last line
-
-
-def _tell(uri: str, error: Exception, waited: float) -> None:
+def _log_waiting(uri: str, error: Exception, waited: float) -> None:
+    """Log that a store is waited for, at most once in `SECONDS_BETWEEN_LINES` for each store."""
     now, store = time.monotonic(), "/".join(uri.split("/")[:3])
-    if now - _told.get(store, float("-inf")) < LINE_EVERY:
+    if now - _last_lines.get(store, float("-inf")) < SECONDS_BETWEEN_LINES:
         return
-    _told[store] = now
+    _last_lines[store] = now
     status, code = answer_of(error)
-    reason = f"{status} {code}".strip() if status else text_of(error)
+    reason = f"{status} {code}".strip() if status else one_line(error)
     logger.warning("waiting for %s: %s, %.0f s so far", uri, reason, waited)
-
-
-def text_of(error: Exception) -> str:
-    """What an error says, as one line."""
-    return one_line(error)

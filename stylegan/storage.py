@@ -1,10 +1,10 @@
-"""Every byte of storage, through fsspec: a URI is a local path or any fsspec URL.
+"""Read and write every byte of storage through fsspec; a URI is a local path or any fsspec URL.
 
-Writes are whole and atomic (a temporary file and a rename locally, one put on object stores), so a reader sees the old
+Writes are whole and atomic: a temporary file and a rename locally, one put on object stores. So a reader sees the old
 bytes or the new ones. A folder counts as complete once its marker file exists, and the marker is written last.
-Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), never from a config.
 
-A store that throttles, times out or breaks off is waited for, see retry.py.
+Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), never from a config.
+Requests to a store that throttles, times out or drops connections are repeated, see retry.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import wraps
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
@@ -26,15 +27,29 @@ from typing import IO, Any, ParamSpec, TypeVar, cast
 import fsspec
 
 from stylegan.errors import StepError, UnavailableError, one_line
-from stylegan.retry import answer_of, patient, text_of
+from stylegan.retry import answer_of, patient
 
 P = ParamSpec("P")
 R = TypeVar("R")
-PIECE = 16 * 2**20  # bytes: larger files come in pieces, so that a reset costs one of them
+PIECE = 16 * 2**20  # bytes; larger files are downloaded in pieces, so that a reset costs one of them
+# Packages whose errors are those of a store.
+STORE_PACKAGES = {
+    "botocore",
+    "aiobotocore",
+    "aiohttp",
+    "s3fs",
+    "gcsfs",
+    "google",
+    "azure",
+    "adlfs",
+    "requests",
+    "httpx",
+    "huggingface_hub",
+}
 
 
 def is_local(uri: str) -> bool:
-    """Whether the URI is a path on this machine."""
+    """Return whether the URI is a path on this machine."""
     return "://" not in uri or uri.startswith("file://")
 
 
@@ -44,56 +59,70 @@ def join(uri: str, *parts: str) -> str:
 
 
 def name(uri: str) -> str:
-    """The last part of a URI."""
+    """Return the last part of a URI."""
     return posixpath.basename(uri.rstrip("/"))
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute, any other URI as it is."""
+    """Return the absolute path of a local URI, and any other URI without a slash at its end."""
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))) if is_local(uri) else uri.rstrip("/")
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of a URI, and the path in it."""
+    """Return the fsspec file system of a URI, and the path in it.
+
+    Raises:
+        StepError: no such protocol, or its package is not installed.
+    """
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
-        # s3fs caches listings per process: with several writers they go stale. A dead connection is given up after a minute.
+        # s3fs caches listings per process, which go stale with several writers. A dead connection ends after a minute.
         config = {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard"}}
         options = {"use_listings_cache": False, "config_kwargs": config}
     elif uri.startswith(("http://", "https://")):
         from aiohttp import ClientTimeout
 
-        # By default aiohttp gives up on any file after five minutes, and leaves HTTPS_PROXY unread.
+        # By default aiohttp gives up on any file after five minutes, and ignores HTTPS_PROXY.
         options = {
             "client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}
         }
     try:
         fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **options))
-        fs.retries = 1  # s3fs has a loop of its own, without an end to its patience that could be told
+        fs.retries = 1  # s3fs retries without a configurable deadline; the retry is ours
         return fs, path
-    except (ValueError, ImportError) as error:  # no such protocol, or its package is not installed
+    except (ValueError, ImportError) as error:
         raise StepError(
             f"storage: cannot use {uri}: {error}; give a folder or a URL such as s3://bucket/path"
         ) from error
 
 
-def _one_line(action: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Wait while the store fails, and turn what it raises into one line; a file missing for reading stays `FileNotFoundError`."""
+def _guarded(action: str, *, writes: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function of the argument `uri`: wait while its store fails, and report an error in one line.
+
+    Args:
+        action: what the function does, for the message: `cannot {action} {uri}`.
+        writes: whether FileNotFoundError becomes a line too: for a writer it is a bucket that does not exist. Where it
+            is False the caller handles a missing file.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        position = list(signature(function).parameters).index("uri")
+
         @wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            uri = str(args[-1] if action == "upload to" else args[0])
+            uri = str(kwargs["uri"] if "uri" in kwargs else args[position])
             try:
-                return function(*args, **kwargs) if is_local(uri) else patient(lambda: function(*args, **kwargs), uri)
+                if is_local(uri):
+                    return function(*args, **kwargs)
+                return patient(lambda: function(*args, **kwargs), uri)
             except Exception as error:
-                missing = isinstance(error, FileNotFoundError) and action not in ("write", "upload to")
+                missing = isinstance(error, FileNotFoundError) and not writes
                 if missing or isinstance(error, StepError) or not _is_storage_error(error):
                     raise
                 kind = StepError if is_local(uri) else UnavailableError
                 raise kind(
-                    f"storage: cannot {action} {uri}: {text_of(error)}; check free space, permissions and credentials of that store, "
-                    "then run the same command again"
+                    f"storage: cannot {action} {uri}: {one_line(error)}; check free space, permissions and credentials "
+                    "of that store, then run the same command again"
                 ) from error
 
         return guarded
@@ -102,32 +131,19 @@ def _one_line(action: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _is_storage_error(error: Exception) -> bool:
-    packages = {
-        "botocore",
-        "aiobotocore",
-        "aiohttp",
-        "s3fs",
-        "gcsfs",
-        "google",
-        "azure",
-        "adlfs",
-        "requests",
-        "httpx",
-        "huggingface_hub",
-    }
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in packages
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in STORE_PACKAGES
 
 
-@_one_line("read")
+@_guarded("read")
 def read_bytes(uri: str) -> bytes:
-    """The whole object. Raises FileNotFoundError if there is none, StepError if the store does not answer."""
+    """Read a whole file. Raise FileNotFoundError if it does not exist, StepError if the store does not answer."""
     fs, path = filesystem(uri)
     return cast(bytes, fs.cat_file(path))
 
 
-@_one_line("read")
+@_guarded("read")
 def read_range(uri: str, start: int, length: int) -> bytes:
-    """`length` bytes of a file from a place on; fewer at its end, none behind it."""
+    """Read `length` bytes from the byte `start` on: fewer at the end of the file, none beyond it."""
     fs, path = filesystem(uri)
     try:
         return cast(bytes, fs.cat_file(path, start=start, end=start + length))
@@ -137,9 +153,9 @@ def read_range(uri: str, start: int, length: int) -> bytes:
         raise
 
 
-@_one_line("write")
+@_guarded("write", writes=True)
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write the whole object; readers never see a part of it. Raises StepError if the store refuses."""
+    """Write a whole file; readers never see a part of it. Raise StepError if the store refuses."""
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, data)
@@ -150,7 +166,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def write_local(path: Path, data: bytes) -> None:
-    """Atomically write and fsync a local file outside storage.root. Raises OSError."""
+    """Atomically write and fsync a local file outside storage.root. Raise OSError if the disk refuses."""
     with replacing(path) as partial, open(partial, "wb") as file:
         file.write(data)
         file.flush()
@@ -161,7 +177,8 @@ def write_local(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a partial file that takes the place of `path` at the end of the block.
 
-    Nobody sees a half-written file under its name. If the block fails the partial file is removed and `path` stays.
+    Nobody sees a half-written file under its name. If the block fails, the partial file is removed and `path` stays as
+    it was.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -172,7 +189,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_json(uri: str) -> Any:
-    """The object parsed as JSON. Raises as `read_bytes`, and StepError if it is not JSON."""
+    """Read a file and parse it as JSON. Raise as `read_bytes`, and StepError if it is not JSON."""
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
@@ -187,7 +204,9 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def read_json_lines(uri: str, limit: int | None = None) -> list[Any]:
-    """Read a file of one JSON value per line, at most the first `limit`; a last line without its end is not complete yet.
+    """Read a file of one JSON value per line, or its first `limit` lines.
+
+    A last line without a newline is left out: it is still being written.
 
     Raises:
         FileNotFoundError: no such file.
@@ -206,28 +225,33 @@ def read_json_lines(uri: str, limit: int | None = None) -> list[Any]:
         ) from error
 
 
-@_one_line("look up")
+@_guarded("look up")
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
 
 
-@_one_line("look up")
+@_guarded("look up")
 def size(uri: str) -> int:
-    """Bytes of a file. Raises FileNotFoundError if there is none."""
+    """Return the size of a file in bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        StepError: the store does not report sizes, or does not answer.
+    """
     fs, path = filesystem(uri)
-    found = fs.size(path)
-    if found is None:
+    num_bytes = fs.size(path)
+    if num_bytes is None:
         raise StepError(
-            f"storage: the store of {uri} does not tell its size; copy the file to a folder or bucket first"
+            f"storage: the store of {uri} does not report its size; copy the file to a folder or bucket first"
         )
-    return int(found)
+    return int(num_bytes)
 
 
-@_one_line("list")
+@_guarded("list")
 def names(uri: str) -> list[str]:
-    """The names directly below a folder, sorted; empty if there is no such folder."""
+    """Return the names directly below a folder, sorted, without partial files; empty if there is no such folder."""
     fs, path = filesystem(uri)
     try:
         entries = fs.ls(path, detail=False)
@@ -235,42 +259,47 @@ def names(uri: str) -> list[str]:
         return []
     if entries == [path]:  # a file lists itself
         return []
-    found = [posixpath.basename(entry.rstrip("/")) for entry in entries]
-    return sorted(name for name in found if name and not name.endswith(".partial"))
+    last_parts = [name(entry) for entry in entries]
+    return sorted(part for part in last_parts if part and not part.endswith(".partial"))
 
 
-@_one_line("delete")
+@_guarded("delete")
 def delete(uri: str) -> None:
-    """Remove a file or a whole folder; nothing happens if it is not there."""
+    """Remove a file or a whole folder; do nothing if it does not exist."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
-@_one_line("read")
+@_guarded("read")
 def download(uri: str, local: str | Path) -> None:
-    """Copy one file here, atomically and whole: its length is compared with what the store says."""
+    """Copy one file to this machine, atomically. Its length must be what the store reports."""
     fs, path = filesystem(uri)
     target = Path(local)
     target.parent.mkdir(parents=True, exist_ok=True)
-    about = fs.info(path)
-    num_bytes, in_ranges = about.get("size"), about.get("partial", not uri.startswith("http"))  # http servers tell
+    info = fs.info(path)
+    num_bytes = info.get("size")
+    # HTTP servers say whether they serve ranges (`partial`); other stores always do.
+    serves_ranges = info.get("partial", not uri.startswith("http"))
     with replacing(target) as partial:
-        if is_local(uri) or not in_ranges or not num_bytes or num_bytes <= PIECE:
+        if is_local(uri) or not serves_ranges or not num_bytes or num_bytes <= PIECE:
             fs.get_file(path, str(partial))
         else:
             _download_pieces(uri, partial, num_bytes)
-        found = partial.stat().st_size
-        if num_bytes is not None and found != num_bytes:
-            raise ConnectionError(f"{found:,} bytes came, the store says {num_bytes:,}")
+        received = partial.stat().st_size
+        if num_bytes is not None and received != num_bytes:
+            raise ConnectionError(f"{received:,} bytes came, the store says {num_bytes:,}")
 
 
 def _download_pieces(uri: str, target: Path, num_bytes: int) -> None:
-    """Four at a time: one connection seldom fills a network. Each has a patience of its own, so it counts from the last progress."""
+    """Download a file in pieces, four at a time, since one connection seldom fills a network.
+
+    Every piece is retried on its own, so the patience counts from the last progress.
+    """
 
     def fetch(start: int) -> None:
         length = min(PIECE, num_bytes - start)
-        data = patient(lambda: _whole_range(uri, start, length), uri)
+        data = patient(lambda: _read_whole_range(uri, start, length), uri)
         os.pwrite(file.fileno(), data, start)
 
     with open(target, "wb") as file, ThreadPoolExecutor(4, "download") as pool:
@@ -278,7 +307,7 @@ def _download_pieces(uri: str, target: Path, num_bytes: int) -> None:
             pass
 
 
-def _whole_range(uri: str, start: int, length: int) -> bytes:
+def _read_whole_range(uri: str, start: int, length: int) -> bytes:
     fs, path = filesystem(uri)
     data = cast(bytes, fs.cat_file(path, start=start, end=start + length))
     if len(data) != length:
@@ -286,16 +315,16 @@ def _whole_range(uri: str, start: int, length: int) -> bytes:
     return data
 
 
-@_one_line("read")
+@_guarded("read")
 def open_read(uri: str) -> IO[bytes]:
-    """An open binary file for reading in pieces; each waits for the store as `read_bytes` does."""
+    """Open a binary file for reading in pieces; each read waits for the store as `read_bytes` does."""
     fs, path = filesystem(uri)
     file = cast(IO[bytes], fs.open(path, "rb"))
     return file if is_local(uri) else cast(IO[bytes], io.BufferedReader(_PatientFile(uri, file), 2**16))
 
 
 class _PatientFile(io.RawIOBase):
-    """A remote file that is opened again where it broke off."""
+    """A remote file that is opened again, at the same position, after its connection broke."""
 
     def __init__(self, uri: str, file: IO[bytes]) -> None:
         self._uri, self._file, self._position = uri, file, 0
@@ -306,7 +335,7 @@ class _PatientFile(io.RawIOBase):
         return len(data)
 
     def attempt(self, count: int) -> bytes:
-        """The next bytes; whatever goes wrong, the next attempt begins with a new connection."""
+        """Read the next bytes. After any error the next attempt begins with a new connection."""
         try:
             if self._file.closed:
                 fs, path = filesystem(self._uri)
@@ -326,10 +355,13 @@ class _PatientFile(io.RawIOBase):
     def seekable(self) -> bool:
         return bool(self._file.seekable())
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = (
-            self._file.seek(offset, whence) if whence == 2 else offset + (self._position if whence == 1 else 0)
-        )
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            self._position = self._file.seek(offset, whence)
+        elif whence == os.SEEK_CUR:
+            self._position += offset
+        else:
+            self._position = offset
         self._file.seek(self._position)
         return self._position
 
@@ -342,14 +374,14 @@ class _PatientFile(io.RawIOBase):
         super().close()
 
 
-@_one_line("read")
+@_guarded("read")
 def _read_some(uri: str, file: _PatientFile, count: int) -> bytes:
     return file.attempt(count)
 
 
-@_one_line("upload to")
+@_guarded("upload to", writes=True)
 def upload(local: str | Path, uri: str) -> None:
-    """Copy one file there; readers never see a part of it."""
+    """Copy one local file to a URI; readers never see a part of it."""
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.put_file(str(local), path)

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real S3 server on this machine, tiny drawn images, a tiny config, a private cache folder."""
+"""Fixtures for all tests: a real S3 server on this machine, small drawn images, a tiny config, a private cache."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from s3_faults import Faults, faulty
 
 @pytest.fixture(autouse=True, scope="session")
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded images of tests go to a temporary folder, in child processes too."""
+    """Set $STYLEGAN_CACHE to a temporary folder, for this process and its children."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STYLEGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -21,7 +21,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Tiny tensors are slower on several threads, and much slower on a busy machine."""
+    """Let torch use one thread: small tensors are slower on several threads, and much slower on a busy machine."""
     import torch
 
     torch.set_num_threads(1)
@@ -29,7 +29,10 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Callable[[], str]]:
-    """Call it for the URL of a fresh, empty bucket; the environment points this process and its children at the server."""
+    """Return a function that makes an empty bucket on a real S3 server and returns its URL.
+
+    The environment variables of this process and its children name the server.
+    """
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -39,6 +42,9 @@ def s3_server() -> Iterator[Callable[[], str]]:
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": host,
     }
     numbers = count()
 
@@ -50,9 +56,7 @@ def s3_server() -> Iterator[Callable[[], str]]:
         return f"s3://{name}"
 
     with pytest.MonkeyPatch.context() as patch:
-        for key, value in (
-            settings | {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "NO_PROXY": host}
-        ).items():
+        for key, value in settings.items():
             patch.setenv(key, value)
         yield fresh_bucket
     server.stop()
@@ -60,7 +64,10 @@ def s3_server() -> Iterator[Callable[[], str]]:
 
 @pytest.fixture(scope="session")
 def faulty_s3(s3_server: Callable[[], str]) -> Callable[..., AbstractContextManager[Faults]]:
-    """`with faulty_s3(seed=1, rate=0.3) as faults`: inside, this process and its children meet the server behind a faulty proxy."""
+    """Return a context manager, used as `with faulty_s3(seed=1, rate=0.3) as faults`.
+
+    In its block this process and its children reach the S3 server through a proxy that injects faults.
+    """
     import os
 
     upstream = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
@@ -86,7 +93,7 @@ def faulty_s3(s3_server: Callable[[], str]) -> Callable[..., AbstractContextMana
 
 @pytest.fixture(scope="session")
 def draw_images() -> Callable[..., Path]:
-    """`draw_images(folder, names, size=(24, 20), mode="RGB")` draws one PNG for each name, every one different."""
+    """Return `draw_images(folder, names, size=(24, 20), mode="RGB")`, which draws a different PNG for each name."""
 
     def draw(folder: Path, names: list[str], *, size: tuple[int, int] = (24, 20), mode: str = "RGB") -> Path:
         from PIL import Image, ImageDraw
@@ -106,14 +113,14 @@ def draw_images() -> Callable[..., Path]:
 
 @pytest.fixture
 def image_folder(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
-    """A folder with the class folders `cat` (7 images) and `dog` (5 images) of 24x20 RGB PNGs."""
+    """Return a folder with the class folders `cat` (7 images) and `dog` (5 images) of 24x20 RGB PNGs."""
     names = [f"cat/{i}.png" for i in range(7)] + [f"dog/{i}.png" for i in range(5)]
     return draw_images(tmp_path / "images", names)
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Path of a SQLite file that holds MLflow's tables and nothing else; making one takes seconds."""
+    """Return the path of a SQLite file with MLflow's empty tables. It is shared, because making one takes seconds."""
     from stylegan.tracking.connection import connect
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -122,6 +129,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _tiny_config(root: str | Path, **sections: object) -> Any:
+    """Build the config of an 8x8 run whose storage is `root`; `sections` replace whole sections."""
     from stylegan.config.file import build
 
     tree = {
@@ -136,12 +144,55 @@ def _tiny_config(root: str | Path, **sections: object) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Any]:
-    """tiny_config(root, **sections): an 8x8 run whose storage is `root`."""
+    """Return `tiny_config(root, **sections)`, which builds the config of an 8x8 run whose storage is `root`."""
     return _tiny_config
 
 
 @pytest.fixture
 def make_config(tmp_path: Path, empty_database: Path) -> Callable[..., Any]:
-    """A function that gives a config whose embedded MLflow is an empty database."""
+    """Return `make_config(**sections)`, which builds a tiny config whose embedded MLflow is an empty database."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     return lambda **sections: _tiny_config(tmp_path, **sections)
+
+
+# `make test-fast` leaves out tests that start an engine and files that train, export or measure for long.
+ENGINE_FOLDERS = ("integration", "flows", "tracking", "registry", "cluster", "verbs")
+ENGINE_FIXTURES = {"s3_server", "faulty_s3", "empty_database"}
+SLOW_FILES = {
+    "test_ablations.py",
+    "test_against_plain.py",
+    "test_attributes.py",
+    "test_distributed.py",
+    "test_engine.py",
+    "test_faithful.py",
+    "test_figures.py",
+    "test_hardware.py",
+    "test_inception.py",
+    "test_kid.py",
+    "test_lazy.py",
+    "test_loader.py",
+    "test_loop.py",
+    "test_metric_table.py",
+    "test_official.py",
+    "test_onnx.py",
+    "test_precision_recall.py",
+    "test_probe.py",
+    "test_resume.py",
+    "test_selfsupervision.py",
+    "test_spaces.py",
+    "test_spectral_norm.py",
+    "test_step.py",
+    "test_variants.py",
+    "test_vgg.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start an engine (by folder, fixture or parameter `s3`) and tests of slow files."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        fixtures = ENGINE_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if folder in ENGINE_FOLDERS or fixtures or "[s3" in item.name:
+            item.add_marker("engine")
+        if item.path.name in SLOW_FILES:
+            item.add_marker("slow")

@@ -1,6 +1,7 @@
-"""The official StyleGAN as formulas and as pickles: plain sums in double precision, in TensorFlow's layouts, and the file format.
+"""The official StyleGAN as formulas and as pickles, a reference for the import of official networks.
 
-Written from the formulas alone, with none of the product's code, so that an imported network has something to be compared with.
+The formulas are plain sums in double precision, in TensorFlow's layouts. They use none of the product's code. The
+pickles have the official file format.
 """
 
 import pickle
@@ -29,7 +30,7 @@ DEFAULTS = {
 
 
 def arguments(resolution: int, channels: int = 3, **more: object) -> dict:
-    """What the official training hands to its networks, with tiny layers."""
+    """Return the arguments that the official training gives to its networks, with tiny layers."""
     return {
         "num_channels": channels,
         "resolution": resolution,
@@ -41,10 +42,12 @@ def arguments(resolution: int, channels: int = 3, **more: object) -> dict:
 
 
 def _nf(a: dict, stage: int) -> int:
+    """Return the number of channels at a stage."""
     return min(int(a["fmap_base"] / 2 ** (stage * a["fmap_decay"])), a["fmap_max"])
 
 
 def _sides(a: dict) -> list[int]:
+    """Return all resolutions, coarsest first."""
     return [4 << i for i in range(int(np.log2(a["resolution"])) - 1)]
 
 
@@ -54,15 +57,19 @@ def _random(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarr
 
 
 def generator_variables(given: dict, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
-    """Random variables of G_style, of its mapping and of its synthesis network."""
+    """Return random variables of G_style (under ""), of its mapping and of its synthesis network."""
     a = DEFAULTS | given
     latent, w = a["latent_size"], a["dlatent_size"]
+
+    # Mapping network.
     mapping: dict[str, tuple[int, ...]] = {"LabelConcat/weight": (a["label_size"], latent)} if a["label_size"] else {}
     width = latent * (2 if a["label_size"] else 1)
     for i in range(a["mapping_layers"]):
         out = w if i == a["mapping_layers"] - 1 else a["mapping_fmaps"]
         mapping |= {f"Dense{i}/weight": (width, out), f"Dense{i}/bias": (out,)}
         width = out
+
+    # Synthesis network: two layers per resolution, then the toRGB layers, finest first.
     synthesis: dict[str, tuple[int, ...]] = {}
     for index, side in enumerate(s for s in _sides(a) for _ in range(2)):
         scope, shape = _layer(a, index, side)
@@ -78,7 +85,8 @@ def generator_variables(given: dict, seed: int = 0) -> dict[str, dict[str, np.nd
             f"ToRGB_lod{lod}/weight": (1, 1, nf, a["num_channels"]),
             f"ToRGB_lod{lod}/bias": (a["num_channels"],),
         }
-    lod0 = {"lod": np.float32(0)}  # a scalar, as TensorFlow gives it, not an array
+
+    lod0 = {"lod": np.float32(0)}  # a scalar, not an array, as TensorFlow returns it
     return {
         "": lod0 | _random({"dlatent_avg": (w,)}, seed),
         "mapping": _random(mapping, seed + 1),
@@ -87,7 +95,7 @@ def generator_variables(given: dict, seed: int = 0) -> dict[str, dict[str, np.nd
 
 
 def _layer(a: dict, index: int, side: int) -> tuple[str, tuple[int, ...]]:
-    """Scope of a synthesis layer, and the shape of its const or weight."""
+    """Return the scope of a synthesis layer, and the shape of its const or weight."""
     nf = _nf(a, int(np.log2(side)) - 1)
     if index == 0:
         return ("4x4/Const", (1, nf, 4, 4)) if a["const_input_layer"] else ("4x4/Dense", (a["dlatent_size"], nf * 16))
@@ -99,7 +107,7 @@ def _layer(a: dict, index: int, side: int) -> tuple[str, tuple[int, ...]]:
 
 
 def discriminator_variables(given: dict, seed: int = 3) -> dict[str, np.ndarray]:
-    """Random variables of D_basic."""
+    """Return random variables of D_basic."""
     a = DEFAULTS | given
     nf1, nf0 = _nf(a, 1), _nf(a, 0)
     extra, outputs = int(a["mbstd_group_size"] > 1), max(a["label_size"], 1)
@@ -126,7 +134,10 @@ def discriminator_variables(given: dict, seed: int = 3) -> dict[str, np.ndarray]
 
 
 def correlate(x: np.ndarray, kernel: np.ndarray, *, stride: int = 1, pad: int) -> np.ndarray:
-    """Zero padded: out[y, x] = sum over a, b of in[stride y + a - pad, stride x + b - pad] kernel[a, b]."""
+    """Correlate with zero padding.
+
+    out[y, x] = sum over a, b of in[stride y + a - pad, stride x + b - pad] kernel[a, b].
+    """
     side = (x.shape[2] + 2 * pad - len(kernel)) // stride + 1
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     out = np.zeros((len(x), kernel.shape[3], side, side))
@@ -138,7 +149,10 @@ def correlate(x: np.ndarray, kernel: np.ndarray, *, stride: int = 1, pad: int) -
 
 
 def scatter(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """conv2d_transpose, stride 2, SAME: the adjoint, out[2 y + a - 1, 2 x + b - 1] += in[y, x] kernel[a, b]."""
+    """Compute conv2d_transpose with stride 2 and SAME: out[2 y + a - 1, 2 x + b - 1] += in[y, x] kernel[a, b].
+
+    This is the adjoint of `correlate`.
+    """
     side = 2 * x.shape[2]
     canvas = np.zeros((len(x), kernel.shape[3], side + 2, side + 2))
     for a in range(4):
@@ -148,15 +162,18 @@ def scatter(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def four_shifts(kernel: np.ndarray) -> np.ndarray:
+    """Add up the four shifts of a kernel by one pixel."""
     wide = np.pad(kernel, ((1, 1), (1, 1), (0, 0), (0, 0)))
     return wide[1:, 1:] + wide[:-1, 1:] + wide[1:, :-1] + wide[:-1, :-1]
 
 
 def _double(x: np.ndarray, times: int = 2) -> np.ndarray:
+    """Enlarge images by nearest neighbour."""
     return x.repeat(times, 2).repeat(times, 3)
 
 
 def _halve(x: np.ndarray) -> np.ndarray:
+    """Take the mean of each 2x2 block."""
     return (x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]) / 4
 
 
@@ -176,15 +193,17 @@ def _pixel_norm(x: np.ndarray) -> np.ndarray:
 
 
 def _scaled(kernel: np.ndarray, gain: float = SQRT2) -> np.ndarray:
+    """Return the weight as it is used, with the factor of the equalised learning rate."""
     return kernel * gain / np.sqrt(np.prod(kernel.shape[:-1]))
 
 
 def _wide(variables: dict) -> dict[str, np.ndarray]:
+    """Return variables in double precision."""
     return {name: np.asarray(value, np.float64) for name, value in variables.items()}
 
 
 def _fused(a: dict, side: int) -> bool:
-    """`side` is that of the finer images."""
+    """Return whether resampling is fused with the convolution at this resolution, that of the finer images."""
     return side >= 128 if a["fused_scale"] == "auto" else a["fused_scale"]
 
 
@@ -193,7 +212,7 @@ def _bias(x: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 
 def map_latents(given: dict, v: dict[str, dict], z: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """G_mapping without the broadcast."""
+    """Compute w by G_mapping, without the broadcast to all layers."""
     a, v = DEFAULTS | given, _wide(v["mapping"])
     x = z if labels is None else np.concatenate([z, np.eye(a["label_size"])[labels] @ v["LabelConcat/weight"]], 1)
     x = _pixel_norm(x)
@@ -205,7 +224,7 @@ def map_latents(given: dict, v: dict[str, dict], z: np.ndarray, labels: np.ndarr
 def generate(
     given: dict, v: dict[str, dict], z: np.ndarray, *, labels: np.ndarray | None = None, psi: float = 1, lod: float = 0
 ) -> np.ndarray:
-    """Images of G_style with stored noise and truncation of the first 8 layers; 0 <= lod < 1."""
+    """Compute images by G_style with stored noise and truncation of the first 8 layers; 0 <= lod < 1."""
     a, s = DEFAULTS | given, _wide(v["synthesis"])
     w = map_latents(given, v, z, labels)
     w_avg = v[""]["dlatent_avg"].astype(np.float64)
@@ -214,6 +233,8 @@ def generate(
     for index, side in enumerate(s_ for s_ in _sides(a) for _ in range(2)):
         scope, _ = _layer(a, index, side)
         style = w_avg + (psi if index < 8 else 1) * (w - w_avg)
+
+        # Input or convolution.
         if index == 0 and a["const_input_layer"]:
             x = s["4x4/Const/const"].repeat(len(z), 0)
         elif index == 0:
@@ -225,6 +246,8 @@ def generate(
         else:
             x = correlate(x, _scaled(s[f"{scope}/weight"]), pad=1)
         x = _epilogue(a, s, scope, index, x, style)
+
+        # After the second layer of a resolution: toRGB, faded with the coarser image.
         if index % 2:
             level = int(np.log2(a["resolution"] // side))
             fine = _bias(correlate(x, _scaled(s[f"ToRGB_lod{level}/weight"], 1), pad=0), s[f"ToRGB_lod{level}/bias"])
@@ -234,6 +257,7 @@ def generate(
 
 
 def _epilogue(a: dict, s: dict, scope: str, index: int, x: np.ndarray, style: np.ndarray) -> np.ndarray:
+    """Apply noise, bias, activation, normalisation and style."""
     if a["use_noise"]:
         x = x + s[f"noise{index}"] * s[f"{scope}/Noise/weight"].reshape(1, -1, 1, 1)
     x = _lrelu(_bias(x, s[f"{scope}/bias"]))
@@ -252,13 +276,14 @@ def _epilogue(a: dict, s: dict, scope: str, index: int, x: np.ndarray, style: np
 def score(
     given: dict, v: dict[str, np.ndarray], images: np.ndarray, *, labels: np.ndarray | None = None, lod: float = 0
 ) -> np.ndarray:
-    """Scores [N] of D_basic; 0 <= lod < 1, N a multiple of the minibatch stddev's group."""
+    """Compute scores [N] by D_basic; 0 <= lod < 1, N a multiple of the group of the mini-batch standard deviation."""
     a, v = DEFAULTS | given, _wide(v)
 
     def conv(x: np.ndarray, scope: str) -> np.ndarray:
         kernel = v[f"{scope}/weight"]
         return _lrelu(_bias(correlate(x, _scaled(kernel), pad=len(kernel) // 2), v[f"{scope}/bias"]))
 
+    # Blocks, finest first.
     x = conv(images, "FromRGB_lod0")
     for side in reversed(_sides(a)[1:]):
         x = _blur(a, conv(x, f"{side}x{side}/Conv0"))
@@ -271,10 +296,14 @@ def score(
         x = _lrelu(_bias(x, v[f"{side}x{side}/Conv1_down/bias"]))
         if side == a["resolution"] and lod:
             x = x + (conv(_halve(images), "FromRGB_lod1") - x) * lod
+
+    # Mini-batch standard deviation.
     if a["mbstd_group_size"] > 1:
         group = min(a["mbstd_group_size"], len(x))
         deviation = np.sqrt(x.reshape(group, -1, *x.shape[1:]).var(0) + 1e-8).mean((1, 2, 3))
         x = np.concatenate([x, np.tile(deviation, group).reshape(-1, 1, 1, 1) * np.ones((1, 1, 4, 4))], 1)
+
+    # The 4x4 block.
     x = conv(x, "4x4/Conv").reshape(len(x), -1)
     x = _lrelu(x @ _scaled(v["4x4/Dense0/weight"]) + v["4x4/Dense0/bias"])
     x = x @ _scaled(v["4x4/Dense1/weight"], 1) + v["4x4/Dense1/bias"]
@@ -286,7 +315,7 @@ def score(
 
 @contextmanager
 def dnnlib() -> Iterator[types.SimpleNamespace]:
-    """The classes whose names official pickles hold; importable for the time of writing only."""
+    """Make the classes that official pickles name importable, while a pickle is written."""
 
     class Network:
         def __init__(self, state: dict) -> None:
@@ -312,7 +341,7 @@ def dnnlib() -> Iterator[types.SimpleNamespace]:
 
 
 def state(name: str, func_name: str, kwargs: dict, variables: dict, **more: object) -> dict:
-    """What a network of version 3 pickles of itself."""
+    """Return the state that a network of version 3 pickles."""
     return {
         "version": 3,
         "name": name,
@@ -326,10 +355,14 @@ def state(name: str, func_name: str, kwargs: dict, variables: dict, **more: obje
 
 
 def write(given: dict, *, protocol: int = 4, seed: int = 0, change=None, pack=tuple) -> bytes:
-    """The pickle (G, D, Gs) of random networks; Gs has the seed, G another one.
+    """Return the pickle (G, D, Gs) of random networks.
 
-    change: called with the three states {"G": ..., "D": ..., "Gs": ...} before they are pickled.
-    pack: called with the networks G, D, Gs in a list; its result is pickled.
+    Args:
+        given: arguments of the networks.
+        protocol: version of the pickle format.
+        seed: seed of Gs; G has another one.
+        change: called with the three states {"G": ..., "D": ..., "Gs": ...} before they are pickled.
+        pack: called with the networks G, D, Gs in a list; its result is pickled.
     """
     with dnnlib() as names:
 

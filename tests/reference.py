@@ -1,4 +1,4 @@
-"""torch-fidelity, the reference that the feature networks and metrics are compared with where it is installed."""
+"""torch-fidelity, the reference for feature networks and metrics where it is installed."""
 
 import importlib
 import importlib.util
@@ -8,11 +8,14 @@ from types import ModuleType
 import pytest
 import torch
 
-_declared: list[torch.library.Library] = []  # operators live as long as the library that declares them
+_declared: list[torch.library.Library] = []  # keeps libraries alive, because their operators exist only as long
 
 
 def torch_fidelity(module: str) -> ModuleType:
-    """A module of torch-fidelity; the test is skipped where the package or torchvision, which it imports, is not installed."""
+    """Import a module of torch-fidelity, or skip the test if torch-fidelity or torchvision is not installed.
+
+    torch-fidelity imports torchvision.
+    """
     for package in ("torch_fidelity", "torchvision"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: nothing to compare with")
@@ -21,7 +24,10 @@ def torch_fidelity(module: str) -> ModuleType:
 
 
 def _declare_torchvision_operators() -> None:
-    """torchvision's compiled part needs CUDA libraries; without them its import fails unless its operators are declared first."""
+    """Declare torchvision's operators if its compiled part, which needs CUDA libraries, cannot be loaded.
+
+    Without the declarations the import of torchvision would fail.
+    """
     spec = importlib.util.find_spec("torchvision")
     assert spec is not None
     for compiled in Path(str(spec.origin)).parent.glob("_C*.so"):

@@ -1,7 +1,9 @@
-"""A proxy on loopback before a real S3 server, which injects the faults that object stores have: throttling, resets, silence, outages.
+"""A proxy between a client and a real S3 server that injects the faults of object stores.
 
-Which request meets which fault is a pure function of the seed, the request without its bucket, and how often it came before, so that
-a run meets the same ones in any order of its threads. Nothing else is changed on the way, signatures stay valid.
+The faults are throttling, connection resets, slow answers, truncated answers and outages. The fault of a request is a
+pure function of the seed, the request without its bucket, and the number of its earlier attempts. A run therefore meets
+the same faults in any order of its threads. The proxy changes nothing else, so signatures stay valid. It listens on
+loopback.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 HOST = "127.0.0.1"
-KINDS = ("slowdown", "reset", "slow", "truncated")
+FAULT_KINDS = ("slowdown", "reset", "slow", "truncated")
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n'
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -33,43 +35,57 @@ HOP_BY_HOP = frozenset(
 
 @dataclass
 class Faults:
-    """What is to be injected into the requests to `upstream` (host:port), and what has been.
+    """The faults to inject into the requests to a server, and the number of those already injected.
 
     Args:
+        upstream: the server, as `host:port`.
+        seed: seed of the random choice of faults.
         rate: share of requests that meet a fault.
-        kinds: `slowdown` is a 503, `reset` breaks the connection in the middle of an answer, `slow` waits `slow_s` before its first
-            byte, `truncated` closes the connection before all promised bytes are sent.
-        in_a_row: after so many faults the same request passes.
+        kinds: the faults to choose from. `slowdown` answers with status 503. `reset` resets the connection in the
+            middle of an answer. `slow` waits `slow_s` seconds before the answer. `truncated` closes the connection in
+            the middle of an answer.
+        slow_s: seconds that `slow` waits.
+        in_a_row: a request passes after this many faults in a row.
+        injected: number of injected faults of each kind, and of outages.
+        passed: `PUT /bucket/key` -> number of its complete answers.
     """
 
     upstream: str
     seed: int = 0
     rate: float = 0.25
-    kinds: Sequence[str] = KINDS
+    kinds: Sequence[str] = FAULT_KINDS
     slow_s: float = 0.1
     in_a_row: int = 3
     injected: Counter[str] = field(default_factory=Counter)
-    passed: Counter[str] = field(default_factory=Counter)  # "PUT /bucket/key" -> answers that arrived whole
+    passed: Counter[str] = field(default_factory=Counter)
     _attempts: Counter[str] = field(default_factory=Counter)
     _row: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _down_until: float = 0.0
 
     def down_for(self, seconds: float) -> None:
-        """From now on refuse every connection, and break those that are open, for so long."""
+        """Begin an outage: break all open connections now and refuse new ones for this many seconds."""
         self._down_until = time.monotonic() + seconds
 
     @property
     def down(self) -> bool:
+        """True during an outage."""
         return time.monotonic() < self._down_until
 
     def draw(self, method: str, target: str, byte_range: str) -> str | None:
-        """The fault of this request, or None."""
+        """Choose the fault of a request, or None.
+
+        Args:
+            method: its HTTP method.
+            target: its path and query.
+            byte_range: its header `Range`, or nothing.
+        """
+        # Name the request. Each run has other buckets, and the server draws the upload ids, so leave both out.
         parts = urlsplit(target)
-        query = sorted(
-            pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "uploadId"
-        )  # drawn by the server
+        query = sorted(pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "uploadId")
         request = f"{method} {parts.path.lstrip('/').partition('/')[2]} {query} {byte_range}"
+
+        # Draw from the seed, the request and the number of this attempt.
         with self._lock:
             self._attempts[request] += 1
             generator = random.Random(f"{self.seed} {request} {self._attempts[request]}")
@@ -79,20 +95,20 @@ class Faults:
             self._row[request] += 1
             return generator.choice(self.kinds)
 
-    def count(self, counter: Counter[str], what: str) -> None:
-        """Handlers run in threads of their own."""
+    def count(self, counter: Counter[str], name: str) -> None:
+        """Add one to a counter, under the lock: each connection has a thread of its own."""
         with self._lock:
-            counter[what] += 1
+            counter[name] += 1
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection of a client; every request of it goes to the server behind on a connection of its own."""
+    """One connection of a client. Each of its requests goes to the server on a new connection."""
 
     protocol_version = "HTTP/1.1"
     server: Proxy
 
     def handle_one_request(self) -> None:
-        """As the base class, for every method alike."""
+        """Answer one request, with any method. The base class would want a function for each method."""
         self.raw_requestline = self.rfile.readline(65537)
         if not self.raw_requestline or not self.parse_request():
             self.close_connection = True
@@ -101,11 +117,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, *_: Any) -> None:
-        """Nothing is printed."""
+        """Print nothing."""
 
     def _answer(self) -> None:
+        """Forward a request and send the answer of the server, with the fault that is drawn for the request."""
         faults, body = self.server.faults, self._body()
         fault = faults.draw(self.command, self.path, self.headers.get("Range", ""))
+
+        # Faults before the request reaches the server.
         if fault == "slowdown":
             faults.count(faults.injected, fault)
             self._send(503, "Slow Down", [("Content-Type", "application/xml")], SLOW_DOWN)
@@ -114,19 +133,24 @@ class Handler(BaseHTTPRequestHandler):
             faults.count(faults.injected, fault)
             time.sleep(faults.slow_s)
         status, reason, headers, content = self._forward(body)
+
+        # Faults in the middle of the answer. An empty answer cannot be truncated.
         if fault == "truncated" and not content:
-            fault = "reset"  # there is nothing to cut off
+            fault = "reset"
         if fault in ("reset", "truncated"):
             faults.count(faults.injected, fault)
             self._send(status, reason, headers, content, sent=len(content) // 2)
-            if fault == "reset":  # closing a socket that does not linger is a reset
+            if fault == "reset":  # a socket that does not linger sends a reset when it is closed
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return
+
+        # The complete answer.
         self._send(status, reason, headers, content)
         faults.count(faults.passed, f"{self.command} {urlsplit(self.path).path}")
 
     def _body(self) -> bytes:
+        """Read the body of a request, which may be chunked."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         chunks = []
@@ -138,6 +162,7 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def _forward(self, body: bytes) -> tuple[int, str, list[tuple[str, str]], bytes]:
+        """Send the request to the server and return status, reason, headers and content of its answer."""
         connection = http.client.HTTPConnection(self.server.faults.upstream)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -155,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
     def _send(
         self, status: int, reason: str, headers: list[tuple[str, str]], content: bytes, *, sent: int | None = None
     ) -> None:
-        """An answer, of whose content only `sent` bytes leave here if that is given."""
+        """Send an answer. If `sent` is given, only the first `sent` bytes of its content are sent."""
         self.send_response_only(status, reason)
         for name, value in headers:
             if name.lower() != "content-length" or self.command == "HEAD":
@@ -168,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Proxy:
-    """Listens on a free port of this machine, which stays its own while nothing listens there."""
+    """A proxy on a free port of this machine. The port stays reserved during an outage, when nothing listens there."""
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
@@ -192,7 +217,9 @@ class Proxy:
         self._reserved.close()
 
     def _serve(self) -> None:
+        """Accept connections until the proxy stops, except during outages."""
         while not self._stopped.is_set():
+            # Accept until the proxy stops or an outage begins.
             with socket.create_server((HOST, self.port), reuse_port=True, backlog=128) as listener:
                 self._listening.set()
                 listener.settimeout(0.02)
@@ -201,23 +228,28 @@ class Proxy:
                         connection, address = listener.accept()
                         self._open.add(connection)
                         threading.Thread(target=self._handle, args=(connection, address), daemon=True).start()
+
+            # Break the open connections.
             if self.faults.down:
                 self.faults.count(self.faults.injected, "outage")
             for connection in list(self._open):
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+            # Wait for the end of the outage.
             while self.faults.down and not self._stopped.is_set():
                 time.sleep(0.02)
 
     def _handle(self, connection: socket.socket, address: Any) -> None:
+        """Answer all requests of one connection."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with connection, suppress(OSError, ValueError):  # the client is gone, or an outage has cut the connection
-            Handler(connection, address, self)  # type: ignore[arg-type]  # all it asks of a server is to be handed on
+        with connection, suppress(OSError, ValueError):  # the client has gone, or an outage has broken the connection
+            Handler(connection, address, self)  # type: ignore[arg-type]  # the base class only stores the server
         self._open.discard(connection)
 
 
 @contextmanager
 def faulty(faults: Faults) -> Iterator[str]:
-    """The URL of a proxy before `faults.upstream` that lives as long as the block."""
+    """Run a proxy before `faults.upstream` during the block, and yield its URL."""
     with Proxy(faults) as proxy:
         yield f"http://{HOST}:{proxy.port}"

@@ -1,4 +1,4 @@
-"""The configurations of the paper's tables: each differs from config F in what its row says, and every one trains."""
+"""The configs of the paper's tables: each differs from config F in what its row says, and each of them trains."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from stylegan.config.file import flatten, load
 from stylegan.data.shardset import ShardSet
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
-from stylegan.pipeline.run import make_keys
+from stylegan.pipeline.keys import make_keys
 from stylegan.training.schedule import stages
 from stylegan.training.state import start_stage
 from stylegan.training.step import discriminator_step, generator_step
@@ -37,7 +37,7 @@ TRADITIONAL = {
 }
 NO_MIXING = {"model.style_mixing_prob": "0.0"}
 TABLE_2 = {"evaluation.metrics": '["fid", "fid_mixing"]'}
-# What differs from config F, by the tables of Karras et al. 2019 (1: a to f, 2: mixing, 4: traditional and style).
+# The differences from config F in the tables of Karras et al. 2019 (1: a to f, 2: mixing, 4: traditional and style).
 DIFFERENCES = {
     "a": TRADITIONAL
     | {
@@ -83,7 +83,7 @@ def test_a_row_differs_from_the_published_config_in_what_the_table_says(name):
     assert found.keys() == common.keys()
     assert {key: value for key, value in found.items() if value != common[key] and key != "name"} == DIFFERENCES[name]
     names = [load(path).name for path in FOLDER.glob("*.yaml")]
-    assert len(set(names)) == len(names)  # a name is a model in the registry
+    assert len(set(names)) == len(names)  # each name is a model of its own in the registry
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_row_differs_from_the_published_config_in_what_the_table_says(name):
         ("a", 23_079_115, 23_087_249),  # ProGAN's table 2: 23.1 million each
         ("b", 23_079_115, 23_087_249),
         ("traditional-8", 23_079_115 + 2_101_248, 23_087_249),
-        ("d", 26_219_627 - 5_088, 23_087_249),  # a weight of the noise for each feature map of each layer
+        ("d", 26_219_627 - 5_088, 23_087_249),  # one noise weight for each feature map of each layer
         ("f", 26_219_627, 23_087_249),
         ("style-0", 26_219_627 - 2_101_248, 23_087_249),
         ("style-2", 26_219_627 - 2_101_248 * 6 // 8, 23_087_249),
@@ -109,14 +109,14 @@ def test_parameters_at_1024_are_the_published_ones(name, of_g, of_d):
     ("name", "twin"), [("mixing-000", "e"), ("mixing-090", "f"), ("traditional-0", "b"), ("style-8", "f")]
 )
 def test_rows_of_two_tables_are_trained_once(name, twin):
-    """Their stages have the same keys, so the second run takes them from storage."""
+    """Their stages have the same keys, so the second run reads them from storage."""
     shards = ShardSet(uri="x", fingerprint="f", num_images=70_000, resolutions=(1024,), label_names=(), num_rejected=0)
     one, other = (make_keys(load(FOLDER / f"{row}.yaml"), shards).stages for row in (name, twin))
     assert one == other
 
 
 def test_lengths_of_training():
-    """ProGAN has nine stages from 4x4 and 12,000 kimg, all others eight from 8x8 and 25,000."""
+    """ProGAN has nine stages from 4x4 and 12,000 kimg; all others have eight from 8x8 and 25,000."""
     for name in NAMES:
         plan = stages(load(FOLDER / f"{name}.yaml"))
         first, number, kimg = (4, 9, 12_000) if name == "a" else (8, 8, 25_000)
@@ -142,7 +142,7 @@ def test_every_row_trains_and_has_the_parts_of_its_row(tiny):
     for player in ("G", "D"):
         now, before = (dict(getattr(one, player).named_parameters()) for one in (state, fresh))
         assert all(value.isfinite().all() for value in now.values())
-        # All weights learn, but for the RGB layers of the old resolution (and noise, which may need several steps).
+        # All weights learn, except the RGB layers of the old resolution, which only a fade uses.
         still = [key for key, value in now.items() if torch.equal(value, before[key])]
         assert [key for key in still if not key.startswith(("from_rgb.0", "synthesis.to_rgb.0"))] == []
     assert all(value.isfinite() for value in state.sums.values())

@@ -1,4 +1,4 @@
-"""Pixels between networks and pictures."""
+"""Tests of the conversions between networks and pictures."""
 
 import io
 
@@ -22,7 +22,7 @@ def test_floats_span_minus_one_to_one() -> None:
 
 
 def test_pictures_are_rounded_and_metrics_cut_off() -> None:
-    """127.5 x + 127.5 is 0.4 and 0.6 below; 127.5 x + 128 is 0.9 and 1.1."""
+    """127.5 x + 127.5 is 0.4 and 0.6 here; 127.5 x + 128 is 0.9 and 1.1."""
     x = (torch.tensor([0.4, 0.6]) - 127.5) / 127.5
     assert to_uint8(x).tolist() == [0, 1]
     assert quantise(x).tolist() == [0, 1]

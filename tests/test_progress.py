@@ -1,4 +1,4 @@
-"""Progress as log records."""
+"""Tests of progress as log records."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Waiting for a store: what passes is tried again, what lasts is not, and every byte that comes is the right one."""
+"""Tests of waiting for a store: transient errors are retried, permanent ones are not, and every byte is right."""
 
 import errno
 import logging
@@ -11,18 +11,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
-from stylegan import retry as patience
-from stylegan import storage
+from stylegan import retry, storage
 from stylegan.config.sections import StorageConfig
 from stylegan.errors import UnavailableError
-from stylegan.retry import passes, patient
+from stylegan.retry import is_transient, patient
 
 CONTENT = bytes(range(256)) * 2000
 
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Callable[..., str]]:
-    """`server("503", "cut")` gives the URL of CONTENT, whose first GETs fail in these ways: a status, a cut body, a reset."""
+    """Yield a function: `server("503", "cut")` returns the URL of CONTENT, whose first GETs fail in these ways.
+
+    A fault is an HTTP status, `cut` (a truncated body) or `reset`.
+    """
     faults: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -56,37 +58,37 @@ def server(monkeypatch) -> Iterator[Callable[..., str]]:
             pass
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=listener.serve_forever, args=(0.02,))
     thread.start()
 
-    def give(*wanted: str) -> str:
+    def url_with(*wanted: str) -> str:
         faults[:] = wanted
         fsspec.get_filesystem_class("http").clear_instance_cache()
         return f"http://127.0.0.1:{listener.server_port}/x.bin"
 
-    yield give
+    yield url_with
     listener.shutdown()
     listener.server_close()
     thread.join()
 
 
 @pytest.mark.parametrize("faults", [["503"], ["500", "429"], ["cut"], ["reset", "cut", "503"]], ids=" ".join)
-def test_what_passes_is_waited_for(server, tmp_path, faults):
-    """Throttling, failures of the store, truncated bodies and resets do not reach the caller, nor does a wrong byte."""
+def test_transient_errors_are_waited_for(server, tmp_path, faults):
+    """Neither throttling, failures of the store, truncated bodies and resets nor a wrong byte reach the caller."""
     assert storage.read_bytes(server(*faults)) == CONTENT
     storage.download(server(*faults), tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == CONTENT
 
 
-def test_open_file_goes_on_where_it_broke_off(server):
+def test_open_file_continues_after_a_broken_connection(server):
     with storage.open_read(server("503", "cut")) as file:
         assert file.read(700) + file.read(600_000) == CONTENT
 
 
-def test_what_lasts_fails_at_once(server, caplog):
-    """A refused or missing file is not waited for."""
+def test_permanent_errors_fail_at_once(server, caplog):
+    """A request for a refused or missing file is not repeated."""
     with pytest.raises(UnavailableError, match="403"):
         storage.read_bytes(server(*["403"] * 5))
     with pytest.raises(FileNotFoundError):
@@ -95,16 +97,16 @@ def test_what_lasts_fails_at_once(server, caplog):
 
 
 def test_patience_ends(server, monkeypatch):
-    """A store that stays down is one line, after as long as was set."""
+    """A store that stays down is an error of one line, once the patience is over."""
     monkeypatch.setenv("STYLEGAN_PATIENCE", "0.5")
     with pytest.raises(UnavailableError, match="storage: cannot read http://127"):
         storage.read_bytes(server(*["503"] * 1000))
 
 
-def test_log_tells_of_the_wait_now_and_then(monkeypatch, caplog):
-    """One line when it begins, then one every `LINE_EVERY` seconds for each store, not one an attempt."""
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.02)
-    monkeypatch.setattr(patience, "LINE_EVERY", 0.3)
+def test_log_has_a_line_about_waiting_at_intervals(monkeypatch, caplog):
+    """There is a line at the start, then one every `SECONDS_BETWEEN_LINES` for each store, not one per attempt."""
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(retry, "SECONDS_BETWEEN_LINES", 0.3)
     failures = iter([TimeoutError("no answer")] * 30)
 
     def act() -> int:
@@ -119,21 +121,21 @@ def test_log_tells_of_the_wait_now_and_then(monkeypatch, caplog):
 
 
 def test_kinds_of_errors(tmp_path):
-    """A full disk and a missing right are not the store's; a translated error is known by its cause."""
-    assert not passes(OSError(errno.ENOSPC, "No space left on device"))
-    assert not passes(PermissionError("no"))
-    assert not passes(ValueError("a defect"))
-    assert passes(ConnectionResetError("reset"))
+    """A full disk or missing permission is no error of the store; a translated error is judged by its cause."""
+    assert not is_transient(OSError(errno.ENOSPC, "No space left on device"))
+    assert not is_transient(PermissionError("no"))
+    assert not is_transient(ValueError("a defect"))
+    assert is_transient(ConnectionResetError("reset"))
     translated = OSError(errno.EBUSY, "slow down")
     translated.__cause__ = TimeoutError()
-    assert passes(translated)
+    assert is_transient(translated)
 
 
 def test_settings_reach_child_processes(monkeypatch):
-    """Both are environment variables; an unset limit leaves the one of the environment."""
+    """Both are environment variables; without `cache_gb` the variable keeps its value."""
     monkeypatch.setenv("STYLEGAN_PATIENCE", "1")
     monkeypatch.setenv("STYLEGAN_CACHE_GB", "3")
-    patience.use_settings(StorageConfig(patience_s=77))
+    retry.use_settings(StorageConfig(patience_s=77))
     assert (os.environ["STYLEGAN_PATIENCE"], os.environ["STYLEGAN_CACHE_GB"]) == ("77.0", "3")
-    patience.use_settings(StorageConfig(cache_gb=1.5))
+    retry.use_settings(StorageConfig(cache_gb=1.5))
     assert os.environ["STYLEGAN_CACHE_GB"] == "1.5"

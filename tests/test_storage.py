@@ -1,4 +1,4 @@
-"""Storage: whole writes, marker-last publishing, and one line for whatever a store refuses."""
+"""Tests of storage: whole writes, uploads, downloads, and one line for whatever a store refuses."""
 
 import os
 import threading
@@ -13,14 +13,14 @@ from stylegan.errors import StepError
 
 @pytest.fixture(params=["local", "s3", "memory"])
 def root(request, tmp_path) -> str:
-    """The same tests run on a folder, a bucket and a file system in memory."""
+    """Return a root for each kind of store: a folder, a bucket and a file system in memory."""
     if request.param == "s3":
         return request.getfixturevalue("s3_server")() + "/root"
     return str(tmp_path / "root") if request.param == "local" else f"memory://{tmp_path.name}"
 
 
 def test_bytes_and_json_come_back(root):
-    """What was written is read, the last write wins, folders appear by themselves."""
+    """Reading returns what was written; the last write wins; folders are made as needed."""
     storage.write_bytes(f"{root}/a/b.bin", b"one")
     storage.write_bytes(f"{root}/a/b.bin", b"two")
     storage.write_json(f"{root}/a/c.json", {"x": [1, 2.5, None, "é"]})
@@ -31,7 +31,7 @@ def test_bytes_and_json_come_back(root):
 
 
 def test_looking_up_listing_and_deleting(root, tmp_path):
-    """exists, names and delete agree; nothing is wrong with what is not there."""
+    """`exists`, `names` and `delete` agree, and accept what does not exist."""
     assert not storage.exists(f"{root}/a")
     assert storage.names(f"{root}/a") == []
     storage.delete(f"{root}/a")
@@ -48,7 +48,7 @@ def test_looking_up_listing_and_deleting(root, tmp_path):
 
 
 def test_missing_file_is_file_not_found(root, tmp_path):
-    """Callers tell a missing object from a store that fails."""
+    """Callers can distinguish a missing file from a store that fails."""
     for read in (
         storage.read_bytes,
         storage.read_json,
@@ -59,41 +59,26 @@ def test_missing_file_is_file_not_found(root, tmp_path):
             read(f"{root}/none.json")
 
 
-def test_publish_moves_a_folder(root, tmp_path):
-    """All files arrive below the URI and the local folder is gone."""
-    folder = tmp_path / "made"
-    for name in ("manifest.json", "r0004/a.tar", "z.txt"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    storage.publish(folder, f"{root}/sets/x")
-    assert not folder.exists()
-    assert storage.names(f"{root}/sets/x") == ["manifest.json", "r0004", "z.txt"]
-    assert storage.read_bytes(f"{root}/sets/x/r0004/a.tar") == b"r0004/a.tar"
+def test_upload_and_download_copy_a_file(root, tmp_path):
+    """A local file arrives at the URI, whichever way the URI is passed, and comes back."""
+    (tmp_path / "a.tar").write_bytes(b"content")
+    storage.upload(tmp_path / "a.tar", f"{root}/sets/one.tar")
+    storage.upload(local=tmp_path / "a.tar", uri=f"{root}/sets/two.tar")
+    assert storage.names(f"{root}/sets") == ["one.tar", "two.tar"]
+    storage.download(f"{root}/sets/two.tar", tmp_path / "back.tar")
+    assert (tmp_path / "back.tar").read_bytes() == b"content"
 
 
-def test_publish_writes_the_manifest_last(s3_server, tmp_path):
-    """An upload that breaks off in the middle leaves no manifest."""
-    folder = tmp_path / "made"
-    folder.mkdir()
-    (folder / "manifest.json").write_text("{}")
-    (folder / "z.tar").symlink_to("/proc/self/mem")  # opens, but cannot be read: the upload fails here
-    bucket = s3_server()
-    with pytest.raises(StepError, match=f"storage: cannot upload to {bucket}/x/z.tar: "):
-        storage.publish(folder, f"{bucket}/x")
-    assert not storage.exists(f"{bucket}/x/manifest.json")
-
-
-def test_publish_replaces_what_was_cut_short(tmp_path):
-    """A half-made folder of an earlier attempt does not mix with the new one."""
-    storage.write_bytes(f"{tmp_path}/sets/x/old.tar", b"old")
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "new.tar").write_bytes(b"new")
-    storage.publish(tmp_path / "made", f"{tmp_path}/sets/x")
-    assert storage.names(f"{tmp_path}/sets/x") == ["new.tar"]
+def test_upload_that_fails_leaves_nothing(root, tmp_path):
+    """The message names the URI, not the local file, and readers see no part of the file."""
+    (tmp_path / "z.tar").symlink_to("/proc/self/mem")  # opens, but cannot be read
+    message = one_line(storage.upload, tmp_path / "z.tar", f"{root}/x/z.tar")
+    assert message.startswith(f"storage: cannot upload to {root}/x/z.tar: ")
+    assert storage.names(f"{root}/x") == []
 
 
 def test_readers_see_whole_files(tmp_path):
-    """While a file is written again and again, a reader sees one version or the other, and no temporary file stays."""
+    """While a file is rewritten, a reader sees one version or the other, and no temporary file stays."""
     uri, versions = str(tmp_path / "f.bin"), [bytes([i]) * 200_000 for i in (1, 2)]
     storage.write_bytes(uri, versions[0])
     done = threading.Event()
@@ -113,7 +98,7 @@ def test_readers_see_whole_files(tmp_path):
 
 
 def test_refused_write_leaves_nothing(tmp_path):
-    """A write that the disk breaks off is one line, the old file stays whole and no temporary file is left."""
+    """A write that the disk refuses is an error of one line; the old file stays and no temporary file is left."""
     import resource
 
     uri = str(tmp_path / "f.bin")
@@ -130,6 +115,7 @@ def test_refused_write_leaves_nothing(tmp_path):
 
 
 def one_line(call, *args: object) -> str:
+    """Return the message of the StepError that a call raises; it must be one line."""
     with pytest.raises(StepError) as caught:
         call(*args)
     assert "\n" not in str(caught.value)
@@ -137,25 +123,23 @@ def one_line(call, *args: object) -> str:
 
 
 def test_folder_that_cannot_be_made(tmp_path):
-    """A path below a regular file names the path, the action and the cure."""
+    """The message about a path below a regular file names the action, the path and the cure."""
     (tmp_path / "file").write_text("")
     message = one_line(storage.write_bytes, f"{tmp_path}/file/x.bin", b"x")
     assert message.startswith(f"storage: cannot write {tmp_path}/file/x.bin: ")
     assert "check free space, permissions and credentials" in message
-    (tmp_path / "made").mkdir()
-    assert "cannot upload to" in one_line(storage.publish, tmp_path / "made", f"{tmp_path}/file/x")
+    assert "cannot upload to" in one_line(storage.upload, tmp_path / "file", f"{tmp_path}/file/x")
 
 
 def test_bucket_that_does_not_exist(s3_server, tmp_path):
-    """Writing to a missing bucket is one line, not a FileNotFoundError."""
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "a").write_text("a")
+    """Writing to a missing bucket is an error of one line, not a FileNotFoundError."""
+    (tmp_path / "a").write_text("a")
     assert "s3://no-such-bucket/x" in one_line(storage.write_bytes, "s3://no-such-bucket/x", b"x")
-    assert "s3://no-such-bucket/x" in one_line(storage.publish, tmp_path / "made", "s3://no-such-bucket/x")
+    assert "s3://no-such-bucket/x" in one_line(storage.upload, tmp_path / "a", "s3://no-such-bucket/x")
 
 
 def test_store_that_does_not_answer(s3_server, monkeypatch):
-    """A closed port is one line for every verb, once the patience is over."""
+    """A closed port is an error of one line from every function, once the patience is over."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("STYLEGAN_PATIENCE", "0.3")
@@ -169,12 +153,12 @@ def test_store_that_does_not_answer(s3_server, monkeypatch):
 
 @pytest.mark.parametrize("uri", ["s4://bucket/x", "nonsense://x"])
 def test_unknown_protocol(uri):
-    """A URL of no known store is a user's mistake."""
+    """The message names a URL of no known store."""
     assert one_line(storage.exists, uri).startswith(f"storage: cannot use {uri}: Protocol not known")
 
 
 def test_json_that_is_none(tmp_path):
-    """A damaged record names its file and the cure."""
+    """The message about a damaged record names its file and the cure."""
     (tmp_path / "x.json").write_text('{"a": ')
     message = one_line(storage.read_json, str(tmp_path / "x.json"))
     assert "x.json is not valid JSON" in message
@@ -182,7 +166,7 @@ def test_json_that_is_none(tmp_path):
 
 
 def test_paths(tmp_path, monkeypatch):
-    """Local paths become absolute, URLs lose only a slash at their end."""
+    """Local paths become absolute; URLs lose only a slash at their end."""
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("data") == storage.absolute(f"file://{tmp_path}/data") == f"{tmp_path}/data"
     assert storage.absolute("~/x") == str(Path.home() / "x")

@@ -1,4 +1,4 @@
-"""What the terminal shows: log lines and progress bars on standard error, results on standard output."""
+"""The terminal: log lines and progress bars on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Handler(logging.Handler):
-    """Prints the library's log; on a terminal, progress is drawn as bars instead of lines."""
+    """Prints the library's log; on a terminal it draws progress as bars instead of lines."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
@@ -38,7 +38,7 @@ class Handler(logging.Handler):
         self.tasks: dict[str, TaskID] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One record to the terminal."""
+        """Print one record."""
         progress = getattr(record, "progress", None)
         if progress and self.console.is_terminal:
             self._draw(*progress)
@@ -63,14 +63,14 @@ class Handler(logging.Handler):
         self.bars, self.tasks = None, {}
 
     def close(self) -> None:
-        """Leave the bars as they are."""
+        """Stop drawing and leave the bars as they are."""
         self._stop()
         super().close()
 
 
 @contextlib.contextmanager
 def logging_to_terminal() -> Iterator[None]:
-    """Send the library's log to standard error for the time of a command."""
+    """Send the library's log to standard error inside the block."""
     console = Console(file=sys.stderr)
     handler = Handler(console)
     names = ["stylegan", "stylegan-progress"] if console.is_terminal else ["stylegan"]
@@ -86,12 +86,12 @@ def logging_to_terminal() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     print(f"stylegan: {message}", file=sys.stderr)
 
 
 def print_plan(plan: Plan) -> None:
-    """The steps of a plan as a table on standard output."""
+    """Print the steps of a plan as a table on standard output."""
     table = Table(
         title=f"{plan.name}: {plan.run_id or 'the run id is known once the data is sharded'}", title_justify="left"
     )
@@ -139,7 +139,7 @@ def print_done(done: Done[Any], as_json: bool) -> None:
 
 
 def print_record(record: BaseModel, cached: bool) -> None:
-    """A step's record as `key  value` lines on standard output."""
+    """Print a step's record as `key  value` lines on standard output."""
     print("taken from storage:" if cached else "done:")
     for key, value in record.model_dump(mode="json").items():
         if isinstance(value, dict):
@@ -152,13 +152,13 @@ def print_record(record: BaseModel, cached: bool) -> None:
 
 
 def print_examination(examination: Examination) -> None:
-    """What works and what does not, a line each."""
+    """Print what works and what does not, a line each."""
     for finding in examination.findings:
         print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<8} {finding.detail}")
 
 
 def print_summary(config: Config, summary: Summary) -> None:
-    """The end of a run: stages, metrics, grid, version, and how to look at it all."""
+    """Print the end of a run: stages, metrics, grid, version, verdict, and the commands that show more."""
     console = Console()
     table = Table(title=f"{summary.run_id}: training", title_justify="left")
     penalty = next((key for key in PENALTIES if any(key in point for point in summary.stages)), PENALTIES[0])
@@ -191,7 +191,7 @@ def print_summary(config: Config, summary: Summary) -> None:
 
 
 def ui_commands(config: Config, summary: Summary) -> list[str]:
-    """The commands that open MLflow and Prefect on this run's results, and one that draws from the new model."""
+    """Return the commands that open MLflow and Prefect on this run's results, and one that draws from the new model."""
     from stylegan.tracking.connection import resolve_uri
 
     uri, folder = resolve_uri(config), shlex.quote(os.path.dirname(sys.executable))

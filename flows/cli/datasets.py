@@ -1,4 +1,4 @@
-"""Data sets for people: what `stylegan shard` prints of one, its proof, and what Prefect shows of it."""
+"""`stylegan shard`: write a set of shards, print what it holds, or verify it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATHS = 3  # of rejects, for each kind
 
 
 def print_shards(shards: ShardSet, *, cached: bool) -> None:
-    """Images, labels, rejects by kind with the first paths, and where everything is, on standard output."""
+    """Print images, labels, rejects by kind with the first paths, and where everything is, on standard output."""
     card, console = read_card(shards.uri), Console()
     print(
         f"{'taken from storage' if cached else 'done'}: {shards.num_images:,} images, fingerprint {shards.fingerprint}"
@@ -63,7 +63,7 @@ def _rejects_table(card: DatasetCard) -> Table:
 
 
 def make_shards(config: Config) -> Done[ShardSet]:
-    """The first step of the pipeline alone, which needs no MLflow. Raises as `Pipeline.shard`."""
+    """Run the first step of the pipeline alone, which needs no MLflow. Raises as `Pipeline.shard`."""
     from stylegan.cluster.session import ray_session
     from stylegan.pipeline.steps import Pipeline
 
@@ -72,10 +72,13 @@ def make_shards(config: Config) -> Done[ShardSet]:
 
 
 def verify_shards(target: str, overrides: list[str], *, as_json: bool) -> None:
-    """Read a set again, that of a config (YAML file), on its Ray, or the one at a URI, here; each problem is a line of output.
+    """Read every byte of a set again and print each problem as a line.
+
+    Args:
+        target: a YAML file (its set is read on its Ray), or the URI of a set (it is read in this process).
 
     Raises:
-        ConfigError: overrides for a URI.
+        ConfigError: overrides were given for a URI.
         StepError: there are problems, the config is not sharded yet, or there is no set at the URI.
     """
     found = _verify(target, overrides)
@@ -101,7 +104,7 @@ def _verify(target: str, overrides: list[str]) -> Verification:
     progress = Progress("verify", 1, "tars").reach
     if not target.endswith((".yaml", ".yml")):
         if overrides:
-            raise ConfigError(f"--set {overrides[0]}: is for a config; {target} is the URI of a set")
+            raise ConfigError(f"--set {overrides[0]}: belongs to a config; {target} is the URI of a set")
         return verify(target, progress=progress)
     config = load(target, overrides)
     shards = find_shards(open_source(config.data), config.data, storage.absolute(config.storage.root))

@@ -1,4 +1,4 @@
-"""`stylegan doctor`: tries every engine a run needs and says what works and what to do."""
+"""`stylegan doctor`: try every engine that a run needs; say what works, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from stylegan.records import Record
 from stylegan.retry import use_settings
 from stylegan.tracking.connection import check_server, resolve_uri
 
+# Returns what works, in words; raises UserError with what does not.
+Check = Callable[[Config | None], str]
+
 
 class Finding(Record):
-    """One thing tried."""
+    """The result of one check."""
 
     name: str
     ok: bool
@@ -30,7 +33,7 @@ class Finding(Record):
 
 
 class Examination(Record):
-    """All things tried; `ok` if all work."""
+    """The results of all checks; `ok` if everything works."""
 
     findings: tuple[Finding, ...]
 
@@ -41,29 +44,27 @@ class Examination(Record):
 
 
 def examine(config: Config | None) -> Examination:
-    """Try what a run of this config needs; without a config, what the defaults need on this machine."""
-    use_settings(
-        (config.storage if config else StorageConfig()).model_copy(update={"patience_s": 5.0})
-    )  # told, not waited for
-    checks: list[tuple[str, Callable[[Config | None], str]]] = [
+    """Check what a run of this config needs; without a config, what the defaults need on this machine."""
+    settings = config.storage if config else StorageConfig()
+    use_settings(settings.model_copy(update={"patience_s": 5.0}))  # a store that is away is reported, not waited for
+    checks: list[tuple[str, Check]] = [
         ("storage", _storage),
         ("data", _data),
         ("metrics", _metrics),
+        *(weight_checks(config) if config else ()),
         ("mlflow", _mlflow),
         ("prefect", _prefect),
         ("ray", _ray),
     ]
-    if config:
-        checks[3:3] = weight_checks(config)
     return Examination(findings=tuple(_try(name, check, config) for name, check in checks))
 
 
-def weight_checks(config: Config) -> list[tuple[str, Callable[[Config | None], str]]]:
-    """A check for each file of the published networks that the metrics need."""
+def weight_checks(config: Config) -> list[tuple[str, Check]]:
+    """Return a check for each file of the published networks that the metrics need."""
     return [("weights", partial(_weights, kind)) for kind in weights.needed(config.evaluation)]
 
 
-def _try(name: str, check: Callable[[Config | None], str], config: Config | None) -> Finding:
+def _try(name: str, check: Check, config: Config | None) -> Finding:
     try:
         return Finding(name=name, ok=True, detail=check(config))
     except UserError as error:
@@ -95,11 +96,10 @@ def _data(config: Config | None) -> str:
         return "give a CONFIG to look at its data"
     source = open_source(config.data)
     check_data(config, len(source.images), source.label_names, source.attribute_names)
-    labels = (
-        f"{len(source.attribute_names)} attributes"
-        if source.attribute_names
-        else f"{len(source.label_names) or 'no'} classes"
-    )
+    if source.attribute_names:
+        labels = f"{len(source.attribute_names)} attributes"
+    else:
+        labels = f"{len(source.label_names) or 'no'} classes"
     return f"{len(source.images)} images, {labels} in {config.data.source}"
 
 
@@ -111,11 +111,12 @@ def _metrics(config: Config | None) -> str:
         return "the embedded classifier needs no weights"
     check_features(config.evaluation, labelled=bool(open_source(config.data).label_names))
     features = config.evaluation.features
-    return f"evaluation.features={features}: {'public networks, see below' if features == 'inception' else 'is there or trained on demand'}"
+    what = "public networks, see below" if features == "inception" else "is there or trained on demand"
+    return f"evaluation.features={features}: {what}"
 
 
-def _weights(kind: weights.Kind, config: Config | None) -> str:
-    """One file of a published network: where it is, or where it would come from and go to."""
+def _weights(kind: weights.WeightName, config: Config | None) -> str:
+    """Check one file of a published network; say where it is, or whence `run` would download it and to where."""
     assert config is not None
     place = weights.locate(kind, getattr(config.evaluation.weights, kind))
     size = weights.shown_size(place.num_bytes)

@@ -38,7 +38,7 @@ for command in COMMANDS:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     try:
         with console.logging_to_terminal():
             app(

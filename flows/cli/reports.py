@@ -1,4 +1,4 @@
-"""Reports of an evaluation on the terminal: metrics with intervals and protocols, curves, what was skipped, published figures."""
+"""Print an evaluation on the terminal: metrics with intervals and protocols, curves, and published figures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """All of an evaluation, and where its page is."""
+    """Print a whole evaluation and the URI of its page."""
     cached = ", taken from storage" if evaluation.cached else ""
     title = f"{evaluation.model} against {evaluation.data}{cached}"
     print_report(evaluation.report, title=title, published=evaluation.published, page=evaluation.page)
 
 
 def print_report(report: Report, *, title: str, published: Sequence[Comparison], page: str) -> None:
-    """Tables on standard output, the line with the page last."""
+    """Print the tables of a report to standard output, and the URI of its page in the last line."""
     print_metrics(report, title)
     for name, rows in report.curves.items():
         _print_curve(name, rows)
@@ -34,7 +34,7 @@ def print_report(report: Report, *, title: str, published: Sequence[Comparison],
 
 
 def print_metrics(report: Report, title: str) -> None:
-    """Every metric with its interval and protocol, and the reasons of those that were skipped."""
+    """Print every metric with its interval and protocol, and every skipped metric with the reason."""
     console = Console()
     console.print(escape(title), highlight=False, soft_wrap=True)
     table = _table("metric", "value", "95 % interval", "protocol")
@@ -58,21 +58,26 @@ def _print_curve(name: str, rows: Sequence[dict[str, float]]) -> None:
 
 
 def _print_published(published: Sequence[Comparison]) -> None:
-    """The published figures that we have one for; what keeps them from being compared is numbered, and told below."""
+    """Print the published figures that the report has a value for; numbered reasons say why two do not compare."""
     rows = [comparison for comparison in published if comparison.value is not None]
     if not rows:
         return
+
+    # Table, with the numbers of the reasons in its last column.
     reasons = list(dict.fromkeys(why for row in rows for why in row.why_not))
     print(f"published for {rows[0].published.title}")
     table = _table("metric", "of", "published", "ours", "comparable")
     for row in rows:
-        figure, why_not = row.published, ", ".join(map(str, sorted(reasons.index(why) + 1 for why in row.why_not)))
-        verdict = "[green]yes[/]" if row.comparable else f"no: {why_not}"
+        figure = row.published
+        numbers = ", ".join(str(position) for position in sorted(reasons.index(why) + 1 for why in row.why_not))
+        verdict = "[green]yes[/]" if row.comparable else f"no: {numbers}"
         table.add_row(
             figure.name, f"{figure.dataset_title} {figure.resolution}", f"{figure.value:g}", number(row.value), verdict
         )
     console = Console()
     console.print(table)
+
+    # The reasons.
     for position, reason in enumerate(reasons, start=1):
         console.print(f"  {position:>2} {escape(reason)}", highlight=False, soft_wrap=True)
 

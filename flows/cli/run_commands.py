@@ -1,4 +1,4 @@
-"""Commands on the config of a run: its plan, the whole DAG, single steps, and the check of its engines."""
+"""Commands on the config of a run: its plan, the whole DAG, single steps, and a check of its engines."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson =
 
 
 def shard(config: str, /, *, verify: bool = False, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Only the first step: images to WebDataset shards, or the proof that finished ones are whole.
+    """Run the first step alone: write images as WebDataset shards, or verify finished ones.
 
     Parameters
     ----------
     config
         YAML file of the run; with --verify also the URI of a set.
     verify
-        Make nothing: read every byte of a finished set again and name what is damaged.
+        Write nothing: read every byte of a finished set again and name what is damaged.
     """
     from flows.cli import datasets
 
@@ -66,7 +66,7 @@ def shard(config: str, /, *, verify: bool = False, overrides: Overrides = None, 
 def train(
     config: ConfigFile, /, *, until: int | None = None, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
-    """Train the stages (sharding first if need be).
+    """Train the stages, after sharding if that is not done yet.
 
     Parameters
     ----------
@@ -89,14 +89,15 @@ def evaluate(
     *,
     metrics: str | None = None,
     config: Annotated[
-        str | None, Parameter(help="Config that says what to compare a MODEL with, and how; unset is its own run's.")
+        str | None,
+        Parameter(help="Config that says what to compare a MODEL with, and how; unset: that of its own run."),
     ] = None,
     data: str | None = None,
     out: str | None = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure any model or images; with the YAML file of a run, do that run's own step of the pipeline.
+    """Measure any model or images; with the YAML file of a run, run that step of its pipeline.
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ def register(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJ
 
 
 def doctor(config: ConfigFile | None = None, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check storage, Ray, MLflow, Prefect and the metric's weights: what works, and what to do about the rest."""
+    """Check storage, Ray, MLflow, Prefect and the metrics' weights: what works, and what to do about the rest."""
     from flows.cli.doctor import examine
 
     settings = load(config, overrides or []) if config else None
@@ -169,7 +170,7 @@ def doctor(config: ConfigFile | None = None, /, *, overrides: Overrides = None, 
 
 
 def _quiet_prefect() -> None:
-    """The terminal shows our own log; Prefect's goes to its server only. Must come before prefect is imported."""
+    """Keep Prefect's log off the terminal, which shows our own. Must be called before prefect is imported."""
     settings = {
         "PREFECT_LOGGING_EXTRA_LOGGERS": "stylegan",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",

@@ -1,20 +1,20 @@
-"""What single fields cannot tell: whether the values of a config fit together. Every mistake is one line with its cure."""
+"""Check that the values of a config fit together, which the fields cannot check one by one.
+
+Every mistake is one line: `key=value: what is wrong; the cure`.
+"""
 
 from __future__ import annotations
 
 from stylegan.config.resolutions import at_resolution
 from stylegan.config.sections import UncheckedConfig
-
-# Entries of evaluation.metrics that do not give one value of their own name, and the values they give a gate: curves give none.
-VALUES: dict[str, tuple[str, ...]] = {
-    "pr": ("precision", "recall", "density", "coverage"),
-    "fid_mixing": (),
-    "truncation": (),
-}
+from stylegan.evaluation.metric_table import METRICS
 
 
 def check(config: UncheckedConfig) -> None:
-    """Raises ValueError at the first values that do not fit together; the line names keys, values, what is allowed and the cure."""
+    """Raise ValueError at the first values that do not fit together.
+
+    The message is one line that names the keys, their values, what is allowed and the cure.
+    """
     _check_data(config)
     _check_stages(config)
     _check_batches(config)
@@ -32,38 +32,49 @@ def _check_data(config: UncheckedConfig) -> None:
     data = config.data
     if data.label_file is not None and data.labels in ("none", "folder"):
         raise ValueError(
-            f"data.label_file={data.label_file} with data.labels={data.labels}: it would not be read; set data.labels=file or remove it"
+            f"data.label_file={data.label_file} with data.labels={data.labels}: the file would not be read; "
+            "set data.labels=file or remove it"
         )
 
 
 def _check_stages(config: UncheckedConfig) -> None:
     training, final = config.training, config.data.resolution
+
+    # The first stage.
     start = training.start_resolution
     if start not in config.resolutions:
         raise ValueError(f"training.start_resolution={start}: must be a power of two from 4 to data.resolution={final}")
+
+    # Exceptions for single stages.
     for owner, given in (("training", training.stages), ("ray", config.ray.stages)):
         unknown = [r for r in given if r not in config.resolutions]
         if unknown:
             raise ValueError(f"{owner}.stages.{unknown[0]}: no such stage; the stages are {list(config.resolutions)}")
     if start in training.stages and training.stages[start].fade_kimg:
         raise ValueError(f"training.stages.{start}.fade_kimg: the first stage has nothing to fade in from; remove it")
+
+    # The last stage must have something left to train after its fade-in.
     least = sum(sum(config.kimg_at(r)) for r in config.resolutions[:-1]) + config.kimg_at(final)[0]
     if training.total_kimg is not None and training.total_kimg <= least:
         raise ValueError(
             f"training.total_kimg={training.total_kimg:g}: the stages below {final}x{final} and its "
-            f"fade take {least:g} already; give more, or shorten training.fade_kimg and training.stable_kimg"
+            f"fade take {least:g} already; raise it, or shorten training.fade_kimg and training.stable_kimg"
         )
 
 
 def _check_batches(config: UncheckedConfig) -> None:
     for r in config.resolutions:
         batch, workers, group = config.batch_at(r), config.workers_at(r).workers or 1, config.model.mbstd_group
+
+        # Every worker has the same number of images.
         cut = " after training.max_batch_per_worker" if batch < config.uncut_batch_at(r) else ""
         if batch % workers:
             raise ValueError(
-                f"training.batch at {r}x{r} is {batch}{cut}: not divisible by its {workers} workers; use a multiple of {workers} or "
-                f"auto, or set training.stages.{r}.batch or ray.stages.{r}.workers"
+                f"training.batch at {r}x{r} is {batch}{cut}: not divisible by its {workers} workers; use a multiple of "
+                f"{workers} or auto, or set training.stages.{r}.batch or ray.stages.{r}.workers"
             )
+
+        # A group of the minibatch standard deviation is never divided among workers.
         share, members = batch // workers, min(group, batch)
         if share % min(members, share) or (workers > 1 and share % members):
             raise ValueError(
@@ -82,26 +93,26 @@ def _check_networks(config: UncheckedConfig) -> None:
 
 def _check_losses(config: UncheckedConfig) -> None:
     training = config.training
-    gradient = {name: getattr(training, name) for name in ("r1_gamma", "r2_gamma", "gp_weight")}
-    penalties = [f"training.{name}={value:g}" for name, value in gradient.items() if value]
+    weights = {name: getattr(training, name) for name in ("r1_gamma", "r2_gamma", "gp_weight")}
+    penalties = [f"training.{name}={value:g}" for name, value in weights.items() if value]
     if training.gp_weight and len(penalties) > 1:
         raise ValueError(
-            f"{penalties[-1]} with {penalties[0]}: one asks for gradients of norm {training.gp_target:g}, the other for none; "
-            f"set {penalties[0].split('=')[0]}=0 or training.gp_weight=0"
+            f"{penalties[-1]} with {penalties[0]}: one asks for gradients of norm {training.gp_target:g}, the other of "
+            f"norm 0; set {penalties[0].split('=')[0]}=0 or training.gp_weight=0"
         )
     if training.loss == "wgan" and not penalties and not config.model.spectral_norm:
         raise ValueError(
-            "training.loss=wgan without anything that bounds D's slope has no minimum; set training.gp_weight=10 (WGAN-GP), "
-            "training.r1_gamma or model.spectral_norm=true"
+            "training.loss=wgan: has no minimum without a penalty or norm that bounds D's slope; set "
+            "training.gp_weight=10 (WGAN-GP), training.r1_gamma or model.spectral_norm=true"
         )
     if training.drift_weight and training.loss not in ("wgan", "hinge"):
         raise ValueError(
-            f"training.drift_weight={training.drift_weight:g} with training.loss={training.loss}: the drift term is for scores without "
-            "an origin of their own; set it to 0 or use loss wgan or hinge"
+            f"training.drift_weight={training.drift_weight:g} with training.loss={training.loss}: the drift term is "
+            "for losses that leave the origin of scores open; set it to 0 or use loss wgan or hinge"
         )
     if training.penalty_interval > 1 and not penalties:
         raise ValueError(
-            f"training.penalty_interval={training.penalty_interval}: there is no penalty to leave out; set it to 1, or set "
+            f"training.penalty_interval={training.penalty_interval}: no gradient penalty is on; set it to 1, or set "
             "training.r1_gamma, r2_gamma or gp_weight"
         )
 
@@ -113,21 +124,21 @@ def _check_rotation(config: UncheckedConfig) -> None:
     for r in config.resolutions:
         batch, workers = config.batch_at(r), config.workers_at(r).workers or 1
         count = rotation.fraction * batch
-        if (
-            round(count) < 1 or abs(count - round(count)) > 0.01 or round(count) % workers
-        ):  # 0.333 may stand for a third
+        whole = abs(count - round(count)) <= 0.01  # 0.333 may stand for a third
+        if not whole or round(count) < 1 or round(count) % workers:
             raise ValueError(
-                f"training.rotation.fraction={rotation.fraction:g} of the {batch} images of a batch at {r}x{r} is {count:g} for {workers} "
-                f"worker(s): all turn the same whole number, at least one; use a multiple of {workers}/{batch} or a larger batch"
+                f"training.rotation.fraction={rotation.fraction:g} of the {batch} images of a batch at {r}x{r} is "
+                f"{count:g} for {workers} worker(s): each must rotate the same whole number of images, at least one; "
+                f"use a multiple of {workers}/{batch} or a larger batch"
             )
 
 
 def _check_precision(config: UncheckedConfig) -> None:
-    without = [r for r in config.resolutions if not config.workers_at(r).gpus_per_worker]
-    if config.training.precision == "fp16" and without:
+    on_cpus = [r for r in config.resolutions if not config.workers_at(r).gpus_per_worker]
+    if config.training.precision == "fp16" and on_cpus:
         raise ValueError(
-            f"training.precision=fp16 needs a GPU, but ray.gpus_per_worker is 0 at {without[0]}x{without[0]}; set ray.gpus_per_worker=1, "
-            "or use bf16 or fp32"
+            f"training.precision=fp16 needs a GPU, but ray.gpus_per_worker is 0 at {on_cpus[0]}x{on_cpus[0]}; "
+            "set ray.gpus_per_worker=1, or use bf16 or fp32"
         )
 
 
@@ -140,14 +151,17 @@ def _check_labels(config: UncheckedConfig) -> None:
         )
     if config.snapshots.probe_kimg:
         raise ValueError(
-            "snapshots.probe_kimg needs labels but data.labels=none; set data.labels=auto or leave out snapshots.probe_kimg"
+            "snapshots.probe_kimg needs labels but data.labels=none; set data.labels=auto or leave out "
+            "snapshots.probe_kimg"
         )
 
 
 def _check_metrics(config: UncheckedConfig) -> None:
-    if "fid_mixing" in config.evaluation.metrics and not config.model.styles:
+    mixing = [metric for metric in config.evaluation.metrics if METRICS[metric].needs_styles]
+    if mixing and not config.model.styles:
         raise ValueError(
-            "evaluation.metrics has fid_mixing, but model.styles=false leaves no styles to mix; take it out or set model.styles=true"
+            f"evaluation.metrics has {mixing[0]}, but model.styles=false leaves no styles to mix; take it out or set "
+            "model.styles=true"
         )
 
 
@@ -156,14 +170,15 @@ def _check_quick_metrics(config: UncheckedConfig) -> None:
     below = [r for r in config.resolutions[:-1] if at_resolution(config.snapshots.metrics_kimg, r)]
     if below and features not in ("classifier", "rotation", "inception"):
         raise ValueError(
-            f"snapshots.metrics_kimg asks for quick metrics at {below[0]}x{below[0]}, but evaluation.features={features} is a network for "
-            f"images of the last stage; measure there only (snapshots.metrics_kimg={{4: 0, {final}: ...}}) or use classifier or rotation"
+            f"snapshots.metrics_kimg asks for quick metrics at {below[0]}x{below[0]}, but "
+            f"evaluation.features={features} is a network for images of the last stage; measure there only "
+            f"(snapshots.metrics_kimg={{4: 0, {final}: ...}}) or use classifier or rotation"
         )
 
 
 def _check_gate(config: UncheckedConfig) -> None:
     metric, metrics = config.registry.gate.metric, list(config.evaluation.metrics)
-    measured = [value for name in metrics for value in VALUES.get(name, (name,))]
+    measured = [value for name in metrics for value in METRICS[name].gate]
     if metrics and metric not in measured:
         raise ValueError(
             f"registry.gate.metric={metric}: not among evaluation.metrics={metrics}, which the gate knows as {measured}; "

@@ -1,7 +1,9 @@
-"""A config from a YAML file, its `base:` files and `--set` overrides; every mistake is one line.
+"""Read a config from a YAML file, its `base:` files and `--set` overrides; write one as YAML.
 
-name: faces
-base: common.yaml       # relative to this file; replaced key by key
+    name: faces
+    base: common.yaml       # relative to this file; this file replaces its values key by key
+
+Every mistake is a ConfigError of one line.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError
@@ -30,12 +34,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: file missing, not YAML, unknown key or value not allowed; the message is one line.
     """
-    tree = _read(Path(path), ())
+    tree = _read_with_bases(Path(path), ())
     return build(tree, str(path), overrides)
 
 
 def build(tree: dict[str, Any], origin: str = "config", overrides: Sequence[str] = ()) -> Config:
-    """A checked `Config` from plain values, changed by `overrides` as in `load`; `origin` is named in errors.
+    """Check plain values and return them as a `Config`.
+
+    Args:
+        tree: the values as nested dicts; not changed.
+        origin: named in errors.
+        overrides: as in `load`.
 
     Raises:
         ConfigError: as in `load`.
@@ -43,20 +52,20 @@ def build(tree: dict[str, Any], origin: str = "config", overrides: Sequence[str]
     if overrides:
         tree = copy.deepcopy(tree)
     for override in overrides:
-        _apply(tree, override)
+        _apply_override(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(error, tree)}") from None
+        raise ConfigError(f"{origin}: {_explain(error)}") from None
 
 
 def dump(config: Config) -> str:
-    """The resolved config as YAML; `load` reads it back."""
+    """Return the complete config as YAML; `load` reads it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def flatten(config: Config) -> dict[str, str]:
-    """Every value by its dotted key, as text (for MLflow params)."""
+    """Return every value as text, by its dotted key (for MLflow params)."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -70,8 +79,33 @@ def flatten(config: Config) -> dict[str, str]:
     return flat
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
+def parse(text: str, origin: str) -> dict[str, Any]:
+    """Read YAML text as a dict of plain values.
+
+    Args:
+        text: `key: value` lines.
+        origin: named in errors.
+
+    Raises:
+        ConfigError: not YAML, or something else than `key: value` lines.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "unreadable"
+        raise ConfigError(f"{origin}: not valid YAML{line} ({reason}); correct the file") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{origin}: must hold `key: value` lines, found {type(tree).__name__}; see configs/quickstart.yaml"
+        )
+    return tree
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a file and the files below its `base:` keys; `above` are the files that led to it."""
+    if path.resolve() in above:
         raise ConfigError(f"{path}: its `base:` files lead back to itself; remove the loop")
     try:
         text = path.read_text(encoding="utf-8")
@@ -83,35 +117,22 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
     tree = parse(text, str(path))
     base = tree.pop("base", None)
-    return tree if base is None else _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree)
+    if base is None:
+        return tree
+    return _merge(_read_with_bases(path.parent / str(base), (*above, path.resolve())), tree)
 
 
-def parse(text: str, origin: str) -> dict[str, Any]:
-    """The plain values in YAML text; `origin` is named in errors. Raises ConfigError if they are none."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(
-            f"{origin}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend the file"
-        ) from None
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{origin}: must hold `key: value` lines, found {type(tree).__name__}; see configs/quickstart.yaml"
-        )
-    return tree
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with its values replaced by those of `changes`, key by key at every depth."""
+    merged = dict(base)
+    for key, value in changes.items():
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Change `tree` in place as a `key.path=value` string says."""
     keys, equals, text = override.partition("=")
     if not equals or not all(keys.split(".")):
         raise ConfigError(f"--set {override}: must be key.path=value, e.g. --set training.batch=32")
@@ -119,6 +140,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
+
+    # Walk down to the dict that contains the last key; make what is missing on the way.
     node: dict[Any, Any] = tree
     *path, last = (int(key) if key.isdecimal() else key for key in keys.split("."))
     for depth, key in enumerate(path):
@@ -132,40 +155,51 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _default_table(path: list[str]) -> dict[Any, Any]:
-    """What an override of one entry starts from: the default table, so that the other resolutions keep their values."""
-    section = _section(path[:-1])
-    field = section.model_fields.get(path[-1]) if section else None
+    """Return the default table of the key at `path`, so that overriding one entry keeps the others; else {}."""
+    field = _field_at(path)
     return dict(field.default) if field and isinstance(field.default, dict) else {}
 
 
-def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
-    """The first problem, in one line: key, value, what is allowed."""
-    # A misspelt key explains a missing one, so it is told first.
-    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+def _explain(error: ValidationError) -> str:
+    """Return one line about the first problem: key, value and what is allowed."""
+    problem = min(error.errors(), key=_comes_later)
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location) or "config"
     if problem["type"] == "extra_forbidden":
-        section = _section(location[:-1])
-        names = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known here: {', '.join(names)}"
-        return f"unknown key {key}; {hint}"
+        return f"unknown key {key}; {_suggest(location)}"
     if problem["type"] == "missing":
-        return f"{key} is missing; {_describe(location)}"
+        field = _field_at(location)
+        meaning = field.description if field and field.description else "set it in the file or with --set"
+        return f"{key} is missing; {meaning.rstrip('.')}"
     message = problem["msg"].removeprefix("Value error, ")
     if not location:
         return message
     return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _describe(location: list[str]) -> str:
-    section = _section(location[:-1])
-    field = section.model_fields.get(location[-1]) if section else None
-    return (field.description if field and field.description else "set it in the file or with --set").rstrip(".")
+def _comes_later(problem: ErrorDetails) -> bool:
+    """Return False for an unknown key, which is reported first: misspelling a key also makes the right one missing."""
+    return problem["type"] != "extra_forbidden"
 
 
-def _section(path: list[str]) -> type[BaseModel] | None:
-    """The model that checks the section at `path`, also inside a table by resolution such as training.stages.8."""
+def _suggest(location: list[str]) -> str:
+    """Return the known key that is most like an unknown one, or all known keys of its section."""
+    section = _section_at(location[:-1])
+    names = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+    return f"known here: {', '.join(names)}"
+
+
+def _field_at(path: list[str]) -> FieldInfo | None:
+    """Return the field of the key at `path`, None if there is no such key."""
+    section = _section_at(path[:-1])
+    return section.model_fields.get(path[-1]) if section else None
+
+
+def _section_at(path: list[str]) -> type[BaseModel] | None:
+    """Return the model that checks the section at `path`, also inside a table by resolution: training.stages.8."""
     model: Any = Config
     for part in path:
         if get_origin(model) is dict:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 RESOLUTIONS = tuple(2**k for k in range(2, 11))
 
-# Images per step over all GPUs in StyleGAN's published training script, by number of GPUs; an entry holds up to the next.
+# Images per step over all GPUs in StyleGAN's published training script, by number of GPUs and resolution. An entry
+# holds up to the next one.
 OFFICIAL_BATCH: dict[int, dict[int, int]] = {
     1: {4: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4},
     2: {4: 256, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8},
@@ -17,12 +18,12 @@ OFFICIAL_BATCH: dict[int, dict[int, int]] = {
 
 
 def spread(value: Any) -> Any:
-    """A plain value stands for all resolutions: `8` becomes `{4: 8}`."""
+    """Turn a plain value, which holds for all resolutions, into a table: `8` becomes `{4: 8}`."""
     return value if isinstance(value, dict) else {4: value}
 
 
 def known_resolutions(table: dict[int, T]) -> dict[int, T]:
-    """The table itself. Raises ValueError if a key is no resolution."""
+    """Return the table itself. Raise ValueError if one of its keys is no resolution."""
     unknown = [key for key in table if key not in RESOLUTIONS]
     if unknown:
         raise ValueError(f"{unknown[0]} is no resolution; the keys are powers of two from 4 to 1024")
@@ -30,16 +31,21 @@ def known_resolutions(table: dict[int, T]) -> dict[int, T]:
 
 
 def at_resolution(table: dict[int, T], resolution: int) -> T:
-    """The entry of the largest key that is not above `resolution` (the smallest entry below the first key)."""
+    """Return the entry of the largest key up to `resolution`; below the first key, the first entry."""
     keys = [key for key in table if key <= resolution]
     return table[max(keys) if keys else min(table)]
 
 
 def official_batch(resolution: int, workers: int, group: int) -> int:
-    """Images per step over all workers as in the official training script.
+    """Return the images per step over all workers as in the official training script.
 
-    For 1, 2, 4 and 8 workers its table; for others the row of the next smaller number. Where the result is not whole
-    minibatch-stddev groups of `group` for each worker it is rounded down to that, but never below one group for each.
+    1, 2, 4 and 8 workers have a table of their own; other numbers use the table of the next smaller one. The batch is
+    rounded down to whole minibatch-standard-deviation groups per worker, but never below one group per worker.
+
+    Args:
+        resolution: of the stage, in pixels.
+        workers: of the stage.
+        group: images in a group of the minibatch standard deviation.
     """
     batch = at_resolution(at_resolution(OFFICIAL_BATCH, workers), resolution)
     unit = workers * group if workers > 1 else min(group, batch)

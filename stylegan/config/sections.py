@@ -1,7 +1,11 @@
-"""The sections of the config: every field with its meaning, and its unit where it has one.
+"""The sections of the config: every key with its type, default and meaning.
 
-Unknown keys are errors. Sections that say *how* a run is carried out (`storage`, `ray`, `tracking`, `snapshots`,
-`registry`) are not part of a run's identity; the others are. `tree.py` joins them to a whole, `file.py` reads YAML.
+The descriptions of the fields are the user's reference: `reference.py` renders them into `configs/README.md` and into
+the JSON schema that editors use. After a change here run `make config-reference`.
+
+Unknown keys are errors. The sections that say how a run is carried out (`storage`, `ray`, `tracking`, `snapshots`,
+`registry`) are not part of a run's identity; the others are. `tree.py` makes the sections one checked config; `file.py`
+reads it from YAML.
 """
 
 from __future__ import annotations
@@ -35,14 +39,8 @@ Metric = Literal[
 ]
 QuickMetric = Literal["fid", "kid", "is", "pr"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-STYLEGAN_METRICS: tuple[Metric, ...] = (
-    "fid",
-    "ppl_zfull",
-    "ppl_wfull",
-    "ppl_zend",
-    "ppl_wend",
-    "separability",
-)  # v1's standard set
+# The standard set of metrics of StyleGAN v1.
+STYLEGAN_METRICS: tuple[Metric, ...] = ("fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability")
 
 
 def _batch(value: Any) -> int | Literal["auto"]:
@@ -51,86 +49,113 @@ def _batch(value: Any) -> int | Literal["auto"]:
     raise ValueError("input should be greater than or equal to 1 and whole, or `auto` for the official table")
 
 
-# A value per resolution: an entry holds from its resolution up to the next entry, e.g. {4: 128, 32: 64}.
+# A value for each resolution: an entry holds from its resolution up to the next entry, e.g. {4: 128, 32: 64}.
 PerResolution = Annotated[dict[int, T], Field(min_length=1), BeforeValidator(spread), AfterValidator(known_resolutions)]
 Count = Annotated[int, Field(ge=1)]
-Batch = Annotated[int | Literal["auto"], PlainValidator(_batch)]
+Batch = Annotated[int | Literal["auto"], PlainValidator(_batch, json_schema_input_type=Count | Literal["auto"])]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """Base of every config section: immutable, unknown keys refused."""
+    """Base of every config section: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StorageConfig(Section):
-    """Where everything that a run leaves behind is kept."""
+    """Where a run keeps its data, checkpoints and reports. No part of a run's identity."""
 
     root: str = Field(
         "stylegan-data",
-        description="Folder or fsspec URL (s3://bucket/path). Credentials and endpoint come from the environment.",
+        description="Folder, or fsspec URL such as `s3://bucket/path`, for shards, checkpoints and reports. "
+        "Credentials and endpoint come from the environment.",
     )
     patience_s: float = Field(
         600,
         ge=0,
-        description="How long a store that does not answer (throttling, resets, timeouts) is asked again before a step fails.",
+        description="Seconds for which a request is repeated while its store throttles, times out or drops the "
+        "connection. After that the step fails. 0: the step fails at the first such error.",
     )
     cache_gb: float | None = Field(
         None,
         ge=0,
-        description="Limit of the local copies of images under $STYLEGAN_CACHE, in GB; unset: half of the disk's free space.",
+        description="Size limit, in GB, of the local cache `$STYLEGAN_CACHE` of decoded images and of archives. Images "
+        "that do not fit are decoded again every time; an archive that does not fit fails the step. 0: nothing is "
+        "cached. `null`: `$STYLEGAN_CACHE_GB`, else half of the disk's free space.",
     )
 
 
 class DataConfig(Section):
-    """What the images are and how they become shards."""
+    """Which images are used, and how they become shards."""
 
     source: str = Field(
-        description="A folder, archive or data set in a known format, local or at an fsspec URL; or `digits`, the scans in scikit-learn."
+        description="Folder, archive or data set in a known format, as a local path or fsspec URL; or `digits`, the "
+        "handwritten digits that come with scikit-learn."
     )
-    resolution: int = Field(description="Side of the final images in pixels, a power of two from 4 to 1024.")
-    channels: Literal[1, 3] = Field(3, description="1 = grey, 3 = RGB; images of any mode are converted.")
+    resolution: int = Field(
+        description="Side of the final images in pixels, a power of two from 4 to 1024.",
+        json_schema_extra={"enum": list(RESOLUTIONS)},
+    )
+    channels: Literal[1, 3] = Field(
+        3, description="Channels of the images: 1 is grey, 3 is RGB. Images of other modes are converted."
+    )
     labels: Literal["auto", "none", "folder", "file"] = Field(
         "auto",
-        description="auto: of label_file if it is set, else of the format, else of a label file at the top, else class folders if every "
-        "image lies in one, else none. file: of the label file alone.",
+        description="Where labels come from. `auto`: `label_file` if it is set, else the format's own labels, else a "
+        "label file at the top of the source, else class folders if every image is in one, else no labels. `none`: no "
+        "labels. `folder`: class folders. `file`: a label file only.",
     )
     label_file: str | None = Field(
         None,
-        description="Path in the source, or URL, of a dataset.json (classes or attribute vectors) or a table of attributes (CSV, CelebA's "
-        "list); unset: dataset.json or list_attr_celeba.txt at the top of the source.",
+        description="Path in the source, or URL, of a label file: a `dataset.json` (classes or attribute vectors), or "
+        "a table of attributes (CSV, or CelebA's list). `null`: `dataset.json` or `list_attr_celeba.txt`/`.csv` at "
+        "the top of the source, if there is one.",
     )
     crop: Literal["center", "wide", "celeba"] = Field(
         "center",
-        description="center: the central square. wide: the central 4:3 part on a black square, as LSUN cars. celeba: the face in aligned "
-        "CelebA, 128x128.",
+        description="Part of each image that is used. `center`: the central square. `wide`: the central 4:3 part "
+        "between black bars, as for LSUN cars. `celeba`: the 128x128 face region of aligned CelebA images (178x218).",
     )
     resize_filter: Literal["lanczos", "bicubic", "box"] = Field(
-        "lanczos", description="The antialiased filter of every resize."
+        "lanczos",
+        description="Antialiased filter of the one resize to `resolution`. Lower resolutions are averages of its "
+        "pixels.",
     )
-    min_size: int = Field(0, ge=0, description="Images with a shorter side than this, in pixels, are rejected.")
+    min_size: int = Field(
+        0, ge=0, description="Images whose shorter side is below this, in pixels, are rejected. 0: no such limit."
+    )
     max_pixels: int = Field(
-        89_478_485, ge=1, description="Images with more pixels than this are rejected before they are decoded."
+        89_478_485,
+        ge=1,
+        description="Images with more pixels than this (width x height) are rejected before they are decoded.",
     )
     duplicates: Literal["reject", "keep"] = Field(
-        "reject", description="What becomes of a file with the same bytes as an earlier one."
+        "reject", description="Whether a file with the same bytes as an earlier one is rejected or kept."
     )
     max_rejected: int = Field(
-        0, ge=0, description="The step fails when more images than this are rejected; duplicates do not count."
+        0,
+        ge=0,
+        description="Maximum number of rejected images, not counting duplicates. With more of them the step fails.",
     )
-    images_per_shard: int = Field(4096, ge=1, description="Images in one tar, at most.")
+    images_per_shard: int = Field(4096, ge=1, description="Maximum number of images in one tar.")
     shard_mb: int = Field(
-        512, ge=1, description="Raw pixels in one tar, at most, in MB; the smaller of the two limits counts."
+        512,
+        ge=1,
+        description="Maximum size of one tar, in MB of raw pixels at the final resolution. The smaller of this limit "
+        "and `images_per_shard` holds.",
     )
     incremental: bool = Field(
         True,
-        description="New images of a source that was sharded before become new shards beside the old; false: all are made anew.",
+        description="When a source that was sharded before has changed: `true` makes shards of the new and changed "
+        "images only and keeps the old shards; `false` makes all shards again.",
     )
     max_corrupt: int = Field(
-        100, ge=0, description="Samples whose bytes are damaged are replaced; with more than this the step fails."
+        100,
+        ge=0,
+        description="Maximum number of damaged samples. Training replaces each by another sample of the same label; "
+        "with more of them the step fails.",
     )
 
     @field_validator("resolution")
@@ -143,257 +168,487 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The networks; the defaults are StyleGAN v1 config F (Karras et al. 2019)."""
+    """The networks G (mapping and synthesis) and D. The defaults are StyleGAN v1, config F (Karras et al. 2019)."""
 
-    latent_size: int = Field(512, ge=1, description="Dimensions of z and w.")
-    mapping_layers: int = Field(8, ge=0, description="Dense layers of the mapping network; 0 makes w the normalised z.")
-    mapping_fmaps: int = Field(512, ge=1, description="Width of the hidden mapping layers.")
-    mapping_lrmul: float = Field(0.01, gt=0, description="Learning rate multiplier of the mapping network.")
+    latent_size: int = Field(512, ge=1, description="Dimensions of z and of w.")
+    mapping_layers: int = Field(
+        8, ge=0, description="Dense layers of the mapping network. 0: w is the normalised z (configs A and B)."
+    )
+    mapping_fmaps: int = Field(
+        512, ge=1, description="Units of each hidden layer of the mapping network; its last layer has `latent_size`."
+    )
+    mapping_lrmul: float = Field(
+        0.01, gt=0, description="Learning rate of the mapping network, as a multiple of the rate of G."
+    )
     fmap_base: int = Field(
-        8192, ge=1, description="Channels at stage s = min(fmap_base / 2^(s * fmap_decay), fmap_max)."
+        8192,
+        ge=1,
+        description="Channels of G and D at resolution r: min(`fmap_base` / 2^(s * `fmap_decay`), `fmap_max`) with s = "
+        "log2(r) - 1, rounded down, at least 1.",
     )
-    fmap_decay: float = Field(1.0, ge=0)
-    fmap_max: int = Field(512, ge=1)
+    fmap_decay: float = Field(
+        1.0,
+        ge=0,
+        description="How fast channels decrease with the resolution. 1: they halve at every doubling. 0: they stay the "
+        "same.",
+    )
+    fmap_max: int = Field(512, ge=1, description="Maximum number of channels, at any resolution.")
     styles: bool = Field(
-        True, description="AdaIN from w in every layer; false feeds w to the first layer only (configs A, B)."
+        True,
+        description="AdaIN: w sets the style of every layer. `false`: w feeds the first layer only (configs A and B), "
+        "which needs `const_input: false`.",
     )
-    const_input: bool = Field(True, description="Learned constant at 4x4; false starts from a dense layer of w (B, C).")
-    noise: bool = Field(True, description="Per-pixel noise in every layer (E, F).")
-    pixel_norm: bool = Field(False, description="Pixelwise feature normalisation in g (A, B).")
-    instance_norm: bool = Field(True, description="Instance normalisation before the style (C to F).")
-    blur: bool = Field(True, description="[1,2,1] low-pass after upsampling in g and before downsampling in D.")
-    style_mixing_prob: float = Field(0.9, ge=0, le=1, description="Share of minibatches trained with two styles (F).")
-    w_avg_beta: float = Field(0.995, ge=0, le=1, description="Decay of the running average of w.")
-    mbstd_group: int = Field(4, ge=1, description="Group size of the minibatch standard deviation; 1 turns it off.")
+    const_input: bool = Field(
+        True,
+        description="Synthesis starts from a learned constant at 4x4. `false`: from a dense layer of w (configs A to "
+        "C).",
+    )
+    noise: bool = Field(True, description="Per-pixel noise in every layer of G (configs E and F).")
+    pixel_norm: bool = Field(
+        False, description="Pixelwise feature normalisation in every layer of G (configs A and B)."
+    )
+    instance_norm: bool = Field(
+        True, description="Instance normalisation in every layer of G, before the style (configs C to F)."
+    )
+    blur: bool = Field(
+        True,
+        description="Low-pass filter [1, 2, 1] after each upsampling in G and before each downsampling in D (configs B "
+        "to F).",
+    )
+    style_mixing_prob: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Share of generated minibatches that mix the styles of two latents (config F). 0: no style mixing.",
+    )
+    w_avg_beta: float = Field(
+        0.995,
+        ge=0,
+        le=1,
+        description="Decay, per generated minibatch, of the running mean of w that truncation uses. 1: the mean stays "
+        "0.",
+    )
+    mbstd_group: int = Field(
+        4,
+        ge=1,
+        description="Images in a group of the minibatch standard deviation of D; every worker's share of a batch must "
+        "be whole groups. 1: no minibatch standard deviation.",
+    )
     spectral_norm: bool = Field(
         False, description="Divide every weight of D by its largest singular value (Miyato et al. 2018)."
     )
-    conditional: bool = Field(False, description="Class-conditional G and D; needs labelled data.")
+    conditional: bool = Field(False, description="Class-conditional G and D. Needs images with class labels.")
 
 
 class StageOverride(Section):
-    """Exceptions for exactly one stage; what is not given follows the schedule."""
+    """Values for exactly one stage, by its resolution. A key that is `null` follows the schedule of `training`."""
 
-    fade_kimg: float | None = Field(None, ge=0)
-    stable_kimg: float | None = Field(None, ge=0)
-    batch: int | None = Field(None, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
+    fade_kimg: float | None = Field(
+        None, ge=0, description="Length of this stage's fade-in, in kimg. The first stage has none."
+    )
+    stable_kimg: float | None = Field(
+        None,
+        ge=0,
+        description="Length of this stage's training after the fade-in, in kimg. `training.total_kimg` overrules it in "
+        "the last stage.",
+    )
+    batch: int | None = Field(None, ge=1, description="Images per step of this stage, over all workers.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Learning rate of this stage, used as it is: `learning_rate_scaling` does not change it.",
+    )
 
 
 class RotationConfig(Section):
-    """Self-supervision of SS-GAN (Chen et al. 2019): D also tells by which multiple of 90 degrees an image was turned."""
+    """Self-supervision of SS-GAN (Chen et al. 2019): D also predicts by how many quarter turns an image was rotated.
 
-    weight_d: float = Field(1.0, ge=0, description="beta: weight of the loss on turned reals, which trains D.")
-    weight_g: float = Field(0.2, ge=0, description="alpha: weight of the loss on turned fakes, which trains G.")
+    `training.rotation: {}` turns it on with the values of the paper; `null` is off.
+    """
+
+    weight_d: float = Field(
+        1.0, ge=0, description="Weight (the paper's beta) of the rotation loss on real images, which trains D."
+    )
+    weight_g: float = Field(
+        0.2, ge=0, description="Weight (the paper's alpha) of the rotation loss on generated images, which trains G."
+    )
     fraction: float = Field(
-        0.25, gt=0, le=1, description="Share of the batch that is turned (each image by 0, 90, 180 and 270 degrees)."
+        0.25,
+        gt=0,
+        le=1,
+        description="Share of the batch that is rotated, each image by 0, 90, 180 and 270 degrees. It must give every "
+        "worker the same whole number of images, at least one.",
     )
     decay_kimg: float | None = Field(
-        None, gt=0, description="weight_g falls linearly to 0 over this many kimg of the run; unset keeps it."
+        None,
+        gt=0,
+        description="`weight_g` falls linearly to 0 over this many kimg, counted from the start of the run. `null`: it "
+        "stays constant.",
     )
     only: bool = Field(
         False,
-        description="Drop both GAN losses: the self-supervised baseline, a rotation classifier (`rotation_only`).",
+        description="Drop both GAN losses and the gradient penalties, so that the rotation loss alone is trained: the "
+        "self-supervised baseline.",
     )
 
     def num_turned(self, batch: int) -> int:
-        """Images of a batch that are turned, at least one."""
+        """Return how many images of a batch are rotated, at least one."""
         return max(round(self.fraction * batch), 1)
 
 
 class TrainingConfig(Section):
-    """Progressive growing, losses and optimizers; 1 kimg = 1,000 real images shown to D."""
+    """Progressive growing, losses and optimizers. 1 kimg is 1,000 real images shown to D."""
 
-    start_resolution: int = Field(8, description="Resolution of the first stage (8 in StyleGAN, 4 in ProGAN).")
-    fade_kimg: PerResolution[NotNegative] = Field({4: 600.0}, description="Length of the fade-in of a new resolution.")
-    stable_kimg: PerResolution[NotNegative] = Field({4: 600.0}, description="Length of training after the fade.")
-    total_kimg: float | None = Field(
-        None, gt=0, description="If set, the last stage goes on until this many kimg in all."
+    start_resolution: int = Field(
+        8,
+        description="Resolution of the first stage: a power of two from 4 to `data.resolution`. StyleGAN starts at 8, "
+        "ProGAN at 4.",
+        json_schema_extra={"enum": list(RESOLUTIONS)},
     )
-    stages: dict[int, StageOverride] = Field({}, description="Exceptions by resolution.")
+    fade_kimg: PerResolution[NotNegative] = Field(
+        {4: 600.0},
+        description="Length, in kimg, of the fade-in of each new resolution. 0: no fade-in. The first stage never has "
+        "one.",
+    )
+    stable_kimg: PerResolution[NotNegative] = Field(
+        {4: 600.0}, description="Length, in kimg, of each stage's training after its fade-in."
+    )
+    total_kimg: float | None = Field(
+        None,
+        gt=0,
+        description="Length of the whole run in kimg: the last stage continues until it is reached. `null`: the last "
+        "stage has the length that `stable_kimg` gives it.",
+    )
+    stages: dict[int, StageOverride] = Field(
+        {}, description="Exceptions for single stages, by resolution: `{64: {batch: 16}}`."
+    )
     batch: PerResolution[Batch] = Field(
         {**OFFICIAL_BATCH[1]},
-        description="Images per step over all workers; `auto` is the official table for the number of workers of the stage.",
+        description="Images per step, over all workers. The default is the table of StyleGAN's training script for one "
+        "GPU. `auto`: the script's table for the number of workers of the stage, rounded down to whole "
+        "minibatch-standard-deviation groups per worker.",
     )
     max_batch_per_worker: PerResolution[Count] | None = Field(
         None,
-        description="Cuts every batch to this many images for each worker; no limit below its first entry. Unset: none.",
+        description="Maximum number of images per step on one worker, for its memory: larger batches are cut. "
+        "Resolutions below the first entry have no limit. `null`: no limit.",
     )
     learning_rate: PerResolution[Positive] = Field(
-        {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003}, description="Adam lr of G and D."
+        {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003}, description="Learning rate of Adam, for G and D."
     )
     learning_rate_scaling: Literal["none", "sqrt", "linear"] = Field(
-        "none", description="Multiply learning_rate by (batch / official batch on 8 GPUs) to the power of 0, 1/2 or 1."
+        "none",
+        description="Multiply `learning_rate` by (batch / official batch on 8 GPUs)^e, with e = 0 (`none`), 1/2 "
+        "(`sqrt`) or 1 (`linear`).",
     )
-    minibatch_repeats: int = Field(4, ge=1, description="Steps between two looks at the schedule.")
+    minibatch_repeats: int = Field(
+        4,
+        ge=1,
+        description="Steps between two schedule updates. Between them the weight of the fading resolution stays "
+        "constant.",
+    )
     loss: Literal["nonsaturating", "saturating", "wgan", "hinge"] = Field(
-        "nonsaturating", description="GAN loss of both players."
+        "nonsaturating",
+        description="GAN loss of G and D. `wgan` needs `gp_weight`, `r1_gamma`, `r2_gamma` or `model.spectral_norm`.",
     )
     r1_gamma: float = Field(
-        10.0, ge=0, description="R1 weight at data.resolution (at the stage it is gamma * 4^-levels below)."
+        10.0,
+        ge=0,
+        description="Weight gamma of the R1 penalty, gamma / 2 times the squared norm of D's gradient at real images "
+        "(Mescheder et al. 2018). It holds at `data.resolution`; a stage n doublings below uses gamma / 4^n. 0: off.",
     )
-    r2_gamma: float = Field(0.0, ge=0, description="The same penalty on fakes.")
+    r2_gamma: float = Field(
+        0.0, ge=0, description="Weight gamma of the R2 penalty: the same as R1 at generated images. 0: off."
+    )
     gp_weight: float = Field(
-        0.0, ge=0, description="WGAN-GP: weight of the gradient penalty between reals and fakes (10 in the paper)."
+        0.0,
+        ge=0,
+        description="Weight of the gradient penalty of WGAN-GP, at points between real and generated images (10 in the "
+        "paper). 0: off. Not together with `r1_gamma` or `r2_gamma`.",
     )
-    gp_target: float = Field(1.0, gt=0, description="WGAN-GP: the gradient norm asked for, at data.resolution.")
+    gp_target: float = Field(
+        1.0, gt=0, description="Gradient norm that `gp_weight` asks for, measured at `data.resolution`."
+    )
     drift_weight: float = Field(
-        0.0, ge=0, description="WGAN-GP: weight of the squared score of reals (0.001 in ProGAN)."
+        0.0,
+        ge=0,
+        description="Weight of the squared score of real images, which keeps scores near 0 (0.001 in ProGAN). 0: off. "
+        "Only with the losses `wgan` and `hinge`.",
     )
     penalty_interval: int = Field(
         1,
         ge=1,
-        description="Steps between two gradient penalties; above 1 (StyleGAN2's lazy regularisation) they weigh as much more.",
+        description="Steps between two gradient penalties. 1: they are part of every step. k > 1: every k-th step has "
+        "them, as an update of their own with k times the weight (the lazy regularisation of StyleGAN2).",
     )
-    rotation: RotationConfig | None = Field(None, description="Self-supervision by rotation; unset is off.")
+    rotation: RotationConfig | None = Field(
+        None, description="Self-supervision by rotation (SS-GAN). `null`: off. `{}`: on, with the values of the paper."
+    )
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         "fp32",
-        description="Of features and weights in use; statistics, losses and stored weights stay fp32. tf32 and fp16 are for GPUs.",
+        description="Number format of features and of weights in use. Statistics, losses, Adam and stored weights stay "
+        "fp32. `tf32` and `fp16` (with dynamic loss scaling) are for GPUs.",
     )
     compile: bool = Field(
-        False, description="Fuse the element-wise operations with torch.compile; needs a C++ compiler or a GPU."
+        False,
+        description="Fuse element-wise operations with torch.compile. Needs a C++ compiler, or a GPU with Triton.",
     )
-    adam_beta1: float = Field(0.0, ge=0, lt=1)
-    adam_beta2: float = Field(0.99, ge=0, lt=1)
-    adam_eps: float = Field(1e-8, gt=0)
-    ema_kimg: float = Field(10.0, ge=0, description="Half-life of the generator average; 0 copies G.")
-    mirror: bool = Field(False, description="Flip reals left-right with probability one half.")
+    adam_beta1: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Adam: decay of the mean of the gradients, per step. 0: no momentum, as in StyleGAN.",
+    )
+    adam_beta2: float = Field(
+        0.99, ge=0, lt=1, description="Adam: decay of the mean of the squared gradients, per step."
+    )
+    adam_eps: float = Field(1e-8, gt=0, description="Adam: constant added to the denominator of an update.")
+    ema_kimg: float = Field(
+        10.0,
+        ge=0,
+        description="Half-life, in kimg, of the moving average of G's weights that is evaluated and registered. 0: a "
+        "copy of G.",
+    )
+    mirror: bool = Field(False, description="Flip each real image left-right with probability 1/2.")
 
 
 class SnapshotsConfig(Section):
-    """What is written while training, and how often. Changes no weight."""
+    """What is written during training, and how often. It changes no weight and is no part of a run's identity.
+
+    Distances are in kimg, counted over the whole run. Every stage also ends with a checkpoint, a point on each curve, a
+    sample grid and, if they are on, a probe and quick metrics.
+    """
 
     checkpoint_kimg: PerResolution[Positive] = Field(
-        {4: 100.0, 64: 50.0, 256: 20.0}, description="A kill costs at most this much."
+        {4: 100.0, 64: 50.0, 256: 20.0},
+        description="Distance of checkpoints, in kimg. A killed run loses at most this much training.",
     )
-    keep: int = Field(2, ge=1, description="Newest checkpoints kept in an unfinished stage.")
-    log_kimg: PerResolution[Positive] = Field({4: 10.0}, description="Distance of points on the curves.")
-    samples_kimg: PerResolution[Positive] = Field({4: 100.0}, description="Distance of sample grids.")
-    grid: int = Field(8, ge=1, description="Rows and columns of a sample grid.")
+    keep: int = Field(
+        2, ge=1, description="Newest checkpoints kept of a stage that is training. A finished stage keeps its last one."
+    )
+    log_kimg: PerResolution[Positive] = Field({4: 10.0}, description="Distance of points on the curves, in kimg.")
+    samples_kimg: PerResolution[Positive] = Field({4: 100.0}, description="Distance of sample grids, in kimg.")
+    grid: int = Field(
+        8, ge=1, description="Rows, and columns, of a sample grid. A conditional model has one class in each column."
+    )
     probe_kimg: PerResolution[Positive] | None = Field(
         None,
-        description="Distance of probes of D's features by a linear classifier (the forgetting curve); needs labelled data.",
+        description="Distance, in kimg, of the points of the forgetting curve: the accuracy of a linear classifier on "
+        "D's features. Needs class labels. `null`: off.",
     )
-    probe_images: int = Field(2000, ge=20, description="Images of a probe, half to fit and half to score.")
+    probe_images: int = Field(
+        2000,
+        ge=20,
+        description="Images of the forgetting curve; one half fits the classifier, the other half scores it. All "
+        "images, if there are fewer.",
+    )
     metrics: tuple[QuickMetric, ...] = Field(
-        ("fid",), description="Quick metrics, measured beside training on few images."
+        ("fid",), description="Quick metrics: measured beside training, on few images, if `metrics_kimg` is above 0."
     )
-    metrics_kimg: PerResolution[NotNegative] = Field({4: 0.0}, description="Distance of quick metrics; 0 is off.")
+    metrics_kimg: PerResolution[NotNegative] = Field(
+        {4: 0.0}, description="Distance of quick metrics, in kimg. 0: none at these resolutions."
+    )
     metrics_images: int = Field(
-        5000, ge=2, description="Generated images of a quick metric, and at most as many reals."
+        5000,
+        ge=2,
+        description="Generated images of a quick metric, and the maximum number of real images it is compared with.",
     )
 
 
 class WeightsConfig(Section):
-    """Files of the published networks; only `evaluation.features: inception` reads them."""
+    """Weight files of the published networks. Only `evaluation.features: inception` reads them."""
 
     inception: str | None = Field(
-        None, description="URI of Inception-v3 (2015-12-05) as a PyTorch state dict; unset: the public file."
+        None,
+        description="Path or URL of Inception-v3 (2015-12-05) as a PyTorch state dict. `null`: the public file, "
+        "downloaded once.",
     )
-    vgg16: str | None = Field(None, description="URI of torchvision's VGG16; unset: the public file.")
-    lpips: str | None = Field(None, description="URI of the LPIPS v0.1 heads for VGG16; unset: the public file.")
+    vgg16: str | None = Field(
+        None, description="Path or URL of torchvision's VGG16. `null`: the public file, downloaded once."
+    )
+    lpips: str | None = Field(
+        None, description="Path or URL of the LPIPS v0.1 heads for VGG16. `null`: the public file, downloaded once."
+    )
 
 
 class EvaluationConfig(Section):
-    """Which metrics, on how many images, in which feature space."""
+    """Which metrics are measured, on how many images, and by which network. The counts are those of the paper."""
 
     metrics: tuple[Metric, ...] = Field(
-        STYLEGAN_METRICS, description="pr: precision, recall, density, coverage; see README.md, Metrics."
+        STYLEGAN_METRICS,
+        description="Metrics of the finished model. `fid`, `kid`: distance of the two sets of images. `is`: Inception "
+        "Score. `pr`: precision, recall, density and coverage. `ppl_*`: perceptual path length in z or w, over full "
+        "paths or their ends. `separability`: linear separability of attributes. `fid_mixing`, `truncation`: curves "
+        "over mixed latents and over `psi`. `[]`: nothing is measured.",
     )
     num_images: int = Field(
-        50_000, ge=2, description="Generated images for fid, kid, is, pr, and for each row of fid_mixing, truncation."
+        50_000,
+        ge=2,
+        description="Generated images for `fid`, `kid`, `is` and `pr`, and for each point of `fid_mixing` and "
+        "`truncation`.",
     )
     num_reals: Count | Literal["all"] = Field(
-        50_000, description="Real images, the first ones of the shards: 50,000 in the paper, or all."
+        50_000,
+        description="Real images to compare with: this many from the start of the shards, whose order is random. "
+        "`all`: every image.",
     )
     bootstrap: int = Field(
-        16, ge=0, description="Bootstrap replicates for the 95 % interval of FID; below 2 there is none."
+        16, ge=0, description="Bootstrap replicates behind the 95 % interval of FID. 0 or 1: no interval."
     )
-    kid_subsets: int = Field(100, ge=2, description="Subsets that KID is averaged over.")
-    kid_subset_size: int = Field(1000, ge=2, description="Images of a KID subset (no more than there are).")
+    kid_subsets: int = Field(100, ge=2, description="Random subsets that KID is averaged over.")
+    kid_subset_size: int = Field(
+        1000, ge=2, description="Images of each KID subset, on either side. All images, if there are fewer."
+    )
     is_splits: int = Field(
         10, ge=1, description="Equal parts of the generated images that the Inception Score is averaged over."
     )
     psi: tuple[Share, ...] = Field(
-        (0.3, 0.5, 0.7, 0.85, 1.0), min_length=1, description="Rows of truncation (of the first 8 layers)."
+        (0.3, 0.5, 0.7, 0.85, 1.0),
+        min_length=1,
+        description="Points of the `truncation` curve: w is scaled by psi around its mean in the first 8 layers. 1: no "
+        "truncation.",
     )
-    ppl_samples: int = Field(100_000, ge=2, description="Pairs for each path length.")
-    ppl_epsilon: float = Field(1e-4, gt=0)
+    ppl_samples: int = Field(100_000, ge=2, description="Pairs of images for each path length.")
+    ppl_epsilon: float = Field(
+        1e-4, gt=0, description="Step between the two images of a pair, as a share of the path between two latents."
+    )
     ppl_crop: bool = Field(
-        True, description="Crop to the face region before the distance, as the paper does for every data set."
+        True,
+        description="Crop the images of `ppl_*` to the face region, as the paper does for every data set. `false`: "
+        "whole images.",
     )
     separability_samples: int = Field(
-        200_000, ge=4, description="Latents drawn; of each attribute the most confident half is kept."
+        200_000,
+        ge=4,
+        description="Latents for `separability`. Of each attribute the half with the most confident answers is used.",
     )
     attributes_kimg: float = Field(
-        150.0, gt=0, description="Images shown to each attribute classifier (features: inception), in thousands."
+        150.0,
+        gt=0,
+        description="Training of each attribute classifier, in thousands of images. Only with `features: inception`.",
     )
     features: str = Field(
         "classifier",
-        description="classifier or rotation: a small network, trained on the labels of the shards or on rotations (no labels needed); the "
-        "URI of a .safetensors file that either has written; inception: the networks of the published numbers.",
+        description="Network that sees the images. `classifier`: a small network trained on the labels of the shards. "
+        "`rotation`: the same, trained to tell rotations apart; needs no labels. `inception`: the networks of the "
+        "published numbers. Else the path or URL of a `.safetensors` file that `classifier` or `rotation` has "
+        "written.",
     )
     weights: WeightsConfig = WeightsConfig()
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of all random numbers of an evaluation: latents, noise, subsets, bootstrap and the feature "
+        "networks it trains.",
+    )
 
 
 class RayStageOverride(Section):
-    """Workers and resources of exactly one stage."""
+    """Workers and resources of exactly one stage, by its resolution. A key that is `null` follows `ray`."""
 
-    workers: int | None = Field(None, ge=1)
-    cpus_per_worker: float | None = Field(None, gt=0)
-    gpus_per_worker: float | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=1, description="Workers of this stage.")
+    cpus_per_worker: float | None = Field(None, gt=0, description="CPU cores of each worker of this stage.")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs of each worker of this stage. 0: it trains on CPUs."
+    )
 
 
 class RayConfig(Section):
-    """Where training runs. `address` unset starts Ray on this machine, set joins that cluster."""
+    """Where training runs, and with which resources.
 
-    address: str | None = Field(None, description="host:port of a running Ray head, or `auto`.")
-    workers: int = Field(1, ge=1, description="Ray Train workers of a stage.")
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    resources_per_worker: dict[str, float] = Field({}, description="Custom Ray resources.")
-    max_failures: int = Field(2, ge=0, description="Restarts of a stage's workers, each from its newest checkpoint.")
-    stages: dict[int, RayStageOverride] = Field({}, description="Exceptions by resolution.")
+    No part of a run's identity, except where the number of workers decides a batch: `training.batch: auto` and
+    `training.max_batch_per_worker`.
+    """
+
+    address: str | None = Field(
+        None,
+        description="Ray cluster to join: `host:port` of its head, or `auto` for the one that this machine belongs to. "
+        "`null`: start Ray on this machine.",
+    )
+    workers: int = Field(1, ge=1, description="Workers of a stage; each trains on an equal share of every batch.")
+    cpus_per_worker: float = Field(
+        1, gt=0, description="CPU cores that Ray reserves for each worker, which are also its threads."
+    )
+    gpus_per_worker: float = Field(
+        0,
+        ge=0,
+        description="GPUs that Ray reserves for each worker. 0: it trains on CPUs. Below 1: workers share a GPU.",
+    )
+    resources_per_worker: dict[str, float] = Field(
+        {}, description="Custom Ray resources that each worker reserves, amounts by name: `{a100: 1}`."
+    )
+    max_failures: int = Field(
+        2,
+        ge=0,
+        description="How often the workers of a stage are restarted after a failure, each time from the newest "
+        "checkpoint. 0: never.",
+    )
+    stages: dict[int, RayStageOverride] = Field(
+        {}, description="Exceptions for single stages, by resolution: `{8: {workers: 1}}`."
+    )
 
 
 class TrackingConfig(Section):
-    """MLflow."""
+    """MLflow. No part of a run's identity."""
 
-    uri: str | None = Field(None, description="MLflow tracking URI; unset is SQLite below a local storage.root.")
-    experiment: str = Field("stylegan", min_length=1)
+    uri: str | None = Field(
+        None,
+        description="MLflow tracking URI: `http://...`, `sqlite:///...` or another database. `null`: a SQLite file "
+        "below `storage.root`, or below the working folder if `storage.root` is remote.",
+    )
+    experiment: str = Field("stylegan", min_length=1, description="Name of the MLflow experiment.")
 
 
 class GateConfig(Section):
-    """When a challenger becomes champion."""
+    """When a new version of the model becomes champion. Another gate judges the version again."""
 
     metric: str = Field(
-        "fid", description="The metric that decides, without the name of its feature space, e.g. fid, recall."
+        "fid",
+        description="Metric that decides, without the name of its network: `fid`, `recall`. It must be among "
+        "`evaluation.metrics`.",
     )
     min_improvement: float = Field(
-        0.0, ge=0, lt=1, description="Relative: 0.02 asks to be better than the champion by at least 2 %."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Improvement that is needed, relative to the champion's value: 0.02 is 2 %. 0: any improvement is "
+        "enough.",
     )
     use_intervals: bool = Field(
-        True, description="Ask also for a difference that the metric's 95 % intervals do not explain by chance."
+        True,
+        description="Also require a difference that the 95 % intervals of the two values do not explain by chance.",
     )
 
 
 class RegistryConfig(Section):
-    """The registered model."""
+    """The registered model. No part of a run's identity; another name registers the model again."""
 
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]*$",
-        description="Name in the MLflow registry (letters, digits, blanks, _ and -); unset is the run's `name`.",
+        description="Name in the MLflow registry: letters, digits, blanks, _ and -. `null`: the `name` of the config.",
     )
     gate: GateConfig = GateConfig()
 
 
 class UncheckedConfig(Section):
-    """All sections of a run, and what follows from them for each stage; `tree.Config` checks that they fit together."""
+    """All sections of a run, and the values of each stage that follow from them.
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Lower case letters, digits and dashes.")
-    seed: int = Field(0, ge=0, lt=2**32)
+    `tree.Config` also checks that the values fit together.
+    """
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="Lower case letters, digits and dashes: the first part of the run id, and the name of the "
+        "registered model.",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of all random numbers of training: first weights, order of the images, latents and noise.",
+    )
     storage: StorageConfig = StorageConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -406,7 +661,7 @@ class UncheckedConfig(Section):
 
     @property
     def model_name(self) -> str:
-        """Name in the registry."""
+        """The name of the model in the registry."""
         return self.registry.name or self.name
 
     @property
@@ -415,49 +670,56 @@ class UncheckedConfig(Section):
         return tuple(r for r in RESOLUTIONS if self.training.start_resolution <= r <= self.data.resolution)
 
     def workers_at(self, resolution: int) -> RayStageOverride:
-        """Workers and resources of one stage, with every field set."""
+        """Return the workers and resources of one stage; no field of the result is None."""
         given = self.ray.stages.get(resolution, RayStageOverride()).model_dump(exclude_none=True)
         common = {key: getattr(self.ray, key) for key in ("workers", "cpus_per_worker", "gpus_per_worker")}
         return RayStageOverride(**(common | given))
 
     def batch_at(self, resolution: int) -> int:
-        """Images per step over all workers in one stage."""
-        batch, cap = self.uncut_batch_at(resolution), self.training.max_batch_per_worker
-        if cap and resolution >= min(cap):
-            return min(batch, at_resolution(cap, resolution) * (self.workers_at(resolution).workers or 1))
+        """Return the images per step of one stage, over all workers."""
+        batch, limits = self.uncut_batch_at(resolution), self.training.max_batch_per_worker
+        if limits and resolution >= min(limits):
+            return min(batch, at_resolution(limits, resolution) * (self.workers_at(resolution).workers or 1))
         return batch
 
     def uncut_batch_at(self, resolution: int) -> int:
-        """The same before `training.max_batch_per_worker`."""
-        batch = self.training.stages.get(resolution, StageOverride()).batch or at_resolution(
-            self.training.batch, resolution
-        )
+        """Return the images per step of one stage before `training.max_batch_per_worker` cuts them."""
+        given = self.training.stages.get(resolution, StageOverride()).batch
+        batch = given or at_resolution(self.training.batch, resolution)
         if batch == "auto":
             return official_batch(resolution, self.workers_at(resolution).workers or 1, self.model.mbstd_group)
         return batch
 
     def learning_rate_at(self, resolution: int) -> float:
-        """Adam's learning rate in one stage; one given in `training.stages` is taken as it is, others are scaled with the batch."""
+        """Return Adam's learning rate in one stage.
+
+        A rate in `training.stages` is used as it is. Others are scaled with the batch, as `learning_rate_scaling` says.
+        """
         given = self.training.stages.get(resolution, StageOverride()).learning_rate
         if given:
             return given
         exponent = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.training.learning_rate_scaling]
         reference = at_resolution(OFFICIAL_BATCH[8], resolution)
-        return (
-            at_resolution(self.training.learning_rate, resolution) * (self.batch_at(resolution) / reference) ** exponent
-        )
+        rate = at_resolution(self.training.learning_rate, resolution)
+        return rate * (self.batch_at(resolution) / reference) ** exponent
 
     def kimg_at(self, resolution: int) -> tuple[float, float]:
-        """Length of one stage's fade and of its stable training, in kimg; `training.total_kimg` stretches the last one."""
+        """Return the lengths of one stage's fade-in and of its training after that, in kimg.
+
+        The first stage has no fade-in. `training.total_kimg` sets the length of the last stage.
+        """
         training, override = self.training, self.training.stages.get(resolution, StageOverride())
+
+        # Fade-in.
         fade = 0.0
         if resolution > training.start_resolution:
             fade = at_resolution(training.fade_kimg, resolution) if override.fade_kimg is None else override.fade_kimg
-        stable = (
-            at_resolution(training.stable_kimg, resolution) if override.stable_kimg is None else override.stable_kimg
-        )
+
+        # Training after the fade-in: of the last stage, what is left of the whole run.
+        stable = override.stable_kimg
+        if stable is None:
+            stable = at_resolution(training.stable_kimg, resolution)
         if resolution == self.data.resolution and training.total_kimg is not None:
-            stable = max(
-                training.total_kimg - sum(sum(self.kimg_at(below)) for below in self.resolutions[:-1]) - fade, 0
-            )
+            below = sum(sum(self.kimg_at(lower)) for lower in self.resolutions[:-1])
+            stable = max(training.total_kimg - below - fade, 0)
         return fade, stable

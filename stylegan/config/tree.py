@@ -1,4 +1,4 @@
-"""The whole config: its sections, checked as soon as they are together."""
+"""The whole config of a run: all sections, checked together as soon as it is made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from stylegan.config.sections import UncheckedConfig
 
 
 class Config(UncheckedConfig):
-    """A whole run. Making one checks every value and whether the values fit together."""
+    """The config of a run. Making one checks every value, and that the values fit together."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Config:
+    def _fits_together(self) -> Config:
         check(self)
         return self

@@ -1,10 +1,17 @@
-"""Local copies of what is elsewhere or costly to make, in $STYLEGAN_CACHE, within one limit for all of it.
+"""The local cache of files that are remote or costly to make, and the locks of files and folders that processes share.
 
-{cache}/{kind}/{name}/   an entry: a folder with a file `.stylegan-lock`, and `.stylegan-size` if it will grow to a known size
+{cache}/{kind}/{name}/   one entry: a folder with its lock file `.stylegan-lock`, and with `.stylegan-size` if bytes
+                         were reserved for it
 
-Who uses an entry shares the lock of its folder, so it ends with the process, however that ends. When there is no room the
-entries that nobody holds are removed, the least recently used first; nothing else below the cache is ever touched. The limit is
-$STYLEGAN_CACHE_GB (`storage.cache_gb`); without it, half of what the disk would have free if the cache were empty.
+The cache folder is $STYLEGAN_CACHE. One limit holds for all entries together: $STYLEGAN_CACHE_GB (`storage.cache_gb`),
+or, if that is unset, half of the space that the disk would have free with an empty cache.
+
+A process that uses an entry holds a shared lock on its folder. The lock ends with the process, however the process
+ends. When room is needed, entries that nobody holds are removed, the least recently used one first. Nothing else below
+the cache folder is ever touched.
+
+Exclusive locks are those of `filelock`. Shared locks are made here, because an entry is removed together with its lock
+file.
 """
 
 from __future__ import annotations
@@ -22,26 +29,71 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from stylegan import storage
 from stylegan.errors import StepError
 
 LOCK, RESERVED = ".stylegan-lock", ".stylegan-size"
-KINDS = ("images", "archives")
+ENTRY_KINDS = ("images", "archives")
 
 
 def cache_root() -> Path:
-    """$STYLEGAN_CACHE, else the user's cache folder."""
+    """Return the cache folder: $STYLEGAN_CACHE, or the user's cache folder if that is unset."""
     return Path(os.environ.get("STYLEGAN_CACHE") or user_cache_dir("stylegan"))
 
 
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a file during the block; wait while another thread or process holds it.
+
+    The file is created if it is missing, and it stays. The lock ends with its process, even at `kill -9`.
+
+    Raises:
+        OSError: the disk refuses, or its file system has no such locks.
+    """
+    with FileLock(path, fallback_to_soft=False):  # the fallback, a marker file, would outlive a killed process
+        yield
+
+
+@contextmanager
+def exclusive_folder(folder: Path) -> Iterator[Path]:
+    """Create an empty folder for this block only; wait while another thread or process holds it.
+
+    It serves as scratch space for work that is moved to its place once it is complete. The lock ends with its process,
+    even at `kill -9`; the next holder clears what a killed process left. Afterwards neither the folder nor its lock
+    file exists.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    lock = folder.with_name(folder.name + ".lock")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with alone(lock):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            # While the lock is held: FileLock refuses a lock on a removed file, so a waiting process creates a new one.
+            lock.unlink(missing_ok=True)
+
+
+# --- entries ----------------------------------------------------------------------------------------------------------
+
+
 class Entry:
-    """A folder of the cache that stays while it is held; empty (but for its lock) if nobody has made it yet.
+    """A folder of the cache that is not removed while it is held. A new entry contains only its lock file.
 
         with Entry("images", "0a1b-r0032") as folder: ...
 
-    Or without a block, until `close` or the end of the object. Any number of threads and processes may hold the same entry.
+    Without a `with` block the entry is held until `close` is called or the object is deleted. Any number of threads and
+    processes may hold the same entry.
 
     Raises:
         OSError: the disk refuses.
@@ -49,8 +101,8 @@ class Entry:
 
     def __init__(self, kind: str, name: str) -> None:
         self.folder = cache_root() / kind / name
-        descriptor = _acquire(self.folder)
-        os.utime(descriptor)
+        descriptor = _share_lock(self.folder)
+        os.utime(descriptor)  # the time of the lock file is the time of last use
         self.close = weakref.finalize(self, _release, descriptor)
 
     def __enter__(self) -> Path:
@@ -62,27 +114,30 @@ class Entry:
         self.close()
 
 
-def _acquire(folder: Path) -> int:
-    """A share of an entry's lock; made again if the entry was removed before it could be had."""
+def _share_lock(folder: Path) -> int:
+    """Return the descriptor of an entry's lock file with a shared lock on it; create the entry if it is missing."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileNotFoundError, FileExistsError):  # removed between two looks
+        except (FileNotFoundError, FileExistsError):  # another process removed the entry between the two calls
             if folder.is_file():
                 raise
             continue
-        if _locked(descriptor, folder, fcntl.LOCK_SH):
+        if _lock_or_close(descriptor, folder, fcntl.LOCK_SH):
             return descriptor
 
 
-def _locked(descriptor: int, folder: Path, operation: int) -> bool:
-    """Whether the open lock was had and is still that of the folder; otherwise it is closed."""
+def _lock_or_close(descriptor: int, folder: Path, operation: int) -> bool:
+    """Lock an open lock file, and return whether that succeeded; otherwise it is closed.
+
+    It fails if the folder has another lock file or none by now, or if the lock is held and LOCK_NB forbids waiting.
+    """
     try:
         fcntl.flock(descriptor, operation)
         if os.path.samestat(os.fstat(descriptor), os.stat(folder / LOCK)):
             return True
-    except (FileNotFoundError, BlockingIOError):  # removed; or held, and it was not to be waited for
+    except (FileNotFoundError, BlockingIOError):
         pass
     except OSError:
         os.close(descriptor)
@@ -97,19 +152,38 @@ def _release(descriptor: int) -> None:
     os.close(descriptor)
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Wait until no other thread or process is in a block for the same file; the file is made, and stays."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _entries() -> list[Path]:
+    return [lock.parent for kind in ENTRY_KINDS for lock in (cache_root() / kind).glob(f"*/{LOCK}")]
+
+
+def _remove(folder: Path) -> bool:
+    """Remove an entry unless somebody holds it; return whether it is gone."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    if not _lock_or_close(descriptor, folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        return False
+    trash = cache_root() / ".removed" / uuid.uuid4().hex  # renamed first, so that nobody sees half of the entry
+    try:
+        trash.parent.mkdir(exist_ok=True)
+        os.replace(folder, trash)
     finally:
         os.close(descriptor)
+    shutil.rmtree(trash.parent, ignore_errors=True)  # including what a killed process left there
+    return True
+
+
+# --- the limit --------------------------------------------------------------------------------------------------------
 
 
 def limit(cache_gb: float | None = None) -> int:
-    """How many bytes the whole cache may take; unset: $STYLEGAN_CACHE_GB, else half of the disk's free space without the cache."""
+    """Return the bytes that the whole cache may take.
+
+    Args:
+        cache_gb: the limit in GB. If unset, $STYLEGAN_CACHE_GB; if that is unset too, half of the space that the disk
+            would have free with an empty cache.
+    """
     given = os.environ.get("STYLEGAN_CACHE_GB")
     if cache_gb is None and given:
         cache_gb = float(given)
@@ -121,10 +195,14 @@ def limit(cache_gb: float | None = None) -> int:
 
 
 def reserve(folder: Path, num_bytes: int, *, cache_gb: float | None = None) -> int:
-    """Make room for an entry that will grow to `num_bytes`, by removing what nobody holds; the entry must be held.
+    """Make room for an entry that will grow to `num_bytes`, by removing entries that nobody holds.
+
+    The caller must hold the entry.
 
     Returns:
-        The bytes that it may have: fewer than asked if the limit does not allow more. What it had before is not added.
+        The bytes that the entry may take in all, what it takes already included: fewer than `num_bytes` if the limit
+            does
+        not allow more.
 
     Raises:
         OSError: the disk refuses.
@@ -137,18 +215,15 @@ def reserve(folder: Path, num_bytes: int, *, cache_gb: float | None = None) -> i
             if room >= num_bytes:
                 break
             size = _size(other)
-            room += size if _remove(other) else 0
+            if _remove(other):
+                room += size
         granted = max(min(num_bytes, room), 0)
         (folder / RESERVED).write_text(str(granted))
         return granted
 
 
-def _entries() -> list[Path]:
-    return [lock.parent for kind in KINDS for lock in (cache_root() / kind).glob(f"*/{LOCK}")]
-
-
 def _size(folder: Path) -> int:
-    """What an entry takes of the limit: its blocks on the disk, or what was promised to it if that is more."""
+    """Return the bytes that an entry counts for: its blocks on the disk, or its reservation if that is more."""
     try:
         reserved = int((folder / RESERVED).read_text())
     except (OSError, ValueError):
@@ -168,47 +243,34 @@ def _last_used(folder: Path) -> float:
     try:
         return (folder / LOCK).stat().st_mtime
     except OSError:
-        return 0.0  # gone by now
+        return 0.0  # removed in the meantime
 
 
-def _remove(folder: Path) -> bool:
-    """Whether the entry is gone; not if somebody holds it."""
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return True
-    if not _locked(descriptor, folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        return False
-    trash = cache_root() / ".removed" / uuid.uuid4().hex  # a rename, so that nobody finds half of it
-    try:
-        trash.parent.mkdir(exist_ok=True)
-        os.replace(folder, trash)
-    finally:
-        os.close(descriptor)
-    shutil.rmtree(trash.parent, ignore_errors=True)  # also what a killed process left there
-    return True
+# --- copies of remote files -------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def local_copy(uri: str, token: str) -> Iterator[Path]:
-    """A whole file of a store as a local file, copied once per machine and kept while the block runs; a local one as it is.
+    """Yield a local path of a whole file, which is kept during the block.
+
+    A remote file is copied once per machine; a local file is its own copy.
 
     Args:
-        token: another one for each version of the file, such as its ETag or size and time.
+        token: differs for every version of the file, such as its ETag or its size and time.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no such file.
         StepError: it is larger than the cache may be, the cache folder cannot be written, or the store does not answer.
     """
     if storage.is_local(uri):
         yield Path(storage.absolute(uri))
         return
-    with _held("archives", hashlib.sha256(f"{uri}\n{token}".encode()).hexdigest()[:24]) as folder:
+    with _hold_entry("archives", hashlib.sha256(f"{uri}\n{token}".encode()).hexdigest()[:24]) as folder:
         path = folder / (posixpath.basename(urlsplit(uri).path)[-100:] or "archive")
         if not path.exists():
             num_bytes = storage.size(uri)
-            with disk_told(), alone(folder / "making"):
-                if not path.exists():
+            with explain_disk_errors(), alone(folder / "making"):
+                if not path.exists():  # another process may have copied it while this one waited
                     _clear_partial(folder)
                     _require(folder, uri, num_bytes)
                     storage.download(uri, path)
@@ -216,14 +278,15 @@ def local_copy(uri: str, token: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _held(kind: str, name: str) -> Iterator[Path]:
-    with disk_told():
+def _hold_entry(kind: str, name: str) -> Iterator[Path]:
+    with explain_disk_errors():
         entry = Entry(kind, name)
     with entry as folder:
         yield folder
 
 
 def _require(folder: Path, uri: str, num_bytes: int) -> None:
+    """Reserve `num_bytes` for an entry. Raise StepError if the limit allows less."""
     granted = reserve(folder, num_bytes)
     if granted < num_bytes:
         (folder / RESERVED).unlink()
@@ -234,14 +297,14 @@ def _require(folder: Path, uri: str, num_bytes: int) -> None:
 
 
 def _clear_partial(folder: Path) -> None:
-    """Remove what killed downloads left in an entry."""
+    """Remove the partial files that killed downloads left in an entry."""
     for partial in folder.glob(".*.partial"):
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def disk_told() -> Iterator[None]:
-    """An OSError of the cache's disk becomes one line."""
+def explain_disk_errors() -> Iterator[None]:
+    """Raise StepError, in one line with the cure, for every OSError of the block, which writes the cache."""
     try:
         yield
     except OSError as error:

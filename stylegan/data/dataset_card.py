@@ -1,18 +1,17 @@
-"""The card of a data set: what it holds, what was left out and why, its mean image, and a sheet of what the network will see.
+"""Write and read the card of a data set: contents, rejects with reasons, mean image, and a sheet of images.
 
-Made once, at the end of sharding, from the table of samples and a sample of the images; beside the manifest lie then `card.json`,
-`preview.png` and `mean.png`. The same set gives the same bytes.
+The card is made once, at the end of sharding, from the table of samples and some of the images. It is stored beside the
+manifest as `card.json`, `preview.png` and `mean.png`. The same set gives the same bytes. The list of all rejects,
+`rejected.jsonl`, is read here as well.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -26,17 +25,17 @@ from stylegan.errors import StepError
 from stylegan.records import Record
 
 CARD, PREVIEW, MEAN, REJECTED = "card.json", "preview.png", "mean.png", "rejected.jsonl"
-MEAN_OF = 2048  # images whose mean is taken: its error is then below 2 units of 255
+MEAN_OF = 2048  # images in the mean, at most: its error is then below 2 units of 255
 MEAN_SIDE, PREVIEW_SIDE = 64, 128  # the largest resolutions that are read for the mean and for the sheet
-EXAMPLES = 5  # paths that are named for each kind of reject
+EXAMPLES = 5  # paths in the card for each kind of reject, at most
 COLUMNS, ROWS = 10, 8  # of the sheet, at most
-CELL = 64  # pixels; smaller images are enlarged to it, so that there is room for a name above them
-GAP = 2**18  # bytes between two payloads that are read together all the same
-SPAN = 2**25  # bytes that are read at once
+CELL = 64  # pixels; smaller images are enlarged to this side, so that a name fits above them
+GAP = 2**18  # bytes; payloads with at most this gap between them are read together
+SPAN = 2**25  # bytes per read, at most
 
 
 class Spread(Record):
-    """Smallest, median and largest of a length in pixels."""
+    """The smallest, median and largest value of a length in pixels."""
 
     min: int
     median: float
@@ -44,15 +43,28 @@ class Spread(Record):
 
 
 class DatasetCard(Record):
-    """What a finished set of shards holds.
+    """The contents of a finished set of shards, in numbers.
 
-    - `source`: where the images came from; `fingerprint`: digest of what the network sees of them.
-    - `counts`: images by class or by attribute, whichever `counted` says; empty without labels. An image may have several attributes.
-    - `num_bytes`: of all tars; `crop`, `resize_filter`: how images became squares.
-    - `rejected`: by kind (`unreadable`, `truncated`, `too large`, `too small`, `duplicate`, `unlabelled`), and `examples` of their
-      paths; all are in `rejected.jsonl`. `num_duplicates` are those with the bytes of another image.
-    - `widths`, `heights`: of the originals, upright; `num_upscaled`: of those that were enlarged.
-    - `mean_png`: the mean of `mean_of` images as a PNG in base64, at most 64x64.
+    Attributes:
+        source: the source of the images.
+        fingerprint: digest of what the network sees: pixels, labels and their order.
+        num_images: images that count; rejects do not.
+        resolution: the final resolution.
+        channels: 1 (grey) or 3 (RGB).
+        crop: how an image became a square.
+        resize_filter: the filter of that resize.
+        num_bytes: of all tars of all resolutions.
+        counted: what `counts` counts by; None without labels.
+        counts: images by class or by attribute; empty without labels. An image may have several attributes.
+        rejected: number of rejects by kind (`unreadable`, `truncated`, `too large`, `too small`, `duplicate`,
+            `unlabelled`).
+        examples: a few paths for each kind of reject; `rejected.jsonl` has all of them.
+        num_duplicates: rejects that have the bytes of another image.
+        widths: of the originals, turned upright.
+        heights: of the originals, turned upright.
+        num_upscaled: originals that were enlarged.
+        mean_of: images in the mean.
+        mean_png: the mean image as a PNG in base64, at most 64x64.
     """
 
     source: str
@@ -78,42 +90,54 @@ class DatasetCard(Record):
 def write_card(
     uri: str, manifest: Mapping[str, Any], table: pa.Table, rejected: Iterable[Mapping[str, Any]], *, source: str
 ) -> DatasetCard:
-    """Write `card.json`, `preview.png` and `mean.png` into the folder of a set whose tars are all there.
+    """Write `card.json`, `preview.png` and `mean.png` into the folder of a set whose tars are complete.
 
     Args:
         uri: the folder.
-        manifest: as it is about to be written: num_images, fingerprint, label_names, attribute_names, parameters (with resolution,
-            channels, crop, resize_filter) and `datasets`, each with resolution, suffix and `shardlist` (url, filesize).
-        table: the rows of `samples.parquet`, with width, height, label, attributes (if there are any), tar, offset_RRRR and size_RRRR.
+        manifest: the manifest to be written: num_images, fingerprint, label_names, attribute_names, parameters (with
+            resolution, channels, crop, resize_filter) and `datasets`, each with resolution, suffix and `shardlist`
+            (url, filesize).
+        table: the rows of `samples.parquet`, with width, height, label, attributes (if the set has them), tar,
+            offset_RRRR and size_RRRR.
         rejected: the rows of `rejected.jsonl` (path, kind).
-        source: where the images came from.
+        source: the source of the images.
 
     Raises:
-        StepError: a tar cannot be read, or not what is written in it.
+        StepError: a tar cannot be read, or an image in it is damaged.
     """
-    card, sheet, mean = make_card(uri, manifest, table, rejected, source=source)
+    card, sheet, mean = _make_card(uri, manifest, table, rejected, source=source)
     storage.write_bytes(storage.join(uri, MEAN), mean)
     storage.write_bytes(storage.join(uri, PREVIEW), sheet)
     storage.write_bytes(storage.join(uri, CARD), (card.model_dump_json(indent=1) + "\n").encode())
     return card
 
 
-def make_card(
+def _make_card(
     uri: str, manifest: Mapping[str, Any], table: pa.Table, rejected: Iterable[Mapping[str, Any]], *, source: str
 ) -> tuple[DatasetCard, bytes, bytes]:
-    """The card, and the bytes of the PNG files of sheet and mean; arguments and errors are those of `write_card`."""
+    """Return the card, and the sheet and the mean as bytes of PNG files; arguments and errors as for `write_card`."""
+    # Count.
     parameters = manifest["parameters"]
     kinds, examples = _count_rejected(rejected)
     width, height = (table[name].to_numpy() for name in ("width", "height"))
+    counted: Literal["classes", "attributes"] | None = None
+    if manifest["label_names"]:
+        counted = "classes"
+    elif manifest.get("attribute_names"):
+        counted = "attributes"
+
+    # Read images for the mean and the sheet.
     mean, mean_of = _mean(_Level(uri, manifest, table, MEAN_SIDE))
     mean_png = _png(Image.fromarray(mean))
+    sheet_png = _png(_sheet(uri, manifest, table))
+
     card = DatasetCard(
         source=source,
         fingerprint=manifest["fingerprint"],
         num_images=manifest["num_images"],
         **{name: parameters[name] for name in ("resolution", "channels", "crop", "resize_filter")},
         num_bytes=sum(entry["filesize"] for level in manifest["datasets"] for entry in level["shardlist"]),
-        counted="classes" if manifest["label_names"] else "attributes" if manifest.get("attribute_names") else None,
+        counted=counted,
         counts=_counts(manifest, table),
         rejected=kinds,
         examples=examples,
@@ -124,11 +148,11 @@ def make_card(
         mean_of=mean_of,
         mean_png=base64.b64encode(mean_png).decode(),
     )
-    return card, _png(_sheet(uri, manifest, table)), mean_png
+    return card, sheet_png, mean_png
 
 
 def read_card(uri: str) -> DatasetCard | None:
-    """The card in the folder of a set; None if it has none that can be read."""
+    """Return the card in the folder of a set, or None if the set has no readable card."""
     try:
         return DatasetCard.model_validate_json(storage.read_bytes(storage.join(uri, CARD)))
     except (FileNotFoundError, ValueError):
@@ -136,7 +160,7 @@ def read_card(uri: str) -> DatasetCard | None:
 
 
 def describe_card(card: DatasetCard) -> Iterator[str]:
-    """Yield the facts of a card for people, one `name  value` line each: images, originals, labels."""
+    """Yield the facts of a card as lines `name  value` for people: images, originals, labels."""
     widths, heights = card.widths, card.heights
     enlarged = f"; {card.num_upscaled:,} were enlarged" if card.num_upscaled else ""
     median = f"median {widths.median:g}x{heights.median:g}"
@@ -147,20 +171,25 @@ def describe_card(card: DatasetCard) -> Iterator[str]:
     yield f"labels      {f'{len(card.counts):,} {card.counted}' if card.counted else 'none'}"
 
 
-def read_rejected(uri: str, limit: int) -> list[dict[str, Any]]:
-    """The first rows of a set's rejects, by path: kind, path, reason, bytes (None where they could not be read)."""
-    rows: list[dict[str, Any]] = []
-    try:
-        with storage.open_read(storage.join(uri, REJECTED)) as file:
-            for line in islice(file, limit):
-                rows.append(json.loads(line))
-    except FileNotFoundError:
-        pass
-    return rows
+def read_rejected(uri: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return the rejects of a set, in the order of their paths.
+
+    Args:
+        uri: the folder of the set.
+        limit: number of leading rejects to return; None for all.
+
+    Returns:
+        For each reject: path, kind, reason, bytes (None if the file could not be read), token, sha256 (of a duplicate).
+
+    Raises:
+        FileNotFoundError: the set has no list of rejects.
+        StepError: the list is damaged, or the store does not answer.
+    """
+    return storage.read_json_lines(storage.join(uri, REJECTED), limit)
 
 
 def _counts(manifest: Mapping[str, Any], table: pa.Table) -> dict[str, int]:
-    """Images by class or attribute, in the order of their numbers."""
+    """Count the images of each class or attribute, in the order of their numbers."""
     if names := manifest["label_names"]:
         numbers = np.bincount(np.maximum(table["label"].to_numpy(), 0), minlength=len(names))
     elif names := manifest.get("attribute_names", ()):
@@ -171,14 +200,14 @@ def _counts(manifest: Mapping[str, Any], table: pa.Table) -> dict[str, int]:
 
 
 def _count_rejected(rejected: Iterable[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:
-    """Rejects by kind, most frequent first, and the first paths of each kind in alphabetical order."""
+    """Count the rejects by kind, most frequent first, and pick the first paths of each kind in alphabetical order."""
     kinds: Counter[str] = Counter()
     paths: dict[str, list[str]] = {}
     for row in rejected:
         kinds[row["kind"]] += 1
         known = paths.setdefault(row["kind"], [])
         known.append(row["path"])
-        if len(known) >= 1000:  # of a million rejects only a few are kept
+        if len(known) >= 1000:  # bounds the memory for a million rejects
             known[:] = sorted(known)[:EXAMPLES]
     order = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
     return {kind: kinds[kind] for kind in order}, {kind: tuple(sorted(paths[kind])[:EXAMPLES]) for kind in order}
@@ -189,7 +218,7 @@ def _spread(values: np.ndarray) -> Spread:
 
 
 def _count_upscaled(width: np.ndarray, height: np.ndarray, parameters: Mapping[str, Any]) -> int:
-    """How many originals have fewer pixels across the crop than the final image."""
+    """Count the originals that have fewer pixels across the crop than the final image."""
     if parameters["crop"] == "wide":
         return 0  # such images are rejects
     side = np.minimum(width, height) if parameters["crop"] == "center" else np.full_like(width, 128)
@@ -198,7 +227,7 @@ def _count_upscaled(width: np.ndarray, height: np.ndarray, parameters: Mapping[s
 
 @dataclass
 class _Level:
-    """The images of the largest resolution up to `limit`, by their row in the table."""
+    """A reader of the images of one level, by their row in the table: the largest resolution up to `limit`."""
 
     uri: str
     manifest: Mapping[str, Any]
@@ -213,7 +242,11 @@ class _Level:
         self.tar, self.offset, self.size = (self.table[column].to_numpy() for column in columns)
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Row and uint8 pixels [r, r] or [r, r, 3] of each, tar by tar; neighbours are read at once."""
+        """Yield each row with its uint8 pixels [r, r] or [r, r, 3], tar by tar. Neighbours are read together.
+
+        Raises:
+            StepError: a tar cannot be read, or an image in it is damaged.
+        """
         ordered = sorted(map(int, rows), key=lambda row: (self.tar[row], self.offset[row]))
         group: list[int] = []
         for row in ordered:
@@ -225,11 +258,12 @@ class _Level:
             yield from self._read_group(group)
 
     def _joins(self, group: list[int], row: int) -> bool:
+        """Return whether one read can cover the group and one more row."""
         first, last = group[0], group[-1]
+        same_tar = self.tar[row] == self.tar[last]
         near = self.offset[row] - self.offset[last] - self.size[last] <= GAP
-        return bool(
-            self.tar[row] == self.tar[last] and near and self.offset[row] + self.size[row] - self.offset[first] <= SPAN
-        )
+        short = self.offset[row] + self.size[row] - self.offset[first] <= SPAN
+        return bool(same_tar and near and short)
 
     def _read_group(self, group: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         start, last = int(self.offset[group[0]]), group[-1]
@@ -247,35 +281,41 @@ class _Level:
 
 
 def _mean(level: _Level) -> tuple[np.ndarray, int]:
-    """uint8 mean of the first images of the table (which is in an order of hashes, so they are a fair sample), and their number."""
+    """Return the mean of the first images of the table as uint8, and their number.
+
+    The table is in the order of hashes, so its first images are a fair sample.
+    """
     num = min(MEAN_OF, level.table.num_rows)
     total: np.ndarray | None = None
     for _, pixels in level.read(range(num)):
         total = pixels.astype(np.int64) if total is None else total + pixels
-    assert total is not None  # a set without images is an error before
+    assert total is not None  # a set without images has failed before
     return ((2 * total + num) // (2 * num)).astype(np.uint8), num
 
 
 def _sheet(uri: str, manifest: Mapping[str, Any], table: pa.Table) -> Image.Image:
-    """Columns of images, each with its class above; without classes just images. What is not filled stays white."""
+    """Draw a sheet of images: a column per class with its name above, or plain columns without classes."""
     columns, names = _columns(manifest, table)
     level = _Level(uri, manifest, table, PREVIEW_SIDE)
     pictures = dict(level.read([row for column in columns for row in column]))
     factor = max(CELL // level.entry["resolution"], 1)
     cell, head = level.entry["resolution"] * factor, 14 if names else 0
+
+    # Draw the images with 2 pixels between them.
     size = (len(columns) * (cell + 2) - 2, head + max(map(len, columns)) * (cell + 2) - 2)
     sheet = Image.new("L" if manifest["parameters"]["channels"] == 1 else "RGB", size, "white")
     for x, column in enumerate(columns):
         for y, row in enumerate(column):
             picture = Image.fromarray(pictures[row]).resize((cell, cell), Image.Resampling.NEAREST)
             sheet.paste(picture, (x * (cell + 2), head + y * (cell + 2)))
+
     for x, name in enumerate(names):
         _write_name(sheet, name, x * (cell + 2), cell)
     return sheet
 
 
 def _columns(manifest: Mapping[str, Any], table: pa.Table) -> tuple[list[list[int]], list[str]]:
-    """Rows of the table for each column of the sheet, and the names above them."""
+    """Return the rows of the table in each column of the sheet, and the names above the columns."""
     names, labels = manifest["label_names"], table["label"].to_numpy()
     if not names:
         num = min(COLUMNS * ROWS, table.num_rows)
@@ -286,12 +326,13 @@ def _columns(manifest: Mapping[str, Any], table: pa.Table) -> tuple[list[list[in
 
 
 def _write_name(sheet: Image.Image, name: str, left: int, width: int) -> None:
-    """A class name within the width of its column, cut off where it is longer."""
+    """Write a class name above its column; cut it off with an ellipsis if it is wider."""
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    shown = name
-    while shown and draw.textlength(shown if shown == name else f"{shown}\u2026", font) > width:
-        shown = shown[:-1]
-    draw.text((left, 0), shown if shown == name else f"{shown}\u2026", fill="black", font=font)
+    shown, num_letters = name, len(name)
+    while num_letters and draw.textlength(shown, font) > width:
+        num_letters -= 1
+        shown = f"{name[:num_letters]}\u2026"
+    draw.text((left, 0), shown, fill="black", font=font)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,6 +1,7 @@
-"""Where every image of a set of shards lies: tar, offset, size and checksum, for reading in any order without parsing tars.
+"""Read the index of a set of shards: tar, offset, size and checksum of every image, so that no tar has to be parsed.
 
-The rows are those of `samples.parquet`, in canonical order; a tar may also hold samples without a row, which count no more.
+The index has a row per image, in canonical order, and is stored as `samples.parquet`. A tar may also contain samples
+without a row, such as duplicates and images that were deleted since. They do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from stylegan.errors import StepError, one_line
 
 @dataclass(frozen=True)
 class Tar:
-    """One tar of a level, as the manifest knows it."""
+    """One tar of a level, with the size and checksum that the manifest gives."""
 
     uri: str
     sha256: str
@@ -28,13 +29,13 @@ class Tar:
 
 @dataclass(frozen=True)
 class LevelIndex:
-    """All images of one resolution; arrays have one entry for each image.
+    """The index of all images of one resolution; each array has one entry per image.
 
     Attributes:
-        tars: those that `tar` counts.
-        suffix: `npy` or `png`, what `payload.decode` asks for.
+        tars: the tars, in the order of the numbers in `tar`.
+        suffix: `npy` or `png`, as `payload.decode` takes it.
         shape: (channels, r, r) of every image.
-        tar: int32 [N], index in `tars`.
+        tar: int32 [N], position in `tars`.
         offset: int64 [N], first byte of the payload in its tar.
         size: int32 [N], bytes of the payload.
         crc: uint32 [N], `zlib.crc32` of the payload.
@@ -54,19 +55,19 @@ class LevelIndex:
 
 
 def read_level(shards: ShardSet, resolution: int) -> LevelIndex:
-    """The index of one resolution.
+    """Read the index of one resolution.
 
     Raises:
-        StepError: no such resolution, or manifest or table is missing or damaged.
+        StepError: no such resolution, or the manifest or the table is missing or damaged.
     """
     if resolution not in shards.resolutions:
         raise StepError(f"{shards.uri}: has no shards at resolution {resolution}; there are {list(shards.resolutions)}")
     manifest = read_manifest(shards.uri)
     level = next(level for level in manifest["datasets"] if level["resolution"] == resolution)
     name = f"{resolution:04d}"
-    columns = ["label", "tar", f"offset_{name}", f"size_{name}", f"crc_{name}"] + ["attributes"] * bool(
-        shards.attribute_names
-    )
+    columns = ["label", "tar", f"offset_{name}", f"size_{name}", f"crc_{name}"]
+    if shards.attribute_names:
+        columns.append("attributes")
     table = read_samples(shards.uri, manifest, columns)
     return LevelIndex(
         tars=tuple(
@@ -84,51 +85,65 @@ def read_level(shards: ShardSet, resolution: int) -> LevelIndex:
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
-    """The manifest of a set. Raises StepError if it is missing or damaged."""
+    """Read the manifest of a set.
+
+    Raises:
+        StepError: it is missing or damaged.
+    """
+    manifest_uri = storage.join(uri, MANIFEST)
     try:
-        manifest = storage.read_json(storage.join(uri, MANIFEST))
+        manifest = storage.read_json(manifest_uri)
     except FileNotFoundError:
-        raise StepError(damaged(uri, storage.join(uri, MANIFEST), "missing")) from None
+        raise StepError(describe_damage(uri, manifest_uri, "missing")) from None
     if not isinstance(manifest, dict) or not {"datasets", "parameters", "table", "num_images"} <= manifest.keys():
-        raise StepError(damaged(uri, storage.join(uri, MANIFEST), "not a manifest of shards"))
+        raise StepError(describe_damage(uri, manifest_uri, "not a manifest of shards"))
     return manifest
 
 
 def read_samples(uri: str, manifest: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
-    """The rows of all images, or some columns of them. Raises StepError if the table is missing, damaged, or another."""
+    """Read the rows of all images, with all columns or some of them.
+
+    Raises:
+        StepError: the table is missing, damaged, or does not match the manifest.
+    """
     table_uri = storage.join(uri, manifest["table"]["url"])
     try:
         with storage.open_read(table_uri) as file:
             table = pq.read_table(pa.PythonFile(file, mode="r"), columns=columns, page_checksum_verification=True)
     except FileNotFoundError:
-        raise StepError(damaged(uri, table_uri, "missing")) from None
+        raise StepError(describe_damage(uri, table_uri, "missing")) from None
     except (pa.ArrowException, OSError) as error:
-        raise StepError(damaged(uri, table_uri, f"damaged ({one_line(error, 200)})")) from error
+        raise StepError(describe_damage(uri, table_uri, f"damaged ({one_line(error, 200)})")) from error
     if table.num_rows != manifest["num_images"]:
-        raise StepError(
-            damaged(uri, table_uri, f"has {table.num_rows} rows, its manifest promises {manifest['num_images']}")
-        )
+        problem = f"has {table.num_rows} rows, its manifest promises {manifest['num_images']}"
+        raise StepError(describe_damage(uri, table_uri, problem))
     return table
 
 
 def attribute_array(table: pa.Table) -> np.ndarray:
-    """uint8 [N, A] of the column `attributes`."""
+    """Return the column `attributes` as uint8 [N, A]."""
     column = table["attributes"].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.uint8)
     return values.reshape(len(column), -1) if len(column) else values[:, None]
 
 
-def damaged(shards_uri: str, uri: str, what: str) -> str:
-    """The line about a file of a set that cannot be used: a tar may lie in the folder of an older set, which then must go as well."""
+def describe_damage(shards_uri: str, uri: str, problem: str) -> str:
+    """Return the one-line message about a file of a set that cannot be used, with the cure.
+
+    A tar may be stored in the folder of an older set. Then that folder must be deleted as well.
+    """
     folders = [shards_uri.rstrip("/")]
     if not uri.startswith(f"{folders[0]}/"):
         folders.append(uri.rpartition("/")[0].rpartition("/")[0])
     shown = " and ".join(folders)
-    return f"{uri}: {what}; delete {shown} and run `stylegan shard` again, which makes the same shards"
+    return f"{uri}: {problem}; delete {shown} and run `stylegan shard` again, which makes the same shards"
 
 
 def locate(uri: str, url: str) -> str:
-    """The URI of a file that a manifest in the folder `uri` names relative to itself (`../` leads to the folder of another set)."""
+    """Return the URI of a file that the manifest in folder `uri` names by a relative `url`.
+
+    A `url` that starts with `../` leads to the folder of another set.
+    """
     while url.startswith("../"):
         uri, url = uri.rstrip("/").rpartition("/")[0], url[3:]
     return storage.join(uri, url)

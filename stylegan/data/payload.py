@@ -1,7 +1,8 @@
-"""How the pixels of one image lie in a tar: raw in `.npy` up to 256x256, lossless PNG above.
+"""Encode and decode the pixels of one image as they are stored in a tar: raw `.npy` up to 256x256, lossless PNG above.
 
-PNG halves the bytes of a photograph, but unpacking it takes longer than reading as many raw ones at 100 MB/s, longer than WebDataset
-needs for a JPEG, and packing it takes longer than decoding and resizing the original: figures by `make bench-data`.
+PNG halves the bytes of a photograph. But decoding it takes longer than reading the raw bytes at 100 MB/s, and longer
+than WebDataset needs for a JPEG. Encoding it takes longer than decoding and resizing the original. `make bench-data`
+measures this.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from PIL import Image
 
 from stylegan.errors import one_line
 
-LARGEST_RAW = 256  # the largest resolution that is kept raw
+LARGEST_RAW = 256  # the largest resolution that is stored raw
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
 def suffix(resolution: int) -> str:
-    """The ending of the payload's name in the tar: `npy` or `png`."""
+    """Return the ending of the payload's name in the tar: `npy` or `png`."""
     return "npy" if resolution <= LARGEST_RAW else "png"
 
 
 def encode(pixels: np.ndarray, resolution: int) -> bytes:
-    """The payload of uint8 pixels [r, r] or [r, r, 3]; the same bytes for the same pixels."""
+    """Encode uint8 pixels [r, r] or [r, r, 3]; the same pixels give the same bytes."""
     if resolution <= LARGEST_RAW:
         return npy_header(pixels.shape) + pixels.tobytes()
     return _png(pixels)
 
 
 def encode_raw(pixels: np.ndarray) -> np.ndarray:
-    """The payloads of several images [n, r, r] or [n, r, r, 3] of a raw resolution: uint8 [n, size]."""
+    """Encode several images of a raw resolution at once: uint8 [n, r, r] or [n, r, r, 3] to uint8 [n, size]."""
     start = npy_header(pixels.shape[1:])
     payloads = np.empty((len(pixels), len(start) + pixels[0].size), np.uint8)
     payloads[:, : len(start)] = np.frombuffer(start, np.uint8)
@@ -42,10 +43,10 @@ def encode_raw(pixels: np.ndarray) -> np.ndarray:
 
 
 def decode(data: bytes | memoryview, suffix: str) -> np.ndarray:
-    """uint8 pixels [C, r, r] of a payload.
+    """Decode a payload to uint8 pixels [C, r, r].
 
     Raises:
-        ValueError: damaged, or not a square image of 1 or 3 channels.
+        ValueError: the payload is damaged, or not a square image of 1 or 3 channels.
     """
     pixels = _decode_npy(data) if suffix == "npy" else _decode_png(data)
     if pixels.ndim == 2:
@@ -56,19 +57,19 @@ def decode(data: bytes | memoryview, suffix: str) -> np.ndarray:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """A PNG whose rows all have the filter `Average`, packed by Huffman codes and runs alone.
+    """Encode pixels as a PNG whose rows all have the filter `Average`, compressed by Huffman codes and runs alone.
 
-    Pillow tries five filters for each row and searches for repetitions, of which photographs have few: four times the work for
-    files as large.
+    Pillow tries five filters for each row and searches for repetitions, of which photographs have few. That is four
+    times the work for files of the same size.
     """
     height, width = pixels.shape[:2]
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     rows = pixels.reshape(height, width * channels)
-    neighbours = np.zeros_like(rows, np.uint16)  # left plus above, 0 outside
+    neighbours = np.zeros_like(rows, np.uint16)  # left plus above; 0 outside the image
     neighbours[1:] = rows[:-1]
     neighbours[:, channels:] += rows[:, :-channels]
     filtered = np.empty((height, 1 + width * channels), np.uint8)
-    filtered[:, 0] = 3
+    filtered[:, 0] = 3  # the number of the filter `Average`
     np.subtract(rows, neighbours >> 1, out=filtered[:, 1:], casting="unsafe")
     packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
@@ -82,7 +83,7 @@ def _png_chunk(kind: bytes, content: bytes) -> bytes:
 
 @lru_cache
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """What stands before the raw uint8 values of an array in a file of numpy's format 1.0."""
+    """Return the bytes before the raw uint8 values of an array in a file of numpy's format 1.0."""
     file = BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
@@ -94,12 +95,15 @@ def _decode_npy(data: bytes | memoryview) -> np.ndarray:
         raise ValueError("not a file of numpy's format 1.0")
     start = 10 + struct.unpack("<H", view[8:10])[0]
     shape = _npy_shape(bytes(view[:start]))
-    return np.frombuffer(view, np.uint8, offset=start).reshape(shape)  # fails if there are more or fewer values
+    return np.frombuffer(view, np.uint8, offset=start).reshape(shape)  # raises ValueError at any other number of values
 
 
 @lru_cache
 def _npy_shape(header: bytes) -> tuple[int, ...]:
-    """Kept for every header that was seen: numpy parses one as Python source, which costs more than all the rest."""
+    """Return the shape in the header of a file in numpy's format 1.0.
+
+    Cached, because numpy parses a header as Python source, which costs more than all the rest of decoding.
+    """
     file = BytesIO(header[8:])
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype != np.uint8 or fortran_order:
@@ -111,7 +115,7 @@ def _decode_png(data: bytes | memoryview) -> np.ndarray:
     try:
         image = Image.open(BytesIO(data), formats=["PNG"])
         image.load()
-    except Exception as error:  # Pillow raises nearly anything at damaged files
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         raise ValueError(f"not a whole PNG: {one_line(error)}") from error
     if image.mode not in ("L", "RGB"):
         raise ValueError(f"a PNG of mode {image.mode}; must be L or RGB")

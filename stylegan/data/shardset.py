@@ -1,7 +1,8 @@
-"""The record of a finished set of shards, and the names and numbers that all who write or read one agree on."""
+"""The record of a finished set of shards, and the names and settings that its writers and readers must agree on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ConfigDict
@@ -11,14 +12,9 @@ from stylegan.records import Record, digest
 
 FORMAT = 2  # raise it when the same source would give other shards
 MANIFEST = "manifest.json"
-PIXEL_FIELDS = {"resolution", "channels", "crop", "resize_filter"}  # decide the pixels of an image
-CHOICE_FIELDS = {
-    "min_size",
-    "max_pixels",
-    "duplicates",
-    "images_per_shard",
-    "shard_mb",
-}  # which images there are, and in which tar
+PIXEL_FIELDS = {"resolution", "channels", "crop", "resize_filter"}  # they decide the pixels of an image
+# They decide which images belong to the set, and in which tar each one is.
+CHOICE_FIELDS = {"min_size", "max_pixels", "duplicates", "images_per_shard", "shard_mb"}
 
 
 class ShardSet(Record):
@@ -26,10 +22,11 @@ class ShardSet(Record):
 
     Attributes:
         uri: the folder.
-        fingerprint: digest of pixels, labels and their order, and of nothing else.
-        num_images: those that count; duplicates and other rejects do not.
-        label_names: of the classes; empty without class numbers.
-        attribute_names: of the attribute vectors; empty without them. Never both.
+        fingerprint: digest of the pixels, the labels and their order, and of nothing else.
+        num_images: images that count; duplicates and other rejects do not.
+        resolutions: 4, 8, ... up to the final one.
+        label_names: names of the classes; empty without class numbers.
+        attribute_names: names of the entries of the attribute vectors; empty without them. A set never has both.
         num_rejected: lines of `rejected.jsonl`.
     """
 
@@ -43,31 +40,39 @@ class ShardSet(Record):
     attribute_names: tuple[str, ...] = ()
     num_rejected: int
 
+    @classmethod
+    def from_manifest(cls, uri: str, manifest: Mapping[str, Any]) -> ShardSet:
+        """Return the record of the set in a folder. Raises KeyError or ValueError if the manifest does not describe one."""
+        return cls(uri=uri, **{name: manifest[name] for name in cls.model_fields if name != "uri"})
+
     def up_to(self, resolution: int) -> ShardSet:
-        """The same images without the resolutions above one, as a stage below the last one knows them."""
+        """Return the same images without the resolutions above `resolution`: the view of a stage below the last one."""
         return self.model_copy(update={"resolutions": tuple(r for r in self.resolutions if r <= resolution)})
 
 
 def level_name(resolution: int) -> str:
-    """The folder of one resolution, such as `r0064`."""
+    """Return the name of the folder of one resolution, such as `r0064`."""
     return f"r{resolution:04d}"
 
 
 def levels(data: DataConfig) -> tuple[int, ...]:
-    """The resolutions that are kept: 4, 8, ... up to `data.resolution`."""
+    """Return the resolutions of a set: 4, 8, ... up to `data.resolution`."""
     return tuple(2**level for level in range(2, data.resolution.bit_length()))
 
 
 def parameters(data: DataConfig) -> dict[str, Any]:
-    """Those settings that decide the shards of a listing."""
+    """Return the settings that decide the shards of a given listing."""
     return data.model_dump(include=PIXEL_FIELDS | CHOICE_FIELDS)
 
 
 def settings_key(data: DataConfig) -> str:
-    """Digest of `parameters` and of the format."""
+    """Return the digest of `parameters` and of the format."""
     return digest({"format": FORMAT, "parameters": parameters(data)})
 
 
 def shard_size(data: DataConfig) -> int:
-    """Images in one tar, at most: by number, and by the bytes of their pixels."""
+    """Return the largest number of images in one tar.
+
+    Two limits apply: `data.images_per_shard`, and `data.shard_mb` of raw pixels. The result is at least 1.
+    """
     return max(min(data.images_per_shard, data.shard_mb * 10**6 // (data.resolution**2 * data.channels)), 1)

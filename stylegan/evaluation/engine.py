@@ -1,9 +1,11 @@
-"""A generator, or a set of images, against a data set: every metric of the config, as one parallel map over chunks.
+"""The driver of an evaluation: measure a generator, or images, against a data set by every metric of the config.
 
-One pass of generated samples serves fid, kid, is, pr, separability and the best and worst images; path lengths, mixed and truncated
-images take passes of their own. Chunks come back in order and are fed to the meters here, so results depend on neither the map nor
-the number of its workers. Where this differs from StyleGAN v1: each real image is used once (v1 repeats small data sets up to
-50,000) and is never flipped, and labels of conditional generators follow the data set (v1 gives zeros).
+An evaluation is one parallel map over chunks of samples. One pass of generated samples serves fid, kid, is, pr,
+separability and the best and worst images; path lengths, mixed and truncated images take passes of their own. Chunks
+come back in order and feed the meters here, so results depend on neither the map nor the number of its workers.
+
+Three things differ from StyleGAN v1. Each real image is used once (v1 repeats small data sets up to 50,000). No real
+image is flipped. Labels of conditional generators follow the data set (v1 gives zeros).
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from stylegan.data.loading.loader import ImageTable, load_images
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.features.embedded import Pmap
-from stylegan.evaluation.features.spaces import Network, Role, obtain_spaces, roles_of
+from stylegan.evaluation.features.spaces import Network, obtain_spaces
 from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_truncation
-from stylegan.evaluation.generate import CHUNK, REALS, Chunk, Pass, Subject, read_generator, sha256
-from stylegan.evaluation.meters import Context, ManifoldMeter, Meter, Outcome, make_meter
-from stylegan.evaluation.protocol import count_reals, metric_keys, protocol_of, settings_of
+from stylegan.evaluation.generate import CHUNK_SIZE, REALS, Pass, SampleChunk, Subject, read_generator, sha256
+from stylegan.evaluation.meters import Context, ManifoldMeter, Meter, Outcome, TruncationMeter, make_meter
+from stylegan.evaluation.metric_table import Role
+from stylegan.evaluation.protocol import count_reals, metric_keys, protocol_of, settings_of, value_key
 from stylegan.evaluation.reference import Reference
 from stylegan.evaluation.report import Report
-from stylegan.evaluation.work import measure
+from stylegan.evaluation.work import Products, measure_chunk
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator
 from stylegan.progress import Progress
@@ -48,21 +51,25 @@ def evaluate(
     Args:
         checkpoint_uri: folder with a generator.safetensors of the data set's resolution.
         shards: the reals, at their largest resolution (`ShardSet.up_to` for a stage below the last one).
-        root: storage root; feature networks and reference statistics are kept there.
-        pmap: `map` or a parallel one that keeps the order; it gets a picklable function and small picklable requests.
+        evaluation: the metrics and their settings.
+        root: storage root, which keeps feature networks and reference statistics.
+        pmap: `map`, or a parallel one that keeps the order; it gets a picklable function and small picklable requests.
         device: torch device of the workers.
-        out_uri: folder for figures; without it there are none.
-        alpha: weight of the generator's newest resolution in [0, 1]; below 1 in the middle of a fade.
+        out_uri: folder for figures; None: no figures.
+        alpha: weight of the generator's newest resolution in [0, 1]; below 1 during a fade-in.
 
     Raises:
-        ConfigError: `evaluation.features` cannot be had for these images.
-        StepError: no generator there, one for other images, or one whose images are not finite.
+        ConfigError: the networks of `evaluation.features` cannot be read or trained for these images.
+        StepError: the checkpoint has no generator, one for other images, or one whose images are not finite.
     """
+    # Read the generator, which must be for images of these shards.
     uri = storage.join(storage.absolute(checkpoint_uri), "generator.safetensors")
     data = read_generator(uri)
     generator, label_names = load_generator(data)
     table = load_images(shards, max(shards.resolutions))
     _require_match(generator, label_names, table, checkpoint_uri=checkpoint_uri, shards=shards)
+
+    # Obtain the feature networks, and measure.
     subject = Subject(
         generator_uri=uri,
         generator_sha256=sha256(data),
@@ -87,25 +94,28 @@ def evaluate_images(
     device: str = "cpu",
     out_uri: str | None = None,
 ) -> Report:
-    """Measure images instead of a generator, e.g. a folder of them that `write_shards` has sharded: fid, kid, is, pr.
+    """Measure images instead of a generator, e.g. a folder that `write_shards` has sharded: fid, kid, is, pr.
 
-    The first `evaluation.num_images` of them count; the report's `settings` and protocols have their number. All other metrics are
-    skipped with the reason that they need a generator.
+    Only the first `evaluation.num_images` images count; the report's `settings` and protocols have their number. All
+    other metrics are skipped with the reason that they need a generator.
 
     Args:
-        images: what is measured, at the resolution of the reals; `checkpoint_uri` of the report is their URI.
+        images: the images to measure, at the resolution of the reals; `checkpoint_uri` of the report is their URI.
         shards, evaluation, root, pmap, device, out_uri: as for `evaluate`.
 
     Raises:
-        ConfigError: `evaluation.features` cannot be had for these reals.
+        ConfigError: the networks of `evaluation.features` cannot be read or trained for these reals.
         StepError: the images have another shape than the reals.
     """
-    found, wanted = (load_images(part, max(part.resolutions)).images.shape[1:] for part in (images, shards))
-    if found != wanted:
+    # Both sets must have the same shape.
+    shape, real_shape = (load_images(part, max(part.resolutions)).images.shape[1:] for part in (images, shards))
+    if shape != real_shape:
         raise StepError(
-            f"{images.uri}: holds images of shape {list(found)}, the reference set has {list(wanted)}; give reals of the same "
-            "resolution and channels"
+            f"{images.uri}: holds images of shape {list(shape)}, the reference set has {list(real_shape)}; give reals "
+            "of the same resolution and channels"
         )
+
+    # Obtain the feature networks, and measure.
     evaluation = evaluation.model_copy(update={"num_images": min(evaluation.num_images, images.num_images)})
     subject = Subject(
         generator_uri="",
@@ -121,7 +131,7 @@ def evaluate_images(
 
 
 class _Evaluation:
-    """One evaluation on the driver: its meters, what they need, and what they found."""
+    """One evaluation on the driver: its meters, their references, and the reasons for skipped metrics."""
 
     def __init__(self, subject: Subject, generator: Generator | None, *, root: str, pmap: Pmap) -> None:
         evaluation, self.subject, self.pmap = subject.evaluation, subject, pmap
@@ -132,60 +142,70 @@ class _Evaluation:
         for metric in evaluation.metrics:
             try:
                 self.meters[metric] = make_meter(metric, context)
-            except StepError as error:  # what cannot be measured says so and leaves the other metrics alone
+            except StepError as error:  # only this metric is skipped, the others are measured
                 self._skip(metric, str(error))
         self.references = _references(list(self.meters.values()), subject, num_reals=num_reals, root=root)
 
     def run(self, uri: str, out_uri: str | None) -> Report:
-        """All passes, all metrics, all figures."""
+        """Run all passes, compute all metrics and draw all figures. `uri` becomes the report's `checkpoint_uri`."""
         self._stream()
         report = self._report(uri)
         figures = self._draw(out_uri) if out_uri else {}
         return report.model_copy(update={"figures": figures})
 
     def _skip(self, metric: Metric, reason: str) -> None:
+        """Record the reason for all keys of a metric."""
         self.skipped |= dict.fromkeys(metric_keys(metric, self.subject.spaces), reason)
 
     def _stream(self) -> None:
-        """Every chunk of every pass, through the workers and into the meters, in order."""
+        """Send every chunk of every pass to the workers, and feed their products to references and meters in order."""
+        # The chunks of all passes; a pass is as long as its most wanted product.
         wants = self._wants()
         totals = {source: max(products.values()) for source, products in wants.items()}
         progress = {source: Progress(f"evaluate: {source.name}", total) for source, total in totals.items()}
         chunks = [
-            Chunk(self.subject, source, tuple(sorted(wants[source].items())), index)
+            SampleChunk(self.subject, source, tuple(sorted(wants[source].items())), index)
             for source, total in totals.items()
-            for index in range(-(-total // CHUNK))
+            for index in range(-(-total // CHUNK_SIZE))
         ]
-        for chunk, part in zip(chunks, self.pmap(measure, chunks), strict=True):
+
+        # The products come back in the order of the chunks.
+        for chunk, products in zip(chunks, self.pmap(measure_chunk, chunks), strict=True):
             if chunk.source == REALS:
                 for role, reference in self._incomplete().items():
-                    reference.add(part[role])
+                    reference.add(products[role])
             for meter in self.meters.values():
-                if part.keys() & meter.wants.get(chunk.source, {}).keys():
-                    meter.add(chunk.source, part)
+                share = _share(meter, chunk, products)
+                if share:
+                    meter.add(chunk.source, share)
             progress[chunk.source].update(chunk.first + chunk.count)
+
+        # Keep the new references.
         for reference in self._incomplete().values():
             reference.finish()
 
     def _wants(self) -> dict[Pass, dict[str, int]]:
-        """By pass, of how many samples each product is needed; the reals only where storage does not have them."""
+        """Return the number of samples that need each product, by pass; reals only for incomplete references."""
         wants: dict[Pass, dict[str, int]] = {}
         for role, reference in self._incomplete().items():
             wants.setdefault(REALS, {})[role] = reference.num_reals
         for meter in self.meters.values():
             for source, products in meter.wants.items():
-                wants.setdefault(source, {}).update(products)
+                total = wants.setdefault(source, {})
+                for product, count in products.items():
+                    total[product] = max(count, total.get(product, 0))
         return wants
 
     def _incomplete(self) -> dict[Role, Reference]:
-        """References to be made; one that serves several roles under the last of them (pooled)."""
-        return {
-            role: reference
-            for reference, role in {r: role for role, r in self.references.items()}.items()
-            if not reference.complete
-        }
+        """Return the references still to compute, by role; a shared one appears once, under its last role."""
+        incomplete: dict[Role, Reference] = {}
+        for role, reference in reversed(self.references.items()):
+            if not reference.complete and reference not in incomplete.values():
+                incomplete[role] = reference
+        return incomplete
 
     def _report(self, uri: str) -> Report:
+        """Compute the outcome of every meter, and collect the report."""
         subject, evaluation = self.subject, self.subject.evaluation
         protocols = {
             metric: protocol_of(metric, subject.shards, evaluation, subject.spaces) for metric in evaluation.metrics
@@ -198,6 +218,7 @@ class _Evaluation:
             settings=settings_of(subject.shards, evaluation, subject.spaces),
         )
         for metric, meter in self.meters.items():
+            # A metric that cannot be measured after all is skipped.
             try:
                 outcome = meter.outcome(self.references)
             except StepError as error:
@@ -206,41 +227,57 @@ class _Evaluation:
                 self._skip(metric, outcome.skipped)
             else:
                 report.protocols.update(dict.fromkeys(metric_keys(metric, subject.spaces), protocols[metric]))
-            suffix = subject.spaces.name(roles_of(metric)[0])
-            report.metrics.update({f"{part}_{suffix}": value for part, value in outcome.values.items()})
-            report.intervals.update({f"{part}_{suffix}": interval for part, interval in outcome.intervals.items()})
+
+            # Values get their keys; attributes are reported even of a skipped metric.
+            for name, value in outcome.values.items():
+                report.metrics[value_key(metric, name, subject.spaces)] = value
+            for name, interval in outcome.intervals.items():
+                report.intervals[value_key(metric, name, subject.spaces)] = interval
             report.attributes.update(outcome.attributes)
             report.curves.update(outcome.curves)
         report.skipped.update(self.skipped)
         return report
 
     def _draw(self, out_uri: str) -> dict[str, str]:
+        """Draw the figures that the meters allow, and return their URIs by name."""
         figures = {"grid": draw_grid(self.subject, out_uri, self.pmap)}
-        for metric, meter in self.meters.items():
-            if metric == "truncation":
+        for meter in self.meters.values():
+            if isinstance(meter, TruncationMeter):
                 figures["truncation"] = draw_truncation(self.subject, out_uri, self.pmap)
             if isinstance(meter, ManifoldMeter):
                 figures |= draw_extremes(self.subject, meter.realism(self.references), out_uri, self.pmap)
         return figures
 
 
+def _share(meter: Meter, chunk: SampleChunk, products: Products) -> Products:
+    """Return the products of a chunk that a meter wants, for as many samples as it wants; empty if it wants none."""
+    wants = meter.wants.get(chunk.source, {})
+    return {
+        product: products[product][: total - chunk.first] for product, total in wants.items() if total > chunk.first
+    }
+
+
 def _references(meters: Sequence[Meter], subject: Subject, *, num_reals: int, root: str) -> dict[Role, Reference]:
-    """What the meters compare with; roles of the same network share one."""
+    """Return the references that the meters need, in alphabetical order of roles; roles of one network share one."""
+    # Collect the needs of the meters by network.
     needs: dict[Network, set[str]] = {}
-    roles = {role for meter in meters for role in meter.needs}
     for meter in meters:
         for role, kind in meter.needs.items():
             needs.setdefault(subject.spaces[role], set()).add(kind)
-    made = {
+
+    # Open one reference per network.
+    references = {
         network: Reference(network, subject.shards, num_reals=num_reals, needs=kinds, root=root)
         for network, kinds in needs.items()
     }
-    return {role: made[subject.spaces[role]] for role in sorted(roles)}
+    roles = {role for meter in meters for role in meter.needs}
+    return {role: references[subject.spaces[role]] for role in sorted(roles)}
 
 
 def _require_match(
     generator: Generator, label_names: tuple[str, ...], table: ImageTable, *, checkpoint_uri: str, shards: ShardSet
 ) -> None:
+    """Raise StepError if the generator makes images of another shape, or has other classes, than the data set."""
     shape = (generator.channels, generator.resolution, generator.resolution)
     if shape != table.images.shape[1:]:
         raise StepError(
@@ -255,6 +292,6 @@ def _require_match(
 
 
 def _label_weights(table: ImageTable, num_labels: int) -> tuple[float, ...]:
-    """Share of each class, empty for an unconditional generator."""
+    """Return the share of each class in the data set; empty for an unconditional generator."""
     counts = np.bincount(table.labels, minlength=num_labels) if num_labels else np.empty(0)
     return tuple(float(count) / len(table.labels) for count in counts)

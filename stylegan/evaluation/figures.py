@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, as PNG files: reals beside fakes, the best and the worst images, the same latents at every psi."""
+"""The figures of an evaluation, as PNG files: reals beside fakes, best and worst images, truncated images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 from stylegan import storage
 from stylegan.data.loading.loader import load_images
 from stylegan.evaluation.features.embedded import Pmap
-from stylegan.evaluation.generate import CHUNK, GENERATED, Chunk, Pass, Subject
-from stylegan.evaluation.meters import truncated
-from stylegan.evaluation.work import Pictures, draw
+from stylegan.evaluation.generate import CHUNK_SIZE, GENERATED, Pass, SampleChunk, Subject, truncated
+from stylegan.evaluation.work import PictureRequest, draw_pictures
 from stylegan.images import grid, png_bytes
 
 WIDEST = 2048  # pixels of a row of images
@@ -19,21 +18,23 @@ EXTREMES = 16  # images of best.png and of worst.png
 
 
 def draw_grid(subject: Subject, out_uri: str, pmap: Pmap) -> str:
-    """grid.png: real images on the left, measured ones on the right, without truncation. Gives the URI, as all of these do."""
+    """Write grid.png: reals on the left, the measured images without truncation on the right. Return its URI."""
+    # A square of each; places without an image stay black.
     reals = load_images(subject.shards, max(subject.shards.resolutions)).images
     side = _columns(reals.shape[-1])
-    sheets = [np.zeros((side**2, *reals.shape[1:]), np.uint8) for _ in range(2)]
     num_fakes = min(side**2, subject.images.num_images) if subject.images else side**2
-    for sheet, images in zip(
-        sheets, (reals[: side**2], _images(subject, GENERATED, range(num_fakes), pmap)), strict=True
-    ):
-        sheet[: len(images)] = images
-    rows = [sheet[start : start + side] for start in range(0, side**2, side) for sheet in sheets]
+    fakes = _images(subject, GENERATED, range(num_fakes), pmap)
+    squares = [np.zeros((side**2, *reals.shape[1:]), np.uint8) for _ in range(2)]
+    for square, images in zip(squares, (reals[: side**2], fakes), strict=True):
+        square[: len(images)] = images
+
+    # Row by row: the reals of the row, then its fakes.
+    rows = [square[start : start + side] for start in range(0, side**2, side) for square in squares]
     return _write(out_uri, "grid", np.concatenate(rows), 2 * side)
 
 
 def draw_extremes(subject: Subject, realism: np.ndarray, out_uri: str, pmap: Pmap) -> dict[str, str]:
-    """best.png and worst.png: the images of the highest and of the lowest realism [N] first."""
+    """Write best.png and worst.png, with the images of highest and of lowest realism [N] first. Return URIs by name."""
     order = np.argsort(-realism, kind="stable")
     chosen = {"best": order[:EXTREMES], "worst": order[::-1][:EXTREMES]}
     columns = _columns(max(subject.shards.resolutions))
@@ -44,34 +45,39 @@ def draw_extremes(subject: Subject, realism: np.ndarray, out_uri: str, pmap: Pma
 
 
 def draw_truncation(subject: Subject, out_uri: str, pmap: Pmap) -> str:
-    """truncation.png: a row for each `evaluation.psi`, a column for each latent."""
+    """Write truncation.png, with a row for each `evaluation.psi` and a column for each latent. Return its URI."""
     columns = _columns(max(subject.shards.resolutions))
     rows = [_images(subject, truncated(psi), range(columns), pmap) for psi in subject.evaluation.psi]
     return _write(out_uri, "truncation", np.concatenate(rows), columns)
 
 
 def _columns(resolution: int) -> int:
+    """Return the number of images in a row: 8, or fewer if they would be wider than WIDEST."""
     return max(1, min(8, WIDEST // resolution))
 
 
 def _images(subject: Subject, source: Pass, numbers: Sequence[int], pmap: Pmap) -> np.ndarray:
-    """uint8 [len(numbers), C, r, r]: those samples of a pass."""
+    """Return the samples of a pass with these numbers, as uint8 [len(numbers), C, r, r]."""
+    # The rows to draw, by chunk.
     rows: dict[int, list[int]] = {}
     for number in sorted(set(numbers)):
-        rows.setdefault(number // CHUNK, []).append(number % CHUNK)
+        rows.setdefault(number // CHUNK_SIZE, []).append(number % CHUNK_SIZE)
+
+    # One request per chunk, which asks for the whole chunk: any of its rows may be among them.
     requests = [
-        Pictures(Chunk(subject, source, (("images", (index + 1) * CHUNK),), index), tuple(found))
-        for index, found in rows.items()
+        PictureRequest(SampleChunk(subject, source, (("images", (index + 1) * CHUNK_SIZE),), index), tuple(chunk_rows))
+        for index, chunk_rows in rows.items()
     ]
     drawn = {
         request.chunk.first + row: image
-        for request, images in zip(requests, pmap(draw, requests), strict=True)
+        for request, images in zip(requests, pmap(draw_pictures, requests), strict=True)
         for row, image in zip(request.rows, images, strict=True)
     }
     return np.stack([drawn[number] for number in numbers])
 
 
 def _write(out_uri: str, name: str, images: np.ndarray, columns: int) -> str:
+    """Write a grid of images [N, C, r, r] to {out_uri}/{name}.png and return its URI."""
     uri = storage.join(out_uri, f"{name}.png")
     storage.write_bytes(uri, png_bytes(grid(images, columns=columns)))
     return uri

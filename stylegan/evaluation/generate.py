@@ -1,7 +1,7 @@
-"""Work in chunks: what one worker is asked to do, and the images it makes for it.
+"""Chunks of samples: the unit of work of an evaluation, and the images that a worker generates for one.
 
-A chunk has a fixed number of samples and draws everything from streams named after (seed, stream, chunk), so that a result is the
-same whoever computes it, in whatever order, and whatever else is measured beside it.
+A chunk has a fixed number of samples. All its random numbers come from streams named after (seed, stream, chunk). A
+result is therefore the same whichever worker computes it, in whatever order, and whatever else is measured beside it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ from stylegan.evaluation.metrics.numerics import stream
 from stylegan.networks.generator import Generator, NoiseFn
 from stylegan.networks.weights import load_generator
 
-CHUNK = 256  # samples; part of the protocol
+CHUNK_SIZE = 256  # samples; part of the protocol
 TRUNCATED_LAYERS = 8  # of the truncation trick, as in the paper's figures
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One way of getting samples: the reals, the generator as it is, with mixed latents, truncated, or in pairs along a path.
+    """One way of getting samples: the reals, the plain generator, mixed latents, truncation, or pairs along a path.
 
-    `latents` are mixed, `psi` truncates, `path` is the name of a path length. All images of a generator come from the same z.
+    All passes of a generator draw the same z, except path lengths.
+
+    Attributes:
+        name: identifies the pass, also in the progress.
+        latents: the number of latents that are mixed.
+        psi: the factor of the truncation.
+        path: the name of a path length; empty for all other passes.
     """
 
     name: str
@@ -41,33 +47,55 @@ class Pass:
 
     @property
     def stream(self) -> str:
-        """The name that its random numbers are drawn under."""
+        """The name of its random streams."""
         return self.path or "generated"
 
 
 REALS, GENERATED = Pass("reals"), Pass("generated")
 
 
+def truncated(psi: float) -> Pass:
+    """Return the pass of a truncation; psi = 1 is the plain generator."""
+    return GENERATED if psi == 1 else Pass(f"truncation {psi:g}", psi=psi)
+
+
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, as names that any worker can follow. The digests keep a worker from reusing an older file's network."""
+    """The subject of an evaluation, by URIs that any worker can read.
 
-    generator_uri: str  # empty if `images` are measured
+    Attributes:
+        generator_uri: the file of the generator; empty if `images` are measured.
+        generator_sha256: its digest, which keeps a worker from using a network that it loaded from an older file.
+        images: the images that are measured instead of a generator.
+        shards: the reals.
+        label_weights: the share of each class in the data set; empty for an unconditional generator.
+        spaces: the networks that measure.
+        evaluation: the settings.
+        device: the torch device of the workers.
+        alpha: the weight of the generator's newest resolution in [0, 1]; below 1 during a fade-in.
+    """
+
+    generator_uri: str
     generator_sha256: str
-    images: ShardSet | None  # measured instead of a generator
-    shards: ShardSet  # the reals
-    label_weights: tuple[float, ...]  # share of each class in the data set; empty for an unconditional generator
+    images: ShardSet | None
+    shards: ShardSet
+    label_weights: tuple[float, ...]
     spaces: Spaces
     evaluation: EvaluationConfig
     device: str
-    alpha: float = 1.0  # weight of the newest resolution: below 1 in the middle of a fade
+    alpha: float = 1.0
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """The samples `index` * CHUNK ... of one pass; `wants` says of how many samples of the whole pass each product is needed.
+class SampleChunk:
+    """The samples of one pass from number `index` * CHUNK_SIZE on.
 
-    Products: pooled, log_posteriors, manifold, attributes, z, w, lengths (see `stylegan.evaluation.work`), images.
+    Attributes:
+        subject: the subject of the evaluation.
+        source: the pass.
+        wants: pairs of a product and the number of samples of the whole pass that need it. Products are pooled,
+            log_posteriors, manifold, attributes, z, w, lengths (see `stylegan.evaluation.work`) and images.
+        index: the number of the chunk in its pass.
     """
 
     subject: Subject
@@ -78,44 +106,54 @@ class Chunk:
     @property
     def first(self) -> int:
         """The number of its first sample."""
-        return self.index * CHUNK
+        return self.index * CHUNK_SIZE
 
     @property
     def count(self) -> int:
-        """Samples in the chunk."""
-        return max(self.wanted(product) for product, _ in self.wants)
+        """The number of its samples."""
+        return max(self.num_wanted(product) for product, _ in self.wants)
 
-    def wanted(self, product: str) -> int:
-        """Of how many of its samples, the first ones, a product is needed."""
-        return min(max(dict(self.wants).get(product, 0) - self.first, 0), CHUNK)
+    def num_wanted(self, product: str) -> int:
+        """Return the number of leading samples that need this product."""
+        return min(max(dict(self.wants).get(product, 0) - self.first, 0), CHUNK_SIZE)
 
     def stream(self, *name: str | int, device: str = "cpu") -> torch.Generator:
-        """A random stream of this chunk alone."""
+        """Return a random stream of this chunk alone."""
         return stream(self.subject.evaluation.seed, self.source.stream, self.index, *name, device=device)
 
+    # A short chunk takes the first rows of a full one, here and below: its samples do not depend on its length.
     def latents(self, size: int, *, name: str = "z") -> Tensor:
-        """z ~ N(0, 1), [count, size]. A short chunk gets the first rows of a whole one, here and below."""
-        return torch.randn(CHUNK, size, generator=self.stream(name))[: self.count].to(self.subject.device)
+        """Draw z ~ N(0, 1), [count, size]."""
+        return torch.randn(CHUNK_SIZE, size, generator=self.stream(name))[: self.count].to(self.subject.device)
 
-    def places(self) -> Tensor:
-        """t ~ U(0, 1), [count, 1]."""
-        return torch.rand(CHUNK, 1, generator=self.stream("t"))[: self.count].to(self.subject.device)
+    def path_positions(self) -> Tensor:
+        """Draw t ~ U(0, 1), [count, 1]."""
+        return torch.rand(CHUNK_SIZE, 1, generator=self.stream("t"))[: self.count].to(self.subject.device)
 
     def cutoffs(self, num_layers: int) -> Tensor:
-        """[count, latents - 1] different layers from 1 to num_layers - 1, ascending, where the next latent takes over."""
-        order = torch.rand(CHUNK, num_layers - 1, generator=self.stream("cutoffs")).argsort(dim=1)
+        """Draw the layers at which the next latent takes over.
+
+        Returns:
+            [count, latents - 1] different layers from 1 to num_layers - 1, ascending.
+        """
+        order = torch.rand(CHUNK_SIZE, num_layers - 1, generator=self.stream("cutoffs")).argsort(dim=1)
         return (order[: self.count, : self.source.latents - 1].sort(dim=1).values + 1).to(self.subject.device)
 
     def labels(self) -> Tensor | None:
-        """Classes [count], drawn as often as the data set has them; None for an unconditional generator."""
+        """Draw classes [count] with the shares of the data set; None for an unconditional generator."""
         if not self.subject.label_weights:
             return None
         weights = torch.tensor(self.subject.label_weights)
-        drawn = torch.multinomial(weights, CHUNK, replacement=True, generator=self.stream("labels"))
+        drawn = torch.multinomial(weights, CHUNK_SIZE, replacement=True, generator=self.stream("labels"))
         return drawn[: self.count].to(self.subject.device)
 
     def batches(self, resolution: int, rows: Collection[int] | None = None) -> Iterator[slice]:
-        """Slices of the chunk that fit into memory at this resolution; only those with one of the `rows`, if they are given."""
+        """Yield slices of the chunk that fit into memory at this resolution.
+
+        Args:
+            resolution: of the images.
+            rows: yield only the slices that contain one of these rows; None: all slices.
+        """
         size = batch_size(resolution)
         for start in range(0, self.count, size):
             batch = range(start, min(start + size, self.count))
@@ -123,7 +161,7 @@ class Chunk:
                 yield slice(batch.start, batch.stop)
 
     def noise(self, start: int, size: int) -> NoiseFn:
-        """Fresh noise for every image of the batch of up to `size` that begins at `start`."""
+        """Return fresh noise for every image of the batch of up to `size` images that begins at `start`."""
         device = self.subject.device
 
         def draw(layer: int, num: int, resolution: int) -> Tensor:
@@ -133,27 +171,41 @@ class Chunk:
         return draw
 
     def shared_noise(self, start: int) -> NoiseFn:
-        """One draw per layer for all images of the batch that begins at `start`."""
+        """Return noise with one draw per layer for all images of the batch that begins at `start`."""
         noise = self.noise(start, 1)
         return lambda layer, _num, resolution: noise(layer, 1, resolution)
 
     def samples(
         self, generator: Generator, rows: Collection[int] | None = None
     ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Slice of the chunk, z, w [n, L] and images [n, C, r, r] of the generator, batch by batch (`rows` as in `batches`)."""
+        """Generate the samples batch by batch.
+
+        Args:
+            generator: on the device of the subject.
+            rows: as for `batches`.
+
+        Yields:
+            The slice of the chunk, z and w [n, L], and images [n, C, r, r].
+
+        Raises:
+            StepError: an image has values that are not finite.
+        """
         size, labels = generator.model.latent_size, self.labels()
         latents = [self.latents(size, name=name) for name in ("z", "z1", "z2", "z3")[: self.source.latents]]
         for batch in self.batches(generator.resolution, rows):
-            of_batch = None if labels is None else labels[batch]
-            styles = [generator.mapping(z[batch], of_batch) for z in latents]
-            ws = generator.truncate(
-                self._mix(styles, batch, generator.num_layers), psi=self.source.psi, cutoff=TRUNCATED_LAYERS
-            )
-            images = self.synthesise(generator, ws, self.noise(batch.start, batch_size(generator.resolution)))
-            yield batch, latents[0][batch], styles[0], images
+            # One w per latent that is mixed.
+            batch_labels = None if labels is None else labels[batch]
+            styles = [generator.mapping(z[batch], batch_labels) for z in latents]
+
+            # A w per layer: mixed, then truncated.
+            mixed = self._mix(styles, batch, generator.num_layers)
+            ws = generator.truncate(mixed, psi=self.source.psi, cutoff=TRUNCATED_LAYERS)
+
+            noise = self.noise(batch.start, batch_size(generator.resolution))
+            yield batch, latents[0][batch], styles[0], self.synthesise(generator, ws, noise)
 
     def _mix(self, styles: list[Tensor], batch: slice, num_layers: int) -> Tensor:
-        """ws [n, num_layers, L]: the first w [n, L] up to the first cutoff, then the next, ..."""
+        """Return ws [n, num_layers, L]: the first w [n, L] up to the first cutoff, then the next, ..."""
         ws = styles[0][:, None].expand(-1, num_layers, -1)
         if len(styles) > 1:
             layers = torch.arange(num_layers, device=ws.device)
@@ -162,7 +214,7 @@ class Chunk:
         return ws
 
     def synthesise(self, generator: Generator, ws: Tensor, noise: NoiseFn) -> Tensor:
-        """Images from ws [N, num_layers, L].
+        """Generate images [N, C, r, r] from ws [N, num_layers, L].
 
         Raises:
             StepError: an image has values that are not finite.
@@ -170,19 +222,20 @@ class Chunk:
         images = generator.synthesis(ws, alpha=self.subject.alpha, noise=noise)
         if not torch.isfinite(images).all():
             raise StepError(
-                f"{self.subject.generator_uri}: makes images with values that are not finite (first seen in {self.source.name}); the "
-                "training has diverged: evaluate an earlier checkpoint, or lower training.learning_rate and train again"
+                f"{self.subject.generator_uri}: makes images with values that are not finite (first seen in "
+                f"{self.source.name}); the training has diverged: evaluate an earlier checkpoint, or lower "
+                "training.learning_rate and train again"
             )
         return images
 
 
 def batch_size(resolution: int) -> int:
-    """Images that are made at once; v1's 4 at 1024x1024."""
+    """Return the number of images that are generated at once: v1's 4 at 1024x1024, up to 64 at lower resolutions."""
     return min(64, max(4, 2**21 // resolution**2))
 
 
 def read_generator(uri: str) -> bytes:
-    """The file of a generator. Raises StepError if there is none."""
+    """Read the file of a generator. Raises StepError if there is no such file."""
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError:
@@ -192,12 +245,12 @@ def read_generator(uri: str) -> bytes:
 
 
 def sha256(data: bytes) -> str:
-    """Digest of a file's bytes."""
+    """Return the digest of a file's bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def generator_of(subject: Subject) -> Generator:
-    """The generator on its device; loaded once per process."""
+    """Load the generator to its device, once per process. Raises StepError if its file has changed or is gone."""
     return _generator(subject.generator_uri, subject.generator_sha256, subject.device)
 
 

@@ -1,11 +1,13 @@
-"""A meter for every metric: which samples it needs, what it keeps of them while they stream by, and what it makes of that at the end.
+"""Meters: each computes one metric from the samples that stream by.
 
-Only features of as many images as a metric compares one by one (KID, precision and recall, separability) are kept; FID keeps
-moments.
+A meter names the samples that it needs, collects features or sums of them, and computes its values at the end. KID,
+precision and recall, and separability compare images one by one, so they keep the features of all images. FID keeps
+moments only.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +16,9 @@ import numpy as np
 
 from stylegan.config.sections import EvaluationConfig, Metric
 from stylegan.errors import StepError
-from stylegan.evaluation.features.spaces import Role, Spaces
-from stylegan.evaluation.generate import GENERATED, Pass
+from stylegan.evaluation.features.spaces import Spaces
+from stylegan.evaluation.generate import GENERATED, Pass, truncated
+from stylegan.evaluation.metric_table import METRICS, Role
 from stylegan.evaluation.metrics.fid import (
     BootstrapMoments,
     Moments,
@@ -30,7 +33,7 @@ from stylegan.evaluation.metrics.ppl import cropped_side, trim
 from stylegan.evaluation.metrics.precision_recall import manifold_metrics, realism
 from stylegan.evaluation.metrics.separability import score_attribute, separability
 from stylegan.evaluation.reference import Reference
-from stylegan.evaluation.work import Part
+from stylegan.evaluation.work import Products
 from stylegan.networks.generator import Generator
 from stylegan.networks.vgg import SMALLEST
 from stylegan.progress import Progress
@@ -41,7 +44,15 @@ References = Mapping[Role, Reference]
 
 @dataclass(frozen=True)
 class Context:
-    """What meters are set up with. `generator` is None if images are measured; `num_images` and `num_reals` are compared."""
+    """The input of every meter.
+
+    Attributes:
+        evaluation: the settings.
+        spaces: the networks that measure.
+        generator: the measured generator; None if images are measured.
+        num_images: the number of images to compare.
+        num_reals: the number of reals to compare them with.
+    """
 
     evaluation: EvaluationConfig
     spaces: Spaces
@@ -52,61 +63,78 @@ class Context:
 
 @dataclass
 class Outcome:
-    """Values by the part of their key before the network, and what else a report holds of a metric."""
+    """The result of a meter. Values and intervals are named as in the metric's row of the table."""
 
     values: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     attributes: dict[str, dict[str, float | str | None]] = field(default_factory=dict)
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    skipped: str = ""  # why there are no values
+    skipped: str = ""  # the reason, if there are no values
 
     @classmethod
     def of(cls, **estimates: Estimate) -> Outcome:
-        """Values with their intervals."""
-        return cls(
-            {name: e.value for name, e in estimates.items()}, {name: (e.low, e.high) for name, e in estimates.items()}
-        )
+        """Return the outcome of values with their intervals, by name."""
+        values = {name: estimate.value for name, estimate in estimates.items()}
+        intervals = {name: (estimate.low, estimate.high) for name, estimate in estimates.items()}
+        return cls(values, intervals)
 
 
 class Meter(ABC):
-    """One metric. Making it raises StepError, fit to be a reason for skipping, if it is known before that it cannot be measured."""
+    """The computation of one metric.
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    The constructor raises StepError if it is clear beforehand that the metric cannot be measured; the message becomes
+    the skip reason.
+    """
+
+    def __init__(self, context: Context, metric: Metric) -> None:
+        self.context, self.metric = context, metric
 
     @property
     @abstractmethod
     def wants(self) -> dict[Pass, dict[str, int]]:
-        """By pass and product, of how many samples."""
+        """The number of samples that the meter needs, by pass and product."""
 
     @property
     def needs(self) -> dict[Role, str]:
-        """By role, what it is compared with: `moments` or `features` of the reals."""
+        """The part of a reference that the metric compares with, by role: `moments` or `features`."""
         return {}
 
     @abstractmethod
-    def add(self, source: Pass, part: Part) -> None:
-        """The next samples of a pass; it may have products that were not asked for."""
+    def add(self, source: Pass, products: Products) -> None:
+        """Add the next samples of a pass: those products that the meter wants, for as many samples as it wants."""
 
     @abstractmethod
     def outcome(self, references: References) -> Outcome:
-        """The result. Raises StepError, fit to be a reason for skipping."""
+        """Compute the result. Raises StepError if that is impossible; the message becomes the skip reason."""
+
+
+def make_meter(metric: Metric, context: Context) -> Meter:
+    """Construct the meter of a metric.
+
+    Raises:
+        StepError: the metric cannot be measured here; the message becomes the skip reason.
+    """
+    facts = METRICS[metric]
+    if context.generator is None and not facts.of_images:
+        raise StepError("needs a generator, and images are measured; give the URI of a checkpoint")
+    if context.generator is not None and facts.needs_styles and not context.generator.model.styles:
+        raise StepError("this generator has no styles to mix (model.styles=false)")
+    meter: Meter = pkgutil.resolve_name(facts.meter)(context, metric)
+    return meter
 
 
 class FrechetMeter(Meter):
     """fid: the Frechet distance, with an interval from bootstrapped generated images."""
 
-    def __init__(self, context: Context, *, replicates: int | None = None) -> None:
-        super().__init__(context)
+    def __init__(self, context: Context, metric: Metric, *, replicates: int | None = None) -> None:
+        super().__init__(context, metric)
         num_features = context.spaces["pooled"].num_features
         require_enough(context.num_reals, num_features, "reference")
         require_enough(context.num_images, num_features, "generated")
         replicates = context.evaluation.bootstrap if replicates is None else replicates
-        self.bootstrap = (
-            BootstrapMoments(num_features, replicates=replicates, seed=context.evaluation.seed)
-            if replicates > 1
-            else None
-        )
+        self.bootstrap: BootstrapMoments | None = None
+        if replicates > 1:
+            self.bootstrap = BootstrapMoments(num_features, replicates=replicates, seed=context.evaluation.seed)
         self.moments: Moments | None = None
 
     @property
@@ -117,30 +145,28 @@ class FrechetMeter(Meter):
     def needs(self) -> dict[Role, str]:
         return {"pooled": "moments"}
 
-    def add(self, source: Pass, part: Part) -> None:
-        moments = Moments.of(part["pooled"])
+    def add(self, source: Pass, products: Products) -> None:
+        moments = Moments.of(products["pooled"])
         self.moments = moments if self.moments is None else self.moments.merge(moments)
         if self.bootstrap:
-            self.bootstrap.add(part["pooled"])
+            self.bootstrap.add(products["pooled"])
 
     def outcome(self, references: References) -> Outcome:
         assert self.moments is not None
         reference = references["pooled"].moments
         value = frechet_distance(reference, self.moments)
-        return (
-            Outcome.of(fid=frechet_interval(reference, self.bootstrap, value))
-            if self.bootstrap
-            else Outcome({"fid": value})
-        )
+        if self.bootstrap is None:
+            return Outcome({"fid": value})
+        return Outcome.of(fid=frechet_interval(reference, self.bootstrap, value))
 
 
 class KernelMeter(Meter):
-    """kid: the kernel distance, with the interval of its subsets."""
+    """kid: the kernel distance, with its bootstrap interval."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
+    def __init__(self, context: Context, metric: Metric) -> None:
+        super().__init__(context, metric)
         context.spaces["pooled"]
-        self.parts: list[np.ndarray] = []
+        self.features: list[np.ndarray] = []
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
@@ -150,26 +176,26 @@ class KernelMeter(Meter):
     def needs(self) -> dict[Role, str]:
         return {"pooled": "features"}
 
-    def add(self, source: Pass, part: Part) -> None:
-        self.parts.append(part["pooled"])
+    def add(self, source: Pass, products: Products) -> None:
+        self.features.append(products["pooled"])
 
     def outcome(self, references: References) -> Outcome:
         evaluation = self.context.evaluation
-        found = kernel_distance(
+        distance = kernel_distance(
             references["pooled"].features,
-            np.concatenate(self.parts),
+            np.concatenate(self.features),
             subsets=evaluation.kid_subsets,
             size=evaluation.kid_subset_size,
             seed=evaluation.seed,
         )
-        return Outcome.of(kid=found)
+        return Outcome.of(kid=distance)
 
 
 class InceptionScoreMeter(Meter):
     """is: mean and standard deviation over splits."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
+    def __init__(self, context: Context, metric: Metric) -> None:
+        super().__init__(context, metric)
         context.spaces["pooled"]
         self.scores = SplitScores(context.num_images, splits=context.evaluation.is_splits, seed=context.evaluation.seed)
 
@@ -177,22 +203,22 @@ class InceptionScoreMeter(Meter):
     def wants(self) -> dict[Pass, dict[str, int]]:
         return {GENERATED: {"log_posteriors": self.context.num_images}}
 
-    def add(self, source: Pass, part: Part) -> None:
-        self.scores.add(part["log_posteriors"])
+    def add(self, source: Pass, products: Products) -> None:
+        self.scores.add(products["log_posteriors"])
 
     def outcome(self, references: References) -> Outcome:
-        found = Outcome.of(**{"is": self.scores.interval()})
-        found.values["is_std"] = self.scores.score()[1]
-        return found
+        outcome = Outcome.of(**{"is": self.scores.interval()})
+        outcome.values["is_std"] = self.scores.score()[1]
+        return outcome
 
 
 class ManifoldMeter(Meter):
-    """pr: precision, recall, density and coverage; and the realism of every image, by which figures choose."""
+    """pr: precision, recall, density and coverage; and the realism of every image, for figures."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
+    def __init__(self, context: Context, metric: Metric) -> None:
+        super().__init__(context, metric)
         context.spaces["manifold"]
-        self.parts: list[np.ndarray] = []
+        self.features: list[np.ndarray] = []
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
@@ -202,46 +228,49 @@ class ManifoldMeter(Meter):
     def needs(self) -> dict[Role, str]:
         return {"manifold": "features"}
 
-    def add(self, source: Pass, part: Part) -> None:
-        self.parts.append(part["manifold"])
+    def add(self, source: Pass, products: Products) -> None:
+        self.features.append(products["manifold"])
 
     def outcome(self, references: References) -> Outcome:
-        found = manifold_metrics(references["manifold"].manifold, np.concatenate(self.parts))
+        found = manifold_metrics(references["manifold"].manifold, np.concatenate(self.features))
         return Outcome.of(
             precision=found.precision, recall=found.recall, density=found.density, coverage=found.coverage
         )
 
     def realism(self, references: References) -> np.ndarray:
-        """[num_images]: how deep each image lies in the manifold of the reals (Kynkaanniemi et al. 2019, section 5)."""
-        return realism(references["manifold"].manifold, np.concatenate(self.parts))
+        """Compute the realism [num_images] of the images, their depth in the manifold of the reals.
+
+        Source: Kynkaanniemi et al. 2019, section 5.
+        """
+        return realism(references["manifold"].manifold, np.concatenate(self.features))
 
 
 class SeparabilityMeter(Meter):
-    """separability, in w and in z."""
+    """separability: how well a hyperplane separates each attribute, in w and in z."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        _require_generator(context)
+    def __init__(self, context: Context, metric: Metric) -> None:
+        super().__init__(context, metric)
         context.spaces["attributes"]
-        self.parts: list[Part] = []
+        self.rows: list[Products] = []
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
         return {GENERATED: dict.fromkeys(("z", "w", "attributes"), self.context.evaluation.separability_samples)}
 
-    def add(self, source: Pass, part: Part) -> None:
-        self.parts.append({product: part[product] for product in ("z", "w", "attributes") if product in part})
+    def add(self, source: Pass, products: Products) -> None:
+        self.rows.append(products)
 
     def outcome(self, references: References) -> Outcome:
-        z, w, logits = (
-            np.concatenate([part[product] for part in self.parts if product in part])
-            for product in ("z", "w", "attributes")
-        )
-        names, scores = self.context.spaces.attribute_names, []
+        # Score every attribute.
+        z, w, logits = (np.concatenate([products[name] for products in self.rows]) for name in ("z", "w", "attributes"))
+        names, exclusive = self.context.spaces.attribute_names, self.context.spaces.exclusive
         progress = Progress("evaluate: linear SVMs", len(names), "attributes")
+        scores = []
         for index, name in enumerate(names):
-            scores.append(score_attribute(name, logits[:, index], w=w, z=z, exclusive=self.context.spaces.exclusive))
+            scores.append(score_attribute(name, logits[:, index], w=w, z=z, exclusive=exclusive))
             progress.update(index + 1)
+
+        # Attributes are reported even if one of them has no score and the metric is skipped.
         attributes = {
             s.name: {"entropy_w": s.entropy_w, "entropy_z": s.entropy_z, "share": s.share, "error": s.error}
             for s in scores
@@ -257,113 +286,86 @@ class PathMeter(Meter):
     """ppl_*: one of the four perceptual path lengths, with the interval of the mean of the kept lengths."""
 
     def __init__(self, context: Context, metric: Metric) -> None:
-        super().__init__(context)
-        generator = _require_generator(context)
-        side = cropped_side(generator.resolution) if context.evaluation.ppl_crop else generator.resolution
+        super().__init__(context, metric)
+        assert context.generator is not None  # the table does not allow images
+        resolution = context.generator.resolution
+        side = cropped_side(resolution) if context.evaluation.ppl_crop else resolution
         if context.spaces["distance"].name == "lpips" and side < SMALLEST:
             raise StepError(
                 f"LPIPS needs images of {SMALLEST}x{SMALLEST} at least, these are {side}x{side} after the crop; set "
                 "evaluation.ppl_crop=false or another evaluation.features"
             )
-        self.source = Pass(metric, path=metric)
-        self.parts: list[np.ndarray] = []
+        self.lengths: list[np.ndarray] = []
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
-        return {self.source: {"lengths": self.context.evaluation.ppl_samples}}
+        return {Pass(self.metric, path=self.metric): {"lengths": self.context.evaluation.ppl_samples}}
 
-    def add(self, source: Pass, part: Part) -> None:
-        self.parts.append(part["lengths"])
+    def add(self, source: Pass, products: Products) -> None:
+        self.lengths.append(products["lengths"])
 
     def outcome(self, references: References) -> Outcome:
-        estimate = Estimate.of_mean(trim(np.concatenate(self.parts)).astype(np.float64))
-        return Outcome.of(**{self.source.path: estimate})
+        estimate = Estimate.of_mean(trim(np.concatenate(self.lengths)).astype(np.float64))
+        return Outcome.of(**{self.metric: estimate})
 
 
 class MixingMeter(Meter):
-    """fid_mixing: FID with 1 to 4 latents mixed at test time (Karras et al. 2019, table 2); every image has its own cutoffs."""
+    """fid_mixing: FID with 1 to 4 latents mixed at test time (Karras et al. 2019, table 2).
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        generator = _require_generator(context)
-        if not generator.model.styles:
-            raise StepError("this generator has no styles to mix (model.styles=false)")
-        counts = range(1, min(MOST_LATENTS, generator.num_layers) + 1)
-        self.rows = {
-            Pass(f"mixing {n}", latents=n) if n > 1 else GENERATED: FrechetMeter(context, replicates=0) for n in counts
-        }
+    Every image has cutoffs of its own.
+    """
+
+    def __init__(self, context: Context, metric: Metric) -> None:
+        super().__init__(context, metric)
+        assert context.generator is not None  # the table does not allow images
+        most = min(MOST_LATENTS, context.generator.num_layers)
+        sources = [GENERATED, *(Pass(f"mixing {latents}", latents=latents) for latents in range(2, most + 1))]
+        self.meters = {source: FrechetMeter(context, metric, replicates=0) for source in sources}
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
-        return {source: {"pooled": self.context.num_images} for source in self.rows}
+        return {source: {"pooled": self.context.num_images} for source in self.meters}
 
     @property
     def needs(self) -> dict[Role, str]:
         return {"pooled": "moments"}
 
-    def add(self, source: Pass, part: Part) -> None:
-        self.rows[source].add(source, part)
+    def add(self, source: Pass, products: Products) -> None:
+        self.meters[source].add(source, products)
 
     def outcome(self, references: References) -> Outcome:
         curve = [
-            {"latents": float(source.latents)} | meter.outcome(references).values for source, meter in self.rows.items()
+            {"latents": float(source.latents)} | meter.outcome(references).values
+            for source, meter in self.meters.items()
         ]
         return Outcome(curves={"mixing": curve})
 
 
 class TruncationMeter(Meter):
-    """truncation: FID, precision and recall over psi; the same latents in every row."""
+    """truncation: FID, precision and recall over psi; every row has the same latents."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        _require_generator(context)
-        self.rows = {
-            truncated(psi): (FrechetMeter(context, replicates=0), ManifoldMeter(context))
+    def __init__(self, context: Context, metric: Metric) -> None:
+        super().__init__(context, metric)
+        self.meters = {
+            truncated(psi): (FrechetMeter(context, metric, replicates=0), ManifoldMeter(context, metric))
             for psi in context.evaluation.psi
         }
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
-        return {source: dict.fromkeys(("pooled", "manifold"), self.context.num_images) for source in self.rows}
+        return {source: dict.fromkeys(("pooled", "manifold"), self.context.num_images) for source in self.meters}
 
     @property
     def needs(self) -> dict[Role, str]:
         return {"pooled": "moments", "manifold": "features"}
 
-    def add(self, source: Pass, part: Part) -> None:
-        for meter in self.rows[source]:
-            meter.add(source, part)
+    def add(self, source: Pass, products: Products) -> None:
+        for meter in self.meters[source]:
+            meter.add(source, products)
 
     def outcome(self, references: References) -> Outcome:
         curve = []
-        for source, meters in self.rows.items():
-            values = {name: value for meter in meters for name, value in meter.outcome(references).values.items()}
+        for source, (frechet, manifold) in self.meters.items():
+            values = frechet.outcome(references).values | manifold.outcome(references).values
             curve.append({"psi": source.psi} | {name: values[name] for name in ("fid", "precision", "recall")})
         return Outcome(curves={"truncation": curve})
-
-
-def truncated(psi: float) -> Pass:
-    """The pass of a truncation; psi = 1 is none."""
-    return GENERATED if psi == 1 else Pass(f"truncation {psi:g}", psi=psi)
-
-
-def make_meter(metric: Metric, context: Context) -> Meter:
-    """The meter of a metric of the config. Raises StepError, fit to be a reason for skipping."""
-    if metric.startswith("ppl"):
-        return PathMeter(context, metric)
-    kinds: dict[str, type[Meter]] = {
-        "fid": FrechetMeter,
-        "kid": KernelMeter,
-        "is": InceptionScoreMeter,
-        "pr": ManifoldMeter,
-        "separability": SeparabilityMeter,
-        "fid_mixing": MixingMeter,
-        "truncation": TruncationMeter,
-    }
-    return kinds[metric](context)
-
-
-def _require_generator(context: Context) -> Generator:
-    if context.generator is None:
-        raise StepError("needs a generator, and images are measured; give the URI of a checkpoint")
-    return context.generator

@@ -1,12 +1,12 @@
 """Quick metrics: the averaged generator of a stage on few images, measured beside its training.
 
-{stage_uri}/metrics-{key}.jsonl   a row for every checkpoint that was measured, oldest first: {"nimg", "resolution", "metrics"}
-{stage_uri}/measuring/            a copy of the generator that is being measured: its checkpoint may be removed meanwhile
+    {stage_uri}/metrics-{key}.jsonl   rows {"nimg", "resolution", "metrics"} of the measured checkpoints, oldest first
+    {stage_uri}/measuring/            a copy of the generator that is being measured; its checkpoint may be deleted
 
-A stage is measured at its own resolution: against its own reals, by a feature network of that resolution where the network is
-trained on the shards, and in a fade with the weight of that moment. Numbers of two resolutions do not compare, so only those of
-the last one are called like the metrics of a report (`quick/fid_classifier`); the others say which they are
-(`quick/fid_classifier_8x8`).
+A stage is measured at its own resolution: against its own reals, by a feature network of that resolution where the
+network is trained on the shards, and during a fade-in with the weight of that moment. Numbers of two resolutions do not
+compare. Only numbers of the last resolution are therefore named like the metrics of a report (`quick/fid_classifier`);
+the others carry their resolution (`quick/fid_classifier_8x8`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError, one_line
 from stylegan.evaluation.engine import evaluate
-from stylegan.evaluation.protocol import SETTINGS
+from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.report import EVALUATION_VERSION, Report
 from stylegan.records import digest
 from stylegan.training.curves import read_rows
@@ -37,26 +37,28 @@ from stylegan.training.schedule import crossed
 from stylegan.training.state import Checkpoint, newest_checkpoint
 
 logger = logging.getLogger("stylegan")
-POLL_SECONDS = 2.0  # between two looks for a new checkpoint
-LEAST_SECONDS, SHARE = (
-    180.0,
-    0.1,
-)  # how long the end of a stage waits for its last metrics: this, or this share of its time
+POLL_SECONDS = 2.0  # between two searches for a new checkpoint
+# The end of a stage waits for its last metrics: LEAST_SECONDS, or this share of the stage's time if that is longer.
+LEAST_SECONDS = 180.0
+SHARE = 0.1
 
 
 class Worker(Protocol):
-    """Who measures: a process that training does not notice (`spare.SpareWorker`)."""
+    """A process that measures without slowing the training down (`cluster.spare_worker.SpareWorker`)."""
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
-        """function(item)."""
+        """Return function(item)."""
 
     def close(self) -> None:
-        """End it; a call under way raises."""
+        """End the process; a call that is still running raises."""
 
 
 def quick_evaluation(config: Config, resolution: int) -> EvaluationConfig:
-    """What is measured in the stage of a resolution: the metrics of `config.snapshots` (none where they are off) in the feature
-    space of `config.evaluation`, on few images and without bootstrap."""
+    """Return the settings of the quick metrics in the stage of a resolution.
+
+    These are the metrics of `config.snapshots` (none where they are off) in the feature space of `config.evaluation`,
+    on few images and without bootstrap.
+    """
     snapshots = config.snapshots
     metrics = snapshots.metrics if at_resolution(snapshots.metrics_kimg, resolution) else ()
     changes = {
@@ -69,29 +71,34 @@ def quick_evaluation(config: Config, resolution: int) -> EvaluationConfig:
 
 
 def with_quick(config: Config) -> EvaluationConfig:
-    """`config.evaluation` with the quick metrics of all stages among its own: what feature networks are needed for."""
+    """Return `config.evaluation` with the quick metrics of all stages added: a run needs the networks of all."""
     quick = {metric for resolution in config.resolutions for metric in quick_evaluation(config, resolution).metrics}
     return config.evaluation.model_copy(update={"metrics": (*config.evaluation.metrics, *sorted(quick))})
 
 
 def rows_name(config: Config, resolution: int) -> str | None:
-    """The file of the rows in a stage's folder, another one for other settings; None where quick metrics are off."""
+    """Return the name of the file of rows in a stage's folder, or None if quick metrics are off.
+
+    Other settings have another file.
+    """
     evaluation = quick_evaluation(config, resolution)
     if not evaluation.metrics:
         return None
-    settings = {metric: {name: getattr(evaluation, name) for name in SETTINGS[metric]} for metric in evaluation.metrics}
+    settings = {
+        metric: {name: getattr(evaluation, name) for name in METRICS[metric].settings} for metric in evaluation.metrics
+    }
     return f"metrics-{digest([EVALUATION_VERSION, settings, evaluation.features, evaluation.seed])}.jsonl"
 
 
 def lacks_end(job: StageJob) -> bool:
-    """Whether the end of a stage is still to be measured. Raises StepError if storage does not answer."""
+    """Return whether the end of a stage is still to be measured. Raises StepError if storage does not answer."""
     name = rows_name(job.config, job.stage.resolution)
     return name is not None and all(row["nimg"] < job.stage.end_nimg for row in read_rows(storage.join(job.uri, name)))
 
 
 @dataclass(frozen=True)
 class QuickRequest:
-    """What the worker needs: `uri` is a folder with the generator, `alpha` the weight of its newest resolution."""
+    """A request to the worker: measure the generator in the folder `uri`; `alpha` weighs its newest resolution."""
 
     uri: str
     shards: ShardSet
@@ -101,31 +108,35 @@ class QuickRequest:
 
 
 def measure_quickly(request: QuickRequest) -> Report:
-    """The report without intervals and figures, in this process."""
+    """Measure in this process, and return the report without intervals and figures."""
     return evaluate(request.uri, request.shards, request.evaluation, root=request.root, alpha=request.alpha)
 
 
 class QuickMetrics:
-    """Measures the newest checkpoint of a stage at its marks while the stage trains, and once more at its end.
+    """A block that measures the newest checkpoint of a stage at its marks during training, and once more at its end.
 
         with QuickMetrics(job, worker, root=root):
             train(job)
 
-    One at a time: of the checkpoints that come while one is measured, the newest is next and the others are left out. When the
-    stage ends, the block waits for what is under way and for the end of the stage, but no longer than a tenth of its own time (or
-    three minutes, if that is longer); what is not there by then is dropped, as it is at once if training fails. No failure goes out of
-    here: it is logged, once, as a warning.
+    Marks are the multiples of `snapshots.metrics_kimg`. One checkpoint is measured at a time. Of the checkpoints that
+    are written meanwhile, only the newest is measured next.
+
+    When the stage ends, the block waits for the running measurement and for the end of the stage, but no longer than a
+    tenth of its own time (or three minutes, if that is longer). Then it drops an unfinished measurement. If training
+    fails, it drops the measurement at once.
+
+    No failure leaves this class: the first one is logged as a warning.
     """
 
     def __init__(self, job: StageJob, worker: Worker, *, root: str, poll_seconds: float = POLL_SECONDS) -> None:
         self.job, self.worker, self.root, self.poll_seconds = job, worker, root, poll_seconds
         self.interval = at_resolution(job.config.snapshots.metrics_kimg, job.stage.resolution)
         self.evaluation = quick_evaluation(job.config, job.stage.resolution)
-        self.rows: list[dict] | None = None  # None: to be read
+        self.rows: list[dict] | None = None  # None: not read yet
         self._last = job.stage.start_nimg  # the image count of the last checkpoint that was due
         self._stop = threading.Event()
         self._dropped = self._warned = False
-        # The thread logs in the context of the flow run that started it, if there is one.
+        # The thread logs in the context of the flow run that started it, if any.
         self._thread = threading.Thread(
             target=contextvars.copy_context().run, args=(self._watch,), name="quick-metrics", daemon=True
         )
@@ -141,41 +152,49 @@ class QuickMetrics:
     ) -> None:
         if not self.evaluation.metrics:
             return
+
+        # Let the thread measure the end of the stage, unless training has failed.
         self._dropped = error is not None
         self._stop.set()
         if not self._dropped:
             self._thread.join(max(LEAST_SECONDS, SHARE * (time.monotonic() - self._start)))
             self._dropped = self._thread.is_alive()
+
+        # Closing the worker ends a measurement that is still running, so the thread ends too.
         self.worker.close()
         self._thread.join()
 
-    def look(self) -> None:
+    def measure_if_due(self) -> None:
         """Measure the newest checkpoint if it is due. Raises nothing."""
         try:
             checkpoint = self._next()
             if checkpoint:
                 self._measure(checkpoint)
-        except Exception as error:  # whatever it is, training is none the worse for it
+        except Exception as error:  # no failure of a quick metric may stop the training
             if self._dropped:
                 logger.info("%s: the quick metrics under way are dropped", self._name)
             else:
                 self._warn(f"quick metrics failed, training goes on: {one_line(error)}")
 
     def _watch(self) -> None:
+        """Measure until the block ends, and once more then."""
         while not self._stop.wait(self.poll_seconds):
-            self.look()
+            self.measure_if_due()
         if not self._dropped:
-            self.look()
+            self.measure_if_due()
 
     def _next(self) -> Checkpoint | None:
-        """The newest checkpoint if a mark, or the end of the stage, lies between the last one that was due and this one."""
+        """Return the newest checkpoint if it is due, else None.
+
+        It is due if a mark, or the end of the stage, is between the last due checkpoint and this one.
+        """
         try:
             if self.rows is None:
                 self.rows = read_rows(self._uri)
                 self._last = max([self._last, *(row["nimg"] for row in self.rows)])
             newest = newest_checkpoint(self.job.uri)
         except StepError:
-            return None  # removed in this moment, or storage is away; there is another look
+            return None  # the checkpoint was just deleted, or storage does not answer: the next poll tries again
         if newest is None or newest.nimg <= self._last:
             return None
         if newest.nimg < self.job.stage.end_nimg and not crossed(self.interval, self._last, newest.nimg):
@@ -184,6 +203,8 @@ class QuickMetrics:
         return newest
 
     def _measure(self, checkpoint: Checkpoint) -> None:
+        """Let the worker measure a checkpoint, and add its row."""
+        # Copy the generator, because training may delete the checkpoint.
         job, folder = self.job, storage.join(self.job.uri, "measuring")
         try:
             generator = storage.read_bytes(storage.join(checkpoint.uri, "generator.safetensors"))
@@ -191,6 +212,8 @@ class QuickMetrics:
             logger.info("%s: no quick metrics of %s, which is not kept any more", self._name, _kimg(checkpoint))
             return
         storage.write_bytes(storage.join(folder, "generator.safetensors"), generator)
+
+        # Measure the copy, with the reals and the fade-in of its stage.
         shards, alpha = job.shards.up_to(job.stage.resolution), job.stage.alpha(checkpoint.nimg)
         try:
             report = self.worker.call(measure_quickly, QuickRequest(folder, shards, self.evaluation, self.root, alpha))
@@ -199,36 +222,39 @@ class QuickMetrics:
         self._keep(checkpoint, report)
 
     def _keep(self, checkpoint: Checkpoint, report: Report) -> None:
-        """Add a row, so that it is there as a whole or not at all."""
+        """Add a row for the checkpoint. The file is written whole, so that a reader never sees half a row."""
         for key, reason in report.skipped.items():
             self._warn(f"quick metric {key} is skipped: {reason}")
+
+        # Values with a protocol are metrics; the others are facts about the feature network.
         resolution, keys = checkpoint.resolution, [key for key in report.metrics if key in report.protocols]
         if not keys:
             return
         suffix = "" if resolution == self.job.config.data.resolution else f"_{resolution}x{resolution}"
         metrics = {f"quick/{key}{suffix}": report.metrics[key] for key in keys}
+
         self.rows = [*(self.rows or []), {"nimg": checkpoint.nimg, "resolution": resolution, "metrics": metrics}]
         storage.write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        logger.info(
-            "%s: quick metrics of %s: %s",
-            self._name,
-            _kimg(checkpoint),
-            ", ".join(f"{k} {report.metrics[k]:.4g}" for k in keys),
-        )
+        shown = ", ".join(f"{key} {report.metrics[key]:.4g}" for key in keys)
+        logger.info("%s: quick metrics of %s: %s", self._name, _kimg(checkpoint), shown)
 
     @property
     def _uri(self) -> str:
+        """The file of rows."""
         return storage.join(self.job.uri, rows_name(self.job.config, self.job.stage.resolution) or "")
 
     @property
     def _name(self) -> str:
+        """The start of log lines."""
         return f"train {self.job.stage.name}"
 
-    def _warn(self, what: str) -> None:
+    def _warn(self, message: str) -> None:
+        """Log a warning, but only the first of this object."""
         if not self._warned:
-            logger.warning("%s: %s", self._name, what)
+            logger.warning("%s: %s", self._name, message)
         self._warned = True
 
 
 def _kimg(checkpoint: Checkpoint) -> str:
+    """Return the name of a checkpoint in log lines."""
     return f"the checkpoint at {checkpoint.nimg / 1000:g} kimg"

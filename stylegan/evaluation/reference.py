@@ -1,4 +1,4 @@
-"""The reals as a network sees them: computed once per data set and network, kept below {root}/stats."""
+"""References: the reals of a data set as a network sees them, computed once and kept under {root}/stats."""
 
 from __future__ import annotations
 
@@ -12,56 +12,65 @@ import numpy as np
 from stylegan import storage
 from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.features.spaces import Network
-from stylegan.evaluation.generate import CHUNK
+from stylegan.evaluation.generate import CHUNK_SIZE
 from stylegan.evaluation.metrics.fid import Moments
 from stylegan.evaluation.metrics.precision_recall import Manifold
 from stylegan.records import digest
 
-VERSION = 2  # raise it whenever the same images and network would give other numbers
+REFERENCE_VERSION = 2  # raise it whenever the same images and network would give other numbers
 
 
 class Reference:
-    """The first `num_reals` images, read from storage or made of the parts of a pass over the reals.
+    """Moments and features of the first `num_reals` images, read from storage or computed in a pass over the reals.
 
-    `{root}/stats/{key}/{fingerprint}.npz` holds the moments, `...-features.npy` the features [num_reals, D] in the network's dtype;
-    what no metric `needs` ("moments", "features") is neither made nor kept.
+    `{root}/stats/{key}/{fingerprint}.npz` contains the moments, `...-features.npy` the features [num_reals, D] in the
+    dtype of the network. `needs` names what the metrics need ("moments", "features"); the other is neither computed nor
+    stored.
+
+    If `complete` is False, call `add` with the features of all images in order, then `finish`.
     """
 
     def __init__(
         self, network: Network, shards: ShardSet, *, num_reals: int, needs: Collection[str], root: str
     ) -> None:
-        key = digest([VERSION, CHUNK, network.name, network.sha256, network.dtype, max(shards.resolutions), num_reals])
+        # Two files, in a folder named after all that decides the numbers.
+        identity = [REFERENCE_VERSION, CHUNK_SIZE, network.name, network.sha256, network.dtype]
+        key = digest([*identity, max(shards.resolutions), num_reals])
         uri = storage.join(storage.absolute(root), "stats", f"{network.name}-{key}", shards.fingerprint)
         self._moments_uri, self._features_uri = f"{uri}.npz", f"{uri}-features.npy"
         self.num_reals, self._needs = num_reals, needs
+
+        # Read what is in storage.
         self._moments = _read_moments(self._moments_uri) if "moments" in needs else None
         self._features = _read_features(self._features_uri, num_reals) if "features" in needs else None
+        has_moments = "moments" not in needs or self._moments is not None
+        has_features = "features" not in needs or self._features is not None
+        self.complete = has_moments and has_features
+
+        # A pass over the reals computes both again.
         self._parts: list[np.ndarray] = []
-        self.complete = ("moments" not in needs or self._moments is not None) and (
-            "features" not in needs or self._features is not None
-        )
         if not self.complete:
             self._moments = None
 
     @property
     def moments(self) -> Moments:
-        """Of the features, in float64."""
+        """The moments of the features, in float64."""
         assert self._moments is not None
         return self._moments
 
     @property
     def features(self) -> np.ndarray:
-        """[num_reals, D]."""
+        """The features [num_reals, D]."""
         assert self._features is not None
         return self._features
 
     @cached_property
     def manifold(self) -> Manifold:
-        """The features with the distances to their nearest neighbours, which several metrics look at."""
+        """The features with the distances to their nearest neighbours; several metrics share it."""
         return Manifold.of(self.features)
 
     def add(self, rows: np.ndarray) -> None:
-        """The features [n, D] of the next images."""
+        """Add the features [n, D] of the next images."""
         if "moments" in self._needs:
             moments = Moments.of(rows)
             self._moments = moments if self._moments is None else self._moments.merge(moments)
@@ -69,7 +78,7 @@ class Reference:
             self._parts.append(rows)
 
     def finish(self) -> None:
-        """All images are there: keep what was made."""
+        """Write the reference to storage, after the last `add`."""
         if self.complete:
             return
         if "features" in self._needs:
@@ -83,15 +92,17 @@ class Reference:
 
 
 def _read_moments(uri: str) -> Moments | None:
+    """Read moments; None if the file is missing or damaged, so that it is written again."""
     try:
         return Moments.from_npz(storage.read_bytes(uri))
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or to be written again
+    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _read_features(uri: str, num_reals: int) -> np.ndarray | None:
+    """Read features [num_reals, D]; None if the file is missing, damaged or of another shape."""
     try:
-        found: np.ndarray = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+        features: np.ndarray = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    return found if found.ndim == 2 and len(found) == num_reals else None
+    return features if features.ndim == 2 and len(features) == num_reals else None

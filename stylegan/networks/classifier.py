@@ -1,7 +1,8 @@
-"""The network whose features measure images: a ladder of strided convolutions that ends in a class.
+"""A small convolutional classifier, whose features measure images when no public network is available.
 
-It takes the place of Inception-v3 (FID), VGG-16 (path length) and the attribute classifiers (separability) of Karras et al.
-2019, whose weights cannot be had everywhere. Small on purpose: a Frechet distance needs many more images than features.
+It replaces Inception-v3 (FID), VGG-16 (path length) and the attribute classifiers (separability) of Karras et al. 2019,
+whose weights cannot be downloaded everywhere. It is small on purpose: a Frechet distance needs many more images than
+features.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LARGEST_INPUT = (
-    256  # larger images are averaged down to this side, as the paper does before its distance and its classifiers
-)
-FEATURES = 64  # dimensions of the pooled vector
+# Larger images are averaged down to this side, as the paper does before its distance and its classifiers.
+LARGEST_INPUT = 256
+NUM_FEATURES = 64  # length of the pooled feature vector
 
 
 def _width(side: int) -> int:
-    return min(max(1024 // side, 16), FEATURES)
+    """Return the number of channels of a feature map with this side."""
+    return min(max(1024 // side, 16), NUM_FEATURES)
 
 
 class _Rung(nn.Module):
-    """3x3 convolution, batch normalisation, leaky ReLU (never exactly zero, so that the distance stays smooth)."""
+    """3x3 convolution, batch normalisation and leaky ReLU.
+
+    A leaky ReLU is never exactly zero, which keeps distances between features smooth.
+    """
 
     def __init__(self, fan_in: int, fan_out: int, *, stride: int) -> None:
         super().__init__()
@@ -33,9 +37,10 @@ class _Rung(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images [N, C, r, r] in [-1, 1] to feature maps, a pooled vector and logits; any power of two r from 4 to 1024.
+    """A network from images [N, C, r, r] in [-1, 1] to feature maps, a pooled vector and logits.
 
-    Built for one resolution; smaller crops of such images are accepted too (all but the pooled size adapts to them).
+    r is any power of two from 4 to 1024. A network is built for one resolution, but accepts smaller crops of such
+    images too. Their feature maps are smaller; the pooled vector keeps its length.
     """
 
     def __init__(self, *, resolution: int, channels: int, num_classes: int) -> None:
@@ -46,30 +51,30 @@ class Classifier(nn.Module):
         while side > 4:
             rungs.append(_Rung(_width(side), _width(side // 2), stride=2))
             side //= 2
-        rungs.append(_Rung(_width(side), FEATURES, stride=1))
+        rungs.append(_Rung(_width(side), NUM_FEATURES, stride=1))
         self.rungs = nn.ModuleList(rungs)
-        self.head = nn.Linear(FEATURES, num_classes)
+        self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     @property
     def num_features(self) -> int:
-        """Dimensions of the pooled vector."""
-        return FEATURES
+        """The length of the pooled vector."""
+        return NUM_FEATURES
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The activations after every rung, finest first, each [N, width, h, w]."""
+        """Return the activations [N, width, h, w] after every rung, finest first."""
         side = images.shape[-1]
         x = functional.avg_pool2d(images, side // LARGEST_INPUT) if side > LARGEST_INPUT else images
-        found = []
+        activations = []
         for rung in self.rungs:
             x = rung(x)
-            found.append(x)
-        return found
+            activations.append(x)
+        return activations
 
     def pooled(self, images: Tensor) -> Tensor:
-        """[N, FEATURES]: the last map averaged over its pixels."""
+        """Return the feature vectors [N, 64]: the last map averaged over its pixels."""
         return torch.mean(self.maps(images)[-1], dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
+        """Return the logits [N, num_classes]."""
         logits: Tensor = self.head(self.pooled(images))
         return logits

@@ -1,15 +1,15 @@
-"""Convolutions with hand-written derivatives, and the kernels of those that double or halve the side.
+"""Convolutions with hand-written derivatives, and the kernels of convolutions that double or halve the side.
 
-A backward pass is made of the same three convolution kernels (forward, gradient of the input, gradient of the weight) as often
-as one differentiates. Torch's own second derivative, which R1 needs, takes a convolution with a kernel as large as the image
-where one weight gradient does. Bias and activation happen in the memory that the convolution wrote.
+Derivatives of every order use the same three convolution kernels: forward, gradient of the input, gradient of the
+weight. R1 needs second derivatives, and torch's own are slow: torch convolves with a kernel as large as the image where
+one weight gradient is enough. Bias and activation are applied in place, in the memory that the convolution wrote.
 
 As in `ops`, tensors are [N, C, H, W] in any memory format (channels_last is the fast one) and of any floating type.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +23,16 @@ _input_gradients_only = False
 
 
 def input_gradients(outputs: Tensor, inputs: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Gradient of the sum of `outputs` at `inputs`, to be differentiated again.
+    """Return the gradient of the sum of `outputs` with respect to `inputs`; it can be differentiated again.
 
-    Like torch.autograd.grad, which does not tell the operations here that nobody asks for the gradients of their weights.
-    `scale` multiplies on the way and is divided by at the end, so that small gradients survive in half precision.
+    This is torch.autograd.grad, except that the convolutions here skip the gradients of their weights, which nobody
+    needs.
+
+    Args:
+        outputs: any shape.
+        inputs: any shape; `outputs` was computed from it.
+        scale: multiplies the sum before differentiation and divides the gradient afterwards, so that small gradients
+            survive in half precision.
     """
     global _input_gradients_only
     total = outputs.sum() if scale is None else outputs.sum() * scale
@@ -39,7 +45,7 @@ def input_gradients(outputs: Tensor, inputs: Tensor, scale: Tensor | None = None
 
 
 class Geometry(NamedTuple):
-    """How a convolution lies on its input, and whether a leaky ReLU follows."""
+    """Stride and padding of a convolution, whether it is transposed, and whether a leaky ReLU follows."""
 
     stride: int = 1
     padding: int = 0
@@ -48,17 +54,20 @@ class Geometry(NamedTuple):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """(Transposed) convolution, bias and, if asked, leaky ReLU.
+    """Convolve, add the bias and apply the leaky ReLU if `geometry` asks for it.
 
     Args:
         x: [N, I, H, W].
-        weight: [O, I, k, k]; transposed: [I, O, k, k].
-        bias: [O].
-        geometry: stride, padding and activation.
+        weight: [O, I, k, k]; for a transposed convolution [I, O, k, k].
+        bias: [O], or None.
+        geometry: stride, padding, direction and activation.
+
+    Returns:
+        [N, O, H', W'].
     """
     if bias is not None and geometry.activate:
         bias = bias + tiny(bias.dtype)
-    weight = weight.contiguous(memory_format=torch.channels_last)  # once, instead of in every kernel that reads it
+    weight = weight.contiguous(memory_format=torch.channels_last)  # once here, not again in every kernel that reads it
     if needs_graph(x, weight, bias):
         return _Convolve.apply(x, weight, bias, geometry)
     return _convolve(x, weight, bias, geometry)
@@ -67,7 +76,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     s, p, _, activate = geometry
     x = x.contiguous(memory_format=torch.channels_last)
-    if activate and not geometry.transposed and _has_onednn(x):  # the activation while the result is still in the cache
+    if activate and not geometry.transposed and _has_onednn(x):
+        # oneDNN activates the result while it is still in the cache.
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, [p, p], [s, s], [1, 1], 1, "leaky_relu", [SLOPE], ""
         )
@@ -76,20 +86,30 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 
 
 def _has_onednn(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
-    )
+    """Return whether oneDNN can convolve and activate this tensor in one operation; bf16 needs a CPU that supports it."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _has_onednn_bf16())
+
+
+@cache
+def _has_onednn_bf16() -> bool:
+    """Return whether oneDNN computes in bf16 on this CPU (AVX-512 or AVX-NE-CONVERT, or its equal on other machines)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _gradients(
     g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of input, weight and bias; those that `mask` leaves out are undefined."""
     s, p, transposed, _ = geometry
     g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
     return torch.ops.aten.convolution_backward(g, x, weight, None, [s, s], [p, p], [1, 1], transposed, [0, 0], 1, mask)
 
 
 class _Convolve(torch.autograd.Function):
+    """`convolve` with a hand-written backward pass."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         y = _convolve(x, weight, bias, geometry)
@@ -108,12 +128,16 @@ class _Convolve(torch.autograd.Function):
         grad_x: Tensor | None = None
         grad_weight: Tensor | None = None
         grad_bias: Tensor | None = None
+
+        # Gradients of activation and bias.
         if y is not None and needs_bias and ctx.has_bias:
             g, grad_bias = act_bias_gradients(g, y)
         elif y is not None:
             g = act_gradient(g, y)
         elif needs_bias and ctx.has_bias:
             grad_bias = g.sum((0, 2, 3))
+
+        # Gradients of input and weight: one call if nothing is differentiated again, else two that can be.
         if not torch.is_grad_enabled() and needs_x and needs_weight:
             grad_x, grad_weight, _ = _gradients(g, x, weight, linear, [True, True, False])
         else:
@@ -123,7 +147,10 @@ class _Convolve(torch.autograd.Function):
 
 
 class _InputGradient(torch.autograd.Function):
-    """The adjoint in x: g [N, O, H', W'] and weight to the shape of `like` [N, I, H, W]; linear in both."""
+    """Gradient of a convolution with respect to its input.
+
+    Takes the output gradient g [N, O, H', W'] and the weight, gives the shape of `like` [N, I, H, W]; linear in both.
+    """
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, weight: Tensor, like: Tensor, geometry: Geometry) -> Tensor:
@@ -142,7 +169,10 @@ class _InputGradient(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """The adjoint in the weight: x [N, I, H, W] and g [N, O, H', W'] to the shape of `like`; linear in both."""
+    """Gradient of a convolution with respect to its weight.
+
+    Takes the input x [N, I, H, W] and the output gradient g [N, O, H', W'], gives the shape of `like`; linear in both.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor, like: Tensor, geometry: Geometry) -> Tensor:
@@ -161,16 +191,22 @@ class _WeightGradient(torch.autograd.Function):
 
 
 def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False) -> Tensor:
-    """Kernel [O, I, 3, 3] convolved with a 2x2 block of `scale`: [O, I, 4, 4], the sum of its four shifts by one pixel.
+    """Convolve a 3x3 kernel with a 2x2 block of `scale`, which sums its four shifts by one pixel.
 
-    `rotated` turns it by 180 degrees. Result and gradient lie in memory as channels_last, and so should the weight.
+    Args:
+        weight: [O, I, 3, 3], preferably in channels_last memory format.
+        scale: value of the 2x2 block.
+        rotated: rotate the result by 180 degrees.
+
+    Returns:
+        [O, I, 4, 4]. The result and the gradient of the weight are in channels_last memory format.
     """
     return _FourTap.apply(weight, scale, rotated) if needs_graph(weight) else _four_tap(weight, scale, rotated)
 
 
 def _four_tap(weight: Tensor, scale: float, rotated: bool) -> Tensor:
-    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 9, I]; no copy, as weights lie in memory
-    # From page-locked memory a copy to the GPU does not wait for it.
+    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 9, I]; no copy if the weight is channels_last
+    # A copy from page-locked memory to the GPU is asynchronous: it does not wait for the GPU.
     matrix = torch.tensor(_shifts(scale, rotated), dtype=weight.dtype, device="cpu", pin_memory=weight.is_cuda)
     matrix = matrix.to(weight.device, non_blocking=True)
     return (matrix @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
@@ -178,7 +214,7 @@ def _four_tap(weight: Tensor, scale: float, rotated: bool) -> Tensor:
 
 @lru_cache
 def _shifts(scale: float, rotated: bool) -> list[list[float]]:
-    """[16, 9]: how the pixels of a 3x3 kernel add up to those of the 4x4 one."""
+    """Return the matrix [16, 9] that maps the pixels of a 3x3 kernel to the pixels of the 4x4 kernel."""
     row = np.eye(4, 3) + np.eye(4, 3, k=-1)
     if rotated:
         row = row[:, ::-1]
@@ -186,7 +222,11 @@ def _shifts(scale: float, rotated: bool) -> list[list[float]]:
 
 
 class _FourTap(torch.autograd.Function):
-    """Linear, so its backward pass needs no input; there, adding is faster than a product with so narrow a matrix."""
+    """`four_tap` with a hand-written backward pass.
+
+    It is linear, so the backward pass needs no saved input. There, adding shifts is faster than a product with so
+    narrow a matrix.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: float, rotated: bool) -> Tensor:

@@ -1,8 +1,8 @@
-"""The discriminator of StyleGAN (Karras et al. 2019; the architecture is that of ProGAN, Karras et al. 2018, plus blur).
+"""The discriminator of StyleGAN (Karras et al. 2019), which is the one of ProGAN (Karras et al. 2018) plus blur.
 
-It works at its native resolution: it holds the blocks up to `resolution` only, and `grow` adds the next one in place. When
-asked it has a second head, on the same features as the score, that tells by how much an image was turned (SS-GAN, Chen et al.
-2019).
+It works at its native resolution: it contains the blocks up to `resolution` only, and `grow` adds the next one in
+place. An optional second head reads the same features as the score and predicts by how much an image was rotated
+(SS-GAN, Chen et al. 2019).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from stylegan.errors import StepError
 from stylegan.networks.layers import Conv, Dense, DownConv, minibatch_stddev, num_fmaps
 from stylegan.networks.ops import blur, lrelu
 
-TURNS = 4  # by 0, 90, 180 and 270 degrees
+TURNS = 4  # rotations by 0, 90, 180 and 270 degrees
 
 
 class Block(nn.Module):
-    """Convolution at one resolution, blur, convolution to half of it: [N, C, 2H, 2W] -> [N, C', H, W]."""
+    """Convolution at one resolution, blur, and convolution to half of it: [N, C, 2H, 2W] -> [N, C', H, W]."""
 
     def __init__(self, model: ModelConfig, stage: int) -> None:
         super().__init__()
@@ -38,7 +38,10 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """The 4x4 block: minibatch standard deviation, convolution, two dense layers; [N, C, 4, 4] -> logits [N, outputs]."""
+    """The 4x4 block: mini-batch standard deviation, a convolution and two dense layers.
+
+    It maps features [N, C, 4, 4] to logits [N, outputs].
+    """
 
     def __init__(self, model: ModelConfig, outputs: int) -> None:
         super().__init__()
@@ -49,7 +52,10 @@ class Head(nn.Module):
         self.dense1 = Dense(num_fmaps(model, 0), outputs, gain=1)
 
     def features(self, x: Tensor, group: int) -> Tensor:
-        """What the last layer sees, [N, F]; `group` images share one standard deviation if the model has that at all."""
+        """Return the input [N, F] of the last layer.
+
+        `group` images share one standard deviation, unless the model works without mini-batch standard deviation.
+        """
         if self.group > 1:
             x = minibatch_stddev(x, group)
         x = self.conv(x).flatten(1)
@@ -60,12 +66,16 @@ class Head(nn.Module):
 
 
 def normalise_spectrally(network: nn.Module) -> None:
-    """Let every layer that does not yet do so use W / sigma(W), its weight over its largest singular value (Miyato et al. 2018).
+    """Add spectral normalisation to every layer that lacks it: the layer then uses W / sigma(W) (Miyato et al. 2018).
 
-    All layers, heads included, without a learned factor and without the factor of the equalised learning rate, which would undo
-    the bound; sigma comes from one step of the power method per forward pass in training, none in inference, by vectors that are
-    buffers (as in the code of SS-GAN, Chen et al. 2019). The stored weights are N(0, 1) as ever: W / sigma does not depend on
-    their size, but how far one step of Adam turns them does, and is thus what it is in StyleGAN.
+    sigma(W) is the largest singular value of the weight. All layers are normalised, heads included. There is no learned
+    factor, and the factor of the equalised learning rate is dropped because it would undo the bound.
+
+    Each forward pass in training makes one step of the power method to estimate sigma, a pass in inference makes none;
+    the vectors of the method are buffers (as in the code of SS-GAN, Chen et al. 2019).
+
+    The stored weights stay N(0, 1). W / sigma does not depend on their size, but the angle of one Adam step does, and
+    this way it is the same as in StyleGAN.
     """
     for layer in list(network.modules()):
         if isinstance(layer, Conv | Dense) and not is_parametrized(layer):
@@ -74,9 +84,12 @@ def normalise_spectrally(network: nn.Module) -> None:
 
 
 class Discriminator(nn.Module):
-    """Images to one score each, high for real. Weights come from torch's global random state, coarse blocks first."""
+    """A network from images to one score each, high for real.
 
-    compute_dtype: torch.dtype | None = None  # of the convolutions; None is that of the images
+    Its weights are drawn from torch's global random state, coarse blocks first.
+    """
+
+    compute_dtype: torch.dtype | None = None  # type of the convolutions; None takes the type of the images
 
     def __init__(
         self, model: ModelConfig, *, resolution: int, channels: int, num_labels: int = 0, rotation: bool = False
@@ -87,16 +100,15 @@ class Discriminator(nn.Module):
             model: sizes and switches.
             resolution: side of the images, a power of two from 4.
             channels: 1 (grey) or 3 (RGB).
-            num_labels: classes, each with a logit of its own; 0 makes it unconditional.
-            rotation: add the head that `rotation_logits` needs; all other weights are the same with and without it.
+            num_labels: number of classes, each with its own logit; 0 makes the network unconditional.
+            rotation: add the head that `rotation_logits` needs. All other weights are the same with and without it.
         """
         super().__init__()
         self.model, self.channels, self.num_labels = model, channels, num_labels
         self.head = Head(model, max(num_labels, 1))
-        self.blocks = nn.ModuleList()  # of 8x8, 16x16, ...
-        self.from_rgb = nn.ModuleList(
-            [Conv(channels, num_fmaps(model, 1), kernel=1, activate=True)]
-        )  # of 4x4, 8x8, ...
+        self.blocks = nn.ModuleList()  # for 8x8, 16x16, ...
+        # For 4x4, 8x8, ...
+        self.from_rgb = nn.ModuleList([Conv(channels, num_fmaps(model, 1), kernel=1, activate=True)])
         while self.resolution < resolution:
             self.grow()
         self.rotation = Dense(num_fmaps(model, 0), TURNS, gain=1) if rotation else None
@@ -104,11 +116,11 @@ class Discriminator(nn.Module):
 
     @property
     def resolution(self) -> int:
-        """Side of the images."""
+        """The side of the images."""
         return 4 << len(self.blocks)
 
     def grow(self) -> None:
-        """Add the block of twice the resolution in place, fresh, on the same device; all others stay as they are."""
+        """Double the resolution in place: add a block with fresh weights on the same device, and keep all others."""
         stage = int(math.log2(2 * self.resolution)) - 1
         self.blocks.append(Block(self.model, stage))
         self.from_rgb.append(Conv(self.channels, num_fmaps(self.model, stage), kernel=1, activate=True))
@@ -121,41 +133,43 @@ class Discriminator(nn.Module):
         Args:
             images: [N, C, r, r], nominally in [-1, 1].
             labels: class numbers, int64 [N]; needed if and only if the discriminator is class-conditional.
-            alpha: weight of the newest block in [0, 1]; the rest comes from the images at half the resolution
-                (ProGAN, figure 2). Without effect at 4x4.
+            alpha: fade-in weight of the newest block in [0, 1]; the remainder comes from the images at half the
+                resolution (ProGAN, figure 2). Has no effect at 4x4.
 
         Returns:
-            Raw scores [N]; with labels, the logit of each image's label.
+            Raw scores [N]. With labels, the score is the logit of the image's label.
 
         Raises:
             StepError: the discriminator is conditional and `labels` is None.
         """
         if self.num_labels and labels is None:
             raise StepError(
-                f"labels=None: this discriminator is conditional; give each image a class number from 0 to {self.num_labels - 1}"
+                "labels=None: this discriminator is conditional; "
+                f"give each image a class number from 0 to {self.num_labels - 1}"
             )
         logits = self.head(self._convolve(images, alpha))
-        return (
-            logits.squeeze(1) if labels is None or not self.num_labels else logits.gather(1, labels[:, None]).squeeze(1)
-        )
+        if labels is not None and self.num_labels:
+            logits = logits.gather(1, labels[:, None])
+        return logits.squeeze(1)
 
     def features(self, images: Tensor, *, alpha: float = 1.0) -> Tensor:
-        """What the score is a linear function of: images [N, C, r, r] to the activations [N, F] of the last layer but one.
+        """Compute the activations [N, F] of the last layer but one for images [N, C, r, r].
 
-        As in `forward`, the images of a minibatch-stddev group have one number in common.
+        The score is a linear function of them. As in `forward`, the images of a mini-batch standard deviation group
+        share one number.
         """
         return self.head.features(self._convolve(images, alpha), self.head.group)
 
     def rotation_logits(self, images: Tensor, *, alpha: float = 1.0) -> Tensor:
-        """By how much images are turned (SS-GAN, section 3), without a look at their labels.
+        """Predict by how much images are rotated (SS-GAN, section 3); labels are not used.
 
-        The minibatch standard deviation is taken over the four turns of one image. It is then a function of that image
-        whichever way it lies, so it says nothing about the answer, and no image depends on another one. In groups of images
-        turned alike it would: they all have the same answer.
+        The mini-batch standard deviation is taken over the four rotations of one image. It is then the same for all
+        four, so it does not give the answer away, and no image depends on another one. Groups of images with equal
+        rotation would give it away, because all of them have the same answer.
 
         Args:
-            images: [4n, C, r, r]: n images as they are, then the same n turned by 90, by 180 and by 270 degrees.
-            alpha: as in `forward`.
+            images: [4n, C, r, r]: n upright images, then the same n rotated by 90, by 180 and by 270 degrees.
+            alpha: fade-in weight as in `forward`.
 
         Returns:
             Logits [4n, 4] of 0, 90, 180 and 270 degrees.
@@ -165,7 +179,8 @@ class Discriminator(nn.Module):
         """
         if self.rotation is None:
             raise StepError(
-                "this discriminator has no rotation head; set training.rotation (`{}` takes the defaults) and train it anew"
+                "this discriminator has no rotation head; "
+                "set training.rotation (`{}` takes the defaults) and train it anew"
             )
         return self.rotation(self.head.features(self._convolve(images, alpha), TURNS))
 
@@ -174,7 +189,7 @@ class Discriminator(nn.Module):
             normalise_spectrally(self)
 
     def _convolve(self, images: Tensor, alpha: float) -> Tensor:
-        """All blocks, faded: images to [N, C', 4, 4]."""
+        """Apply all blocks, with fade-in: images to features [N, C', 4, 4]."""
         if self.compute_dtype is not None:
             images = images.to(self.compute_dtype, memory_format=torch.channels_last)
         x = self.from_rgb[-1](images)

@@ -1,6 +1,7 @@
-"""The StyleGAN generator (Karras et al. 2019, section 2), config F by default, down to the traditional one of config B.
+"""The StyleGAN generator (Karras et al. 2019, section 2): config F by default; switches give any config down to B.
 
-It works at its native resolution: it holds the layers up to `resolution` only, and `grow` adds the next ones in place.
+It works at its native resolution: it contains the layers up to `resolution` only, and `grow` adds the next ones in
+place.
 """
 
 from __future__ import annotations
@@ -18,17 +19,22 @@ from stylegan.errors import StepError
 from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, adain, instance_norm, modulate, num_fmaps, pixel_norm
 from stylegan.networks.ops import blur, lrelu, noise_bias_act
 
-# Called with (layer index, n, resolution); gives [n or 1, 1, resolution, resolution], nominally N(0, 1).
+# Called with (layer index, n, resolution); returns [n or 1, 1, resolution, resolution], nominally N(0, 1).
 NoiseFn = Callable[[int, int, int], Tensor]
 
 
 def layer_resolution(index: int) -> int:
-    """Side of the features of a synthesis layer: two layers at 4x4, two at 8x8, ..."""
+    """Return the side of the features of a synthesis layer: two layers at 4x4, two at 8x8, ..."""
     return 4 << index // 2
 
 
 def random_noise(generator: torch.Generator | None, device: torch.device | str) -> NoiseFn:
-    """Fresh noise for every call, layer and image; drawn where `generator` lives (None: torch's own one of `device`)."""
+    """Return a function that draws fresh noise for every call, layer and image.
+
+    Args:
+        generator: draws the noise on its own device; None takes torch's global generator of `device`.
+        device: where the noise is needed.
+    """
     source = device if generator is None else generator.device
 
     def draw(layer_index: int, n: int, resolution: int) -> Tensor:
@@ -38,13 +44,13 @@ def random_noise(generator: torch.Generator | None, device: torch.device | str) 
 
 
 def mix(w1: Tensor, w2: Tensor, cutoff: int, num_layers: int) -> Tensor:
-    """Style mixing (StyleGAN, section 3.1): layers below `cutoff` take w1, the others w2.
+    """Mix styles (StyleGAN, section 3.1): layers below `cutoff` take w1, the others w2.
 
     Args:
         w1: [N, L].
         w2: [N, L].
         cutoff: 0..num_layers; num_layers means w1 everywhere.
-        num_layers: of the generator.
+        num_layers: number of layers of the generator.
 
     Returns:
         ws [N, num_layers, L].
@@ -54,7 +60,7 @@ def mix(w1: Tensor, w2: Tensor, cutoff: int, num_layers: int) -> Tensor:
 
 
 class Mapping(nn.Module):
-    """Mapping network f: z, and a label if there are any, to w (StyleGAN, section 2)."""
+    """Mapping network f, from z (and a label, if the generator is conditional) to w (StyleGAN, section 2)."""
 
     def __init__(self, model: ModelConfig, num_labels: int) -> None:
         super().__init__()
@@ -69,7 +75,7 @@ class Mapping(nn.Module):
         """Compute w.
 
         Args:
-            z: [N, L], N(0, 1).
+            z: [N, L], drawn from N(0, 1).
             labels: class numbers, int64 [N]; needed if and only if the generator is class-conditional.
 
         Returns:
@@ -93,18 +99,18 @@ class Mapping(nn.Module):
 
 
 class ConstantInput(nn.Module):
-    """A learned constant [1, C, 4, 4], ones at first, the same for every w."""
+    """A learned constant [1, C, 4, 4], the same for every w; it starts as ones."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.const = nn.Parameter(torch.ones(1, channels, 4, 4))
 
     def forward(self, w: Tensor) -> Tensor:
-        return self.const.expand(w.shape[0], -1, -1, -1)  # not len(w), which an exported graph would hold fixed
+        return self.const.expand(w.shape[0], -1, -1, -1)  # an exported graph would make len(w) a constant
 
 
 class DenseInput(nn.Module):
-    """The traditional input: w [N, L] through a dense layer to [N, C, 4, 4] (configs B and C)."""
+    """The traditional input: a dense layer from w [N, L] to [N, C, 4, 4] (configs B and C)."""
 
     def __init__(self, w_size: int, channels: int) -> None:
         super().__init__()
@@ -115,10 +121,10 @@ class DenseInput(nn.Module):
 
 
 class SynthesisLayer(nn.Module):
-    """An input or a convolution, then blur (after upsampling), noise, bias, leaky ReLU, normalisation and style."""
+    """One layer of g: input or convolution, blur (after upsampling), noise, bias, leaky ReLU, normalisation, style."""
 
     def __init__(self, model: ModelConfig, source: nn.Module, *, channels: int, w_size: int) -> None:
-        """Make the layer around `source`, which gives `channels` features; `w_size` is the length of w."""
+        """Make the layer around `source`, whose output has `channels` channels; `w_size` is the length of w."""
         super().__init__()
         self.source = source
         self.blurs = model.blur and isinstance(source, UpConv)
@@ -128,7 +134,13 @@ class SynthesisLayer(nn.Module):
         self.pixel_norm, self.instance_norm = model.pixel_norm, model.instance_norm
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """[N, C', H', W'] (the first layer: w) to [N, C, H, W], with w [N, L] and noise [N or 1, 1, H, W]."""
+        """Compute the features [N, C, H, W] of this layer.
+
+        Args:
+            x: features [N, C', H', W'] of the layer before; the first layer takes w.
+            w: [N, L], the style.
+            noise: [N or 1, 1, H, W], or None.
+        """
         x = self.source(x)
         if self.blurs:
             x = blur(x)
@@ -142,23 +154,24 @@ class SynthesisLayer(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Synthesis network g: one w per layer to images."""
+    """Synthesis network g, from one w per layer to images."""
 
-    compute_dtype: torch.dtype | None = None  # of the features after the first layer; None is that of the weights
+    # Type of the features after the first layer; None takes the type of the weights.
+    compute_dtype: torch.dtype | None = None
 
     def __init__(self, model: ModelConfig, w_size: int, *, channels: int) -> None:
         """Make the 4x4 layers; `grow` adds more."""
         super().__init__()
         self.model, self.w_size, self.channels = model, w_size, channels
         self.layers = nn.ModuleList()
-        self.to_rgb = nn.ModuleList()  # of 4x4, 8x8, ...
+        self.to_rgb = nn.ModuleList()  # for 4x4, 8x8, ...
         fmaps = num_fmaps(model, 1)
         self._add(ConstantInput(fmaps) if model.const_input else DenseInput(w_size, fmaps), fmaps)
         self._add(Conv(fmaps, fmaps, bias=False), fmaps)
         self.to_rgb.append(Conv(fmaps, channels, kernel=1, gain=1))
 
     def grow(self) -> None:
-        """Add the layers of twice the resolution."""
+        """Add the layers of twice the resolution, with fresh weights."""
         resolution = 2 * self.resolution
         stage = int(math.log2(resolution)) - 1
         fmaps = num_fmaps(self.model, stage)
@@ -167,6 +180,7 @@ class Synthesis(nn.Module):
         self.to_rgb.append(Conv(fmaps, self.channels, kernel=1, gain=1))
 
     def _add(self, source: nn.Module, fmaps: int) -> None:
+        """Append a layer, and its stored noise if the model uses noise."""
         index = len(self.layers)
         self.layers.append(SynthesisLayer(self.model, source, channels=fmaps, w_size=self.w_size))
         if self.model.noise:
@@ -175,16 +189,16 @@ class Synthesis(nn.Module):
 
     @property
     def resolution(self) -> int:
-        """Side of the images."""
+        """The side of the images."""
         return layer_resolution(len(self.layers) - 1)
 
     def forward(self, ws: Tensor, *, alpha: float = 1.0, noise: NoiseFn | None = None) -> Tensor:
         """Compute images.
 
         Args:
-            ws: [N, num_layers, L]; without styles only the first layer's is read.
-            alpha: weight of the new, fine path in [0, 1]; the rest is the previous resolution's image, nearest upscaled
-                (ProGAN, figure 2). Without effect at 4x4.
+            ws: [N, num_layers, L]; without styles only the w of the first layer is read.
+            alpha: fade-in weight of the newest resolution in [0, 1]; the remainder is the image of the previous
+                resolution, upscaled by nearest neighbour (ProGAN, figure 2). Has no effect at 4x4.
             noise: draws the noise; None takes the stored noise, the same for every image.
 
         Returns:
@@ -194,7 +208,7 @@ class Synthesis(nn.Module):
         coarse = None
         for index, layer in enumerate(self.layers):
             x = layer(x, ws[:, index], self._noise(index, ws.shape[0], noise))
-            if index == 0:  # the first features decide the precision of all others
+            if index == 0:  # the type of the first features decides the precision of all others
                 x = x.to(self.compute_dtype or x.dtype, memory_format=torch.channels_last)
             if index == len(self.layers) - 3:
                 coarse = x  # the features of half the resolution
@@ -212,10 +226,10 @@ class Synthesis(nn.Module):
 
 
 class Generator(nn.Module):
-    """Mapping and synthesis with the running average of w.
+    """Mapping network, synthesis network and the running average of w.
 
-    Weights come from torch's global random state in a fixed order, coarse layers first, so that a small generator that grows
-    gets the weights that a large one would have had from the start.
+    Weights are drawn from torch's global random state in a fixed order, coarse layers first. A small generator that
+    grows therefore gets the same weights as a large one that is made at once.
     """
 
     w_avg: Tensor
@@ -227,7 +241,7 @@ class Generator(nn.Module):
             model: sizes and switches.
             resolution: side of the images, a power of two from 4.
             channels: 1 (grey) or 3 (RGB).
-            num_labels: classes; 0 makes it unconditional.
+            num_labels: number of classes; 0 makes the network unconditional.
         """
         super().__init__()
         self.model, self.channels, self.num_labels = model, channels, num_labels
@@ -239,28 +253,34 @@ class Generator(nn.Module):
 
     @property
     def resolution(self) -> int:
-        """Side of the images."""
+        """The side of the images."""
         return self.synthesis.resolution
 
     @property
     def num_layers(self) -> int:
-        """Synthesis layers, each with its own style: 2 log2(resolution) - 2."""
+        """The number of synthesis layers, each with its own style: 2 log2(resolution) - 2."""
         return len(self.synthesis.layers)
 
     def grow(self) -> None:
-        """Add the layers of twice the resolution in place, fresh, on the same device; all others stay as they are."""
+        """Double the resolution in place: add layers with fresh weights on the same device, and keep all others."""
         self.synthesis.grow()
         self.to(self.w_avg).train(self.training)
 
     @torch.no_grad()
     def update_w_avg(self, batch_mean_w: Tensor, beta: float) -> None:
-        """w_avg = beta * w_avg + (1 - beta) * batch_mean_w; give the mean [L] of a batch before style mixing."""
+        """Set w_avg to beta * w_avg + (1 - beta) * batch_mean_w.
+
+        Args:
+            batch_mean_w: [L], the mean w of a batch before style mixing.
+            beta: weight of the old average, in [0, 1].
+        """
         self.w_avg.copy_(torch.lerp(batch_mean_w, self.w_avg, beta))
 
     def truncate(self, ws: Tensor, *, psi: float | None, cutoff: int | None) -> Tensor:
-        """Truncation trick (StyleGAN, appendix B): the first `cutoff` layers get w_avg + psi * (w - w_avg).
+        """Apply the truncation trick (StyleGAN, appendix B): the first `cutoff` layers get w_avg + psi * (w - w_avg).
 
-        Off if psi is None or 1, or cutoff is None or not positive. ws [N, num_layers, L] in and out.
+        Takes and returns ws [N, num_layers, L]. Changes nothing if psi is None or 1, or if cutoff is None or not
+        positive.
         """
         if psi is None or psi == 1 or cutoff is None or cutoff <= 0:
             return ws
@@ -276,12 +296,12 @@ class Generator(nn.Module):
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = 8,
     ) -> Tensor:
-        """Images for latents, as in validation: no style mixing, truncation only when asked.
+        """Compute images from latents as in validation: without style mixing, and truncated only if asked.
 
         Args:
-            z: [N, L], N(0, 1).
-            labels: class numbers, int64 [N], if conditional.
-            alpha: weight of the newest resolution, see `Synthesis.forward`.
+            z: [N, L], drawn from N(0, 1).
+            labels: class numbers, int64 [N]; needed if and only if the generator is class-conditional.
+            alpha: fade-in weight of the newest resolution, see `Synthesis.forward`.
             noise: see `Synthesis.forward`.
             truncation_psi: None or 1 turns truncation off.
             truncation_cutoff: number of truncated layers; None or 0 turns truncation off.
@@ -290,7 +310,7 @@ class Generator(nn.Module):
             [N, C, r, r], nominally in [-1, 1], not clamped.
 
         Raises:
-            StepError: conditional, and `labels` is None.
+            StepError: the generator is conditional and `labels` is None.
         """
         w = self.mapping(z, labels)
         ws = w[:, None].expand(-1, self.num_layers, -1)

@@ -1,8 +1,9 @@
-"""Inception-v3 of 2015-12-05, the network that FID, KID and Inception Score are published with.
+"""Inception-v3 of 2015-12-05, the network behind published values of FID, KID and Inception Score.
 
-TensorFlow's graph differs from torchvision's network of that name: its resize, its input range, BN's epsilon of 1e-3, average
-pools that leave the padding out, a max pool in the last block, and 1008 classes. The weights come as the PyTorch file that
-pytorch-fid and torch-fidelity both publish. Layers carry the names of that file.
+TensorFlow's graph differs from torchvision's network of the same name in its resize, its input range, an epsilon of
+1e-3 in batch normalisation, average pools that leave out the padding, a max pool in the last block, and 1008 classes.
+The weights come from the PyTorch file that pytorch-fid and torch-fidelity both publish. Layers have the names of that
+file.
 """
 
 from __future__ import annotations
@@ -19,28 +20,34 @@ from stylegan.networks.pretrained import RectifiedConv, as_rgb, frozen, read_sta
 from stylegan.networks.resize import resize_tf1
 
 SIDE = 299  # pixels that every image is resized to
-FEATURES = 2048
-CLASSES = 1008
-EPSILON = 1e-3  # of the batch normalisation
+NUM_FEATURES = 2048  # length of the pooled feature vector
+NUM_CLASSES = 1008
+EPSILON = 1e-3  # added to the variance by the batch normalisation
 NETWORK = "Inception-v3 of 2015-12-05"
-CURE = "give pt_inception-2015-12-05-6726825d.pth of pytorch-fid or weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
+CURE = (
+    "give pt_inception-2015-12-05-6726825d.pth of pytorch-fid "
+    "or weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
+)
 
 
 class _Joined(nn.Sequential):
-    """All parts on the same input, joined over the channels."""
+    """Branches that all read the same input; their outputs are concatenated over the channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([part(x) for part in self], dim=1)
 
 
 def _conv(fan_in: int, fan_out: int, kernel: int | tuple[int, int], stride: int = 1) -> RectifiedConv:
-    """Padded so that the size stays, or not padded with stride 2."""
+    """Return a convolution that keeps the size by padding, or one without padding if the stride is 2."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     return RectifiedConv(fan_in, fan_out, (height, width), stride, (height // 2, width // 2) if stride == 1 else 0)
 
 
 def _chain(fan_in: int, **convs: tuple[int, int | tuple[int, int]]) -> nn.Sequential:
-    """name=(channels out, kernel) one after the other; the one whose name ends with `_down` has stride 2."""
+    """Return convolutions, given as name=(channels out, kernel), one after the other.
+
+    A convolution whose name ends with `_down` has stride 2; the layer is named without this ending.
+    """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for name, (fan_out, kernel) in convs.items():
         layers[name.removesuffix("_down")] = _conv(fan_in, fan_out, kernel, 2 if name.endswith("_down") else 1)
@@ -49,16 +56,17 @@ def _chain(fan_in: int, **convs: tuple[int, int | tuple[int, int]]) -> nn.Sequen
 
 
 def _fork(fan_in: int, prefix: str) -> _Joined:
-    """Two convolutions of 384 channels on the same map."""
+    """Return two convolutions of 384 channels each, side by side on the same map."""
     return _Joined(OrderedDict({f"{prefix}a": _conv(fan_in, 384, (1, 3)), f"{prefix}b": _conv(fan_in, 384, (3, 1))}))
 
 
 def _average() -> nn.AvgPool2d:
-    """TensorFlow's mean is over the pixels that exist; PyTorch's counts the padding unless told not to."""
+    """Return a 3x3 average pool that leaves out the padding, as TensorFlow's does and PyTorch's by default does not."""
     return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
 
 
 def _pool(pool: nn.Module, fan_in: int, fan_out: int) -> nn.Sequential:
+    """Return a branch of a pool and a 1x1 convolution."""
     return nn.Sequential(pool, _chain(fan_in, branch_pool=(fan_out, 1)))
 
 
@@ -119,10 +127,10 @@ def _block_e(fan_in: int, pool: nn.Module) -> _Joined:
 
 
 class InceptionV3(nn.Module):
-    """Images [N, 1 or 3, r, r] in [-1, 1] of any size to features and class probabilities; random weights until loaded.
+    """Inception-v3 (Szegedy et al. 2016), from images [N, 1 or 3, r, r] in [-1, 1] to features and class probabilities.
 
-    Szegedy et al. 2016. Batch normalisation is part of the convolutions, so there is one mode only. Quantise generated images
-    to eight bits first, as all published protocols do.
+    Images may have any size. Weights are random until loaded. Batch normalisation is folded into the convolutions, so
+    training and inference are the same. Quantise generated images to eight bits first, as all published protocols do.
     """
 
     def __init__(self) -> None:
@@ -149,30 +157,36 @@ class InceptionV3(nn.Module):
                 Mixed_7c=_block_e(2048, nn.MaxPool2d(3, 1, 1)),
             )
         )
-        self.fc = nn.Linear(FEATURES, CLASSES, bias=False)
+        self.fc = nn.Linear(NUM_FEATURES, NUM_CLASSES, bias=False)
 
     def pooled(self, images: Tensor) -> Tensor:
-        """[N, 2048]: the last map averaged over its pixels (`pool3`), what FID and KID compare."""
+        """Return the features [N, 2048] that FID and KID compare: the last map averaged over its pixels (`pool3`)."""
         x = as_rgb(resize_tf1(images, SIDE))
         x = x * (127.5 / 128) - 0.5 / 128  # (pixel - 128) / 128 with pixel = 127.5 x + 127.5 in [0, 255]
         pooled: Tensor = self.body(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
         return pooled
 
     def log_posteriors(self, images: Tensor) -> Tensor:
-        """[N, 1008] logarithms of the class probabilities, from logits without their bias (the published Inception Score)."""
+        """Return the logarithms [N, 1008] of the class probabilities.
+
+        The logits leave out their bias, as in the published Inception Score.
+        """
         return self(images)[1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`pooled` and `log_posteriors` in one pass."""
+        """Return `pooled` and `log_posteriors`, computed in one pass."""
         pooled = self.pooled(images)
         return pooled, functional.log_softmax(self.fc(pooled), dim=1)
 
 
-def file_shapes() -> dict[str, tuple[int, ...]]:
-    """The tensors of a published file: name -> shape."""
+def inception_file_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor in a published file."""
     with torch.device("meta"):
         network = InceptionV3()
-    shapes: dict[str, tuple[int, ...]] = {"fc.weight": (CLASSES, FEATURES), "fc.bias": (CLASSES,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "fc.weight": (NUM_CLASSES, NUM_FEATURES),
+        "fc.bias": (NUM_CLASSES,),
+    }
     for _, layer, conv in _layers(network):
         shapes[f"{layer}.conv.weight"] = tuple(conv.weight.shape)
         shapes |= {
@@ -182,15 +196,20 @@ def file_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def load_inception(data: bytes) -> InceptionV3:
-    """The network with the weights of a published file, on the CPU, in eval mode and without gradients.
+    """Load the network from a published file, on the CPU, in eval mode and without gradients.
 
     Raises:
-        ConfigError: not such a file; torchvision's Inception-v3 is another network.
+        ConfigError: the bytes are another kind of file; torchvision's Inception-v3 is a different network.
     """
-    with torch.device("meta"):  # nothing is drawn: loading leaves the global random state alone
+    # The meta device draws no random weights, so loading leaves the global random state alone.
+    with torch.device("meta"):
         network = InceptionV3()
+
+    # Read the file.
     counters = frozenset(f"{layer}.bn.num_batches_tracked" for _, layer, _ in _layers(network))
-    state = read_state(data, file_shapes(), network=NETWORK, cure=CURE, optional=counters)
+    state = read_state(data, inception_file_shapes(), network=NETWORK, cure=CURE, optional=counters)
+
+    # Fold the batch normalisation into the convolutions.
     weights = {"fc.weight": state["fc.weight"]}
     for name, layer, _ in _layers(network):
         weights[f"{name}.weight"], weights[f"{name}.bias"] = _folded(state, layer)
@@ -202,14 +221,14 @@ def load_inception(data: bytes) -> InceptionV3:
 
 
 def _layers(network: InceptionV3) -> Iterator[tuple[str, str, RectifiedConv]]:
-    """Each convolution: its name here, its name in the file (without the numbers of the branches), and itself."""
+    """Yield each convolution after its name here and its name in the file, which omits the numbers of the branches."""
     for name, module in network.named_modules():
         if isinstance(module, RectifiedConv):
             yield name, ".".join(part for part in name.split(".")[1:] if not part.isdigit()), module
 
 
 def _folded(state: dict[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with its normalisation in them, computed in double precision."""
+    """Return weight and bias of a convolution with its batch normalisation folded in, computed in double precision."""
     gain, bias, mean, variance = (
         state[f"{layer}.bn.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
     )

@@ -1,11 +1,12 @@
 """Building blocks of both networks: equalised weights, resampling convolutions, normalisation, batch statistics.
 
-Sources: Karras et al. 2018 ("ProGAN": equalised learning rate and pixel norm, section 4; minibatch stddev, section 3) and
-Karras et al. 2019 ("StyleGAN": AdaIN, section 2; blur and the learning rate multiplier of the mapping network, appendix C).
-Everything here can be differentiated twice, as R1 needs.
+Sources: Karras et al. 2018 ("ProGAN": equalised learning rate and pixel norm, section 4; mini-batch standard deviation,
+section 3) and Karras et al. 2019 ("StyleGAN": AdaIN, section 2; blur and the learning rate multiplier of the mapping
+network, appendix C). Everything here can be differentiated twice, as R1 needs.
 
-Weights are stored in single precision; a layer uses them in the type of its input, so the type of the first features decides
-the precision of a network. Dense layers stay in single precision: they are small, and w and the scores need it.
+Weights are stored in single precision. A convolution casts them to the type of its input, so the type of the first
+features decides the precision of a network. Dense layers stay in single precision: they are small, and w and the scores
+need it.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from stylegan.networks.convolution import Geometry, convolve, four_tap
 from stylegan.networks.ops import EPS, instance_norm_style
 
 SQRT2 = math.sqrt(2)
-FUSED_FROM = 128  # resampling and convolution are one operation from this resolution of the finer side
+FUSED_FROM = 128  # from this resolution (of the finer side) on, StyleGAN fuses resampling and convolution
 
 
 def num_fmaps(model: ModelConfig, stage: int) -> int:
-    """Channels at a stage; the block at resolution 2^k computes in stage k - 1 (ProGAN, table 2)."""
-    # At least one: a small fmap_base would leave fine resolutions without any channel.
+    """Return the number of channels at a stage; the block at resolution 2^k is stage k - 1 (ProGAN, table 2)."""
+    # At least one channel: a small fmap_base would leave fine resolutions without any.
     return max(min(int(model.fmap_base / 2 ** (stage * model.fmap_decay)), model.fmap_max), 1)
 
 
 class Dense(nn.Module):
     """Fully connected layer [N, num_in] -> [N, num_out] with equalised learning rate (ProGAN, section 4.1).
 
-    Stored weights are N(0, 1 / lrmul^2) and used as weight * gain / sqrt(num_in) * lrmul; the bias is used as bias * lrmul.
+    Stored weights are N(0, 1 / lrmul^2). The layer uses weight * gain / sqrt(num_in) * lrmul and bias * lrmul.
     """
 
     def __init__(
@@ -47,13 +48,13 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias * self.lrmul
-        return F.linear(x * self.scale, self.weight, bias)  # x is smaller than the weight
+        return F.linear(x * self.scale, self.weight, bias)  # scale x, which is smaller than the weight
 
 
 class Conv(nn.Module):
-    """Convolution [N, num_in, H, W] -> [N, num_out, H, W], zero padded, with equalised learning rate.
+    """Zero-padded convolution [N, num_in, H, W] -> [N, num_out, H, W] with equalised learning rate.
 
-    Stored weights are N(0, 1) and used as weight * gain / sqrt(kernel^2 * num_in).
+    Stored weights are N(0, 1). The layer uses weight * gain / sqrt(kernel^2 * num_in).
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Conv(nn.Module):
         bias: bool = True,
         activate: bool = False,
     ) -> None:
-        """Make the layer; `activate` lets a leaky ReLU follow the bias."""
+        """Make the layer; with `activate` a leaky ReLU follows the bias."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel).to(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
@@ -74,7 +75,7 @@ class Conv(nn.Module):
         self.activate = activate
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * self.scale  # read once: spectral normalisation computes it at every reading
+        weight = self.weight * self.scale  # read self.weight once: with spectral normalisation every access computes it
         geometry = Geometry(padding=weight.shape[-1] // 2, activate=self.activate)
         return convolve(x, weight.to(x.dtype), self._bias(x), geometry)
 
@@ -83,13 +84,16 @@ class Conv(nn.Module):
 
 
 class UpConv(Conv):
-    """Doubles the side, then convolves: [N, num_in, H, W] -> [N, num_out, 2H, 2W], no bias (it belongs after the blur)."""
+    """A layer that doubles the side, then convolves: [N, num_in, H, W] -> [N, num_out, 2H, 2W].
+
+    It has no bias, because the bias belongs after the blur.
+    """
 
     def __init__(self, num_in: int, num_out: int, *, resolution: int) -> None:
         """Make the layer; `resolution` is the side of its output."""
         super().__init__(num_in, num_out, bias=False)
         self.fused = resolution >= FUSED_FROM
-        # In memory [I, 3, 3, O], as the transposed convolution reads it.
+        # Memory order [I, 3, 3, O], in which the transposed convolution reads the weight.
         self.weight.data = (
             self.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
         )
@@ -99,21 +103,24 @@ class UpConv(Conv):
 
 
 class DownConv(Conv):
-    """Convolves, then halves the side: [N, num_in, 2H, 2W] -> [N, num_out, H, W], plus bias."""
+    """A layer that convolves, halves the side and adds the bias: [N, num_in, 2H, 2W] -> [N, num_out, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return down_conv(x, self.weight, scale=self.scale, bias=self._bias(x), activate=self.activate)
 
 
 def up_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, fused: bool) -> Tensor:
-    """Nearest-neighbour doubling and 3x3 convolution in one transposed convolution with 16 instead of 36 products per pixel.
+    """Double the side by nearest neighbour and convolve with a 3x3 kernel, in one transposed convolution.
+
+    That takes 16 instead of 36 products per pixel.
 
     Args:
         x: [N, I, H, W].
         weight: [O, I, 3, 3].
         scale: multiplies the weight.
-        fused: the weight is that of a transposed convolution (StyleGAN's layers from 128x128), which is the adjoint of a
-            correlation: its kernel lies rotated by 180 degrees. False: the weight is that of the plain convolution.
+        fused: True if the weight belongs to a transposed convolution (StyleGAN's layers from 128x128 on). This is the
+            adjoint of a correlation, so its kernel is rotated by 180 degrees. False if the weight belongs to a plain
+            convolution.
 
     Returns:
         [N, O, 2H, 2W].
@@ -123,14 +130,16 @@ def up_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, fused: bool) -> Te
 
 
 def down_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, bias: Tensor | None, activate: bool = False) -> Tensor:
-    """3x3 convolution and 2x2 mean in one strided convolution; the same numbers fused or not.
+    """Convolve with a 3x3 kernel and take the mean of each 2x2 block, in one strided convolution.
+
+    StyleGAN's fused and unfused layers compute the same numbers, so there is no switch.
 
     Args:
         x: [N, I, 2H, 2W].
         weight: [O, I, 3, 3].
         scale: multiplies the weight.
-        bias: [O], added after the mean.
-        activate: leaky ReLU at the end.
+        bias: [O], added after the mean; or None.
+        activate: apply a leaky ReLU at the end.
 
     Returns:
         [N, O, H, W].
@@ -146,19 +155,22 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 def instance_norm(x: Tensor) -> Tensor:
-    """Zero mean and unit (biased) variance of each channel of each image, [N, C, H, W]; statistics in single precision or better."""
+    """Normalise each channel of each image of [N, C, H, W] to zero mean and unit (biased) variance.
+
+    Statistics are computed in single precision or better.
+    """
     n, c = x.shape[:2]
     return instance_norm_style(x, x.new_ones(n, c), x.new_zeros(n, c))
 
 
 def modulate(x: Tensor, style: Tensor) -> Tensor:
-    """The learned half of AdaIN without the normalisation: x * (scale + 1) + shift; arguments as in `adain`."""
+    """Apply a learned style without the normalisation of AdaIN: x * (scale + 1) + shift; arguments as in `adain`."""
     scale, shift = style[:, :, None, None].to(x.dtype).chunk(2, dim=1)
     return torch.addcmul(shift, x, scale + 1)
 
 
 def adain(x: Tensor, style: Tensor) -> Tensor:
-    """AdaIN with a learned style (StyleGAN, equation 1): instance_norm(x) * (scale + 1) + shift.
+    """Apply AdaIN with a learned style (StyleGAN, equation 1): instance_norm(x) * (scale + 1) + shift.
 
     Args:
         x: features [N, C, H, W].
@@ -169,14 +181,16 @@ def adain(x: Tensor, style: Tensor) -> Tensor:
 
 
 def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:
-    """AdaIN as style transfer has it (Huang & Belongie 2017, equation 8): content's features with style's mean and deviation.
+    """Give the features of `content` the mean and deviation of `style`: AdaIN of style transfer.
+
+    Source: Huang & Belongie 2017, equation 8.
 
     Args:
-        content: [N, C, H, W].
+        content: features [N, C, H, W].
         style: features [N, C, h, w] of the images whose style is wanted; any size.
 
     Returns:
-        [N, C, H, W]: each channel has the mean and the (biased) standard deviation of the style's.
+        [N, C, H, W]: each channel has the mean and the (biased) standard deviation of the same channel of `style`.
     """
     wide = style.to(torch.promote_types(style.dtype, torch.float32))
     mean = wide.mean((2, 3))
@@ -187,12 +201,12 @@ def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:
     """Append one channel with the mean standard deviation within groups of images (ProGAN, section 3).
 
-    The batch is split into groups of the largest size that divides N and is not above `group`; with G members a group holds
-    the images n, n + N/G, n + 2N/G, ...
+    The batch is split into groups of equal size G: the largest size that divides N and is not above `group`. A group
+    contains the images n, n + N/G, n + 2N/G, ...
 
     Args:
         x: [N, C, H, W].
-        group: wanted members of a group.
+        group: wanted size of a group.
 
     Returns:
         [N, C + 1, H, W].
@@ -200,6 +214,6 @@ def minibatch_stddev(x: Tensor, group: int) -> Tensor:
     n, _, height, width = x.shape
     members = max(size for size in range(1, min(group, n) + 1) if n % size == 0)
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (members, n // members))
-    variance = (grouped - grouped.mean(0)).square().mean(0)  # [N/G, C, H, W]; Tensor.var takes far longer
+    variance = (grouped - grouped.mean(0)).square().mean(0)  # [N/G, C, H, W]; Tensor.var is far slower
     level = (variance + EPS).sqrt().mean((1, 2, 3)).to(x.dtype)  # [N/G]
     return torch.cat([x, level.repeat(members).view(n, 1, 1, 1).expand(n, 1, height, width)], dim=1)

@@ -1,8 +1,9 @@
-"""Weights of the official TensorFlow StyleGAN (v1) as our networks; `tf_pickle` reads the file.
+"""Conversion of official TensorFlow StyleGAN (v1) networks into ours; `tf_pickle` reads the file.
 
-The sizes come from the arguments that each network was built with (what is not among them has the official default, which is
-that of `ModelConfig`). Then every variable must have the expected shape, every parameter gets one, and none may be left.
-Stored weights are un-scaled on both sides, so values are copied; only the order of dimensions differs.
+Sizes come from the arguments that each official network was built with. A missing argument has the official default,
+which is also the default of `ModelConfig`. Every variable must then have the expected shape, every tensor of ours gets
+one variable, and no variable may remain. Both sides store unscaled weights, so values are copied; only the order of
+dimensions differs.
 """
 
 from __future__ import annotations
@@ -42,22 +43,21 @@ _FIELDS = {
     "use_pixel_norm": "pixel_norm",
     "use_instance_norm": "instance_norm",
 }
-# Official argument -> its values that our networks can express.
+# Official argument -> the values that our networks support.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_wscale": (True,),
     "nonlinearity": ("lrelu",),
     "mapping_nonlinearity": ("lrelu",),
     "normalize_latents": (True,),
     "mbstd_num_features": (1,),
-    "structure": ("auto", "linear", "recursive"),  # `fixed` has no toRGB and fromRGB but the last
+    "structure": ("auto", "linear", "recursive"),  # `fixed` has only the last toRGB and fromRGB
     "fused_scale": ("auto", True, False),
     "num_channels": (1, 3),
     "resolution": RESOLUTIONS,
 }
 
-
-# Our name below a synthesis layer -> the official one below its scope; the rest is called the same.
-_LEAVES = {
+# Our name of a tensor in a synthesis layer -> the official name in the layer's scope; other names are the same.
+_LAYER_NAMES = {
     "noise_weight": "Noise/weight",
     "style.weight": "StyleMod/weight",
     "style.bias": "StyleMod/bias",
@@ -69,7 +69,7 @@ _LEAVES = {
 
 @dataclass(frozen=True)
 class OfficialNetworks:
-    """The networks of one official pickle, on the CPU, in eval mode, without gradients. `Gs` is the average of G."""
+    """The networks of one official pickle, on the CPU, in eval mode, without gradients; `Gs` is the average of G."""
 
     Gs: Generator
     G: Generator | None
@@ -77,10 +77,11 @@ class OfficialNetworks:
 
 
 def load_official(data: bytes) -> OfficialNetworks:
-    """The networks of an official StyleGAN v1 pickle: any resolution, conditional or not, grey or RGB.
+    """Load the networks of an official StyleGAN v1 pickle: any resolution, conditional or not, grey or RGB.
 
     Raises:
-        StepError: no such file, a network that ours cannot express, or variables that do not fit; names what it is.
+        StepError: the bytes are another kind of file, a network has settings that ours do not support, or its variables
+            do not fit. The message names the network, and the variable or the argument.
     """
     saved = read_networks(data)
     if "Gs" not in saved:
@@ -93,23 +94,31 @@ def load_official(data: bytes) -> OfficialNetworks:
 
 
 def _generator(role: str, saved: SavedNetwork) -> Generator:
-    generator = _blank(role, saved, "G_style", Generator)
-    fused, turned = saved.kwargs.get("fused_scale", "auto"), set()
+    """Convert an official generator."""
+    generator = _without_weights(role, saved, "G_style", Generator)
+
+    # A transposed convolution equals the plain one with the kernel rotated by 180 degrees. Rotate the kernels of layers
+    # that are fused on one side only.
+    fused, rotated = saved.kwargs.get("fused_scale", "auto"), set()
     for index, layer in enumerate(generator.synthesis.layers):
-        officially = layer_resolution(index) >= FUSED_FROM if fused == "auto" else fused
-        if isinstance(layer.source, UpConv) and layer.source.fused != officially:
-            turned.add(
-                f"synthesis.layers.{index}.source.weight"
-            )  # the transposed convolution of w is the plain one of w rotated
-    return _fill(role, generator, saved, _generator_name, turned)
+        officially_fused = layer_resolution(index) >= FUSED_FROM if fused == "auto" else fused
+        if isinstance(layer.source, UpConv) and layer.source.fused != officially_fused:
+            rotated.add(f"synthesis.layers.{index}.source.weight")
+    return _with_weights(role, generator, saved, _generator_name, rotated)
 
 
 def _discriminator(role: str, saved: SavedNetwork) -> Discriminator:
-    return _fill(role, _blank(role, saved, "D_basic", Discriminator), saved, _discriminator_name)
+    """Convert an official discriminator."""
+    discriminator = _without_weights(role, saved, "D_basic", Discriminator)
+    return _with_weights(role, discriminator, saved, _discriminator_name)
 
 
-def _blank(role: str, saved: SavedNetwork, func_name: str, kind: Callable[..., Net]) -> Net:
-    """Our network of the sizes of an official one, on the meta device: there no size in a file can ask for memory."""
+def _without_weights(role: str, saved: SavedNetwork, func_name: str, make: Callable[..., Net]) -> Net:
+    """Make our network with the sizes of an official one, on the meta device.
+
+    Tensors take no memory there, whatever sizes the file asks for.
+    """
+    # Check that our networks support the arguments.
     if saved.func_name != func_name:
         raise StepError(f"{role}: built by {shown(saved.func_name)}; only StyleGAN v1's {func_name} can be imported")
     kwargs = _from_variables(saved.variables) | saved.kwargs
@@ -122,35 +131,54 @@ def _blank(role: str, saved: SavedNetwork, func_name: str, kind: Callable[..., N
         raise StepError(
             f"{role}: dlatent_size={shown(kwargs['dlatent_size'])} differs from latent_size; here w is as long as z"
         )
+
+    # Make the network.
     try:
         model = _model(kwargs)
         if model.mapping_layers > len(saved.variables) and func_name == "G_style":
             raise ValueError(f"mapping_layers={model.mapping_layers}, with {len(saved.variables)} variables")
-        shape = {"resolution": "resolution", "channels": "num_channels", "num_labels": "label_size"}
         with torch.device("meta"):
-            return kind(model, **{ours: int(kwargs[theirs]) for ours, theirs in shape.items()})
+            return make(
+                model,
+                resolution=int(kwargs["resolution"]),
+                channels=int(kwargs["num_channels"]),
+                num_labels=int(kwargs["label_size"]),
+            )
     except (ValidationError, ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
         reason = one_line(error, 200)
         raise StepError(
-            f"{role}: its arguments make no network ({type(error).__name__}: {reason}); get the file again"
+            f"{role}: cannot make a network from its arguments ({type(error).__name__}: {reason}); get the file again"
         ) from error
 
 
 def _from_variables(variables: dict[str, np.ndarray]) -> dict[str, int]:
-    """What depends on the data, for a network that was built without being told (the official training always tells)."""
+    """Infer the arguments that depend on the data from the shapes of the variables.
+
+    They are used for a network that was built without these arguments; the official training always gives them.
+    """
     shapes = {name: value.shape or (0,) for name, value in variables.items()}
-    found = {"label_size": shapes.get("mapping/LabelConcat/weight", (0,))[0]}
+    inferred: dict[str, int] = {}
+
+    # The finest resolution.
     sides = [int(match[1]) for name in shapes if (match := re.match(r"(?:synthesis/)?(\d{1,4})x\1/", name))]
     if sides:
-        found["resolution"] = max(sides)
+        inferred["resolution"] = max(sides)
+
+    # Channels of the images, from toRGB of a generator or fromRGB of a discriminator.
     for name, axis in (("synthesis/ToRGB_lod0/weight", 3), ("FromRGB_lod0/weight", 2)):
         if len(shapes.get(name, ())) == 4:
-            found["num_channels"] = shapes[name][axis]
+            inferred["num_channels"] = shapes[name][axis]
+
+    # Classes, from the label vectors of a generator or the logits of a discriminator.
+    inferred["label_size"] = shapes.get("mapping/LabelConcat/weight", (0,))[0]
     outputs = shapes.get("4x4/Dense1/weight", (1,))[-1]
-    return found | ({"label_size": outputs} if outputs > 1 else {})
+    if outputs > 1:
+        inferred["label_size"] = outputs
+    return inferred
 
 
 def _model(kwargs: dict[str, Any]) -> ModelConfig:
+    """Translate the official arguments into a model configuration."""
     given = {ours: kwargs[theirs] for theirs, ours in _FIELDS.items() if theirs in kwargs}
     filter_ = kwargs.get("blur_filter", [1, 2, 1])
     if filter_ and list(filter_) != [1, 2, 1]:
@@ -167,7 +195,7 @@ def _model(kwargs: dict[str, Any]) -> ModelConfig:
 
 
 def _generator_name(ours: str, generator: nn.Module) -> str:
-    """The official name of one of our tensors."""
+    """Return the official name of one of our generator's tensors."""
     assert isinstance(generator, Generator)
     part, *rest = ours.split(".")
     if part == "w_avg":
@@ -176,45 +204,63 @@ def _generator_name(ours: str, generator: nn.Module) -> str:
         return "mapping/LabelConcat/weight" if rest == ["label_concat"] else f"mapping/Dense{rest[1]}/{rest[2]}"
     if len(rest) == 1:  # a noise buffer
         return f"synthesis/{rest[0]}"
-    kind, number, leaf = rest[0], int(rest[1]), ".".join(rest[2:])
-    if kind == "to_rgb":
-        return f"synthesis/ToRGB_lod{len(generator.synthesis.to_rgb) - 1 - number}/{leaf}"
-    return f"synthesis/{_layer_scope(number, generator.model)}/{_LEAVES.get(leaf, leaf)}"
+    part, index, name = rest[0], int(rest[1]), ".".join(rest[2:])
+    if part == "to_rgb":
+        return f"synthesis/ToRGB_lod{len(generator.synthesis.to_rgb) - 1 - index}/{name}"
+    return f"synthesis/{_layer_scope(index, generator.model)}/{_LAYER_NAMES.get(name, name)}"
 
 
 def _layer_scope(index: int, model: ModelConfig) -> str:
+    """Return the official scope of a synthesis layer."""
+    if index == 0:
+        return "4x4/Const" if model.const_input else "4x4/Dense"
+    if index == 1:
+        return "4x4/Conv"
     side = layer_resolution(index)
-    if index < 2:
-        return f"4x4/{'Conv' if index else 'Const' if model.const_input else 'Dense'}"
-    return f"{side}x{side}/{'Conv1' if index % 2 else 'Conv0_up'}"
+    return f"{side}x{side}/Conv1" if index % 2 else f"{side}x{side}/Conv0_up"
 
 
 def _discriminator_name(ours: str, discriminator: nn.Module) -> str:
-    """The official name of one of our tensors."""
+    """Return the official name of one of our discriminator's tensors."""
     assert isinstance(discriminator, Discriminator)
-    part, number, *rest = ours.split(".")
+    part, layer, *rest = ours.split(".")
     if part == "head":
-        return f"4x4/{number.capitalize()}/{rest[0]}"
+        return f"4x4/{layer.capitalize()}/{rest[0]}"
     if part == "from_rgb":
-        return f"FromRGB_lod{len(discriminator.from_rgb) - 1 - int(number)}/{rest[0]}"
-    side = 8 << int(number)
+        return f"FromRGB_lod{len(discriminator.from_rgb) - 1 - int(layer)}/{rest[0]}"
+    side = 8 << int(layer)
     return f"{side}x{side}/{rest[0].capitalize()}/{rest[1]}"
 
 
-def _fill(
-    role: str, network: Net, saved: SavedNetwork, name_of: Callable[[str, nn.Module], str], turned: Iterable[str] = ()
+def _with_weights(
+    role: str, network: Net, saved: SavedNetwork, name_of: Callable[[str, nn.Module], str], rotated: Iterable[str] = ()
 ) -> Net:
-    """Give each tensor of a network (on the meta device) its variable."""
-    left, tensors = dict(saved.variables), {}
-    for ours, blank in network.state_dict().items():
+    """Give each tensor of a network on the meta device the value of its variable.
+
+    Args:
+        role: G, D or Gs, for the error message.
+        network: our network.
+        saved: the official network.
+        name_of: returns the official name of one of our tensors.
+        rotated: our names of the kernels to rotate by 180 degrees.
+
+    Raises:
+        StepError: a variable is missing, unknown or of another shape, or the network was still growing.
+    """
+    # Copy the variables.
+    unused, tensors = dict(saved.variables), {}
+    for ours, empty in network.state_dict().items():
         name = name_of(ours, network)
-        tensor = _tensor(role, name, left.pop(name, None), blank)
-        tensors[ours] = tensor.flip(2, 3) if ours in turned else tensor
-    lod = max(float(np.abs(left.pop(name, 0)).max(initial=0)) for name in ("lod", "synthesis/lod"))
-    if left:
-        name, value = next(iter(left.items()))
+        tensor = _tensor(role, name, unused.pop(name, None), empty)
+        tensors[ours] = tensor.flip(2, 3) if ours in rotated else tensor
+
+    # Check that no variable remains and that the network is fully grown.
+    lod = max(float(np.abs(unused.pop(name, 0)).max(initial=0)) for name in ("lod", "synthesis/lod"))
+    if unused:
+        name, value = next(iter(unused.items()))
         raise StepError(
-            f"{role}: variable {shown(name)} of shape {list(value.shape)} belongs to no layer of StyleGAN v1 of these sizes"
+            f"{role}: variable {shown(name)} of shape {list(value.shape)} "
+            "belongs to no layer of StyleGAN v1 of these sizes"
         )
     if lod != 0:
         raise StepError(
@@ -224,25 +270,32 @@ def _fill(
     return network.eval().requires_grad_(False)
 
 
-def _tensor(role: str, name: str, value: np.ndarray | None, blank: Tensor) -> Tensor:
-    """A variable in our order of dimensions, single precision."""
-    order = _order(name, blank.ndim)
-    expected = [0] * blank.ndim
-    for ours, theirs in enumerate(order):
-        expected[theirs] = blank.shape[ours]
+def _tensor(role: str, name: str, value: np.ndarray | None, empty: Tensor) -> Tensor:
+    """Return a variable in our order of dimensions, in single precision; it must fit our `empty` tensor."""
+    axes = _official_axes(name, empty.ndim)
+    expected = [0] * empty.ndim
+    for our_axis, official_axis in enumerate(axes):
+        expected[official_axis] = empty.shape[our_axis]
     if value is None:
         raise StepError(
-            f"{role}: variable {name} of shape {expected} is missing; the file is damaged or no StyleGAN v1 of these sizes"
+            f"{role}: variable {name} of shape {expected} is missing; "
+            "the file is damaged or not a StyleGAN v1 of these sizes"
         )
     if list(value.shape) != expected:
         raise StepError(
             f"{role}: variable {name} has shape {list(value.shape)}; the network's arguments ask for {expected}"
         )
-    return torch.from_numpy(np.ascontiguousarray(value.transpose(order), dtype=np.float32).copy())
+    return torch.from_numpy(np.ascontiguousarray(value.transpose(axes), dtype=np.float32).copy())
 
 
-def _order(name: str, dims: int) -> tuple[int, ...]:
-    """Which official dimension each of ours is: convolutions are [kh, kw, in, out] there, dense layers [in, out]."""
-    if name.endswith("/weight") and not name.endswith("LabelConcat/weight"):
-        return {4: (3, 2, 0, 1), 2: (1, 0)}.get(dims, tuple(range(dims)))
+def _official_axes(name: str, dims: int) -> tuple[int, ...]:
+    """Return, for each of our dimensions, the official dimension that matches it.
+
+    Official convolutions are [kh, kw, in, out] and dense layers [in, out]; everything else has our order.
+    """
+    is_kernel = name.endswith("/weight") and not name.endswith("LabelConcat/weight")
+    if is_kernel and dims == 4:
+        return (3, 2, 0, 1)
+    if is_kernel and dims == 2:
+        return (1, 0)
     return tuple(range(dims))

@@ -1,4 +1,4 @@
-"""The resize that the published feature networks were measured with: TensorFlow 1's, which differs from everybody else's."""
+"""TensorFlow 1's bilinear resize, which the published feature networks need and which differs from all others."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from torch import Tensor
 
 
 def resize_tf1(images: Tensor, side: int) -> Tensor:
-    """Bilinear resize as TensorFlow 1's ResizeBilinear (align_corners=False, half_pixel_centers=False), without antialiasing.
+    """Resize images as TensorFlow 1's ResizeBilinear does (align_corners=False, half_pixel_centers=False).
 
-    Pixel i of the result lies at i * r / side of the source, so the picture moves by up to half a pixel; PyTorch's bilinear
-    resize puts pixel centres over each other instead and gives other features.
+    There is no antialiasing. Pixel i of the result is taken at i * r / side in the source, so the picture moves by up
+    to half a pixel. PyTorch's bilinear resize aligns pixel centres instead, which leads to other features.
 
     Args:
         images: float [N, C, r, r] of any range and size.
-        side: of the result.
+        side: side of the result.
 
     Returns:
-        [N, C, side, side]
+        [N, C, side, side] in the same range.
     """
     return _resample(_resample(images, -1, side), -2, side)
 
 
 def _resample(images: Tensor, dim: int, side: int) -> Tensor:
+    """Resize one dimension of images to `side`."""
     length = images.shape[dim]
     if length == side:
         return images
+    # Positions are computed in float32, as in TensorFlow's kernel.
     scale = torch.tensor(length / side, dtype=torch.float32, device=images.device)
-    position = (
-        torch.arange(side, dtype=torch.float32, device=images.device) * scale
-    )  # in float32, as TensorFlow's kernel
+    position = torch.arange(side, dtype=torch.float32, device=images.device) * scale
     low = position.long()
     high = (low + 1).clamp_max(length - 1)
     share = (position - low).to(images.dtype)

@@ -1,7 +1,7 @@
-"""VGG16, whose features measure precision and recall, and LPIPS, the distance on its maps that path lengths are made of.
+"""VGG16, whose features measure precision and recall, and LPIPS, a distance on its maps, which measures path lengths.
 
-The weights come as torchvision's file (`vgg16-397923af.pth`) and as the heads of LPIPS v0.1 (`vgg.pth`), which torch-fidelity
-publishes too. Layers carry the names of these files.
+The weights come from torchvision's file (`vgg16-397923af.pth`) and from the heads of LPIPS v0.1 (`vgg.pth`), which
+torch-fidelity publishes too. Layers have the names of these files.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from stylegan.errors import ConfigError
 from stylegan.networks.pretrained import RectifiedConv, as_rgb, frozen, read_state
 from stylegan.networks.resize import resize_tf1
 
-SIDE = 224  # pixels that images are resized to before the fully connected layers
-FEATURES = 4096
-# Width of each level and, in torchvision's numbering, its convolutions; between levels the size halves.
+SIDE = 224  # side in pixels that images are resized to if the fully connected layers follow
+NUM_FEATURES = 4096  # length of the feature vector fc2
+# Of each level: the number of channels, and the numbers of its convolutions in torchvision's file. Between levels the
+# size halves.
 LEVELS = ((64, (0, 2)), (128, (5, 7)), (256, (10, 12, 14)), (512, (17, 19, 21)), (512, (24, 26, 28)))
 SMALLEST = 2 ** (len(LEVELS) - 1)  # side of the smallest image that reaches the last level
-PIXELS_AT_ONCE = 2**21  # of one side of LPIPS: 32 images of 256x256 take about 3 GiB
-MEAN = (-0.030, -0.088, -0.188)  # of ImageNet's channels, in [-1, 1]; torchvision's 0.485, 0.456, 0.406 in [0, 1]
+# Pixels in each of the two batches that LPIPS compares at once: 32 images of 256x256 take about 3 GiB.
+PIXELS_AT_ONCE = 2**21
+# Mean and deviation of ImageNet's channels, in [-1, 1]; the means are torchvision's 0.485, 0.456, 0.406 in [0, 1].
+MEAN = (-0.030, -0.088, -0.188)
 DEVIATION = (0.458, 0.448, 0.450)
 VGG16_CURE = "give torchvision's vgg16-397923af.pth"
 LPIPS_CURE = "give lpips/weights/v0.1/vgg.pth of the lpips package or weights-vgg16-lpips.pth of torch-fidelity"
 
 
 class _Maps(nn.Module):
-    """The thirteen convolutions."""
+    """The thirteen convolutions of VGG16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,9 +44,10 @@ class _Maps(nn.Module):
                 fan_in = width
 
     def maps(self, images: Tensor) -> Iterator[Tensor]:
-        """relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 of images [N, 1 or 3, h, w] in [-1, 1], computed as they are asked for.
+        """Yield relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of images [N, 1 or 3, h, w] in [-1, 1].
 
-        The k-th is [N, 64 to 512, h / 2^k, w / 2^k]; h and w are at least 16.
+        The k-th map, from 0, is [N, 64 to 512, h / 2^k, w / 2^k]; h and w are at least 16. Each map is computed when it
+        is requested.
         """
         mean, deviation = (images.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
         x = ((as_rgb(images) - mean) / deviation).contiguous(memory_format=torch.channels_last)
@@ -55,16 +59,22 @@ class _Maps(nn.Module):
 
 
 class VGG16(_Maps):
-    """Images [N, 1 or 3, r, r] in [-1, 1] to features (Simonyan and Zisserman 2015); random weights until loaded."""
+    """VGG16 (Simonyan and Zisserman 2015), from images [N, 1 or 3, r, r] in [-1, 1] to features.
+
+    Weights are random until loaded.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.classifier = nn.ModuleDict({"0": nn.Linear(512 * 7 * 7, FEATURES), "3": nn.Linear(FEATURES, FEATURES)})
+        self.classifier = nn.ModuleDict(
+            {"0": nn.Linear(512 * 7 * 7, NUM_FEATURES), "3": nn.Linear(NUM_FEATURES, NUM_FEATURES)}
+        )
 
     def fc2(self, images: Tensor) -> Tensor:
-        """[N, 4096]: the second fully connected layer after its ReLU, of images of any size resized to 224 as TensorFlow 1 does.
+        """Return the features [N, 4096] that precision and recall compare (Kynkaanniemi et al. 2019).
 
-        What precision and recall compare (Kynkaanniemi et al. 2019). Quantise generated images to eight bits first.
+        They are the result of the second fully connected layer after its ReLU. Images may have any size; they are
+        resized to 224 as TensorFlow 1 does. Quantise generated images to eight bits first.
         """
         *_, x = self.maps(resize_tf1(images, SIDE))
         x = functional.max_pool2d(x, 2).flatten(1)
@@ -74,17 +84,20 @@ class VGG16(_Maps):
 
 
 class LPIPS(_Maps):
-    """Learned perceptual distance v0.1 on VGG16's maps (Zhang et al. 2018, `lin`); random weights until loaded."""
+    """The learned perceptual distance v0.1 on VGG16's maps (Zhang et al. 2018, `lin`).
+
+    Weights are random until loaded.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.heads = nn.ParameterList(torch.rand(1, width, 1, 1) / width for width, _ in LEVELS)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """[N] distances of two batches [N, 1 or 3, h, w] in [-1, 1], not quantised; any N, worked off in parts that fit into memory.
+        """Return the distances [N] between the images of two batches [N, 1 or 3, h, w] in [-1, 1], not quantised.
 
-        Each map is normalised to unit length over its channels; squared differences are weighted by the head, averaged over
-        pixels and summed over maps.
+        Each map is normalised to unit length over its channels. Squared differences are weighted by the head, averaged
+        over pixels and summed over maps. N may be any number: the batches are processed in parts that fit into memory.
 
         Raises:
             ConfigError: h or w is below 16.
@@ -92,7 +105,8 @@ class LPIPS(_Maps):
         height, width = a.shape[-2:]
         if min(height, width) < SMALLEST:
             raise ConfigError(
-                f"LPIPS: images of {height}x{width} are too small, its last level needs {SMALLEST}x{SMALLEST}; use larger images"
+                f"LPIPS: images of {height}x{width} are too small, its last level needs {SMALLEST}x{SMALLEST}; "
+                "use larger images"
             )
         at_once = max(1, PIXELS_AT_ONCE // (height * width))
         return torch.cat([self._distance(x, y) for x, y in zip(a.split(at_once), b.split(at_once), strict=True)])
@@ -106,34 +120,35 @@ class LPIPS(_Maps):
 
 
 def vgg16_file_shapes() -> dict[str, tuple[int, ...]]:
-    """The tensors of torchvision's file: name -> shape. The last layer is in the file, but not used."""
+    """Return the name and shape of every tensor in torchvision's file; the last layer is in the file, but not used."""
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in VGG16().state_dict().items()}
-    return shapes | {"classifier.6.weight": (1000, FEATURES), "classifier.6.bias": (1000,)}
+    return shapes | {"classifier.6.weight": (1000, NUM_FEATURES), "classifier.6.bias": (1000,)}
 
 
 def lpips_file_shapes() -> dict[str, tuple[int, ...]]:
-    """The tensors of the file of LPIPS' heads: name -> shape."""
+    """Return the name and shape of every tensor in the file with the heads of LPIPS."""
     return {f"lin{level}.model.1.weight": (1, width, 1, 1) for level, (width, _) in enumerate(LEVELS)}
 
 
 def load_vgg16(data: bytes) -> VGG16:
-    """VGG16 with the weights of torchvision's file, on the CPU, in eval mode and without gradients.
+    """Load VGG16 from torchvision's file, on the CPU, in eval mode and without gradients.
 
     Raises:
-        ConfigError: not such a file.
+        ConfigError: the bytes are another kind of file.
     """
     state = _read_vgg16(data)
-    with torch.device("meta"):  # nothing is drawn: loading leaves the global random state alone
+    # The meta device draws no random weights, so loading leaves the global random state alone.
+    with torch.device("meta"):
         network = VGG16()
     return frozen(network, state)
 
 
 def load_lpips(vgg16: bytes, heads: bytes) -> LPIPS:
-    """LPIPS from torchvision's VGG16 and the heads of its v0.1, on the CPU, in eval mode and without gradients.
+    """Load LPIPS from torchvision's VGG16 and the heads of LPIPS v0.1, on the CPU, in eval mode, without gradients.
 
     Raises:
-        ConfigError: not such files.
+        ConfigError: the bytes are other kinds of files.
     """
     linear = read_state(heads, lpips_file_shapes(), network="LPIPS v0.1 for VGG16", cure=LPIPS_CURE)
     state = _read_vgg16(vgg16) | {f"heads.{level}": value for level, value in enumerate(linear.values())}

@@ -1,10 +1,10 @@
-"""A network as bytes: one safetensors file that holds its weights and, in the header, what is needed to rebuild it."""
+"""Networks as bytes: a safetensors file with the weights and, in its header, everything to rebuild the network."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -16,49 +16,73 @@ from stylegan.errors import StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 
-# One key: the order of several would differ from process to process, and so would the bytes.
-HEADER = "stylegan.generator"
-DISCRIMINATOR_HEADER = "stylegan.discriminator"
-Net = TypeVar("Net", Generator, Discriminator)
+# The metadata has a single key: the order of several keys, and so the bytes, would differ from process to process.
+GENERATOR_KEY = "stylegan.generator"
+DISCRIMINATOR_KEY = "stylegan.discriminator"
 
 
 def save_generator(generator: Generator, label_names: Sequence[str]) -> bytes:
-    """The generator as a safetensors file; equal generators give equal bytes.
+    """Return the generator as a safetensors file; equal generators give equal bytes.
 
     Args:
         generator: any resolution, on any device.
         label_names: the classes of the data in the order of their numbers; empty for unlabelled data.
 
     Raises:
-        StepError: the generator is conditional and `label_names` is not as long as it has classes.
+        StepError: the generator is conditional and the number of `label_names` differs from its number of classes.
     """
-    return _save(HEADER, generator, label_names)
-
-
-def load_generator(data: bytes) -> tuple[Generator, tuple[str, ...]]:
-    """The generator that `save_generator` wrote, on the CPU, in eval mode and without gradients, and its label names.
-
-    Raises:
-        StepError: the bytes are cut short, damaged or something else.
-    """
-    return _load(data, HEADER, Generator)
+    return _save(GENERATOR_KEY, generator, label_names)
 
 
 def save_discriminator(discriminator: Discriminator, label_names: Sequence[str]) -> bytes:
-    """The discriminator as a safetensors file; arguments and errors as for `save_generator`."""
-    return _save(DISCRIMINATOR_HEADER, discriminator, label_names)
+    """Return the discriminator as a safetensors file; arguments and errors as for `save_generator`."""
+    return _save(DISCRIMINATOR_KEY, discriminator, label_names)
 
 
-def load_discriminator(data: bytes) -> tuple[Discriminator, tuple[str, ...]]:
-    """The discriminator that `save_discriminator` wrote; as `load_generator`."""
-    return _load(data, DISCRIMINATOR_HEADER, Discriminator)
+def load_generator(data: bytes) -> tuple[Generator, tuple[str, ...]]:
+    """Load the generator that `save_generator` wrote, on the CPU, in eval mode and without gradients.
 
+    Returns:
+        The generator and its label names.
 
-def _save(key: str, network: Net, label_names: Sequence[str]) -> bytes:
-    kind = _kind(key)
-    if network.num_labels and network.num_labels != len(label_names):
+    Raises:
+        StepError: the bytes are cut short, damaged or another kind of file.
+    """
+    try:
+        # Read the file.
+        tensors = safetensors_torch.load(data)
+        header = _header(data)
+        label_names = tuple(header.pop("label_names"))
+
+        # Rebuild the network. The meta device draws no random weights, so loading leaves the global random state alone.
+        with torch.device("meta"):
+            generator = Generator(ModelConfig.model_validate(header.pop("model")), **header)
+
+        # Copy the weights into fresh memory, because the layers want some of them in channels_last memory format.
+        generator.to_empty(device="cpu").load_state_dict(tensors)
+    except (
+        SafetensorError,
+        ValidationError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise StepError(
-            f"label_names: {len(label_names)} names for a {kind} with {network.num_labels} classes; give one name per class"
+            f"generator: these {len(data)} bytes are not a generator file ({one_line(error, 200)}); "
+            "give a generator.safetensors written by this program"
+        ) from error
+    return generator.eval().requires_grad_(False), label_names
+
+
+def _save(key: str, network: Generator | Discriminator, label_names: Sequence[str]) -> bytes:
+    """Return a network as a safetensors file whose header is stored under `key`."""
+    if network.num_labels and network.num_labels != len(label_names):
+        kind = "discriminator" if isinstance(network, Discriminator) else "generator"
+        raise StepError(
+            f"label_names: {len(label_names)} names for a {kind} with {network.num_labels} classes; "
+            "give one name per class"
         )
     header = {
         "model": network.model.model_dump(mode="json"),
@@ -73,37 +97,7 @@ def _save(key: str, network: Net, label_names: Sequence[str]) -> bytes:
     return safetensors_torch.save(tensors, metadata={key: json.dumps(header)})
 
 
-def _load(data: bytes, key: str, make: Callable[..., Net]) -> tuple[Net, tuple[str, ...]]:
-    try:
-        tensors = safetensors_torch.load(data)
-        header = _header(data, key)
-        label_names = tuple(header.pop("label_names"))
-        # On the meta device nothing is drawn: loading leaves the global random state alone.
-        with torch.device("meta"):
-            network = make(ModelConfig.model_validate(header.pop("model")), **header)
-        network.to_empty(device="cpu").load_state_dict(
-            tensors
-        )  # copies: in memory the weights lie as the layers want them
-    except (
-        SafetensorError,
-        ValidationError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
-        reason, kind = one_line(error, 200), _kind(key)
-        raise StepError(
-            f"{kind}: these {len(data)} bytes are not a {kind} file ({reason}); give a {kind}.safetensors written by this program"
-        ) from error
-    return network.eval().requires_grad_(False), label_names
-
-
-def _header(data: bytes, key: str) -> dict[str, Any]:
+def _header(data: bytes) -> dict[str, Any]:
+    """Read the header of a generator: JSON inside the JSON metadata, which follows its length in eight bytes."""
     length = int.from_bytes(data[:8], "little")
-    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][key])
-
-
-def _kind(key: str) -> str:
-    return key.rpartition(".")[2]
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][GENERATOR_KEY])

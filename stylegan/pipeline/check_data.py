@@ -1,4 +1,4 @@
-"""What a run needs of its images, as far as a listing tells."""
+"""Check, from a listing alone, that the images are what a run needs."""
 
 from __future__ import annotations
 

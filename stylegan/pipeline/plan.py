@@ -11,6 +11,7 @@ from stylegan.data.sharding.changes import Change, plan_change
 from stylegan.data.sharding.write_shards import find_shards
 from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.features import public_weights
+from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.run import Run
@@ -141,12 +142,9 @@ def _plan_evaluate(config: Config, report: Report | None, ready: bool) -> Planne
 
 def _count_generated(evaluation: EvaluationConfig) -> int:
     """Count the images that an evaluation generates: one pass for most metrics, further passes for the others."""
-    metrics = set(evaluation.metrics)
-    common = evaluation.num_images if metrics & {"fid", "kid", "is", "pr", "fid_mixing"} else 0
-    images = max(common, evaluation.separability_samples if "separability" in metrics else 0)
-    images += sum(2 * evaluation.ppl_samples for metric in metrics if metric.startswith("ppl"))
-    images += 3 * evaluation.num_images * ("fid_mixing" in metrics)
-    return images + sum(psi != 1 for psi in evaluation.psi) * evaluation.num_images * ("truncation" in metrics)
+    facts = [METRICS[metric] for metric in set(evaluation.metrics)]
+    shared = max((fact.shared_images(evaluation) for fact in facts), default=0)
+    return shared + sum(fact.own_images(evaluation) for fact in facts)
 
 
 def _plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:

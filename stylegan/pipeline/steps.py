@@ -149,7 +149,7 @@ class Pipeline:
                 the config needs cannot be had.
             StepError: the images cannot be used, or storage refuses.
         """
-        # What a listing tells.
+        # Check the listing; no image is read.
         source = open_source(self.config.data)
         check_data(self.config, len(source.images), source.label_names, source.attribute_names)
 

@@ -1,17 +1,17 @@
-"""Whether a challenger becomes champion: a pure function of two reports and the gate's settings."""
+"""The gate: decide whether a challenger becomes champion, as a pure function of two reports and the gate's settings."""
 
 from __future__ import annotations
 
 import math
 
 from stylegan.config.sections import GateConfig
-from stylegan.evaluation.names import better, describe
+from stylegan.evaluation.metric_table import better, describe
 from stylegan.evaluation.report import Report
 from stylegan.records import Record
 
 
 class Verdict(Record):
-    """The gate's decision on `challenger` against `champion` (versions; None: there was no champion), with its reasons."""
+    """The decision on version `challenger` against version `champion` (None: there was no champion), with its reasons."""
 
     promote: bool
     reasons: tuple[str, ...]
@@ -27,22 +27,22 @@ def judge(
     challenger_version: str,
     champion_version: str | None,
 ) -> Verdict:
-    """Compare two reports in the metric that decides.
+    """Compare two reports by the metric that decides.
 
-    A first model needs only finite metrics. Afterwards the metric must have been measured under the same protocol and against the
-    same reference images on another checkpoint, and be better in two ways:
+    A first model needs only finite metrics. Afterwards the challenger must be another checkpoint, measured under the same
+    protocol of that metric and against the same reference images. It is promoted if two conditions hold:
 
-    - the value is strictly better, by gate.min_improvement of the champion's at least: lower for distances, path lengths and
-      separability, higher for the Inception score, precision, recall, density and coverage;
-    - with gate.use_intervals, and where both reports have a 95 % interval, the difference exceeds sqrt(a^2 + b^2) with a and b
-      half the widths of the intervals: what two independent measurements of equal models exceed in the better direction once in
-      40 times. Both share their reference images, so in truth it is rarer. Half widths and not ends, because the bootstrapped
-      interval of a FID need not be centred on it.
+    - Its value is strictly better, by at least gate.min_improvement of the champion's value. Lower is better for
+      distances, path lengths and separability; higher for the Inception score, precision, recall, density and coverage.
+    - With gate.use_intervals, and where both reports have a 95 % interval, the difference exceeds sqrt(a^2 + b^2), with a
+      and b half the widths of the intervals. Two independent measurements of equal models exceed that bound in the
+      better direction once in 40 times; ours share their reference images, so it is rarer. Half widths are used and not
+      the ends, because the bootstrapped interval of a FID need not be centred on the FID.
 
     Args:
         challenger, champion: what was measured; no champion means a first model.
-        gate: the metric that decides, without the name of its feature space, and what is asked of it.
-        challenger_version, champion_version: registry versions, kept in the verdict and named in reasons.
+        gate: the metric that decides (without the name of its feature space) and how much better it must be.
+        challenger_version, champion_version: registry versions, for the verdict and its reasons.
     """
     obstacles = _defects(challenger, gate.metric, f"version {challenger_version}")
     if not obstacles and champion is not None:
@@ -65,18 +65,18 @@ def judge(
 
 
 def comparable(challenger: Report, champion: Report, metric: str) -> bool:
-    """Whether both were measured in a way that lets `metric` decide: same key, same protocol, same reference images."""
+    """Return whether `metric` can decide between two reports: same key, same protocol, same reference images."""
     return not _other_measurements(challenger, champion, metric, "")
 
 
 def metric_key(report: Report, metric: str) -> str | None:
-    """The key of a metric in a report, which carries the name of its feature space: fid -> fid_classifier, not fid_mixing_classifier."""
+    """Return the key of a metric in a report, with its feature space: fid -> fid_classifier, not fid_mixing_classifier."""
     keys = [key for key in report.metrics if key.startswith(f"{metric}_")]
     return min(keys, key=lambda key: (key.count("_"), key), default=None)
 
 
 def _defects(report: Report, metric: str, whose: str) -> list[str]:
-    """What is wrong with a report on its own."""
+    """Return what keeps a report by itself from being judged: values that are not finite, or no value of the metric."""
     found = [
         f"{key} of {whose} is {value:g}, not a finite number."
         for key, value in report.metrics.items()
@@ -93,7 +93,7 @@ def _defects(report: Report, metric: str, whose: str) -> list[str]:
 
 
 def _differences(challenger: Report, champion: Report, metric: str, whose: str) -> list[str]:
-    """Why two reports cannot be compared."""
+    """Return why two reports cannot be compared; empty if they can."""
     if challenger.checkpoint_uri == champion.checkpoint_uri:
         return [f"It is the same checkpoint as the champion, {whose}: {champion.checkpoint_uri}."]
     return _other_measurements(challenger, champion, metric, whose)
@@ -121,12 +121,12 @@ def _other_measurements(challenger: Report, champion: Report, metric: str, whose
 
 
 def _protocol(report: Report, key: str | None) -> str:
-    """How the metric was measured, or all metrics if the report does not say it of each."""
+    """Return the protocol of a metric, that of the whole report if it does not hold one for each."""
     return report.protocols.get(key or "", report.protocol)
 
 
 def _compare(key: str, challenger: Report, champion: Report, gate: GateConfig) -> tuple[bool, str]:
-    """The decision and its reason, without the full stop."""
+    """Return the decision and its reason, without a full stop."""
     direction = better(key)
     sign = 1 if direction == "higher" else -1
     value, old = challenger.metrics[key], champion.metrics[key]
@@ -146,7 +146,7 @@ def _compare(key: str, challenger: Report, champion: Report, gate: GateConfig) -
 
 
 def _chance(key: str, challenger: Report, champion: Report) -> float | None:
-    """The 95 % bound on the difference of two measurements of the same model; None if one of them has no interval."""
+    """Return the 95 % bound on the difference of two measurements of one model; None if one of them has no interval."""
     intervals = [report.intervals.get(key) for report in (challenger, champion)]
     widths = [high - low for low, high in (interval for interval in intervals if interval is not None)]
     return math.hypot(*widths) / 2 if len(widths) == 2 else None

@@ -1,4 +1,4 @@
-"""A model card: the short page that the registry shows beside a version."""
+"""The model card: the short page that the registry shows beside a version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from stylegan.evaluation.report import Report
 
 
 def write_card(config: Config, report: Report, run_id: str) -> str:
-    """Markdown: what was trained on what, what it measures, how to draw images from it."""
+    """Return the card as Markdown: model, images, metrics, and how to draw images from it."""
     data, model = config.data, config.model
     columns = '{"seed": [0, 1], "label": [0, 0]}' if model.conditional else '{"seed": [0, 1]}'
     lines = [

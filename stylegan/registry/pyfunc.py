@@ -1,7 +1,7 @@
-"""The generator as an MLflow model: rows in, images out. MLflow runs this very file when it loads the model ("models from code").
+"""The generator as an MLflow model: rows in, images out. MLflow runs this file when it loads the model ("models from code").
 
-A row holds `seed` (an integer that z is drawn from) or `z` itself, and for a conditional generator `label`, the index of the
-class. Every row is drawn alone, so its image does not depend on the rows beside it, to the last bit.
+A row holds `seed` (an integer from which z is drawn) or `z` itself, and for a conditional generator `label`, the index of
+the class. Every row is drawn by itself, so its image does not depend on the rows beside it, to the last bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WEIGHTS = "generator"  # name of the model's artifact, a generator.safetensors
 
 
 def signature(resolution: int, channels: int) -> ModelSignature:
-    """Columns `seed`, `z`, `label` (all optional here, checked row by row); uint8 images [N, H, W, C]; the parameters."""
+    """Return the signature: columns `seed`, `z`, `label` (checked row by row), parameters, and uint8 images [N, H, W, C]."""
     return ModelSignature(
         inputs=Schema(
             [
@@ -44,7 +44,7 @@ def signature(resolution: int, channels: int) -> ModelSignature:
 
 
 def example(conditional: bool) -> pd.DataFrame:
-    """Rows that any generator can draw; shown in the registry and by MLflow's server."""
+    """Return rows that the generator can draw; the registry and MLflow's server show them."""
     return pd.DataFrame({"seed": [0, 1], "label": [0, 0]} if conditional else {"seed": [0, 1]})
 
 
@@ -52,7 +52,7 @@ class GeneratorModel(PythonModel):
     """Draws images with the averaged generator of a checkpoint."""
 
     def load_context(self, context: Any) -> None:
-        """Load the weights, onto a GPU if there is one. Called by MLflow once."""
+        """Load the weights, onto a GPU if the machine has one. MLflow calls it once."""
         from stylegan.networks.weights import load_generator
 
         with open(context.artifacts[WEIGHTS], "rb") as file:
@@ -67,8 +67,8 @@ class GeneratorModel(PythonModel):
         Args:
             context: unused; MLflow passes it.
             model_input: DataFrame with `seed` or `z` (`z` wins where a row has both), and `label` for a conditional model.
-            params: truncation_psi (1 = off), truncation_cutoff (layers that are truncated), noise_seed (the noise of
-                every image of the call is drawn from it).
+            params: truncation_psi (1 = off), truncation_cutoff (number of layers that are truncated), noise_seed (seed of
+                the noise of every image of the call).
 
         Returns:
             uint8 [N, H, W, C].
@@ -82,7 +82,7 @@ class GeneratorModel(PythonModel):
         return np.stack([self._draw(*self._latent(i, row), params or {}) for i, row in enumerate(rows)])
 
     def _latent(self, i: int, row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """z [1, L] and label [1] of a row."""
+        """Return z [1, L] and label [1] of a row."""
         size = self.generator.model.latent_size
         if not _missing(row.get("z")):
             z = torch.tensor(np.asarray(row["z"], dtype=np.float32))
@@ -107,14 +107,13 @@ class GeneratorModel(PythonModel):
 
     @torch.no_grad()
     def _draw(self, z: torch.Tensor, label: torch.Tensor | None, params: dict[str, Any]) -> np.ndarray:
-        """One image, uint8 [H, W, C]."""
+        """Draw one image, uint8 [H, W, C]."""
         from stylegan.images import quantise
         from stylegan.networks.generator import random_noise
 
         psi = float(params.get("truncation_psi", 1.0))
-        source = torch.Generator().manual_seed(
-            int(params.get("noise_seed", 0))
-        )  # on the CPU: the same numbers on every machine
+        # Noise is drawn on the CPU, so that every machine draws the same.
+        source = torch.Generator().manual_seed(int(params.get("noise_seed", 0)))
         images = self.generator(
             z,
             label,

@@ -1,9 +1,9 @@
 """The registered model: its versions, and the aliases champion, challenger and previous.
 
-A version carries everything that the gate needs as tags, so a verdict asks for no other store: `stylegan.key` (what it was made
-from), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id`, `stylegan.model_id` and each metric;
-`stylegan.registered`, written last, says that the registration is complete. Decisions stay as tags too: `gate.*` for the last
-verdict, `champion.<time>` for every time the version became champion.
+A version carries everything that the gate needs as tags, so a verdict needs no other store: `stylegan.key` (the key of
+the registration step), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id`, `stylegan.model_id` and each
+metric. `stylegan.registered` is written last and marks the registration as complete. Decisions are kept as tags too:
+`gate.*` for the last verdict, `champion.<time>` for every time the version became champion.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-REGISTERED = "stylegan.registered"  # a version without it was cut short
-MODEL_ID = "stylegan.model_id"  # MLflow's SQL store forgets it
+REGISTERED = "stylegan.registered"  # without it the registration was interrupted
+MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors")
 
 
 class StaleVerdictError(StepError):
-    """Another version became champion between the verdict and its application; judging again settles it."""
+    """Raised when another version became champion between verdict and application; judging again settles it."""
 
 
 class ModelVersion(Record):
@@ -51,7 +51,8 @@ class ModelVersion(Record):
 def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Report, key: str) -> ModelVersion:
     """Log the checkpoint's generator as a model of the run, register it and make it the challenger.
 
-    A version made under the same `key` is returned instead, completed if it was cut short: a repeated step registers nothing twice.
+    A version with the same `key` is returned instead, completed if its registration was interrupted: a repeated step
+    registers nothing twice.
 
     Args:
         mlflow_run_id: MLflow's id of the run that the model belongs to.
@@ -74,7 +75,7 @@ def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Rep
                 name,
                 location,
                 run_id=mlflow_run_id,
-                tags=_facts(report, key=key, checkpoint=checkpoint, run_id=run_id) | {MODEL_ID: model_id},
+                tags=_version_tags(report, key=key, checkpoint=checkpoint, run_id=run_id) | {MODEL_ID: model_id},
                 description=write_card(config, report, run_id),
                 model_id=model_id,
             )
@@ -83,7 +84,7 @@ def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Rep
 
 
 def find_version(config: Config, key: str) -> ModelVersion | None:
-    """The version that was registered under this key; one that was cut short does not count. Writes nothing."""
+    """Return the version that was registered under this key, None if there is no complete one. Writes nothing."""
     uri = resolve_uri(config)
     if is_empty(uri):
         return None
@@ -94,7 +95,7 @@ def find_version(config: Config, key: str) -> ModelVersion | None:
 
 
 def champion(config: Config) -> tuple[str, Report] | None:
-    """Version and report of the champion; None as long as there is none. Writes nothing.
+    """Return version and report of the champion, None before the first. Writes nothing.
 
     Raises:
         StepError: the champion was not registered by this program (it carries no report).
@@ -109,16 +110,16 @@ def champion(config: Config) -> tuple[str, Report] | None:
         return None
     if "stylegan.report" not in found.tags:
         raise StepError(
-            f"{name}@champion is version {found.version}, which has no tag stylegan.report; it was not registered by this program: "
-            "remove the alias or set another registry.name"
+            f"{name}@champion is version {found.version}, which has no tag stylegan.report: this program did not register "
+            "it; remove the alias or set another registry.name"
         )
     return str(found.version), Report.model_validate_json(found.tags["stylegan.report"])
 
 
 def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
-    """Write the verdict to the challenger's version and, if it says so, move the aliases.
+    """Write the verdict to the challenger's version and move the aliases if it promotes.
 
-    A verdict that was applied before changes nothing, not even after a rollback in between: what a person decided stays.
+    A verdict that was applied before changes nothing, not even after a rollback in between: a person's decision stays.
 
     Raises:
         StaleVerdictError: another version became champion since the verdict.
@@ -135,17 +136,14 @@ def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
             current = str(now.version) if now else None
             if verdict.promote and current not in (verdict.champion, verdict.challenger):
                 raise StaleVerdictError(
-                    f"{name}: version {current} became champion after version {verdict.challenger} was judged; run the same command again"
+                    f"{name}: version {current} became champion after version {verdict.challenger} was judged; "
+                    "run the same command again"
                 )
             if verdict.promote:
                 _crown(client, name, verdict.challenger, old=verdict.champion, why=" ".join(verdict.reasons))
-            # gate.verdict comes last: it says that all of this is done.
-            for tag, value in (
-                ("reasons", " ".join(verdict.reasons)),
-                ("champion", against),
-                ("time", _now()),
-                ("verdict", decision),
-            ):
+            tags = {"reasons": " ".join(verdict.reasons), "champion": against, "time": _now()}
+            tags["verdict"] = decision  # last: it marks the verdict as applied
+            for tag, value in tags.items():
                 client.set_model_version_tag(name, verdict.challenger, f"gate.{tag}", value)
         return _record(client, name, verdict.challenger)
 
@@ -191,10 +189,10 @@ def rollback(uri: str, name: str) -> ModelVersion:
 
 
 def load_version(uri: str, model: str) -> tuple[str, str, str]:
-    """Checkpoint URI, run id and number of the version behind `models:/name@alias` or `models:/name/version`.
+    """Return checkpoint URI, run id and number of the version `models:/name@alias` or `models:/name/version`.
 
     Raises:
-        ConfigError: not such a URI, or no such model or version.
+        ConfigError: the URI has another form, or there is no such model or version.
         StepError: no such alias, or the version was not registered by this program.
     """
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model)
@@ -220,7 +218,7 @@ def load_version(uri: str, model: str) -> tuple[str, str, str]:
 
 
 def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: str) -> tuple[str, str]:
-    """Log the generator as a model of the run; its id and the location of its files."""
+    """Log the generator as a model of the run; return its id and the location of its files."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -245,7 +243,7 @@ def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: 
 
 
 def _save_model(target: Path, weights: Path, description: Any) -> None:
-    """MLflow's folder of a model: weights, pyfunc.py, this package (so that nobody has to install it), requirements."""
+    """Write a model's folder as MLflow has it: weights, pyfunc.py, this package (so that nobody has to install it)."""
     import mlflow.pyfunc
 
     from stylegan.networks.weights import load_generator
@@ -259,13 +257,13 @@ def _save_model(target: Path, weights: Path, description: Any) -> None:
         code_paths=[str(Path(stylegan.__file__).parent)],
         signature=pyfunc.signature(generator.resolution, generator.channels),
         input_example=pyfunc.example(generator.num_labels > 0),
-        # A local version such as 2.13.0+cpu is on no index.
+        # Without the local part: no package index has a version such as 2.13.0+cpu.
         pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
         mlflow_model=description,
     )
 
 
-def _facts(report: Report, *, key: str, checkpoint: str, run_id: str) -> dict[str, str]:
+def _version_tags(report: Report, *, key: str, checkpoint: str, run_id: str) -> dict[str, str]:
     facts = {
         "key": key,
         "checkpoint_uri": checkpoint,
@@ -274,9 +272,8 @@ def _facts(report: Report, *, key: str, checkpoint: str, run_id: str) -> dict[st
         "dataset_fingerprint": report.dataset_fingerprint,
         "run_id": run_id,
     }
-    return {f"stylegan.{name}": value for name, value in facts.items()} | {
-        name: f"{value:.6g}" for name, value in report.metrics.items()
-    }
+    metrics = {name: f"{value:.6g}" for name, value in report.metrics.items()}
+    return {f"stylegan.{name}": value for name, value in facts.items()} | metrics
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
@@ -290,16 +287,19 @@ def _create_model(client: MlflowClient, name: str) -> None:
 
 
 def _complete(client: MlflowClient, name: str, version: str) -> None:
-    """What a new version needs beside itself; every act can be repeated, so a registration that was cut short is finished here."""
+    """Link the version, make it challenger and mark it as registered.
+
+    Every step can be repeated, so an interrupted registration is finished here.
+    """
     found = client.get_model_version(name, version)
     if REGISTERED in found.tags:
         return
-    if MODEL_ID in found.tags:  # shows the version on the model's page
+    if MODEL_ID in found.tags:  # lets the model's page show the version
         versions = json.dumps([{"name": name, "version": found.version}])
         client.set_logged_model_tags(found.tags[MODEL_ID], {"mlflow.modelVersions": versions})
     if "gate.verdict" not in found.tags and CHAMPION not in found.aliases:
         client.set_registered_model_alias(name, CHALLENGER, version)
-    client.set_model_version_tag(name, version, REGISTERED, _now())  # last: it says that all of this is done
+    client.set_model_version_tag(name, version, REGISTERED, _now())  # last: it marks all of this as done
 
 
 def _crown(client: MlflowClient, name: str, version: str, *, old: str | None, why: str) -> None:
@@ -316,7 +316,7 @@ def _crown(client: MlflowClient, name: str, version: str, *, old: str | None, wh
 
 
 def _open_model(uri: str, name: str) -> MlflowClient:
-    """A client, once the model is known to be there."""
+    """Return a client after checking that the model exists. Raises ConfigError with the nearest name if it does not."""
     known: list[str] = []
     client = None
     if not is_empty(uri):
@@ -325,17 +325,16 @@ def _open_model(uri: str, name: str) -> MlflowClient:
             known = [model.name for model in client.search_registered_models(max_results=1000)]
     if client is None or name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = (
-            f"did you mean {near[0]}?"
-            if near
-            else f"it has {', '.join(known) or 'none; register one with `stylegan run`'}"
-        )
+        if near:
+            hint = f"did you mean {near[0]}?"
+        else:
+            hint = f"it has {', '.join(known) or 'none; register one with `stylegan run`'}"
         raise ConfigError(f"{name}: no such registered model at {uri}; {hint}")
     return client
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str) -> Any | None:
-    """The version behind an alias; a model or alias that does not exist is None."""
+    """Return the version behind an alias, None if the model or the alias does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -347,7 +346,7 @@ def _by_alias(client: MlflowClient, name: str, alias: str) -> Any | None:
 
 
 def _find(client: MlflowClient, name: str, key: str) -> Any | None:
-    """The version made under this key: a complete one, else the newest that was cut short."""
+    """Return the version with this key: a complete one, else the newest whose registration was interrupted."""
     found = client.search_model_versions(
         f"name='{name}' and tags.`stylegan.key`='{key}'", order_by=["version_number DESC"]
     )

@@ -1,6 +1,7 @@
-"""Where MLflow is, whether it answers, and a client for it.
+"""The connection to MLflow: its URI, a check that it answers, a client, and its failures as one line.
 
-Every call names its tracking URI and its run: no global URI, no active run, so threads and flows do not disturb each other.
+Every call names its tracking URI and its run. There is no global URI and no active run, so threads and flows do not
+disturb each other.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 8.0  # a name with an IPv4 and an IPv6 address is tried twice
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
-REMOTE = {"botocore", "boto3", "requests", "urllib3"}  # packages whose errors tell of a store on the network
+REMOTE = {"botocore", "boto3", "requests", "urllib3"}  # packages whose errors come from a store on the network
 
 _quiet_lock = threading.Lock()
 _quiet_levels: list[int] = []
 
 
 def resolve_uri(config: Config) -> str:
-    """The tracking URI of a config: `tracking.uri`, else SQLite below a local `storage.root`, else below the working folder."""
+    """Return the tracking URI: `tracking.uri`, else SQLite below a local `storage.root`, else below the working folder."""
     return config.tracking.uri or f"sqlite:///{_embedded_folder(config)}/mlflow.db"
 
 
 def artifact_location(config: Config) -> str | None:
-    """Where a new experiment keeps its artifacts; None leaves it to the server."""
+    """Return where a new experiment keeps its artifacts; None leaves it to the server."""
     uri = resolve_uri(config)
     if uri.startswith(("http://", "https://", "databricks")):
         return None
@@ -50,10 +51,10 @@ def artifact_location(config: Config) -> str | None:
 
 
 def check_server(uri: str) -> None:
-    """Return if MLflow can be expected behind this URI.
+    """Check that MLflow can be expected behind this URI.
 
     Raises:
-        ConfigError: the URI is none that MLflow 3 works with.
+        ConfigError: MLflow 3 does not work with such a URI.
         StepError: the SQLite file cannot be written.
         UnavailableError: nothing answers there (within 20 s).
     """
@@ -77,13 +78,13 @@ def check_server(uri: str) -> None:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client for tracking and registry at `uri`. Raises what `check_server` and `explained` raise."""
+    """Return a client for tracking and registry at `uri`. Raises as `check_server` and `explained`."""
     check_server(uri)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault(
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
-    )  # drawn wherever tqdm happens to be installed
+    )  # it would appear wherever tqdm happens to be installed
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 take four minutes
     from mlflow import MlflowClient  # the import sets MLflow's log level: before `quiet`
 
@@ -95,13 +96,13 @@ def connect(uri: str) -> MlflowClient:
 
 
 def is_empty(uri: str) -> bool:
-    """Whether the URI is a SQLite file that is not there yet: looking into it would make it."""
+    """Return whether the URI is a SQLite file that does not exist yet: a query would create it."""
     return uri.startswith("sqlite:") and not os.path.exists(_sqlite_path(uri))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep MLflow's greetings and hints off the terminal while inside, from however many threads."""
+    """Keep MLflow's greetings and hints off the terminal inside the block, for any number of threads at once."""
     logger = logging.getLogger("mlflow")
     with _quiet_lock:
         _quiet_levels.append(logger.level)
@@ -110,13 +111,13 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         with _quiet_lock:
-            before = _quiet_levels.pop()  # the last one out finds the level from before the first one in
+            before = _quiet_levels.pop()  # the last thread to leave restores the level of before the first
             logger.setLevel(before)
 
 
 @contextmanager
 def explained(uri: str, action: str) -> Iterator[None]:
-    """Turn a refusal of MLflow, its database or its artifact store into one line: what was tried (`action`), where, and why not.
+    """Turn a failure of MLflow, its database or its artifact store into one line: the `action`, the place, the reason.
 
     Raises:
         StepError: MLflow refused what was asked, or files or the database do not work.
@@ -136,7 +137,7 @@ def explained(uri: str, action: str) -> Iterator[None]:
 
 
 def _kind_of(error: Exception) -> type[StepError] | None:
-    """What a failure is to the user; None for a defect of the program and for what is explained already."""
+    """Return the class of error that the user gets; None for a defect of the program and for an error already explained."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -145,12 +146,12 @@ def _kind_of(error: Exception) -> type[StepError] | None:
     packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     if packages & REMOTE or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, OperationalError)):
         return UnavailableError
-    # Alembic's tell of a database that another version of MLflow has made.
+    # Alembic's errors mean a database of another MLflow version.
     return StepError if "alembic" in packages or isinstance(error, (OSError, SQLAlchemyError)) else None
 
 
 def _shown(uri: str) -> str:
-    """The URI without its password."""
+    """Return the URI without its password."""
     return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", uri)
 
 
@@ -160,12 +161,12 @@ def _embedded_folder(config: Config) -> str:
 
 
 def _sqlite_path(uri: str) -> str:
-    """The file of a `sqlite:///...` URI."""
+    """Return the file of a `sqlite:///...` URI."""
     return uri.partition(":///")[2].partition("?")[0]
 
 
 def _check_sqlite(uri: str) -> None:
-    """MLflow itself would try again for 100 s and then tell where in SQLAlchemy it gave up."""
+    """Check the SQLite file. MLflow itself would retry for 100 s and then show a traceback of SQLAlchemy."""
     path = Path(_sqlite_path(uri))
     folder = next(str(parent) for parent in path.absolute().parents if os.path.exists(parent))
     if os.path.isdir(path):
@@ -174,7 +175,9 @@ def _check_sqlite(uri: str) -> None:
         raise ConfigError(
             f"tracking.uri={uri}: {folder} is a file, not a folder; mend tracking.uri (or storage.root, if that is unset)"
         )
-    places = [(folder, os.W_OK | os.X_OK)] + [(str(path), os.R_OK | os.W_OK)] * os.path.exists(path)
+    places = [(folder, os.W_OK | os.X_OK)]
+    if os.path.exists(path):
+        places.append((str(path), os.R_OK | os.W_OK))
     for place, mode in places:
         if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
             raise StepError(
@@ -200,7 +203,7 @@ def _check_http(uri: str) -> None:
             401,
             404,
             405,
-        ):  # a login or a proxy in front: something answers, the first real call tells more
+        ):  # a login or a proxy in front: something answers, the first real call will show what
             return
         reason = f"answers {error.code} {error.reason}"
     except (OSError, ValueError) as error:

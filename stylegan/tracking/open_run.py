@@ -1,4 +1,4 @@
-"""Open the MLflow run of a pipeline run: experiment, params, config and data set are there afterwards."""
+"""Open the MLflow run of a pipeline run, with its experiment, params, config and data set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at 
 
 
 def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: str | None = None) -> TrackedRun:
-    """Continue the MLflow run of `run_id`, or create it; params, config.yaml and dataset are there afterwards.
+    """Continue the MLflow run of `run_id`, or create it; log params, config.yaml and data set if it lacks them.
 
     Args:
         config: its flattened values become params, once.
@@ -57,7 +57,7 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:
-    """The experiment's id; made if it is not there."""
+    """Return the id of the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     name = config.tracking.experiment
@@ -66,7 +66,7 @@ def _experiment(client: MlflowClient, config: Config) -> str:
         try:
             return str(client.create_experiment(name, artifact_location=artifact_location(config)))
         except MlflowException as error:
-            found = client.get_experiment_by_name(name)  # another run made it in this moment
+            found = client.get_experiment_by_name(name)  # another run created it in this moment
             if found is None:
                 raise error
     if found.lifecycle_stage != "active":
@@ -91,7 +91,7 @@ def _create_run(client: MlflowClient, experiment_id: str, run_id: str) -> str:
 
 
 def _log_params(client: MlflowClient, mlflow_run_id: str, params: dict[str, str]) -> None:
-    """Params cannot be changed in MLflow: those of the first start stay."""
+    """Log params that the run lacks; MLflow refuses to change one, so those of the first start stay."""
     from mlflow.entities import Param
 
     there = client.get_run(mlflow_run_id).data.params
@@ -119,13 +119,17 @@ def _log_dataset(client: MlflowClient, mlflow_run_id: str, source: str, shards: 
 
 
 def _log_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> None:
-    """What the data set holds, below data/; a set without a card, of an older version, has none."""
+    """Log card, preview and rejects of the data set below data/; sets of older versions have no card."""
     card = read_card(shards.uri)
     if card is None or client.list_artifacts(mlflow_run_id, "data"):
         return
     preview = Image.open(io.BytesIO(storage.read_bytes(storage.join(shards.uri, PREVIEW))))
     client.log_image(mlflow_run_id, preview, artifact_file="data/preview.png")
-    if rows := read_rejected(shards.uri, MAX_REJECTED):
+    try:
+        rows = read_rejected(shards.uri, MAX_REJECTED)
+    except FileNotFoundError:  # somebody deleted the list
+        rows = []
+    if rows:
         columns = {name: [row.get(name) for row in rows] for name in ("kind", "path", "reason", "bytes")}
         client.log_table(mlflow_run_id, columns, "data/rejected.json")
     client.log_text(mlflow_run_id, card.model_dump_json(indent=1), "data/card.json")

@@ -1,4 +1,4 @@
-"""One pipeline run in MLflow: found again by its run id, written to without gaps or doubles, however often it is interrupted.
+"""Log to the MLflow run of a pipeline run, without gaps or doubles, however often the run is interrupted.
 
 The step of every metric and image is kimg, counted over all stages. Nothing here uses MLflow's active run: calls name the run
 they mean, so threads do not disturb each other.
@@ -26,21 +26,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stylegan")
 
-RUN_TAG = "stylegan.run_id"
 CLOCK = "progress/kimg"  # in every row, so its last step is the last step of the run
-MAX_METRICS, MAX_PARAMS, MAX_VALUE, MAX_DIGEST = 1000, 100, 6000, 36  # MLflow's limits
-MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at once
-POLL_SECONDS = 2.0
+MAX_METRICS = 1000  # of one request, MLflow's limit
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class TrackedRun:
-    """The MLflow run of one pipeline run; made by `open_run`. Its methods may be called from any thread."""
+    """The MLflow run of one pipeline run, as `open_run` returns it. Its methods may be called from any thread."""
 
     def __init__(self, client: MlflowClient, uri: str, mlflow_run_id: str) -> None:
         self.client, self.uri, self.mlflow_run_id = client, uri, mlflow_run_id
-        self._last_step: int | None = None  # None: to be asked
-        self._quick_steps: dict[str, set[int]] = {}  # by metric; one that is not in it is to be asked
+        self._last_step: int | None = None  # None: ask MLflow
+        self._quick_steps: dict[str, set[int]] = {}  # by metric; ask MLflow for one that is missing
         self.sample_steps = set(_image_steps(client, mlflow_run_id))
         self._lock = threading.RLock()
         self._monitor: Any = None
@@ -54,7 +51,7 @@ class TrackedRun:
         return self._last_step
 
     def log_rows(self, rows: Iterable[dict]) -> int:
-        """Log rows of a `stats.jsonl` ({"nimg": int, "metrics": {name: value}}), oldest first; the number that was new.
+        """Log rows of a `stats.jsonl` ({"nimg": int, "metrics": {name: value}}), oldest first; return how many were new.
 
         Only rows beyond the last step in MLflow are logged, one per step: a repeated row changes nothing.
         """
@@ -65,19 +62,19 @@ class TrackedRun:
                     step = row["nimg"] // 1000
                     new.append((step, row["metrics"] | {CLOCK: row["nimg"] / 1000}))
             for batch in _batches(new):
-                self._last_step = None  # asked again if this fails: the batch may be in the store all the same
+                self._last_step = None  # ask again if this fails: the batch may be in the store all the same
                 self.client.log_batch(self.mlflow_run_id, metrics=batch)
                 self._last_step = batch[-1].step
             return len(new)
 
     def log_quick(self, rows: Iterable[dict]) -> None:
-        """Log rows of quick metrics, which come later than the points of the curves: each value whose step has none yet."""
+        """Log each value of quick metrics whose step has none yet; they come later than the points of the curves."""
         with self._lock, explained(self.uri, "log quick metrics"):
             for row in rows:
                 step = row["nimg"] // 1000
                 new = {name: value for name, value in row["metrics"].items() if step not in self._steps_of(name)}
                 for name in new:
-                    del self._quick_steps[name]  # asked again: the batch may be in the store even if logging it fails
+                    del self._quick_steps[name]  # ask again: the batch may be in the store even if logging it fails
                 for batch in _batches([(step, new)] if new else []):
                     self.client.log_batch(self.mlflow_run_id, metrics=batch)
 
@@ -87,7 +84,7 @@ class TrackedRun:
         return self._quick_steps[name]
 
     def log_sample(self, kimg: int, png: bytes) -> None:
-        """Log a grid of samples, the bytes of a PNG. The first grid of a kimg stays: another one of the same kimg is not logged."""
+        """Log a grid of samples, the bytes of a PNG, unless the run has one of the same kimg."""
         with self._lock, explained(self.uri, "log a sample grid"):
             if kimg not in self.sample_steps:
                 image = Image.open(io.BytesIO(png))
@@ -152,7 +149,7 @@ class TrackedRun:
 
 
 def _batches(rows: list[tuple[int, dict[str, float]]]) -> Iterator[list[Metric]]:
-    """Whole rows together, up to MLflow's limit: a row is in the store or not, never half."""
+    """Yield batches of whole rows, up to MLflow's limit, so that the store never holds half a row."""
     from mlflow.entities import Metric
 
     now, batch = int(time.time() * 1000), list[Any]()
@@ -166,7 +163,7 @@ def _batches(rows: list[tuple[int, dict[str, float]]]) -> Iterator[list[Metric]]
 
 
 def _image_steps(client: MlflowClient, mlflow_run_id: str) -> Iterator[int]:
-    """Steps that have a sample grid. The .webp is the last of its files."""
+    """Yield the steps that have a sample grid; the .webp is the last of its files to be written."""
     for file in client.list_artifacts(mlflow_run_id, "images"):
         found = re.match(r"images/samples\+step\+(\d+)\+.*\.webp$", file.path)
         if found:

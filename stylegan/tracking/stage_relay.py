@@ -16,9 +16,9 @@ POLL_SECONDS = 2.0
 
 
 class StageRelay:
-    """Carries a stage's curves, quick metrics and sample grids from storage into MLflow, while it trains and once more at the end.
+    """Copies a stage's curves, quick metrics and sample grids from storage into MLflow, at intervals and once at the end.
 
-    Around a stage that is already finished it carries everything over at once: the last sweep sees all of it.
+    Around a stage that is already finished it copies everything at once, in the sweep at the end.
 
         with StageRelay(run, stage_uri):
             train(...)
@@ -34,8 +34,8 @@ class StageRelay:
         on_rows: Callable[[list[dict]], None] | None = None,
     ) -> None:
         self.run, self.stage_uri, self.poll_seconds = run, stage_uri, poll_seconds
-        self.quick = quick  # name of the file of quick metrics in the stage's folder, if there are any
-        self.on_rows = on_rows or (lambda rows: None)  # is shown all rows of the stage at every sweep
+        self.quick = quick  # name of the file of quick metrics in the stage's folder; None: there is none
+        self.on_rows = on_rows or (lambda rows: None)  # called with all rows of the stage at every sweep
         self._stop = threading.Event()
         # The thread logs in the context of the flow run that started it, if there is one.
         self._thread = threading.Thread(
@@ -58,7 +58,7 @@ class StageRelay:
                 raise
 
     def sweep(self) -> None:
-        """Carry over what is new by now. Raises StepError if storage or MLflow refuses."""
+        """Copy what is new. Raises StepError if storage or MLflow refuses."""
         rows = read_rows(storage.join(self.stage_uri, STATS))
         self.on_rows(rows)
         self.run.log_rows(rows)
@@ -75,4 +75,4 @@ class StageRelay:
             try:
                 self.sweep()
             except (StepError, OSError):
-                continue  # storage or MLflow is away for a moment; the next poll, at the latest the last sweep, carries it over
+                continue  # storage or MLflow is away for a moment: the next poll or the last sweep catches up

@@ -1,4 +1,8 @@
-"""Work that training does not wait for: copies to host memory, and one thread that serialises and uploads them."""
+"""Work that training does not wait for.
+
+`Background` runs jobs on one thread, for example serialising and uploading a checkpoint. `HostCopy` copies tensors to
+host memory, so that such a job works on values that later training steps do not change.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +21,34 @@ logger = logging.getLogger("stylegan")
 
 
 class Background:
-    """One thread that does jobs in the order they come in. What a job raises is raised again here, once, and never lost.
+    """One thread that runs jobs in the order in which they are submitted.
 
         with Background() as background:
             background.submit(job)
             background.check()      # at every step
 
-    The end of the block waits for all jobs, also when it is left by an error: what was copied by then gets written.
+    An error of a job is raised again in the calling thread, once, by the next call of a method or at the end of the
+    block. If another error ends the block, the error of the job is logged instead. The end of the block always waits
+    for all jobs, so that everything copied by then is written.
     """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, "background")
-        self._jobs: deque[Future[Any]] = deque()  # not yet seen to have ended well
+        self._jobs: deque[Future[Any]] = deque()  # jobs whose outcome nobody has read yet, oldest first
 
     def submit(self, job: Callable[[], object]) -> Future[Any]:
-        """Do this after all that came before. Raises what an earlier job has raised."""
+        """Run a job after all earlier ones; return its future. Raises the error of an earlier job that has failed."""
         self.check()
         self._jobs.append(self._executor.submit(job))
         return self._jobs[-1]
 
     def check(self) -> None:
-        """Raise what a job has raised since the last look."""
+        """Raise the error of a job that has failed since the last call."""
         while self._jobs and self._jobs[0].done():
             self._jobs.popleft().result()
 
     def wait(self) -> None:
-        """Until all jobs are done. Raises what one of them raises."""
+        """Wait until all jobs are done. Raises the error of the first job that has failed."""
         while self._jobs:
             self._jobs.popleft().result()
 
@@ -57,38 +63,38 @@ class Background:
             self.wait()
         for job in self._jobs:
             if (failure := job.exception()) is not None and failure is not error:
-                logger.warning("train: %s", failure)  # the error that ends the stage is the one to raise
+                logger.warning("train: %s", failure)  # only one error can be raised: the one that ends the block
         self._jobs.clear()
 
 
 class HostCopy(Generic[T]):
-    """A copy, in host memory, of the tensors in nested dicts, lists and tuples; other values are taken as they are.
+    """A copy, in host memory, of the tensors in nested dicts, lists and tuples. Other values are kept as they are.
 
-    From CUDA it is on its way while training goes on: later work of the same stream changes the originals only after they are
-    read, and `get` waits for the arrival.
+    From CUDA the copy is asynchronous, and training goes on meanwhile. That is safe because later work on the same
+    stream changes the originals only after they are read; `get` waits until the copy is complete.
     """
 
     def __init__(self, value: T, device: torch.device) -> None:
-        self._value = cast(T, _copy(value))
+        self._value = cast(T, _copy_to_host(value))
         self._device, self._arrival = device, None
         if device.type == "cuda":
             self._arrival = torch.cuda.Event()
             self._arrival.record(torch.cuda.current_stream(device))
 
     def get(self) -> T:
-        """The copy, complete. From any thread."""
+        """Wait for the copy and return it. Any thread may call this."""
         if self._arrival is not None:
-            with torch.cuda.device(self._device):  # a thread begins on device 0, and would wake it up
+            with torch.cuda.device(self._device):  # a new thread starts on device 0 and would initialise it
                 self._arrival.synchronize()
         return self._value
 
 
-def _copy(value: object) -> object:
+def _copy_to_host(value: object) -> object:
     if isinstance(value, Tensor):
         target = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
         return target.copy_(value.detach(), non_blocking=True)
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
+        return {key: _copy_to_host(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_copy(item) for item in value)
+        return type(value)(_copy_to_host(item) for item in value)
     return value

@@ -1,4 +1,4 @@
-"""Checkpoints that training does not wait for."""
+"""Writes the checkpoints of a stage while training goes on."""
 
 from __future__ import annotations
 
@@ -18,44 +18,56 @@ from stylegan.training.curves import STATS, Curves
 from stylegan.training.job import StageJob
 from stylegan.training.state import Checkpoint, TrainState, checkpoint_uri, newest_checkpoint, prune, save_checkpoint
 
-OnCheckpoint = Callable[[dict[str, float]], None]
+OnCheckpoint = Callable[[dict[str, float]], None]  # called with the newest point of the curves in a checkpoint
 
 
 class CheckpointWriter:
-    """The checkpoints of a stage. The state is copied to host memory, and rank 0 writes the copy in the background.
+    """Writes the checkpoints of a stage.
 
-    At most one is being written: the next one, and the end of the stage, wait for it on all ranks. Called on every rank.
+    `write` copies the state to host memory, and the background thread of rank 0 stores the copy. Only one checkpoint is
+    written at a time: the next `write`, and `finish`, wait for it on all ranks. Every rank must call every public
+    method.
     """
 
     def __init__(
         self, job: StageJob, state: TrainState, background: Background, on_checkpoint: OnCheckpoint | None
     ) -> None:
         self.job, self.state, self.background, self.on_checkpoint = job, state, background, on_checkpoint
+        # A generator in host memory that receives the averaged weights of each checkpoint (rank 0).
         self._host_G = copy.deepcopy(state.G_ema).cpu() if distributed.rank() == 0 else None
-        self._nimg = state.nimg  # of the last checkpoint
-        self._writing: Future[None] | None = None  # the job that writes it (rank 0)
-        self._point: dict[str, float] | None = None  # what `on_checkpoint` is to be told of it
-        self._shared = False
+        self._nimg = state.nimg  # image count of the last checkpoint
+        self._writing: Future[None] | None = None  # the job that writes the last checkpoint (rank 0)
+        self._point: dict[str, float] | None = None  # for `on_checkpoint`; None while no checkpoint is written
+        self._shared = False  # whether all ranks are known to see the same storage
 
     def write(self, curves: Curves) -> None:
-        """Copy the state as it is now; the rest is done while training goes on.
+        """Copy the present state and start to write the copy.
 
         Raises:
-            StepError: storage refused the last checkpoint, or ranks have drifted apart; nothing of this one is written then.
+            StepError: storage refused the last checkpoint, or the ranks have drifted apart. This checkpoint is not
+                written then.
         """
+        # Finish the last checkpoint.
         self.wait()
+
+        # Check that the networks are the same on all ranks.
         state = self.state
         distributed.check_agreement(state.networks(), state.nimg)
-        distributed.mean_(state.sums[name] for name in sorted(state.sums))  # one rank's file stands for all
+
+        # Replace the running sums by their mean over ranks, because only rank 0 writes them.
+        distributed.mean_(state.sums[name] for name in sorted(state.sums))
+
+        # Copy the state, and write the copy in the background.
         self._nimg, self._point = state.nimg, curves.newest()
         if distributed.rank() == 0:
-            self._writing = self.background.submit(partial(self._save, state.nimg, state.snapshot(), curves.content()))
+            write_copy = partial(self._write_copy, state.nimg, state.snapshot(), curves.content())
+            self._writing = self.background.submit(write_copy)
 
     def wait(self) -> None:
-        """Until the last checkpoint is complete and every rank may count on it.
+        """Wait until the last checkpoint is complete on all ranks, then call `on_checkpoint`.
 
         Raises:
-            StepError: storage refused it, or not every worker sees it.
+            StepError: storage refused the checkpoint, or a worker does not see it.
         """
         if self._point is None:
             return
@@ -63,25 +75,25 @@ class CheckpointWriter:
             self._writing.result()
         distributed.barrier()
         if not self._shared:
-            self._find()
+            self._read_newest()
         point, self._point = self._point, None
         if self.on_checkpoint:
             self.on_checkpoint(point)
 
     def finish(self) -> Checkpoint:
-        """The newest checkpoint, after all work in the background is done. Raises as `wait`."""
+        """Wait for all work in the background and return the newest checkpoint. Raises StepError as `wait`."""
         self.wait()
         self.background.wait()
-        return self._find()
+        return self._read_newest()
 
-    def _find(self) -> Checkpoint:
+    def _read_newest(self) -> Checkpoint:
         newest = newest_checkpoint(self.job.uri)
         check_shared(self.job, newest is not None and newest.nimg == self._nimg, self.state.device)
         self._shared = True
         return cast(Checkpoint, newest)
 
-    def _save(self, nimg: int, snapshot: HostCopy[dict[str, object]], content: Callable[[], bytes]) -> None:
-        """The curves first, so that they never end before a checkpoint that counts."""
+    def _write_copy(self, nimg: int, snapshot: HostCopy[dict[str, object]], content: Callable[[], bytes]) -> None:
+        """Write the curves, then the checkpoint: so the stored curves always reach as far as a complete checkpoint."""
         job = self.job
         storage.write_bytes(storage.join(job.uri, STATS), content())
         uri = checkpoint_uri(job.uri, nimg)
@@ -91,11 +103,21 @@ class CheckpointWriter:
         prune(job.uri, job.config.snapshots.keep)
 
 
-def check_shared(job: StageJob, sees: bool, device: torch.device) -> None:
-    """Whether every rank sees in storage what rank 0 wrote; waits for all ranks. Raises StepError on all of them if one does not."""
-    blind = (distributed.gather(torch.tensor(int(sees), device=device)) == 0).nonzero().flatten().tolist()
+def check_shared(job: StageJob, visible: bool, device: torch.device) -> None:
+    """Check that every rank sees what rank 0 wrote to storage. Waits for all ranks.
+
+    Args:
+        job: names the storage in the error.
+        visible: whether this rank sees it.
+        device: where the ranks exchange their answers; the GPU of this rank with NCCL.
+
+    Raises:
+        StepError: a rank does not see it; raised on all ranks.
+    """
+    answers = distributed.gather(torch.tensor(int(visible), device=device))
+    blind = (answers == 0).nonzero().flatten().tolist()
     if blind:
         raise StepError(
-            f"storage.root={job.config.storage.root}: the workers of ranks {blind} do not see what the first one wrote there; "
-            "give a folder or bucket that every node of the cluster reaches"
+            f"storage.root={job.config.storage.root}: the workers of ranks {blind} do not see what the first one wrote "
+            "there; give a folder or bucket that every node of the cluster reaches"
         )

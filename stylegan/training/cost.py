@@ -1,7 +1,7 @@
-"""How long a stage takes and how much memory a worker needs, before it runs.
+"""Estimates how fast a stage trains and how much memory a worker needs, before the stage runs.
 
-Speed comes from finished stages of the same networks in the same storage; where there are none, from counted operations and
-a quarter-second measurement of this machine (rough, and only where no GPU is asked for).
+The speed is that of a finished stage of the same networks in the same storage. Without one, and only where no GPU is
+asked for, it is a rough estimate from counted operations and a quarter-second measurement of this machine.
 """
 
 from __future__ import annotations
@@ -21,60 +21,68 @@ from stylegan.config.tree import Config
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.records import digest
-from stylegan.training.hardware import FEATURES
+from stylegan.training.hardware import COMPUTE_DTYPES
 from stylegan.training.schedule import Stage
 
-# Forward passes that one image costs; a backward pass counts as two forward ones, one that stops at the image as one.
+# What a step costs per image, in forward passes of G or of D. A backward pass counts as two forward passes; a backward
+# pass for the gradient of the image alone counts as one.
 G_PASSES = 1 + 3  # fakes for D; forward and backward
-D_PASSES = 3 + 3 + 2  # reals, fakes, and the way through D to G
-PENALTY_PASSES = (
-    3  # slope at the images, and backward through it; images of its own cost a forward and a backward pass more
-)
-ACTIVATION_COPIES = 4  # layer outputs kept at the peak (R1's graph of the reals), relative to one forward pass of both
+D_PASSES = 3 + 3 + 2  # reals; fakes; the way through D to G
+PENALTY_PASSES = 3  # the gradient at the images, and the backward pass through it
+OWN_IMAGES_PASSES = 3  # forward and backward, for a penalty at images that have no scores yet
+
+# Layer outputs in memory at the peak (R1's graph of the reals), relative to those of one forward pass of G and D.
+ACTIVATION_COPIES = 4
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`images_per_second` over all workers (None: unknown), `memory_gib` of one worker."""
+    """Speed of a stage and memory of its workers."""
 
-    images_per_second: float | None
-    memory_gib: float
+    images_per_second: float | None  # over all workers; None: unknown
+    memory_gib: float  # of one worker
 
 
 def stage_cost(config: Config, stage: Stage) -> Cost:
-    """Speed and memory of a stage."""
+    """Estimate the speed and the memory of a stage."""
     workers = config.workers_at(stage.resolution)
-    _, _, parameters, activations = _count(config.model, stage.resolution, config.data.channels)
+
+    # Memory: weights, their average, gradients, Adam's two moments, and layer outputs; four bytes for each number.
+    _, _, parameters, activations = _count_forward_pass(config.model, stage.resolution, config.data.channels)
     share = stage.batch // (workers.workers or 1)
-    memory = (
-        4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30
-    )  # weights, average, gradients, Adam's two moments
+    memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30
+
+    # Speed: from storage, otherwise from the cores of this machine if the stage would run on them.
     speed = measured_speed(config, stage)
     if speed is None and not workers.gpus_per_worker and not config.ray.address:
         cores = (workers.cpus_per_worker or 1) * (workers.workers or 1)
-        speed = (
-            _core_flops(FEATURES[config.training.precision] or torch.float32)
-            * cores
-            / step_flops(config, stage.resolution)
-        )
+        core_flops = _core_flops(COMPUTE_DTYPES[config.training.precision] or torch.float32)
+        speed = core_flops * cores / step_flops(config, stage.resolution)
     return Cost(speed, memory)
 
 
 def speed_record(config: Config, images_per_second: float) -> dict[str, object]:
-    """What a finished stage leaves for later plans, beside its checkpoint's record."""
+    """Return the entries of done.json from which later plans read the speed of a finished stage."""
     return {"img_per_sec": images_per_second, **_speed_digests(config)}
 
 
 def _speed_digests(config: Config) -> dict[str, object]:
-    """What the speed of a stage depends on, apart from its resolution."""
+    """Return digests of the settings that decide the speed of a stage, apart from its resolution."""
     training = config.training
-    work = [training.precision, training.compile, training.penalty_interval, _penalties(training), training.rotation]
+    work = [
+        training.precision,
+        training.compile,
+        training.penalty_interval,
+        _active_penalties(training),
+        training.rotation,
+    ]
     return {"model": digest(config.model), "ray": digest(config.ray), "work": digest(work)}
 
 
 def measured_speed(config: Config, stage: Stage) -> float | None:
-    """Images per second of a finished stage with these networks and this launch, from storage."""
+    """Return the images per second of a finished stage with these networks and this launch, None if none is stored."""
     folder = storage.join(storage.absolute(config.storage.root), "stages")
+    wanted = _speed_digests(config)
     for name in storage.names(folder):
         if not name.startswith(f"{stage.resolution:04d}-"):
             continue
@@ -82,33 +90,43 @@ def measured_speed(config: Config, stage: Stage) -> float | None:
             done = storage.read_json(storage.join(folder, name, "done.json"))
         except FileNotFoundError:
             continue
-        if done | _speed_digests(config) == done:
-            return float(done["img_per_sec"]) or None
+        if all(done.get(key) == value for key, value in wanted.items()):
+            return float(done["img_per_sec"]) or None  # a stage without images has the speed 0
     return None
 
 
 def step_flops(config: Config, resolution: int) -> float:
-    """Operations of a D and a G step per image, on average over the steps."""
+    """Count the operations of a D step and a G step per image, on average over the steps."""
     training = config.training
-    of_g, of_d, _, _ = _count(config.model, resolution, config.data.channels)
+    flops_G, flops_D, _, _ = _count_forward_pass(config.model, resolution, config.data.channels)
     passes = float(D_PASSES)
-    for penalty in _penalties(training):
-        own_images = penalty == "gp" or training.penalty_interval > 1
-        passes += (PENALTY_PASSES + 3 * own_images) / training.penalty_interval
+
+    # The gradient penalties of every `penalty_interval`-th step.
+    for penalty in _active_penalties(training):
+        penalty_passes = PENALTY_PASSES
+        if penalty == "gp" or training.penalty_interval > 1:
+            penalty_passes += OWN_IMAGES_PASSES
+        passes += penalty_passes / training.penalty_interval
+
+    # Turned reals (forward and backward) and turned fakes (the way through D to G), each in four directions.
     if training.rotation:
         passes += (3 + 2) * 4 * training.rotation.fraction
-    return G_PASSES * of_g + passes * of_d
+    return G_PASSES * flops_G + passes * flops_D
 
 
-def _penalties(training: TrainingConfig) -> list[str]:
+def _active_penalties(training: TrainingConfig) -> list[str]:
     weights = {"r1": training.r1_gamma, "r2": training.r2_gamma, "gp": training.gp_weight}
     return [name for name, weight in weights.items() if weight]
 
 
 @lru_cache(maxsize=32)
-def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, float, int, int]:
-    """Operations of a forward pass of G and of D per image, their parameters, and floats of their layer outputs per image."""
-    with torch.device("meta"):
+def _count_forward_pass(model: ModelConfig, resolution: int, channels: int) -> tuple[float, float, int, int]:
+    """Count what a forward pass of one image takes.
+
+    Returns:
+        Operations of G, operations of D, parameters of both, and floats in the layer outputs of both.
+    """
+    with torch.device("meta"):  # shapes only: nothing is allocated or computed
         G = Generator(model, resolution=resolution, channels=channels)
         D = Discriminator(model, resolution=resolution, channels=channels)
         z, images = torch.empty(1, model.latent_size), torch.empty(1, channels, resolution, resolution)
@@ -118,20 +136,23 @@ def _count(model: ModelConfig, resolution: int, channels: int) -> tuple[float, f
                 module.register_forward_hook(
                     lambda _m, _i, out: sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
                 )
-        with FlopCounterMode(display=False) as of_g:
+        with FlopCounterMode(display=False) as counter_G:
             G(z)
-        with FlopCounterMode(display=False) as of_d:
+        with FlopCounterMode(display=False) as counter_D:
             D(images)
     parameters = sum(p.numel() for network in (G, D) for p in network.parameters())
-    return of_g.get_total_flops(), of_d.get_total_flops(), parameters, sum(sizes)
+    return counter_G.get_total_flops(), counter_D.get_total_flops(), parameters, sum(sizes)
 
 
 @lru_cache
 def _core_flops(dtype: torch.dtype) -> float:
-    """Operations a second of a middle-sized convolution on one core, halved for all that is not a convolution."""
+    """Measure the operations per second of one core.
+
+    The result is half the rate of a middle-sized convolution, to allow for all work that is not a convolution.
+    """
     x, weight = torch.randn(8, 64, 32, 32, dtype=dtype), torch.randn(64, 64, 3, 3, dtype=dtype)
     threads, deadline, best = torch.get_num_threads(), time.perf_counter() + 0.25, math.inf
-    torch.set_num_threads(1)  # several would wait for each other wherever another program runs
+    torch.set_num_threads(1)  # several threads would wait for each other while another program runs
     try:
         while time.perf_counter() < deadline:
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The points of the curves of a stage, in {stage_uri}/stats.jsonl: one JSON object a line."""
+"""Collects the points of the curves of a stage and writes them to {stage_uri}/stats.jsonl, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from stylegan.training.schedule import PENALTIES
 from stylegan.training.state import TrainState
 
 STATS = "stats.jsonl"
-WRITE_SECONDS = 2.0  # between two writes of the file: an object store takes whole files only
+WRITE_SECONDS = 2.0  # at least, between two writes of the file: an object store only takes whole files
 
 
 class Curves:
-    """The points of a stage: means since the last one; on rank 0 also in `stats.jsonl`.
+    """The training curves of a stage. Each point holds the means over the steps since the last point.
 
-    `with curves.steps:` goes around the optimizer steps, so that a point can tell the share of time that went elsewhere;
-    `with curves.waits:` around the wait for a batch.
+    Every rank keeps all points, and rank 0 also writes them to `stats.jsonl`. Put `with curves.steps:` around the
+    optimizer steps, so that a point shows the share of time spent elsewhere, and `with curves.waits:` around the wait
+    for a batch.
     """
 
     def __init__(self, job: StageJob, state: TrainState, background: Background) -> None:
         self.job, self.state, self.background = job, state, background
         self.uri = storage.join(job.uri, STATS)
+        # Points beyond the checkpoint that training resumes from are dropped: training makes them again.
         self.rows = [row for row in read_rows(self.uri) if row["nimg"] <= state.nimg]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self.steps = Stopwatch(state.device)
         self.waits = Stopwatch(torch.device("cpu"))
-        self.clock = self.written = time.monotonic()
-        self.nimg = state.nimg
+        self._point_time = self._write_time = time.monotonic()  # of the last point, and of the last write
+        self._point_nimg = state.nimg  # image count of the last point
 
     def __enter__(self) -> Curves:
         return self
@@ -44,45 +46,53 @@ class Curves:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, DivergedError):  # the last points tell how it came
+        if isinstance(error, DivergedError):  # the last points show how training diverged
             self.write()
 
     def add_point(self, corrupt: int = 0) -> None:
-        """Close the running means into a point. Called on every rank; `corrupt` samples were found damaged so far."""
+        """Turn the running sums into a point and start new ones. Every rank must call this.
+
+        Args:
+            corrupt: number of samples found damaged so far.
+        """
+        # Means over the steps and over ranks; a penalty counts only the steps that computed it.
         state = self.state
-        names, penalties = sorted(state.sums), self.job.stage.num_penalties(state.nimg, state.steps)
-        means = [state.sums[name] / (penalties if name in PENALTIES else state.steps) for name in names]
+        names, num_penalties = sorted(state.sums), self.job.stage.num_penalties(state.nimg, state.steps)
+        means = [state.sums[name] / (num_penalties if name in PENALTIES else state.steps) for name in names]
         distributed.mean_(means)
-        metrics = (
-            dict(zip(names, torch.stack(means).tolist(), strict=True))
-            | state.measured
-            | self._progress()
-            | self._speed()
-        )
-        metrics |= {"data/corrupt": float(corrupt)} if corrupt else {}
+        values = torch.stack(means).tolist()
+
+        # The point.
+        metrics = dict(zip(names, values, strict=True)) | state.measured | self._progress() | self._speed()
+        if corrupt:
+            metrics["data/corrupt"] = float(corrupt)
         self.rows.append({"nimg": state.nimg, "resolution": self.job.stage.resolution, "metrics": metrics})
         self._lines.append(json.dumps(self.rows[-1]) + "\n")
+
+        # Start new sums.
         state.sums, state.steps, state.measured = {}, 0, {}
-        if self.clock - self.written > WRITE_SECONDS:
+
+        # Write the file, unless it was written just before.
+        if self._point_time - self._write_time > WRITE_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Bring storage up to date, in the background (rank 0)."""
-        self.written, content = self.clock, self.content()
+        """Write all points to storage in the background (rank 0)."""
+        self._write_time, content = self._point_time, self.content()
         if distributed.rank() == 0:
             self.background.submit(lambda: storage.write_bytes(self.uri, content()))
 
     def content(self) -> Callable[[], bytes]:
-        """Gives the file as it is to be now, whenever and in whatever thread it is called."""
+        """Freeze the lines so far; the returned function renders the file later, on any thread."""
         lines = tuple(self._lines)
         return lambda: "".join(lines).encode()
 
     def newest(self) -> dict[str, float]:
-        """The metrics of the last point, empty before the first."""
+        """Return the metrics of the last point, an empty dict before the first one."""
         return dict(self.rows[-1]["metrics"]) if self.rows else {}
 
     def mean_speed(self) -> float:
-        """Images per second over the points of the stage."""
+        """Return the images per second over all points of the stage, 0 without any."""
         seconds = [row["metrics"]["time/sec_per_kimg"] for row in self.rows]
         return 1000 * len(seconds) / sum(seconds) if seconds else 0.0
 
@@ -97,20 +107,27 @@ class Curves:
         }
 
     def _speed(self) -> dict[str, float]:
-        """Of this rank, since the last point; the means were read just now, so all steps are done."""
+        """Return the speed of this rank since the last point.
+
+        Call this after the means were read: reading them waits for the GPU, so all steps are done by now.
+        """
         now = time.monotonic()
-        seconds, images = max(now - self.clock, 1e-9), self.state.nimg - self.nimg
-        self.clock, self.nimg = now, self.state.nimg
+        seconds, images = max(now - self._point_time, 1e-9), self.state.nimg - self._point_nimg
+        self._point_time, self._point_nimg = now, self.state.nimg
         speed = max(images / seconds, 1e-9)
-        overhead = max(1 - self.steps.read() / seconds, 0.0)  # two clocks on CUDA
-        times = {"time/img_per_sec": speed, "time/sec_per_kimg": 1000 / speed, "time/overhead": overhead}
-        return times | {
-            "time/data_wait": self.waits.read() / seconds
-        }  # share of the time; on CUDA the GPU may be busy meanwhile
+        return {
+            "time/img_per_sec": speed,
+            "time/sec_per_kimg": 1000 / speed,
+            # On CUDA the GPU times the steps and the CPU times the whole: by two clocks the difference may fall below
+            # zero.
+            "time/overhead": max(1 - self.steps.read() / seconds, 0.0),
+            # A share of the time; on CUDA the GPU may be busy during the wait.
+            "time/data_wait": self.waits.read() / seconds,
+        }
 
 
 class Stopwatch:
-    """Adds up the time spent in `with` blocks; on CUDA by events on the GPU, so that no block waits for it."""
+    """Adds up the time spent in `with` blocks. On CUDA it uses events of the GPU, so that no block has to wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -133,14 +150,14 @@ class Stopwatch:
             self._seconds += time.monotonic() - self._start
 
     def read(self) -> float:
-        """Seconds since the last reading. The GPU must have done the blocks."""
+        """Return the seconds since the last call and start again from zero. The GPU must have finished the blocks."""
         seconds = self._seconds + sum(start.elapsed_time(end) for start, end in self._blocks) / 1000
         self._seconds, self._blocks = 0.0, []
         return seconds
 
 
 def read_rows(uri: str) -> list[dict]:
-    """Read the points of a `stats.jsonl`, which may still grow; none if it is not there."""
+    """Read the points of a `stats.jsonl`, which may still grow; return an empty list if the file does not exist."""
     try:
         return storage.read_json_lines(uri)
     except FileNotFoundError:

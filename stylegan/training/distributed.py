@@ -1,4 +1,7 @@
-"""Ranks: on one process everything here does nothing, so the loop never asks whether it is distributed."""
+"""Communication between ranks.
+
+With one process the functions here do nothing, so that the loop never asks whether it is distributed.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,29 @@ from torch import Tensor, nn
 from stylegan.errors import StepError
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio: multiples of it are spread over all 64 bits
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio: its multiples spread over all 64 bits
 
 
 def select_device(device: torch.device | str) -> torch.device:
-    """The device with its number (`cuda` becomes `cuda:0`); what this process asks of CUDA without naming a device goes there."""
-    found = torch.empty(0, device=device).device
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
-    return found
+    """Return the device with its number (`cuda` becomes `cuda:0`). A GPU becomes the default GPU of this process."""
+    numbered = torch.empty(0, device=device).device
+    if numbered.type == "cuda":
+        torch.cuda.set_device(numbered)
+    return numbered
 
 
 def rank() -> int:
-    """Number of this process among the workers of the stage, from 0."""
+    """Return the number of this process among the workers of the stage, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of workers of the stage."""
+    """Return the number of workers of the stage."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -41,7 +44,7 @@ def barrier() -> None:
 def mean_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its mean over ranks, in one flat all-reduce.
 
-    Done by hand instead of by DistributedDataParallel, whose hooks do not fire for the double backward of R1.
+    DistributedDataParallel cannot do this for gradients: its hooks do not fire for the double backward pass of R1.
     """
     parts = list(tensors)
     if world_size() == 1 or not parts:
@@ -54,7 +57,7 @@ def mean_(tensors: Iterable[Tensor]) -> None:
 
 
 def gather(value: Tensor) -> Tensor:
-    """The value of every rank, [world_size, *value.shape]; waits for all of them. On NCCL `value` must be on the GPU."""
+    """Wait for all ranks and return the values of all, [world_size, *value.shape]. NCCL needs `value` on the GPU."""
     if world_size() == 1:
         return value[None]
     values = [torch.empty_like(value) for _ in range(world_size())]
@@ -63,13 +66,17 @@ def gather(value: Tensor) -> Tensor:
 
 
 def check_agreement(networks: dict[str, nn.Module], nimg: int) -> None:
-    """Compare every parameter and buffer over all ranks, bit for bit: they get the same gradients and must never drift apart.
+    """Check that every parameter and buffer is the same on all ranks, bit for bit.
+
+    All ranks apply the same gradients, so their networks must never drift apart.
 
     Raises:
-        StepError: two ranks differ; on all ranks, with the network, the parameter and the ranks.
+        StepError: two ranks differ; raised on all ranks, with the network, the parameter and the ranks.
     """
     if world_size() == 1:
         return
+
+    # Compare a fingerprint of each tensor.
     tensors = {
         f"{name} {key}": tensor for name, network in networks.items() for key, tensor in network.state_dict().items()
     }
@@ -77,30 +84,38 @@ def check_agreement(networks: dict[str, nn.Module], nimg: int) -> None:
     differing = (prints != prints[0]).any(0).nonzero().flatten().tolist()
     if not differing:
         return
+
+    # Group the ranks by what they hold of the first tensor that differs.
     groups: dict[int, list[int]] = {}
     for number, value in enumerate(prints[:, differing[0]].tolist()):
         groups.setdefault(value, []).append(number)
     raise StepError(
-        f"ranks disagree at {nimg} images: {list(tensors)[differing[0]]} (the first of {len(differing)} tensors) differs between ranks "
-        f"{' and '.join(str(ranks) for ranks in groups.values())}; run again, which goes on from the newest checkpoint; if it "
-        "happens again, look for a faulty device or another version of torch on the nodes of these ranks"
+        f"ranks disagree at {nimg} images: {list(tensors)[differing[0]]} (the first of {len(differing)} tensors) "
+        f"differs between ranks {' and '.join(str(ranks) for ranks in groups.values())}; run the same command again, "
+        "which resumes from the newest checkpoint; if it happens again, search the nodes of these ranks for a faulty "
+        "device or another version of torch"
     )
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """64 bits that stand for the content of a tensor, int64 [] on its device.
+    """Return 64 bits that identify the content of a tensor, int64 [] on its device.
 
-    A sum of all bit patterns, each times an odd number of its own: one changed element always shows, several all but surely.
+    The fingerprint is the sum of all bit patterns, each multiplied by its own odd number. One changed element always
+    changes it; several changed elements almost certainly do.
     """
     bits = tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).flatten().long()
     return (bits * (torch.arange(len(bits), device=bits.device) * GOLDEN | 1)).sum()
 
 
 def own_share(batch: int, group: int) -> Tensor:
-    """Which samples of the global batch this rank works on, [batch / world_size].
+    """Return the positions in the global batch of the samples that this rank works on, int64 [batch / world_size].
 
-    Sample n belongs to the minibatch-stddev group of n ± batch/group, so a rank takes whole groups: the result of a step
-    then does not depend on the number of ranks.
+    Samples whose positions differ by a multiple of batch / group share one minibatch-stddev group. A rank takes whole
+    groups, so that the result of a step does not depend on the number of ranks.
+
+    Args:
+        batch: size of the global batch.
+        group: size of a minibatch-stddev group.
     """
     group = min(group, batch)
     if world_size() == 1:

@@ -1,4 +1,4 @@
-"""What a process that trains asks of the machine: the allocator, the precision of kernels, and compiled operations."""
+"""Sets up a process for training: the memory allocator, the precision of kernels, and compiled operations."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from stylegan.networks import ops
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Synthesis
 
-# `training.precision` -> type of features and of weights in use; None is that of the stored weights.
-FEATURES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# `training.precision` -> dtype of features, and of weights when they are used; None is the dtype of the stored weights.
+COMPUTE_DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
 @contextlib.contextmanager
 def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """Set up this process for training on `device` while the block lasts (the allocator for good).
+    """Set up this process for training on `device` while the block lasts. The allocator stays set up afterwards.
 
     Raises:
         StepError: training.compile is on and torch.compile does not work here.
     """
+    # The allocator.
     if device.type == "cpu":
         keep_freed_memory()
+
+    # Kernels. Sizes stay the same for a whole stage, so that it pays to search for the fastest kernel. By default torch
+    # lets convolutions round to TF32.
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    # Sizes stay the same for a whole stage, so looking for the fastest kernel pays. By itself torch lets convolutions round to TF32.
-    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = (
-        True,
-        training.precision != "fp32",
-        training.precision != "fp32",
-    )
+    cudnn.benchmark = True
+    cudnn.allow_tf32 = matmul.allow_tf32 = training.precision != "fp32"
+
+    # Compiled operations.
     try:
         if training.compile:
             check_compiler(device)
@@ -47,18 +49,18 @@ def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
 
 
 def set_precision(network: nn.Module, precision: str) -> None:
-    """Let the parts of a network that have one compute in the features' type of `training.precision`."""
+    """Set the dtype that a network computes in to that of a `training.precision`."""
     for module in network.modules():
         if isinstance(module, Synthesis | Discriminator):
-            module.compute_dtype = FEATURES[precision]
+            module.compute_dtype = COMPUTE_DTYPES[precision]
 
 
 def check_compiler(device: torch.device) -> None:
-    """Whether torch.compile works for this device. Raises StepError with the cure if not."""
+    """Check that torch.compile works for this device. Raises StepError with the cure if it does not."""
     try:
         with torch.no_grad():
             torch.compile(lambda x: (x * 2).relu(), dynamic=True)(torch.zeros(8, device=device))
-    except Exception as error:  # a missing compiler shows in many ways
+    except Exception as error:  # a missing compiler raises errors of many types
         reason = one_line(error, 160)
         raise StepError(
             f"training.compile=true: torch.compile does not work here ({type(error).__name__}: {reason}); "
@@ -67,12 +69,13 @@ def check_compiler(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for this process from now on: every training step asks for the same memory again.
+    """Let the C library keep freed memory from now on, because every training step asks for the same memory again.
 
-    By default glibc gives large blocks back to the system at once, and the system hands out new, zeroed pages at the next
-    request, which costs element-wise operations several times their own duration. Without effect on other C libraries.
+    By default glibc returns large blocks to the system at once. The system then supplies new, zeroed pages at the next
+    request, which costs element-wise operations several times their own duration. Other C libraries are left as they
+    are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)  # no blocks of their own, which are returned when freed
+        mallopt(_MMAP_MAX, 0)  # no separately mapped blocks, which are returned when they are freed
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""What a worker is given to train one stage."""
+"""The record that a worker receives to train one stage."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from stylegan.training.state import Checkpoint
 
 
 class StageJob(Record):
-    """All that a worker needs to know to train one stage; the same on every rank."""
+    """All that a worker needs to train one stage; the same on every rank."""
 
     config: Config
     stage: Stage
     shards: ShardSet
-    key: str
+    key: str  # of the stage; a checkpoint with another key belongs to another config
     run_id: str
     uri: str  # the stage's folder in storage
-    previous: Checkpoint | None  # the end of the stage below
+    previous: Checkpoint | None  # the end of the stage below; None for the first stage
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The classes that G and D see, in the order of their numbers; empty if they are unconditional."""
+        """The classes that G and D are trained with, in the order of their numbers; empty without conditioning."""
         return self.shards.label_names if self.config.model.conditional else ()

@@ -1,4 +1,6 @@
-"""Training of one stage, from its newest checkpoint (or its start) to its end. Runs in one process or on every rank.
+"""Trains one stage from its newest checkpoint, or from its start, to its end. Runs in one process or on every rank.
+
+The stage leaves these files in storage:
 
 {stage_uri}/checkpoint-{nimg}/   see state.py
 {stage_uri}/stats.jsonl          see curves.py
@@ -37,25 +39,29 @@ from stylegan.training.update import CHECK_EVERY, check_divergence
 def train_stage(
     job: StageJob, *, device: torch.device | str = "cpu", on_checkpoint: OnCheckpoint | None = None
 ) -> Checkpoint:
-    """Train until `job.stage.end_nimg`; a finished stage returns at once, an interrupted one goes on from its newest checkpoint.
+    """Train until `job.stage.end_nimg` and return the record of the last checkpoint.
 
-    What it leaves in storage is written in the background, so `on_checkpoint` comes late: when the next checkpoint is due, or at
-    the end of the stage.
+    A finished stage returns at once. An interrupted stage resumes from its newest checkpoint. Files are written in the
+    background, so the call of `on_checkpoint` comes late: when the next checkpoint is due, or at the end of the stage.
 
     Args:
         job: the same on every rank.
-        device: where the networks live.
-        on_checkpoint: called on every rank for each checkpoint, once it is complete, with the newest point of the curves in it.
+        device: where the networks are.
+        on_checkpoint: called on every rank for each checkpoint once it is complete, with the newest point of its
+            curves.
 
     Raises:
-        StepError: shards or checkpoints are damaged or belong to another config, storage refuses, ranks disagree, or training
-            diverged. What was complete in storage by then stays.
+        StepError: shards or checkpoints are damaged or belong to another config, storage refuses, the ranks disagree,
+            or training diverged. All files that were complete in storage by then remain.
     """
+    # Open the data.
     config, stage, device = job.config, job.stage, distributed.select_device(device)
     use_settings(config.storage)
     table = load_images(
         job.shards, stage.resolution, settings=LoaderSettings(config.data.max_corrupt, config.storage.cache_gb)
     )
+
+    # Open the state, and start the data order at its image count.
     state, resumed_at = open_stage(job, table, device)
     label_table = torch.from_numpy(table.labels).to(device) if config.model.conditional else None
     source = batches(table, own_order(job, table, state.nimg))
@@ -65,32 +71,48 @@ def train_stage(
         Background() as background,
         Curves(job, state, background) as curves,
         filling(table.images, groups_ahead(job, table, state.nimg)),
-        prefetch(source, device, ahead=table.ahead) as shown,
+        prefetch(source, device, ahead=table.ahead) as training_batches,
     ):
         checkpoints = CheckpointWriter(job, state, background, on_checkpoint)
         while True:
+            # Decide whether the stage is done.
             done = state.nimg >= stage.end_nimg
-            if state.nimg != resumed_at:  # a checkpoint is the last of what is due at its image count
-                if done or due(job, state, "probe_kimg"):
-                    measure(job, state, table)
-                if (done or due(job, state, "log_kimg")) and state.steps:
+
+            # Report. A checkpoint is written after everything else that is due at its image count, so nothing is left to
+            # report right after training has resumed from one.
+            if state.nimg != resumed_at:
+                # Probe D, for the next point of the curves.
+                if done or is_due(job, state, "probe_kimg"):
+                    probe_features(job, state, table)
+
+                # Add a point to the curves.
+                if (done or is_due(job, state, "log_kimg")) and state.steps:
                     curves.add_point(table.corrupt)
-                if done or (
-                    due(job, state, "samples_kimg") and state.nimg // 1000 < stage.end_nimg // 1000
-                ):  # names are in kimg
+
+                # Draw samples. File names are in kimg, and within its last kimg a stage draws only the grid of its end.
+                in_last_kimg = state.nimg // 1000 >= stage.end_nimg // 1000
+                if done or (is_due(job, state, "samples_kimg") and not in_last_kimg):
                     write_samples(job, state, background)
-                if done or due(job, state, "checkpoint_kimg"):
+
+                # Write a checkpoint.
+                if done or is_due(job, state, "checkpoint_kimg"):
                     checkpoints.write(curves)
+
+            # Stop if work in the background has failed, or if training has diverged.
             background.check()
             if done or state.nimg // stage.batch % CHECK_EVERY == 0:
                 check_divergence(state)
+
             if done:
                 break
 
+            # Reset Adam at the start of the stage and at the end of its fade.
             if stage.resets_optimizers(state.nimg):
                 state.reset_optimizers(config, stage.learning_rate)
+
+            # Train D, then G.
             with curves.waits:
-                images, labels = next(shown)
+                images, labels = next(training_batches)
             with curves.steps:
                 discriminator_step(state, config, stage, images, labels if config.model.conditional else None)
                 generator_step(state, config, stage, label_table)
@@ -98,29 +120,39 @@ def train_stage(
             state.steps += 1
         newest = checkpoints.finish()
 
+    # Mark the stage as finished.
     if distributed.rank() == 0:
         prune(job.uri, 1)
-        storage.write_json(
-            storage.join(job.uri, "done.json"), newest.model_dump() | speed_record(config, curves.mean_speed())
-        )
+        speed = speed_record(config, curves.mean_speed())
+        storage.write_json(storage.join(job.uri, "done.json"), newest.model_dump() | speed)
     distributed.barrier()
     return newest
 
 
 def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[TrainState, int | None]:
-    """The state to go on from, and the image count of the checkpoint that it is from; None at the start of the stage.
+    """Load the newest checkpoint, or make the state at the start of the stage.
+
+    Returns:
+        The state, and the image count of its checkpoint; None at the start of the stage.
 
     Raises:
-        StepError: ranks do not see the same storage or have not the same weights; or as `start_stage` and `resume_stage`.
+        StepError: the ranks do not see the same storage or do not have the same weights; or as `start_stage` and
+            `resume_stage`.
     """
     config, stage, num_labels = job.config, job.stage, len(job.label_names)
+
+    # Write the grid of reals, unless an earlier run did.
     reals = storage.join(job.uri, "samples", "reals.png")
     if distributed.rank() == 0 and not storage.exists(reals):
         write_reals(job, torch.from_numpy(table.images[: config.snapshots.grid**2].copy()))
     distributed.barrier()
+
+    # Check that all ranks see that grid and the newest checkpoint of rank 0.
     newest = newest_checkpoint(job.uri)
     nimg = distributed.gather(torch.tensor(newest.nimg if newest else -1, device=device)).tolist()
     check_shared(job, storage.exists(reals) and nimg[0] == nimg[distributed.rank()], device)
+
+    # Load or make the state, and check that it is the same on all ranks.
     if newest:
         state = resume_stage(config, stage, newest, num_labels=num_labels, key=job.key, device=device)
     else:
@@ -130,7 +162,7 @@ def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[
 
 
 def own_order(job: StageJob, table: ImageTable, nimg: int) -> Iterator[np.ndarray]:
-    """Which images this rank shows D, batch after batch without end, from an image count on."""
+    """Yield the indices of the images that this rank shows D, batch by batch without end, from an image count on."""
     stage, share = job.stage, distributed.own_share(job.stage.batch, job.config.model.mbstd_group).numpy()
     for start in count(nimg - stage.start_nimg, stage.batch):
         indices = sample_indices(
@@ -140,7 +172,10 @@ def own_order(job: StageJob, table: ImageTable, nimg: int) -> Iterator[np.ndarra
 
 
 def groups_ahead(job: StageJob, table: ImageTable, nimg: int) -> Iterator[range]:
-    """The parts of the set that the rest of the stage shows, in turn, without those of which it shows less than half."""
+    """Yield the groups of images that the rest of the stage shows, in order.
+
+    Groups of which it shows less than half are left out: they are not worth being read whole.
+    """
     stage = job.stage
     start, count = nimg - stage.start_nimg, max(stage.end_nimg - nimg, 0)
     return upcoming(
@@ -148,19 +183,22 @@ def groups_ahead(job: StageJob, table: ImageTable, nimg: int) -> Iterator[range]
     )
 
 
-def due(job: StageJob, state: TrainState, what: str) -> bool:
-    """Whether the last step passed a multiple of an interval of `config.snapshots`; never at the very start of a stage."""
-    intervals = getattr(job.config.snapshots, what)
+def is_due(job: StageJob, state: TrainState, setting: str) -> bool:
+    """Return whether the last step passed a multiple of an interval of `config.snapshots`.
+
+    Nothing is due at the very start of a stage, nor for an interval that is not set.
+    """
+    intervals = getattr(job.config.snapshots, setting)
     before = max(state.nimg - job.stage.batch, job.stage.start_nimg)
     return intervals is not None and crossed(at_resolution(intervals, job.stage.resolution), before, state.nimg)
 
 
-def measure(job: StageJob, state: TrainState, table: ImageTable) -> None:
+def probe_features(job: StageJob, state: TrainState, table: ImageTable) -> None:
     """Probe D's features for the next point of the curves (rank 0), if the config asks for it."""
     snapshots, stage = job.config.snapshots, job.stage
     if snapshots.probe_kimg is None or distributed.rank() != 0:
         return
-    from stylegan.training.probe import probe, probe_indices  # scikit-learn takes a second to import
+    from stylegan.training.probe import probe, probe_indices  # takes a second, because it imports scikit-learn
 
     indices = probe_indices(len(table.images), count=snapshots.probe_images, seed=job.config.seed)
     images, labels = torch.from_numpy(table.images[indices]), torch.from_numpy(table.labels[indices])

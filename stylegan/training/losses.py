@@ -1,7 +1,8 @@
 """GAN losses of both players and the gradient penalties of D.
 
-StyleGAN's own on FFHQ is the non-saturating loss with R1, on CelebA-HQ WGAN-GP (Karras et al. 2019, appendix C); the others are
-those of its published code. Every function gives one number per image, unless it says otherwise; the caller takes means.
+StyleGAN uses the non-saturating loss with R1 on FFHQ, and WGAN-GP on CelebA-HQ (Karras et al. 2019, appendix C). The
+other losses are those of its published code. Every function returns one number per image unless it says otherwise; the
+caller takes means.
 """
 
 from __future__ import annotations
@@ -17,32 +18,38 @@ from stylegan.networks.convolution import input_gradients
 
 
 def generator_nonsaturating(scores_fake: Tensor) -> Tensor:
-    """-log sigmoid(D(G(z))) of each image, [N] -> [N] (Goodfellow et al. 2014, section 3)."""
+    """Return -log sigmoid(D(G(z))) of each image, [N] -> [N] (Goodfellow et al. 2014, section 3)."""
     return F.softplus(-scores_fake)
 
 
 def generator_saturating(scores_fake: Tensor) -> Tensor:
-    """log(1 - sigmoid(D(G(z)))) of each image, [N] -> [N]: the minimax game (Goodfellow et al. 2014, equation 1)."""
+    """Return log(1 - sigmoid(D(G(z)))) of each image, [N] -> [N].
+
+    This is the minimax game (Goodfellow et al. 2014, equation 1).
+    """
     return -F.softplus(scores_fake)
 
 
 def generator_linear(scores_fake: Tensor) -> Tensor:
-    """-D(G(z)) of each image, [N] -> [N]: G of WGAN (Arjovsky et al. 2017) and of the hinge loss (Lim & Ye 2017)."""
+    """Return -D(G(z)) of each image, [N] -> [N].
+
+    This is G's loss in WGAN (Arjovsky et al. 2017) and with the hinge loss (Lim & Ye 2017).
+    """
     return -scores_fake
 
 
 def discriminator_nonsaturating(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
-    """-log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))) of each pair, [N], [N] -> [N]; D of both logistic games."""
+    """Return -log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))) of each pair, [N], [N] -> [N]; D of both logistic games."""
     return F.softplus(scores_fake) + F.softplus(-scores_real)
 
 
 def discriminator_wgan(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
-    """D(G(z)) - D(x) of each pair, [N], [N] -> [N] (Arjovsky et al. 2017); needs something that bounds D's slope."""
+    """Return D(G(z)) - D(x) of each pair, [N], [N] -> [N] (Arjovsky et al. 2017). Something must bound D's slope."""
     return scores_fake - scores_real
 
 
 def discriminator_hinge(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
-    """relu(1 + D(G(z))) + relu(1 - D(x)) of each pair, [N], [N] -> [N] (Lim & Ye 2017)."""
+    """Return relu(1 + D(G(z))) + relu(1 - D(x)) of each pair, [N], [N] -> [N] (Lim & Ye 2017)."""
     return F.relu(1 + scores_fake) + F.relu(1 - scores_real)
 
 
@@ -62,9 +69,9 @@ DISCRIMINATOR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def r1_penalty(scores: Tensor, images: Tensor, *, scale: Tensor | None = None) -> Tensor:
-    """Squared norm of the gradient of the scores at each image; itself differentiable. The loss is gamma / 2 times this.
+    """Return the squared norm of the gradient of the scores at each image; differentiable itself.
 
-    R1 at reals, R2 at fakes (Mescheder et al. 2018, section 4.1).
+    At reals this is R1, at fakes R2 (Mescheder et al. 2018, section 4.1). The loss is gamma / 2 times this.
 
     Args:
         scores: [N], computed from `images`.
@@ -81,15 +88,16 @@ def r1_penalty(scores: Tensor, images: Tensor, *, scale: Tensor | None = None) -
 def norm_penalty(
     scores: Tensor, images: Tensor, *, target: float = 1.0, levels_below: int = 0, scale: Tensor | None = None
 ) -> Tensor:
-    """(|gradient| - target)^2 / target^2 at each image; itself differentiable (WGAN-GP, Gulrajani et al. 2017, equation 3).
+    """Return (|gradient| - target)^2 / target^2 at each image; differentiable itself.
 
-    Where the gradient is exactly zero the norm has no derivative: its subgradient 0 is taken (every direction is as good, and
-    0 is their mean), so such an image has the penalty 1 and moves nothing, where sqrt would give NaN.
+    This is the penalty of WGAN-GP (Gulrajani et al. 2017, equation 3). Where the gradient is exactly zero, its norm has
+    no derivative, and sqrt would give NaN. The subgradient 0 is used there: every direction is as good, and 0 is their
+    mean. Such an image has the penalty 1 and moves no weight.
 
     Args:
         scores: [N], computed from `images`.
         images: [N, C, H, W] with requires_grad.
-        target: the norm asked for, at 2^levels_below times the resolution of `images`; see `native_gamma`.
+        target: the wanted norm at 2^levels_below times the resolution of `images`; see `native_gamma`.
         levels_below: the gradient of the enlarged images is 2^-levels_below times as long as that of `images`.
         scale: see `input_gradients`.
 
@@ -102,10 +110,10 @@ def norm_penalty(
 
 
 def native_gamma(gamma: float, levels_below: int) -> float:
-    """The R1 weight for images that are 2^levels_below times smaller than those that `gamma` is meant for.
+    """Return the R1 weight for images that are 2^levels_below times smaller than the images that `gamma` is meant for.
 
-    StyleGAN takes R1 on images that are nearest upscaled to the final resolution and then averaged down again inside D, which
-    divides the squared norm by 4 per level.
+    StyleGAN computes R1 at images that are enlarged to the final resolution (nearest neighbour) and averaged down again
+    inside D. That divides the squared norm by 4 per level.
     """
     return gamma * 4.0**-levels_below
 
@@ -117,18 +125,18 @@ def penalties(
     *,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradient penalties of a step.
+    """Compute the gradient penalties of a step.
 
     Args:
-        training: their weights.
+        training: contains their weights.
         levels_below: of the stage, see `native_gamma`.
-        scored: images [N, C, H, W] with requires_grad and their scores [N] for those of r1 (reals), r2 (fakes) and gp (between
-            the two) that are on; at least one.
+        scored: images [N, C, H, W] with requires_grad and their scores [N], for each active penalty: r1 (at reals), r2
+            (at fakes) and gp (between the two); at least one.
         scale: of the inner gradients, see `input_gradients`.
 
     Returns:
-        Their weighted sum over all penalties, a number, and the mean of each without its weight (r1 and r2: of the squared norm
-        at these images) under its name on the curves.
+        The weighted sum of all penalties, a number; and for the curves the mean of each penalty without its weight (r1
+        and r2: of the squared norm at these images), by metric name.
     """
     weights = {
         "r1": native_gamma(training.r1_gamma, levels_below) / 2,

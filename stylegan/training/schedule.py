@@ -1,8 +1,8 @@
-"""Progressive growing as pure functions of the number of images (`nimg`) that D has been shown.
+"""The schedule of progressive growing: pure functions of the number of images (`nimg`) that D has been shown.
 
-A stage fades in its resolution over `fade_images` and then trains it for `stable_images` (Karras et al. 2018, section 2;
-the first stage has no fade). Nothing here is saved in a checkpoint: the same `nimg` always gives the same alpha, batch and
-learning rate.
+A stage fades in its resolution over `fade_images` and then trains it for `stable_images` (Karras et al. 2018, section
+2). The first stage has no fade. A checkpoint contains nothing of this: the same `nimg` always gives the same alpha,
+batch and learning rate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from stylegan.config.tree import Config
 from stylegan.records import Record
 
-PENALTIES = ("loss/r1", "loss/r2", "loss/gp")  # metrics that only the steps with a penalty have
+PENALTIES = ("loss/r1", "loss/r2", "loss/gp")  # metrics that only steps with a gradient penalty compute
 
 
 class Stage(Record):
@@ -25,50 +25,53 @@ class Stage(Record):
     stable_images: int
     batch: int  # over all workers
     learning_rate: float
-    repeats: int  # steps between two looks at alpha
+    repeats: int  # steps between two updates of alpha
     penalty_interval: int = 1  # steps between two gradient penalties of D
 
     @property
     def name(self) -> str:
-        """For people: `16x16`."""
+        """The name for people: `16x16`."""
         return f"{self.resolution}x{self.resolution}"
 
     @property
     def num_images(self) -> int:
-        """Fade and stable training, rounded up to whole batches."""
+        """The length of fade and stable training, rounded up to whole batches."""
         return math.ceil((self.fade_images + self.stable_images) / self.batch) * self.batch
 
     @property
     def end_nimg(self) -> int:
-        """`nimg` at which the stage is done."""
+        """The `nimg` at which the stage is done."""
         return self.start_nimg + self.num_images
 
     def alpha(self, nimg: int) -> float:
-        """Weight in [0, 1] of the new resolution against the old one; 1 - frac(lod) in the papers' terms."""
+        """Return the weight in [0, 1] of the new resolution against the old one; 1 - frac(lod) in the papers' terms."""
         if not self.fade_images:
             return 1.0
-        look = self.batch * self.repeats
-        position = (nimg - self.start_nimg) // look * look
+        update_images = self.batch * self.repeats  # images between two updates of alpha
+        position = (nimg - self.start_nimg) // update_images * update_images
         return min(position / self.fade_images, 1.0)
 
     def has_penalty(self, nimg: int) -> bool:
-        """Whether the D step at `nimg` has the gradient penalties: the first of the stage and every so many after it."""
+        """Return whether the D step at `nimg` has gradient penalties.
+
+        The first step of the stage has them, and then every `penalty_interval`-th step.
+        """
         return (nimg - self.start_nimg) // self.batch % self.penalty_interval == 0
 
     def num_penalties(self, nimg: int, steps: int) -> int:
-        """How many of the `steps` D steps before `nimg` had the gradient penalties."""
+        """Count the steps with gradient penalties among the last `steps` D steps before `nimg`."""
         now = (nimg - self.start_nimg) // self.batch
         return math.ceil(now / self.penalty_interval) - math.ceil((now - steps) / self.penalty_interval)
 
     def resets_optimizers(self, nimg: int) -> bool:
-        """Whether Adam's state is thrown away before the step at `nimg`: at the start of the stage and at the end of its fade."""
+        """Return whether Adam is reset before the step at `nimg`: at the start of the stage and the end of its fade."""
         if nimg == self.start_nimg:
             return True
         return self.alpha(nimg) == 1.0 and self.alpha(nimg - self.batch) < 1.0
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    """The stages of a run, ascending in resolution; each starts where the one before it ends."""
+    """Return the stages of a run, ascending in resolution. Each starts where the one before it ends."""
     plan: list[Stage] = []
     training, start = config.training, 0
     for resolution in config.resolutions:
@@ -91,19 +94,20 @@ def stages(config: Config) -> tuple[Stage, ...]:
 
 
 def ema_beta(batch: int, ema_kimg: float) -> float:
-    """Decay of the generator average per D step, for a half-life of `ema_kimg` thousand images (0 copies G)."""
+    """Return the decay of G's average per D step, for a half-life of `ema_kimg` thousand images (0 copies G)."""
     return 0.5 ** (batch / (ema_kimg * 1000)) if ema_kimg else 0.0
 
 
 def lazy_correction(penalty_interval: int) -> float:
-    """c for D's Adam, whose learning rate becomes c * lr and whose betas become beta^c (StyleGAN2, Karras et al. 2020, appendix B).
+    """Return c for D's Adam, which then uses the learning rate c * lr and the betas beta^c.
 
-    Penalties of every k-th step only are an update of their own: k steps make k + 1 updates, which shall have the effect of k.
+    With penalties in every k-th step only, each penalty is an update of its own. So k steps make k + 1 updates, which
+    should have the effect of k (StyleGAN2, Karras et al. 2020, appendix B).
     """
     return 1.0 if penalty_interval == 1 else penalty_interval / (penalty_interval + 1)
 
 
 def crossed(interval_kimg: float, before: int, now: int) -> bool:
-    """Whether a multiple of the interval lies in (before, now], both in images."""
+    """Return whether (before, now], both in images, contains a multiple of the interval."""
     interval = max(round(interval_kimg * 1000), 1)
     return now // interval > before // interval

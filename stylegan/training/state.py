@@ -1,8 +1,12 @@
 """The whole state of training, and its checkpoints in storage.
 
-A checkpoint is a folder: `generator.safetensors` (the averaged generator, usable alone), `training.pt` (everything else,
-tensors and plain values only, loaded with `weights_only=True`) and `checkpoint.json`, the `Checkpoint` record, written last:
-a folder without it does not count. Random numbers need no state: each step seeds its own from (seed, stage, nimg).
+A checkpoint is a folder of three files:
+
+generator.safetensors   the averaged generator, usable alone
+training.pt             everything else: tensors and plain values only, loaded with `weights_only=True`
+checkpoint.json         the `Checkpoint` record, written last: a folder without it does not count
+
+Random number generators have no state to save: each step seeds its own from (seed, stage, nimg).
 """
 
 from __future__ import annotations
@@ -31,17 +35,17 @@ Device = torch.device | str
 
 
 class Checkpoint(Record):
-    """A checkpoint in storage: `uri` its folder, `run_id` the run that wrote it, `digest` the key of its stage."""
+    """A checkpoint in storage."""
 
-    uri: str
-    run_id: str
+    uri: str  # of its folder
+    run_id: str  # of the run that wrote it
     resolution: int
     nimg: int
-    digest: str
+    digest: str  # the key of its stage
 
 
 class TrainState:
-    """G, D, the average of G, both optimizers, the image count and the running sums of the next point on the curves."""
+    """G, D, the average of G, both optimizers, the image count, and the sums for the next point of the curves."""
 
     def __init__(self, config: Config, resolution: int, num_labels: int, device: Device = "cpu") -> None:
         shape = {"resolution": resolution, "channels": config.data.channels, "num_labels": num_labels}
@@ -50,28 +54,31 @@ class TrainState:
             self.G = Generator(config.model, **shape).to(device)
             self.D = Discriminator(config.model, **shape, rotation=config.training.rotation is not None).to(device)
         self.precision = config.training.precision
-        self.G_ema = self._average()
+        self._set_precision()
+        self.G_ema = self._copy_for_average()
         self.device = torch.device(device)
         self.nimg = 0
         self.sums: dict[str, Tensor] = {}  # metric -> sum over the steps since the last point
         self.steps = 0  # number of those steps
-        self.measured: dict[str, float] = {}  # by rank 0 for the next point: metric -> value
+        self.measured: dict[str, float] = {}  # metric -> value that rank 0 measured for the next point
         self.skipped = self._per_player(0.0)  # updates skipped in a row because a gradient was not finite
         self.log2_scale = self._per_player(FIRST_LOG2_SCALE)  # of the losses in fp16
 
-    def _average(self) -> Generator:
-        """A copy of G, which computes in single precision, as everywhere outside training."""
-        average = copy.deepcopy(self.G).eval().requires_grad_(False)
-        set_precision(average, "fp32")
+    def _set_precision(self) -> None:
         set_precision(self.G, self.precision)
         set_precision(self.D, self.precision)
+
+    def _copy_for_average(self) -> Generator:
+        """Return a copy of G that computes in single precision, as every network outside training does."""
+        average = copy.deepcopy(self.G).eval().requires_grad_(False)
+        set_precision(average, "fp32")
         return average
 
     def _per_player(self, value: float) -> dict[str, Tensor]:
         return {player: torch.tensor(value, device=self.device) for player in ("G", "D")}
 
     def reset_optimizers(self, config: Config, learning_rate: float) -> None:
-        """Fresh Adam for both networks (beta powers and moments at zero)."""
+        """Give both networks a fresh Adam: moments and beta powers at zero. D's is corrected for lazy penalties."""
         training = config.training
 
         def adam(network: nn.Module, correction: float) -> torch.optim.Adam:
@@ -83,23 +90,27 @@ class TrainState:
         self.opt_G, self.opt_D = adam(self.G, 1.0), adam(self.D, lazy_correction(training.penalty_interval))
 
     def grow(self, config: Config) -> None:
-        """Add the next resolution to all three networks; fresh weights depend on (seed, resolution) only."""
+        """Add the next resolution to all three networks. The fresh weights depend on (seed, resolution) only."""
+        # Grow G and D.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1000 * self.G.resolution * 2)
             self.G.grow()
             self.D.grow()
         self.G.to(self.device)
         self.D.to(self.device)
+        self._set_precision()
+
+        # Grow the average of G: it keeps its old weights and copies the fresh ones of G.
         old = self.G_ema.state_dict()
-        self.G_ema = self._average()
+        self.G_ema = self._copy_for_average()
         self.G_ema.load_state_dict({**self.G.state_dict(), **old})
 
     def networks(self) -> dict[str, nn.Module]:
-        """All three by their names in a checkpoint."""
+        """Return all three networks by their names in a checkpoint."""
         return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
 
     def state_dict(self) -> dict[str, object]:
-        """Tensors and plain values; `load_state_dict` takes it back."""
+        """Return the whole state as tensors and plain values, for `load_state_dict`."""
         return {
             **{name: network.state_dict() for name, network in self.networks().items()},
             "opt_G": self.opt_G.state_dict(),
@@ -113,30 +124,32 @@ class TrainState:
         }
 
     def snapshot(self) -> HostCopy[dict[str, object]]:
-        """`state_dict` as it is now, in host memory: training goes on while it is written."""
+        """Copy the present `state_dict` to host memory, so that training can go on while the copy is written."""
         return HostCopy(self.state_dict(), self.device)
 
     def load_networks(self, saved: dict) -> None:
-        """Networks and image count only; the next stage starts with fresh optimizers."""
+        """Load the networks and the image count only, because the next stage starts with fresh optimizers."""
         for name, network in self.networks().items():
             network.load_state_dict(saved[name])
         self.nimg = saved["nimg"]
 
     def load_state_dict(self, saved: dict) -> None:
-        """The whole state, as `state_dict` gave it."""
+        """Load the whole state from what `state_dict` returned."""
         self.load_networks(saved)
         self.opt_G.load_state_dict(saved["opt_G"])
         self.opt_D.load_state_dict(saved["opt_D"])
         self.sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
         self.steps, self.measured = saved["steps"], saved["measured"]
-        for name in ("skipped", "log2_scale"):
-            setattr(self, name, {player: value.to(self.device) for player, value in saved[name].items()})
+        self.skipped = {player: value.to(self.device) for player, value in saved["skipped"].items()}
+        self.log2_scale = {player: value.to(self.device) for player, value in saved["log2_scale"].items()}
 
 
 def start_stage(
     config: Config, stage: Stage, *, num_labels: int, previous: Checkpoint | None, device: Device = "cpu"
 ) -> TrainState:
-    """The state at the first image of a stage: new networks, or those of the stage below, grown by one resolution.
+    """Return the state at the first image of a stage.
+
+    Its networks are new without `previous`, and otherwise those of the stage below, grown by one resolution.
 
     Raises:
         StepError: `previous` is not the end of the stage below in this config, or is damaged.
@@ -147,8 +160,9 @@ def start_stage(
         state.grow(config)
         if state.G.resolution != stage.resolution or state.nimg != stage.start_nimg:
             raise StepError(
-                f"checkpoint {previous.uri} ends {previous.resolution}x{previous.resolution} at {state.nimg} images; stage {stage.name} "
-                f"of this config starts at {stage.start_nimg}: it belongs to another config; run the stage below again"
+                f"checkpoint {previous.uri} ends {previous.resolution}x{previous.resolution} at {state.nimg} images, "
+                f"but stage {stage.name} of this config starts at {stage.start_nimg}: it belongs to another config; "
+                "run the stage below again"
             )
     state.reset_optimizers(config, stage.learning_rate)
     return state
@@ -157,10 +171,10 @@ def start_stage(
 def resume_stage(
     config: Config, stage: Stage, record: Checkpoint, *, num_labels: int, key: str, device: Device = "cpu"
 ) -> TrainState:
-    """The state of a checkpoint of the same stage.
+    """Return the state of a checkpoint of the same stage.
 
     Raises:
-        StepError: the checkpoint was made by another config, or is damaged.
+        StepError: the checkpoint belongs to another config, or is damaged.
     """
     if record.digest != key:
         raise StepError(
@@ -174,49 +188,53 @@ def resume_stage(
 
 
 def save_checkpoint(record: Checkpoint, saved: dict, *, G_ema: Generator, label_names: tuple[str, ...]) -> None:
-    """Write a checkpoint; the marker goes last, so a kill leaves either all of it or nothing that counts.
+    """Write a checkpoint, the marker last: a kill leaves either all of it or a folder that does not count.
 
     Args:
-        record: what it will be; `record.uri` must be `checkpoint_uri(stage_uri, record.nimg)`.
+        record: of the new checkpoint; `record.uri` must be `checkpoint_uri(stage_uri, record.nimg)`.
         saved: `TrainState.state_dict` at that image count, in host memory.
-        G_ema: a generator of the same shape in host memory; it gets the averaged weights of `saved`.
-        label_names: the classes that it knows.
+        G_ema: a generator of the same shape in host memory; it receives the averaged weights of `saved`.
+        label_names: the classes that it is trained with.
 
     Raises:
         StepError: storage refuses.
     """
+    # Serialise.
     buffer = io.BytesIO()
     torch.save(saved, buffer)
     G_ema.load_state_dict(saved["G_ema"], assign=True)
+
+    # Write.
     try:
         storage.write_bytes(storage.join(record.uri, "training.pt"), buffer.getvalue())
         storage.write_bytes(storage.join(record.uri, "generator.safetensors"), save_generator(G_ema, label_names))
         storage.write_json(storage.join(record.uri, MARKER), record.model_dump())
     except StepError:
-        with suppress(StepError):  # a full store has room again for what is there already
+        # Delete the incomplete checkpoint, so that a full store has room for what a repeated run writes first.
+        with suppress(StepError):
             storage.delete(record.uri)
         raise
 
 
 def checkpoint_uri(stage_uri: str, nimg: int) -> str:
-    """The folder of a checkpoint: the order of the names is that of the image counts."""
+    """Return the folder of a checkpoint. Folder names sort by image count."""
     return storage.join(stage_uri, f"checkpoint-{nimg:09d}")
 
 
 def checkpoints(stage_uri: str) -> list[str]:
-    """URIs of the complete checkpoints of a stage, oldest first."""
+    """Return the URIs of the complete checkpoints of a stage, oldest first."""
     folders = [storage.join(stage_uri, name) for name in storage.names(stage_uri) if name.startswith("checkpoint-")]
     return [uri for uri in folders if storage.exists(storage.join(uri, MARKER))]
 
 
 def newest_checkpoint(stage_uri: str) -> Checkpoint | None:
-    """The newest complete checkpoint of a stage."""
-    found = checkpoints(stage_uri)
-    return read_checkpoint(found[-1]) if found else None
+    """Return the newest complete checkpoint of a stage, None before the first one."""
+    complete = checkpoints(stage_uri)
+    return read_checkpoint(complete[-1]) if complete else None
 
 
 def read_checkpoint(uri: str) -> Checkpoint:
-    """The record of a checkpoint folder. Raises StepError if it is none."""
+    """Read the record of a checkpoint folder. Raises StepError if the folder is not a checkpoint."""
     try:
         return Checkpoint.model_validate(storage.read_json(storage.join(uri, MARKER)) | {"uri": uri})
     except (FileNotFoundError, ValueError):
@@ -226,9 +244,9 @@ def read_checkpoint(uri: str) -> Checkpoint:
 
 
 def prune(stage_uri: str, keep: int) -> None:
-    """Remove all but the newest checkpoints, and what an earlier kill left of others.
+    """Delete all but the newest `keep` checkpoints of a stage, and the incomplete ones that an earlier kill left.
 
-    The marker goes first, so a kill never leaves a broken checkpoint that counts.
+    The marker of each is deleted first, so a kill never leaves a broken checkpoint that counts.
     """
     kept = checkpoints(stage_uri)[-keep:]
     for name in storage.names(stage_uri):
@@ -239,7 +257,11 @@ def prune(stage_uri: str, keep: int) -> None:
 
 
 def load_model(checkpoint_uri: str) -> tuple[Generator, tuple[str, ...]]:
-    """The averaged generator of a checkpoint, in eval mode, and its label names. Raises StepError if there is none."""
+    """Load the averaged generator of a checkpoint, in evaluation mode, and its label names.
+
+    Raises:
+        StepError: the folder contains no generator, or a damaged one.
+    """
     try:
         return load_generator(storage.read_bytes(storage.join(checkpoint_uri, "generator.safetensors")))
     except FileNotFoundError:
@@ -256,9 +278,9 @@ def _read_training(uri: str) -> dict:
         raise StepError(
             f"checkpoint {uri} is incomplete: training.pt is missing; delete that folder and run the same command again"
         ) from None
-    except Exception as error:
-        if isinstance(error, StepError):
-            raise
+    except StepError:  # storage does not answer
+        raise
+    except Exception as error:  # torch.load raises errors of many types
         raise StepError(
             f"checkpoint {uri}: training.pt is damaged ({type(error).__name__}); delete that folder and run again"
         ) from error

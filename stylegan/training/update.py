@@ -1,6 +1,6 @@
-"""What follows a player's loss: gradients, their mean over ranks, the optimizer's step, and the average of G.
+"""Applies a player's loss: gradients, their mean over ranks, the optimizer's step, and the average of G.
 
-Nothing here waits for a GPU: whether a gradient was finite stays on the device, and Adam reads it there.
+Nothing here waits for a GPU: the flag for a gradient that is not finite stays on the device, and Adam reads it there.
 """
 
 from __future__ import annotations
@@ -13,59 +13,71 @@ from stylegan.errors import DivergedError
 from stylegan.training import distributed
 from stylegan.training.state import TrainState
 
-MAX_SKIPPED = 50  # updates of one player in a row without a finite gradient before the stage gives up
-CHECK_EVERY = 16  # steps between two looks at that number, which wait for the device
-# Dynamic loss scaling for fp16 as in the official code: the exponent of two grows slowly and falls by one at each overflow.
+MAX_SKIPPED = 50  # updates of one player in a row without a finite gradient, after which the stage ends
+CHECK_EVERY = 16  # steps between two checks of that number, which wait for the device
+# Dynamic loss scaling for fp16 as in the official code: the exponent of two grows slowly and falls by one at each
+# overflow.
 SCALE_GROWTH, SCALE_FALL = 0.0005, 1.0
 
 
 def loss_scale(state: TrainState, player: str, training: TrainingConfig) -> Tensor | None:
-    """What the loss is multiplied by so that small gradients survive in fp16, a number on the device; None elsewhere."""
+    """Return the factor of the loss that keeps small gradients from vanishing in fp16.
+
+    Returns:
+        A number on the device; None in any other precision.
+    """
     return state.log2_scale[player].exp2() if training.precision == "fp16" else None
 
 
 def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfig) -> None:
-    """One step of a player's optimizer; on all ranks it is skipped and counted if a gradient is not finite.
+    """Make one step of a player's optimizer. If a gradient is not finite, all ranks skip the step and count it.
 
     Args:
         state: changed in place.
         player: "D" or "G".
         loss: of this rank, a number.
-        training: says the precision.
+        training: contains the precision.
     """
     network, optimizer = (state.D, state.opt_D) if player == "D" else (state.G, state.opt_G)
     scale = loss_scale(state, player, training)
+
+    # Gradients, averaged over ranks.
     optimizer.zero_grad(set_to_none=True)
-    (loss if scale is None else loss * scale).backward()
+    scaled_loss = loss if scale is None else loss * scale
+    scaled_loss.backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     distributed.mean_(gradients)
+
+    # 1 if a gradient is not finite, otherwise 0.
     failed = (~torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()).float()
-    for name, value in {
-        "grad_scale": scale,
-        "found_inf": failed,
-    }.items():  # fused Adam divides by the one and obeys the other
-        setattr(optimizer, name, value)
+
+    # Fused Adam divides the gradients by `grad_scale` and skips the step if `found_inf` is 1.
+    optimizer.grad_scale, optimizer.found_inf = scale, failed  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+    # Skipped updates in a row: one more after a failure, otherwise 0.
     state.skipped[player] = (state.skipped[player] + failed) * failed
+
+    # The exponent of the scale: down after a failure, otherwise up.
     if scale is not None:
         state.log2_scale[player] += SCALE_GROWTH - failed * (SCALE_GROWTH + SCALE_FALL)
     add_sums(state, {"optim/skipped": failed})
 
 
 def check_divergence(state: TrainState) -> None:
-    """Raises DivergedError if a player's updates have been skipped for too long; the same on all ranks."""
+    """Raise DivergedError if too many updates of a player in a row were skipped. All ranks raise it or none."""
     for player, skipped in state.skipped.items():
         if skipped >= MAX_SKIPPED:
             raise DivergedError(
-                f"training diverged at {state.nimg} images: {int(skipped)} updates of {player} in a row had gradients that are not finite; "
-                "lower training.learning_rate or raise training.r1_gamma"
+                f"training diverged at {state.nimg} images: {int(skipped)} updates of {player} in a row had gradients "
+                "that are not finite; lower training.learning_rate or raise training.r1_gamma"
             )
 
 
 @torch.no_grad()
 def update_average(state: TrainState, beta: float) -> None:
-    """G_ema follows G; buffers (w_avg, noise) are copied."""
+    """Move the weights of G_ema towards G, with decay `beta`. Buffers (w_avg, noise) are copied."""
     averaged: list[Tensor] = list(state.G_ema.parameters())
     current: list[Tensor] = list(state.G.parameters())
     torch._foreach_lerp_(averaged, current, 1 - beta)
@@ -74,6 +86,6 @@ def update_average(state: TrainState, beta: float) -> None:
 
 
 def add_sums(state: TrainState, values: dict[str, Tensor]) -> None:
-    """Add to the running sums of the next point of the curves."""
+    """Add metrics to the running sums of the next point of the curves."""
     for name, value in values.items():
         state.sums[name] = state.sums.get(name, torch.zeros((), device=state.device)) + value.detach()

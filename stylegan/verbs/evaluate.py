@@ -1,7 +1,7 @@
-"""`stylegan evaluate MODEL`: the metrics of any generator or set of images, away from the pipeline that made it.
+"""`stylegan evaluate MODEL`: measure any generator or set of images, outside the pipeline that made it.
 
-What is found lies under {root}/evaluations/{key}: the report, its page and its figures. The same evaluation again is taken from
-there, that of a whole run as it is from the run's folder.
+Report, page and figures are written to {root}/evaluations/{key}. The same evaluation again is taken from there; the
+evaluation of a whole run as its config has it is taken from the run's folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from stylegan.cluster.parallel_map import parallel_map, shard_in_parallel
 from stylegan.cluster.session import check_address, ray_session
 from stylegan.config.file import build, load
 from stylegan.config.resolutions import RESOLUTIONS
-from stylegan.config.sections import METRICS, DataConfig, Metric
+from stylegan.config.sections import METRICS as METRIC_NAMES
+from stylegan.config.sections import DataConfig, Metric
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
 from stylegan.data.decode import UnreadableImage
@@ -32,10 +33,11 @@ from stylegan.data.sources.unaltered import measured, unaltered
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.engine import evaluate, evaluate_images
 from stylegan.evaluation.features.spaces import check_features
+from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import PAGE, compare_published, read_report, write_page
 from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
-from stylegan.pipeline.run import make_keys
+from stylegan.pipeline.keys import make_keys
 from stylegan.records import Record, digest
 from stylegan.retry import use_settings
 from stylegan.training.state import load_model
@@ -44,13 +46,12 @@ from stylegan.verbs.find_model import Model, look_up, run_config, tried
 logger = logging.getLogger("stylegan")
 T = TypeVar("T")
 Kind = Literal["run", "checkpoint", "version", "images"]
-PATH_LENGTHS: tuple[Metric, ...] = ("ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend")
-OF_IMAGES: tuple[Metric, ...] = ("fid", "kid", "is", "pr")
+PATH_LENGTHS = tuple(name for name in METRIC_NAMES if name.startswith("ppl_"))  # `--metrics ppl`
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks: `config`, the path of a YAML file, and `data`, a source, say what to compare with."""
+    """The arguments of the command. `config` (the path of a YAML file) and `data` (a source) name what to compare with."""
 
     model: str
     metrics: tuple[Metric, ...] | None = None
@@ -60,7 +61,7 @@ class Request:
 
 
 class Evaluation(Record):
-    """What was measured against what, published figures beside ours, and where the page is; `cached`: taken from storage."""
+    """A finished evaluation: model and data, report, published figures beside it, its page; `cached`: taken from storage."""
 
     model: str
     kind: Kind
@@ -76,16 +77,16 @@ class Evaluation(Record):
 
 
 def parse_metrics(text: str) -> tuple[Metric, ...]:
-    """`fid,ppl` to names of metrics; `ppl` stands for the four path lengths. Raises ConfigError for a name that is none."""
+    """Parse `fid,ppl` to names of metrics; `ppl` means the four path lengths. Raises ConfigError for an unknown name."""
     found: list[Metric] = []
     for name in (part.strip() for part in text.split(",")):
         if name == "ppl":
             found += PATH_LENGTHS
-        elif name in METRICS:
+        elif name in METRIC_NAMES:
             found.append(name)
         else:
             raise ConfigError(
-                f"--metrics {text}: no metric is called {name!r}; known are {', '.join(METRICS)}, and ppl for all of ppl_*"
+                f"--metrics {text}: no metric is called {name!r}; known are {', '.join(METRIC_NAMES)}, and ppl for all of ppl_*"
             )
     return tuple(dict.fromkeys(found))
 
@@ -104,7 +105,7 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
     """
     given = load(request.config, request.overrides) if request.config else None
     model = look_up(given, request.model, root=_given_root(request))
-    with ray_session():  # of both, sharding and measuring
+    with ray_session():  # shared by sharding and measuring
         subject = _open_images(request, given) if model is None else _open_generator(model, request, given)
         config, shards = subject.config, subject.shards
         use_settings(config.storage)
@@ -130,7 +131,7 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured, and the real images that it is compared with; `folder` is where its report is or belongs, if that is known."""
+    """What is measured, and the reals that it is compared with; `folder`: that of its report, if it is known already."""
 
     name: str
     kind: Kind
@@ -158,9 +159,9 @@ def _open_generator(model: Model, request: Request, given: Config | None) -> _Su
     own = run_config(model.run_uri, request.overrides) if model.run_uri else None
     config = _changed(given or own or _bare_config(request, generator.resolution, generator.channels), request)
     for metric in request.metrics or ():
-        if metric == "fid_mixing" and not generator.model.styles:
+        if METRICS[metric].needs_styles and not generator.model.styles:
             raise ConfigError(f"--metrics {metric}: the generator of {model.name} has no styles to mix; take it out")
-        if metric == "separability" and config.evaluation.features == "rotation":
+        if "attributes" in METRICS[metric].roles and config.evaluation.features == "rotation":
             raise ConfigError(
                 f"--metrics {metric}: evaluation.features=rotation knows no attributes; take it out, or set another"
             )
@@ -179,7 +180,7 @@ def _open_generator(model: Model, request: Request, given: Config | None) -> _Su
 
 
 def _own_folder(model: Model, config: Config, shards: ShardSet) -> str | None:
-    """The folder of the model's run, if it holds the very report that is asked for."""
+    """Return the folder of the model's run if it holds the very report that is asked for, else None."""
     if not model.run_uri or make_keys(config, shards).run_id != storage.name(model.run_uri):
         return None
     report = read_report(model.run_uri)
@@ -188,7 +189,7 @@ def _own_folder(model: Model, config: Config, shards: ShardSet) -> str | None:
 
 
 def _shards_of(model: Model, config: Config) -> ShardSet | None:
-    """The very images of the model's run, also if its source has changed or moved since; None if others are asked for."""
+    """Return the shards of the model's run, even if its source has changed or moved; None if other images are asked for."""
     if not model.run_uri or run_config(model.run_uri).data != config.data:
         return None
     report = read_report(model.run_uri)
@@ -197,14 +198,17 @@ def _shards_of(model: Model, config: Config) -> ShardSet | None:
 
 def _open_images(request: Request, given: Config | None) -> _Subject:
     source = _open_source(request, given)
+    of_images = [metric for metric, facts in METRICS.items() if facts.of_images]
     for metric in request.metrics or ():
-        if metric not in OF_IMAGES:
+        if metric not in of_images:
             raise ConfigError(
-                f"--metrics {metric}: needs a generator, and {request.model} holds images; theirs are {', '.join(OF_IMAGES)}"
+                f"--metrics {metric}: needs a generator, and {request.model} holds images; theirs are {', '.join(of_images)}"
             )
     config = _changed(given or _bare_config(request, *_shape(source)), request)
     as_they_are = {"labels": "none", "label_file": None, "crop": "center", "min_size": 0, "duplicates": "keep"}
-    data = config.data.model_copy(update=as_they_are | {"source": request.model})  # one drawn twice counts twice
+    data = config.data.model_copy(
+        update=as_they_are | {"source": request.model}
+    )  # an image that was drawn twice counts twice
     images = _shard(unaltered(source, data), config.model_copy(update={"data": data}))
     shards = _shard(open_source(config.data), config)
     return _Subject(request.model, "images", images.fingerprint, config, shards, partial(evaluate_images, images))
@@ -221,7 +225,7 @@ def _open_source(request: Request, given: Config | None) -> Source:
 
 
 def _shape(source: Source) -> tuple[int, int]:
-    """Side and channels of the first image, which all others must have."""
+    """Return side and channels of the first image, which all others must have."""
     first = source.images[0]
     with source.open() as read:
         try:
@@ -237,7 +241,7 @@ def _shape(source: Source) -> tuple[int, int]:
 
 
 def _bare_config(request: Request, resolution: int, channels: int) -> Config:
-    """The config of an evaluation that has neither a run nor a config: all defaults."""
+    """Return the config of an evaluation that has neither a run nor a config: all defaults."""
     if request.data is None:
         raise ConfigError(f"{request.model}: what to compare it with is not known; give --data SOURCE or --config FILE")
     data = {"source": request.data, "resolution": resolution, "channels": channels}
@@ -246,7 +250,7 @@ def _bare_config(request: Request, resolution: int, channels: int) -> Config:
 
 
 def _changed(config: Config, request: Request) -> Config:
-    """With the data and the metrics that were asked for, and an absolute root."""
+    """Return the config with the data and metrics of the request, and an absolute root."""
     data, evaluation = config.data, config.evaluation
     if request.data is not None:
         data = data.model_copy(update={"source": request.data})
@@ -257,7 +261,7 @@ def _changed(config: Config, request: Request) -> Config:
 
 
 def _given_root(request: Request) -> str | None:
-    """The storage.root among the overrides: a run is looked for there."""
+    """Return the storage.root among the overrides, where a run is searched; None if there is none or a config is given."""
     roots = [
         value for key, _, value in (override.partition("=") for override in request.overrides) if key == "storage.root"
     ]
@@ -265,12 +269,12 @@ def _given_root(request: Request) -> str | None:
 
 
 def _shard(source: Source, config: Config) -> ShardSet:
-    """The shards of a source, made if they are not there."""
+    """Return the shards of a source; write them if they do not exist."""
     return find_shards(source, config.data, config.storage.root) or shard_in_parallel(source, config)
 
 
 def _measure(subject: _Subject, folder: str) -> Report:
-    """Measure on Ray, and leave report and figures in the folder."""
+    """Measure on Ray, and write report and figures into the folder."""
     config = subject.config
 
     def pmap(function: Callable[[T], Any], items: Iterable[T]) -> Iterator[Any]:
@@ -286,7 +290,7 @@ def _measure(subject: _Subject, folder: str) -> Report:
 
 
 def _copy(report: Report, folder: str, out: str) -> tuple[Report, str]:
-    """Report, page and figures in another folder; the report names them there."""
+    """Copy report, page and figures to another folder; the copied report names the figures there."""
     figures = {name: storage.join(out, storage.name(uri)) for name, uri in report.figures.items()}
     report = report.model_copy(update={"figures": figures})
     for name in (*map(storage.name, figures.values()), PAGE):

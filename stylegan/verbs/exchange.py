@@ -1,4 +1,4 @@
-"""Weights from and to other programs: official TensorFlow pickles in, safetensors and ONNX out."""
+"""Exchange weights with other programs: read official TensorFlow pickles, write safetensors and ONNX."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Imported(Record):
 
 
 class Exported(Record):
-    """A generator in one file. For ONNX, `max_difference` is the largest one from torch, for images that span [-1, 1]."""
+    """A generator in one file. `max_difference` (ONNX) is the largest difference from torch, for images in [-1, 1]."""
 
     path: str
     checkpoint_uri: str
@@ -47,11 +47,11 @@ def import_weights(source: str, out: str) -> Imported:
 
     Args:
         source: path or fsspec URL of the pickle.
-        out: URI of the folder. It must be new, empty, or from an import of the same file, which is then repeated.
+        out: URI of the folder. It must be new, empty, or made by an import of the same file, which is then repeated.
 
     Raises:
         ConfigError: there is no such file, or the folder holds something else.
-        StepError: the file is none, or cannot be expressed (names the variable or argument).
+        StepError: the file is not such a pickle, or holds something that this program's networks cannot express.
     """
     data = _read(source)
     try:
@@ -80,11 +80,11 @@ def export(config: Config | None, model: str, out: str) -> Exported:
 
     Args:
         config, model: as for `find_model`.
-        out: path or URI; its end says which format: .safetensors or .onnx.
+        out: path or URI; its ending chooses the format: .safetensors or .onnx.
 
     Raises:
-        ConfigError: another end, or no such model.
-        StepError: ONNX is not installed, or its file gives other images than torch.
+        ConfigError: another ending, or no such model.
+        StepError: ONNX is not installed, or its file draws other images than torch.
     """
     if not out.endswith((".safetensors", ".onnx")):
         raise ConfigError(f"--out {out}: must end in .safetensors or .onnx, which says what is written")
@@ -108,8 +108,8 @@ def _read(source: str) -> bytes:
 
 
 def _files(networks: OfficialNetworks) -> dict[str, bytes]:
-    """The files to write; the one that makes the folder a model comes last."""
-    names = [str(number) for number in range(networks.Gs.num_labels)]  # the pickles have numbers only
+    """Return the files to write; the one that makes the folder a model comes last."""
+    names = [str(number) for number in range(networks.Gs.num_labels)]  # the pickles hold numbers only
     files = {}
     if networks.G:
         files["G.safetensors"] = save_generator(networks.G, names)

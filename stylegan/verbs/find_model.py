@@ -1,4 +1,4 @@
-"""Any trained generator by what people call it: a run, a checkpoint, or a version in the registry."""
+"""Find a trained generator by what people call it: a run, a checkpoint, or a version in the registry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHORT_VERSION = r"([A-Za-z0-9][A-Za-z0-9 _-]*)(@[^/@]+|/\d+)"
 
 @dataclass(frozen=True)
 class Model:
-    """A trained generator: what it is called, the folder of its checkpoint, and the folder of its run if storage still has it."""
+    """A trained generator: its name, the folder of its checkpoint, and the folder of its run if storage still has it."""
 
     name: str
     kind: Literal["run", "checkpoint", "version"]
@@ -34,10 +34,12 @@ class Model:
 
 
 def find_model(config: Config | None, model: str, *, root: str | None = None) -> Model:
-    """The generator behind a run id, a run's folder, `models:/name@alias` or name@alias, `models:/name/3` or name/3, or a checkpoint URI.
+    """Return the generator that a text names.
 
     Args:
-        config: where runs and the registry are; unset looks in the default storage.root and MLFLOW_TRACKING_URI.
+        config: names storage.root and registry; None means the default storage.root and MLFLOW_TRACKING_URI.
+        model: a run id, a run's folder, the URI of a checkpoint, or a version: `models:/name@alias` or name@alias,
+            `models:/name/3` or name/3.
         root: another storage.root.
 
     Raises:
@@ -50,7 +52,7 @@ def find_model(config: Config | None, model: str, *, root: str | None = None) ->
 
 
 def tried(config: Config | None, model: str, *, root: str | None = None) -> str:
-    """What was looked for under that name, for the line that says that there is no such model."""
+    """Return the line that says that there is no such model and where it was searched."""
     hint = "" if config or root else " (--config FILE names another place)"
     return (
         f"{model}: no such model: no run in {_runs_folder(config, root)}{hint}, no checkpoint (a folder with generator.safetensors), "
@@ -59,7 +61,7 @@ def tried(config: Config | None, model: str, *, root: str | None = None) -> str:
 
 
 def look_up(config: Config | None, model: str, *, root: str | None = None) -> Model | None:
-    """The same, but None for what is no model at all."""
+    """Return the generator as `find_model` does, or None if the text names no model at all."""
     if model.startswith("models:/"):
         return _version(config, model)
     uri = storage.absolute(model)
@@ -72,25 +74,25 @@ def look_up(config: Config | None, model: str, *, root: str | None = None) -> Mo
         if storage.exists(storage.join(run_uri, "config.yaml")):
             return _run(run_uri)
     short = re.fullmatch(SHORT_VERSION, model) and not storage.exists(uri)
-    if short and ("@" in model or _registry(config)):  # name/3 without a registry is a folder that is not there
+    if short and ("@" in model or _registry(config)):  # without a registry name/3 is a folder that does not exist
         return _version(config, f"models:/{model}")
     return None
 
 
 def _runs_folder(config: Config | None, root: str | None = None) -> str:
-    """Where runs are, for a config or without one."""
+    """Return the folder of all runs, of a config or by default."""
     return storage.join(storage.absolute(root or (config.storage if config else StorageConfig()).root), "runs")
 
 
 def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that a run has left in its folder; its storage.root is where the folder is now."""
+    """Return the config in a run's folder; its storage.root is where the folder is now."""
     uri = storage.join(run_uri, "config.yaml")
     config = build(parse(storage.read_bytes(uri).decode(), uri), uri, overrides)
     return config.model_copy(update={"storage": StorageConfig(root=root_of(run_uri))})
 
 
 def root_of(run_uri: str) -> str:
-    """The storage.root of a run's folder."""
+    """Return the storage.root of a run's folder."""
     return os.path.dirname(os.path.dirname(run_uri))
 
 
@@ -109,7 +111,7 @@ def _version(config: Config | None, model: str) -> Model:
 
 
 def _run_of(checkpoint_uri: str, run_id: str | None = None) -> str | None:
-    """The folder of the run that a checkpoint below a storage.root belongs to, if it is there."""
+    """Return the folder of the run that wrote a checkpoint below a storage.root, None if it does not exist."""
     try:
         run_id = run_id or storage.read_json(storage.join(checkpoint_uri, "checkpoint.json"))["run_id"]
     except (FileNotFoundError, KeyError):  # imported weights
@@ -132,13 +134,13 @@ def _run(run_uri: str) -> Model:
 
 
 def _below(root: str, checkpoint_uri: str) -> str:
-    """The checkpoint under this root, which may have moved since the checkpoint was written down."""
+    """Return the checkpoint below this root, which may have moved since the URI was recorded."""
     here = storage.join(root, "stages", *checkpoint_uri.rstrip("/").split("/")[-2:])
     return here if storage.exists(here) else checkpoint_uri
 
 
 def _last_checkpoint(name: str, config: Config) -> str:
-    """The end of the last stage of a run that is not evaluated yet."""
+    """Return the end of the last stage of a run that is not evaluated yet."""
     stage = stages(config)[-1]
     shards = find_shards(open_source(config.data), config.data, config.storage.root)
     found = Run(config, shards).find_stage(stage) if shards else None

@@ -1,4 +1,4 @@
-"""Grids of images from any trained model: a run id, a checkpoint's URI, or a version in the registry."""
+"""Draw grids of images from any trained model: a run, a checkpoint, or a version in the registry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Grid(Record):
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0-3,7` to [0, 1, 2, 3, 7]. Raises ConfigError if it is no such list."""
+    """Parse `0-3,7` to [0, 1, 2, 3, 7]. Raises ConfigError if it is not such a list."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -57,7 +57,7 @@ def sample(
     Args:
         config, model: as for `find_model`.
         psi: truncation of the first 8 layers; None or 1 is off.
-        label: class name or number of a class-conditional model; None takes the classes in turn.
+        label: class name or number of a class-conditional model; None draws the classes in turn.
         out: path of the PNG.
     """
     uri = find_model(config, model).checkpoint_uri
@@ -74,7 +74,7 @@ def sample(
 
 @torch.no_grad()
 def _one(generator: Generator, seed: int, labels: Tensor | None, psi: float | None) -> Tensor:
-    """The image of a seed, [1, C, r, r]: z and noise come from the seed alone, whatever else is in the grid."""
+    """Draw the image of a seed, [1, C, r, r]. z and noise depend on the seed alone, not on the rest of the grid."""
     random = torch.Generator().manual_seed(seed)
     z = torch.randn(1, generator.w_avg.shape[0], generator=random)
     return generator(z, labels, noise=random_noise(random, "cpu"), truncation_psi=psi)

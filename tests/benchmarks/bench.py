@@ -1,8 +1,8 @@
-"""`make bench`: the training core against its yardstick, plain.py, and against the machine's own peak.
+"""`make bench-training`: compares the training core with its yardstick, plain.py, and with the machine's own peak.
 
-Each variant lives in a process of its own, with the allocator that it would have by itself, so that its peak memory can be
-read; they take turns, one step each, round after round. What counts are the ratios of one run: absolute times belong to the
-machine and to the hour.
+Each variant has a process of its own, with the allocator that it would normally have, so that its peak memory can be
+measured. The variants take turns, one step each, round after round. Only the ratios within one run count: absolute
+times depend on the machine and on its load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from stylegan.training.schedule import stages
 from stylegan.training.state import start_stage
 from stylegan.training.step import discriminator_step, generator_step
 
-# Name -> settings of `training`; None is the yardstick.
+# Name -> settings of `training`; None for the yardstick.
 VARIANTS: dict[str, dict[str, object] | None] = {
     "plain": None,
     "fp32": {},
@@ -45,7 +45,7 @@ Step = Callable[[], object]
 
 
 def make_config(resolution: int, fmap_max: int, batch: int, training: dict[str, object]) -> Config:
-    """A run of one stage: R1 in every step unless `training` says otherwise."""
+    """Return the configuration of a run of one stage, with R1 in every step unless `training` says otherwise."""
     return build(
         {
             "name": "bench",
@@ -57,7 +57,7 @@ def make_config(resolution: int, fmap_max: int, batch: int, training: dict[str, 
 
 
 def plain_steps(config: Config) -> tuple[Step, Step]:
-    """A training step and inference of the yardstick."""
+    """Return a training step and an inference step of the yardstick."""
     resolution, batch = config.data.resolution, config.batch_at(config.data.resolution)
     G = PlainGenerator(config.model, resolution=resolution, channels=3)
     D = PlainDiscriminator(config.model, resolution=resolution, channels=3)
@@ -72,7 +72,7 @@ def plain_steps(config: Config) -> tuple[Step, Step]:
 
 
 def own_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
-    """A training step and inference of the product."""
+    """Return a training step and an inference step of the product."""
     stage = stages(config)[-1]
     state = start_stage(config, stage, num_labels=0, previous=None, device=device)
     images = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
@@ -91,7 +91,10 @@ def own_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
 
 
 def serve(connection: Connection, name: str, options: argparse.Namespace) -> None:
-    """A variant's process: takes ("train" | "infer", steps), answers with seconds per step; ("end", 0) with its peak memory in MiB."""
+    """Run one variant in its process and answer requests.
+
+    The answer to ("train" | "infer", steps) is the seconds per step, the answer to ("end", 0) the peak memory in MiB.
+    """
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     settings = VARIANTS[name]
@@ -111,7 +114,7 @@ def serve(connection: Connection, name: str, options: argparse.Namespace) -> Non
 
 
 def timed(step: Step, steps: int) -> float:
-    """Seconds per step."""
+    """Return the seconds per step."""
     start = time.perf_counter()
     for _ in range(steps):
         step()
@@ -121,26 +124,29 @@ def timed(step: Step, steps: int) -> float:
 
 
 def ask(connection: Connection, what: str, steps: int) -> float:
-    """One turn of a variant."""
+    """Send a request to a variant and return its answer."""
     connection.send((what, steps))
     return float(connection.recv())
 
 
 def measure(options: argparse.Namespace) -> None:
-    """All variants in turns, and a table."""
+    """Measure all variants in turns, and print a table."""
+    # Start the processes.
     context = multiprocessing.get_context("spawn")
     turns: dict[str, Connection] = {}
     for name in VARIANTS:
         here, there = context.Pipe()
         context.Process(target=serve, args=(there, name, options), daemon=True).start()
         turns[name] = here
+
+    # Measure training, then inference.
     seconds: dict[tuple[str, str], list[float]] = {}
     for what in ("train", "infer"):
         for connection in turns.values():
             ask(connection, what, 2)  # the first steps compile and fill caches
         for _ in range(options.rounds):
             for name, connection in turns.items():
-                # A lazy step is dear once in sixteen: a whole interval is the unit.
+                # A lazy step computes R1 once in sixteen steps, so a whole interval is measured.
                 steps = 16 if "lazy" in name and what == "train" else 4 if what == "infer" else 1
                 seconds.setdefault((what, name), []).append(ask(connection, what, steps))
     peaks = {name: ask(connection, "end", 0) for name, connection in turns.items()}
@@ -148,7 +154,11 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[float]], peaks: dict[str, float]) -> None:
-    """One row a variant: images per second (median, and its spread), ratios to the yardstick of the same round, memory."""
+    """Print a table with one row per variant, then the share of the machine's peak that training reaches.
+
+    A row contains images per second (median, minimum and maximum), ratios to the yardstick of the same round, and
+    memory.
+    """
     size = f"{options.resolution}x{options.resolution}, fmap_max {options.fmap_max}, batch {options.batch}"
     print(f"\n{size}, {options.threads} thread(s), {options.rounds} rounds\n")
     print("| variant | train img/s (min-max) | ratio | infer img/s | ratio | peak MiB |\n|---|---|---|---|---|---|")
@@ -160,6 +170,8 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[floa
             spread = f" ({min(rates):.1f}-{max(rates):.1f})" if what == "train" else ""
             cells += [f"{statistics.median(rates):.1f}{spread}", f"{ratio:.2f}"]
         print("| " + " | ".join([*cells, f"{peak:.0f}"]) + " |")
+
+    # Share of the peak.
     config = make_config(options.resolution, options.fmap_max, options.batch, {})
     flops = step_flops(config, options.resolution) * options.batch
     peak_flops = {
@@ -170,12 +182,13 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[floa
         name = f"{precision} compiled"
         rate = flops / statistics.median(seconds["train", name])
         print(
-            f"{name}: {rate / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f} measured for its largest convolution: {rate / peak:.0%}"
+            f"{name}: {rate / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f} measured for its largest convolution: "
+            f"{rate / peak:.0%}"
         )
 
 
 def convolution_peak(options: argparse.Namespace, dtype: torch.dtype | None) -> float:
-    """Operations per second of the forward pass of the 3x3 convolution at the finest resolution, best of ten."""
+    """Measure the operations per second of the 3x3 forward convolution at the finest resolution, best of ten."""
     torch.set_num_threads(options.threads)
     width, side = min(int(8192 / (options.resolution / 2)), options.fmap_max), options.resolution
     x = torch.randn(options.batch, width, side, side, dtype=dtype).to(memory_format=torch.channels_last)
@@ -186,7 +199,7 @@ def convolution_peak(options: argparse.Namespace, dtype: torch.dtype | None) -> 
 
 
 def top_operations(options: argparse.Namespace) -> None:
-    """Where the time of the fast variant goes."""
+    """Print the operations that take most of the time of the bf16 compiled variant."""
     torch.set_num_threads(options.threads)
     config = make_config(options.resolution, options.fmap_max, options.batch, {"precision": "bf16", "compile": True})
     with tuned(config.training, torch.device(options.device)):
@@ -203,7 +216,7 @@ def top_operations(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="Benchmark of the training core against the plain version.")
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--fmap-max", type=int, default=128)
@@ -211,7 +224,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--top", type=int, default=12, help="operations in the list of where time goes; 0 leaves it out"
+        "--top", type=int, default=12, help="number of operations to list by their share of time; 0 for no list"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()

@@ -1,9 +1,14 @@
-"""`python -m benchmarks.bench_evaluation [memory] [features] [scaling]` from tests/, about three minutes: what an evaluation costs.
+"""`make bench-evaluation`: measures time and memory of an evaluation, in about three minutes.
 
-`features`: images drawn and looked at per second, the engine's worker against a plain loop (plain.py's generator with the same
-weights, the network as its reference has it), in turns in one process. `scaling`: the same chunks on one and on two Ray workers.
-`memory`: peak of the driver and of its worker in a whole evaluation, each number of samples in processes of its own. Ratios of one
-run count; absolute times belong to the machine and to the hour.
+`python -m benchmarks.bench_evaluation [memory] [features] [scaling]` in tests/ runs single parts:
+
+- `features`: samples per second, from drawing an image to its features. The engine's worker and a plain loop take turns
+  in one process. The loop uses the generator of plain.py with the same weights, and the reference version of the
+  feature network.
+- `scaling`: the same chunks on one and on two Ray workers.
+- `memory`: peak memory of driver and worker in a whole evaluation, each number of samples in processes of its own.
+
+Only the ratios within one run count: absolute times depend on the machine and on its load.
 """
 
 from __future__ import annotations
@@ -28,9 +33,9 @@ from benchmarks.bench_metrics import timed
 from benchmarks.plain import Draws, PlainGenerator
 from public_weights import file_bytes, inception_state
 from reference import torch_fidelity
-from stylegan.parallel_map import parallel_map
 from torch import Tensor
 
+from stylegan.cluster.parallel_map import parallel_map
 from stylegan.cluster.session import RAY_ENV
 from stylegan.config.file import build
 from stylegan.config.sections import EvaluationConfig, ModelConfig
@@ -41,23 +46,23 @@ from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.engine import evaluate
 from stylegan.evaluation.features.embedded import obtain_features
 from stylegan.evaluation.features.spaces import Network, Spaces
-from stylegan.evaluation.generate import GENERATED, Chunk, Subject, batch_size, sha256
-from stylegan.evaluation.work import measure
+from stylegan.evaluation.generate import GENERATED, SampleChunk, Subject, batch_size, sha256
+from stylegan.evaluation.work import measure_chunk
 from stylegan.images import to_float, to_uint8
 from stylegan.networks.generator import Generator
-from stylegan.networks.inception import FEATURES
+from stylegan.networks.inception import NUM_FEATURES
 from stylegan.networks.weights import load_generator, save_generator
 
 Way = Callable[[int], np.ndarray]  # number of samples -> features
 
 
 def configured(resolution: int) -> Config:
-    """Digits, as grey images of this size; a worker has one CPU."""
+    """Return a configuration with digits as grey images of this size; a worker has one CPU."""
     return build({"name": "bench", "data": {"source": "digits", "resolution": resolution, "channels": 1}})
 
 
 def prepare(folder: Path, model: ModelConfig, resolution: int) -> tuple[str, ShardSet]:
-    """URI of a checkpoint with random weights, and the shards of its data set."""
+    """Write a checkpoint with random weights and a data set; return the checkpoint's URI and the shards."""
     torch.manual_seed(0)
     uri = folder / f"checkpoint-{resolution}"
     uri.mkdir()
@@ -67,23 +72,26 @@ def prepare(folder: Path, model: ModelConfig, resolution: int) -> tuple[str, Sha
 
 
 def subject_of(uri: str, shards: ShardSet, network: Network) -> Subject:
-    """A generator looked at by one network."""
+    """Return a generator and the one feature network that measures it."""
     path = f"{uri}/generator.safetensors"
     return Subject(
         path, sha256(Path(path).read_bytes()), None, shards, (), Spaces({"pooled": network}), EvaluationConfig(), "cpu"
     )
 
 
-def chunks_of(subject: Subject, count: int) -> list[Chunk]:
-    """The work of `count` samples."""
-    return [Chunk(subject, GENERATED, (("pooled", count),), index) for index in range(-(-count // 256))]
+def chunks_of(subject: Subject, count: int) -> list[SampleChunk]:
+    """Return the chunks of work for `count` samples."""
+    return [SampleChunk(subject, GENERATED, (("pooled", count),), index) for index in range(-(-count // 256))]
 
 
 def plain_loop(uri: str, look: Callable[[Tensor], Tensor], resolution: int) -> Way:
-    """As a script does it: a batch of images, eight bits, features; NCHW, single precision, one batch after the other."""
+    """Return a function that computes features as a script would, one batch after the other.
+
+    It draws a batch of images, quantises them to eight bits and computes features; in NCHW and single precision.
+    """
     own, _ = load_generator(Path(uri, "generator.safetensors").read_bytes())
     G = PlainGenerator(own.model, resolution=resolution, channels=1)
-    assert not G.load_state_dict(own.state_dict(), strict=False).missing_keys  # it stores no noise
+    assert not G.load_state_dict(own.state_dict(), strict=False).missing_keys
 
     def draw(size: int) -> Tensor:
         draws = Draws.random(G, size)
@@ -98,7 +106,8 @@ def plain_loop(uri: str, look: Callable[[Tensor], Tensor], resolution: int) -> W
 
 
 def bench_features(options: argparse.Namespace, folder: Path) -> None:
-    """Samples per second of one process."""
+    """Measure the samples per second of one process."""
+    # Two feature networks, as the engine runs them and as the plain loop does.
     uri, shards = prepare(folder, ModelConfig(fmap_max=options.fmap_max), options.resolution)
     small = obtain_features(EvaluationConfig(), shards, root=str(folder))
     inception = folder / "inception.pth"
@@ -108,7 +117,7 @@ def bench_features(options: argparse.Namespace, folder: Path) -> None:
     networks = {
         "classifier": (Network("classifier", (small.uri,), small.sha256, small.network.num_features), options.samples),
         "inception": (
-            Network("inception", (str(inception),), sha256(inception.read_bytes()), FEATURES),
+            Network("inception", (str(inception),), sha256(inception.read_bytes()), NUM_FEATURES),
             options.samples // 16,
         ),
     }
@@ -116,18 +125,21 @@ def bench_features(options: argparse.Namespace, folder: Path) -> None:
         "classifier": lambda images: small.network.pooled(to_float(images)),
         "inception": lambda images: reference(images.repeat(1, 3, 1, 1))[0],
     }
+
+    # Measure both ways in turns.
     print(
-        f"\nSamples per second, {options.resolution}x{options.resolution}, fmap_max {options.fmap_max}, {options.rounds} rounds in turns"
+        f"\nSamples per second, {options.resolution}x{options.resolution}, fmap_max {options.fmap_max}, "
+        f"{options.rounds} rounds in turns"
     )
     print("| network | plain (min-max) | engine (min-max) | ratio |\n|---|---|---|---|")
     for name, (network, count) in networks.items():
         chunks = chunks_of(subject_of(uri, shards, network), count)
         ways: dict[str, Way] = {
             "plain": plain_loop(uri, looks[name], options.resolution),
-            "engine": lambda count, chunks=chunks: np.concatenate([measure(chunk)["pooled"] for chunk in chunks]),  # type: ignore[misc]
+            "engine": lambda count, chunks=chunks: np.concatenate([measure_chunk(chunk)["pooled"] for chunk in chunks]),  # type: ignore[misc]
         }
         rates: dict[str, list[float]] = {way: [] for way in ways}
-        for round_number in range(options.rounds + 1):  # the first one loads networks
+        for round_number in range(options.rounds + 1):  # the first round loads networks
             for way, run in ways.items():
                 seconds, found = timed(lambda run=run, count=count: run(count))  # type: ignore[misc]
                 assert found.shape == (count, network.num_features)
@@ -138,27 +150,27 @@ def bench_features(options: argparse.Namespace, folder: Path) -> None:
 
 
 def on_ray(workers: int) -> None:
-    """Ray with so many CPUs, each a worker."""
+    """Start Ray with so many CPUs, one for each worker."""
     import ray
 
     os.environ.update(RAY_ENV)
     ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 
 
-def scale(workers: int, chunks: list[Chunk], resolution: int) -> tuple[float, str]:
-    """Seconds and a digest of all features, in a driver of its own."""
+def scale(workers: int, chunks: list[SampleChunk], resolution: int) -> tuple[float, str]:
+    """Return the seconds and a digest of all features; run it in a driver of its own."""
     on_ray(workers)
     config = configured(resolution)
     for _ in parallel_map(
-        lambda _: (time.sleep(2), measure(chunks[0])), range(workers), config
+        lambda _: (time.sleep(2), measure_chunk(chunks[0])), range(workers), config
     ):  # each worker loads all
         pass
-    seconds, parts = timed(lambda: list(parallel_map(measure, chunks, config)))
+    seconds, parts = timed(lambda: list(parallel_map(measure_chunk, chunks, config)))
     return seconds, hashlib.sha256(b"".join(part["pooled"].tobytes() for part in parts)).hexdigest()
 
 
 def bench_scaling(options: argparse.Namespace, folder: Path) -> None:
-    """Twice the workers, in turns."""
+    """Compare one worker with two, in turns."""
     uri, shards = prepare(folder, ModelConfig(fmap_max=options.fmap_max), options.resolution)
     small = obtain_features(EvaluationConfig(), shards, root=str(folder))
     network = Network("classifier", (small.uri,), small.sha256, small.network.num_features)
@@ -184,7 +196,10 @@ def bench_scaling(options: argparse.Namespace, folder: Path) -> None:
 
 
 def whole(uri: str, shards: ShardSet, root: str, count: int) -> tuple[float, float, float]:
-    """Seconds of an evaluation, and peaks of driver and worker, in processes of their own."""
+    """Return the seconds of an evaluation, and the peak memory of driver and worker in MiB.
+
+    Run it in a process of its own.
+    """
     torch.set_num_threads(1)
     on_ray(1)
     config = configured(max(shards.resolutions))
@@ -199,29 +214,30 @@ def whole(uri: str, shards: ShardSet, root: str, count: int) -> tuple[float, flo
 
 
 def bench_memory(options: argparse.Namespace, folder: Path) -> None:
-    """Ten times the samples must not need more memory: FID of a tiny generator, with its interval."""
+    """Measure the memory of FID of a tiny generator, with its interval; ten times the samples must not need more."""
     uri, shards = prepare(folder, ModelConfig(latent_size=16, mapping_layers=2, mapping_fmaps=16, fmap_max=8), 8)
     print(
-        "\nPeak memory of an evaluation (fid with 16 replicates, 8x8)\n| samples | driver MiB | worker MiB | s |\n|---|---|---|---|"
+        "\nPeak memory of an evaluation (fid with 16 replicates, 8x8)\n"
+        "| samples | driver MiB | worker MiB | s |\n|---|---|---|---|"
     )
-    for count in (10_000, 10_000, 100_000):  # the first one trains the classifier
+    for count in (10_000, 10_000, 100_000):  # the first run trains the classifier
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seconds, driver, worker = pool.apply(whole, (uri, shards, str(folder), count))
         print(f"| {count:,} | {driver:.0f} | {worker:.0f} | {seconds:.1f} |")
 
 
-# Memory first: a child's peak counts from that of the process that started it.
+# `memory` comes first: the peak memory of a child is at least the memory of the process that started it.
 PARTS = {"memory": bench_memory, "features": bench_features, "scaling": bench_scaling}
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="Benchmark of the evaluation's passes.")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "all"], default="all", help="what to measure")
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--fmap-max", type=int, default=128)
     parser.add_argument(
-        "--samples", type=int, default=1024, help="a sixteenth of it for Inception, twice as many for scaling"
+        "--samples", type=int, default=1024, help="number of samples; a sixteenth for Inception, twice for scaling"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,7 +1,12 @@
-"""`python -m benchmarks.bench_metrics` from tests/, about three minutes: what metrics cost once the features are there.
+"""`make bench-metrics`: measures metrics from finished features on, in about three minutes.
 
-Frechet distance against scipy's root of a matrix, in turns in one process; peak memory of streaming statistics, each number of
-samples in a process of its own; kernel distance, and precision and recall. Absolute times belong to the machine and to the hour.
+`python -m benchmarks.bench_metrics [memory] [frechet] [pairs]` in tests/ runs single parts:
+
+- `frechet`: Frechet distance here and by scipy's square root of a matrix, in turns in one process.
+- `memory`: peak memory of streaming statistics, each number of samples in a process of its own.
+- `pairs`: kernel distance, and precision and recall.
+
+Absolute times depend on the machine and on its load.
 """
 
 from __future__ import annotations
@@ -24,39 +29,39 @@ from stylegan.evaluation.metrics.fid import BootstrapMoments, Moments, frechet_d
 from stylegan.evaluation.metrics.kid import kernel_distance
 from stylegan.evaluation.metrics.precision_recall import Manifold, manifold_metrics
 
-CHUNK = 256  # samples that stream by at a time
+CHUNK = 256  # samples added to the streaming statistics at a time
 T = TypeVar("T")
 
 
 def timed(function: Callable[[], T]) -> tuple[float, T]:
-    """Seconds and the result."""
+    """Call a function and return the seconds it took and its result."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
 
 
 def features(count: int, size: int, *, seed: int) -> np.ndarray:
-    """[count, size] float32 whose variances fall by six orders of magnitude."""
+    """Return random features [count, size], float32, whose variances fall by six orders of magnitude."""
     values = np.random.default_rng(seed).standard_normal((count, size), np.float32)
     values *= np.logspace(0, -3, size, dtype=np.float32)
     return values
 
 
 def turned(values: np.ndarray) -> np.ndarray:
-    """The same in another basis, so that all are correlated."""
+    """Return the same features in another basis, so that all are correlated."""
     size = values.shape[1]
     basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))
     return values @ basis.astype(np.float32)
 
 
 def with_sqrtm(a: Moments, b: Moments) -> float:
-    """The usual way: the root of the product of covariances, and the real part of its trace."""
+    """Compute the Frechet distance the usual way: by the real part of the root of the product of covariances."""
     root = scipy.linalg.sqrtm(a.covariance @ b.covariance)
     return float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance + b.covariance - 2 * root.real))
 
 
 def bench_frechet(options: argparse.Namespace) -> None:
-    """From moments to the distance; `again` compares with the same reference, whose root is kept."""
+    """Measure the distance from moments on; `again` compares with the same reference, whose root is kept."""
     reference, generated = (
         Moments.of(turned(features(options.samples, options.features, seed=seed))) for seed in (1, 2)
     )
@@ -69,20 +74,25 @@ def bench_frechet(options: argparse.Namespace) -> None:
         for name, way in ways.items():
             spent, values[name] = timed(lambda way=way, fresh=fresh: way(fresh, generated))  # type: ignore[misc]
             seconds[name].append(spent)
+
+    # Print a table.
     print(f"\nFrechet distance of {options.features} features, {options.rounds} rounds in turns")
     print("| way | median s (min-max) | ratio | value |\n|---|---|---|---|")
     for name, spent in seconds.items():
         ratio = statistics.median(s / o for s, o in zip(seconds["scipy"], spent, strict=True))
         print(
-            f"| {name} | {statistics.median(spent):.2f} ({min(spent):.2f}-{max(spent):.2f}) | {ratio:.1f} | {values[name]:.9g} |"
+            f"| {name} | {statistics.median(spent):.2f} ({min(spent):.2f}-{max(spent):.2f}) "
+            f"| {ratio:.1f} | {values[name]:.9g} |"
         )
+
+    # Special cases.
     spent, _ = timed(lambda: frechet_distance(reference, reference))
     print(f"to itself, where digits cancel and singular values are taken: {spent:.2f} s")
     bench_bootstrap(reference, options)
 
 
 def bench_bootstrap(reference: Moments, options: argparse.Namespace) -> None:
-    """The interval: streaming 16 replicates, and their distances."""
+    """Measure the interval: streaming 16 replicates, and computing their distances."""
     generated = turned(features(options.samples, options.features, seed=2))
     bootstrap = BootstrapMoments(options.features, seed=0)
     streaming, _ = timed(lambda: (bootstrap.add(generated), bootstrap.replicates))
@@ -90,12 +100,13 @@ def bench_bootstrap(reference: Moments, options: argparse.Namespace) -> None:
         lambda: frechet_interval(reference, bootstrap, frechet_distance(reference, Moments.of(generated)))
     )
     print(
-        f"interval {estimate.low:.6g} to {estimate.high:.6g}: {streaming:.1f} s for {options.samples} samples, then {spent:.1f} s"
+        f"interval {estimate.low:.6g} to {estimate.high:.6g}: "
+        f"{streaming:.1f} s for {options.samples} samples, then {spent:.1f} s"
     )
 
 
 def stream(count: int, size: int) -> float:
-    """Moments and bootstrap of `count` samples that stream by; peak memory of this process in MiB."""
+    """Compute moments and bootstrap of `count` samples in chunks; return the peak memory of this process in MiB."""
     torch.set_num_threads(1)
     rng, moments, bootstrap = np.random.default_rng(0), None, BootstrapMoments(size, seed=0)
     for start in range(0, count, CHUNK):
@@ -109,7 +120,7 @@ def stream(count: int, size: int) -> float:
 
 
 def bench_memory(options: argparse.Namespace) -> None:
-    """Ten times the samples must not need more memory."""
+    """Measure the memory of streaming statistics; ten times the samples must not need more."""
     context = multiprocessing.get_context("spawn")
     print(f"\nPeak memory of streaming moments with 16 replicates, {options.stream_features} features")
     for count in (10_000, 100_000):
@@ -118,7 +129,7 @@ def bench_memory(options: argparse.Namespace) -> None:
 
 
 def bench_pairs(options: argparse.Namespace) -> None:
-    """Metrics that compare images one by one."""
+    """Measure the metrics that compare samples in pairs."""
     print(f"\n{options.samples} real and {options.samples} generated samples")
     real, fake = (features(options.samples, options.features, seed=seed) for seed in (1, 2))
     spent, kid = timed(lambda: kernel_distance(real, fake, seed=0))
@@ -133,12 +144,12 @@ def bench_pairs(options: argparse.Namespace) -> None:
     print(f"  of these for the manifold of the reals, which is kept: {spent:.1f} s")
 
 
-# Memory first: a child's peak counts from that of the process that started it.
+# `memory` comes first: the peak memory of a child is at least the memory of the process that started it.
 PARTS = {"memory": bench_memory, "frechet": bench_frechet, "pairs": bench_pairs}
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="Benchmark of the metrics, from features on.")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "all"], default="all", help="what to measure")
     parser.add_argument("--features", type=int, default=2048)
@@ -149,7 +160,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
-        f"torch {torch.__version__}, scipy {scipy.__version__}, {platform.processor() or platform.machine()}, {options.threads} thread(s)"
+        f"torch {torch.__version__}, scipy {scipy.__version__}, {platform.processor() or platform.machine()}, "
+        f"{options.threads} thread(s)"
     )
     for part in PARTS:
         if part in options.parts or "all" in options.parts:

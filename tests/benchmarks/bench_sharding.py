@@ -1,4 +1,4 @@
-"""Parts of `make bench-data`: sharding against decoding alone, how it grows with the number of images, and the trainer's wait."""
+"""Parts of `make bench-data`: sharding compared with decoding, its growth with the images, and the trainer's wait."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from stylegan.training import loop
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import stages
 
-IMAGES = {32: 20_000, 128: 2000, 256: 1000}  # some seconds of two cores
-PIECE = 64  # files that a process of the yardstick takes at a time
+IMAGES = {32: 20_000, 128: 2000, 256: 1000}  # number of images by resolution: some seconds on two cores
+PIECE = 64  # files that a process of the yardstick decodes at a time
 
 
 def workers(number: int) -> Pool:
-    """Processes as Ray's would be: each with the modules loaded and one thread."""
+    """Start processes like Ray's workers: each has imported the modules and has one thread."""
     pool = multiprocessing.get_context("spawn").Pool(number, initializer=torch.set_num_threads, initargs=(1,))
     pool.map(warm, range(number * 4), chunksize=1)
     return pool
 
 
 def warm(_: int) -> None:
-    """Import what sharding needs."""
+    """Import the modules that sharding needs."""
     import stylegan.data.sharding.write_shards  # noqa: F401
 
     time.sleep(0.2)
 
 
 def peak_mib(_: object = None) -> float:
-    """Peak memory of this process."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def decode_files(paths: list[str], data: DataConfig, *, levels: bool) -> None:
-    """The yardstick: from the bytes of files to the square at full size, or to that of every resolution."""
+    """Run the yardstick: decode files to the square at full size or, with `levels`, at every resolution."""
     for path in paths:
         content = Path(path).read_bytes()
         if levels:
@@ -66,7 +66,7 @@ def decode_files(paths: list[str], data: DataConfig, *, levels: bool) -> None:
 
 
 def bench_sharding(options: argparse.Namespace) -> None:
-    """Images per second from files to finished shards, and of decoding alone by as many processes, in turns."""
+    """Measure images per second from files to finished shards, and of decoding alone with as many processes."""
     with workers(options.workers) as pool:
         for resolution in options.resolutions:
             with tempfile.TemporaryDirectory() as folder:
@@ -82,9 +82,9 @@ def bench_sharding(options: argparse.Namespace) -> None:
 
 
 def compare_sharding(options: argparse.Namespace, pool: Pool, resolution: int, paths: list[str]) -> None:
-    """One table."""
+    """Measure sharding and decoding in turns at one resolution, and print a table."""
     folder = Path(paths[0]).parent.parent.parent
-    per_shard = max(16, len(paths) // (8 * options.workers))  # a set of usual size has many chunks for each process
+    per_shard = max(16, len(paths) // (8 * options.workers))  # several shards for each process, as in a usual data set
     data = DataConfig(
         source=str(folder / "files"),
         resolution=resolution,
@@ -99,14 +99,19 @@ def compare_sharding(options: argparse.Namespace, pool: Pool, resolution: int, p
         "and all resolutions": lambda: list(pool.imap(partial(decode_files, data=data, levels=True), pieces)),
         "shards": lambda: write_shards(open_source(data), data, next(roots), pmap=pool.imap),
     }
+
+    # Measure in turns.
     seconds: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
             seconds.setdefault(name, []).append(time.perf_counter() - start)
+
+    # Print a table.
     print(
-        f"\nSharding {resolution}x{resolution}, {len(paths)} images, {options.workers} processes, {options.rounds} rounds (goal: 90 %)"
+        f"\nSharding {resolution}x{resolution}, {len(paths)} images, {options.workers} processes, "
+        f"{options.rounds} rounds (goal: 90 %)"
     )
     print("| way | median img/s (min-max) | of decode, crop, resize |\n|---|---|---|")
     for name, spent in seconds.items():
@@ -116,7 +121,10 @@ def compare_sharding(options: argparse.Namespace, pool: Pool, resolution: int, p
 
 
 def grow(count: int, archive: str, processes: int, folder: str) -> dict[str, float]:
-    """One set of `count` images in a process of its own; seconds of each step, and peak memory in MiB."""
+    """List, shard and load a data set of `count` images; return the seconds of each step and the peak memory in MiB.
+
+    Run it in a process of its own.
+    """
     torch.set_num_threads(1)
     os.environ["STYLEGAN_CACHE"] = str(Path(folder, "cache"))
     data = DataConfig(source=archive, resolution=32)
@@ -147,7 +155,7 @@ def grow(count: int, archive: str, processes: int, folder: str) -> dict[str, flo
 
 
 def bench_scale(options: argparse.Namespace) -> None:
-    """Time must grow as the number of images, memory stay below 2 GiB in every process."""
+    """Measure growth: time must be proportional to the number of images, memory below 2 GiB in every process."""
     print(f"\nGrowth at 32x32 from a zip of JPEG files, {options.workers} processes (goal: linear, below 2048 MiB)")
     print("| images | list s | shard s | img/s | load s | img/s | repeat s | peak MiB: list | shard | load | worker |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
@@ -157,9 +165,8 @@ def bench_scale(options: argparse.Namespace) -> None:
             archive = str(Path(folder, "images.zip"))
             write_zip(Path(archive), count, options.images)
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(
-                target=send_growth, args=(sender, count, archive, options.workers, folder)
-            )  # has children
+            # Not a Pool, whose processes may not start children.
+            process = context.Process(target=send_growth, args=(sender, count, archive, options.workers, folder))
             process.start()
             found = receiver.recv()
             process.join()
@@ -171,12 +178,12 @@ def bench_scale(options: argparse.Namespace) -> None:
 
 
 def send_growth(sender: Any, *args: Any) -> None:
-    """`grow` in a child."""
+    """Run `grow` in a child process and send its result."""
     sender.send(grow(*args))
 
 
 def make_config(folder: Path, resolution: int, steps: int, batch: int) -> Config:
-    """A stage without fade, of `steps` steps."""
+    """Return the configuration of a stage of `steps` steps without fade-in."""
     return build(
         {
             "name": "bench",
@@ -193,7 +200,7 @@ def make_config(folder: Path, resolution: int, steps: int, batch: int) -> Config
 
 
 def bench_wait(options: argparse.Namespace) -> None:
-    """Share of a stage's time in which the trainer waits for its next batch, with an empty cache and with a full one."""
+    """Measure the share of time that the trainer waits for its next batch, with an empty and with a full cache."""
     print(f"\nThe trainer's wait, batch {options.batch}, {options.steps} steps, narrow networks (goal: below 2 %)")
     print("| stage | cache | s/step | waiting |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
@@ -211,7 +218,10 @@ def bench_wait(options: argparse.Namespace) -> None:
 
 
 def waiting(config: Config, shards: ShardSet, folder: Path) -> tuple[float, float]:
-    """Train the first stage; seconds a step, and the share of them spent in `next` of the loader, from its first call on."""
+    """Train the first stage; return the seconds per step, and the share of time spent waiting for the loader.
+
+    The first steps are left out, because they fill allocators.
+    """
     stage = stages(config)[0]
     waits: list[float] = []
     ends: list[float] = []
@@ -230,6 +240,7 @@ def waiting(config: Config, shards: ShardSet, folder: Path) -> tuple[float, floa
             waits.append(ends[-1] - start)
             yield batch
 
+    # Train with the loader watched.
     job = StageJob(
         config=config, stage=stage, shards=shards, key="k", run_id="r", uri=str(folder / stage.name), previous=None
     )
@@ -238,6 +249,7 @@ def waiting(config: Config, shards: ShardSet, folder: Path) -> tuple[float, floa
         loop.train_stage(job)
     finally:
         loop.prefetch = original
-    skipped = 2  # the first steps fill allocators
+
+    skipped = 2
     spent = ends[-1] - ends[skipped]
     return spent / (len(ends) - 1 - skipped), sum(waits[skipped + 1 :]) / spent

@@ -1,4 +1,4 @@
-"""How far tensors are from those of the yardstick, by name."""
+"""Comparison of tensors with the tensors of the yardstick, by name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Tensors = Mapping[str, Tensor | None]
 
 
 def deviations(ours: Tensors, plain: Tensors, *, allowed: float, least: float = 1e-6) -> list[str]:
-    """A line for every tensor that is further off than allowed, relative to the norm of the plain one, or to `least` if that is more.
+    """Return a line for every tensor that deviates by more than is allowed.
 
-    None counts as zeros.
+    The deviation is relative to the norm of the plain tensor, or to `least` if that is larger. None counts as zeros.
     """
     lines = [f"{name}: only in one of the two" for name in sorted(ours.keys() ^ plain.keys())]
     for name in sorted(ours.keys() & plain.keys()):
@@ -23,12 +23,12 @@ def deviations(ours: Tensors, plain: Tensors, *, allowed: float, least: float = 
         )
         norm = other.norm().item()
         error = (mine - other).norm().item() / max(norm, least)
-        if not error <= allowed:  # NaN is far off too
+        if not error <= allowed:  # also true for NaN
             lines.append(f"{name}: off by {error:.2g} of its norm {max(norm, least):.3g}; allowed is {allowed:g}")
     return lines
 
 
 def assert_near(ours: Tensors, plain: Tensors, *, allowed: float, least: float = 1e-6) -> None:
-    """Fails with the name and the distance of every tensor that is too far from the plain one."""
+    """Raise AssertionError with the name and the deviation of every tensor that is too far from the plain one."""
     lines = deviations(ours, plain, allowed=allowed, least=least)
     assert not lines, f"{len(lines)} of {len(plain)} tensors differ:\n" + "\n".join(lines)

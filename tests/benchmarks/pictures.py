@@ -1,4 +1,4 @@
-"""Photographs for the benchmarks of data: random crops of scikit-learn's two, or those of an archive that the command line names."""
+"""Photographs for the benchmarks of data: random crops of scikit-learn's two, or the files of a given archive."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ JPEG_QUALITY = 90
 
 @lru_cache
 def photos() -> tuple[np.ndarray, ...]:
-    """uint8 [427, 640, 3], two of them."""
+    """Return two photographs, uint8 [427, 640, 3]."""
     from sklearn.datasets import load_sample_images
 
     return tuple(load_sample_images().images)
 
 
 def crops(count: int, height: int, width: int) -> Iterator[np.ndarray]:
-    """uint8 [height, width, 3], each a part of a photograph of its own place and size, resized: so none is like another."""
+    """Yield different pictures, uint8 [height, width, 3]: resized random parts of the photographs."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         photo = Image.fromarray(photos()[rng.integers(2)])
@@ -36,20 +36,24 @@ def crops(count: int, height: int, width: int) -> Iterator[np.ndarray]:
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    """A file of pixels [H, W, 3]."""
+    """Return pixels [H, W, 3] as a JPEG file."""
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
 
 
 def numbered(content: bytes, number: int) -> bytes:
-    """The same JPEG with a number as its comment: the same pixels, other bytes."""
+    """Return a JPEG with a number as its comment, which changes the bytes but not the pixels."""
     comment = f"{number:012d}".encode()
     return content[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + content[2:]
 
 
 def files(count: int, resolution: int, archive: str | None, *, border: int = 0) -> Iterator[bytes]:
-    """JPEG files: of the archive, over and over, for 32x32; otherwise square crops, `border` pixels larger and a quarter wider."""
+    """Yield JPEG files.
+
+    For 32x32 with an archive they are the archive's files, repeated as often as needed. Otherwise they are crops of the
+    photographs: squares without a border; with one, `border` pixels larger and a quarter wider than high.
+    """
     if archive is None or resolution != 32:
         yield from map(jpeg, crops(count, resolution + border, (resolution + border) * (5 if border else 4) // 4))
         return
@@ -61,7 +65,7 @@ def files(count: int, resolution: int, archive: str | None, *, border: int = 0) 
 
 
 def write_folder(folder: Path, contents: Iterator[bytes], *, classes: int = 10) -> list[Path]:
-    """Class folders of JPEG files, as ImageFolder wants them."""
+    """Write JPEG files into class folders, as ImageFolder needs them, and return their paths."""
     paths = []
     for number, content in enumerate(contents):
         path = folder / f"{number % classes:02d}" / f"{number:08d}.jpg"
@@ -72,7 +76,7 @@ def write_folder(folder: Path, contents: Iterator[bytes], *, classes: int = 10) 
 
 
 def write_tars(folder: Path, paths: list[Path], *, per_tar: int = 1000) -> list[str]:
-    """WebDataset tars of the same files, with their classes."""
+    """Write the same files with their classes as WebDataset tars, and return the paths of the tars."""
     tars = []
     folder.mkdir(parents=True)
     for start in range(0, len(paths), per_tar):
@@ -84,7 +88,10 @@ def write_tars(folder: Path, paths: list[Path], *, per_tar: int = 1000) -> list[
 
 
 def write_zip(path: Path, count: int, archive: str | None, *, originals: int = 5000) -> None:
-    """A zip of `count` JPEG files of 32x32 in class folders, all with pixels of one of `originals` pictures but bytes of their own."""
+    """Write a zip of `count` JPEG files of 32x32 in class folders.
+
+    There are at most `originals` different pictures, but no two files have the same bytes.
+    """
     contents = list(files(min(count, originals), 32, archive))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as members:
         for number in range(count):

@@ -1,8 +1,9 @@
-"""The yardstick: StyleGAN v1 in plain PyTorch, from the formulas, as the public ports write it.
+"""The yardstick: StyleGAN v1 in plain PyTorch, written from the formulas as in the public ports.
 
-Single precision, NCHW, standard modules, autograd throughout: nothing is fused, nothing has a derivative of its own. Tests hold
-the product's networks and steps against it number by number, benchmarks by the clock. Its parameters have the product's names,
-so `load_state_dict` takes weights over; what a step draws at random comes from the caller.
+It uses single precision, NCHW, standard modules and autograd throughout: nothing is fused, and no derivative is
+hand-written. Tests compare the product's networks and steps with it number by number; benchmarks compare the speed. Its
+parameters have the product's names, so `load_state_dict` copies weights. The caller passes the random numbers of a
+step.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from stylegan.config.sections import ModelConfig
 
 
 def fmaps(model: ModelConfig, stage: int) -> int:
-    """Channels at a stage; the block at 2^k computes in stage k - 1."""
+    """Return the number of channels at a stage; the block at resolution 2^k is stage k - 1."""
     return max(min(int(model.fmap_base / 2 ** (stage * model.fmap_decay)), model.fmap_max), 1)
 
 
 class Dense(nn.Module):
-    """Equalised dense layer: weights N(0, 1 / lrmul^2), used times gain / sqrt(inputs) * lrmul."""
+    """Equalised dense layer: stored weights are N(0, 1 / lrmul^2), used ones are times gain / sqrt(inputs) * lrmul."""
 
     def __init__(
         self, num_in: int, num_out: int, *, gain: float = math.sqrt(2), lrmul: float = 1.0, bias: bool = True
@@ -41,7 +42,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Equalised convolution: weights N(0, 1), used times gain / sqrt(kernel^2 * inputs)."""
+    """Equalised convolution: stored weights are N(0, 1), used ones are times gain / sqrt(kernel^2 * inputs)."""
 
     def __init__(
         self, num_in: int, num_out: int, *, kernel: int = 3, gain: float = math.sqrt(2), bias: bool = True
@@ -56,7 +57,10 @@ class Conv(nn.Module):
 
 
 class UpConv(Conv):
-    """Nearest doubling and convolution; from 128x128 a transposed convolution whose kernel is the sum of four shifts."""
+    """Nearest-neighbour doubling and convolution; if fused (from 128x128), a transposed convolution.
+
+    The kernel of the transposed convolution is the sum of four shifts.
+    """
 
     def __init__(self, num_in: int, num_out: int, *, fused: bool) -> None:
         super().__init__(num_in, num_out, bias=False)
@@ -71,14 +75,14 @@ class UpConv(Conv):
 
 
 class DownConv(Conv):
-    """Convolution and mean of 2x2."""
+    """Convolution, then the mean of each 2x2 block."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(super().forward(x), 2)
 
 
 class Blur(nn.Module):
-    """[1, 2, 1] x [1, 2, 1] / 16 on every channel, zero padded."""
+    """Filter [1, 2, 1] x [1, 2, 1] / 16 on every channel, zero padded."""
 
     kernel: Tensor
 
@@ -111,7 +115,7 @@ def minibatch_stddev(x: Tensor, group: int) -> Tensor:
 
 
 class MappingNetwork(nn.Module):
-    """z and the label's vector, normalised together, through dense layers to w."""
+    """Mapping network: z and the label's vector are normalised together, then dense layers compute w."""
 
     def __init__(self, model: ModelConfig, num_labels: int) -> None:
         super().__init__()
@@ -141,13 +145,13 @@ class Constant(nn.Module):
 
 
 def dense_constant(w_size: int, channels: int) -> nn.Module:
-    """The traditional 4x4 input, made from w (configs B and C)."""
+    """Make the traditional 4x4 input, which is computed from w (configs B and C)."""
     dense = Dense(w_size, channels * 16, gain=math.sqrt(2) / 4, bias=False)
     return nn.Sequential(OrderedDict(dense=dense, shape=nn.Unflatten(1, (channels, 4, 4))))
 
 
 class Layer(nn.Module):
-    """Source, blur, noise, bias, leaky ReLU, normalisation, style."""
+    """One synthesis layer: source, blur, noise, bias, leaky ReLU, normalisation, style."""
 
     def __init__(self, model: ModelConfig, source: nn.Module, *, channels: int, w_size: int) -> None:
         super().__init__()
@@ -174,7 +178,7 @@ class Layer(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """One w per layer to images."""
+    """Synthesis network, from one w per layer to images."""
 
     def __init__(self, model: ModelConfig, *, resolution: int, channels: int, w_size: int) -> None:
         super().__init__()
@@ -191,7 +195,7 @@ class SynthesisNetwork(nn.Module):
             self.to_rgb.append(Conv(num, channels, kernel=1, gain=1))
 
     def forward(self, ws: Tensor, noise: list[Tensor] | None = None, *, alpha: float = 1.0) -> Tensor:
-        """Noise holds one map per layer; None takes the stored maps."""
+        """Compute images; `noise` contains one map per layer, None takes the stored maps."""
         if noise is None:
             noise = [buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("noise")]
         features = [ws[:, 0]]
@@ -206,16 +210,16 @@ class SynthesisNetwork(nn.Module):
 
 @dataclass
 class Draws:
-    """What one step draws at random."""
+    """The random numbers of one step."""
 
     z1: Tensor  # [N, L]
     z2: Tensor  # [N, L], the second code of style mixing
     cutoff: int  # layers below it take the first code
-    noise: list[Tensor]  # of each layer
+    noise: list[Tensor]  # one map per layer
 
     @classmethod
     def random(cls, G: PlainGenerator, n: int) -> Draws:
-        """As in training."""
+        """Draw the numbers of n images as in training."""
         z1, z2 = torch.randn(2, n, G.model.latent_size, device=G.w_avg.device)
         mixes = torch.rand(()) < G.model.style_mixing_prob
         cutoff = int(torch.randint(1, G.num_layers, ())) if mixes else G.num_layers
@@ -240,7 +244,7 @@ class PlainGenerator(nn.Module):
         self.register_buffer("w_avg", torch.zeros(self.mapping.w_size))
 
     def forward(self, draws: Draws, labels: Tensor | None = None, *, alpha: float = 1.0) -> Tensor:
-        """Images as in training: style mixing, and w_avg follows the first code."""
+        """Compute images as in training: styles are mixed, and the mean of the first w updates w_avg."""
         w1, w2 = self.mapping(draws.z1, labels), self.mapping(draws.z2, labels)
         with torch.no_grad():
             self.w_avg.copy_(self.model.w_avg_beta * self.w_avg + (1 - self.model.w_avg_beta) * w1.mean(dim=0))
@@ -249,7 +253,7 @@ class PlainGenerator(nn.Module):
 
 
 class Block(nn.Module):
-    """Convolution, blur, convolution to half the side."""
+    """Convolution, blur, and convolution to half the side."""
 
     def __init__(self, model: ModelConfig, stage: int) -> None:
         super().__init__()
@@ -263,7 +267,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Minibatch standard deviation, convolution, two dense layers."""
+    """Mini-batch standard deviation, a convolution and two dense layers."""
 
     def __init__(self, model: ModelConfig, outputs: int) -> None:
         super().__init__()
@@ -280,7 +284,7 @@ class Head(nn.Module):
 
 
 class PlainDiscriminator(nn.Module):
-    """Images to scores; with labels, the logit of each image's class."""
+    """Discriminator, from images to scores; with labels the score is the logit of the image's class."""
 
     def __init__(self, model: ModelConfig, *, resolution: int, channels: int, num_labels: int = 0) -> None:
         super().__init__()
@@ -301,7 +305,7 @@ class PlainDiscriminator(nn.Module):
 
 
 def r1_penalty(D: nn.Module, reals: Tensor, labels: Tensor | None, *, alpha: float) -> tuple[Tensor, Tensor]:
-    """Scores, and the squared norm of their gradient at each real image."""
+    """Return the scores, and the squared norm of their gradient at each real image."""
     reals = reals.detach().requires_grad_()
     scores = D(reals, labels, alpha=alpha)
     (gradient,) = torch.autograd.grad(scores.sum(), reals, create_graph=True)
@@ -309,16 +313,19 @@ def r1_penalty(D: nn.Module, reals: Tensor, labels: Tensor | None, *, alpha: flo
 
 
 class PlainTraining:
-    """Non-saturating loss with R1, Adam without momentum, an average of G with a half-life of 10,000 images."""
+    """Training with the non-saturating loss and R1, Adam without momentum, and an average of G.
+
+    The average has a half-life of 10,000 images.
+    """
 
     def __init__(self, G: PlainGenerator, D: PlainDiscriminator, *, learning_rate: float) -> None:
         self.G, self.D, self.G_ema = G, D, copy.deepcopy(G)
         self.opt_G = torch.optim.Adam(G.parameters(), lr=learning_rate, betas=(0.0, 0.99), eps=1e-8)
         self.opt_D = torch.optim.Adam(D.parameters(), lr=learning_rate, betas=(0.0, 0.99), eps=1e-8)
-        self.gamma = 10.0  # of R1, at the resolution of the networks
+        self.gamma = 10.0  # weight of R1 at the resolution of the networks
 
     def d_step(self, reals: Tensor, labels: Tensor | None, draws: Draws, *, alpha: float = 1.0) -> Tensor:
-        """Reals in [-1, 1], faded by the caller. One update of D, then one of the average."""
+        """Update D once, then the average; reals are in [-1, 1] and already faded by the caller."""
         with torch.no_grad():
             fakes = self.G(draws, labels, alpha=alpha)
         scores_real, penalty = r1_penalty(self.D, reals, labels, alpha=alpha)
@@ -331,7 +338,7 @@ class PlainTraining:
         return loss.detach()
 
     def g_step(self, labels: Tensor | None, draws: Draws, *, alpha: float = 1.0) -> Tensor:
-        """One update of G."""
+        """Update G once."""
         self.D.requires_grad_(False)
         loss = F.softplus(-self.D(self.G(draws, labels, alpha=alpha), labels, alpha=alpha)).mean()
         self.opt_G.zero_grad()
@@ -342,7 +349,7 @@ class PlainTraining:
 
     @torch.no_grad()
     def update_average(self, beta: float) -> None:
-        """Parameters follow, buffers are copied."""
+        """Move the parameters of the average towards G's, and copy the buffers."""
         for mean, now in zip(self.G_ema.parameters(), self.G.parameters(), strict=True):
             mean.copy_(beta * mean + (1 - beta) * now)
         for copied, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):

@@ -1,4 +1,4 @@
-"""The ruler of the yardstick."""
+"""Comparison of tensors with the yardstick."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from benchmarks.compare import assert_near, deviations
 
 
 def test_a_tensor_that_is_off_is_named_with_its_distance() -> None:
-    """Relative to the norm of the whole tensor; None counts as zeros."""
+    """Check that deviations are relative to the norm of the whole tensor, and that None counts as zeros."""
     plain = {"a": torch.full((4,), 2.0), "b": torch.ones(3), "none": None, "zero": torch.zeros(2)}
     ours = plain | {"a": plain["a"] * 1.001, "none": torch.zeros(3), "zero": None}
     assert deviations(ours, plain, allowed=0.002) == []
@@ -17,7 +17,7 @@ def test_a_tensor_that_is_off_is_named_with_its_distance() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.tensor([1.0, float("nan")]), torch.zeros(2), None])
-def test_what_is_no_number_or_nothing_is_off(value: torch.Tensor | None) -> None:
+def test_nan_zeros_and_none_are_off(value: torch.Tensor | None) -> None:
     assert len(deviations({"a": value}, {"a": torch.ones(2)}, allowed=0.5)) == 1
 
 

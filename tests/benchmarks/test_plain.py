@@ -1,4 +1,4 @@
-"""The yardstick by itself; that its numbers are the product's is tested beside networks and training."""
+"""Tests of the yardstick alone; the tests of networks and training compare its numbers with the product's."""
 
 import torch
 from benchmarks.plain import Draws, PlainDiscriminator, PlainGenerator, PlainTraining
@@ -9,7 +9,7 @@ MODEL = ModelConfig(latent_size=8, mapping_layers=1, mapping_fmaps=8, fmap_base=
 
 
 def test_random_draws_are_those_of_training() -> None:
-    """Every cutoff comes up, one step in ten is not mixed, and each layer has noise for each image."""
+    """Check that every cutoff occurs, that one step in ten is not mixed, and that layers have noise for each image."""
     G = PlainGenerator(MODEL, resolution=16, channels=1)
     draws = [Draws.random(G, 4) for _ in range(200)]
     assert {draw.cutoff for draw in draws} == {1, 2, 3, 4, 5, 6}
@@ -19,7 +19,7 @@ def test_random_draws_are_those_of_training() -> None:
 
 
 def test_it_trains() -> None:
-    """Loss of D falls on a batch that it may learn by heart, and both networks and the average move."""
+    """Check that D's loss falls on a single batch, and that both networks and the average change."""
     torch.manual_seed(0)
     G, D = PlainGenerator(MODEL, resolution=8, channels=1), PlainDiscriminator(MODEL, resolution=8, channels=1)
     training, reals, draws = PlainTraining(G, D, learning_rate=0.01), torch.randn(8, 1, 8, 8), Draws.random(G, 8)

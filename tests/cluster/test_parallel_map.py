@@ -1,4 +1,4 @@
-"""Where chunks are sharded, and the order of results; launches of stages are in tests/integration/test_ray.py."""
+"""The parallel maps: where chunks are sharded, and the order of results."""
 
 import os
 
@@ -43,7 +43,7 @@ def test_a_single_item_starts_no_ray(monkeypatch):
 
 
 def test_items_are_done_on_ray_in_order_whatever_training_needs():
-    """Training asks for a GPU that is not there; chunks take one CPU. What a worker knows to be wrong is told here."""
+    """Training asks for a GPU that does not exist, but a chunk takes one CPU. An error of a worker is raised here."""
     import ray
 
     def fail_at_three(number):  # a nested one is pickled by value: workers cannot import tests

@@ -1,4 +1,4 @@
-"""Values that do not fit together are refused in one line with the cure; batches and learning rates that the config works out."""
+"""Tests of values that do not fit together, and of the batches and learning rates that the config computes."""
 
 import pytest
 
@@ -10,11 +10,12 @@ TREE = {"name": "t", "data": {"source": "digits", "resolution": 32}}
 
 
 def configured(resolution=32, **sections):
-    """sections by name; a value is merged into the section of the tree."""
+    """Return a config of these sections on top of `TREE`."""
     return build(TREE | {"data": TREE["data"] | {"resolution": resolution}} | sections)
 
 
 def mistake(**sections):
+    """Return the message of the ConfigError that these sections cause; it must be one line."""
     with pytest.raises(ConfigError) as caught:
         build({**TREE, **sections, "data": TREE["data"] | sections.get("data", {})})
     assert "\n" not in str(caught.value)
@@ -138,7 +139,7 @@ def test_values_that_do(sections):
 @pytest.mark.parametrize("workers", range(1, 41))
 @pytest.mark.parametrize("group", [1, 4, 8])
 def test_automatic_batches_divide_among_any_workers(workers, group):
-    """They are as close below the table as whole stddev groups allow, and one group for each worker at the least."""
+    """The batch is as close below the table as whole stddev groups allow, and at least one group per worker."""
     config = configured(
         1024, training={"batch": "auto", "start_resolution": 4}, ray={"workers": workers}, model={"mbstd_group": group}
     )
@@ -163,7 +164,7 @@ def test_automatic_batches_follow_the_workers_of_each_stage():
 
 
 def test_auto_in_a_file_and_on_the_command_line(tmp_path):
-    """One entry can be replaced, and the resolved config loads back."""
+    """The dumped config loads again, and one entry of it can be replaced."""
     path = tmp_path / "c.yaml"
     path.write_text(dump(configured(training={"batch": "auto"})))
     assert load(path) == configured(training={"batch": "auto"})
@@ -172,7 +173,7 @@ def test_auto_in_a_file_and_on_the_command_line(tmp_path):
 
 
 def test_batches_are_cut_to_what_a_worker_can_hold():
-    """ProGAN's limits in single precision: none below 256x256; explicit batches are cut too."""
+    """ProGAN's limits in single precision hold from 256x256 on; explicit batches are cut too."""
     limits = {256: 16, 512: 8, 1024: 4}
     one = configured(1024, training={"batch": 64, "max_batch_per_worker": limits})
     assert [one.batch_at(r) for r in (8, 128, 256, 512, 1024)] == [64, 64, 16, 8, 4]
@@ -184,7 +185,7 @@ def test_batches_are_cut_to_what_a_worker_can_hold():
 
 @pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 0.5), ("linear", 0.25)])
 def test_learning_rates_follow_the_batch(scaling, factor):
-    """Relative to the official batch on 8 GPUs: a quarter of it at 64x64; a stage's own rate is taken as it is."""
+    """The batch at 64x64 is a quarter of the official one on 8 GPUs; a stage's own rate is not scaled."""
     training = {
         "batch": {4: 512, 8: 256, 16: 128, 32: 64, 64: 8},
         "learning_rate_scaling": scaling,

@@ -1,4 +1,4 @@
-"""The config: what is merged and overridden, and that every mistake is one line that names key, value and cure."""
+"""Tests of reading configs: merging, overriding, and mistakes as one line that names key, value and cure."""
 
 from pathlib import Path
 
@@ -17,12 +17,14 @@ SMALL = {"name": "small", "data": {"source": "digits", "resolution": 32}}
 
 
 def written(folder: Path, tree: object, name: str = "config.yaml") -> Path:
+    """Write a config file, from text or plain values, and return its path."""
     path = folder / name
     path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
     return path
 
 
 def mistake(path: Path, *overrides: str) -> str:
+    """Return the message of the ConfigError that a file and its overrides cause; it must be one line."""
     with pytest.raises(ConfigError) as caught:
         load(path, overrides)
     assert "\n" not in str(caught.value)
@@ -30,7 +32,7 @@ def mistake(path: Path, *overrides: str) -> str:
 
 
 def test_defaults_train(tmp_path):
-    """A name, a source and a resolution make a whole config of the StyleGAN v1 defaults."""
+    """A name, a source and a resolution are a complete config; the rest has the defaults of StyleGAN v1."""
     config = load(written(tmp_path, SMALL))
     assert config.resolutions == (8, 16, 32)
     assert config.model_name == "small"
@@ -39,12 +41,12 @@ def test_defaults_train(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    """A config that is not there is named."""
+    """The message names a file that does not exist."""
     assert mistake(tmp_path / "none.yaml").startswith(f"{tmp_path}/none.yaml: no such config file")
 
 
 def test_folder_instead_of_a_file(tmp_path):
-    """A folder is no config."""
+    """A folder cannot be read as a config."""
     assert "cannot be read as text" in mistake(tmp_path)
 
 
@@ -59,7 +61,7 @@ def test_folder_instead_of_a_file(tmp_path):
     ],
 )
 def test_bad_yaml(tmp_path, text, words):
-    """Text that is no mapping is told with its line."""
+    """The message gives the line of text that is not YAML, and the type of YAML that is not a mapping."""
     assert words in mistake(written(tmp_path, text))
 
 
@@ -101,7 +103,7 @@ def test_bad_yaml(tmp_path, text, words):
     ],
 )
 def test_wrong_values_and_keys(tmp_path, override, words):
-    """Each mistake is one line that names the file, the key, the value and what is allowed."""
+    """The message names the file, the key, the value and what is allowed."""
     path = written(tmp_path, SMALL)
     message = mistake(path, override)
     assert message.startswith(f"{path}: ")
@@ -115,21 +117,21 @@ def test_conditional_needs_labels(tmp_path):
 
 
 def test_missing_key_says_what_it_is(tmp_path):
-    """A missing key comes with its meaning."""
-    assert "data.source is missing; A folder, archive or data set" in mistake(
+    """The message explains a missing key."""
+    assert "data.source is missing; Folder, archive or data set" in mistake(
         written(tmp_path, {"name": "a", "data": {"resolution": 8}})
     )
     assert "name is missing; Lower case letters" in mistake(written(tmp_path, {"data": SMALL["data"]}))
 
 
-def test_misspelt_key_is_told_before_the_missing_one(tmp_path):
-    """`sorce` explains why `source` is missing."""
+def test_misspelt_key_is_reported_before_the_missing_one(tmp_path):
+    """`sorce` is why `source` is missing."""
     tree = {"name": "a", "data": {"sorce": "digits", "resolution": 8}}
     assert "unknown key data.sorce; did you mean data.source?" in mistake(written(tmp_path, tree))
 
 
 def test_overrides(tmp_path):
-    """--set reads YAML values, later ones win, sections appear by themselves, and one stage may be changed."""
+    """--set reads YAML values, later ones win, missing sections are made, and one stage may be changed."""
     path = written(tmp_path, SMALL | {"training": {"batch": 8}})
     config = load(
         path,
@@ -151,12 +153,12 @@ def test_overrides(tmp_path):
 
 @pytest.mark.parametrize("override", ["seed", "=3", "training..batch=3", ".seed=1"])
 def test_override_that_is_none(tmp_path, override):
-    """An override without key or value shows how one looks."""
+    """The message shows the form of an override to one without key or value."""
     assert mistake(written(tmp_path, SMALL), override).startswith(f"--set {override}: must be key.path=value")
 
 
 def test_base_is_merged_key_by_key(tmp_path):
-    """A config replaces single keys of its base, which lies relative to it and may have a base too."""
+    """A config replaces single keys of its base. The path is relative to the config; a base may have a base."""
     (tmp_path / "sub").mkdir()
     written(tmp_path, SMALL | {"seed": 1, "training": {"batch": 8, "mirror": True}}, "root.yaml")
     written(tmp_path, {"base": "root.yaml", "seed": 2, "training": {"batch": 16}}, "middle.yaml")
@@ -165,14 +167,14 @@ def test_base_is_merged_key_by_key(tmp_path):
 
 
 def test_base_that_is_missing_or_leads_back(tmp_path):
-    """A base that is not there is named, and a loop of bases ends."""
+    """The message names a base that does not exist, and a loop of bases ends."""
     assert "gone.yaml: no such config file" in mistake(written(tmp_path, {"base": "gone.yaml"}))
     written(tmp_path, {"base": "b.yaml"}, "a.yaml")
     assert "lead back to itself" in mistake(written(tmp_path, {"base": "a.yaml"}, "b.yaml"))
 
 
 def test_dump_loads_back(tmp_path):
-    """The resolved config is a config that gives the same one."""
+    """The dumped config loads as the same config."""
     config = load(
         written(tmp_path, SMALL), ["training.batch.16=64", "ray.stages.8.workers=2", "training.total_kimg=7000"]
     )
@@ -180,7 +182,7 @@ def test_dump_loads_back(tmp_path):
 
 
 def test_digest_sees_values_not_spelling(tmp_path):
-    """Key order and a written-out default do not matter, every value does."""
+    """Key order and a written-out default do not change the digest; every value does."""
     plain = load(written(tmp_path, SMALL))
     assert digest(
         load(written(tmp_path, {"data": {"resolution": 32, "source": "digits", "channels": 3}, "name": "small"}))
@@ -194,7 +196,7 @@ def test_digest_sees_values_not_spelling(tmp_path):
 
 
 def test_flatten_names_every_value(tmp_path):
-    """Each leaf has its dotted key and a text."""
+    """Every value has its dotted key and is text."""
     flat = flatten(load(written(tmp_path, SMALL)))
     assert flat["data.source"] == "digits"
     assert flat["training.batch.32"] == "64"
@@ -207,20 +209,20 @@ def test_flatten_names_every_value(tmp_path):
     resolution=st.sampled_from(RESOLUTIONS),
 )
 def test_table_by_resolution(table, resolution):
-    """An entry holds from its resolution up to the next; below the first the first holds."""
+    """An entry holds from its resolution up to the next; below the first entry the first holds."""
     below = [key for key in sorted(table) if key <= resolution]
     assert at_resolution(table, resolution) == table[below[-1] if below else min(table)]
 
 
 def test_config_cannot_be_changed():
-    """Sections are frozen: nobody edits a config on the way."""
+    """Sections are frozen."""
     config: Config = build(SMALL)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
 
 
 def test_overriding_one_entry_of_a_table_keeps_the_defaults_of_the_others(tmp_path):
-    """Asking for another learning rate at 1024 must not change the one at 8."""
+    """Another learning rate at 1024 does not change the rate at 8."""
     path = written(tmp_path, SMALL | {"data": {"source": "digits", "resolution": 1024}})
     config = load(path, ["training.learning_rate.1024=0.1"])
     assert config.training.learning_rate == {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.1}
@@ -243,7 +245,7 @@ def test_what_could_not_train_is_refused(tmp_path, override, words):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda path: path.name
+    "path", sorted(Path(__file__).parents[2].glob("configs/**/*.yaml")), ids=lambda path: path.name
 )
 def test_shipped_configs_are_sound(path):
     assert load(path).resolutions

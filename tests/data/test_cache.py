@@ -1,6 +1,10 @@
-"""The cache folder: copies made once, a limit that holds, and nothing removed that somebody uses or that is not its own."""
+"""The cache folder and its locks.
+
+Copies are made once, the limit holds, and nothing is removed that is in use or belongs to others.
+"""
 
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import fsspec
 import pytest
 
 from stylegan import storage
-from stylegan.data.cache import Entry, cache_root, limit, local_copy, reserve
+from stylegan.data.cache import Entry, cache_root, exclusive_folder, limit, local_copy, reserve
 from stylegan.errors import StepError
 
 
@@ -19,7 +23,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def fill(kind: str, name: str, num_bytes: int, *, used: float) -> Path:
-    """An entry that nobody holds, last used at a time."""
+    """Make an entry that nobody holds and that was last used at the time `used`."""
     with Entry(kind, name) as folder:
         (folder / "data").write_bytes(bytes(num_bytes))
     os.utime(folder / ".stylegan-lock", (used, used))
@@ -27,7 +31,7 @@ def fill(kind: str, name: str, num_bytes: int, *, used: float) -> Path:
 
 
 def test_copy_is_made_once_for_each_version(tmp_path, s3_server):
-    """The same uri and token give the same file, another token another one; a local file is itself."""
+    """The same URI and token give the same file, another token gives another file; a local file is its own copy."""
     uri = s3_server() + "/a/images.zip"
     storage.write_bytes(uri, b"one")
     with local_copy(uri, "1") as first:
@@ -43,7 +47,7 @@ def test_copy_is_made_once_for_each_version(tmp_path, s3_server):
 
 
 def test_copy_is_made_once_by_many():
-    """Threads that want it at the same moment wait for the one that copies."""
+    """Threads that need a copy at the same moment wait for the one that makes it."""
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/cache-test/x.bin", b"abc" * 1000)
     seen = []
@@ -61,7 +65,7 @@ def test_copy_is_made_once_by_many():
 
 
 def test_least_recently_used_goes_first(cache):
-    """Only as much as is needed, and never what is held."""
+    """Only as many entries are removed as necessary, and never one that is held."""
     oldest, middle, newest = (
         fill("archives", name, 100_000, used=used) for name, used in (("m", 1e9), ("z", 1.1e9), ("a", 1.2e9))
     )
@@ -72,7 +76,7 @@ def test_least_recently_used_goes_first(cache):
 
 
 def test_limit_is_never_passed(cache):
-    """What is held counts; less is granted than was asked, down to nothing, and promises count as if they were kept."""
+    """Held entries count towards the limit, and so do reservations. `reserve` grants less than requested, or nothing."""
     fill("archives", "a", 100_000, used=1e9)
     with Entry("archives", "a"), Entry("images", "new") as folder, Entry("images", "other") as other:
         granted = reserve(folder, 10**9, cache_gb=500_000 / 1e9)
@@ -82,7 +86,7 @@ def test_limit_is_never_passed(cache):
 
 
 def test_folders_of_others_are_left_alone(cache):
-    """The cache may be a folder with other things in it, even below the same names."""
+    """The cache folder may contain other things, even below the same names. They stay."""
     (cache / "images" / "cats").mkdir(parents=True)
     (cache / "images" / "cats" / "1.png").write_bytes(bytes(100_000))
     (cache / "weights").mkdir()
@@ -93,7 +97,7 @@ def test_folders_of_others_are_left_alone(cache):
 
 
 def test_entry_can_be_held_again_after_it_was_removed():
-    """Whoever waits for the lock of a folder that is being removed gets a new folder."""
+    """A thread that waits for the lock of an entry that is being removed gets a new entry."""
     fill("images", "x", 1000, used=1e9)
     done = threading.Event()
 
@@ -120,7 +124,7 @@ def test_entry_can_be_held_again_after_it_was_removed():
 
 
 def test_limit_comes_from_setting_environment_or_disk(monkeypatch):
-    """Unset, it is half of what the disk would have free without the cache."""
+    """Without a setting, the limit is half of what the disk would have free without the cache."""
     cache_root().mkdir()
     assert limit(1.5) == 1_500_000_000
     monkeypatch.setenv("STYLEGAN_CACHE_GB", "2")
@@ -134,7 +138,7 @@ def test_limit_comes_from_setting_environment_or_disk(monkeypatch):
 
 
 def test_archive_that_does_not_fit(monkeypatch):
-    """The line says how large it is and what to raise; nothing stays promised."""
+    """The message gives the size and the setting to raise; no reservation remains."""
     fsspec.filesystem("memory").pipe_file("/cache-test/large.zip", bytes(50_000_000))
     monkeypatch.setenv("STYLEGAN_CACHE_GB", "0.02")
     with (
@@ -152,3 +156,83 @@ def test_cache_below_a_file(tmp_path, monkeypatch):
     fsspec.filesystem("memory").pipe_file("/cache-test/y", b"")
     with pytest.raises(StepError, match="STYLEGAN_CACHE"), local_copy("memory://cache-test/y", ""):
         pass
+
+
+def test_one_holder_at_a_time_and_nothing_left(tmp_path):
+    """Threads get the same folder one after the other, each time empty; leftovers are removed."""
+    folder, inside, seen = tmp_path / "deep" / "scratch", [], []
+    folder.mkdir(parents=True)
+    (folder / "left-by-a-killed-run").write_text("x")
+
+    def work() -> None:
+        for _ in range(20):
+            with exclusive_folder(folder) as mine:
+                inside.append(1)
+                seen.append((len(inside), list(mine.iterdir())))
+                (mine / "file").write_text("x")
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [(1, [])] * 80
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_the_lock_of_a_folder_ends_with_its_process(tmp_path):
+    """After kill -9 of its holder, a waiting thread gets the folder, empty, and nothing of the killed process remains."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with exclusive_folder(tmp_path / "scratch") as folder:
+            (folder / "half").write_text("x")
+            os.write(writer, b"held")
+            signal.pause()
+    os.read(reader, 4)
+    waiting = threading.Thread(target=_enter, args=(tmp_path / "scratch", entered := threading.Event()))
+    waiting.start()
+    assert not entered.wait(0.3)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert entered.wait(10)
+    waiting.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _enter(folder: Path, entered: threading.Event) -> None:
+    with exclusive_folder(folder) as mine:
+        if not list(mine.iterdir()):
+            entered.set()
+
+
+def test_processes_take_turns(tmp_path):
+    """Though each holder removes the lock file, two processes are never in the folder at the same time."""
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            for _ in range(25):
+                with exclusive_folder(tmp_path / "scratch"):
+                    os.close(os.open(tmp_path / "inside", os.O_CREAT | os.O_EXCL))
+                    os.unlink(tmp_path / "inside")
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_inside_clears_too(tmp_path):
+    """After an exception neither the folder nor its lock file remains."""
+    with pytest.raises(RuntimeError, match="inside"), exclusive_folder(tmp_path / "scratch"):
+        raise RuntimeError("inside")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_may_be_moved_away(tmp_path):
+    """The holder may move the finished folder to its place."""
+    with exclusive_folder(tmp_path / "scratch") as folder:
+        (folder / "done").write_text("x")
+        folder.rename(tmp_path / "result")
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]

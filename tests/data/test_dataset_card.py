@@ -1,4 +1,6 @@
-"""The card of a data set: its numbers, mean and sheet, that the same set gives the same bytes, and how it reads from storage."""
+"""The card of a data set: its numbers, mean and sheet; the same set gives the same bytes; it can be read from storage
+again.
+"""
 
 import base64
 import json
@@ -11,9 +13,8 @@ import pytest
 from PIL import Image
 
 from stylegan import storage
-from stylegan.data import dataset_card as card
-from stylegan.data import payload
-from stylegan.data.dataset_card import read_card, write_card
+from stylegan.data import dataset_card, payload
+from stylegan.data.dataset_card import read_card, read_rejected, write_card
 from stylegan.errors import StepError
 
 SIDE = 16
@@ -29,7 +30,7 @@ def make_set(
     labels=None,
     attributes=None,
 ):
-    """Tars, table and manifest of random images; one byte lies before each payload, so that places matter."""
+    """Make tars, table and manifest of random images. One byte precedes each payload, so that offsets matter."""
     shape = (resolution, resolution, 3) if channels == 3 else (resolution, resolution)
     images = np.random.default_rng(0).integers(0, 256, (num, *shape), dtype=np.uint8)
     places, entries = [], []
@@ -74,7 +75,7 @@ def read_png(data: bytes) -> np.ndarray:
 
 
 def test_numbers_of_a_set(tmp_path):
-    """Counts, sizes, bytes and what was enlarged are those of the table; the card is found again in the folder."""
+    """Counts, sizes, bytes and the number of enlarged images agree with the table; the card can be read again."""
     _, manifest, table = make_set(tmp_path, labels=[0, 0, 2] * 4)
     made = written(tmp_path, manifest, table)
     assert made.counts == {"class 0": 8, "class 1": 0, "class 2": 4}
@@ -92,7 +93,7 @@ def test_numbers_of_a_set(tmp_path):
     ("crop", "resolution", "enlarged"), [("center", 16, 6), ("wide", 16, 0), ("celeba", 128, 0), ("celeba", 256, 12)]
 )
 def test_what_was_enlarged_depends_on_the_crop(tmp_path, crop, resolution, enlarged):
-    """The square of the shorter side; `wide` never enlarges; the faces of CelebA have 128 pixels."""
+    """`center` uses the shorter side; `wide` never enlarges; the faces of CelebA have 128 pixels."""
     _, manifest, table = make_set(tmp_path)
     manifest["parameters"] |= {"crop": crop, "resolution": resolution}
     assert written(tmp_path, manifest, table).num_upscaled == enlarged
@@ -113,7 +114,7 @@ def test_no_labels(tmp_path):
 
 
 def test_rejects_by_kind(tmp_path):
-    """Most frequent first, with a few paths of each; duplicates are told apart."""
+    """Kinds are sorted by frequency, with a few paths of each; duplicates have a count of their own."""
     _, manifest, table = make_set(tmp_path)
     order = [*range(500, 1000), *range(500), *range(1000, 2500)]
     rejected = [{"path": f"{i:05d}.png", "kind": "duplicate"} for i in order] + [{"path": "a", "kind": "truncated"}]
@@ -125,7 +126,9 @@ def test_rejects_by_kind(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_mean_of_the_images(tmp_path, channels):
-    """The rounded mean over all images of a small set, over both its tars; the same in mean.png and in the card."""
+    """The mean is that of all images of a small set, over both tars, rounded; mean.png and the card contain the same
+    one.
+    """
     images, manifest, table = make_set(tmp_path, channels=channels)
     made = written(tmp_path, manifest, table)
     mean = read_png((tmp_path / "mean.png").read_bytes())
@@ -136,8 +139,8 @@ def test_mean_of_the_images(tmp_path, channels):
 
 
 def test_mean_of_a_large_set_is_that_of_its_first_images(tmp_path, monkeypatch):
-    """The table is in an order of hashes, so the first ones are a fair sample."""
-    monkeypatch.setattr(card, "MEAN_OF", 5)
+    """The table is in the order of hashes, so its first images are a fair sample."""
+    monkeypatch.setattr(dataset_card, "MEAN_OF", 5)
     images, manifest, table = make_set(tmp_path)
     assert written(tmp_path, manifest, table).mean_of == 5
     assert (read_png((tmp_path / "mean.png").read_bytes()) == np.floor(images[:5].mean(0) + 0.5)).all()
@@ -145,9 +148,9 @@ def test_mean_of_a_large_set_is_that_of_its_first_images(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("gap", "span", "reads"), [(0, 2**25, 12), (2**18, 2**25, 2), (2**18, 3000, 4)])
 def test_places_are_read_alone_or_together(tmp_path, monkeypatch, gap, span, reads):
-    """However reads are grouped, the same pixels come: far ones alone, near ones at once, not too many at a time."""
-    monkeypatch.setattr(card, "GAP", gap)
-    monkeypatch.setattr(card, "SPAN", span)
+    """Distant payloads are read one by one, near ones together up to a limit; the pixels are the same."""
+    monkeypatch.setattr(dataset_card, "GAP", gap)
+    monkeypatch.setattr(dataset_card, "SPAN", span)
     asked = []
     monkeypatch.setattr(
         storage, "read_range", lambda *place, read=storage.read_range: asked.append(place) or read(*place)
@@ -159,7 +162,7 @@ def test_places_are_read_alone_or_together(tmp_path, monkeypatch, gap, span, rea
 
 
 def test_sheet_has_a_column_for_each_class(tmp_path):
-    """Enlarged pixels of the first images of a class, below its name; a class without images has no column."""
+    """A column shows the enlarged first images of a class below its name; a class without images has no column."""
     images, manifest, table = make_set(tmp_path, labels=[0, 2, 2, 0] * 3)
     written(tmp_path, manifest, table)
     sheet = read_png((tmp_path / "preview.png").read_bytes())
@@ -171,7 +174,7 @@ def test_sheet_has_a_column_for_each_class(tmp_path):
 
 
 def test_long_names_and_many_classes(tmp_path):
-    """A name is cut to its column, and of many classes ten are shown, from the first to the last."""
+    """A name is cut to the width of its column; of many classes ten are shown, from the first to the last."""
     _, manifest, table = make_set(tmp_path, 40, labels=list(range(40)))
     manifest["label_names"] = [f"a class with a very long name {k}" for k in range(40)]
     written(tmp_path, manifest, table)
@@ -181,7 +184,7 @@ def test_long_names_and_many_classes(tmp_path):
 
 
 def test_sheet_without_classes(tmp_path):
-    """Just images, as many as there are."""
+    """The sheet shows as many images as there are."""
     images, manifest, table = make_set(tmp_path, channels=1)
     written(tmp_path, manifest, table)
     sheet = read_png((tmp_path / "preview.png").read_bytes())
@@ -191,7 +194,7 @@ def test_sheet_without_classes(tmp_path):
 
 
 def test_large_images_are_shown_from_a_smaller_level(tmp_path):
-    """At 256x256 the sheet comes from 128x128, whose payloads are PNG, and the mean from 64x64."""
+    """At 256x256 the sheet is made from 128x128, whose payloads are PNG, and the mean from 64x64."""
     _, manifest, table = make_set(tmp_path, 3, resolution=128)
     _, small, places = make_set(tmp_path, 3, resolution=64)
     for name in ("offset_0064", "size_0064"):
@@ -203,7 +206,7 @@ def test_large_images_are_shown_from_a_smaller_level(tmp_path):
 
 
 def test_same_set_same_bytes(tmp_path):
-    """The folder's place does not enter, nor does the time."""
+    """Neither the path of the folder nor the time changes a byte."""
     results = []
     for name in ("a", "b"):
         _, manifest, table = make_set(tmp_path / name, labels=[0, 1] * 6)
@@ -213,7 +216,7 @@ def test_same_set_same_bytes(tmp_path):
 
 
 def test_tars_of_an_older_set(tmp_path):
-    """An incremental set names tars of the folder beside it."""
+    """The manifest of an incremental set names tars in the folder beside it."""
     _, manifest, table = make_set(tmp_path / "old")
     for entry in manifest["datasets"][0]["shardlist"]:
         entry["url"] = f"../old/{entry['url']}"
@@ -222,7 +225,7 @@ def test_tars_of_an_older_set(tmp_path):
 
 
 def test_damaged_tar_is_told(tmp_path):
-    """A payload that is none is named with its tar and place."""
+    """A damaged payload is reported with its tar and offset."""
     _, manifest, table = make_set(tmp_path)
     tar = tmp_path / "r0016" / "train-000001.tar"
     tar.write_bytes(bytes(tar.stat().st_size))
@@ -231,14 +234,27 @@ def test_damaged_tar_is_told(tmp_path):
 
 
 def test_no_card(tmp_path):
-    """A set without a readable card is a set all the same."""
+    """A set without a readable card is still a set."""
     assert read_card(str(tmp_path)) is None
     (tmp_path / "card.json").write_text("{}")
     assert read_card(str(tmp_path)) is None
 
 
+def test_rejects_are_read_in_part_or_whole(tmp_path):
+    """A missing list raises FileNotFoundError, a damaged one is reported in one line."""
+    with pytest.raises(FileNotFoundError):
+        read_rejected(str(tmp_path))
+    rows = [{"path": f"{number}.png", "kind": "truncated"} for number in range(5)]
+    (tmp_path / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_rejected(str(tmp_path)) == rows
+    assert read_rejected(str(tmp_path), 2) == rows[:2]
+    (tmp_path / "rejected.jsonl").write_text("{\n")
+    with pytest.raises(StepError, match=r"rejected\.jsonl has a line that is not JSON"):
+        read_rejected(str(tmp_path))
+
+
 def test_on_a_bucket(s3_server):
-    """The three files are written to an object store too."""
+    """The three files are written to an object store as well."""
     root = s3_server()
     _, manifest, table = make_set(root, labels=[0, 1] * 6)
     made = write_card(root, manifest, table, [], source="x")

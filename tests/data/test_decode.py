@@ -1,4 +1,4 @@
-"""From a file's bytes to pixels: every mode, orientation, crop, scale, and files that are no pictures."""
+"""From the bytes of a file to pixels: every mode, orientation, crop and scale, and files that are no pictures."""
 
 import pickle
 import struct
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, features
 
 from stylegan.config.sections import DataConfig
-from stylegan.data.decode import UnreadableImage, decode, fit, measure, prepare, pyramid
+from stylegan.data.decode import UnreadableImage, decode, fit, prepare, pyramid, read_shape
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -43,12 +43,12 @@ def pixel(data: bytes, channels: int = 3) -> list[int]:
     ],
 )
 def test_modes(mode, colour, kind, expected):
-    """Every mode becomes RGB with its colour kept; transparent parts show white; 16 bit are scaled, not cut."""
+    """Every mode becomes RGB with its colour; transparent parts show white; 16-bit values are scaled, not cut."""
     assert pixel(saved(Image.new(mode, (4, 4), colour), kind)) == expected
 
 
 def test_palettes():
-    """A palette gives its colours, a transparent entry shows white, and grey is the grey of the colours."""
+    """A palette gives its colours, a transparent entry shows white, and grey is the luma of the colours."""
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 255, 0, 0])
     assert pixel(saved(image)) == [255, 0, 0]
@@ -57,12 +57,12 @@ def test_palettes():
 
 
 def test_grey_of_colour():
-    """One channel holds the luma of ITU-R 601."""
+    """One channel contains the luma of ITU-R 601."""
     assert pixel(saved(Image.new("RGB", (4, 4), (0, 255, 0))), 1) == 150
 
 
 def test_exif_orientation_is_applied():
-    """A photo stored sideways is turned upright."""
+    """A photograph that is stored sideways is turned upright."""
     image = Image.new("RGB", (8, 4), "red")
     image.paste("blue", (0, 0, 4, 4))
     exif = Image.Exif()
@@ -76,14 +76,14 @@ def test_exif_orientation_is_applied():
 @pytest.mark.parametrize(
     ("mode", "channels"), [("L", 1), ("1", 1), ("I;16", 1), ("RGB", 3), ("P", 3), ("LA", 2), ("RGBA", 4)]
 )
-def test_measure_tells_what_is_stored(mode, channels):
-    assert measure(saved(Image.new(mode, (5, 3)))) == (5, 3, channels)
+def test_read_shape_gives_the_stored_one(mode, channels):
+    assert read_shape(saved(Image.new(mode, (5, 3)))) == (5, 3, channels)
     with pytest.raises(UnreadableImage, match="not an image in a known format"):
-        measure(b"no image")
+        read_shape(b"no image")
 
 
 def test_fit_takes_the_central_square():
-    """The sides of a wide picture are cut off, nothing is squeezed."""
+    """The sides of a wide picture are cut off; nothing is squeezed."""
     image = Image.new("RGB", (12, 4), "red")
     image.paste("blue", (4, 0, 8, 4))
     for resolution in (4, 16):
@@ -116,7 +116,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
-    """A PNG of 82 bytes whose header promises that many pixels."""
+    """Return a PNG of 82 bytes whose header promises `width` x `height` pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
@@ -144,7 +144,7 @@ def test_files_that_are_no_pictures(data, reason):
 
 
 def test_every_cut_of_a_file_is_refused():
-    """Wherever a PNG or JPEG was cut off, it is refused and nothing else is raised."""
+    """A PNG or JPEG that is cut off anywhere is refused, and nothing else is raised."""
     for data in (PICTURE, saved(Image.open(BytesIO(PICTURE)), "JPEG")):
         for end in range(0, len(data) - 16, len(data) // 40):
             with pytest.raises(UnreadableImage):
@@ -165,14 +165,14 @@ def refusal(content: bytes | np.ndarray, **changes: object) -> UnreadableImage:
 
 
 def prepared(image: Image.Image | bytes | np.ndarray, **changes: object) -> np.ndarray:
-    """The final pixels as signed numbers."""
+    """Return the pixels of the final resolution as signed numbers."""
     content = saved(image) if isinstance(image, Image.Image) else image
     data = settings(**changes)
     return prepare(content, data).levels[data.resolution].astype(int)
 
 
 def test_prepare_gives_every_level_and_the_original_size():
-    """From the resolution down to 4, as files and as pixels alike, in grey and in colour."""
+    """There are levels from the resolution down to 4, for files and arrays, in grey and in colour."""
     found = prepare(saved(Image.fromarray(NOISE[:, :40])), settings())
     assert (found.width, found.height) == (40, 64)
     assert {resolution: level.shape for resolution, level in found.levels.items()} == {
@@ -186,7 +186,7 @@ def test_prepare_gives_every_level_and_the_original_size():
 
 
 def test_pixels_skip_decoding():
-    """An array gives what its PNG gives; channels are converted; other arrays are refused."""
+    """An array gives the same pixels as its PNG; channels are converted; other arrays are refused."""
     for pixels in (NOISE, NOISE[..., 0], NOISE[:16, :16]):
         for channels in (1, 3):
             from_file = prepared(saved(Image.fromarray(pixels)), channels=channels)
@@ -197,14 +197,16 @@ def test_pixels_skip_decoding():
 
 
 def test_the_source_of_pixels_is_not_written_to():
-    """A source may hand out parts of one array for all its images."""
+    """A source may return views of one array for all its images."""
     pixels = NOISE[:16, :16].copy()
     pixels.flags.writeable = False
     assert (prepared(pixels) == pixels).all()
 
 
 def test_icc_profile_is_converted(wide_gamut):
-    """A green of a wide gamut is a purer one in sRGB; alpha and grey keep working; a broken or unfitting profile does nothing."""
+    """A green of a wide gamut becomes a purer one in sRGB; alpha and grey keep working; a broken or unfitting profile
+    changes nothing.
+    """
     green = Image.new("RGB", (16, 16), (60, 200, 60))
     plain, wide = prepared(saved(green))[0, 0], prepared(saved(green, icc_profile=wide_gamut))[0, 0]
     assert plain.tolist() == [60, 200, 60]
@@ -218,7 +220,7 @@ def test_icc_profile_is_converted(wide_gamut):
 
 
 def test_profile_of_srgb_changes_nothing():
-    """Most files carry one; their pixels stay exactly as they are, and a palette with a profile works too."""
+    """Most files carry such a profile. Their pixels stay exactly as they are; a palette with a profile works as well."""
     colours = np.array(list(product(range(0, 256, 17), repeat=3)), np.uint8).reshape(64, 64, 3)  # 4,096 colours
     for profile in (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), nearly_srgb()):
         assert (prepared(saved(Image.fromarray(colours), icc_profile=profile), resolution=64) == colours).all()
@@ -227,7 +229,7 @@ def test_profile_of_srgb_changes_nothing():
 
 
 def test_profile_of_a_palette_and_of_many_threads(wide_gamut):
-    """Colours of a palette are converted as those of RGB; threads share the transform."""
+    """The colours of a palette are converted like those of RGB; threads share the transform."""
     green = Image.new("RGB", (16, 16), (60, 200, 60))
     wanted = prepared(saved(green, icc_profile=wide_gamut))
     assert (prepared(saved(green.quantize(4), icc_profile=wide_gamut)) == wanted).all()
@@ -237,7 +239,7 @@ def test_profile_of_a_palette_and_of_many_threads(wide_gamut):
 
 
 def make_profile(curve: bytes, primaries: list[tuple[float, float, float]]) -> bytes:
-    """An RGB profile of a matrix and a curve, as a camera writes it."""
+    """Return an RGB profile of a matrix and a curve, as a camera writes it."""
 
     def number(value: float) -> bytes:
         return struct.pack(">i", round(value * 65536))
@@ -271,7 +273,9 @@ def wide_gamut() -> bytes:
 
 
 def nearly_srgb() -> bytes:
-    """sRGB with its curve in a table of 1,024 places, as most programs write it: a few colours move by one unit."""
+    """Return sRGB with its curve as a table of 1,024 entries, as most programs write it: a few colours move by one
+    unit.
+    """
     x = np.linspace(0, 1, 1024)
     values = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     curve = b"curv" + bytes(4) + struct.pack(">I", 1024) + np.rint(values * 65535).astype(">u2").tobytes()
@@ -279,7 +283,7 @@ def nearly_srgb() -> bytes:
 
 
 def test_lab_and_ycbcr():
-    """Colours of other spaces keep what they look like."""
+    """Colours of other spaces keep their appearance."""
     lab = Image.new("LAB", (16, 16), (123, 69 + 128, 52 + 128))
     assert np.abs(prepared(saved(lab, "TIFF"))[0, 0] - [220, 30, 30]).max() <= 4
     jpeg = prepared(saved(Image.new("RGB", (16, 16), (200, 30, 30)), "JPEG", quality=95))[0, 0]
@@ -289,7 +293,7 @@ def test_lab_and_ycbcr():
 
 
 def deep_png(values: np.ndarray, kind: int) -> bytes:
-    """A 16-bit PNG, which Pillow cannot write; its rows take turns in the filters None and Sub."""
+    """Return a 16-bit PNG, which Pillow cannot write. Its rows alternate between the filters None and Sub."""
     height, width = values.shape[:2]
     lines = values.astype(">u2").reshape(height, -1).view(np.uint8).reshape(height, -1)
     reach = lines.shape[1] // width  # bytes of a pixel: what Sub subtracts
@@ -302,7 +306,7 @@ def deep_png(values: np.ndarray, kind: int) -> bytes:
 
 
 def test_sixteen_bits_are_rounded():
-    """Each value v of a grey, RGB or RGBA PNG becomes round(v / 257), which the high byte alone would not be."""
+    """Each value v of a grey, RGB or RGBA PNG becomes round(v / 257), which differs from its high byte."""
     values = np.random.default_rng(5).integers(0, 65536, (16, 16, 4))
     wanted = np.rint(values / 257).astype(int)
     assert (wanted != values // 256).any()
@@ -322,7 +326,7 @@ def test_sixteen_bits_are_rounded():
 
 
 def test_transparent_colour_shows_white():
-    """A colour that a PNG declares transparent, in grey and in RGB."""
+    """A colour that a PNG declares transparent shows white, in grey and in RGB."""
     image = Image.fromarray(NOISE[:16, :16])
     colour = tuple(NOISE[3, 5].tolist())
     shown = prepared(saved(image, transparency=colour))
@@ -334,7 +338,7 @@ def test_transparent_colour_shows_white():
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_first_frame_of_an_animation(kind):
-    """Of several pictures in one file the first is taken."""
+    """Of several pictures in one file, the first is used."""
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow reads no AVIF")
     first, second = Image.new("RGB", (16, 16), (250, 10, 10)), Image.new("RGB", (16, 16), (10, 10, 250))
@@ -344,7 +348,7 @@ def test_first_frame_of_an_animation(kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_orientation_in_every_format(kind):
-    """A quarter turn, and the size that is reported is the upright one; broken EXIF data do no harm."""
+    """A quarter turn is applied, and the reported size is the upright one."""
     image = Image.new("RGB", (32, 16), "red")
     image.paste("blue", (0, 0, 16, 16))
     exif = Image.Exif()
@@ -358,14 +362,16 @@ def test_orientation_in_every_format(kind):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_exif_is_passed_over():
-    """A picture is not lost for what its camera wrote beside it."""
+    """Broken EXIF data do not make a picture unreadable."""
     for damage in (b"MM\0*\xff\xff\xff\xff", b"no such header"):
         for kind in ("JPEG", "PNG", "WEBP"):
             assert prepared(saved(Image.fromarray(NOISE), kind, exif=b"Exif\0\0" + damage)).shape == (16, 16, 3)
 
 
 def test_max_pixels_is_read_from_the_header():
-    """A bomb is refused before it is decoded, with neither a warning nor Pillow's own limit; with a higher limit it is not."""
+    """A decompression bomb is refused before it is decoded, without a warning and without Pillow's own limit. A higher
+    limit accepts it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert refusal(bomb()).kind == "too large"
@@ -379,7 +385,7 @@ def test_max_pixels_is_read_from_the_header():
 
 
 def test_a_picture_above_pillows_limit_is_cropped(monkeypatch):
-    """Our limit alone decides, also where parts are cut out."""
+    """Only the limit of the config decides, also where a part is cut out."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -395,7 +401,7 @@ def test_a_frame_larger_than_its_canvas_is_too_large():
 
 
 def test_min_size():
-    """The shorter side counts; files and pixels alike."""
+    """The shorter side counts, for files and arrays."""
     for content in (NOISE[:20], saved(Image.fromarray(NOISE[:20]))):
         assert prepared(content, min_size=20).shape == (16, 16, 3)
         error = refusal(content, min_size=21)
@@ -418,7 +424,7 @@ def formats() -> list[str]:
 
 @pytest.mark.parametrize("kind", formats())
 def test_truncated_files_are_told_from_others(kind):
-    """A file cut anywhere after its first bytes is `truncated`."""
+    """A file that is cut anywhere after its first bytes is `truncated`."""
     data = saved(Image.fromarray(NOISE), kind)
     assert prepared(data).shape == (16, 16, 3)
     kinds = [refusal(data[: len(data) * part // 10]).kind for part in range(1, 9)]
@@ -426,7 +432,7 @@ def test_truncated_files_are_told_from_others(kind):
 
 
 def test_damage_is_not_taken_for_a_cut():
-    """A whole file with a wrong byte, or another kind of file, is unreadable; an empty one is cut."""
+    """A whole file with a wrong byte, or of another kind, is `unreadable`; an empty one is `truncated`."""
     damaged = bytearray(PICTURE)
     damaged[len(damaged) // 2] ^= 0xFF
     assert refusal(bytes(damaged)).kind == "unreadable"
@@ -441,7 +447,7 @@ def test_refusals_cross_processes():
 
 
 def test_wide_letterboxes_the_central_part():
-    """4:3 of the middle on black, as the official tool makes LSUN cars, for any resolution."""
+    """The central 4:3 part is laid on black, as the official tool makes LSUN cars, at any resolution."""
     image = Image.new("RGB", (64, 100), (200, 0, 0))
     image.paste((0, 0, 200), (0, 26, 64, 74))  # the central 64x48
     pixels = prepared(image, crop="wide", resolution=64)
@@ -456,19 +462,19 @@ def test_wide_letterboxes_the_central_part():
 
 @pytest.mark.parametrize("size", [(63, 100), (200, 47), (64, 40)])
 def test_wide_never_enlarges(size):
-    """Narrower than R, or with a part that would be enlarged: too small."""
+    """A picture is too small if it is narrower than R, or if its part would have to be enlarged."""
     assert refusal(saved(Image.new("RGB", size)), crop="wide", resolution=64).kind == "too small"
 
 
 def test_wide_takes_what_just_fits():
-    """Without any resize the pixels are those of the picture."""
+    """A picture that needs no resize keeps its pixels."""
     pixels = np.random.default_rng(6).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     assert (prepared(pixels, crop="wide", resolution=64)[8:56] == pixels).all()
     assert prepared(pixels[:3, :4], crop="wide", resolution=4).shape == (4, 4, 3)
 
 
 def test_celeba_is_the_published_crop():
-    """128x128 around (89, 121) of the aligned images, resized where R is another; other sizes are refused."""
+    """128x128 around (89, 121) of the aligned images, resized to another R if necessary; other sizes are refused."""
     pixels = np.random.default_rng(7).integers(0, 256, (218, 178, 3), dtype=np.uint8)
     assert (prepared(pixels, crop="celeba", resolution=128) == pixels[121 - 64 : 121 + 64, 89 - 64 : 89 + 64]).all()
     half = prepared(pixels, crop="celeba", resolution=64, resize_filter="box")
@@ -479,6 +485,6 @@ def test_celeba_is_the_published_crop():
 
 
 def test_jpeg_is_decoded_in_full():
-    """No draft mode: a large JPEG gives what its decoded pixels give."""
+    """There is no draft mode: a large JPEG gives the same as its decoded pixels."""
     data = saved(Image.fromarray(np.kron(NOISE, np.ones((8, 8, 1), np.uint8))), "JPEG", quality=90)
     assert (prepared(data) == prepared(np.asarray(Image.open(BytesIO(data))))).all()

@@ -1,4 +1,4 @@
-"""The index: every row leads to the payload of its image, and what is missing or damaged is one line."""
+"""The index: every row leads to the payload of its image, and a missing or damaged file is reported in one line."""
 
 import zlib
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data import payload
-from stylegan.data.index import damaged, locate, read_level, read_manifest, read_samples
+from stylegan.data.index import describe_damage, locate, read_level, read_manifest, read_samples
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
@@ -49,7 +49,7 @@ def test_rows_lead_to_payloads(shards, resolution):
 
 
 def test_attributes_are_an_array(tmp_path, draw_images):
-    """uint8 [N, A] in the order of the rows."""
+    """They are uint8 [N, A] in the order of the rows."""
     folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(4)])
     labels = [[f"{number}.png", [number % 2, number // 2, 1]] for number in range(4)]
     storage.write_json(str(folder / "dataset.json"), {"labels": labels})
@@ -68,16 +68,16 @@ def test_unknown_resolution_is_one_line(shards):
 
 
 def test_what_is_missing_or_damaged_is_told(shards):
-    """Manifest and table, gone, cut short, with a flipped byte, or not of this set."""
+    """Manifest or table may be missing, cut short, have a flipped byte, or belong to another set."""
     table = Path(shards.uri, "samples.parquet")
     content = table.read_bytes()
     flipped = bytearray(content)
     group = pq.ParquetFile(table).metadata.row_group(0)
     (column,) = (group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == "crc_0004")
     flipped[column.dictionary_page_offset + column.total_compressed_size - 1] ^= 1
-    for wrong, told in ((content[:-9], "damaged"), (bytes(flipped), "damaged"), (None, "missing")):
+    for wrong, problem in ((content[:-9], "damaged"), (bytes(flipped), "damaged"), (None, "missing")):
         table.unlink() if wrong is None else table.write_bytes(wrong)
-        with pytest.raises(StepError, match=f"samples.parquet: {told}.*delete {shards.uri} and run") as caught:
+        with pytest.raises(StepError, match=f"samples.parquet: {problem}.*delete {shards.uri} and run") as caught:
             read_level(shards, 4)
         assert "\n" not in str(caught.value)
     table.write_bytes(content)
@@ -96,5 +96,5 @@ def test_what_is_missing_or_damaged_is_told(shards):
 def test_relative_urls_lead_to_other_sets():
     assert locate("s3://b/datasets/new", "../old/r0004/t.tar") == "s3://b/datasets/old/r0004/t.tar"
     assert locate("/a/datasets/new/", "r0004/t.tar") == "/a/datasets/new/r0004/t.tar"
-    line = damaged("s3://b/datasets/new", "s3://b/datasets/old/r0004/t.tar", "missing")
+    line = describe_damage("s3://b/datasets/new", "s3://b/datasets/old/r0004/t.tar", "missing")
     assert "delete s3://b/datasets/new and s3://b/datasets/old and run" in line

@@ -1,4 +1,4 @@
-"""Payloads: what is encoded comes back, other programs can read it, and damage is an error."""
+"""Payloads: decoding reverses encoding, other programs can read them, and damage raises an error."""
 
 from io import BytesIO
 
@@ -28,7 +28,7 @@ def test_raw_up_to_256_png_above():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("resolution", [4, 64, 512])
 def test_round_trip(resolution, channels, kind):
-    """Pixels come back as [C, r, r]; numpy and Pillow read the same."""
+    """The pixels come back as [C, r, r]; numpy and Pillow read the same."""
     pixels = draw(resolution, channels, kind)
     data = payload.encode(pixels, resolution)
     expected = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
@@ -42,7 +42,7 @@ def test_round_trip(resolution, channels, kind):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_several_raw_images_at_once(channels):
-    """The same bytes as one by one."""
+    """They have the same bytes as one by one."""
     pixels = np.stack([draw(8, channels, kind) for kind in ("flat", "noise", "ramp")])
     assert [row.tobytes() for row in payload.encode_raw(pixels)] == [payload.encode(image, 8) for image in pixels]
 
@@ -56,7 +56,7 @@ def test_png_is_no_larger_than_pillows_fastest():
 
 @pytest.mark.parametrize("resolution", [16, 512])
 def test_damage_is_a_value_error(resolution):
-    """Cut short, made longer, of another shape, type or content."""
+    """Payloads that are cut short, too long, or of another shape, type or content are refused."""
     data, suffix = payload.encode(draw(resolution, 3, "ramp"), resolution), payload.suffix(resolution)
     oblong, deep = BytesIO(), BytesIO()
     if suffix == "npy":

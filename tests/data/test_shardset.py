@@ -1,4 +1,4 @@
-"""What all who write or read shards agree on."""
+"""The record, the names and the settings that writers and readers of shards share."""
 
 from itertools import pairwise
 
@@ -29,7 +29,7 @@ def test_levels_are_the_powers_from_4(resolution):
 
 
 def test_the_smaller_limit_counts():
-    """By number, by MB of raw pixels, and never less than one image."""
+    """The limits are a number of images and MB of raw pixels; a tar has at least one image."""
     assert shard_size(config(images_per_shard=100)) == 100
     assert shard_size(config(resolution=1024, shard_mb=10)) == 3
     assert shard_size(config(resolution=1024, channels=1, shard_mb=10)) == 9
@@ -37,7 +37,7 @@ def test_the_smaller_limit_counts():
 
 
 def test_settings_are_those_that_decide_the_shards():
-    """Where images come from, how many may be rejected and what is reused is told apart by others."""
+    """The source, the limits on rejects and the reuse of older sets do not change the key."""
     same = [config(), config(source="y"), config(max_rejected=3), config(incremental=False), config(max_corrupt=1)]
     assert len({settings_key(data) for data in same}) == 1
     other = [

@@ -1,4 +1,4 @@
-"""A tiny data set, its feature network and a tiny generator, made once."""
+"""A tiny data set, a tiny generator and its report, shared by the tests of this folder."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ TINY = ModelConfig(latent_size=16, mapping_layers=2, mapping_fmaps=16, fmap_max=
 
 
 def draw_set(folder: Path, num_images: int) -> Path:
-    """A bright spot in the half that names the class, and a line at the top, so that rotations can be told."""
+    """Draw images with a bright spot in the half that names the class, and a line at the top to show the rotation."""
     generator = torch.Generator().manual_seed(0)
     for number in range(num_images):
         half = ("left", "right")[number % 2]
@@ -40,13 +40,13 @@ def draw_set(folder: Path, num_images: int) -> Path:
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Storage root; feature networks in it are trained once for all tests."""
+    """Return a storage root; feature networks in it are trained once for all tests."""
     return str(tmp_path_factory.mktemp("root"))
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory, root: str) -> ShardSet:
-    """Two classes of 60 grey 8x8 images each."""
+    """Return shards of two classes of 60 grey 8x8 images each."""
     source = draw_set(tmp_path_factory.mktemp("images"), 120)
     data = DataConfig(source=str(source), resolution=8, channels=1, duplicates="keep")
     return write_shards(open_source(data), data, root)
@@ -54,13 +54,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory, root: str) -> ShardSet:
 
 @pytest.fixture(scope="session")
 def unlabelled(shards: ShardSet) -> ShardSet:
-    """The same images as if they had no labels."""
+    """Return the same images as if they had no labels."""
     return shards.model_copy(update={"label_names": ()})
 
 
 @pytest.fixture(scope="session")
 def evaluation() -> EvaluationConfig:
-    """All metrics, each on two chunks (of the reals there is one)."""
+    """Return settings for all metrics, each on two chunks of samples and one chunk of reals."""
     return EvaluationConfig(
         metrics=METRICS,
         num_images=300,
@@ -80,7 +80,10 @@ def write_checkpoint(
     change: Callable[[Generator], object] | None = None,
     **model: Any,
 ) -> str:
-    """URI of a folder with a tiny generator; `model` changes the config of its network, `change` edits it first."""
+    """Write a tiny generator and return the URI of its folder.
+
+    `model` changes the config of the network, `change` edits the network before it is written.
+    """
     torch.manual_seed(0)
     generator = Generator(TINY.model_copy(update=model), resolution=resolution, channels=1, num_labels=len(label_names))
     if change:
@@ -93,7 +96,7 @@ def write_checkpoint(
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., str]:
-    """`checkpoint(resolution=8, label_names=(), change=None)`: see `write_checkpoint`."""
+    """Return `checkpoint(resolution=8, label_names=(), change=None)`; see `write_checkpoint`."""
     return partial(write_checkpoint, tmp_path)
 
 
@@ -101,7 +104,7 @@ def checkpoint(tmp_path: Path) -> Callable[..., str]:
 def measured(
     shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Report:
-    """The report of a tiny generator with all metrics and figures, by plain `map`."""
+    """Return the report of a tiny generator with all metrics and figures, by plain `map`."""
     from stylegan.evaluation.engine import evaluate
 
     folder = tmp_path_factory.mktemp("measured")

@@ -1,4 +1,4 @@
-"""A whole evaluation of a tiny generator with the embedded network, and of images."""
+"""Whole evaluations of a tiny generator with the embedded network, and of images."""
 
 import io
 import math
@@ -29,7 +29,7 @@ GENERATOR_VALUES = {"ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separabil
 
 
 class Workers:
-    """Requests travel as bytes and are answered last first; the passes that were asked for are kept."""
+    """A map that pickles requests and answers them in reverse order; `passes` records the pass of each request."""
 
     def __init__(self) -> None:
         self.passes: list[str] = []
@@ -46,16 +46,17 @@ class Workers:
 
 
 def brighten(generator: Generator) -> None:
-    """Another generator."""
+    """Change a generator visibly."""
     generator.synthesis.to_rgb[-1].bias.fill_(0.5)  # type: ignore[union-attr,operator]
 
 
 def only(evaluation: EvaluationConfig, *metrics: str, **changes: Any) -> EvaluationConfig:
+    """Return the settings with these metrics only, and with further changes."""
     return evaluation.model_copy(update={"metrics": metrics, **changes})
 
 
 def same(first: Report, second: Report) -> bool:
-    """All numbers of two reports, to 1e-6: batches of other sizes round differently."""
+    """Return whether all values of two reports agree to 1e-6: batches of other sizes round differently."""
     assert first.metrics.keys() == second.metrics.keys()
     return all(
         math.isclose(first.metrics[key], second.metrics[key], rel_tol=1e-6, abs_tol=1e-9) for key in first.metrics
@@ -63,6 +64,7 @@ def same(first: Report, second: Report) -> bool:
 
 
 def pixels(uri: str) -> np.ndarray:
+    """Return the pixels of a PNG file."""
     return np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))))
 
 
@@ -98,7 +100,7 @@ def test_every_attribute_has_its_entropies(measured: Report) -> None:
 
 
 def test_curves_begin_with_what_the_plain_generator_has(measured: Report) -> None:
-    """One latent is no mixing, and psi = 1 no truncation."""
+    """One latent means no mixing, and psi = 1 means no truncation."""
     mixing, truncation = measured.curves["mixing"], measured.curves["truncation"]
     assert [row["latents"] for row in mixing] == [1, 2, 3, 4]
     assert [row["psi"] for row in truncation] == [0.5, 1.0]
@@ -141,7 +143,7 @@ def test_a_metric_alone_has_the_value_that_it_has_among_others(
 def test_one_pass_serves_all_metrics_of_images(
     measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str
 ) -> None:
-    """Two chunks of 300 or 400 images for five metrics; the reals come from storage."""
+    """Five metrics need two chunks of 300 or 400 images; the reals come from storage."""
     workers = Workers()
     evaluate(
         measured.checkpoint_uri,
@@ -264,21 +266,21 @@ def test_no_metrics_need_no_features(
 ) -> None:
     workers = Workers()
     report = evaluate(checkpoint(), unlabelled, only(evaluation), root=root, pmap=workers, out_uri=str(tmp_path))
-    assert (report.metrics, report.skipped, workers.passes) == ({}, {}, ["Pictures"])
+    assert (report.metrics, report.skipped, workers.passes) == ({}, {}, ["PictureRequest"])
     assert set(report.figures) == {"grid"}
 
 
 def test_reals_against_themselves_are_perfect(
     shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path
 ) -> None:
-    """The images of the data set measured as if they were a generator's."""
+    """The images of the data set are measured as if a generator had made them."""
     report = evaluate_images(
         shards, shards, only(evaluation, "fid", "kid", "is", "pr"), root=root, out_uri=str(tmp_path)
     )
     assert report.checkpoint_uri == shards.uri
     assert report.metrics["fid_classifier"] == pytest.approx(0, abs=1e-4)
     assert (report.metrics["precision_classifier"], report.metrics["recall_classifier"]) == (1, 1)
-    assert report.settings["num_images"] == 120  # all there are
+    assert report.settings["num_images"] == 120  # the whole set
     assert set(report.figures) == {"grid", "best", "worst"}
     sheet = pixels(report.figures["grid"])
     assert np.array_equal(sheet[:, :64], sheet[:, 64:])
@@ -301,7 +303,7 @@ def test_images_of_another_resolution_are_refused(shards: ShardSet, evaluation: 
 
 
 def test_moments_of_the_reals_are_kept_exactly(shards: ShardSet, root: str, measured: Report) -> None:
-    """What a second evaluation reads is what the first one computed with."""
+    """A second evaluation reads the numbers that the first one computed with."""
     found = [
         Moments.from_npz(path.read_bytes())
         for path in Path(root, "stats").glob(f"classifier-*/{shards.fingerprint}.npz")

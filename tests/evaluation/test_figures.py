@@ -1,4 +1,4 @@
-"""Pictures of an evaluation."""
+"""The figures of an evaluation."""
 
 import io
 from collections.abc import Callable
@@ -20,12 +20,14 @@ from stylegan.networks.generator import Generator
 
 
 def pixels(uri: str) -> np.ndarray:
+    """Return the pixels of a PNG file as int."""
     return np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri)))).astype(int)
 
 
 def make_subject(
     shards: ShardSet, evaluation: EvaluationConfig, uri: str = "", images: ShardSet | None = None
 ) -> Subject:
+    """Return the subject of an evaluation of a checkpoint or of images."""
     generator = storage.join(uri, "generator.safetensors") if uri else ""
     return Subject(
         generator, sha256(read_generator(generator)) if uri else "", images, shards, (), Spaces({}), evaluation, "cpu"
@@ -68,7 +70,7 @@ def test_the_best_image_comes_first_and_the_worst_too(
 def test_extremes_of_a_generator_are_drawn_again_as_they_were(
     shards: ShardSet, evaluation: EvaluationConfig, checkpoint: Callable[..., str], tmp_path: Path
 ) -> None:
-    """The first 64 by number are those of the grid."""
+    """The grid shows the first 64 images by number."""
     subject = make_subject(shards, evaluation, checkpoint())
     grid = pixels(draw_grid(subject, str(tmp_path), map))[:, 64:]
     best = pixels(draw_extremes(subject, -np.arange(300.0), str(tmp_path), map)["best"])
@@ -78,7 +80,7 @@ def test_extremes_of_a_generator_are_drawn_again_as_they_were(
 def test_truncation_has_a_row_of_the_same_latents_for_each_psi(
     shards: ShardSet, evaluation: EvaluationConfig, checkpoint: Callable[..., str], tmp_path: Path
 ) -> None:
-    """At psi 0 all images are the average one, up to their noise; at 1 they are those of the grid."""
+    """At psi = 0 all images are the average one, up to their noise; at psi = 1 they are the images of the grid."""
     subject = make_subject(shards, evaluation.model_copy(update={"psi": (0.0, 1.0)}), checkpoint())
     sheet = pixels(draw_truncation(subject, str(tmp_path), map)).reshape(2, 8, 8, 8).swapaxes(1, 2)
     grid = pixels(draw_grid(subject, str(tmp_path), map))[:8, 64:].reshape(8, 8, 8).swapaxes(0, 1)

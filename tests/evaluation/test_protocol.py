@@ -1,4 +1,4 @@
-"""Protocols: another digest exactly where something decides a value."""
+"""Protocols: the digest changes exactly when something changes that decides a value."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from stylegan.config.sections import METRICS, EvaluationConfig, Metric
 from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.features.spaces import Network, Spaces
-from stylegan.evaluation.names import split_key
+from stylegan.evaluation.metric_table import split_key
 from stylegan.evaluation.protocol import count_reals, metric_keys, protocol_of, settings_of
 
 NETWORKS = {
@@ -18,7 +18,7 @@ BASE = EvaluationConfig(metrics=METRICS, num_images=300, num_reals=100)
 
 
 def changed(shards: ShardSet, **change: Any) -> set[Metric]:
-    """The metrics whose protocol a change of settings changes."""
+    """Return the metrics whose protocol differs after a change of settings."""
     other = BASE.model_copy(update=change)
     return {
         metric
@@ -67,7 +67,8 @@ def test_the_resolution_is_part_of_every_protocol(shards: ShardSet) -> None:
 
 
 def test_each_network_decides_the_metrics_of_its_role(shards: ShardSet) -> None:
-    other = Spaces(NETWORKS | {"manifold": Network("classifier", ("uri",), "b" * 64, 64)}, embedded="classifier")  # type: ignore[arg-type,operator]
+    changed_network = Network("classifier", ("uri",), "b" * 64, 64)
+    other = Spaces(NETWORKS | {"manifold": changed_network}, embedded="classifier")  # type: ignore[arg-type,operator]
     differing = {
         metric
         for metric in METRICS
@@ -81,7 +82,7 @@ def test_all_metrics_have_protocols_of_their_own(shards: ShardSet) -> None:
 
 
 def test_reals_are_counted_as_they_are_used(shards: ShardSet) -> None:
-    """Small sets are not repeated up to 50,000."""
+    """A small set is not repeated up to 50,000."""
     assert [count_reals(shards, BASE.model_copy(update={"num_reals": n})) for n in (50_000, 100, "all")] == [
         120,
         100,

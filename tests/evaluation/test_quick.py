@@ -1,4 +1,4 @@
-"""Quick metrics of the checkpoints of a stage, by a worker in this process; on Ray they are in tests/integration."""
+"""Quick metrics of the checkpoints of a stage, by a worker in this process; tests/integration has them on Ray."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from stylegan.training.state import Checkpoint, checkpoint_uri
 
 
 class Here:
-    """Measures in this process, after `before` was called."""
+    """A worker that measures in this process, after it has called `before`."""
 
     def __init__(self, before: Callable[[], object] = lambda: None) -> None:
         self.before, self.requests = before, list[Any]()
@@ -41,7 +41,7 @@ class Here:
 
 
 class Slow(Here):
-    """Measures until it is closed."""
+    """A worker that measures until it is closed."""
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
         self.requests.append(item)
@@ -51,7 +51,7 @@ class Slow(Here):
 
 
 def configured(**changes: dict[str, Any]) -> Config:
-    """4x4 ends at 6 kimg; 8x8 fades until 10 and ends at 16."""
+    """Return a config in which 4x4 ends at 6 kimg, and 8x8 fades in until 10 and ends at 16."""
     tree: dict[str, Any] = {
         "name": "t",
         "data": {"source": "x", "resolution": 8, "channels": 1},
@@ -64,7 +64,7 @@ def configured(**changes: dict[str, Any]) -> Config:
 
 @pytest.fixture
 def make_job(tmp_path: Path, shards: ShardSet) -> Callable[..., StageJob]:
-    """make_job(resolution, **sections): a stage with a folder of its own."""
+    """Return `make_job(resolution, **sections)`, which makes a stage with a folder of its own."""
 
     def make(resolution: int = 8, **sections: dict[str, Any]) -> StageJob:
         config = configured(**sections)
@@ -77,7 +77,7 @@ def make_job(tmp_path: Path, shards: ShardSet) -> Callable[..., StageJob]:
 
 @pytest.fixture
 def save(checkpoint: Callable[..., str]) -> Callable[[StageJob, int], str]:
-    """save(job, nimg): a checkpoint as far as it counts here; its URI."""
+    """Return `save(job, nimg)`, which writes a checkpoint with generator and record only, and returns its URI."""
 
     def write(job: StageJob, nimg: int) -> str:
         uri, resolution = checkpoint_uri(job.uri, nimg), job.stage.resolution
@@ -91,6 +91,7 @@ def save(checkpoint: Callable[..., str]) -> Callable[[StageJob, int], str]:
 
 
 def rows(job: StageJob) -> list[dict]:
+    """Read the rows of a stage."""
     path = Path(job.uri, str(rows_name(job.config, job.stage.resolution)))
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -98,12 +99,12 @@ def rows(job: StageJob) -> list[dict]:
 def test_marks_and_the_end_of_a_stage_are_measured_once(
     make_job: Callable[..., StageJob], save: Any, root: str
 ) -> None:
-    """Multiples of 2 kimg lie before 8.1 and 13, none before 6.5 and 8.9, and 16 is the end; a later process repeats nothing."""
+    """8.1 and 13 kimg pass a multiple of 2 kimg, 6.5 and 8.9 do not, 16 is the end. A later process repeats nothing."""
     job = make_job()
     for nimg in (6500, 8100, 8900, 13000, 16000):
         save(job, nimg)
         for _ in range(2):
-            QuickMetrics(job, Here(), root=root).look()
+            QuickMetrics(job, Here(), root=root).measure_if_due()
     assert [row["nimg"] for row in rows(job)] == [8100, 13000, 16000]
     assert not Path(job.uri, "measuring").exists()
 
@@ -113,7 +114,7 @@ def test_values_are_those_of_an_evaluation_in_the_middle_of_the_fade(
 ) -> None:
     job = make_job()
     uri = save(job, 8000)
-    QuickMetrics(job, Here(), root=root).look()
+    QuickMetrics(job, Here(), root=root).measure_if_due()
     (row,) = rows(job)
     evaluation = quick_evaluation(job.config, 8)
     half, whole = (evaluate(uri, shards, evaluation, root=root, alpha=alpha).metrics for alpha in (0.5, 1.0))
@@ -127,7 +128,7 @@ def test_a_lower_stage_is_measured_at_its_resolution_and_says_so(
 ) -> None:
     job = make_job(4)
     uri = save(job, 6000)
-    QuickMetrics(job, Here(), root=root).look()
+    QuickMetrics(job, Here(), root=root).measure_if_due()
     (row,) = rows(job)
     alone = evaluate(uri, shards.up_to(4), quick_evaluation(job.config, 4), root=root)
     assert row["metrics"]["quick/fid_classifier_4x4"] == alone.metrics["fid_classifier"]
@@ -137,7 +138,7 @@ def test_a_lower_stage_is_measured_at_its_resolution_and_says_so(
 def test_a_checkpoint_may_go_while_it_is_measured(make_job: Callable[..., StageJob], save: Any, root: str) -> None:
     job = make_job()
     uri = save(job, 8000)
-    QuickMetrics(job, Here(before=lambda: storage.delete(uri)), root=root).look()
+    QuickMetrics(job, Here(before=lambda: storage.delete(uri)), root=root).measure_if_due()
     assert [row["nimg"] for row in rows(job)] == [8000]
 
 
@@ -147,7 +148,7 @@ def test_a_checkpoint_without_generator_is_left_out(
     job = make_job()
     storage.delete(f"{save(job, 8000)}/generator.safetensors")
     with caplog.at_level(logging.INFO, "stylegan"):
-        QuickMetrics(job, Here(), root=root).look()
+        QuickMetrics(job, Here(), root=root).measure_if_due()
     assert "no quick metrics of the checkpoint at 8 kimg, which is not kept any more" in caplog.text
     assert rows(job) == []
 
@@ -164,8 +165,8 @@ def test_failures_are_one_warning_and_later_marks_are_tried_again(
     metrics = QuickMetrics(job, Here(before=fail), root=root)
     for nimg in (8000, 10000, 12000):
         save(job, nimg)
-        metrics.look()
-        metrics.look()
+        metrics.measure_if_due()
+        metrics.measure_if_due()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warning == "train 8x8: quick metrics failed, training goes on: first line"
     assert [row["nimg"] for row in rows(job)] == [12000]
@@ -178,7 +179,7 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(
     """60 images are too few for a Frechet distance of 64 features."""
     job = make_job(snapshots={"metrics_images": 60})
     save(job, 8000)
-    QuickMetrics(job, Here(), root=root).look()
+    QuickMetrics(job, Here(), root=root).measure_if_due()
     assert "quick metric fid_classifier is skipped: " in caplog.text
     (row,) = rows(job)
     assert set(row["metrics"]) == {
@@ -189,7 +190,7 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(
 def test_a_block_measures_while_it_runs_and_waits_for_its_end(
     make_job: Callable[..., StageJob], save: Any, root: str
 ) -> None:
-    """What comes while one is measured is left out, but for the last; the worker is closed afterwards."""
+    """Of the checkpoints during a measurement only the last is measured; the worker is closed at the end."""
     job, go = make_job(), threading.Event()
     worker = Here(before=lambda: go.wait(20))
     with QuickMetrics(job, worker, root=root, poll_seconds=0.01):
@@ -219,7 +220,7 @@ def test_a_last_measurement_that_takes_too_long_is_dropped(
 
 
 def test_a_failure_of_the_stage_is_not_held_up(make_job: Callable[..., StageJob], save: Any, root: str) -> None:
-    """Waiting would take a minute; what is under way is dropped, and the end of the stage is not looked for."""
+    """The running measurement is dropped and the end of the stage is not measured; waiting would take a minute."""
     job, worker = make_job(), Slow()
 
     def stage() -> None:

@@ -1,4 +1,4 @@
-"""The reals as a network sees them: made once, kept, found again."""
+"""References: computed once, stored, and read again."""
 
 from pathlib import Path
 
@@ -16,10 +16,12 @@ ROWS = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float16)
 def open_reference(
     shards: ShardSet, root: Path, *needs: str, network: Network = VGG16, num_reals: int = 30
 ) -> Reference:
+    """Return the reference of a network for these shards."""
     return Reference(network, shards, num_reals=num_reals, needs=needs, root=str(root))
 
 
 def fill(reference: Reference) -> None:
+    """Add all rows in three parts, and finish."""
     for start in range(0, 30, 12):
         reference.add(ROWS[start : start + 12])
     reference.finish()
@@ -43,7 +45,7 @@ def test_only_what_is_needed_is_made(shards: ShardSet, tmp_path: Path) -> None:
     fill(open_reference(shards, tmp_path, "moments"))
     assert [path.name for path in tmp_path.glob("stats/vgg16-*/*")] == [f"{shards.fingerprint}.npz"]
     both = open_reference(shards, tmp_path, "moments", "features")
-    assert not both.complete  # the features are still to be made
+    assert not both.complete  # the features are missing
     fill(both)
     assert both.moments.count == 30
 

@@ -1,4 +1,4 @@
-"""The record of an evaluation: what survives JSON, and how it is shown."""
+"""The record of an evaluation: its way through JSON, and its values for people."""
 
 import json
 import math
@@ -16,6 +16,8 @@ from stylegan.evaluation.report import Report
 
 @pytest.fixture
 def report() -> Callable[..., Report]:
+    """Return `report(**fields)`, which makes a report with some fields."""
+
     def make(**fields: Any) -> Report:
         return Report(**({"protocol": "p", "dataset_fingerprint": "f", "checkpoint_uri": "c", "metrics": {}} | fields))
 
@@ -23,7 +25,7 @@ def report() -> Callable[..., Report]:
 
 
 def test_numbers_that_are_not_finite_survive_json(report: Callable[..., Report]) -> None:
-    """Both ways of writing a report, storage and registry, give JSON that every reader accepts."""
+    """Both ways of writing a report (storage and registry) write JSON that every reader accepts."""
     metrics = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1 / 3}
     found = report(
         metrics=metrics, intervals={"a": (math.nan, math.inf)}, curves={"truncation": [{"psi": 0.5, "fid": math.nan}]}
@@ -63,6 +65,9 @@ def test_a_value_is_shown_with_its_interval(report: Callable[..., Report]) -> No
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is imported already
 def test_the_version_of_an_evaluation_follows_metrics_and_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert report_module.EVALUATION_VERSION == (protocol_module.VERSION, features_module.VERSION)
-    monkeypatch.setattr(features_module, "VERSION", 1000)
-    assert runpy.run_module("stylegan.evaluation.report")["EVALUATION_VERSION"] == (protocol_module.VERSION, 1000)
+    assert report_module.EVALUATION_VERSION == (protocol_module.PROTOCOL_VERSION, features_module.FEATURES_VERSION)
+    monkeypatch.setattr(features_module, "FEATURES_VERSION", 1000)
+    assert runpy.run_module("stylegan.evaluation.report")["EVALUATION_VERSION"] == (
+        protocol_module.PROTOCOL_VERSION,
+        1000,
+    )

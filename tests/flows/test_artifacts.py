@@ -1,4 +1,4 @@
-"""What a run shows on its pages in Prefect."""
+"""The artifacts of a run in Prefect."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""A tiny run and the `stylegan` command as a real process, with its own Prefect home and cache."""
+"""Fixtures for the integration tests: a tiny run of the real `stylegan` command, with a Prefect home of its own."""
 
 import json
 import os
@@ -35,7 +35,13 @@ MARK = "STYLEGAN_TEST_MARK"
 
 @dataclass
 class Place:
-    """A folder with a config, a storage root and a Prefect home of its own."""
+    """A folder with a config, a storage root and a Prefect home of its own, in which the command can be run.
+
+    Attributes:
+        folder: the folder.
+        root: `storage.root`, a path or a URL.
+        env: environment variables of the command, beside those of the tests.
+    """
 
     folder: Path
     root: str
@@ -43,10 +49,14 @@ class Place:
 
     @property
     def config(self) -> Path:
+        """The path of the config."""
         return self.folder / "tiny.yaml"
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """The command as the leader of its own process group; its output goes to files, which no orphan can block."""
+        """Start the command as the leader of a process group.
+
+        Its output goes to files, because a process that outlives the command could block a pipe.
+        """
         command = [sys.executable, "-m", "flows.cli.main", *arguments]
         with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
             return subprocess.Popen(
@@ -54,7 +64,7 @@ class Place:
             )
 
     def run(self, *arguments: str, code: int = 0, seconds: float = 240) -> str:
-        """Its standard output; fails the test on another exit code."""
+        """Run the command and return its standard output. Another exit code or a longer run fails the test."""
         process = self.start(*arguments)
         try:
             got = process.wait(seconds)
@@ -65,24 +75,25 @@ class Place:
         return (self.folder / "stdout").read_text()
 
     def json(self, *arguments: str) -> dict:
-        """The record a verb prints with --json: one line, nothing else on standard output."""
+        """Return the record that a verb prints with --json, and check that standard output has only this one line."""
         lines = self.run(*arguments, "--json").splitlines()
         assert len(lines) == 1, lines
         return json.loads(lines[0])
 
     def errors(self) -> str:
+        """Return the standard error of the last command."""
         return (self.folder / "stderr").read_text()
 
     def processes(self) -> list[str]:
-        """Command lines of all living processes that descend from this place's commands."""
-        found = []
+        """Return the command lines of all living processes that descend from the commands of this place."""
+        lines = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get(MARK) == self.env[MARK] and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline())[:200])
+                    lines.append(" ".join(process.cmdline())[:200])
             except psutil.Error:
                 continue
-        return found
+        return lines
 
     def wait_until_empty(self, seconds: float = 20) -> None:
         """Fail if a process of this place outlives its command."""
@@ -94,7 +105,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def make_place(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Place]:
-    """make_place(root=None, **sections): a fresh `Place`; `root` may be a URL."""
+    """Return `make_place(root=None, **sections)`, which makes a new `Place`; `root` may be a URL."""
 
     def make(root: str | None = None, **sections: object) -> Place:
         folder = tmp_path_factory.mktemp("place")
@@ -111,7 +122,7 @@ def make_place(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Place]
 
 @pytest.fixture(scope="session")
 def finished(make_place: Callable[..., Place]) -> tuple[Place, dict]:
-    """A place where the tiny config has run through, and the summary it printed."""
+    """Return a place where the tiny config has been run to its end, and the summary that the command printed."""
     place = make_place()
     summary = place.json("run", str(place.config))
     return place, summary

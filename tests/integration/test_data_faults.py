@@ -1,4 +1,7 @@
-"""Sharding from S3 to S3 and loading from S3 while the store throttles, breaks off and goes away: the same bytes as without."""
+"""Tests of sharding, loading and training on an S3 store that throttles, breaks connections and has outages.
+
+The results must have the same bytes as without faults.
+"""
 
 import hashlib
 import os
@@ -40,13 +43,13 @@ write_shards(open_source(data), data, sys.argv[2])
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> None:
-    """A cache for each test: another one's would spare it the store."""
+    """Give each test a cache of its own, so that it has to read from the store."""
     monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
 def data(s3_server, draw_images, tmp_path_factory) -> DataConfig:
-    """60 images in a bucket, seven to a tar."""
+    """Return the config of 60 images in a bucket, with seven images in each tar."""
     uri = f"{s3_server()}/images"
     folder = draw_images(tmp_path_factory.mktemp("source"), NAMES)
     fsspec.filesystem("s3").put(str(folder), uri, recursive=True)
@@ -55,31 +58,34 @@ def data(s3_server, draw_images, tmp_path_factory) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def faultless(data, s3_server) -> ShardSet:
-    """The shards of those images, made and left in peace."""
+    """Return the shards of these images, made without faults."""
     return shard(data, f"{s3_server()}/root")
 
 
 def shard(data: DataConfig, root: str) -> ShardSet:
+    """Write the shards of a source."""
     return write_shards(open_source(data), data, root)
 
 
 def files(uri: str) -> dict[str, str]:
-    """Digest of every file below a URI."""
+    """Return the digest of every file below a URI by its path."""
     fs, path = storage.filesystem(uri)
     return {name.removeprefix(f"{path}/"): hashlib.sha256(fs.cat_file(name)).hexdigest() for name in fs.find(path)}
 
 
 def pixels(shards: ShardSet) -> dict[int, np.ndarray]:
+    """Return all images of a set by resolution."""
     return {resolution: np.array(load_images(shards, resolution).images[:]) for resolution in shards.resolutions}
 
 
 def same_pixels(ours: ShardSet, theirs: ShardSet) -> bool:
+    """Return True if two sets have the same resolutions and images."""
     a, b = pixels(ours), pixels(theirs)
     return a.keys() == b.keys() and all(np.array_equal(a[resolution], b[resolution]) for resolution in a)
 
 
 def test_sharding_under_faults_gives_the_same_bytes(data, faultless, faulty_s3, s3_server):
-    """Every file of the set, not only the tars; each kind of fault has happened."""
+    """All files of the set, not only the tars, have the same bytes after each kind of fault has happened."""
     root = f"{s3_server()}/root"
     with faulty_s3(seed=1, rate=0.15) as faults:
         shards = shard(data, root)
@@ -91,7 +97,7 @@ def test_sharding_under_faults_gives_the_same_bytes(data, faultless, faulty_s3, 
 
 
 def test_sharding_to_a_folder_gives_the_same_tars(data, faultless, tmp_path):
-    """What the store adds to a listing is in the table, not in the images."""
+    """A set in a folder has the same tars as one in a bucket. Only the tables contain what differs between stores."""
     shards = shard(data, str(tmp_path / "root"))
     ours, theirs = files(shards.uri), files(faultless.uri)
     tars = {name for name in theirs if name.endswith(".tar")}
@@ -101,7 +107,7 @@ def test_sharding_to_a_folder_gives_the_same_tars(data, faultless, tmp_path):
 
 @pytest.mark.parametrize("at_once", [0, loader.AT_ONCE])
 def test_loading_under_faults_gives_the_same_pixels(faultless, faulty_s3, tmp_path, monkeypatch, at_once):
-    """When a table is opened, and when its images are asked for."""
+    """Faults do no harm, whether the images are read when the table is opened or when they are asked for."""
     expected = pixels(faultless)
     monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "fresh"))
     monkeypatch.setattr(loader, "AT_ONCE", at_once)
@@ -115,15 +121,16 @@ def test_loading_under_faults_gives_the_same_pixels(faultless, faulty_s3, tmp_pa
 
 
 def test_verification_under_faults_finds_none(faultless, faulty_s3):
-    """A broken connection is not taken for a broken tar."""
+    """Verification does not take a broken connection for a broken tar."""
     with faulty_s3(seed=4, rate=0.3) as faults:
-        found = verify(faultless.uri)
-    assert found.problems == ()
-    assert found.num_images == 60
+        result = verify(faultless.uri)
+    assert result.problems == ()
+    assert result.num_images == 60
     assert faults.injected.total() > 5
 
 
 def test_a_store_that_is_down_for_a_while_pauses_sharding(data, faultless, faulty_s3, s3_server):
+    """Sharding waits for the end of an outage and gives the same bytes."""
     root, seconds = f"{s3_server()}/root", 4
     with faulty_s3(rate=1, kinds=["slow"], slow_s=0.02, in_a_row=9**9) as faults:
         timer = threading.Timer(0.5, faults.down_for, [seconds])
@@ -137,6 +144,7 @@ def test_a_store_that_is_down_for_a_while_pauses_sharding(data, faultless, fault
 
 
 def test_a_store_that_is_down_for_a_while_pauses_loading(faultless, faulty_s3, monkeypatch):
+    """Loading waits for the end of an outage."""
     monkeypatch.setattr(loader, "AT_ONCE", 0)
     with faulty_s3(rate=0) as faults:
         table = load_images(faultless, 16)
@@ -149,7 +157,7 @@ def test_a_store_that_is_down_for_a_while_pauses_loading(faultless, faulty_s3, m
 
 
 def test_patience_over_is_one_line(data, faultless, faulty_s3, s3_server, monkeypatch):
-    """Sharding and loading end as the user's configuration says, and can be repeated."""
+    """Sharding, loading and listing give up after $STYLEGAN_PATIENCE seconds with one line, and can be repeated."""
     monkeypatch.setenv("STYLEGAN_PATIENCE", "1.5")
     root, source = f"{s3_server()}/root", open_source(data)
     with faulty_s3(rate=0) as faults:
@@ -169,15 +177,17 @@ def test_patience_over_is_one_line(data, faultless, faulty_s3, s3_server, monkey
 
 
 def chunks_done(root: str, key: str) -> int:
+    """Return the number of finished chunks of a set."""
     return len(storage.names(storage.join(root, "datasets", key, "chunks")))
 
 
 def start_sharding(data: DataConfig, root: str) -> subprocess.Popen[bytes]:
+    """Start sharding as the leader of a process group."""
     return subprocess.Popen([sys.executable, "-c", SHARD, data.model_dump_json(), root], start_new_session=True)
 
 
 def kill_after_chunks(data: DataConfig, root: str, count: int) -> None:
-    """Shard in a process of its own, and kill -9 it and its children once so many chunks are finished."""
+    """Shard in another process, and kill it and its children with SIGKILL once so many chunks are finished."""
     key = shard_key(data, open_source(data))
     process = start_sharding(data, root)
     try:
@@ -192,10 +202,12 @@ def kill_after_chunks(data: DataConfig, root: str, count: int) -> None:
 
 
 def test_killed_in_the_middle_it_goes_on_where_it_was(data, faultless, faulty_s3, s3_server):
-    """Nothing half-made is taken for finished, no finished chunk is written again, and the set is the same in the end."""
+    """After a kill the set is not finished. The same command writes only the missing chunks, and the same bytes."""
     root = f"{s3_server()}/root"
     key = shard_key(data, open_source(data))
-    with faulty_s3(rate=1, kinds=["slow"], slow_s=0.03, in_a_row=9**9):  # so that there is a middle
+
+    # Kill it in the middle. A slow store leaves time for that.
+    with faulty_s3(rate=1, kinds=["slow"], slow_s=0.03, in_a_row=9**9):
         kill_after_chunks(data, root, 3)
     uri = storage.join(root, "datasets", key)
     assert find_shards(open_source(data), data, root) is None
@@ -203,6 +215,8 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(data, faultless, faulty_s3
     done = {Path(name).stem for name in storage.names(storage.join(uri, "chunks"))}
     assert 3 <= len(done) < 9
     before = files(uri)
+
+    # Repeat it, and record what is written.
     with faulty_s3(rate=0) as faults:
         shards = shard(data, root)
     written = {request.removeprefix("PUT ") for request in faults.passed if request.startswith("PUT ")}
@@ -212,7 +226,9 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(data, faultless, faulty_s3
         if any(name.endswith((f"train-{chunk}.tar", f"chunks/{chunk}.parquet")) for chunk in done)
     }
     assert again == set()
-    assert written  # the rest
+    assert written
+
+    # Compare with the set that nobody killed.
     after = files(uri)
     assert {name: after[name] for name in before} == before
     assert after == files(faultless.uri)
@@ -222,7 +238,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(data, faultless, faulty_s3
 
 @pytest.mark.parametrize("chunks", [0, 5])
 def test_killed_in_the_middle_of_a_local_set(data, faultless, tmp_path, chunks):
-    """As above, in a folder: what a kill leaves behind there does not count."""
+    """The same in a folder: what a killed process leaves there is not taken for a finished set."""
     root = str(tmp_path / "root")
     kill_after_chunks(data, root, chunks)
     assert find_shards(open_source(data), data, root) is None
@@ -232,7 +248,7 @@ def test_killed_in_the_middle_of_a_local_set(data, faultless, tmp_path, chunks):
 
 
 def make_job(data: DataConfig, shards: ShardSet, uri: str) -> StageJob:
-    """16 steps at 8x8, with a checkpoint after every fourth."""
+    """Return a stage of 16 steps at 8x8, with a checkpoint after every fourth step."""
     config = build(
         {
             "name": "t",
@@ -248,7 +264,7 @@ def make_job(data: DataConfig, shards: ShardSet, uri: str) -> StageJob:
 def test_training_on_a_faulty_store_that_goes_away_ends_with_the_same_weights(
     data, faultless, faulty_s3, s3_server, tmp_path, monkeypatch
 ):
-    """Shards, checkpoints and curves on the store: it pauses for the outage, and differs in nothing."""
+    """Training with everything on the store waits for the end of an outage, and its weights are the same."""
     expected = train_stage(make_job(data, faultless, f"{s3_server()}/stage"))
     monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "fresh"))
     with faulty_s3(seed=5, rate=0.2) as faults:
@@ -259,10 +275,10 @@ def test_training_on_a_faulty_store_that_goes_away_ends_with_the_same_weights(
             if len(points) == 1:
                 faults.down_for(4)
 
-        found = train_stage(make_job(data, faultless, f"{s3_server()}/stage"), on_checkpoint=go_away)
+        trained = train_stage(make_job(data, faultless, f"{s3_server()}/stage"), on_checkpoint=go_away)
     assert faults.injected["outage"] == 1
     assert faults.injected.total() > 5
     assert len(points) == 4
-    assert found.nimg == expected.nimg == 128
-    ours, theirs = (storage.read_bytes(storage.join(end.uri, "generator.safetensors")) for end in (found, expected))
+    assert trained.nimg == expected.nimg == 128
+    ours, theirs = (storage.read_bytes(storage.join(end.uri, "generator.safetensors")) for end in (trained, expected))
     assert ours == theirs

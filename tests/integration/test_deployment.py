@@ -1,4 +1,4 @@
-"""The deployment of infra/prefect.yaml on a real Prefect server: a triggered run goes through, and the cron makes runs."""
+"""Test of the deployment in infra/prefect.yaml on a real Prefect server: its schedule, and a run started by hand."""
 
 import json
 import os
@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def server(finished):
-    """A Prefect server of our own; the URL of its API and the environment of its clients."""
+    """Run a Prefect server, and yield the URL of its API, the environment for its clients and the `prefect` command."""
+    # Choose a port and a home of its own.
     place, _ = finished
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -27,6 +28,8 @@ def server(finished):
     home = place.folder / "server"
     env = os.environ | place.env | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
     env |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+
+    # Start it, and wait until it answers.
     prefect = str(Path(sys.executable).parent / "prefect")
     command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with open(place.folder / "server.log", "wb") as log:
@@ -50,23 +53,26 @@ def server(finished):
 
 
 def post(url, path, body):
+    """Send a request to Prefect's API and return its answer."""
     request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
 
 
 def wait_for(condition, seconds):
+    """Return the result of the condition as soon as it is true, or its last result after so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(1)
     return condition()
 
 
 @pytest.mark.timeout(300)
 def test_deployment_is_scheduled_and_a_triggered_run_goes_through(finished, server):
-    """Deployed from the shipped file; everything is in storage already, so the run is quick and all its steps are cached."""
+    """The shipped file can be deployed. The run is quick, because storage has the results of all its steps."""
+    # Copy the files of the project, with the finished config in place of the quickstart.
     place, _summary = finished
     url, env, prefect = server
     for folder in ("flows", "infra", "configs"):
@@ -80,18 +86,21 @@ def test_deployment_is_scheduled_and_a_triggered_run_goes_through(finished, serv
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    # Deploy.
     cli("work-pool", "create", "stylegan", "--type", "process")
     cli("deploy", "--prefect-file", "infra/prefect.yaml", "--all")
     (deployment,) = post(url, "/deployments/filter", {})
     assert deployment["name"] == "weekly"
     assert deployment["global_concurrency_limit"]["limit"] == 1
 
+    # The schedule makes runs.
     scheduled = wait_for(
         lambda: post(url, "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}), 60
     )
     assert len(scheduled) >= 2
     assert all(run["expected_start_time"][11:16] == "03:00" for run in scheduled)
 
+    # A worker performs a run that is started by hand.
     with open(place.folder / "worker.log", "wb") as log:
         worker = subprocess.Popen(
             [prefect, "worker", "start", "--pool", "stylegan"],

@@ -1,4 +1,4 @@
-"""`stylegan evaluate` on what a finished run has left: the run, its version, a checkpoint of a stage below, and its page."""
+"""Tests of `stylegan evaluate` on the results of a finished run: the run, its version, a lower checkpoint, its page."""
 
 import json
 import sqlite3
@@ -9,43 +9,46 @@ from mlflow import MlflowClient
 
 
 def client(place):
+    """Return a client of the embedded MLflow of a place."""
     return MlflowClient(f"sqlite:///{place.root}/mlflow.db")
 
 
 def test_a_run_as_it_is_comes_from_its_folder(finished):
+    """Evaluating a run with its own settings takes the report from the run's folder and measures nothing."""
     place, summary = finished
-    found = place.json("evaluate", summary["run_id"], "--config", str(place.config))
-    assert (found["kind"], found["cached"], found["page"]) == ("run", True, summary["page"])
-    assert found["report"] == summary["report"]
+    record = place.json("evaluate", summary["run_id"], "--config", str(place.config))
+    assert (record["kind"], record["cached"], record["page"]) == ("run", True, summary["page"])
+    assert record["report"] == summary["report"]
     assert not Path(place.root, "evaluations").exists()
 
 
 @pytest.mark.timeout(240)
 def test_the_champion_in_another_metric(finished):
-    """The settings are those of its run, the numbers those of its checkpoint; a copy goes where it is asked for."""
+    """A version is evaluated with its run's settings and checkpoint, and `--out` gets a copy of the report."""
     place, summary = finished
     place.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{place.root}/mlflow.db"
     out = place.folder / "out"
-    found = place.json("evaluate", "tiny@champion", "--metrics", "fid,kid", "--out", str(out))
-    assert (found["kind"], found["model"], found["cached"]) == ("version", "tiny version 1", False)
-    assert found["report"]["checkpoint_uri"] == summary["checkpoints"][-1]["uri"]
-    metrics = found["report"]["metrics"]
+    record = place.json("evaluate", "tiny@champion", "--metrics", "fid,kid", "--out", str(out))
+    assert (record["kind"], record["model"], record["cached"]) == ("version", "tiny version 1", False)
+    assert record["report"]["checkpoint_uri"] == summary["checkpoints"][-1]["uri"]
+    metrics = record["report"]["metrics"]
     assert set(metrics) == {"fid_classifier", "kid_classifier", "classifier_accuracy"}
     assert metrics["fid_classifier"] == pytest.approx(summary["report"]["metrics"]["fid_classifier"], rel=1e-6)
-    assert found["report"]["protocols"]["fid_classifier"] == summary["report"]["protocols"]["fid_classifier"]
+    assert record["report"]["protocols"]["fid_classifier"] == summary["report"]["protocols"]["fid_classifier"]
     assert {path.name for path in out.iterdir()} == {"grid.png", "report.html", "report.json"}
 
 
 @pytest.mark.timeout(240)
 def test_a_checkpoint_of_a_stage_below_is_measured_at_its_own_resolution(finished):
+    """A checkpoint of the 4x4 stage is measured at 4x4, under another protocol than the run."""
     place, summary = finished
-    found = place.json("evaluate", summary["checkpoints"][0]["uri"], "--metrics", "fid")
-    assert (found["kind"], found["report"]["settings"]["resolution"]) == ("checkpoint", 4)
-    assert found["report"]["protocols"]["fid_classifier"] != summary["report"]["protocols"]["fid_classifier"]
+    record = place.json("evaluate", summary["checkpoints"][0]["uri"], "--metrics", "fid")
+    assert (record["kind"], record["report"]["settings"]["resolution"]) == ("checkpoint", 4)
+    assert record["report"]["protocols"]["fid_classifier"] != summary["report"]["protocols"]["fid_classifier"]
 
 
 def test_mlflow_and_prefect_have_the_page(finished):
-    """With all figures of the report; the flow's page says where it is."""
+    """MLflow has the page and all figures of the report, and Prefect's artifact contains the path of the page."""
     place, summary = finished
     run_id = summary["mlflow_run_id"]
     assert "report.html" in [file.path for file in client(place).list_artifacts(run_id)]
@@ -63,7 +66,7 @@ def test_mlflow_and_prefect_have_the_page(finished):
 
 
 def test_a_page_that_is_gone_is_made_again_and_nothing_else(finished):
-    """`evaluate CONFIG` of an evaluated run writes the page alone, with the same content."""
+    """`evaluate CONFIG` of an evaluated run writes a missing page again, with the same content, and nothing else."""
     place, summary = finished
     page, report = Path(summary["page"]), Path(place.root, "runs", summary["run_id"], "report.json")
     before, content = report.stat().st_mtime_ns, page.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The whole DAG with its real engines: once through, repeated, killed, on S3."""
+"""Tests of the whole DAG with real Ray, MLflow and Prefect: run once, repeated, changed, killed, and on S3."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ STEPS = ["shard", "train 4x4", "train 8x8", "evaluate", "register", "gate"]
 
 
 def task_states(place):
-    """(name, state) of the task runs of the last flow run, in order, from Prefect's own database."""
+    """Return name and state of each task run of the last flow run, in order, from Prefect's database."""
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         (flow_run,) = database.execute("select id from flow_run order by created desc limit 1").fetchone()
         return database.execute(
@@ -28,20 +28,23 @@ def task_states(place):
 
 
 def client(place):
+    """Return a client of the embedded MLflow of a place."""
     return MlflowClient(f"sqlite:///{place.root}/mlflow.db")
 
 
 def curve(place, run_id, key):
+    """Return the points (step, value) of a metric in MLflow."""
     return [(point.step, point.value) for point in client(place).get_metric_history(run_id, key)]
 
 
 def weights(summary):
-    """Digests of the averaged generator and of the whole training state at the end."""
+    """Return the digest of the averaged generator at the end of a run."""
     uri = summary["checkpoints"][-1]["uri"]
     return hashlib.sha256(Path(uri, "generator.safetensors").read_bytes()).hexdigest()
 
 
 def test_summary_names_everything_that_was_made(finished):
+    """The summary of a run contains its checkpoints, metrics, verdict, version and grid."""
     place, summary = finished
     assert [c["resolution"] for c in summary["checkpoints"]] == [4, 8]
     assert summary["checkpoints"][-1]["nimg"] == 2200
@@ -54,11 +57,13 @@ def test_summary_names_everything_that_was_made(finished):
 
 
 def test_prefect_shows_a_task_run_for_every_step(finished):
+    """Prefect has one task run for each step, in order."""
     place, _ = finished
     assert [name for name, _ in task_states(place)] == STEPS
 
 
 def test_prefect_has_the_artifacts(finished):
+    """Prefect has the artifacts of the data set and of the evaluation."""
     place, _summary = finished
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         kinds = {
@@ -70,6 +75,7 @@ def test_prefect_has_the_artifacts(finished):
 
 
 def test_mlflow_has_one_run_with_params_curves_grids_and_dataset(finished):
+    """MLflow has one finished run with the parameters, gapless curves, metrics, files and data set."""
     place, summary = finished
     runs = client(place).search_runs(["1"])
     assert len(runs) == 1
@@ -90,12 +96,13 @@ def test_mlflow_has_one_run_with_params_curves_grids_and_dataset(finished):
 
 
 def test_no_process_is_left_behind(finished):
+    """No process outlives the command."""
     place, _ = finished
     place.wait_until_empty()
 
 
 def test_repeat_takes_everything_from_storage(finished):
-    """Plan calls all steps cached, and the same command then skips them all and changes nothing in MLflow."""
+    """After a run the plan says that all steps are cached. The same command skips them and leaves MLflow unchanged."""
     place, summary = finished
     before = curve(place, summary["mlflow_run_id"], "loss/g")
     plan = place.json("plan", str(place.config))
@@ -121,13 +128,14 @@ def test_repeat_takes_everything_from_storage(finished):
     ],
 )
 def test_plan_redoes_exactly_what_depends_on_a_change(finished, override, redone):
+    """A changed key runs the steps that depend on it again, and only these."""
     place, _ = finished
     plan = place.json("plan", str(place.config), "--set", override)
     assert [step["name"] for step in plan["steps"] if step["state"] == "run"] == redone
 
 
 def test_another_evaluation_trains_nothing(finished):
-    """What the plan called cached is what the run skips; its MLflow run has the whole curve all the same."""
+    """With other settings of the evaluation the run skips all training, but its MLflow run has the whole curve."""
     place, summary = finished
     other = place.json("run", str(place.config), "--set", "evaluation.num_images=300")
     assert [state for _, state in task_states(place)] == ["Cached"] * 3 + ["Completed"] * 3
@@ -138,7 +146,7 @@ def test_another_evaluation_trains_nothing(finished):
 
 
 def test_champion_of_another_protocol_is_measured_again(finished):
-    """A longer last stage judged on fewer images: the verdict compares two numbers of the same protocol."""
+    """After a longer last stage and a change of protocol, the champion is measured again under the same protocol."""
     place, summary = finished
     changes = ["--set", "training.stages.8.stable_kimg=0.62", "--set", "evaluation.num_images=350"]
     other = place.json("run", str(place.config), *changes)
@@ -150,6 +158,7 @@ def test_champion_of_another_protocol_is_measured_again(finished):
 
 
 def test_step_verbs_agree_with_the_run(finished):
+    """The verbs of single steps return the records that the whole run returned."""
     place, summary = finished
     config = str(place.config)
     assert place.json("shard", config) == summary["shards"]
@@ -159,6 +168,7 @@ def test_step_verbs_agree_with_the_run(finished):
 
 
 def wait_for(condition, process, seconds=120):
+    """Wait until the condition is true while the process is running."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the command ended before it could be killed"
@@ -167,7 +177,7 @@ def wait_for(condition, process, seconds=120):
 
 
 def kill_when(place, condition):
-    """Start the run and kill its process group with SIGKILL as soon as the condition holds."""
+    """Start the run, and kill its process group with SIGKILL as soon as the condition is true."""
     process = place.start("run", str(place.config))
     try:
         wait_for(condition, process)
@@ -177,17 +187,20 @@ def kill_when(place, condition):
 
 
 def stage_nimg(place, resolution):
+    """Return the image count of the newest checkpoint at a resolution, or 0."""
     folder = Path(place.root, "stages")
-    found = [newest_checkpoint(str(path)) for path in folder.glob(f"{resolution:04d}-*")] if folder.exists() else []
-    return max((checkpoint.nimg for checkpoint in found if checkpoint), default=0)
+    stages = folder.glob(f"{resolution:04d}-*") if folder.exists() else []
+    checkpoints = [newest_checkpoint(str(stage)) for stage in stages]
+    return max((checkpoint.nimg for checkpoint in checkpoints if checkpoint), default=0)
 
 
-def there(place, pattern):
+def file_exists(place, pattern):
+    """Return a condition that is true once a file below the storage root matches the pattern."""
     return lambda: any(Path(place.root).glob(pattern))
 
 
 def registered(place):
-    """Whether the registry has a version, finished or not."""
+    """Return True if the registry has a version, finished or not."""
     database = Path(place.root, "mlflow.db")
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
         return connection.execute("select count(*) from model_versions").fetchone() != (0,)
@@ -195,16 +208,23 @@ def registered(place):
 
 @pytest.mark.timeout(600)
 def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_place):
-    """kill -9 while sharding, in the first stage, in a fade, evaluating, registering: same count, bit-identical weights, one
-    gapless curve, one version, nothing left."""
+    """A run that is killed five times ends like one that nobody killed.
+
+    SIGKILL comes in sharding, in the first stage, in a fade-in, in the evaluation and in the registration. The image
+    count and the weights are the same to the bit. MLflow has one run with gapless curves and one version, and nothing
+    else is left.
+    """
+    # Kill it in every step.
     reference, expected = finished
     place = make_place()
-    kill_when(place, there(place, "datasets/*/.building-*"))
+    kill_when(place, file_exists(place, "datasets/*/.building-*"))
     kill_when(place, lambda: stage_nimg(place, 4) >= 400)
     kill_when(place, lambda: stage_nimg(place, 8) >= 1200)
     assert 1000 < stage_nimg(place, 8) < 2200
-    kill_when(place, there(place, "runs/*/samples.png"))  # the first thing that evaluation writes
+    kill_when(place, file_exists(place, "runs/*/samples.png"))  # the evaluation writes this file first
     kill_when(place, lambda: registered(place))
+
+    # The same weights and curves.
     summary = place.json("run", str(place.config))
     assert summary["run_id"] == expected["run_id"]
     assert summary["checkpoints"][-1]["nimg"] == expected["checkpoints"][-1]["nimg"]
@@ -212,6 +232,8 @@ def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_p
     assert len(client(place).search_runs(["1"])) == 1
     for key in ("loss/d", "loss/g", "loss/r1", "progress/alpha"):
         assert curve(place, summary["mlflow_run_id"], key) == curve(reference, expected["mlflow_run_id"], key)
+
+    # Five crashed flow runs, one version, nothing half-made.
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         states = [state for (state,) in database.execute("select state_name from flow_run order by created")]
     assert states == ["Crashed"] * 5 + ["Completed"]
@@ -223,7 +245,7 @@ def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_p
 
 @pytest.mark.timeout(400)
 def test_whole_run_on_s3(s3_server, make_place, finished):
-    """storage.root on an object store: same weights as on disk, and the same command again finds everything."""
+    """A run with its storage on S3 gives the same weights as on a disk, and then all its steps are cached."""
     _, expected = finished
     place = make_place(f"{s3_server()}/runs")
     summary = place.json("run", str(place.config))

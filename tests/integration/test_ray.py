@@ -1,4 +1,4 @@
-"""Launching: what a cluster cannot hold, an address where nobody is, and joining a cluster that runs already."""
+"""Tests of launching on Ray: impossible resources, an address without a cluster, and joining a running cluster."""
 
 import os
 import shutil
@@ -13,13 +13,17 @@ import pytest
 
 
 def free_port():
+    """Return a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def test_impossible_resources_end_within_a_minute_with_what_the_cluster_has(finished):
-    """The stage is not trained yet under this seed, so its workers would have to be placed."""
+    """A stage whose workers fit on no node fails within a minute, and the message says what the cluster has.
+
+    The other seed makes sure that the stage has not been trained yet.
+    """
     place, _ = finished
     start = time.monotonic()
     place.run("train", str(place.config), "--set", "seed=7", "--set", "ray.cpus_per_worker=999", code=2, seconds=60)
@@ -31,16 +35,20 @@ def test_impossible_resources_end_within_a_minute_with_what_the_cluster_has(fini
 
 
 def test_closed_address_ends_within_half_a_minute(finished):
+    """An address where no cluster answers fails within 30 seconds, with one line."""
     place, _ = finished
     address = f"127.0.0.1:{free_port()}"
     place.run("run", str(place.config), "--set", "seed=7", "--set", f"ray.address={address}", code=1, seconds=30)
-    assert "Error logging" not in place.errors()  # Prefect's, of lines that come after the end of its server
+    assert (
+        "Error logging" not in place.errors()
+    )  # Prefect prints it for lines that are logged after its server has ended
     assert f"stylegan: ray.address={address}: nothing answers there" in place.errors()
 
 
 @pytest.mark.timeout(240)
 def test_joins_a_running_cluster_with_two_workers(make_place, tmp_path_factory):
-    """ray.address set: the stage trains on that cluster, on two gloo ranks, and the cluster is still there afterwards."""
+    """With `ray.address` the stage trains on that cluster with two gloo ranks, and does not stop the cluster."""
+    # Start a cluster with ports of its own.
     place = make_place()
     place.env |= {"RAY_AUTH_MODE": "disabled"}
     port, bin_folder = free_port(), Path(sys.executable).parent
@@ -59,6 +67,8 @@ def test_joins_a_running_cluster_with_two_workers(make_place, tmp_path_factory):
     env = os.environ | place.env
     with open(place.folder / "head", "wb") as log:
         process = subprocess.Popen(head, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    # Wait until it answers, and train on it.
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:

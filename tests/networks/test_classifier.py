@@ -1,4 +1,4 @@
-"""The network whose features measure images."""
+"""The small classifier whose features measure images."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_half_size_crops_pass_through() -> None:
 
 
 def test_an_image_is_measured_alone() -> None:
-    """In eval mode its features do not depend on the rest of the batch."""
+    """Check that in eval mode the features of an image do not depend on the rest of the batch."""
     network = Classifier(resolution=8, channels=1, num_classes=2).eval()
     images = torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(network.pooled(images)[1:2], network.pooled(images[1:2]))

@@ -1,4 +1,4 @@
-"""The convolutions with hand-written derivatives: their values and their derivatives of the first three orders."""
+"""Convolutions with hand-written derivatives: their values and their derivatives of the first three orders."""
 
 import pytest
 import torch
@@ -25,12 +25,13 @@ def _seed() -> None:
 
 
 def arguments(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, weight and bias for a geometry: 3 channels to 2."""
+    """Return images, weight and bias for a geometry: 3 channels to 2."""
     geometry, kernel = GEOMETRIES[name]
     return doubles(2, 3, 6, 6), doubles(*((3, 2) if geometry.transposed else (2, 3)), kernel, kernel), doubles(2)
 
 
 def plain_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Compute the same with torch's own functions."""
     convolution = F.conv_transpose2d if geometry.transposed else F.conv2d
     y = convolution(x, weight, bias, stride=geometry.stride, padding=geometry.padding)
     return F.leaky_relu(y, 0.2) if geometry.activate else y
@@ -39,7 +40,7 @@ def plain_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geo
 @every_geometry
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_convolutions_are_torchs(name: str, memory_format: torch.memory_format) -> None:
-    """The same numbers, with and without a graph, and derivatives of three orders, in either memory format."""
+    """Check values, with and without a graph, and derivatives of three orders, in both memory formats."""
     geometry = GEOMETRIES[name][0]
     x, weight, bias = arguments(name)
     x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
@@ -56,7 +57,7 @@ def test_convolutions_are_torchs(name: str, memory_format: torch.memory_format) 
 @every_geometry
 @pytest.mark.parametrize("wanted", [[0], [1], [0, 1], [2]], ids=["image", "weight", "both", "bias"])
 def test_convolutions_that_need_some_gradients_only(name: str, wanted: list[int]) -> None:
-    """Frozen weights, or images without a gradient, take other ways through the derivatives."""
+    """Check the other paths through the derivatives: frozen weights, and images without a gradient."""
     geometry, inputs = GEOMETRIES[name][0], arguments(name)
     for index, value in enumerate(inputs):
         value.requires_grad_(index in wanted)
@@ -67,7 +68,7 @@ def test_convolutions_that_need_some_gradients_only(name: str, wanted: list[int]
 
 @pytest.mark.parametrize("rotated", [False, True])
 def test_four_taps_are_the_four_shifts(rotated: bool) -> None:
-    """Scale and rotation included; derivatives of three orders."""
+    """Check scale, rotation and derivatives of three orders."""
 
     def plain(weight: Tensor) -> Tensor:
         block = torch.full((2, 2), 0.5, dtype=weight.dtype)

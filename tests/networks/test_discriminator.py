@@ -1,4 +1,4 @@
-"""The discriminator against the published parameter counts and a second, literal implementation of its formulas."""
+"""Comparison of the discriminator with published parameter counts and a literal implementation of its formulas."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ SMALL = {"fmap_max": 6, "fmap_base": 64}
 def _discriminator(
     resolution: int = 16, num_labels: int = 0, rotation: bool = False, **switches: object
 ) -> Discriminator:
-    """A small network whose biases are not 0."""
+    """Make a small network whose biases are not 0."""
     torch.manual_seed(0)
     shape = {"resolution": resolution, "channels": 3, "num_labels": num_labels}
     network = Discriminator(ModelConfig(**(SMALL | switches)), **shape, rotation=rotation)
@@ -33,7 +33,7 @@ def _discriminator(
     [(1024, 23_087_249), (512, 23_080_225), (256, 23_052_353), (128, 22_941_313), (64, 22_498_049), (32, 20_726_785)],
 )
 def test_parameter_count(resolution: int, count: int) -> None:
-    """All sizes have exactly as many parameters as the official networks."""
+    """Check that networks of all sizes have exactly as many parameters as the official ones."""
     with torch.device("meta"):
         network = Discriminator(ModelConfig(), resolution=resolution, channels=3)
     assert sum(parameter.numel() for parameter in network.parameters()) == count
@@ -44,7 +44,7 @@ def _act(x: Tensor) -> Tensor:
 
 
 def _conv(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
-    """Equalised convolution without bias, gain sqrt(2)."""
+    """Apply an equalised convolution without bias, gain sqrt(2)."""
     weight = state[f"{name}.weight"]
     return F.conv2d(x, weight * math.sqrt(2 / (weight[0].numel())), padding=weight.shape[-1] // 2)
 
@@ -56,7 +56,7 @@ def _bias(state: dict[str, Tensor], name: str) -> Tensor:
 def _reference(
     state: dict[str, Tensor], images: Tensor, *, alpha: float, model: ModelConfig, last: str = "head.dense1"
 ) -> Tensor:
-    """Logits from the weights alone: plain convolutions, blur, means, one group of four by hand."""
+    """Compute logits from the weights alone: plain convolutions, blur, means, and one group of four by hand."""
     levels = int(math.log2(images.shape[-1])) - 2
     x = _act(_conv(images, state, f"from_rgb.{levels}") + _bias(state, f"from_rgb.{levels}"))
     for level in range(levels - 1, -1, -1):
@@ -80,7 +80,10 @@ def _reference(
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 @pytest.mark.parametrize("switches", [{}, {"blur": False}, {"mbstd_group": 1}])
 def test_scores_match_the_formulas(switches: dict[str, object], alpha: float) -> None:
-    """Order of blur, convolution, downscaling, bias and activation, the gains and the fade agree with a literal implementation."""
+    """Check the order of blur, convolution, downscaling, bias and activation, the gains and the fade-in.
+
+    The expected scores come from a literal implementation.
+    """
     network = _discriminator(**switches).double()
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     expected = _reference(network.state_dict(), images, alpha=alpha, model=network.model)[:, 0]
@@ -90,7 +93,7 @@ def test_scores_match_the_formulas(switches: dict[str, object], alpha: float) ->
 
 
 def test_label_picks_its_logit() -> None:
-    """With labels the score is the logit of the image's class; labels are asked for in one line."""
+    """Check that with labels the score is the logit of the image's class, and that missing labels raise one line."""
     network = _discriminator(num_labels=3).double()
     images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.tensor([2, 0, 1, 1])
     logits = _reference(network.state_dict(), images, alpha=1.0, model=network.model)
@@ -103,13 +106,16 @@ def test_label_picks_its_logit() -> None:
 
 
 def test_unconditional_ignores_labels() -> None:
-    """Labels of the data may always be passed."""
+    """Check that an unconditional network accepts and ignores the labels of the data."""
     network, images = _discriminator(), torch.randn(2, 3, 16, 16)
     assert torch.equal(network(images, torch.tensor([0, 1])), network(images))
 
 
 def test_fade_is_continuous_at_both_ends() -> None:
-    """alpha 0 is exactly the smaller network on box-downscaled images, alpha near 1 is no fade; 4x4 has no fade."""
+    """Check that alpha 0 is exactly the smaller network on box-downscaled images and alpha near 1 is no fade-in.
+
+    At 4x4 there is no fade-in.
+    """
     network, images = _discriminator(8), torch.randn(4, 3, 16, 16)
     before = network(F.avg_pool2d(images, 2))
     network.grow()
@@ -121,7 +127,7 @@ def test_fade_is_continuous_at_both_ends() -> None:
 
 
 def test_grow_keeps_every_old_parameter() -> None:
-    """The old parameters are the same objects with the same bits; a block and a fromRGB come on top."""
+    """Check that old parameters are the same objects with the same bits, and that a block and a fromRGB are added."""
     network = _discriminator(8)
     parameters, state = dict(network.named_parameters()), copy.deepcopy(network.state_dict())
     network.grow()
@@ -138,7 +144,7 @@ def test_grow_keeps_every_old_parameter() -> None:
 
 
 def test_grown_and_large_networks_start_alike() -> None:
-    """Weights depend on torch's random state only, drawn from coarse to fine."""
+    """Check that weights depend on torch's random state only and are drawn from coarse to fine."""
     torch.manual_seed(1)
     small = Discriminator(ModelConfig(**SMALL), resolution=8, channels=1)
     small.grow()
@@ -148,7 +154,7 @@ def test_grown_and_large_networks_start_alike() -> None:
 
 
 def test_last_dense_layer_has_gain_one() -> None:
-    """Every other layer has gain sqrt(2)."""
+    """Check that the last layer has gain 1 and every other layer gain sqrt(2)."""
     head = Discriminator(ModelConfig(fmap_max=64), resolution=4, channels=3).head
     assert head.dense1.scale == pytest.approx(1 / 8)
     assert head.dense0.scale == pytest.approx(math.sqrt(2 / (64 * 16)))
@@ -156,22 +162,26 @@ def test_last_dense_layer_has_gain_one() -> None:
 
 
 def test_odd_batches_are_scored() -> None:
-    """A batch that the group size does not divide takes smaller groups."""
+    """Check that a batch is split into smaller groups if the group size does not divide it."""
     assert _discriminator()(torch.randn(5, 3, 16, 16)).shape == (5,)
     assert _discriminator()(torch.randn(1, 3, 16, 16)).shape == (1,)
     assert _discriminator(mbstd_group=2)(torch.randn(4, 3, 16, 16)).shape == (4,)
 
 
-def _turned(images: Tensor) -> Tensor:
+def _rotated(images: Tensor) -> Tensor:
+    """Return images [n, C, r, r] in all four rotations [4n, C, r, r]."""
     return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)])
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 @pytest.mark.parametrize("num_labels", [0, 3])
 def test_rotation_logits_match_the_formulas(num_labels: int, alpha: float) -> None:
-    """A dense layer of gain 1 on the input of the score layer, the minibatch statistic over the four turns of one image."""
+    """Check for a dense layer of gain 1 on the input of the score layer.
+
+    The mini-batch standard deviation is taken over the four rotations of one image.
+    """
     network = _discriminator(num_labels=num_labels, rotation=True).double()
-    images = _turned(torch.randn(1, 3, 16, 16, dtype=torch.float64))
+    images = _rotated(torch.randn(1, 3, 16, 16, dtype=torch.float64))
     expected = _reference(network.state_dict(), images, alpha=alpha, model=network.model, last="rotation")
     logits = network.rotation_logits(images, alpha=alpha)
     assert logits.shape == (4, 4)
@@ -180,20 +190,23 @@ def test_rotation_logits_match_the_formulas(num_labels: int, alpha: float) -> No
 
 @pytest.mark.parametrize("group", [4, 2, 8])
 def test_rotation_of_an_image_depends_on_nothing_else(group: int) -> None:
-    """Neither on the other images, nor on which of its turns counts as upright: the batch never gives the answer away."""
+    """Check that the logits depend neither on other images nor on which rotation counts as upright.
+
+    So the batch never gives the answer away.
+    """
     network = _discriminator(rotation=True, mbstd_group=group).double()
     images = torch.randn(8, 3, 16, 16, dtype=torch.float64)
-    together = network.rotation_logits(_turned(images)).unflatten(0, (4, 8))
+    together = network.rotation_logits(_rotated(images)).unflatten(0, (4, 8))
     for n, image in enumerate(images):
-        alone = network.rotation_logits(_turned(image[None]))
+        alone = network.rotation_logits(_rotated(image[None]))
         torch.testing.assert_close(together[:, n], alone)
         torch.testing.assert_close(
-            network.rotation_logits(_turned(torch.rot90(image[None], 1, (2, 3)))), alone.roll(-1, 0)
+            network.rotation_logits(_rotated(torch.rot90(image[None], 1, (2, 3)))), alone.roll(-1, 0)
         )
 
 
 def test_score_is_linear_in_the_features() -> None:
-    """`features` gives the input of the last layer, for the same minibatch groups as a score."""
+    """Check that `features` returns the input of the last layer, for the same mini-batch groups as a score."""
     network, images = _discriminator(rotation=True), torch.randn(8, 3, 16, 16)
     features = network.features(images, alpha=0.4)
     assert features.shape == (8, SMALL["fmap_max"])
@@ -201,7 +214,7 @@ def test_score_is_linear_in_the_features() -> None:
 
 
 def test_rotation_head_changes_no_other_weight() -> None:
-    """With and without it the same network comes from the same random state; without it, it cannot be asked."""
+    """Check that the head leaves all other weights as they are, and that rotation logits without it raise StepError."""
     with_head, without = (_discriminator(rotation=rotation) for rotation in (True, False))
     states = with_head.state_dict(), without.state_dict()
     assert states[0].keys() - states[1].keys() == {"rotation.weight", "rotation.bias"}

@@ -1,4 +1,4 @@
-"""The generator against the published parameter counts and a second, literal implementation of its formulas."""
+"""Comparison of the generator with published parameter counts and a literal implementation of its formulas."""
 
 import copy
 import itertools
@@ -36,7 +36,7 @@ def _generator(resolution: int = 16, num_labels: int = 0, **switches: object) ->
 
 
 def _shake(generator: Generator) -> Generator:
-    """Give the parameters that start at a constant (biases, noise weights) values that show when they are misplaced."""
+    """Give random values to the parameters that start constant (biases, noise weights), so that mix-ups show."""
     for parameter in generator.parameters():
         if parameter.detach().unique().numel() == 1:
             parameter.data += torch.randn(parameter.shape, dtype=parameter.dtype) * 0.5
@@ -52,7 +52,7 @@ def _count(module: torch.nn.Module) -> int:
     [(1024, 26_219_627), (512, 26_179_768), (256, 26_086_229), (128, 25_843_858), (64, 25_137_935), (32, 22_841_356)],
 )
 def test_parameter_count(resolution: int, count: int) -> None:
-    """All sizes have exactly as many parameters as the official networks."""
+    """Check that networks of all sizes have exactly as many parameters as the official ones."""
     with torch.device("meta"):
         generator = Generator(ModelConfig(), resolution=resolution, channels=3)
     assert _count(generator) == count
@@ -61,13 +61,13 @@ def test_parameter_count(resolution: int, count: int) -> None:
 
 
 def test_parameter_count_of_the_traditional_generator() -> None:
-    """Config B at 1024x1024 as published."""
+    """Check config B at 1024x1024 against the published number."""
     with torch.device("meta"):
         assert _count(Generator(ModelConfig(**TABLE_1["B"]), resolution=1024, channels=3)) == 23_079_115
 
 
 def _reference_layer(x: Tensor, p: dict[str, Tensor], w: Tensor, noise: Tensor | None, model: ModelConfig) -> Tensor:
-    """Noise, bias, leaky ReLU, pixel norm, instance norm, style: word by word."""
+    """Apply noise, bias, leaky ReLU, pixel norm, instance norm and style literally."""
     channels = x.shape[1]
     if noise is not None:
         x = x + noise * p["noise_weight"].reshape(1, channels, 1, 1)
@@ -86,7 +86,7 @@ def _reference_layer(x: Tensor, p: dict[str, Tensor], w: Tensor, noise: Tensor |
 
 
 def _reference_synthesis(state: dict[str, Tensor], ws: Tensor, noises: list[Tensor], model: ModelConfig) -> Tensor:
-    """The synthesis network from its weights alone, with nearest doubling and plain convolutions."""
+    """Compute images from the weights alone, with nearest-neighbour doubling and plain convolutions."""
     x = ws[:, 0]
     for i in range(ws.shape[1]):
         p = {key.removeprefix(f"layers.{i}."): value for key, value in state.items() if key.startswith(f"layers.{i}.")}
@@ -110,7 +110,7 @@ def _reference_synthesis(state: dict[str, Tensor], ws: Tensor, noises: list[Tens
 
 @pytest.mark.parametrize("config", TABLE_1)
 def test_synthesis_matches_the_formulas(config: str) -> None:
-    """Inputs, resampling, the order within a layer and all gains agree with a literal implementation, in every config."""
+    """Check inputs, resampling, the order within a layer and all gains in every config, by a literal implementation."""
     generator = _shake(_generator(**TABLE_1[config]).double())
     ws = torch.randn(4, 6, 12, dtype=torch.float64)
     noises = [torch.randn(4, 1, 4 << i // 2, 4 << i // 2, dtype=torch.float64) for i in range(6)]
@@ -121,7 +121,7 @@ def test_synthesis_matches_the_formulas(config: str) -> None:
 
 
 def test_synthesis_is_precise_enough_in_single_precision() -> None:
-    """Single and double precision differ by rounding only, also where a layer is constant at the start."""
+    """Check that single and double precision differ by rounding only, also where a layer is constant at first."""
     generator = _generator()
     ws = torch.randn(4, 6, 12)
     torch.testing.assert_close(
@@ -131,7 +131,10 @@ def test_synthesis_is_precise_enough_in_single_precision() -> None:
 
 @pytest.mark.parametrize(("layers", "num_labels"), [(3, 0), (3, 2), (1, 0), (0, 0)])
 def test_mapping_matches_the_formulas(layers: int, num_labels: int) -> None:
-    """Label vector beside z, one pixel norm over both, then dense layers and leaky ReLUs, the last one included."""
+    """Check the mapping: z and label vector side by side, one pixel norm over both, then dense layers with leaky ReLU.
+
+    The last layer has a leaky ReLU too.
+    """
     mapping = _shake(_generator(mapping_layers=layers, num_labels=num_labels)).mapping
     z, labels = torch.randn(5, 12), torch.tensor([0, 1, 1, 0, 1])
     x = torch.cat([z, mapping.state_dict()["label_concat"][labels]], 1) if num_labels else z
@@ -144,7 +147,10 @@ def test_mapping_matches_the_formulas(layers: int, num_labels: int) -> None:
 
 
 def test_initial_scales() -> None:
-    """Mapping weights act with std sqrt(2 / inputs), styles and toRGB have gain 1, the dense input sqrt(2) / 4."""
+    """Check that mapping weights act with std sqrt(2 / inputs).
+
+    Styles and toRGB have gain 1, the dense input has gain sqrt(2) / 4.
+    """
     generator = _generator(4, latent_size=256, mapping_fmaps=256, fmap_max=256, fmap_base=8192, const_input=False)
     for layer in generator.mapping.layers:
         assert (layer.weight * layer.scale).std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.02)
@@ -161,7 +167,7 @@ def test_initial_scales() -> None:
 
 
 def test_noise_has_no_effect_at_first() -> None:
-    """Noise weights start at 0: two draws give identical images; afterwards they do not."""
+    """Check that noise has no effect while its weights are 0, as they are at the start, and an effect afterwards."""
     generator, z = _generator(), torch.randn(3, 12)
     noise = random_noise(torch.Generator().manual_seed(1), "cpu")
     assert torch.equal(generator(z, noise=noise), generator(z, noise=noise))
@@ -171,7 +177,7 @@ def test_noise_has_no_effect_at_first() -> None:
 
 
 def test_noise_is_asked_for_once_per_layer_and_image() -> None:
-    """The noise function sees the layer, the batch and the layer's resolution; the draws of two images differ."""
+    """Check that the noise function gets layer, batch size and resolution, and that two images get different noise."""
     calls = []
 
     def noise(index: int, n: int, resolution: int) -> Tensor:
@@ -188,13 +194,16 @@ def test_noise_is_asked_for_once_per_layer_and_image() -> None:
 
 
 def test_stored_noise_is_shared_by_the_batch() -> None:
-    """Without a noise function equal latents give equal images."""
+    """Check that without a noise function equal latents give equal images."""
     images = _shake(_generator())(torch.randn(1, 12).repeat(2, 1))
     torch.testing.assert_close(images[0], images[1])
 
 
 def test_fade_is_continuous_at_both_ends() -> None:
-    """alpha near 1 is no fade, alpha 0 is exactly the smaller generator's image, nearest upscaled; between them it is linear."""
+    """Check that alpha 0 is exactly the smaller generator's image, upscaled by nearest neighbour.
+
+    alpha near 1 is no fade-in, and in between the fade-in is linear.
+    """
     generator = _shake(_generator(8))
     ws = torch.randn(4, 6, 12)
     before = generator.synthesis(ws[:, :4])
@@ -208,7 +217,7 @@ def test_fade_is_continuous_at_both_ends() -> None:
 
 
 def test_grow_keeps_every_old_parameter() -> None:
-    """Growing adds two layers, a toRGB and two noise maps; the old parameters are the same objects with the same bits."""
+    """Check that growing adds two layers and a toRGB; old parameters are the same objects with the same bits."""
     generator = _shake(_generator(8))
     parameters, state = dict(generator.named_parameters()), copy.deepcopy(generator.state_dict())
     generator.grow()
@@ -225,7 +234,7 @@ def test_grow_keeps_every_old_parameter() -> None:
 
 
 def test_grown_and_large_networks_start_alike() -> None:
-    """Weights depend on torch's random state only, drawn from coarse to fine."""
+    """Check that weights depend on torch's random state only and are drawn from coarse to fine."""
     small = _generator(8)
     small.grow()
     large = _generator(16)
@@ -233,14 +242,14 @@ def test_grown_and_large_networks_start_alike() -> None:
 
 
 def test_grow_keeps_the_precision() -> None:
-    """The new layers have the type of the old ones."""
+    """Check that new layers have the type of the old ones."""
     generator = _generator(4).double()
     generator.grow()
     assert {value.dtype for value in generator.state_dict().values()} == {torch.float64}
 
 
 def test_w_avg_moves_towards_the_batch_mean() -> None:
-    """w_avg = beta * w_avg + (1 - beta) * mean, starting from 0 and outside autograd."""
+    """Check w_avg = beta * w_avg + (1 - beta) * mean, starting from 0 and outside autograd."""
     generator = _generator()
     first, second = torch.randn(12, requires_grad=True), torch.randn(12)
     assert not generator.w_avg.any()
@@ -254,7 +263,7 @@ def test_w_avg_moves_towards_the_batch_mean() -> None:
 
 @pytest.mark.parametrize("cutoff", [1, 3, 5, 6])
 def test_mixing_cuts_between_layers(cutoff: int) -> None:
-    """Layers below the cutoff take the first code, the rest the second; gradients reach both."""
+    """Check that layers below the cutoff take the first w, the rest the second, and that gradients reach both."""
     w1, w2 = torch.randn(2, 12, requires_grad=True), torch.randn(2, 12, requires_grad=True)
     ws = mix(w1, w2, cutoff, 6)
     assert ws.shape == (2, 6, 12)
@@ -266,7 +275,7 @@ def test_mixing_cuts_between_layers(cutoff: int) -> None:
 
 @pytest.mark.parametrize(("psi", "cutoff"), [(None, 8), (1.0, 8), (1, 2), (0.5, None), (0.5, 0), (0.5, -1)])
 def test_truncation_is_off_unless_asked(psi: float | None, cutoff: int | None) -> None:
-    """psi None or 1, or no positive cutoff, leaves the image as it is."""
+    """Check that psi None or 1, or a cutoff that is not positive, leaves the image unchanged."""
     generator, z = _shake(_generator()), torch.randn(2, 12)
     generator.w_avg += torch.randn(12)
     assert torch.equal(generator(z, truncation_psi=psi, truncation_cutoff=cutoff), generator(z))
@@ -274,7 +283,7 @@ def test_truncation_is_off_unless_asked(psi: float | None, cutoff: int | None) -
 
 @pytest.mark.parametrize("cutoff", [1, 3, 8])
 def test_truncation_pulls_the_first_layers_to_the_mean(cutoff: int) -> None:
-    """w_avg + psi * (w - w_avg) below the cutoff, w above."""
+    """Check for w_avg + psi * (w - w_avg) below the cutoff and w above."""
     generator, z = _shake(_generator()), torch.randn(2, 12)
     generator.w_avg += torch.randn(12)
     w = generator.mapping(z)
@@ -286,7 +295,7 @@ def test_truncation_pulls_the_first_layers_to_the_mean(cutoff: int) -> None:
 
 
 def test_labels_change_the_image() -> None:
-    """A conditional generator makes different images of one z for two labels and asks for labels in one line."""
+    """Check that labels change the image of the same z, and that missing labels raise one line."""
     generator, z = _generator(num_labels=3), torch.randn(1, 12).repeat(3, 1)
     images = generator(z, torch.tensor([0, 1, 1]))
     assert images.shape == (3, 3, 16, 16)
@@ -298,7 +307,7 @@ def test_labels_change_the_image() -> None:
 
 @pytest.mark.parametrize("config", TABLE_1)
 def test_every_parameter_in_use_learns(config: str) -> None:
-    """While fading, each parameter gets a gradient, but for the toRGB layers of lower resolutions and style-free configs' none."""
+    """Check that during fade-in every parameter gets a gradient, except the toRGB layers of lower resolutions."""
     generator = _shake(_generator(**TABLE_1[config]))
     generator(torch.randn(4, 12), alpha=0.5, noise=random_noise(None, "cpu")).square().sum().backward()
     idle = [
@@ -308,7 +317,7 @@ def test_every_parameter_in_use_learns(config: str) -> None:
 
 
 def test_layers_read_their_own_style() -> None:
-    """With styles every layer's w matters; without, only the first one's does."""
+    """Check that every layer's w matters with styles, and only the first layer's without."""
     for styles, count in ((True, 6), (False, 1)):
         generator = _generator(styles=styles, const_input=styles)
         ws = torch.randn(2, 6, 12, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The building blocks against their formulas, written out here a second time."""
+"""Comparison of the building blocks with their formulas, which are written out here a second time."""
 
 import math
 
@@ -18,7 +18,7 @@ def _seed() -> None:
 
 
 def _shifts(weight: Tensor) -> Tensor:
-    """Four shifts by one pixel, summed one after the other."""
+    """Add up the four shifts of a kernel by one pixel."""
     out = torch.zeros(*weight.shape[:2], 4, 4, dtype=weight.dtype)
     for dy in (0, 1):
         for dx in (0, 1):
@@ -27,17 +27,21 @@ def _shifts(weight: Tensor) -> Tensor:
 
 
 def _upscale(x: Tensor) -> Tensor:
+    """Double the side by nearest neighbour."""
     return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def test_channels_follow_the_paper() -> None:
-    """Blocks from 4x4 to 1024x1024 have 512, 512, 512, 512, 256, ..., 16 channels."""
+    """Check that blocks from 4x4 to 1024x1024 have 512, 512, 512, 512, 256, ..., 16 channels."""
     assert [layers.num_fmaps(ModelConfig(), k - 1) for k in range(2, 11)] == [512, 512, 512, 512, 256, 128, 64, 32, 16]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_up_conv_is_upscale_then_convolution(dtype: torch.dtype) -> None:
-    """Unfused equals nearest doubling and a plain convolution; fused equals it with the kernel rotated by 180 degrees."""
+    """Check that an unfused layer equals nearest-neighbour doubling and a plain convolution.
+
+    A fused layer equals it with the kernel rotated by 180 degrees.
+    """
     x, w = torch.randn(2, 5, 6, 6, dtype=dtype), torch.randn(3, 5, 3, 3, dtype=dtype) / 7
     plain = F.conv2d(_upscale(x), w, padding=1)
     torch.testing.assert_close(layers.up_conv(x, w, fused=False), plain, atol=1e-5, rtol=0)
@@ -46,14 +50,14 @@ def test_up_conv_is_upscale_then_convolution(dtype: torch.dtype) -> None:
 
 
 def test_fused_up_conv_is_a_transposed_convolution() -> None:
-    """The fused form adds the four shifts without dividing."""
+    """Check that the fused form adds the four shifts without dividing."""
     x, w = torch.randn(2, 5, 4, 4), torch.randn(3, 5, 3, 3) / 7
     expected = F.conv_transpose2d(x, _shifts(w).transpose(0, 1), stride=2, padding=1)
     torch.testing.assert_close(layers.up_conv(x, w, fused=True), expected, atol=1e-5, rtol=0)
 
 
 def test_down_conv_is_convolution_then_mean() -> None:
-    """Fused and unfused give the same numbers, borders included; the bias comes after."""
+    """Check that fused and unfused give the same numbers, borders included, and that the bias is added afterwards."""
     x, w, b = torch.randn(2, 5, 8, 8), torch.randn(3, 5, 3, 3) / 7, torch.randn(3)
     unfused = F.avg_pool2d(F.conv2d(x, w, padding=1), 2) + b.view(-1, 1, 1)
     fused = F.conv2d(x, _shifts(w) * 0.25, stride=2, padding=1) + b.view(-1, 1, 1)
@@ -62,13 +66,13 @@ def test_down_conv_is_convolution_then_mean() -> None:
 
 
 def test_up_convs_are_fused_from_128() -> None:
-    """The rule looks at the resolution of the output."""
+    """Check that the resolution of the output decides."""
     assert [UpConv(1, 1, resolution=r).fused for r in (8, 64, 128, 256)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("make", [Conv, DownConv])
 def test_conv_scales_its_weight_at_run_time(make: type[Conv]) -> None:
-    """Stored weights have std 1; the used ones gain / sqrt(9 * inputs), also where the kernel becomes 4x4."""
+    """Check that stored weights have std 1 and used ones gain / sqrt(9 * inputs), also where the kernel becomes 4x4."""
     conv = make(64, 64)
     assert conv.weight.std().item() == pytest.approx(1, rel=0.02)
     assert conv.scale == pytest.approx(math.sqrt(2) / math.sqrt(9 * 64))
@@ -79,7 +83,7 @@ def test_conv_scales_its_weight_at_run_time(make: type[Conv]) -> None:
 
 
 def test_dense_with_learning_rate_multiplier() -> None:
-    """Stored std is 1 / lrmul, effective std gain / sqrt(inputs), and the bias counts lrmul times."""
+    """Check that stored weights have std 1 / lrmul, used ones gain / sqrt(inputs), and that lrmul scales the bias."""
     dense = Dense(256, 256, lrmul=0.01)
     assert dense.weight.std().item() == pytest.approx(100, rel=0.02)
     with torch.no_grad():
@@ -91,14 +95,14 @@ def test_dense_with_learning_rate_multiplier() -> None:
 
 @pytest.mark.parametrize("function", [layers.instance_norm, layers.pixel_norm])
 def test_first_and_second_derivatives(function) -> None:
-    """Numeric and analytic derivatives of both orders agree in double precision."""
+    """Check that numeric and analytic derivatives of both orders agree in double precision."""
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(function, (x,), fast_mode=True)
     assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
 
 
 def test_resampling_convolutions_have_second_derivatives() -> None:
-    """Both are differentiable twice in image and weight."""
+    """Check that both can be differentiated twice by image and weight."""
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x, w: layers.up_conv(x, w, fused=False), (x, w), fast_mode=True)
@@ -106,7 +110,7 @@ def test_resampling_convolutions_have_second_derivatives() -> None:
 
 
 def test_pixel_norm() -> None:
-    """Root mean square over channels, with 1e-8 under the root."""
+    """Check the root mean square over channels, with 1e-8 under the root."""
     x = torch.randn(3, 8)
     torch.testing.assert_close(layers.pixel_norm(x), x / (x.pow(2).mean(1, keepdim=True) + 1e-8).sqrt())
     tiny = torch.full((1, 4), 1e-4)
@@ -114,7 +118,10 @@ def test_pixel_norm() -> None:
 
 
 def test_instance_norm() -> None:
-    """Biased variance per image and channel, 1e-8 under the root; a constant channel becomes exactly 0."""
+    """Check for the biased variance of each image and channel, with 1e-8 under the root.
+
+    A constant channel becomes exactly 0.
+    """
     x = torch.randn(2, 3, 5, 5) * 4 + 2
     centred = x - x.mean((2, 3), keepdim=True)
     torch.testing.assert_close(
@@ -126,7 +133,7 @@ def test_instance_norm() -> None:
 
 
 def test_instance_norm_takes_statistics_in_single_precision() -> None:
-    """Half precision features keep their type, but the statistics are not rounded to it."""
+    """Check that features in half precision keep their type while their statistics are not rounded to it."""
     x = (torch.randn(1, 2, 32, 32) * 300 + 2000).half()
     out = layers.instance_norm(x)
     assert out.dtype == torch.float16
@@ -134,7 +141,7 @@ def test_instance_norm_takes_statistics_in_single_precision() -> None:
 
 
 def test_modulate_adds_one_to_the_scale() -> None:
-    """The first half of the style is the scale less one, the second half the shift."""
+    """Check that the first half of the style is the scale minus one and the second half the shift."""
     x = torch.randn(2, 3, 4, 4)
     style = torch.randn(2, 6)
     torch.testing.assert_close(layers.modulate(x, style), x * (style[:, :3, None, None] + 1) + style[:, 3:, None, None])
@@ -142,7 +149,7 @@ def test_modulate_adds_one_to_the_scale() -> None:
 
 
 def _stddev(x: Tensor, groups: list[list[int]]) -> Tensor:
-    """Reference: one number per group, by loops."""
+    """Compute one standard deviation for each group, by loops."""
     out = torch.empty(len(x))
     for group in groups:
         members = x[group]
@@ -162,7 +169,7 @@ def _stddev(x: Tensor, groups: list[list[int]]) -> Tensor:
     ],
 )
 def test_minibatch_stddev_groups(n: int, group: int, groups: list[list[int]]) -> None:
-    """Image n is grouped with n +- N/G; each pixel of the new channel holds its group's number."""
+    """Check that image n is grouped with n +- N/G and that the new channel contains the number of its group."""
     x = torch.randn(n, 3, 2, 2) * torch.arange(1, n + 1).view(-1, 1, 1, 1)
     out = layers.minibatch_stddev(x, group)
     assert out.shape == (n, 4, 2, 2)
@@ -171,13 +178,16 @@ def test_minibatch_stddev_groups(n: int, group: int, groups: list[list[int]]) ->
 
 
 def test_adain_is_instance_norm_then_modulation() -> None:
-    """One operation for both halves, equal to the two."""
+    """Check that `adain` equals normalisation followed by modulation."""
     x, style = torch.randn(2, 3, 5, 5), torch.randn(2, 6)
     torch.testing.assert_close(layers.adain(x, style), layers.modulate(layers.instance_norm(x), style))
 
 
 def test_adaptive_instance_norm_takes_over_the_statistics_of_the_style() -> None:
-    """Huang & Belongie 2017, equation 8: mean and deviation of each channel are those of the style image, whatever its size."""
+    """Check that each channel gets the mean and deviation of the style image, whatever its size.
+
+    Source: Huang & Belongie 2017, equation 8.
+    """
     content, style = torch.randn(2, 3, 8, 8) * 3 + 1, torch.randn(2, 3, 5, 7) * 0.5 - 2
     out = layers.adaptive_instance_norm(content, style)
     torch.testing.assert_close(out.mean((2, 3)), style.mean((2, 3)))
@@ -190,7 +200,10 @@ def test_adaptive_instance_norm_has_gradients_in_both() -> None:
     assert torch.autograd.gradcheck(layers.adaptive_instance_norm, (content, style))
 
 
-def test_kernels_lie_in_memory_as_convolutions_read_them() -> None:
-    """channels_last as the kernel that convolves has its channels; a copy in every step would cost as much as a small convolution."""
+def test_kernels_are_stored_as_convolutions_read_them() -> None:
+    """Check for channels_last with the channels in the order in which the convolution reads them.
+
+    Otherwise every step would copy the weights, which takes as long as a small convolution.
+    """
     assert DownConv(3, 5).weight.is_contiguous(memory_format=torch.channels_last)
     assert UpConv(3, 5, resolution=8).weight.transpose(0, 1).is_contiguous(memory_format=torch.channels_last)

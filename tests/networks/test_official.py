@@ -1,4 +1,7 @@
-"""Official pickles become networks that compute the official formulas; anything else is refused and nothing in it runs."""
+"""Official pickles become networks that compute the official formulas.
+
+Anything else is refused, and nothing in it is run.
+"""
 
 import os
 import pickle
@@ -34,6 +37,7 @@ CASES = {
 
 
 def inputs(given: dict) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return four latents, and their labels if the network is conditional."""
     z = np.random.default_rng(1).standard_normal((4, given["latent_size"]))
     return z, np.arange(4) % given["label_size"] if given["label_size"] else None
 
@@ -43,7 +47,7 @@ def tensor(labels: np.ndarray | None) -> torch.Tensor | None:
 
 
 def message(data: bytes) -> str:
-    """The one line that refuses these bytes."""
+    """Return the message of one line with which these bytes are refused."""
     with pytest.raises(StepError) as caught:
         load_official(data)
     assert "\n" not in str(caught.value)
@@ -54,7 +58,7 @@ def message(data: bytes) -> str:
 @pytest.mark.parametrize("lod", [0, 0.3])
 @pytest.mark.parametrize("case", CASES)
 def test_generator_computes_the_official_formulas(case: str, lod: float) -> None:
-    """Stored noise, labels, truncation; with lod the second to last toRGB takes part too."""
+    """Check stored noise, labels and truncation; with lod, the second to last toRGB contributes too."""
     given = CASES[case]
     Gs = load_official(tf.write(given)).Gs.double()
     z, labels = inputs(given)
@@ -69,7 +73,7 @@ def test_generator_computes_the_official_formulas(case: str, lod: float) -> None
 @pytest.mark.parametrize("lod", [0, 0.3])
 @pytest.mark.parametrize("case", CASES)
 def test_discriminator_computes_the_official_formulas(case: str, lod: float) -> None:
-    """With labels each image has the logit of its own; with lod the second fromRGB takes part too."""
+    """Check scores: with labels the logit of the image's label; with lod the second fromRGB contributes too."""
     given = CASES[case]
     D = load_official(tf.write(given)).D
     assert D is not None
@@ -84,7 +88,7 @@ def test_discriminator_computes_the_official_formulas(case: str, lod: float) -> 
 
 
 def test_whole_file_at_256() -> None:
-    """All three networks, each with its own weights, and the RGB layers of every resolution."""
+    """Check all three networks, each with its own weights, and the RGB layers of every resolution."""
     given = tf.arguments(256, fmap_base=1024)
     networks = load_official(tf.write(given))
     assert networks.G is not None
@@ -148,7 +152,7 @@ def test_sizes_of_the_data_are_read_from_the_variables_if_need_be(missing: list[
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_every_way_to_pickle_arrays(protocol: int) -> None:
-    """Old and new names of numpy's modules, C and Fortran order, half and double precision."""
+    """Check old and new names of numpy's modules, C and Fortran order, and big-endian double precision."""
 
     def vary(states: dict) -> None:
         variables = dict(states["Gs"]["components"]["synthesis"].state["variables"])
@@ -168,7 +172,7 @@ def test_every_way_to_pickle_arrays(protocol: int) -> None:
 
 
 def test_dict_and_single_network() -> None:
-    """A dict of networks, and one averaged generator alone."""
+    """Check a dict of networks, and a single averaged generator."""
     given = tf.arguments(8)
     whole = load_official(tf.write(given, pack=lambda networks: dict(zip(("G", "D", "Gs"), networks, strict=True))))
     alone = load_official(tf.write(given, pack=lambda networks: networks[2]))
@@ -190,7 +194,7 @@ def test_version_2_without_components_is_enough_for_a_discriminator() -> None:
 
 
 class Hostile:
-    """Runs a command when it is unpickled as pickles are."""
+    """An object that runs a command when `pickle.loads` reads it."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -201,7 +205,7 @@ class Hostile:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_commands_in_a_pickle_are_not_run(tmp_path, protocol: int) -> None:
-    """The same bytes do run it with pickle.loads, so this is the real thing."""
+    """Check that the command is not run; `pickle.loads` does run it from the same bytes, so the attack is real."""
     marker = tmp_path / "ran"
     data = pickle.dumps((Hostile(f"touch {marker}"),) * 3, protocol=protocol)
     assert f"names '{os.name}.system'" in message(data)
@@ -223,12 +227,12 @@ def test_commands_in_a_pickle_are_not_run(tmp_path, protocol: int) -> None:
         (b"cdnnlib.tflib.network\nNetwork.__init__\n.", "dnnlib.tflib.network.Network.__init__"),
         (b"c_codecs\nencode\n(S'1'\nS'punycode'\ntR.", "text encoding 'punycode'"),
         (b"cnumpy\ndtype\n(S'O'\ntR.", "numpy type 'O'"),
-        (b"(cnumpy\nndarray\n(I1000000000\nI1000000000\ntR.", "no official network pickle"),
+        (b"(cnumpy\nndarray\n(I1000000000\nI1000000000\ntR.", "not an official network pickle"),
         (b"c" + b"x" * 10_000 + b"\ny\n.", "xxx..."),
     ],
 )
 def test_other_names_are_refused(code: bytes, says: str) -> None:
-    """Each with what it is, also those that hide behind an allowed one."""
+    """Check that the message contains the refused name, even if it hides behind an allowed one."""
     assert says in message(code)
 
 
@@ -240,7 +244,7 @@ def test_an_array_cannot_ask_for_more_memory_than_it_has_bytes() -> None:
 
 
 def test_source_code_in_a_pickle_is_not_run() -> None:
-    """`write` puts a source that would end the process into every network."""
+    """Check that the source which `write` puts into every network, and which would end the process, is not run."""
     assert b"SystemExit" in tf.write(tf.arguments(8))
     load_official(tf.write(tf.arguments(8)))
 
@@ -248,13 +252,13 @@ def test_source_code_in_a_pickle_is_not_run() -> None:
 def test_damaged_files() -> None:
     data = tf.write(tf.arguments(8))
     for cut in (0, 1, 2, 100, len(data) // 2, len(data) - 1):
-        assert f"these {cut} bytes are no official network pickle, or cut short" in message(data[:cut])
+        assert f"these {cut} bytes are not an official network pickle or are cut short" in message(data[:cut])
     message(b"<html>404 Not Found</html>")
     message(b"version https://git-lfs.github.com/spec/v1\n")
 
 
 def variables(states: dict, role: str, part: str | None = None) -> list:
-    """Names and values of a network, or of a component of it."""
+    """Return the names and values of a network, or of one of its components."""
     content = states[role]["components"][part].state if part else states[role]
     return content["variables"]
 
@@ -271,8 +275,8 @@ UNFIT = {
     "Gs: built by 'G_main'; only StyleGAN v1's G_style": lambda s: s["Gs"].update(build_func_name="G_main"),
     "D: built by 'D_stylegan2'": lambda s: s["D"].update(build_func_name="D_stylegan2"),
     "D: variable '8x8/Skip/weight' of shape [1, 1, 4, 4] belongs to no layer": lambda s: variables(s, "D").append(SKIP),
-    "D: variable 'lod' is there twice": lambda s: variables(s, "D").append(GROWING),
-    "G: variable 'x' is no array": lambda s: variables(s, "G").append(("x", "text")),
+    "D: variable 'lod' occurs twice": lambda s: variables(s, "D").append(GROWING),
+    "G: variable 'x' is not an array": lambda s: variables(s, "G").append(("x", "text")),
     "D: variable FromRGB_lod1/bias of shape [4] is missing": lambda s: variables(s, "D").pop(),
     "Gs: variable synthesis/ToRGB_lod1/bias of shape [3] is missing": lambda s: variables(s, "Gs", "synthesis").pop(),
     "Gs: variable mapping/LabelConcat/weight of shape [2, 6] is missing": lambda s: s["Gs"]["components"].pop(
@@ -285,16 +289,16 @@ UNFIT = {
     "G: resolution=24 has no counterpart": lambda s: arguments(s, "G").update(resolution=24),
     "blur_filter=[1, 3, 3, 1] is neither": lambda s: arguments(s, "G").update(blur_filter=[1, 3, 3, 1]),
     "G: dlatent_size=7 differs from latent_size": lambda s: arguments(s, "G").update(dlatent_size=7),
-    "G: its arguments make no network (Type": lambda s: arguments(s, "G").update(
+    "G: cannot make a network from its arguments (Type": lambda s: arguments(s, "G").update(
         latent_size=10**30, dlatent_size=10**30
     ),
-    "G: its arguments make no network (Value": lambda s: arguments(s, "G").update(mapping_layers=10**9),
-    "G: its arguments make no network (Validation": lambda s: arguments(s, "G").update(fmap_max="many"),
-    "no official network pickle": lambda s: s["G"].update(static_kwargs=None),
+    "G: cannot make a network from its arguments (Value": lambda s: arguments(s, "G").update(mapping_layers=10**9),
+    "G: cannot make a network from its arguments (Validation": lambda s: arguments(s, "G").update(fmap_max="many"),
+    "not an official network pickle": lambda s: s["G"].update(static_kwargs=None),
 }
 
 
 @pytest.mark.parametrize("says", UNFIT)
 def test_networks_that_do_not_fit(says: str) -> None:
-    """The line names the network, and the variable with its shape or the argument with its value."""
+    """Check that the line names the network, and the variable with its shape or the argument with its value."""
     assert says in message(tf.write(tf.arguments(8, label_size=2), change=UNFIT[says]))

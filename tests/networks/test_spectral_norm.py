@@ -1,4 +1,4 @@
-"""Spectral normalisation of D: every weight in use has the largest singular value 1, whatever else is done with D."""
+"""Spectral normalisation of D: the largest singular value of every used weight is 1, whatever else is done with D."""
 
 import copy
 
@@ -14,6 +14,7 @@ from stylegan.training import losses
 
 
 def make(resolution: int = 16, *, spectral_norm: bool = True) -> Discriminator:
+    """Make a small conditional discriminator with a rotation head, in double precision."""
     torch.manual_seed(0)
     model = ModelConfig(fmap_base=64, fmap_max=8, spectral_norm=spectral_norm)
     return Discriminator(model, resolution=resolution, channels=3, num_labels=2, rotation=True).double()
@@ -29,14 +30,17 @@ LABELS = torch.arange(8) % 2
 
 
 def layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return all convolutions and dense layers by name."""
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, Conv | Dense)}
 
 
 def state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of all parameters and buffers."""
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def changed(before: dict[str, torch.Tensor], network: nn.Module) -> set[str]:
+    """Return the names of the parameters and buffers that differ from an earlier state."""
     return {
         name for name, value in network.state_dict().items() if name in before and not torch.equal(before[name], value)
     }
@@ -49,20 +53,23 @@ def test_every_layer_has_it_only_if_asked_and_without_the_equalised_factor() -> 
 
 
 def test_largest_singular_values_become_one() -> None:
-    """After many forward passes of training, for matrices of [outputs, inputs * kernel^2], by a full decomposition."""
+    """Check the weights as matrices [outputs, inputs * kernel^2] after many forward passes in training.
+
+    A full decomposition computes the singular values.
+    """
     D = make()
     for _ in range(200):
         D(images(), LABELS, alpha=0.5)
         D.rotation_logits(images(), alpha=0.5)
     D.eval()
-    fade = {"from_rgb.0"}  # of 4x4: takes no part at 16x16
+    unused = {"from_rgb.0"}  # the layer of 4x4 is not used at 16x16
     for name, layer in layers(D).items():
         sigma = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
-        assert sigma == pytest.approx(1, abs=1e-3 if name not in fade else 0.1), name
+        assert sigma == pytest.approx(1, abs=1e-3 if name not in unused else 0.1), name
 
 
 def test_a_slope_of_d_is_bounded() -> None:
-    """A layer can only make differences smaller: |f(x) - f(y)| <= |x - y| for a dense layer and a 1x1 convolution."""
+    """Check that a layer does not enlarge differences: |f(x) - f(y)| <= |x - y| for a 1x1 convolution."""
     D = make().eval()
     x, y = images(count=2).split(1)
     layer = D.from_rgb[-1]
@@ -102,7 +109,7 @@ def test_a_grown_d_is_normalised_too_and_keeps_what_it_had() -> None:
 
 
 def test_copies_and_loaded_weights_score_the_same_and_go_on_alike() -> None:
-    """The vectors of the power method are buffers: part of what is saved."""
+    """Check that copies include the vectors of the power method, which are buffers."""
     D = make()
     D(images(), LABELS)
     twin, loaded = copy.deepcopy(D), make()
@@ -121,7 +128,10 @@ def test_copies_and_loaded_weights_score_the_same_and_go_on_alike() -> None:
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
 def test_r1_gradient_of_every_weight_is_right(alpha: float) -> None:
-    """Double backward through W / sigma(W) agrees with finite differences (with the vectors held, as one step holds them)."""
+    """Check the double backward pass through W / sigma(W) against finite differences.
+
+    The vectors of the power method are constant, as they are within a step.
+    """
     D = make().eval()
     weights = {name: parameter for name, parameter in D.named_parameters() if name.endswith("original")}
 
@@ -129,14 +139,15 @@ def test_r1_gradient_of_every_weight_is_right(alpha: float) -> None:
         reals = images().requires_grad_()
         return losses.r1_penalty(D(reals, LABELS, alpha=alpha), reals).mean()
 
-    found = torch.autograd.grad(penalty(), list(weights.values()), allow_unused=True)
-    unused = {name for name, gradient in zip(weights, found, strict=True) if gradient is None}
+    gradients = torch.autograd.grad(penalty(), list(weights.values()), allow_unused=True)
+    unused = {name for name, gradient in zip(weights, gradients, strict=True) if gradient is None}
     assert {name.split(".parametrizations")[0] for name in unused} == {"from_rgb.0", "rotation"} | (
         {"from_rgb.1"} if alpha == 1 else set()
     )
-    for (name, weight), gradient in zip(weights.items(), found, strict=True):
+    for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
         if gradient is None:
             continue
+        # The slope along a random direction.
         direction, step, values = torch.randn_like(weight), 1e-7, []
         for sign in (1, -2):
             with torch.no_grad():

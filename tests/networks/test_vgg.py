@@ -1,4 +1,4 @@
-"""VGG16 and LPIPS against torch-fidelity, with the same random weights."""
+"""Comparison of VGG16 and LPIPS with torch-fidelity, with the same random weights."""
 
 from pathlib import Path
 
@@ -15,25 +15,25 @@ from stylegan.networks.vgg import LPIPS, VGG16, load_lpips, load_vgg16
 
 @pytest.fixture(scope="module")
 def files() -> tuple[bytes, bytes]:
-    """Random weights in the published layouts: VGG16, and the heads of LPIPS."""
+    """Return random weights in the published layouts: VGG16, and the heads of LPIPS."""
     return file_bytes(vgg16_state()), file_bytes(lpips_state())
 
 
 @pytest.fixture(scope="module")
 def network(files: tuple[bytes, bytes]) -> VGG16:
-    """The product's VGG16."""
+    """Return the product's VGG16."""
     return load_vgg16(files[0])
 
 
 @pytest.fixture(scope="module")
 def lpips(files: tuple[bytes, bytes]) -> LPIPS:
-    """The product's LPIPS."""
+    """Return the product's LPIPS."""
     return load_lpips(*files)
 
 
 @pytest.fixture(scope="module")
 def downloaded(files: tuple[bytes, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """torch.hub's folder for this module, holding these weights under the names of the published files."""
+    """Return a torch.hub folder that contains these weights under the names of the published files."""
     folder = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     for name, data in zip(("vgg16-397923af.pth", "weights-vgg16-lpips.pth"), files, strict=True):
@@ -43,14 +43,14 @@ def downloaded(files: tuple[bytes, bytes], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def _no_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference draws 138 million numbers for weights that the file then replaces; without that it is ready sooner."""
+    """Skip initial weights: the reference would draw 138 million numbers, which the file then replaces."""
     for name in ("normal_", "kaiming_normal_", "kaiming_uniform_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
 
 
 @pytest.mark.usefixtures("_no_initial_weights")
 def test_features_equal_torch_fidelity(network: VGG16, downloaded: Path) -> None:
-    """fc2 after its ReLU, at a size below and at one above the network's own."""
+    """Check fc2 after its ReLU, at a size below and a size above the network's own."""
     extractor = torch_fidelity("feature_extractor_vgg16").FeatureExtractorVGG16
     reference = extractor("vgg16", ["fc2_relu"], feature_extractor_weights_path=downloaded / "vgg16-397923af.pth")
     for side in (32, 299):
@@ -59,12 +59,12 @@ def test_features_equal_torch_fidelity(network: VGG16, downloaded: Path) -> None
         torch.testing.assert_close(
             network.fc2(to_float(images)), features, rtol=1e-4, atol=1e-4 * features.std().item()
         )
-        assert (features[0] - features[1]).norm() > 0.02 * features[0].norm()  # the images make a difference
+        assert (features[0] - features[1]).norm() > 0.02 * features[0].norm()  # features depend on the image
 
 
 @pytest.mark.usefixtures("_no_initial_weights")
 def test_distances_equal_torch_fidelity(lpips: LPIPS, downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not quantised, at several sizes, of images that are far apart and of nearly equal ones."""
+    """Check distances at several sizes, without quantising, between different and between nearly equal images."""
     monkeypatch.setenv("TORCH_HOME", str(downloaded.parents[1]))
     reference = torch_fidelity("sample_similarity_lpips").SampleSimilarityLPIPS("lpips-vgg16")
     for side in (16, 50, 128):
@@ -75,7 +75,10 @@ def test_distances_equal_torch_fidelity(lpips: LPIPS, downloaded: Path, monkeypa
 
 
 def test_distance_is_one_of_pairs(lpips: LPIPS, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zero to itself, the same both ways, grey as three equal channels, and the same in parts as at once."""
+    """Check that the distance is symmetric and zero to itself, and the same whether computed in parts or at once.
+
+    Grey images count as three equal channels.
+    """
     images = to_float(pictures(6, 32, channels=1))
     a, b = images.chunk(2)
     assert lpips.distance(a, a).tolist() == [0, 0, 0]
@@ -87,20 +90,23 @@ def test_distance_is_one_of_pairs(lpips: LPIPS, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_maps_are_those_before_each_pooling(network: VGG16) -> None:
-    """relu1_2 to relu5_3: widths double and sizes halve."""
+    """Check relu1_2 to relu5_3: widths double and sizes halve."""
     maps = list(network.maps(torch.zeros(1, 3, 32, 32)))
     assert [tuple(x.shape[1:]) for x in maps] == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
     assert all(x.min() == 0 < x.max() for x in maps)
 
 
 def test_too_small_images_are_refused(lpips: LPIPS) -> None:
-    """Sixteen pixels are the least that the last level can see."""
+    """Check that images below sixteen pixels, which the last level needs, are refused."""
     with pytest.raises(ConfigError, match=r"^LPIPS: images of 8x8 are too small, its last level needs 16x16; .*$"):
         lpips.distance(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
 
 
 def test_loading_draws_nothing_and_freezes(files: tuple[bytes, bytes]) -> None:
-    """The global random state stays; the network is for inference; the large layers are not part of LPIPS."""
+    """Check that the global random state does not change and that the network is for inference.
+
+    The large layers of VGG16 are not part of LPIPS.
+    """
     before = torch.get_rng_state()
     network = load_lpips(*files)
     assert torch.equal(before, torch.get_rng_state())
@@ -110,7 +116,7 @@ def test_loading_draws_nothing_and_freezes(files: tuple[bytes, bytes]) -> None:
 
 
 def test_refuses_other_files(files: tuple[bytes, bytes]) -> None:
-    """The heads of AlexNet, and heads in the place of VGG16."""
+    """Check that the heads of AlexNet, and heads instead of VGG16, are refused."""
     alexnet = file_bytes(
         {
             f"lin{level}.model.1.weight": torch.ones(1, width, 1, 1)

@@ -1,4 +1,4 @@
-"""What images a run cannot do with."""
+"""Images that a run cannot use are refused before anything is written."""
 
 import pytest
 

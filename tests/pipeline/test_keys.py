@@ -15,7 +15,7 @@ from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.features.spaces import Network, Spaces
 from stylegan.evaluation.protocol import protocol_of
 from stylegan.evaluation.quick import rows_name
-from stylegan.pipeline.run import gate_key, make_keys
+from stylegan.pipeline.keys import gate_key, make_keys
 from stylegan.training.cost import speed_record
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_protocol_of_a_metric(metric: str) -> None:
 
 @pytest.mark.parametrize("reader", KNOWN["newest"])
 def test_newest_set_of_a_source(reader: str) -> None:
-    """Version 0.1 took the module that read the images into the key; the names stay, wherever that code lies now."""
+    """In version 0.1 the key held the module that read the images; the names stay, wherever that code is now."""
     source = Source("s3://bucket/images", "sig", [], (), (), lambda: None, reader)
     data = DataConfig(source=source.uri, resolution=16)
     assert newest_uri(source, data, "s3://bucket/root") == f"s3://bucket/root/datasets/{KNOWN['newest'][reader]}"

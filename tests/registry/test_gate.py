@@ -242,7 +242,7 @@ def test_the_improvement_over_a_negative_champion_goes_downwards(value, promote)
 
 
 def test_the_protocol_of_the_metric_decides_not_that_of_the_report():
-    """What else was measured, and how, does not matter."""
+    """Other metrics and their settings do not matter."""
     one = report(9.0, checkpoint="b", protocol="p2", protocols={"fid_classifier": "q", "kid_classifier": "r"})
     assert decide(one, report(10.0, protocols={"fid_classifier": "q"})).promote
     verdict = decide(one, report(10.0, protocol="p2", protocols={"fid_classifier": "q2"}))

@@ -191,8 +191,8 @@ def test_a_process_without_the_project_loads_the_model_by_its_alias(registered, 
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert "mlartifacts" in told["file"]
-    assert told["engines"] == []
-    np.testing.assert_array_equal(told["images"], plain.predict(pd.DataFrame({"seed": [7]})))
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert "mlartifacts" in answer["file"]
+    assert answer["engines"] == []
+    np.testing.assert_array_equal(answer["images"], plain.predict(pd.DataFrame({"seed": [7]})))
     assert list(tmp_path.iterdir()) == []

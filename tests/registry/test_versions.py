@@ -301,6 +301,6 @@ def test_nothing_is_written_into_the_working_folder(
     monkeypatch.chdir(folder)
     Registry(make_config(), make_checkpoint, make_report).gate(10.0, "k1")
     assert list(folder.iterdir()) == []
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert told.err == ""
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err == ""

@@ -1,4 +1,4 @@
-"""The same MLflow run, opened again and again."""
+"""A fixture that opens the same MLflow run again and again."""
 
 import pytest
 from mlflow_runs import SHARDS

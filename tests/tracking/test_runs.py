@@ -1,4 +1,4 @@
-"""What is logged to an MLflow run: without gaps, never doubled."""
+"""Logging to an MLflow run: no gap, nothing twice."""
 
 import logging
 import math
@@ -145,5 +145,5 @@ def test_nothing_is_printed(make_config, capfd):
     run.log_rows([row(1)])
     run.log_sample(1, png())
     run.finish("FINISHED")
-    told = capfd.readouterr()
-    assert (told.out, told.err) == ("", "")
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")

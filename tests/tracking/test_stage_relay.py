@@ -28,14 +28,14 @@ def wait_for(condition):
 
 def test_a_stage_is_followed_while_it_trains(opened, tmp_path):
     """Points and grids are there before the stage ends; a line that is being written waits for its end."""
-    run, stage, told = opened(), tmp_path / "stages" / "0008-x", []
-    with StageRelay(run, str(stage), on_rows=told.append, poll_seconds=0.02):
+    run, stage, shown = opened(), tmp_path / "stages" / "0008-x", []
+    with StageRelay(run, str(stage), on_rows=shown.append, poll_seconds=0.02):
         write_stage(stage, [row(0), row(1)], [1], tail='{"nimg": 2000, "metr')
         wait_for(lambda: len(points(run)) == 2 and len(images(run)) == 2)
         write_stage(stage, [row(0), row(1), row(2), row(3)], [1, 3])
     assert [step for step, _ in points(run)] == [0, 1, 2, 3]
-    assert [row(0), row(1)] in told
-    assert told[-1] == [row(0), row(1), row(2), row(3)]
+    assert [row(0), row(1)] in shown
+    assert shown[-1] == [row(0), row(1), row(2), row(3)]
     assert images(run) == ["images/samples+step+1"] * 2 + ["images/samples+step+3"] * 2
 
 

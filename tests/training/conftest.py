@@ -1,4 +1,4 @@
-"""Stages so small that a whole one takes a moment."""
+"""A fixture for stages so small that a whole one trains in a moment."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +29,10 @@ TREE = {
 
 @pytest.fixture
 def job(tmp_path: Path, draw_images: Callable[..., Path]) -> Callable[..., StageJob]:
-    """job(resolution, name, previous=None, **sections): a stage on 12 images of two classes, kept in folder `name`.
+    """Return job(resolution, name, previous=None, **sections), which makes a stage on 12 images of two classes.
 
-    The 4x4 stage has 4 steps; that at 8x8 goes from 16 to 56 images and fades in until 48. Values in `sections` replace those of
-    the tree above.
+    The stage is stored in folder `name`. The 4x4 stage has 4 steps; the 8x8 stage goes from 16 to 56 images and fades
+    in until 48. Values in `sections` replace those of the tree above.
     """
     source = draw_images(tmp_path / "images", [f"{c}/{i}.png" for c in "ab" for i in range(6)])
     data = TREE["data"] | {"source": str(source)}

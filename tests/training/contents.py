@@ -1,4 +1,4 @@
-"""What stages left in storage, for comparison; and stages that end too early."""
+"""Helpers that read what stages left in storage and compare it, and one that kills a stage."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from stylegan.training.loop import train_stage
 
 
 def training_state(uri):
-    """All that a checkpoint holds."""
+    """Read the training state of a checkpoint."""
     return torch.load(Path(uri, "training.pt"), weights_only=True)
 
 
 def assert_same(one, other, path=""):
-    """Two saved states are equal to the last bit."""
+    """Assert that two saved states are equal to the last bit."""
     assert type(one) is type(other), path
     if isinstance(one, dict):
         assert one.keys() == other.keys(), path
@@ -33,18 +33,18 @@ def assert_same(one, other, path=""):
 
 
 def curves(uri):
-    """The points of a stage without the clock's metrics."""
+    """Read the points of a stage, without the metrics of time."""
     rows = read_rows(f"{uri}/stats.jsonl")
     return [(row["nimg"], {k: v for k, v in row["metrics"].items() if not k.startswith("time/")}) for row in rows]
 
 
 def pictures(uri):
-    """The bytes of the sample grids by name."""
+    """Read the files of the sample grids, by name."""
     return {path.name: path.read_bytes() for path in Path(uri, "samples").iterdir()}
 
 
 def train_killed(job, monkeypatch):
-    """Train a stage until its second checkpoint is complete, and not an image further."""
+    """Train a stage and kill it when its second checkpoint is complete, before the next image."""
     write, written = storage.write_json, []
 
     def die_after_the_second(uri, content):

@@ -1,4 +1,4 @@
-"""Two gloo ranks for tests, in processes of their own."""
+"""Runs a function of a test on two gloo ranks, each in its own process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +9,17 @@ import torch.multiprocessing as mp
 
 
 def on_two_ranks(function: Callable[[], object], folder: Path) -> list:
-    """What a function of a test module gives on each of two ranks, in float64: tensors and plain values.
+    """Call a function of a test module on two ranks and return what it returns on each: tensors and plain values.
 
-    In float64, since Adam without momentum turns the rounding of a gradient near zero into a whole step of the learning rate.
+    The ranks compute in float64, because Adam without momentum turns the rounding of a gradient near zero into a whole
+    step of the learning rate.
     """
     mp.spawn(_enter, (function, str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def in_double(function: Callable[[], object]) -> object:
-    """The same on one rank, in this process."""
+    """Call the function on one rank in this process, in float64."""
     torch.set_default_dtype(torch.float64)
     try:
         return function()

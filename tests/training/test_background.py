@@ -1,4 +1,4 @@
-"""The thread behind training: order, failures, the end; and copies that later changes do not reach."""
+"""The background thread: its order, failures and end; and host copies, which later changes do not reach."""
 
 import logging
 import threading
@@ -31,22 +31,22 @@ def test_jobs_are_done_in_order_by_one_thread_before_the_block_ends():
     assert threading.current_thread().name not in done[0]
 
 
-@pytest.mark.parametrize("look", ["check", "wait", "submit", "end"])
-def test_failure_of_a_job_is_raised_at_the_next_look(look):
-    def train():
+@pytest.mark.parametrize("call", ["check", "wait", "submit", "end of the block"])
+def test_failure_of_a_job_is_raised_by_the_next_call(call):
+    def run_block():
         with Background() as background:
             job = background.submit(lambda: fail("full"))
-            assert isinstance(job.exception(), StepError)  # waits until it has failed
-            if look == "submit":
+            assert isinstance(job.exception(), StepError)  # waits until the job has failed
+            if call == "submit":
                 background.submit(lambda: None)
-            elif look != "end":
-                getattr(background, look)()
-            passed.append(look)
+            elif call != "end of the block":
+                getattr(background, call)()
+            passed.append(call)
 
     passed = []
     with pytest.raises(StepError, match="full"):
-        train()
-    assert passed == (["end"] if look == "end" else [])
+        run_block()
+    assert passed == (["end of the block"] if call == "end of the block" else [])
 
 
 def test_failure_of_training_comes_first_and_that_of_a_job_is_logged(caplog):
@@ -56,7 +56,7 @@ def test_failure_of_training_comes_first_and_that_of_a_job_is_logged(caplog):
 
 
 def test_what_was_submitted_is_done_when_training_fails():
-    """The last good checkpoint is not lost because the next step diverged."""
+    """A good checkpoint that is being written is not lost when the next step diverges."""
     done = []
     with pytest.raises(ZeroDivisionError):
         diverge_after([lambda number=number: done.append(number) for number in range(3)])
@@ -71,8 +71,8 @@ def test_copy_keeps_its_values_when_the_original_changes():
         weight.zero_()
         original["adam"][0]["step"] += 1
         original["nimg"] = 8
-    found = copy.get()
-    assert torch.equal(found["net"]["w"], torch.ones(2, 3))
-    assert not found["net"]["w"].requires_grad
-    assert found["adam"] == [{"betas": (0.0, 0.99), "step": torch.tensor(3.0)}]
-    assert found["nimg"] == 7
+    copied = copy.get()
+    assert torch.equal(copied["net"]["w"], torch.ones(2, 3))
+    assert not copied["net"]["w"].requires_grad
+    assert copied["adam"] == [{"betas": (0.0, 0.99), "step": torch.tensor(3.0)}]
+    assert copied["nimg"] == 7

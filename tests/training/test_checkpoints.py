@@ -1,4 +1,4 @@
-"""Checkpoints in the background: training goes on, one at a time, a refusal is told, nothing counts before it is complete."""
+"""Checkpoints in the background: training goes on, one is written at a time, and a refusal ends the stage."""
 
 import threading
 from pathlib import Path
@@ -17,7 +17,7 @@ SECONDS = 30  # more than any step takes
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(job, monkeypatch):
-    """Writing the checkpoint of 8 images ends only after the next step was made: waiting for it would wait in vain."""
+    """The checkpoint of 8 images is complete only after the next step: training that waited for it would hang."""
     stage = job(4, "one", snapshots={"checkpoint_kimg": 0.008})
     stepped, waited = threading.Event(), []
     write, step = storage.write_bytes, loop.generator_step
@@ -39,17 +39,17 @@ def test_training_goes_on_while_a_checkpoint_is_written(job, monkeypatch):
 
 
 def test_a_checkpoint_holds_the_state_of_its_moment(job, monkeypatch):
-    """Written only when training is three steps further, it is that of a run that ended there."""
+    """A checkpoint that is written after the next step equals the checkpoint of a run that ended before that step."""
     short = train_stage(job(4, "short", training={"stable_kimg": 0.004}))
     stage = job(4, "long", snapshots={"checkpoint_kimg": 0.004})
     stepped, write, step = threading.Event(), storage.write_bytes, loop.generator_step
-    held = {}
+    stored = {}
 
     def slow_write(uri, data):
         if "checkpoint-000000004" in uri:
             assert stepped.wait(SECONDS)
             write(uri, data)
-            held.setdefault("state", training_state(Path(uri).parent))
+            stored.setdefault("state", training_state(Path(uri).parent))
         else:
             write(uri, data)
 
@@ -63,23 +63,23 @@ def test_a_checkpoint_holds_the_state_of_its_moment(job, monkeypatch):
     train_stage(stage)
     expected = training_state(short.uri)
     for name in ("G", "D", "G_ema", "opt_G", "opt_D", "nimg"):
-        assert_same(held["state"][name], expected[name], name)
+        assert_same(stored["state"][name], expected[name], name)
 
 
-def test_one_at_a_time_and_told_when_complete(job):
-    """on_checkpoint comes once for each, when it is there and the next is not begun; the newest and the one before are kept."""
-    stage, told = job(4, "one", snapshots={"checkpoint_kimg": 0.004}), []
+def test_one_is_written_at_a_time_and_reported_when_complete(job):
+    """`on_checkpoint` is called once for each, when it is complete and before the next one. Two are kept."""
+    stage, reported = job(4, "one", snapshots={"checkpoint_kimg": 0.004}), []
 
     def on_checkpoint(point):
-        told.append((newest_checkpoint(stage.uri).nimg, len(checkpoints(stage.uri)), point.get("progress/kimg")))
+        reported.append((newest_checkpoint(stage.uri).nimg, len(checkpoints(stage.uri)), point.get("progress/kimg")))
 
     train_stage(stage, on_checkpoint=on_checkpoint)
-    assert told == [(4, 1, None), (8, 2, 0.008), (12, 2, 0.008), (16, 2, 0.016)]
+    assert reported == [(4, 1, None), (8, 2, 0.008), (12, 2, 0.008), (16, 2, 0.016)]
     assert len(checkpoints(stage.uri)) == 1
 
 
 def test_refused_checkpoint_ends_the_stage_in_one_line_and_leaves_the_last_one(job):
-    """A file stands where the folder of the second checkpoint would be; without it the same command ends as it would have."""
+    """A file blocks the folder of the second checkpoint; without it, the same command ends like an undisturbed run."""
     whole = job(4, "whole", snapshots={"checkpoint_kimg": 0.008})
     expected = train_stage(whole)
     stage = job(4, "torn", snapshots={"checkpoint_kimg": 0.008})
@@ -98,7 +98,7 @@ def test_refused_checkpoint_ends_the_stage_in_one_line_and_leaves_the_last_one(j
 
 
 def test_curves_on_storage_never_end_before_a_checkpoint_that_counts(job, monkeypatch):
-    """At every marker that is written, the points up to its image count are there already."""
+    """Whenever a marker is written, storage already has the points up to its image count."""
     stage, seen, write = job(4, "one", snapshots={"log_kimg": 0.004, "checkpoint_kimg": 0.004}), [], storage.write_bytes
 
     def watched(uri, data):

@@ -1,4 +1,4 @@
-"""Estimates of a plan: speed from what was measured before, memory that grows with what is trained."""
+"""Estimates for a plan: speed from finished stages, and memory that grows with the networks."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def config(root, training=None, **ray):
     )
 
 
-def test_without_a_finished_stage_speed_is_reckoned_from_this_machine(tmp_path):
+def test_without_a_finished_stage_speed_is_estimated_from_this_machine(tmp_path):
     small, large = (stage_cost(config(tmp_path), stage) for stage in stages(config(tmp_path))[::2])
     assert small.images_per_second > 2 * large.images_per_second > 0
     assert 0 < small.memory_gib < large.memory_gib
@@ -35,7 +35,7 @@ def test_nothing_is_guessed_about_gpus_or_other_machines(tmp_path):
     assert stage_cost(config(tmp_path, address="1.2.3.4:5"), stage).images_per_second is None
 
 
-def test_a_finished_stage_of_the_same_networks_and_launch_tells_the_speed(tmp_path):
+def test_a_finished_stage_of_the_same_networks_and_launch_gives_the_speed(tmp_path):
     here = config(tmp_path)
     stage = stages(here)[0]
     storage.write_json(f"{tmp_path}/stages/0008-abc/done.json", speed_record(here, 123.0))
@@ -45,7 +45,10 @@ def test_a_finished_stage_of_the_same_networks_and_launch_tells_the_speed(tmp_pa
 
 
 def test_penalties_and_self_supervision_cost_passes_through_d(tmp_path):
-    """In passes of D: 8 without, 3 more for R1 in every step, 6 in every sixteenth, 5 for a quarter of the batch turned four ways."""
+    """A step takes 8 passes through D without penalties.
+
+    R1 adds 3 in every step, or 6 in every sixteenth step. Turning a quarter of the batch four ways adds 5.
+    """
 
     def passes(**training):
         return step_flops(config(tmp_path, training), 32)
@@ -61,7 +64,7 @@ def test_penalties_and_self_supervision_cost_passes_through_d(tmp_path):
     assert turned - none == pytest.approx(5 * one)
 
 
-def test_the_speed_of_other_work_tells_nothing(tmp_path):
+def test_the_speed_of_other_work_is_not_used(tmp_path):
     here = config(tmp_path)
     storage.write_json(f"{tmp_path}/stages/0008-abc/done.json", speed_record(here, 123.0))
     for change in ({"precision": "bf16"}, {"compile": True}, {"penalty_interval": 4}, {"rotation": {}}):

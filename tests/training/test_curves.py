@@ -1,4 +1,4 @@
-"""Points of the curves: where they go on after an interruption, and the share of time outside the steps."""
+"""Points of the curves: what they contain, where they continue after an interruption, and the time they measure."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from stylegan.training.state import start_stage
 
 @pytest.fixture
 def curves(job):
-    """curves(rows): of a 4x4 stage that has these rows in storage, 8 images into it."""
+    """Return curves(rows), which opens the curves of a 4x4 stage at 8 images, with these rows in storage."""
     stage = job(4, "one")
 
     def make(rows):
@@ -32,11 +32,11 @@ def test_no_file_is_no_rows(tmp_path):
 
 
 def test_points_are_means_over_the_steps_and_what_was_measured(curves):
-    found = curves([])
-    state = found.state
+    opened = curves([])
+    state = opened.state
     state.sums, state.steps, state.measured = {"loss/d": torch.tensor(6.0)}, 4, {"probe/accuracy": 0.5}
-    found.add_point()
-    point = found.newest()
+    opened.add_point()
+    point = opened.newest()
     assert point["loss/d"] == 1.5
     assert point["probe/accuracy"] == 0.5
     assert point["progress/kimg"] == 0.008
@@ -44,14 +44,14 @@ def test_points_are_means_over_the_steps_and_what_was_measured(curves):
 
 
 def test_content_is_that_of_its_moment(curves):
-    """What was there up to the image count of the state, as it was, and the points since; later ones are not in it."""
+    """The content has the stored points up to the image count of the state, and no point added after the call."""
     rows = [{"nimg": nimg, "resolution": 4, "metrics": {"loss/d": 0.1 * nimg}} for nimg in (4, 8, 12)]
-    found = curves(rows)
-    content = found.content()
-    found.state.sums, found.state.steps = {"loss/d": torch.tensor(6.0)}, 4
-    found.add_point()
+    opened = curves(rows)
+    content = opened.content()
+    opened.state.sums, opened.state.steps = {"loss/d": torch.tensor(6.0)}, 4
+    opened.add_point()
     assert [json.loads(line) for line in content().splitlines()] == rows[:2]
-    assert len(found.content()().splitlines()) == 3
+    assert len(opened.content()().splitlines()) == 3
 
 
 def test_stopwatch_adds_up_blocks_and_begins_anew():

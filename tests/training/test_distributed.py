@@ -1,4 +1,4 @@
-"""Two gloo ranks: what they gather, that they find out when they drift apart, and a whole stage with checkpoints."""
+"""Two gloo ranks: what they gather, how they notice that they have drifted apart, and how they train a whole stage."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from stylegan.training.state import newest_checkpoint, start_stage
 
 
 def test_fingerprint_sees_every_change_of_one_element_and_order():
-    """One bit, a sign of zero, two elements exchanged; in every type that networks hold."""
+    """A changed element, another order and the sign of a zero change the fingerprint, in every dtype of a network."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int64):
         tensor = torch.arange(24).to(dtype).reshape(2, 3, 4)
         prints = {int(distributed.fingerprint(tensor))}
@@ -32,14 +32,14 @@ def test_fingerprint_sees_every_change_of_one_element_and_order():
 
 
 def raised(function, *arguments):
-    """The one line of the StepError that it must raise."""
+    """Assert that the call raises StepError, and return its message."""
     with pytest.raises(StepError) as caught:
         function(*arguments)
     return str(caught.value)
 
 
 def drift_at_48(step):
-    """The step, after which a weight is a little off at 48 images, as with a faulty device."""
+    """Return the step with a fault: at 48 images it leaves a weight a little off, as a faulty device would."""
 
     def drifting(state, *arguments):
         step(state, *arguments)
@@ -69,12 +69,12 @@ def on_rank(rank, folder, jobs):
     found["other weights"] = raised(train_stage, jobs["other weights"][rank])
     found["other storage"] = raised(train_stage, jobs["other storage"][rank])
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()  # gloo's thread lets go of what was gathered last; at the exit of Python it would be too late for that
+    dist.barrier()  # lets gloo's thread release the tensors gathered last, which is too late when Python exits
     dist.destroy_process_group()
 
 
 def test_two_ranks_train_a_stage_and_notice_what_differs(job, tmp_path):
-    """Every rank gets the record of the checkpoint that the first one wrote, and the same single line when something is wrong."""
+    """Both ranks return the same record of the checkpoint, and raise the same one line when something is wrong."""
     training = {"batch": 8, "stable_kimg": 0.024}
     previous = train_stage(job(4, "below", training=training))
     folder = tmp_path / "other"

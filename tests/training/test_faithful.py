@@ -1,7 +1,7 @@
-"""Rules of the official training loop that no single function holds: what a step draws, in which order, and what it leaves alone.
+"""Rules of the official training loop that span several functions: what a step draws, when, and what it changes.
 
-What one function is responsible for is tested beside it: networks against their formulas, the schedule against the published
-one, whole steps number by number against the plain ones of the benchmarks.
+The rules of single functions are tested beside them: networks against their formulas, the schedule against the
+published one, and whole steps number by number against the plain steps of the benchmarks.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ PLAYERS = ("D", "G")
 
 @dataclass
 class Heard:
-    """What the networks were given in one step."""
+    """The inputs that the networks received in one step."""
 
     z: list[Tensor] = field(default_factory=list)
     w: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     ws: list[Tensor] = field(default_factory=list)
     noise: list[Tensor] = field(default_factory=list)
-    images: list[Tensor] = field(default_factory=list)  # of D
-    classes: list[Tensor] = field(default_factory=list)  # of D
+    images: list[Tensor] = field(default_factory=list)  # inputs of D
+    classes: list[Tensor] = field(default_factory=list)  # inputs of D
 
     @property
     def cutoff(self) -> int:
-        """Layers that have the style of the first code."""
+        """The number of layers with the style of the first code."""
         return int((self.ws[0] == self.w[0][:, None]).all(0).all(1).sum())
 
 
 class Run:
-    """A stage that is trained step by step, heard through hooks on its networks."""
+    """A stage that is trained step by step. Hooks on its networks record their inputs."""
 
     def __init__(self, resolution: int = 16, *, conditional: bool = True, **training: object) -> None:
         tree = {
@@ -80,7 +80,7 @@ class Run:
 
     def _listen(self) -> None:
         def mapped(_: nn.Module, args: tuple, w: Tensor) -> None:
-            # Both codes of a mixture come in one call, one after the other.
+            # Both codes of a mixture arrive in one call, one after the other.
             self.heard.z += args[0].split(BATCH)
             self.heard.labels += [None] if args[1] is None else args[1].split(BATCH)
             self.heard.w += w.detach().split(BATCH)
@@ -111,7 +111,7 @@ def changed(before: dict[str, Tensor], network: nn.Module) -> set[str]:
 
 
 def test_defaults_are_those_of_the_paper() -> None:
-    """Config F on FFHQ: losses, Adam, averages, mixing, sizes."""
+    """The defaults are config F on FFHQ: losses, Adam, averages, mixing, sizes."""
     training, model = TrainingConfig(), ModelConfig()
     assert (training.loss, training.r1_gamma, training.r2_gamma, training.penalty_interval) == (
         "nonsaturating",
@@ -131,7 +131,7 @@ def test_defaults_are_those_of_the_paper() -> None:
 
 
 def test_everything_additive_starts_at_zero() -> None:
-    """Biases (of styles too), noise weights and the average of w; the constant input is one."""
+    """Biases (of styles too), noise weights and the average of w start at zero; the constant input starts at one."""
     G = Generator(ModelConfig(**MODEL), resolution=16, channels=3)
     D = Discriminator(ModelConfig(**MODEL), resolution=16, channels=3)
     zeros = [name for network in (G, D) for name, value in network.named_parameters() if not value.any()]
@@ -144,7 +144,7 @@ def test_everything_additive_starts_at_zero() -> None:
 
 
 def test_r1_is_that_of_enlarged_images_with_labels_and_fade() -> None:
-    """At each level gamma / 2 times the penalty on images enlarged to 32x32 is what a step at the native resolution takes."""
+    """At each level a step at the native resolution uses gamma / 2 times the penalty on images enlarged to 32x32."""
     for levels, resolution in enumerate((32, 16, 8)):
         D = Discriminator(ModelConfig(**MODEL), resolution=resolution, channels=3, num_labels=3).double()
         native = torch.randn(BATCH, 3, resolution, resolution, dtype=torch.float64, requires_grad=True)
@@ -159,7 +159,7 @@ def test_r1_is_that_of_enlarged_images_with_labels_and_fade() -> None:
 
 
 def test_nothing_changes_when_a_fade_starts_and_ends() -> None:
-    """alpha 0 gives the images and scores of the smaller networks, alpha 1 those without the old path, and near both it is near."""
+    """alpha 0 gives what the smaller networks give, alpha 1 ignores the old path, and neither end is a jump."""
     model = ModelConfig(**MODEL)
     G = Generator(model, resolution=8, channels=1).double()
     D = Discriminator(model, resolution=8, channels=1).double()
@@ -183,7 +183,7 @@ def test_nothing_changes_when_a_fade_starts_and_ends() -> None:
 
 
 def test_reals_reach_d_in_the_range_of_the_paper() -> None:
-    """Bytes become byte * 2 / 255 - 1; a real that fades is drawn to the means of its 2x2 pixels."""
+    """Bytes become byte * 2 / 255 - 1; during the fade a real is moved towards the means of its 2x2 pixels."""
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     x = process_reals(images, alpha=1.0)
     assert (x.min().item(), x.max().item()) == (-1, 1)
@@ -194,24 +194,27 @@ def test_reals_reach_d_in_the_range_of_the_paper() -> None:
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_half_of_the_reals_are_mirrored_if_asked(mirror: bool) -> None:
-    """Over many steps D sees each image as it is or flipped, each about every second time; without the option never flipped."""
+    """Over many steps D sees about half of the images mirrored; without the option it sees none mirrored."""
     run, flipped = Run(mirror=mirror), 0
     run.state.nimg = run.stage.start_nimg + 32  # no fade
     for _ in range(40):
         reals = run.step("D").images[0]
         run.state.nimg += BATCH
         flipped += int((reals[:, 0, 0, 0] > reals[:, 0, 0, -1]).sum())  # rows of the images ascend
-    assert (0.4 < flipped / (40 * BATCH) < 0.6) if mirror else flipped == 0
+    if mirror:
+        assert 0.4 < flipped / (40 * BATCH) < 0.6
+    else:
+        assert flipped == 0
 
 
 def test_average_of_w_follows_the_first_code_in_both_steps() -> None:
-    """w_avg = 0.995 w_avg + 0.005 * batch mean of f(z1), in the D step and in the G step, whatever is mixed in."""
+    """w_avg = 0.995 w_avg + 0.005 * batch mean of f(z1), in the D step and in the G step, with or without mixing."""
     run, expected, mixed = Run(), torch.zeros(8), 0
     for _ in range(5):
         for player in PLAYERS:
             heard = run.step(player)
             expected = 0.995 * expected + 0.005 * heard.w[0].mean(0)
-            mixed += heard.cutoff < run.state.G.num_layers
+            mixed += int(heard.cutoff < run.state.G.num_layers)
             torch.testing.assert_close(run.state.G.w_avg, expected)
         run.state.nimg += BATCH
     assert mixed > 0
@@ -219,7 +222,7 @@ def test_average_of_w_follows_the_first_code_in_both_steps() -> None:
 
 @pytest.mark.parametrize("player", PLAYERS)
 def test_styles_are_mixed_for_the_whole_batch_within_the_current_layers(player: str) -> None:
-    """In nine of ten steps, with every cutoff from 1 to the last but one; below it the first code, from it on the second."""
+    """Nine of ten steps mix, with every possible cutoff: layers below it have the first code, the others the second."""
     run, cutoffs = Run(), []
     for _ in range(100):
         heard = run.step(player)
@@ -235,7 +238,7 @@ def test_styles_are_mixed_for_the_whole_batch_within_the_current_layers(player: 
 
 @pytest.mark.parametrize("player", PLAYERS)
 def test_both_codes_of_a_mixture_have_the_labels_of_the_images(player: str) -> None:
-    """One set of labels for z1, z2 and D."""
+    """z1, z2 and D receive the same labels."""
     run = Run()
     for _ in range(5):
         heard = run.step(player)
@@ -245,7 +248,7 @@ def test_both_codes_of_a_mixture_have_the_labels_of_the_images(player: str) -> N
 
 @pytest.mark.parametrize("player", PLAYERS)
 def test_every_layer_and_image_has_its_own_noise_in_every_step(player: str) -> None:
-    """Fresh single-channel N(0, 1) of the resolution of the layer; no two maps are alike."""
+    """Noise is fresh single-channel N(0, 1) at the resolution of the layer; no two maps are alike."""
     run = Run()
     first, second = run.step(player).noise, Run().step("G" if player == "D" else "D").noise
     run.state.nimg += BATCH
@@ -258,7 +261,7 @@ def test_every_layer_and_image_has_its_own_noise_in_every_step(player: str) -> N
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_the_players_draw_their_own_latents(conditional: bool) -> None:
-    """z of the G step is not that of the D step, nor is the second code the first."""
+    """The G step and the D step draw different z, and the two codes of a mixture differ."""
     run = Run(conditional=conditional)
     latents = [z for player in PLAYERS for z in run.step(player).z]
     assert len(latents) >= 3
@@ -267,7 +270,7 @@ def test_the_players_draw_their_own_latents(conditional: bool) -> None:
 
 
 def test_fakes_have_the_labels_of_the_reals_in_the_d_step_and_of_the_data_set_in_the_g_step() -> None:
-    """The G step draws uniformly from the table of all labels, without a look at the batch."""
+    """The G step draws uniformly from the table of all labels, independent of the batch."""
     run = Run()
     heard = run.step("D", labels=torch.full((BATCH,), 2), table=torch.tensor([0, 1]))
     assert all((labels == 2).all() for labels in [*heard.labels, *heard.classes])
@@ -280,7 +283,7 @@ def test_fakes_have_the_labels_of_the_reals_in_the_d_step_and_of_the_data_set_in
 
 
 def test_gradients_reach_their_own_player_only() -> None:
-    """The D step leaves G's weights and moments alone, the G step D's; only buffers of G move in the D step."""
+    """The D step leaves G's weights and moments unchanged, the G step D's; the D step changes only a buffer of G."""
     run = Run()
     before = snapshot(run.state.G)
     run.step("D")
@@ -294,7 +297,7 @@ def test_gradients_reach_their_own_player_only() -> None:
 
 
 def test_the_average_of_g_is_updated_in_the_d_step_only() -> None:
-    """So it lags one G step behind: after an iteration it has seen G as it was before its update."""
+    """So the average lags one G step behind: after an iteration it has followed G as it was before its update."""
     run = Run()
     with torch.no_grad():
         for parameter in run.state.G.parameters():
@@ -311,7 +314,7 @@ def test_the_average_of_g_is_updated_in_the_d_step_only() -> None:
 
 
 def test_adam_has_no_momentum_and_one_rate_for_all() -> None:
-    """beta1 0, beta2 0.99, epsilon 1e-8, no weight decay; the mapping network is slowed by its weights, not by the optimizer."""
+    """beta1 0, beta2 0.99, epsilon 1e-8, no weight decay; the mapping network's layers slow it down, not Adam."""
     run = Run()
     for optimizer, network in ((run.state.opt_G, run.state.G), (run.state.opt_D, run.state.D)):
         (group,) = optimizer.param_groups
@@ -325,7 +328,7 @@ def test_adam_has_no_momentum_and_one_rate_for_all() -> None:
 
 
 def test_training_never_truncates() -> None:
-    """Far from w_avg the styles of a step are those of the mapping network."""
+    """Even far from w_avg the styles of a step are exactly those of the mapping network."""
     run = Run()
     run.state.G.w_avg += 100
     heard = run.step("G")

@@ -1,4 +1,4 @@
-"""Precision and compiled operations: the same training, faster."""
+"""Precision and compiled operations: they give the same training, only faster."""
 
 import copy
 import os
@@ -36,8 +36,8 @@ def make(seed=0, **training):
     return config, stage, start_stage(config, stage, num_labels=0, previous=None)
 
 
-def train(steps, seed=0, **training):
-    """The losses of a short training on stripes, step by step."""
+def train_on_stripes(steps, seed=0, **training):
+    """Train for some steps on images of stripes; return the losses of each step, and the state."""
     config, stage, state = make(seed, **training)
     rows = torch.arange(16)[:, None].expand(16, 16)
     images = torch.stack([((rows + n) % 4 * 80).to(torch.uint8) for n in range(8)])[:, None]
@@ -53,8 +53,10 @@ def train(steps, seed=0, **training):
 
 
 def test_bf16_trains_like_fp32():
-    """Over 40 steps the losses keep closer to those of fp32 than those of another seed do."""
-    (single, _), (low, state), (other, _) = train(40), train(40, precision="bf16"), train(40, seed=1)
+    """Over 40 steps the losses are closer to those of fp32 than the losses of another seed are."""
+    single, _ = train_on_stripes(40)
+    low, state = train_on_stripes(40, precision="bf16")
+    other, _ = train_on_stripes(40, seed=1)
     assert 0 < (low - single).abs().mean() < (other - single).abs().mean()
     assert all(p.dtype == torch.float32 for network in state.networks().values() for p in network.parameters())
 
@@ -87,7 +89,7 @@ def test_grown_networks_keep_their_precision():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_operations_give_the_same_gradients(precision):
-    """One loss of both players with R1, with and without torch.compile."""
+    """The gradients of one loss of both players with R1, with and without torch.compile."""
     gradients = []
     for compiled in (False, True):
         config, _, state = make(precision=precision, compile=compiled)
@@ -101,14 +103,14 @@ def test_compiled_operations_give_the_same_gradients(precision):
         except StepError as error:
             pytest.skip(str(error))
         found = {name: p.grad for net in (state.G, state.D) for name, p in net.named_parameters() if p.grad is not None}
-        del found["synthesis.layers.0.bias"]  # zero but for rounding: the first normalisation takes a constant away
+        del found["synthesis.layers.0.bias"]  # only rounding: the first normalisation removes a constant
         gradients.append(found)
     allowed = {"fp32": 1e-4, "bf16": 0.1}[precision]
     assert_near(gradients[1], gradients[0], allowed=allowed, least=0.1 if precision == "bf16" else 1e-3)
 
 
 def test_second_derivatives_survive_compilation():
-    """What is to be differentiated again is not compiled."""
+    """Operations that are differentiated twice are not compiled."""
     x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     with ops.fused():
         assert torch.autograd.gradgradcheck(
@@ -116,8 +118,8 @@ def test_second_derivatives_survive_compilation():
         )
 
 
-def test_a_missing_compiler_is_told_before_training(tmp_path):
-    """In a process that finds none."""
+def test_a_missing_compiler_is_an_error_before_training(tmp_path):
+    """The check runs in a process that finds no compiler."""
     code = "import torch; from stylegan.training.hardware import check_compiler; check_compiler(torch.device('cpu'))"
     missing = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     ended = subprocess.run([sys.executable, "-c", code], env=os.environ | missing, capture_output=True, text=True)
@@ -145,4 +147,4 @@ def test_every_precision_of_the_config_has_a_type():
     config, _, state = make()
     for precision in type(config.training).model_fields["precision"].annotation.__args__:
         set_precision(copy.deepcopy(state.D), precision)
-    assert set(hardware.FEATURES) == set(type(config.training).model_fields["precision"].annotation.__args__)
+    assert set(hardware.COMPUTE_DTYPES) == set(type(config.training).model_fields["precision"].annotation.__args__)

@@ -1,4 +1,7 @@
-"""Lazy regularisation: gradient penalties in every k-th step only, as an update of their own (StyleGAN2, appendix B)."""
+"""Lazy regularisation: gradient penalties in every k-th step only, as an update of their own (StyleGAN2, appendix B).
+
+D's Adam is corrected for these updates in state.py, see test_state.py.
+"""
 
 import copy
 
@@ -10,7 +13,7 @@ from stylegan import storage
 from stylegan.config.file import build
 from stylegan.training import losses
 from stylegan.training.loop import train_stage
-from stylegan.training.schedule import PENALTIES, Stage, lazy_correction, stages
+from stylegan.training.schedule import PENALTIES, Stage, stages
 from stylegan.training.state import newest_checkpoint, start_stage
 from stylegan.training.step import Draws, discriminator_step, generate, process_reals
 
@@ -56,19 +59,6 @@ def test_penalty_steps_follow_from_the_image_count():
             assert stage.num_penalties(steps[last], last - first) == counted
 
 
-def test_adam_of_d_makes_up_for_the_additional_updates():
-    """StyleGAN2's numbers for an interval of 16; at 1 everything is as given, and G is never touched."""
-    assert lazy_correction(1) == 1
-    *_, plain = make()
-    assert plain.opt_D.defaults["lr"] == plain.opt_G.defaults["lr"] == 0.01
-    assert plain.opt_D.defaults["betas"] == (0.0, 0.99)
-    *_, lazy = make(penalty_interval=16, adam_beta1=0.5)
-    assert lazy.opt_D.defaults["lr"] == pytest.approx(0.01 * 16 / 17)
-    assert lazy.opt_D.defaults["betas"] == pytest.approx((0.5 ** (16 / 17), 0.99 ** (16 / 17)))
-    assert lazy.opt_G.defaults["lr"] == 0.01
-    assert lazy.opt_G.defaults["betas"] == (0.5, 0.99)
-
-
 def test_a_penalty_is_a_second_update_with_the_weight_of_its_interval():
     """The step equals one update by the GAN loss, then one by k times gamma / 2 times R1 at the native resolution."""
     config, stage, state = make(penalty_interval=4, r1_gamma=10)
@@ -100,7 +90,7 @@ def test_a_penalty_is_a_second_update_with_the_weight_of_its_interval():
     ids=["r1", "r2", "gp"],
 )
 def test_steps_between_two_penalties_have_none(penalty):
-    """There the weight of the penalty changes nothing, and the curves get no value of it."""
+    """In these steps the weight of the penalty changes nothing, and the curves get no value of the penalty."""
     after = {}
     for nimg in (0, BATCH):
         for factor in (1, 100):
@@ -116,7 +106,7 @@ def test_steps_between_two_penalties_have_none(penalty):
 
 @pytest.mark.parametrize("interval", [1, 3])
 def test_r2_and_gp_are_where_they_belong(interval):
-    """R2 is the slope at the fakes, WGAN-GP that between the pairs, both as D was when they were taken."""
+    """R2 is computed at the fakes, WGAN-GP at points between the pairs."""
     config, stage, state = make(penalty_interval=interval, r1_gamma=0, r2_gamma=3)
     seen = recorded(state.D)
     discriminator_step(state, config, stage, REALS, None)
@@ -126,25 +116,25 @@ def test_r2_and_gp_are_where_they_belong(interval):
     seen = recorded(state.D)
     discriminator_step(state, config, stage, REALS, None)
     reals, fakes, between = seen
-    share = ((between - reals) / (fakes - reals)).detach()
-    place = share.flatten(1).median(1).values
+    shares = ((between - reals) / (fakes - reals)).detach()
+    position = shares.flatten(1).median(1).values  # of each point on its line
     torch.testing.assert_close(
-        between.detach(), torch.lerp(reals.detach(), fakes.detach(), place[:, None, None, None]), atol=1e-4, rtol=0
+        between.detach(), torch.lerp(reals.detach(), fakes.detach(), position[:, None, None, None]), atol=1e-4, rtol=0
     )
-    assert (place > 0).all()
-    assert (place < 1).all()
-    assert len(place.unique()) == BATCH
+    assert (position > 0).all()
+    assert (position < 1).all()
+    assert len(position.unique()) == BATCH
 
 
 def recorded(D):
-    """All images that D is shown from now on."""
+    """Return a list that receives all images that D sees from now on."""
     seen = []
     D.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
     return seen
 
 
 def test_drift_pulls_scores_of_reals_only():
-    """The gradient of the loss is that of wgan plus epsilon times that of the mean squared score of the reals."""
+    """Drift adds the gradient of epsilon times the mean squared score of the reals to that of WGAN."""
     results = []
     for drift in (0.0, 0.5):
         config, stage, state = make(loss="wgan", r1_gamma=0, gp_weight=10, drift_weight=drift)
@@ -171,7 +161,10 @@ LAZY = {"penalty_interval": 3, "r1_gamma": 1.0}
 
 
 def test_curves_show_the_mean_of_the_steps_with_a_penalty(job):
-    """Of one, five and four steps of which one, one and two have R1; without learning it is that of the same steps of a plain run."""
+    """Points over one, five and four steps contain one, one and two steps with R1.
+
+    Almost without learning, R1 equals that of the same steps of a run with R1 in every step.
+    """
     still = {"training": LAZY | {"learning_rate": 1e-12}}
     previous = train_stage(job(4, "one", **still))
     lazy = job(8, "one", previous, **still, snapshots={"log_kimg": 0.02})
@@ -187,16 +180,12 @@ def test_a_point_without_a_penalty_has_no_value_for_it(job):
     previous = train_stage(job(4, "one", training=LAZY))
     lazy = job(8, "one", previous, training=LAZY)
     train_stage(lazy)
-    assert [nimg for nimg, point in curves(lazy.uri) if "loss/r1" in point] == [
-        24,
-        32,
-        48,
-        56,
-    ]  # not that of the steps at 32 and 36
+    # The point at 40 covers the steps at 32 and 36, which have no penalty.
+    assert [nimg for nimg, point in curves(lazy.uri) if "loss/r1" in point] == [24, 32, 48, 56]
 
 
 def test_killed_between_two_penalties_and_resumed_it_is_the_same(job, monkeypatch):
-    """A checkpoint at a step without a penalty: weights, Adam and curves of the resumed stage equal the uninterrupted one's."""
+    """Resumed at a step without a penalty, a stage has the weights, Adam and curves of an uninterrupted one."""
     options = {"training": LAZY}
     previous = train_stage(job(4, "one", **options))
     whole = job(8, "one", previous, **options)

@@ -1,4 +1,4 @@
-"""Losses by hand, and R1 as a function that D's weights can learn from."""
+"""Losses and penalties against numbers computed by hand, and the gradients of penalties in D's weights."""
 
 import math
 from collections.abc import Callable
@@ -21,13 +21,13 @@ def _discriminator(resolution: int = 8, num_labels: int = 0) -> Discriminator:
 
 
 def test_generator_loss_by_hand() -> None:
-    """-log sigmoid(s), also where the sigmoid underflows."""
+    """The loss is -log sigmoid(s), even where the sigmoid underflows."""
     loss = losses.generator_nonsaturating(torch.tensor([0.0, 2.0, -200.0]))
     assert loss.tolist() == pytest.approx([math.log(2), math.log(1 + math.exp(-2)), 200.0])
 
 
 def test_discriminator_loss_by_hand() -> None:
-    """Low for high real and low fake scores, one number per image."""
+    """The loss is low for high real and low fake scores, one number per image."""
     loss = losses.discriminator_nonsaturating(torch.tensor([0.0, 1.0, -100.0]), torch.tensor([0.0, -3.0, 100.0]))
     expected = [2 * math.log(2), math.log(1 + math.exp(-3)) + math.log(1 + math.exp(-1)), 200.0]
     assert loss.tolist() == pytest.approx(expected)
@@ -54,7 +54,8 @@ def test_r1_gradient_of_every_weight_is_right(alpha: float) -> None:
 
     gradients = torch.autograd.grad(penalty(), weights, allow_unused=True)
     active = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
-    assert len(active) == len(weights) - (alpha == 1.0)  # the old fromRGB takes part only while fading
+    num_unused = 1 if alpha == 1.0 else 0  # the old fromRGB takes part only during a fade
+    assert len(active) == len(weights) - num_unused
     for weight, gradient in active:
         direction, step = torch.randn_like(weight), 1e-6
         with torch.no_grad():
@@ -69,7 +70,7 @@ def test_r1_gradient_of_every_weight_is_right(alpha: float) -> None:
 
 
 def test_r1_belongs_to_the_image() -> None:
-    """With no statistics across the batch, an image's penalty does not depend on the others."""
+    """Without statistics across the batch, an image's penalty does not depend on the other images."""
     torch.manual_seed(0)
     network = Discriminator(ModelConfig(fmap_max=6, fmap_base=64, mbstd_group=1), resolution=8, channels=3)
     reals = torch.randn(4, 3, 8, 8, requires_grad=True)
@@ -117,7 +118,7 @@ def test_every_generator_loss_by_hand(kind: str, of_score: Callable[[float], flo
     ],
 )
 def test_every_discriminator_loss_by_hand(kind: str, of_scores: Callable[[float, float], float]) -> None:
-    """One number per pair; the hinge is flat beyond the margins, where the last pair lies."""
+    """One number per pair; the hinge is flat beyond the margins, as at the last pair."""
     reals = torch.tensor([0.5, -1.0, 2.0])
     expected = [of_scores(r, f) for r, f in zip(reals.tolist(), SCORES.tolist(), strict=True)]
     assert losses.DISCRIMINATOR[kind](reals, SCORES).tolist() == pytest.approx(expected)
@@ -134,7 +135,7 @@ def _linear(weight: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("target", "levels"), [(1.0, 0), (750.0, 0), (1.0, 2)])
 def test_norm_penalty_of_a_linear_critic(target: float, levels: int) -> None:
-    """D(x) = <w, x> has the slope w everywhere, so penalty and gradient are closed forms: (2^-levels |w| / t - 1)^2."""
+    """D(x) = <w, x> has the slope w everywhere, so the penalty (2^-levels |w| / t - 1)^2 and its gradient are known."""
     weight = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
     images = torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     penalty = losses.norm_penalty(_linear(weight, images), images, target=target, levels_below=levels)
@@ -162,7 +163,7 @@ def test_norm_penalty_without_a_slope() -> None:
     assert penalty.tolist() == [1, 1, 1]
     (gradient,) = torch.autograd.grad(penalty.sum(), weight)
     assert gradient.count_nonzero() == 0
-    half = torch.zeros(3, 1, 4, 4)  # one image with a slope among others without
+    half = torch.zeros(3, 1, 4, 4)  # only the second image has a slope
     half[1] = 1
     tilted = half.clone().requires_grad_()
     losses.norm_penalty(_linear(tilted, images), images).sum().backward()
@@ -171,8 +172,8 @@ def test_norm_penalty_without_a_slope() -> None:
     assert tilted.grad.flatten(1).any(1).tolist() == [False, True, False]
 
 
-def test_penalties_have_their_weights_and_are_shown_without() -> None:
-    """gamma / 2 for R1 and R2, gp_weight for WGAN-GP, each as at the final resolution two levels up."""
+def test_penalties_have_their_weights_and_their_metrics_have_none() -> None:
+    """The weights are gamma / 2 for R1 and R2 and gp_weight for WGAN-GP, for a final resolution two levels up."""
     images = [torch.randn(2, 1, 4, 4, requires_grad=True) for _ in range(3)]
     slopes = [torch.full((1, 4, 4), value) for value in (1.0, 2.0, 3.0)]  # squared norms 16, 64, 144
     scored = {name: (x, _linear(slope, x)) for name, x, slope in zip(("r1", "r2", "gp"), images, slopes, strict=True)}

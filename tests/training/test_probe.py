@@ -1,4 +1,4 @@
-"""The linear probe of D's features: what it measures, that it repeats, that it leaves D alone, and when a stage calls it."""
+"""The linear probe of D's features: what it measures, that it repeats, that D stays unchanged, and when it runs."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from stylegan.networks.discriminator import Discriminator
 from stylegan.training.curves import read_rows
 from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
-from stylegan.training.probe import features, probe, probe_indices
+from stylegan.training.probe import compute_features, probe, probe_indices
 from stylegan.training.schedule import stages
 from stylegan.training.step import process_reals
 
@@ -28,30 +28,30 @@ def discriminator(**model):
     return Discriminator(ModelConfig(**({"fmap_max": 32, "fmap_base": 256} | model)), resolution=8, channels=1)
 
 
-def run(D, images=IMAGES, labels=LABELS, **changes):
+def probe_digits(D, images=IMAGES, labels=LABELS, **changes):
     return probe(D, images, labels, **({"alpha": 1.0, "seed": 0, "batch": 64} | changes))
 
 
 def test_digits_are_told_apart_on_random_features_twice_the_same():
-    """Far above chance (0.1), even untrained; equal to the last bit at every call; another seed, other halves."""
-    found = run(discriminator())
-    assert found.keys() == {"probe/accuracy"}
-    assert found["probe/accuracy"] > 0.7
-    assert run(discriminator()) == found
-    assert any(run(discriminator(), seed=seed) != found for seed in (1, 2, 3))
+    """Far above chance (0.1) even untrained, equal to the last bit at every call, and different with another seed."""
+    metrics = probe_digits(discriminator())
+    assert metrics.keys() == {"probe/accuracy"}
+    assert metrics["probe/accuracy"] > 0.7
+    assert probe_digits(discriminator()) == metrics
+    assert any(probe_digits(discriminator(), seed=seed) != metrics for seed in (1, 2, 3))
 
 
-def test_labels_without_meaning_cannot_be_told():
-    """The images that are scored are not those that were fitted."""
+def test_labels_without_meaning_cannot_be_predicted():
+    """The classifier is scored on other images than it was fitted to."""
     shuffled = LABELS[torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(0))]
-    assert run(discriminator(), labels=shuffled)["probe/accuracy"] < 0.2
+    assert probe_digits(discriminator(), labels=shuffled)["probe/accuracy"] < 0.2
 
 
 def test_probe_leaves_everything_as_it_was():
     D = discriminator().train()
     before = {name: value.clone() for name, value in D.state_dict().items()}
     random = torch.get_rng_state()
-    run(D)
+    probe_digits(D)
     assert all(torch.equal(value, before[name]) for name, value in D.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in D.parameters())
     assert D.training
@@ -59,21 +59,21 @@ def test_probe_leaves_everything_as_it_was():
 
 
 def test_features_belong_to_their_images():
-    """Whatever the order and the size of the batches; without a minibatch statistic, each is what its image alone gives."""
+    """Without a minibatch statistic, the features of an image do not depend on the order or the size of batches."""
     D, order = discriminator(mbstd_group=1), np.random.default_rng(0).permutation(50)
-    found = features(D, IMAGES[:50], alpha=0.5, order=order, batch=16)
+    computed = compute_features(D, IMAGES[:50], alpha=0.5, order=order, batch=16)
     with torch.no_grad():
         expected = torch.cat([D.features(process_reals(image[None], alpha=0.5), alpha=0.5) for image in IMAGES[:50]])
-    np.testing.assert_allclose(found, expected.double().numpy(), atol=1e-5)
+    np.testing.assert_allclose(computed, expected.double().numpy(), atol=1e-5)
 
 
 def test_every_image_is_seen_in_a_full_group():
-    """The last batch is filled up from the first: with 18 images in batches of 8, the groups of the 17th are of four."""
+    """The last batch is filled up from the first: of 18 images in batches of 8, the 17th too is in a group of four."""
     D, order = discriminator(), np.arange(18)
-    found = features(D, IMAGES[:18], alpha=1.0, order=order, batch=8)
+    computed = compute_features(D, IMAGES[:18], alpha=1.0, order=order, batch=8)
     with torch.no_grad():
         last = D.features(process_reals(IMAGES[[16, 17, 0, 1, 2, 3, 4, 5]], alpha=1.0))
-    np.testing.assert_allclose(found[16:], last[:2].double().numpy(), atol=1e-5)
+    np.testing.assert_allclose(computed[16:], last[:2].double().numpy(), atol=1e-5)
 
 
 def test_the_same_images_at_every_probe():
@@ -95,18 +95,21 @@ def test_the_same_images_at_every_probe():
         (torch.zeros(600, dtype=torch.int64), r"^snapshots\.probe_kimg: [^\n]*fewer than two classes; [^\n]*$"),
     ],
 )
-def test_data_that_cannot_be_probed_is_told_in_one_line(labels, message):
+def test_data_that_cannot_be_probed_is_an_error_of_one_line(labels, message):
     with pytest.raises(StepError, match=message):
-        run(discriminator(), labels=labels)
+        probe_digits(discriminator(), labels=labels)
 
 
 class Killed(BaseException):
-    """Stands for a process that ends between two lines."""
+    """Simulates a kill between two lines."""
 
 
 @pytest.fixture
 def job(tmp_path, draw_images):
-    """job(name, labels=True): an 8x8 stage of 48 images, probed every 16, with a point every 8 and a checkpoint every 12."""
+    """Return job(name, labels=True), which makes an 8x8 stage of 48 images.
+
+    It has a probe every 16 images, a point every 8 and a checkpoint every 12.
+    """
 
     def make(name, labels=True):
         folders = "ab" if labels else [""]
@@ -143,13 +146,13 @@ def job(tmp_path, draw_images):
 
 
 def probed(job):
-    """Image count -> accuracy of every point that has one."""
+    """Return the accuracies of all points that have one, by image count."""
     rows = read_rows(f"{job.uri}/stats.jsonl")
     return {row["nimg"]: row["metrics"]["probe/accuracy"] for row in rows if "probe/accuracy" in row["metrics"]}
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_a_stage_is_probed_once_in_every_interval_also_when_it_is_resumed(job, after):
+def test_a_stage_is_probed_once_in_every_interval_even_when_it_is_resumed(job, after):
     whole, torn, calls = job("whole"), job("torn"), []
     train_stage(whole)
     assert list(probed(whole)) == [16, 32, 48]

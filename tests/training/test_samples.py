@@ -1,4 +1,4 @@
-"""Sample grids: the fixed latents, and what is drawn of them."""
+"""Sample grids: the fixed latents and the pictures drawn from them."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def test_latents_depend_on_the_seed_alone_and_columns_are_classes(job):
     assert sample_latents(config, ())[1] is None
 
 
-def test_grid_is_that_of_the_moment_and_the_same_again(job):
-    """Weights that change after the call change nothing; drawn again from the same weights it has the same bytes."""
+def test_grid_shows_the_weights_at_the_call_and_is_reproducible(job):
+    """Weights that change after the call change nothing, and the same weights give the same bytes again."""
     stage = job(4, "one")
     path = Path(stage.uri, "samples", "000000.png")
     state = start_stage(stage.config, stage.stage, num_labels=2, previous=None)

@@ -1,4 +1,4 @@
-"""The stage plan against the published schedule (algorithm: progressive growing)."""
+"""The plan of stages against the published schedule of progressive growing."""
 
 import itertools
 import math
@@ -23,13 +23,14 @@ def config(resolution=1024, **training):
 
 
 def official_lod(kimg, resolution=1024, start=8, length=600):
-    """The level of detail as the paper's training schedule defines it."""
+    """Return the level of detail as the paper's training schedule defines it."""
     phase = math.floor(kimg / (2 * length))
     rest = kimg - phase * 2 * length
     return max(math.log2(resolution) - math.log2(start) - phase - max(rest - length, 0) / length, 0)
 
 
-# The published tables (section "training script" of the official code): minibatch over all GPUs at 4x4, 8x8, ..., 1024x1024.
+# The published tables (section "training script" of the official code): minibatch over all GPUs at 4x4, 8x8, ...,
+# 1024x1024.
 OFFICIAL_MINIBATCH = {
     1: [128, 128, 128, 64, 32, 16, 8, 4, 4],
     2: [256, 256, 128, 64, 32, 16, 8, 8, 8],
@@ -45,7 +46,7 @@ def official_resolution(kimg):
 
 
 def official_resets():
-    """At which kimg the official loop re-initialises Adam: where the integers around lod change between two looks at the schedule."""
+    """Return the kimg at which the official loop resets Adam: the schedule updates that change floor or ceil of lod."""
     resets, before, nimg = [], None, 0
     while nimg < 8_600_000:  # nothing changes after the last fade
         lod = official_lod(nimg / 1000)
@@ -58,12 +59,15 @@ def official_resets():
 
 @pytest.fixture(scope="module")
 def ffhq():
-    """The plan of the config that stands for the paper."""
+    """The plan of the config of the paper."""
     return stages(load(Path(__file__).parents[2] / "configs" / "ffhq-1024.yaml"))
 
 
 def test_ffhq_has_the_published_stages(ffhq):
-    """8x8 until 600 kimg, each resolution fades for 600 and stays for 600, 1024x1024 fades in from 7,800 to 8,400, the end is 25,000."""
+    """8x8 trains until 600 kimg, and each further resolution fades in for 600 and then trains for 600.
+
+    1024x1024 fades in from 7,800 to 8,400, and training ends at 25,000.
+    """
     assert [stage.resolution for stage in ffhq] == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert [stage.levels_below for stage in ffhq] == [7, 6, 5, 4, 3, 2, 1, 0]
     assert [stage.fade_images for stage in ffhq] == [0] + [600_000] * 7
@@ -73,13 +77,16 @@ def test_ffhq_has_the_published_stages(ffhq):
 
 
 def test_ffhq_follows_the_official_schedule_at_every_tick(ffhq):
-    """lod, resolution, minibatch and learning rate from 0 to 25,000 kimg; stages end on whole batches, so within a kimg of it."""
+    """lod, resolution, minibatch and learning rate agree from 0 to 25,000 kimg.
+
+    Stages end on whole batches, so they may change within a kimg of the official schedule.
+    """
     ticks, kimg = 0, 0.0
     while kimg < 25_000:
         resolution = official_resolution(kimg)
         stage = next(stage for stage in ffhq if kimg * 1000 < stage.end_nimg)
         assert stage.levels_below + 1 - stage.alpha(round(kimg * 1000)) == pytest.approx(official_lod(kimg), abs=3e-3)
-        if official_resolution(kimg - 1) == official_resolution(kimg + 1):  # else either of two stages is right
+        if official_resolution(kimg - 1) == official_resolution(kimg + 1):  # otherwise either of two stages is right
             assert stage.resolution == resolution, kimg
             assert stage.batch == OFFICIAL_MINIBATCH[8][int(math.log2(resolution)) - 2], kimg
             assert stage.learning_rate == OFFICIAL_RATE.get(resolution, 0.001), kimg
@@ -103,19 +110,19 @@ def test_ffhq_resets_adam_where_the_official_loop_does(ffhq):
         if stage.resets_optimizers(nimg)
     ]
     assert len(resets) == 15
-    assert resets == pytest.approx(official_resets(), abs=1.1)  # a look at the schedule at 8x8 is 1.024 kimg
+    assert resets == pytest.approx(official_resets(), abs=1.1)  # at 8x8 schedule updates are 1.024 kimg apart
 
 
 @pytest.mark.parametrize("gpus", OFFICIAL_MINIBATCH)
 def test_auto_batches_are_those_of_the_official_script(gpus):
-    """For every number of GPUs and every resolution of the published table."""
+    """The batches agree for every number of GPUs and every resolution of the published table."""
     tree = {"name": "t", "data": {"source": "digits", "resolution": 1024}, "ray": {"workers": gpus}}
     plan = stages(build(tree | {"training": {"batch": "auto", "start_resolution": 4}}))
     assert [stage.batch for stage in plan] == OFFICIAL_MINIBATCH[gpus]
 
 
 def test_defaults_are_those_of_one_gpu():
-    """Batches, rates and lengths without a word in the config."""
+    """Batches, rates and repeats of a config that sets none of them."""
     plan = stages(build({"name": "t", "data": {"source": "digits", "resolution": 1024}}))
     assert [stage.batch for stage in plan] == OFFICIAL_MINIBATCH[1][1:]
     assert [stage.learning_rate for stage in plan] == [OFFICIAL_RATE.get(stage.resolution, 0.001) for stage in plan]
@@ -131,10 +138,10 @@ def test_last_fade_ends_when_published(resolution, kimg):
     assert (last.start_nimg + last.fade_images) / 1000 == pytest.approx(kimg, abs=0.5)
 
 
-def test_alpha_holds_between_two_looks_at_the_schedule():
+def test_alpha_is_constant_between_two_schedule_updates():
     stage = stages(config(16, minibatch_repeats=4, batch=8, fade_kimg=1, stable_kimg=1))[1]
-    looks = [stage.alpha(stage.start_nimg + i * 8) for i in range(12)]
-    assert looks == [0] * 4 + [0.032] * 4 + [0.064] * 4
+    alphas = [stage.alpha(stage.start_nimg + i * 8) for i in range(12)]
+    assert alphas == [0] * 4 + [0.032] * 4 + [0.064] * 4
 
 
 def test_one_stage_can_have_its_own_length_batch_and_rate():

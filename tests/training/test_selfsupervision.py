@@ -1,4 +1,4 @@
-"""The rotation loss: what is turned, what the answers are, and whom the loss moves."""
+"""The rotation loss: which images are turned, what the right answers are, and which weights the loss moves."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from stylegan.config.file import build
 from stylegan.config.sections import RotationConfig
 from stylegan.training import distributed
 from stylegan.training.schedule import stages
-from stylegan.training.selfsupervision import rotation_loss, turned, turns, weight_g
+from stylegan.training.selfsupervision import rotation_loss, turn_all_ways, turned_positions, weight_g
 from stylegan.training.state import start_stage
 from stylegan.training.step import discriminator_step, generator_step
 
@@ -48,7 +48,7 @@ def weights(network):
 
 
 def assert_equal(one, other):
-    """The parameters that both have are equal to the last bit."""
+    """Assert that the tensors that both have are equal to the last bit."""
     common = one.keys() & other.keys()
     assert len(common) > 5
     for name in common:
@@ -56,14 +56,14 @@ def assert_equal(one, other):
 
 
 def test_turns_are_those_of_numpy():
-    """k = 0, 1, 2, 3 quarter turns counter-clockwise, one block of the batch for each."""
+    """One block of the batch for each of k = 0, 1, 2, 3 quarter turns counter-clockwise."""
     images = torch.randn(3, 2, 8, 8)
     expected = np.concatenate([np.rot90(images.numpy(), k, axes=(2, 3)) for k in range(4)])
-    np.testing.assert_array_equal(turns(images).numpy(), expected)
+    np.testing.assert_array_equal(turn_all_ways(images).numpy(), expected)
 
 
 def test_loss_is_the_cross_entropy_of_the_right_turn():
-    """Image by image: the logits of an image turned by k quarters are asked for answer k."""
+    """Image by image, the right answer for an image turned by k quarters is k."""
     _, _, state = make({})
     images = torch.randn(3, 1, 8, 8)
     loss, accuracy = rotation_loss(state.D, images, alpha=1.0)
@@ -87,28 +87,28 @@ def test_weight_of_g_falls_linearly_to_zero(decay_kimg, nimg, expected):
 
 @pytest.mark.parametrize(("group", "fraction"), [(4, 0.25), (4, 0.5), (4, 1.0), (2, 0.25), (1, 0.25), (16, 0.25)])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_every_rank_turns_as_many_and_together_the_same_images(monkeypatch, group, fraction, ranks):
+def test_every_rank_turns_equally_many_and_all_ranks_the_same_images_as_one(monkeypatch, group, fraction, ranks):
     config, stage, _ = make({"fraction": fraction}, model={"mbstd_group": group})
-    whole = turned(config, stage).tolist()
+    whole = turned_positions(config, stage).tolist()
     assert len(whole) == 16 * fraction
     if group * ranks > 16:
-        return  # groups are never torn apart
+        return  # ranks take whole groups only
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     parts = []
     for rank in range(ranks):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        parts.append(set(distributed.own_share(16, group)[turned(config, stage)].tolist()))
+        parts.append(set(distributed.own_share(16, group)[turned_positions(config, stage)].tolist()))
     assert {len(part) for part in parts} == {len(whole) // ranks}
     assert set.union(*parts) == set(whole)
 
 
 def test_a_fraction_of_one_in_a_group_turns_the_last_images_of_the_batch():
     config, stage, _ = make({"fraction": 0.25})
-    assert turned(config, stage).tolist() == [12, 13, 14, 15]
+    assert turned_positions(config, stage).tolist() == [12, 13, 14, 15]
 
 
 def test_each_player_changes_only_its_own_weights():
-    """Turned reals do not move G, turned fakes do not move D; both move what is theirs, the head included."""
+    """Turned reals move D and its head but not G; turned fakes move G but not D."""
     config, stage, state = make({"only": True})
     g, d = weights(state.G), weights(state.D)
     discriminator_step(state, config, stage, reals(), LABELS)
@@ -123,7 +123,7 @@ def test_each_player_changes_only_its_own_weights():
 
 @pytest.mark.parametrize("only", [True, False])
 def test_rotation_alone_teaches_d_nothing_about_fakes(only):
-    """Without the GAN losses, D's update is the same whatever G draws; with them it is not."""
+    """Without the GAN losses, D's update does not depend on G's images; with them it does."""
     after = []
     for shift in (0.0, 1.0):
         config, stage, state = make({"only": only})
@@ -135,7 +135,7 @@ def test_rotation_alone_teaches_d_nothing_about_fakes(only):
 
 
 def test_rotation_alone_teaches_g_nothing_about_reals():
-    """Where reals do not move D, G's update is the same whatever they are."""
+    """If reals do not move D, G's update does not depend on them."""
     after = []
     for seed in (0, 1):
         config, stage, state = make({"only": True})
@@ -149,13 +149,13 @@ def test_rotation_alone_teaches_g_nothing_about_reals():
 
 
 def test_turned_images_enter_neither_the_gan_loss_nor_the_penalty():
-    """With weight 0 both updates are those of a GAN without rotation; with any weight the measured losses are."""
+    """With weight 0 both updates equal those of a GAN without rotation; with any weight the measured losses do."""
     for rotation in ({"weight_d": 0, "weight_g": 0}, {}):
         config, stage, state = make(rotation)
         plain_config, _, plain = make(None)
         for one, what in ((plain, plain_config), (state, config)):
             discriminator_step(one, what, stage, reals(), LABELS)
-            if rotation:  # Adam's first step knows only signs
+            if rotation:  # twice, because Adam's first step depends on signs only
                 discriminator_step(one, what, stage, reals(), LABELS)
                 generator_step(one, what, stage, LABELS)
                 generator_step(one, what, stage, LABELS)
@@ -171,7 +171,7 @@ def test_turned_images_enter_neither_the_gan_loss_nor_the_penalty():
 
 
 def test_rotation_alone_has_no_gan_loss_for_g():
-    """Without a weight for turned fakes there is nothing left that G could follow."""
+    """Without the GAN loss and with weight 0 for turned fakes, G does not move."""
     config, stage, state = make({"only": True, "weight_g": 0})
     before = {name: value.clone() for name, value in state.G.named_parameters()}
     generator_step(state, config, stage, LABELS)
@@ -180,7 +180,7 @@ def test_rotation_alone_has_no_gan_loss_for_g():
 
 @pytest.mark.parametrize("interval", [1, 2])
 def test_rotation_alone_has_no_penalty(interval):
-    """R1 of any weight, in the same update or in one of its own, leaves D's updates as they are."""
+    """The weight of R1, in the same update or in one of its own, does not change D's updates."""
     after = []
     for gamma in (1, 1000):
         config, stage, state = make({"only": True}, r1_gamma=gamma, penalty_interval=interval)
@@ -190,14 +190,14 @@ def test_rotation_alone_has_no_penalty(interval):
     assert_equal(*after)
 
 
-def test_g_follows_rotation_until_its_weight_is_gone():
-    """The same state before and after decay_kimg: G moves otherwise, then as without rotation."""
+def test_g_follows_rotation_until_its_weight_is_zero():
+    """Before decay_kimg G moves differently than without rotation, after it the same."""
     moved = {}
     for rotation, name in ((None, "plain"), ({"decay_kimg": 1}, "early"), ({"decay_kimg": 0.016}, "late")):
         config, stage, state = make(rotation)
         state.nimg = 16
         generator_step(state, config, stage, LABELS)
-        generator_step(state, config, stage, LABELS)  # Adam's first step knows only signs
+        generator_step(state, config, stage, LABELS)  # again: Adam's first step depends on signs only
         moved[name] = weights(state.G)
         if rotation:
             assert state.sums["rotation/weight_g"] / 2 == pytest.approx(weight_g(config.training.rotation, 16))
@@ -205,7 +205,7 @@ def test_g_follows_rotation_until_its_weight_is_gone():
     assert any(not torch.equal(value, moved["plain"][name]) for name, value in moved["early"].items())
 
 
-def test_the_head_is_part_of_the_state_and_outlives_growing():
+def test_the_head_is_part_of_the_state_and_survives_growing():
     config, _, state = make({})
     head = state.state_dict()["D"]["rotation.weight"].clone()
     assert any(value is state.D.rotation.weight for value in state.opt_D.param_groups[0]["params"])
@@ -216,12 +216,12 @@ def test_the_head_is_part_of_the_state_and_outlives_growing():
 
 
 def digits():
-    """uint8 [1797, 1, 8, 8]."""
+    """Return all digits, uint8 [1797, 1, 8, 8]."""
     return torch.from_numpy((load_digits().images * (255 / 16)).round().astype(np.uint8))[:, None]
 
 
 def test_rotation_alone_trains_a_classifier():
-    """In a few dozen steps D tells the turns of digits that it has not seen far more often than once in four."""
+    """After a few dozen steps D recognises the turns of unseen digits far more often than once in four."""
     tree = TREE | {
         "data": {"source": "digits", "resolution": 8, "channels": 1},
         "model": TREE["model"] | {"fmap_max": 32, "fmap_base": 256},
@@ -256,7 +256,7 @@ def train_three_steps():
 
 
 def test_two_ranks_train_like_one(tmp_path):
-    """Weights agree to 1e-5 after 3 steps of each player; the metrics' means over ranks are those of one rank."""
+    """Weights agree to 1e-5 after 3 steps of each player; metrics averaged over ranks agree with those of one rank."""
     one, (two, _) = in_double(train_three_steps), on_two_ranks(train_three_steps, tmp_path)
     for network in ("G", "D"):
         for name, value in one[network].items():

@@ -1,4 +1,4 @@
-"""Steps of the two players: what they change, what they draw, and that ranks do not matter."""
+"""Steps of the two players: what they change, what they draw, and that the number of ranks does not matter."""
 
 import copy
 
@@ -64,7 +64,7 @@ def test_each_player_changes_only_its_own_weights():
     config, stage, state = make()
     g, d = weights(state.G), weights(state.D)
     discriminator_step(state, config, stage, reals(), LABELS)
-    assert changed(g, state.G) == {"w_avg"}  # followed whenever G runs in training
+    assert changed(g, state.G) == {"w_avg"}  # updated whenever G runs in training
     assert changed(d, state.D)
     d = weights(state.D)
     generator_step(state, config, stage, LABELS)
@@ -110,7 +110,7 @@ def test_d_and_g_draw_independently_and_the_same_again_after_a_restart():
 
 
 @pytest.mark.parametrize("player", ["D", "G"])
-def test_every_step_of_a_player_draws_anew(player):
+def test_every_step_of_a_player_draws_new_numbers(player):
     """From the same state and images, another image count gives another update."""
     after = []
     for nimg in (0, 16):
@@ -125,7 +125,7 @@ def test_every_step_of_a_player_draws_anew(player):
 
 
 def test_mixing_cuts_inside_the_current_layers(monkeypatch):
-    """Over many steps every cutoff from 1 to the last current layer comes up, none beyond; ten per cent are not mixed."""
+    """Over many steps every cutoff from 1 to the last current layer occurs, none beyond; ten per cent do not mix."""
     config, stage, state = make()
     cutoffs = []
     original = step_module.mix
@@ -156,7 +156,7 @@ def test_reals_are_faded_and_mirrored():
 
 @pytest.mark.parametrize("player", ["D", "G"])
 def test_non_finite_gradients_skip_the_update_and_end_the_stage_when_they_stay(player):
-    """Weights and Adam's state stay as they were, the other player's good updates do not hide it, and 50 in a row are the end."""
+    """Weights and Adam's state do not change, good updates of the other player do not count, and 50 in a row end it."""
     config, stage, state = make()
     network, optimizer = getattr(state, player), getattr(state, f"opt_{player}")
     one_step(state, config, stage)
@@ -164,9 +164,10 @@ def test_non_finite_gradients_skip_the_update_and_end_the_stage_when_they_stay(p
         next(network.parameters()).fill_(float("nan"))
     before, moments = weights(network), copy.deepcopy(optimizer.state_dict())
     for _ in range(MAX_SKIPPED - 1):
-        discriminator_step(state, config, stage, reals(), LABELS) if player == "D" else generator_step(
-            state, config, stage, LABELS
-        )
+        if player == "D":
+            discriminator_step(state, config, stage, reals(), LABELS)
+        else:
+            generator_step(state, config, stage, LABELS)
     other = "G" if player == "D" else "D"
     assert {name: int(count) for name, count in state.skipped.items()} == {player: MAX_SKIPPED - 1, other: 0}
     assert state.sums["optim/skipped"] == MAX_SKIPPED - 1
@@ -179,7 +180,7 @@ def test_non_finite_gradients_skip_the_update_and_end_the_stage_when_they_stay(p
 
 
 def test_r1_weight_is_given_at_the_final_resolution():
-    """The same stage as part of a run that is two levels higher has a sixteenth of the penalty's weight."""
+    """If the run ends two levels higher, the same stage needs 16 times the gamma for the same update."""
     gradients = []
     for resolution, gamma in ((8, 10.0), (32, 160.0)):
         tree = copy.deepcopy(TREE) | {"data": {"source": "digits", "resolution": resolution, "channels": 1}}
@@ -204,7 +205,7 @@ def train_three_steps():
 
 
 def test_two_ranks_train_like_one(tmp_path):
-    """Same global batch on 1 and 2 ranks: after 3 full D and G steps with R1 all weights agree to 1e-5."""
+    """With the same global batch on 1 and 2 ranks, all weights agree to 1e-5 after 3 full D and G steps with R1."""
     one, two = in_double(train_three_steps), on_two_ranks(train_three_steps, tmp_path)
     for network in ("G", "D", "G_ema"):
         for name, value in one[network].items():
@@ -215,7 +216,7 @@ def test_two_ranks_train_like_one(tmp_path):
 
 
 def test_shares_of_ranks_are_whole_groups(monkeypatch):
-    """With 8 images and groups of 4, {0,2,4,6} and {1,3,5,7} are never torn apart."""
+    """With 8 images and groups of 4, the groups are {0,2,4,6} and {1,3,5,7}: one for each rank."""
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):

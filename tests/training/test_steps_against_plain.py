@@ -1,6 +1,7 @@
-"""Whole steps against the plain ones of the benchmarks: the same draws lead to the same weights, averages and moments of Adam.
+"""Whole steps against the plain steps of the benchmarks: equal draws give equal weights, averages and moments of Adam.
 
-In double precision: Adam without momentum turns the rounding of a gradient near zero into a whole step of the learning rate.
+The tests use double precision, because Adam without momentum turns the rounding of a gradient near zero into a whole
+step of the learning rate.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from stylegan.training.step import discriminator_step, generator_step
 
 BATCH = 8
 LABELS = torch.arange(40) % 3  # of the data set
-ALLOWED = (
-    1e-9  # relative to the norm of each tensor, after three iterations; the wrong order of average and G step is 1e-6
-)
+# Allowed difference after three iterations, relative to the norm of each tensor. Updating the average of G after the G
+# step instead of before it differs by 1e-6.
+ALLOWED = 1e-9
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def _double_precision() -> Iterator[None]:
 
 
 def configure(conditional: bool) -> Config:
-    """The middle one of three stages, whose native R1 weight is a quarter of that at 32x32."""
+    """Return a config whose middle stage of three has a native R1 weight of a quarter of that at 32x32."""
     return build(
         {
             "name": "t",
@@ -62,7 +63,7 @@ def configure(conditional: bool) -> Config:
 
 
 class Recorder:
-    """Hears what G is given in a step: latents, labels, noise, and up to which layer the first style goes."""
+    """Records what G receives in a step: latents, labels, noise, and the first layer with the second style."""
 
     def __init__(self, G: nn.Module) -> None:
         self.mapped: list[tuple[Tensor, Tensor | None, Tensor]] = []
@@ -83,16 +84,17 @@ class Recorder:
         return args, kwargs | {"noise": recorded}
 
     def draws(self) -> tuple[Draws, Tensor | None]:
-        """Of the step just made, and the labels of its fakes; the next one starts afresh."""
-        ((z, labels, _),) = self.mapped  # both latents of every image, or one
+        """Return the draws of the last step and the labels of its fakes, and forget them."""
+        ((z, labels, _),) = self.mapped  # one or two latents of every image
         self.mapped = []
         return Draws(z[:BATCH], z[-BATCH:], self.cutoff, self.noise), None if labels is None else labels[:BATCH]
 
 
 def shake(state: TrainState) -> None:
-    """No parameter is constant: instance normalisation blows up the rounding of a constant channel ten thousand times.
+    """Add random numbers to every constant parameter.
 
-    Nor is a bias of D zero, or pixels whose mean is exactly 0 lie on the kink of the leaky ReLU.
+    Instance normalisation would amplify the rounding of a constant channel ten thousand times. With zero biases in D,
+    pixels whose mean is exactly 0 would be at the kink of the leaky ReLU.
     """
     torch.manual_seed(1)
     for parameter in [*state.G.parameters(), *state.D.parameters()]:
@@ -102,7 +104,7 @@ def shake(state: TrainState) -> None:
 
 
 def plain_training(state: TrainState, stage: Stage) -> PlainTraining:
-    """The same networks before their first step."""
+    """Return plain training that starts from the same networks."""
     shape = {"resolution": stage.resolution, "channels": 1, "num_labels": state.G.num_labels}
     G, D = PlainGenerator(state.G.model, **shape), PlainDiscriminator(state.D.model, **shape)
     G.load_state_dict(state.G.state_dict())
@@ -113,7 +115,7 @@ def plain_training(state: TrainState, stage: Stage) -> PlainTraining:
 
 
 def faded(images: Tensor, alpha: float) -> Tensor:
-    """uint8 [N, 1, r, r] to [-1, 1], each 2x2 pixels drawn to their mean by 1 - alpha."""
+    """Scale uint8 [N, 1, r, r] to [-1, 1] and move each 2x2 pixels towards their mean by 1 - alpha."""
     x = images.double() / 127.5 - 1
     blocks = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
     means = blocks.mean((3, 5), keepdim=True)
@@ -121,7 +123,7 @@ def faded(images: Tensor, alpha: float) -> Tensor:
 
 
 def numbers(training: TrainState | PlainTraining) -> dict[str, Tensor]:
-    """Weights and buffers of G, D and the average of G, and the second moments of both Adams."""
+    """Return weights and buffers of G, D and the average of G, and the second moments of both Adams."""
     found = {
         f"{name}.{key}": value
         for name in ("G", "D", "G_ema")
@@ -138,7 +140,7 @@ def numbers(training: TrainState | PlainTraining) -> dict[str, Tensor]:
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("images_into_stage", [8, 40])
 def test_three_iterations(conditional: bool, images_into_stage: int) -> None:
-    """D step, average, G step, three times in a row: within the fade, and across nothing but full resolution."""
+    """D step, average and G step, three times in a row: within the fade, and after it."""
     config = configure(conditional)
     stage, labels = stages(config)[1], LABELS if conditional else None
     state = TrainState(config, stage.resolution, 3 if conditional else 0)
@@ -161,7 +163,7 @@ def test_three_iterations(conditional: bool, images_into_stage: int) -> None:
         generator_step(state, config, stage, labels)
         draws, of_fakes = recorder.draws()
         plain.g_step(of_fakes, draws, alpha=alpha)
-        mixed += draws.cutoff < state.G.num_layers
+        mixed += int(draws.cutoff < state.G.num_layers)
         state.nimg += stage.batch
     assert mixed > 0
     assert (0 < alpha < 1) == (images_into_stage < 32)

@@ -17,9 +17,8 @@ CONFIG = build(
         "training": {"start_resolution": 8, "batch": 4},
     }
 )
-HALF = CONFIG.training.model_copy(
-    update={"precision": "fp16"}
-)  # the settings of a GPU; the arithmetic is tried here in fp32
+# The settings that need a GPU. Only the scaling is tested here; the networks compute in fp32.
+HALF = CONFIG.training.model_copy(update={"precision": "fp16"})
 
 
 def state():
@@ -28,14 +27,14 @@ def state():
 
 @pytest.mark.parametrize("training", [CONFIG.training, HALF], ids=["fp32", "fp16"])
 def test_scaled_losses_move_weights_alike(training: TrainingConfig):
-    """Adam divides the scale out of the gradients before it takes their moments."""
+    """Adam divides the gradients by the scale before it computes their moments."""
     one, two = state(), state()
     images = torch.randn(4, 1, 8, 8)
     update(one, "D", one.D(images).mean(), CONFIG.training)
     update(two, "D", two.D(images).mean(), training)
     for (name, a), b in zip(one.D.named_parameters(), two.D.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
-        if a in one.opt_D.state:  # the coarse path of a fade has no gradient
+        if a in one.opt_D.state:  # without a fade the coarse path has no gradient
             torch.testing.assert_close(one.opt_D.state[a]["exp_avg_sq"], two.opt_D.state[b]["exp_avg_sq"])
 
 

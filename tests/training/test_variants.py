@@ -1,4 +1,4 @@
-"""Losses, penalties and spectral normalisation together: ranks, restarts, seeds and probes change nothing in them either."""
+"""Losses, penalties and spectral normalisation together: ranks, restarts, seeds and probes behave as ever."""
 
 import pytest
 import torch
@@ -40,8 +40,8 @@ def make(variant, seed=0):
     return config, stage, start_stage(config, stage, num_labels=0, previous=None)
 
 
-def train(variant, **options):
-    """Three steps of each player on this rank's share of the same images."""
+def train_three_steps(variant, **options):
+    """Train each player for three steps on this rank's share of the same images."""
     config, stage, state = make(variant, **options)
     data = torch.randint(0, 256, (3, BATCH, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     share = distributed.own_share(BATCH, config.model.mbstd_group)
@@ -53,11 +53,11 @@ def train(variant, **options):
 
 
 def train_all():
-    return {variant: train(variant).state_dict() for variant in VARIANTS}
+    return {variant: train_three_steps(variant).state_dict() for variant in VARIANTS}
 
 
 def test_two_ranks_train_like_one(tmp_path):
-    """Every variant on 1 and 2 ranks: all weights, and the vectors of the power method, agree after three steps."""
+    """On 1 and 2 ranks all weights, and the vectors of the power method, agree after three steps of every variant."""
     one, two = in_double(train_all), on_two_ranks(train_all, tmp_path)
     for variant in VARIANTS:
         for network in ("G", "D", "G_ema"):
@@ -72,14 +72,14 @@ def test_two_ranks_train_like_one(tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_seed_decides_everything(variant):
-    assert_same(train(variant).state_dict(), train(variant).state_dict())
-    one, other = (train(variant, seed=seed).D.head.dense0.parametrizations.weight[0]._u for seed in (0, 1))
+    assert_same(train_three_steps(variant).state_dict(), train_three_steps(variant).state_dict())
+    one, other = (train_three_steps(variant, seed=seed).D.head.dense0.parametrizations.weight[0]._u for seed in (0, 1))
     assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_and_resumed_it_is_the_same_to_the_last_bit(job, variant, monkeypatch):
-    """Growing from 4x4 to 8x8, killed at the second checkpoint of 8x8: the power method goes on where it was."""
+    """Grown from 4x4 to 8x8 and killed at the second checkpoint of 8x8: the power method continues where it was."""
     options = {"training": VARIANTS[variant], "model": {"spectral_norm": True}}
     previous = train_stage(job(4, "one", **options))
     whole, broken = (job(8, name, previous, **options) for name in ("one", "two"))
@@ -91,7 +91,7 @@ def test_killed_and_resumed_it_is_the_same_to_the_last_bit(job, variant, monkeyp
 
 
 def test_probes_and_grids_in_between_do_not_move_d(job):
-    """With spectral normalisation a forward pass in training moves D's buffers; measuring must not be one."""
+    """With spectral normalisation a forward pass in training mode moves D's buffers; measuring must not move them."""
     options = {"model": {"spectral_norm": True}}
     plain, probed = (
         job(4, "one", **options),

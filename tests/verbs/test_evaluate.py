@@ -113,7 +113,7 @@ def test_weights_without_a_run_are_measured_against_given_data(capsys, checkpoin
 
 
 def test_images_are_measured_as_they_are(capsys, tmp_path, asked):
-    """A part of the reals lies close to them, one there twice counts twice; --out holds a copy of everything, which names itself."""
+    """A part of the reals is close to them, and an image that is there twice counts twice; --out gets a copy of everything."""
     images, out = draw_digits(tmp_path / "images", 90), tmp_path / "out"
     shutil.copy(images / "000.png", images / "again.png")
     assert main(asked(images, "--metrics", "fid,pr", "--out", str(out), "--json")) == 0

@@ -1,8 +1,11 @@
-"""In which order images are shown: a pure function of numbers, so that a resumed run goes on with exactly the image that is next.
+"""The order in which images are shown.
 
-A pass shows every image once. The images of a large set come group after group, so that reading has a place: a group, some GiB of
-raw pixels, fits into memory or on a local disk where the set does not. Groups are parts of the canonical order, which is one of
-hashes, so each is a fair sample of the set; their order and the order inside each are drawn anew for every pass.
+It is a pure function of numbers, so that a resumed run continues with exactly the next image.
+
+An epoch shows every image once. The images of a large set come group by group, so that reads stay in one place: a
+group, some GiB of raw pixels, fits into memory or on a local disk where the whole set does not. Groups are parts of the
+canonical order, which is an order of hashes, so each group is a fair sample of the set. The order of the groups, and
+the order inside each, are drawn anew for every epoch.
 """
 
 from __future__ import annotations
@@ -18,23 +21,26 @@ GROUP_BYTES = 4 * 2**30  # of raw RGB pixels
 
 
 def group_size(resolution: int) -> int:
-    """Images in a group, at least; a group may have nearly twice as many."""
+    """Return the smallest number of images in a group; a group may have nearly twice as many."""
     return max(SMALLEST_GROUP, GROUP_BYTES // (3 * resolution**2))
 
 
 def sample_indices(
     num_images: int, *, seed: int, stage: int, start: int, count: int, group: int | None = None
 ) -> np.ndarray:
-    """Which images are the samples `start` ... `start + count - 1` of an endless order.
+    """Return the images for the samples `start` ... `start + count - 1` of an endless order.
 
-    Every epoch of `num_images` samples shows each image once. Pure: the result depends on the arguments alone, and neighbouring
-    calls join without a seam. Takes memory for two groups, not for the set.
+    Every epoch of `num_images` samples shows each image once. The result depends on the arguments alone, and the
+    results of neighbouring calls form one order. The memory is that of two groups, not of the set.
 
     Args:
         num_images: N, at least 1.
+        seed: the seed of the run.
         stage: the resolution, so that stages do not repeat each other's order.
-        start: number of samples shown before (in this stage), from 0.
-        group: images in a group, at least; `group_size(stage)` if unset. Below two groups the epoch is one permutation.
+        start: number of samples shown before in this stage, from 0.
+        count: number of samples.
+        group: smallest number of images in a group; `group_size(stage)` if unset. A set of less than two groups is
+            shuffled as a whole.
 
     Returns:
         int64 [count] with values from 0 to N - 1.
@@ -48,10 +54,13 @@ def sample_indices(
 def upcoming(
     num_images: int, *, seed: int, stage: int, start: int, count: int, group: int | None = None, least: float = 0.0
 ) -> Iterator[range]:
-    """The groups of images that the same samples come from, in turn; the same group again in another epoch.
+    """Yield the groups of images that the samples of `sample_indices` come from, in the order of their use.
+
+    A group is yielded again for every epoch.
 
     Args:
-        least: share of a group; groups of which these samples are less are left out, as not worth being read whole.
+        least: share of a group. A group of which fewer images are shown is left out, as not worth being read as a
+            whole.
     """
     size = group or group_size(stage)
     for _, number, _, length in _pieces(num_images, seed, stage, start, count, size):
@@ -63,7 +72,7 @@ def upcoming(
 def _pieces(
     num_images: int, seed: int, stage: int, start: int, count: int, group: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """The parts of groups that follow each other: (epoch, group, offset in its permutation, length)."""
+    """Yield the parts of groups in the order of their use: (epoch, group, offset in its permutation, length)."""
     position, end = start, start + count
     while position < end:
         epoch, shown = divmod(position, num_images)
@@ -76,22 +85,25 @@ def _pieces(
 
 
 def _bounds(num_images: int, group: int, number: int) -> int:
-    """The first image of a group; all have the same size but for one image."""
+    """Return the first image of a group; the sizes of groups differ by one image at most."""
     return number * num_images // max(num_images // group, 1)
 
 
 @lru_cache(maxsize=2)
 def _group_order(num_images: int, group: int, entropy: tuple[int, ...]) -> tuple[list[int], list[int]]:
-    """The groups in the order of an epoch, and how many images were shown after each."""
+    """Return the groups in the order of an epoch, and the number of images shown at the end of each."""
     num_groups = max(num_images // group, 1)
     groups = _generator(entropy).permutation(num_groups) if num_groups > 1 else np.zeros(1, np.int64)
     bounds = np.arange(num_groups + 1) * num_images // num_groups
     return groups.tolist(), np.cumsum(bounds[groups + 1] - bounds[groups]).tolist()
 
 
-@lru_cache(maxsize=2)  # batches of one group come one after the other; two, for a batch that crosses its end
+@lru_cache(maxsize=2)  # consecutive batches come from one group, or from two where a batch crosses its end
 def _shuffled(num_images: int, group: int, number: int, entropy: tuple[int, ...]) -> np.ndarray:
-    """The images of a group in the order of an epoch; one group alone is drawn from the entropy that several groups are drawn from."""
+    """Return the images of a group in the order of an epoch.
+
+    If there is only one group, its order is drawn from the entropy that otherwise gives the order of the groups.
+    """
     first, end = _bounds(num_images, group, number), _bounds(num_images, group, number + 1)
     return first + _generator(entropy if end - first == num_images else (*entropy, number + 1)).permutation(end - first)
 

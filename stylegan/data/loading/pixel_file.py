@@ -1,13 +1,13 @@
-"""Raw pixels that were decoded once, in a local file that all processes of a machine fill and read together.
+"""Decoded images as raw pixels in a local file that all processes of a machine fill and read together.
 
 {cache}/images/{name}/
-    images.npy          uint8 [N, C, r, r], sparse: only what was decoded takes space
-    flags-{boot}        a byte an image: MISSING, GOOD or REPLACED; believed only until the machine starts again
+    images.npy          uint8 [N, C, r, r], sparse: only decoded images take space
+    flags-{boot}        one byte per image: MISSING, GOOD or REPLACED; valid until the machine starts again
     labels.npy, attributes.npy
-    complete.json       written once all images are on the disk for good
+    complete.json       written once all images are safely on the disk
 
-Pixels are written before their flag, so whoever sees the flag sees the pixels. All writes are plain ones: on a full disk a
-writable map would end the process with SIGBUS instead of an error.
+The pixels of an image are written before its flag, so a process that sees the flag sees the pixels. All writes are
+plain ones: with a writable memory map, a full disk would end the process with SIGBUS instead of an error.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ MISSING, GOOD, REPLACED = 0, 1, 2
 
 
 class PixelFile:
-    """The raw pixels of one resolution of a set; held as long as this object lives.
+    """The raw pixels of one resolution of a set. The entry of the cache is held as long as this object exists.
 
     Attributes:
-        images: uint8 [N, C, r, r], mapped read-only; zeros where nothing is kept.
-        flags: uint8 [N], whether each image is in `images`, and whether it is another that stands in for a damaged one.
-        kept: how many images, from the first, the limit of the cache allows this process to add.
+        images: uint8 [N, C, r, r], mapped read-only; zeros for images that are missing.
+        flags: uint8 [N]: MISSING, GOOD, or REPLACED if the image is damaged and `images` has another one in its place.
+        kept: number of leading images that the limit of the cache allows this process to store.
+        complete: whether all images are in the file and safely on the disk.
 
-    The first ones are kept and the others decoded every time: images come in cycles, and when a cycle is larger than the cache,
-    removing the least recently used one would remove each just before it is needed. No rule does better than keeping some for good.
+    If the limit is too small, the first images are stored and the others are decoded every time. Images come in cycles.
+    If a cycle is larger than the cache, dropping the least recently used image would drop each one just before it is
+    needed. No rule does better than keeping a fixed part.
 
     Raises:
         OSError: the disk refuses.
@@ -59,8 +61,10 @@ class PixelFile:
         self.flags = np.asarray(np.memmap(self._flag_file, np.uint8, "r"))
 
     def _create(self) -> None:
-        """Make what is not there; a file of another length is not believed, nor flags from before a restart."""
+        """Create the files that are missing. Files of another length, and flags from before a restart, are replaced."""
         size = len(self._header()) + self.shape[0] * self.image_bytes
+
+        # The pixels.
         if not self._file.exists() or self._file.stat().st_size != size:
             for old in self.folder.glob("[!.]*"):
                 if old.name != "making":
@@ -68,6 +72,8 @@ class PixelFile:
             with open(self._file, "wb") as file:
                 file.write(self._header())
                 file.truncate(size)
+
+        # The flags: after a restart, those of a complete file are known from its marker.
         marker = read_marker(self.folder)
         if not self._flag_file.exists() or self._flag_file.stat().st_size != self.shape[0]:
             for old in self.folder.glob("flags-*"):
@@ -87,11 +93,16 @@ class PixelFile:
         return min(max(granted - extra, 0) // self.image_bytes, self.shape[0])
 
     def write(self, numbers: np.ndarray, pixels: np.ndarray, flag: int = GOOD) -> None:
-        """Keep images: ascending `numbers` [n] and their pixels [n, C, r, r], C-contiguous; those beyond `kept` are left out."""
+        """Write images, except those beyond `kept`.
+
+        Args:
+            numbers: int64 [n], ascending.
+            pixels: uint8 [n, C, r, r], C-contiguous.
+        """
         edges = np.flatnonzero(np.diff(numbers, prepend=-2, append=-2) != 1)
         data = pixels.reshape(-1).data
         with open(self._file, "r+b", buffering=0) as file, open(self._flag_file, "r+b", buffering=0) as flags:
-            for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):  # runs of neighbours
+            for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):  # runs of consecutive numbers
                 first, last = int(numbers[start]), min(int(numbers[stop - 1]) + 1, self.kept)
                 if last > first:
                     run = data[start * self.image_bytes : (start + last - first) * self.image_bytes]
@@ -99,7 +110,11 @@ class PixelFile:
                     _write_at(flags.fileno(), memoryview(bytes([flag]) * (last - first)), first)
 
     def finish(self) -> None:
-        """Mark the file as complete if every image is in it, for other starts of the machine too. Raises OSError."""
+        """Mark the file as complete if every image is in it, so that it stays valid after a restart of the machine.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         if self.kept < self.shape[0] or not self.flags.all():
             return
         with open(self._file, "rb") as file:
@@ -109,7 +124,7 @@ class PixelFile:
         self.complete = True
 
     def write_labels(self, labels: np.ndarray, attributes: np.ndarray | None) -> None:
-        """Keep them beside the images, so that a complete file needs no shards."""
+        """Write labels and attributes beside the images, so that a complete file needs no shards."""
         arrays = {"labels.npy": labels} | ({} if attributes is None else {"attributes.npy": attributes})
         for name, array in arrays.items():
             if not (self.folder / name).exists():
@@ -119,7 +134,11 @@ class PixelFile:
 
     @contextmanager
     def claim(self, block: int) -> Iterator[bool]:
-        """Whether no other process works on this block; then none does while the `with` block runs. Never waits."""
+        """Claim a block of images for the `with` block, without waiting.
+
+        Yields:
+            False if another process works on it.
+        """
         with open(self.folder / "claims", "ab") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block)
@@ -130,7 +149,7 @@ class PixelFile:
 
 
 class Complete(NamedTuple):
-    """A file with all images; the arrays are those of `ImageTable`."""
+    """A complete file: the arrays are those of `ImageTable`."""
 
     entry: Entry
     images: np.ndarray
@@ -139,20 +158,24 @@ class Complete(NamedTuple):
 
 
 def read_complete(name: str) -> Complete | None:
-    """A complete file without replaced images, or None. Raises OSError."""
+    """Return a complete file without replaced images, or None.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     entry = Entry("images", name)
     if read_marker(entry.folder) != []:
         return None
     try:
         images, labels = np.load(entry.folder / "images.npy", mmap_mode="r"), np.load(entry.folder / "labels.npy")
         attributes = np.load(entry.folder / "attributes.npy") if (entry.folder / "attributes.npy").exists() else None
-    except (OSError, ValueError, EOFError):  # cut short
+    except (OSError, ValueError, EOFError):  # a file was cut short
         return None
     return Complete(entry, np.asarray(images), labels, attributes)
 
 
 def read_marker(folder: Path) -> list[int] | None:
-    """The replaced images of a complete file; None if it is not complete."""
+    """Return the numbers of the replaced images of a complete file; None if it is not complete."""
     try:
         return list(json.loads((folder / "complete.json").read_text())["replaced"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -161,7 +184,7 @@ def read_marker(folder: Path) -> list[int] | None:
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """The same until the machine starts again; where that is not told, the same for this process only."""
+    """Return an identifier that changes when the machine starts again; without one, an identifier of this process."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -169,6 +192,7 @@ def boot_id() -> str:
 
 
 def _write_at(descriptor: int, data: memoryview, position: int) -> None:
+    """Write all bytes at a position; one call of `pwrite` may write fewer."""
     while data:
         done = os.pwrite(descriptor, data, position)
         data, position = data[done:], position + done

@@ -1,4 +1,7 @@
-"""The work of one chunk on a worker: read, hash, prepare and encode its images, write its tar of every resolution, then its marker."""
+"""Build one chunk on a worker.
+
+Read, hash, prepare and encode its images, write a tar for each resolution, then the marker.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,12 @@ import numpy as np
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig
+from stylegan.data.cache import exclusive_folder
 from stylegan.data.decode import UnreadableImage, crop, decode, prepare, pyramid
 from stylegan.data.payload import LARGEST_RAW, encode, encode_raw, suffix
 from stylegan.data.sharding.chunks import (
-    Chunk,
     ChunkRequest,
+    FinishedChunk,
     Recipe,
     Rejected,
     Rows,
@@ -36,37 +40,41 @@ from stylegan.data.sharding.chunks import (
 from stylegan.data.sharding.tar_writer import TarFile, header, label_members, member_name
 from stylegan.data.shardset import level_name, levels
 from stylegan.data.sources.base import Read
-from stylegan.data.staging import exclusive_folder
 from stylegan.errors import StepError, one_line
 
 _GROUP_BYTES = 2**19  # of raw pixels
-_AHEAD = 64  # images under way in the threads of a worker
-_TRIED, _SLOW, _READERS = 8, 0.002, 16  # if the first 8 reads took longer than 2 ms, 16 threads wait for the others
+_AHEAD = 64  # images in the threads of a worker at a time, at most
+_TRIED, _SLOW, _READERS = 8, 0.002, 16  # if the median of the first 8 reads is above 2 ms, 16 threads read the others
 
 
 class _Touched(NamedTuple):
-    number: int  # index in the request
+    """An image whose bytes are still those of the parent: `number` is its index in the request."""
+
+    number: int
 
 
 def build_chunk(recipe: Recipe, request: ChunkRequest) -> int:
-    """Do the chunk unless it is finished; returns the number of images looked at.
+    """Build a chunk unless it is finished. Return its number of images.
 
     Raises:
         StepError: the source or the store does not answer, or the disk refuses.
     """
     if not is_finished(recipe, request):
         with scratch(recipe.uri, request.name) as folder:
-            if not is_finished(recipe, request):  # by another process, while this one waited
+            if not is_finished(recipe, request):  # another process may have finished it while this one waited
                 _write_chunk(recipe, request, folder)
     return len(request.images)
 
 
 @contextmanager
 def scratch(uri: str, name: str) -> Iterator[Path]:
-    """A local folder to write in; below a local set, so that files only have to be renamed, and held by one process at a time.
+    """Create a local folder to write in, and remove it at the end of the block.
+
+    For a local set it is below the folder of the set, so that finished files only have to be renamed, and one process
+    at a time holds it.
 
     Raises:
-        StepError: the disk refuses, also in the block.
+        StepError: the disk refuses, here or in the block.
     """
     try:
         if storage.is_local(uri):
@@ -81,8 +89,8 @@ def scratch(uri: str, name: str) -> Iterator[Path]:
         ) from error
 
 
-def place(file: Path, uri: str) -> None:
-    """Move a whole file of a scratch folder to where it belongs."""
+def move_into_place(file: Path, uri: str) -> None:
+    """Move a complete file of a scratch folder to its URI in the set."""
     if storage.is_local(uri):
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, uri)
@@ -91,8 +99,11 @@ def place(file: Path, uri: str) -> None:
 
 
 def _write_chunk(recipe: Recipe, request: ChunkRequest, folder: Path) -> None:
+    """Write the tars of a chunk, move them to their places, and write the marker."""
     resolutions = levels(recipe.data)
     rows, rejected, touched = Rows(resolutions, recipe.labels), [], []
+
+    # Write the tars into the scratch folder, several samples at a time.
     with ExitStack() as stack:
         files = [stack.enter_context(open(folder / level_name(resolution), "wb")) for resolution in resolutions]
         tars = [TarFile(file, suffix(resolution)) for file, resolution in zip(files, resolutions, strict=True)]
@@ -112,31 +123,41 @@ def _write_chunk(recipe: Recipe, request: ChunkRequest, folder: Path) -> None:
         for tar in tars:
             tar.close()
         _sync(files)
-    made = {}
+
+    # Move them to their places, unless they are empty; write the marker last.
+    facts = {}
     if rows.paths:
         for resolution, tar in zip(resolutions, tars, strict=True):
-            place(folder / level_name(resolution), storage.join(recipe.uri, tar_url(resolution, request.name)))
-            made[resolution] = (tar.sha256, tar.num_bytes)
-    write_marker(recipe, request, Chunk(rows.table(), made, rejected, touched))
+            tar_uri = storage.join(recipe.uri, tar_url(resolution, request.name))
+            move_into_place(folder / level_name(resolution), tar_uri)
+            facts[resolution] = (tar.sha256, tar.num_bytes)
+    write_marker(recipe, request, FinishedChunk(rows.table(), facts, rejected, touched))
 
 
 def _group_size(data: DataConfig) -> int:
-    """Samples that are written together; 1 if their pixels alone would leave the cache of the processor, or if they are not raw."""
+    """Return the number of samples that are written together.
+
+    It is 1 if they are not stored raw, or if the pixels of one already fill `_GROUP_BYTES`: more would not stay in the
+    cache of the processor.
+    """
     return max(_GROUP_BYTES // (data.resolution**2 * data.channels), 1) if data.resolution <= LARGEST_RAW else 1
 
 
 def _add_samples(samples: list[Sample], rows: Rows, tars: list[TarFile]) -> None:
-    """To the rows and to the tar of every level."""
+    """Add samples to the rows and to the tar of every level."""
     keys = [sample_key(sample.image.path).encode() for sample in samples]
     labels = [label_members(key, sample.image.label) for key, sample in zip(keys, samples, strict=True)]
     rows.add(samples, keys)
+
+    # Payloads that are already made: one by one.
     if samples[0].payloads is not None:
         for key, label, sample in zip(keys, labels, samples, strict=True):
             for level, (tar, payload) in enumerate(zip(tars, sample.payloads or (), strict=True)):
                 offset = tar.add(label + header(member_name(key, tar.suffix), len(payload)), payload)
                 rows.add_places(level, [offset], [payload])
         return
-    # The images side by side as one with many channels: numpy's cost is per call.
+
+    # Raw payloads: all images as one with many channels, because numpy's cost is per call.
     pixels = pyramid(np.moveaxis(np.stack([sample.pixels for sample in samples]), 0, 2))
     names = [member_name(key, tars[0].suffix) for key in keys]
     for level, (tar, resolution) in enumerate(zip(tars, rows.resolutions, strict=True)):
@@ -146,7 +167,10 @@ def _add_samples(samples: list[Sample], rows: Rows, tars: list[TarFile]) -> None
 
 
 def _sync(files: Iterable[IO[bytes]]) -> None:
-    """Wait until the disk has them; all at once, since one by one costs a few percent of the whole work."""
+    """Wait until the files are on the disk.
+
+    All are synced at the same time, because one by one costs a few percent of the whole work.
+    """
 
     def sync(file: IO[bytes]) -> None:
         file.flush()
@@ -158,7 +182,11 @@ def _sync(files: Iterable[IO[bytes]]) -> None:
 
 @contextmanager
 def _results(recipe: Recipe, request: ChunkRequest) -> Iterator[Iterator[Sample | _Touched | Rejected]]:
-    """Every image of the chunk in order."""
+    """Open the source and yield an iterator over the results of all images, in the order of the request.
+
+    Raises:
+        StepError: the source cannot be opened.
+    """
     with ExitStack() as stack:
         try:
             read = stack.enter_context(recipe.open())
@@ -174,7 +202,7 @@ def _results(recipe: Recipe, request: ChunkRequest) -> Iterator[Iterator[Sample 
 
 
 class _Stopwatch:
-    """A reader that notes how long each read takes."""
+    """A reader that records how long each read takes, in seconds."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -190,14 +218,17 @@ class _Stopwatch:
 def _in_threads(
     recipe: Recipe, request: ChunkRequest, read: _Stopwatch
 ) -> Generator[Sample | _Touched | Rejected, None, None]:
-    """By as many threads as the recipe says; by more if the first few images were waited for."""
+    """Process the images in as many threads as the recipe says, or in more if the first reads were slow."""
 
     def work(number: int) -> Sample | _Touched | Rejected:
         return _process(number, recipe, request, read)
 
+    # Time the reads of the first few images.
     yield from map(work, range(min(_TRIED, len(request.images))))
-    rest = range(_TRIED, len(request.images))
     slow = bool(read.seconds) and statistics.median(read.seconds) > _SLOW
+
+    # Process the rest.
+    rest = range(_TRIED, len(request.images))
     threads = max(recipe.threads, _READERS if slow else 1)
     if threads == 1:
         yield from map(work, rest)
@@ -210,7 +241,7 @@ def _in_threads(
 
 
 def _windowed(pool: ThreadPoolExecutor, work: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
-    """Like `pool.map`, but only a bounded number of results is ever in memory."""
+    """Do what `pool.map` does, with at most `_AHEAD` results in memory."""
     pending: deque[Future[Any]] = deque()
     for index in indices:
         pending.append(pool.submit(work, index))
@@ -223,7 +254,10 @@ def _windowed(pool: ThreadPoolExecutor, work: Callable[[int], Any], indices: Ite
 def _without_twins(
     results: Iterable[Sample | _Touched | Rejected], data: DataConfig
 ) -> Iterator[Sample | _Touched | Rejected]:
-    """Later ones of the same bytes become rejects; those of other chunks are found when all chunks are done."""
+    """Turn later images with the same bytes into rejects.
+
+    Duplicates in other chunks are found when all chunks are done.
+    """
     seen: set[bytes] = set()
     for result in results:
         if isinstance(result, Sample) and data.duplicates == "reject":
@@ -235,23 +269,32 @@ def _without_twins(
 
 
 def _process(number: int, recipe: Recipe, request: ChunkRequest, read: Read) -> Sample | _Touched | Rejected:
+    """Read, check and prepare one image of a request.
+
+    Raises:
+        StepError: the source does not answer; every other problem makes the image a reject.
+    """
     image, data = request.images[number], recipe.data
     rejected: Rejected = {"path": image.path, "kind": "unreadable", "bytes": None, "token": image.token, "sha256": None}
+
+    # Read it. A failure concerns this image alone: deleted since the listing, not permitted, damaged in its archive.
     try:
         content = read(image.path)
     except StepError:
         raise
-    except (
-        Exception
-    ) as error:  # this image alone: gone since the listing, not permitted, a damaged member of the archive
+    except Exception as error:
         return rejected | {"reason": f"cannot be read: {one_line(error)}"}
     raw = content if isinstance(content, bytes) else content.tobytes()
     rejected["bytes"] = len(raw)
+
+    # Check the label, and compare the bytes with those of the parent.
     if recipe.labels != "none" and image.label is None:
         return rejected | {"kind": "unlabelled", "reason": "has no label"}
     digest = hashlib.sha256(raw).digest()
     if request.known and request.known[number] == digest:
         return _Touched(number)
+
+    # Prepare the pixels. Raw payloads are made later, of several images at once.
     try:
         pixels, size = _square(content, data)
     except UnreadableImage as error:
@@ -264,7 +307,13 @@ def _process(number: int, recipe: Recipe, request: ChunkRequest, read: Read) -> 
 
 
 def _square(content: bytes | np.ndarray, data: DataConfig) -> tuple[np.ndarray, tuple[int, int]]:
-    """The final pixels, as `prepare` makes them, and the size of the original; the other levels are made of several images at once."""
+    """Return the pixels of the final resolution, as `prepare` makes them, and the (width, height) of the original.
+
+    The other levels are made later, of several images at once.
+
+    Raises:
+        UnreadableImage: not a picture, or not one that `data` accepts.
+    """
     if isinstance(content, np.ndarray):
         prepared = prepare(content, data)
         return prepared.levels[data.resolution], (prepared.width, prepared.height)

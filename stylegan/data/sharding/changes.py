@@ -1,12 +1,11 @@
-"""What is to be done for a listing: everything, or what differs from the newest finished set of the same source and settings.
+"""Plan the work for a listing: everything, or the difference to the newest set of the same source and settings.
 
-Known from listings alone: paths, tokens and labels now and then. Canonical order is that of the digests of paths, so the same
-images stand in the same order whatever else there is.
+The plan needs only the old and the new listing: their paths, tokens and labels. No image is opened. Canonical order is
+the order of the digests of paths, so the same images are in the same order whatever other images a set has.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig
+from stylegan.data.dataset_card import read_rejected
 from stylegan.data.index import attribute_array, locate, read_manifest, read_samples
 from stylegan.data.sharding.chunks import KEY_BYTES, LabelKind, Rejected, path_digest, sample_key
 from stylegan.data.shardset import settings_key
@@ -24,19 +24,18 @@ from stylegan.data.sources.base import Source, SourceImage
 from stylegan.errors import StepError, UnavailableError
 from stylegan.records import digest
 
-REJECTED = "rejected.jsonl"
-
 
 @dataclass(frozen=True)
 class Change:
-    """How a listing differs from the set that its shards can build on.
+    """The difference between a listing and the finished set that its shards can build on (the parent), in numbers.
 
     Attributes:
-        new: images to shard that the parent did not have; all of them without a parent.
-        changed: images whose token or label is another. Those whose bytes turn out to be the same are only looked at.
-        deleted: images of the parent that are listed no more.
-        kept: images that need not be looked at.
-        parent: key of the finished set, None if everything is made anew.
+        new: images to shard that the parent does not have; all images without a parent.
+        changed: images with another token or label. They are read; if the bytes are the same, they are not sharded
+            again.
+        deleted: images of the parent that are not listed any more.
+        kept: images that need not be read.
+        parent: key of the parent, None if everything is made anew.
     """
 
     new: int
@@ -51,8 +50,10 @@ class Work:
     """A change in detail.
 
     Attributes:
-        todo: int64, indices in `Source.images` of what is to be sharded, in canonical order.
-        known: for each of `todo`, sha256 of the parent's bytes if only the bytes can differ; empty without a parent.
+        todo: int64, indices in `Source.images` of the images to shard, in canonical order.
+        known: for each of `todo`, the sha256 of the bytes in the parent if nothing but the bytes can differ, otherwise
+            None; empty without a parent.
+        manifest: of the parent; empty without one.
         kept_rows: int64, rows of the parent's table that stay.
         carried: rejects of the parent that stay.
     """
@@ -65,7 +66,12 @@ class Work:
     carried: Sequence[Rejected] = ()
 
     def keep(self, table: pa.Table, touched: Sequence[SourceImage]) -> pa.Table:
-        """The rows of the parent's table that stay, in order; those of images that were found to be as they were get their new tokens."""
+        """Return the rows of the parent's table that stay, in order.
+
+        Args:
+            table: the parent's table.
+            touched: images of `todo` whose bytes turned out to be the same. Their rows stay and get the new tokens.
+        """
         keys = [sample_key(image.path) for image in touched]
         places = pc.index_in(pa.array(keys, pa.string()), table["key"].combine_chunks()).to_numpy(zero_copy_only=False)
         rows = np.sort(np.concatenate([self.kept_rows, places.astype(np.int64)]))
@@ -78,7 +84,7 @@ class Work:
 
 
 def plan_change(source: Source, data: DataConfig, root: str) -> Change:
-    """What `write_shards` would have to do, without opening an image.
+    """Return the work that `write_shards` would have to do, without opening an image.
 
     Raises:
         StepError: the store does not answer.
@@ -87,21 +93,28 @@ def plan_change(source: Source, data: DataConfig, root: str) -> Change:
 
 
 def newest_uri(source: Source, data: DataConfig, root: str) -> str:
-    """The file that names the newest finished set of a source with these settings.
+    """Return the URI of the file that names the newest finished set of a source with these settings.
 
-    The key holds the reader, since unaltered images make other shards, under the name that its module had in version 0.1.
+    The name of the file depends on the reader too, because unaltered images make other shards. The reader enters under
+    the name that its module had in version 0.1.
     """
     name = digest([source.uri, f"stylegan.data.sources.{source.reader}", settings_key(data)])
     return storage.join(storage.absolute(root), "datasets", f"newest-{name}.json")
 
 
 def label_kind(source: Source) -> LabelKind:
-    """What the images of a source carry."""
-    return "class" if source.label_names else "attributes" if source.attribute_names else "none"
+    """Return the kind of label that the images of a source have."""
+    if source.label_names:
+        return "class"
+    return "attributes" if source.attribute_names else "none"
 
 
 def plan_work(source: Source, data: DataConfig, root: str) -> Work:
-    """The change in detail. Raises StepError if the store does not answer."""
+    """Return the change in detail.
+
+    Raises:
+        StepError: the store does not answer.
+    """
     order, keys = _canonical(source.images)
     parent = _find_parent(source, data, root) if data.incremental else None
     if parent is not None:
@@ -112,7 +125,7 @@ def plan_work(source: Source, data: DataConfig, root: str) -> Work:
 
 
 def _canonical(images: Sequence[SourceImage]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images in canonical order, and their keys as S20 in that order."""
+    """Return the indices of the images in canonical order, and their keys as S20 in that order."""
     digests = np.frombuffer(b"".join(path_digest(image.path) for image in images), np.uint8).reshape(-1, 32)
     words = digests.view(">u8")
     order = np.lexsort((words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
@@ -122,6 +135,8 @@ def _canonical(images: Sequence[SourceImage]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Parent:
+    """A finished set that the shards of a listing can build on."""
+
     key: str
     manifest: dict[str, Any]
     table: pa.Table  # key, token, label, source_sha256, attributes
@@ -129,18 +144,21 @@ class _Parent:
 
 
 def _find_parent(source: Source, data: DataConfig, root: str) -> _Parent | None:
-    """The newest set if it can be built on: same kind of labels, table whole, every tar there."""
+    """Return the newest set if it can be built on: the same kind of labels, a whole table and every tar.
+
+    Raises:
+        UnavailableError: the store does not answer.
+    """
     try:
         key = str(storage.read_json(newest_uri(source, data, root))["key"])
         uri = storage.join(storage.absolute(root), "datasets", key)
         manifest = read_manifest(uri)
-        if _label_facts(manifest) != [bool(source.label_names), list(source.attribute_names)] or not _tars_there(
-            uri, manifest
-        ):
+        if not _same_kind_of_labels(source, manifest) or not _has_all_tars(uri, manifest):
             return None
-        columns = ["key", "token", "label", "source_sha256"] + ["attributes"] * bool(source.attribute_names)
-        table = read_samples(uri, manifest, columns)
-        return _Parent(key, manifest, table, read_rejected(storage.join(uri, REJECTED)))
+        columns = ["key", "token", "label", "source_sha256"]
+        if source.attribute_names:
+            columns.append("attributes")
+        return _Parent(key, manifest, read_samples(uri, manifest, columns), read_rejected(uri))
     except FileNotFoundError:
         return None
     except UnavailableError:
@@ -149,11 +167,13 @@ def _find_parent(source: Source, data: DataConfig, root: str) -> _Parent | None:
         return None
 
 
-def _label_facts(manifest: dict[str, Any]) -> list[Any]:
-    return [bool(manifest["label_names"]), manifest["attribute_names"]]
+def _same_kind_of_labels(source: Source, manifest: dict[str, Any]) -> bool:
+    has_classes = bool(source.label_names) == bool(manifest["label_names"])
+    return has_classes and list(source.attribute_names) == manifest["attribute_names"]
 
 
-def _tars_there(uri: str, manifest: dict[str, Any]) -> bool:
+def _has_all_tars(uri: str, manifest: dict[str, Any]) -> bool:
+    """Return whether every tar of a manifest exists; each folder is listed once."""
     wanted: dict[str, set[str]] = {}
     for level in manifest["datasets"]:
         for entry in level["shardlist"]:
@@ -162,21 +182,28 @@ def _tars_there(uri: str, manifest: dict[str, Any]) -> bool:
     return all(names <= set(storage.names(folder)) for folder, names in wanted.items())
 
 
-def read_rejected(uri: str) -> list[Rejected]:
-    """The rejects of a set. Raises FileNotFoundError."""
-    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()]
-
-
 def _compare(source: Source, order: np.ndarray, keys: np.ndarray, parent: _Parent) -> Work | None:
-    """What differs; None if less than half of the parent's samples would be left."""
+    """Compare a listing with its parent.
+
+    Args:
+        order: indices of the listed images in canonical order.
+        keys: their keys, in that order.
+
+    Returns:
+        The work, or None if less than half of the samples in the parent's tars would still count.
+    """
     table = parent.table
-    theirs = (
-        np.array(table["key"].to_numpy(zero_copy_only=False), keys.dtype) if table.num_rows else np.empty(0, keys.dtype)
-    )
+
+    # Find the row of each listed image in the parent's table, which is sorted by keys.
+    theirs = np.empty(0, keys.dtype)
+    if table.num_rows:
+        theirs = np.array(table["key"].to_numpy(zero_copy_only=False), keys.dtype)
     rows = np.searchsorted(theirs, keys)
     found = np.zeros(len(keys), bool)
     inside = rows < len(theirs)
     found[inside] = theirs[rows[inside]] == keys[inside]
+
+    # Of those found, the images with the same label and token are the same images.
     ours = [source.images[index] for index in order[found].tolist()]
     same_label = np.zeros(len(keys), bool)
     same_label[found] = _same_labels(ours, table, rows[found])
@@ -184,37 +211,41 @@ def _compare(source: Source, order: np.ndarray, keys: np.ndarray, parent: _Paren
     same[found] &= _same_tokens(ours, table, rows[found])
     if 2 * int(same.sum()) < sum(entry["nsamples"] for entry in parent.manifest["shardlist"]):
         return None
+
+    # Of the parent's rejects, carry those that have not changed.
     carried, again = _carry(source, order, keys, parent, rows[same])
     done = same.copy()
-    done[[at for at, _ in carried]] = True
-    changed = int(np.count_nonzero(found & ~same)) + again
+    done[[position for position, _ in carried]] = True
+
+    # Everything else is to be sharded.
     todo = np.flatnonzero(~done)
     known = _known(table, rows[todo], same_label[todo])
+    changed = int(np.count_nonzero(found & ~same)) + again
     deleted = table.num_rows - int(found.sum()) + len(parent.rejected) - len(carried) - again
     change = Change(new=len(todo) - changed, changed=changed, deleted=deleted, kept=int(done.sum()), parent=parent.key)
     return Work(change, order[todo], known, parent.manifest, rows[same], [reject for _, reject in carried])
 
 
 def _same_labels(ours: Sequence[SourceImage], table: pa.Table, rows: np.ndarray) -> np.ndarray:
+    """Return whether each image has the label of its row, bool [n]."""
     numbers = np.array([image.label if isinstance(image.label, int) else -1 for image in ours], np.int64)
     same = numbers == table["label"].to_numpy()[rows]
     if "attributes" not in table.column_names:
         return same & np.array([not isinstance(image.label, tuple) for image in ours], bool)
-    theirs = attribute_array(table)[rows]
-    pairs = zip(ours, theirs.tolist(), strict=True)
-    return same & np.array(
-        [isinstance(image.label, tuple) and list(image.label) == row for image, row in pairs], np.bool_
-    )
+    pairs = zip(ours, attribute_array(table)[rows].tolist(), strict=True)
+    same_vectors = [isinstance(image.label, tuple) and list(image.label) == row for image, row in pairs]
+    return same & np.array(same_vectors, bool)
 
 
 def _same_tokens(ours: Sequence[SourceImage], table: pa.Table, rows: np.ndarray) -> np.ndarray:
+    """Return whether each image has the token of its row, bool [n]."""
     tokens = pa.array([image.token for image in ours], pa.string())
     theirs = table["token"].combine_chunks().take(pa.array(rows))
     return pc.equal(tokens, theirs).to_numpy(zero_copy_only=False).astype(bool)
 
 
 def _known(table: pa.Table, rows: np.ndarray, same_label: np.ndarray) -> list[bytes | None]:
-    """The parent's sha256 of images whose labels, and so all but perhaps their bytes, are as they were."""
+    """Return the parent's sha256 of each image with the same label, None for others: only the bytes can then differ."""
     hashes = table["source_sha256"].combine_chunks()
     return [hashes[int(row)].as_py() if same else None for row, same in zip(rows, same_label, strict=True)]
 
@@ -222,7 +253,14 @@ def _known(table: pa.Table, rows: np.ndarray, same_label: np.ndarray) -> list[by
 def _carry(
     source: Source, order: np.ndarray, keys: np.ndarray, parent: _Parent, kept: np.ndarray
 ) -> tuple[list[tuple[int, Rejected]], int]:
-    """Position and record of rejects that nothing has happened to, and the number of those to be looked at again."""
+    """Sort the parent's rejects into those that stay and those that must be read again.
+
+    Args:
+        kept: rows of the parent's table that stay.
+
+    Returns:
+        The position in canonical order and the record of each reject that stays, and the number of those to read again.
+    """
     if not parent.rejected:
         return [], 0
     labelled = label_kind(source) != "none"
@@ -230,14 +268,15 @@ def _carry(
     carried, again = [], 0
     for reject in parent.rejected:
         key = path_digest(reject["path"])[:KEY_BYTES].hex().encode()
-        at = int(np.searchsorted(keys, key))
-        if at == len(keys) or keys[at] != key:
+        position = int(np.searchsorted(keys, key))
+        if position == len(keys) or keys[position] != key:
             continue  # deleted
-        image = source.images[int(order[at])]
+        image = source.images[int(order[position])]
         unlabelled = labelled and image.label is None
         stays = image.token == reject["token"] and unlabelled == (reject["kind"] == "unlabelled")
+        # A duplicate stays a reject only while the image that it repeats stays.
         if stays and (reject["kind"] != "duplicate" or bytes.fromhex(reject["sha256"]) in hashes):
-            carried.append((at, reject))
+            carried.append((position, reject))
         else:
             again += 1
     return carried, again

@@ -1,7 +1,8 @@
-"""What goes to a worker and what it leaves behind: the request of a chunk, the rows of its samples, and its marker.
+"""The request for a chunk, which goes to a worker, and the marker of a chunk, which the worker leaves behind.
 
-The marker, `chunks/000000.parquet`, is written after the tars. It has a row for each sample, and in its metadata the tars, the
-rejects and a digest of the request: a chunk that has the marker of the same request is finished and not done again.
+A chunk is a part of the images of a set. It makes one tar for each resolution. Its marker, `chunks/000000.parquet`, is
+written after the tars. The marker has a row for each sample; its metadata contain the tars, the rejects and a digest of
+the request. A chunk is finished, and not done again, if it has the marker of the same request.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ Rejected = dict[str, Any]  # path, kind, reason, bytes, token, sha256
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all chunks of a set share; picklable.
+    """The settings that all chunks of a set share; picklable.
 
-    The opener of an archive may be large, so a worker should be given the recipe once and not with every chunk.
+    The opener of an archive may be large, so a worker should receive the recipe once and not with every chunk.
 
     Attributes:
         uri: folder of the set.
         open: as in `Source`.
         data: the settings.
-        labels: what images carry; one without is a reject if others do.
-        threads: how many images a worker prepares at the same time.
+        labels: the kind of label that the images have. If there is one, an image without a label is a reject.
+        threads: number of images that a worker prepares at the same time.
     """
 
     uri: str
@@ -52,12 +53,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ChunkRequest:
-    """One chunk; picklable, and as large as its own part of the listing.
+    """The request for one chunk; picklable, and as large as its own part of the listing.
 
     Attributes:
         name: of the tars and the marker, such as `000003`.
         images: in canonical order.
-        known: sha256 of the bytes that the parent set had of these images, None for one that it did not have; empty for no parent.
+        known: for each image, the sha256 of its bytes in the parent set, or None if the parent does not have it; empty
+            without a parent.
     """
 
     name: str
@@ -65,7 +67,7 @@ class ChunkRequest:
     known: tuple[bytes | None, ...] = ()
 
     def digest(self, recipe: Recipe) -> str:
-        """Of all that decides the tars."""
+        """Return the digest of everything that decides the tars."""
         labels = [
             image.label if image.label is None or isinstance(image.label, int) else list(image.label)
             for image in self.images
@@ -79,14 +81,14 @@ class ChunkRequest:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A finished chunk.
+class FinishedChunk:
+    """The results of a chunk, as its marker stores them.
 
     Attributes:
         rows: its samples.
-        tars: by resolution: sha256, bytes; empty if no image could be used.
-        rejected: what could not be used.
-        touched: indices in the request of images whose bytes are still those of the parent.
+        tars: sha256 and bytes of the tar of each resolution; empty if no image could be used.
+        rejected: the images that could not be used.
+        touched: indices in the request of the images whose bytes are still those of the parent.
     """
 
     rows: pa.Table
@@ -99,9 +101,11 @@ class Sample(NamedTuple):
     """An image that can be used.
 
     Attributes:
+        source_sha256: of the bytes of its file.
+        num_bytes: of its file.
         size: width and height of the original.
         sha256: of `pixels`, uint8 [R, R] or [R, R, 3] at the final resolution.
-        payloads: of all levels, the smallest first; None if they are raw and still to be made.
+        payloads: of all levels, the smallest first; None if they are raw and not made yet.
     """
 
     image: SourceImage
@@ -114,55 +118,59 @@ class Sample(NamedTuple):
 
 
 def marker_uri(uri: str, name: str) -> str:
-    """Where the marker of a chunk is."""
+    """Return the URI of the marker of a chunk."""
     return storage.join(uri, "chunks", f"{name}.parquet")
 
 
 def tar_url(resolution: int, name: str) -> str:
-    """Where a tar of a chunk is, relative to the folder of the set."""
+    """Return the path of a tar of a chunk, relative to the folder of the set."""
     return f"{level_name(resolution)}/train-{name}.tar"
 
 
-def read_chunk(uri: str, name: str, columns: list[str] | None = None) -> Chunk:
-    """A finished chunk, with all or some of the columns of its rows. Raises FileNotFoundError, or pa.ArrowException if it is damaged."""
+def read_chunk(uri: str, name: str, columns: list[str] | None = None) -> FinishedChunk:
+    """Read the marker of a finished chunk, with all columns of its rows or some of them.
+
+    Raises:
+        FileNotFoundError: the chunk is not finished.
+        pa.ArrowException: the marker is damaged.
+    """
     content = pa.BufferReader(storage.read_bytes(marker_uri(uri, name)))
     with pq.ParquetFile(content, page_checksum_verification=True) as file:
         facts = json.loads(file.schema_arrow.metadata[_CHUNK])
         rows = file.read(columns=columns).replace_schema_metadata(None)
     tars = {int(resolution): tuple(tar) for resolution, tar in facts["tars"].items()}
-    return Chunk(rows, tars, facts["rejected"], facts["touched"])
+    return FinishedChunk(rows, tars, facts["rejected"], facts["touched"])
 
 
-def write_marker(recipe: Recipe, request: ChunkRequest, chunk: Chunk) -> None:
-    """Tell that a chunk is finished; its tars must be in their places."""
+def write_marker(recipe: Recipe, request: ChunkRequest, chunk: FinishedChunk) -> None:
+    """Mark a chunk as finished. Its tars must be in their places."""
     facts = {"digest": request.digest(recipe), "tars": chunk.tars, "rejected": chunk.rejected, "touched": chunk.touched}
     table = chunk.rows.replace_schema_metadata({_CHUNK: json.dumps(facts)})
-    storage.write_bytes(marker_uri(recipe.uri, request.name), as_parquet(table))
+    storage.write_bytes(marker_uri(recipe.uri, request.name), _as_parquet(table))
 
 
 def is_finished(recipe: Recipe, request: ChunkRequest) -> bool:
-    """Whether the marker of this very chunk is there."""
+    """Return whether the marker of exactly this request exists."""
     try:
         content = storage.read_bytes(marker_uri(recipe.uri, request.name))
         metadata = pq.read_schema(pa.BufferReader(content)).metadata
         return bool(json.loads(metadata[_CHUNK])["digest"] == request.digest(recipe))
     except (FileNotFoundError, pa.ArrowException, TypeError, KeyError, ValueError):
-        return False  # not there, or of other images
+        return False  # missing, damaged, or without a digest
 
 
 class Rows:
-    """The columns of a chunk's table."""
+    """The growing columns of a chunk's table. Add samples; then call `add_places` once per level."""
 
     def __init__(self, resolutions: tuple[int, ...], labels: LabelKind) -> None:
         self.resolutions, self.labels = resolutions, labels
         self.paths: list[str] = []
         self._samples: list[tuple[str, str, Any, bytes, bytes, int, int, int]] = []
-        self._places: list[list[np.ndarray]] = [
-            [np.empty((3, 0), np.int64)] for _ in resolutions
-        ]  # offsets, sizes, crcs
+        # For each level, arrays [3, n] of offsets, sizes and CRCs.
+        self._places: list[list[np.ndarray]] = [[np.empty((3, 0), np.int64)] for _ in resolutions]
 
     def add(self, samples: Sequence[Sample], keys: Sequence[bytes]) -> None:
-        """More samples; where their payloads are is told for each level by `add_places`."""
+        """Add samples with their keys, without the places of their payloads."""
         self.paths += [sample.image.path for sample in samples]
         for key, sample in zip(keys, samples, strict=True):
             _, source_sha256, num_bytes, (width, height), sha256, _, _ = sample
@@ -173,12 +181,18 @@ class Rows:
     def add_places(
         self, level: int, offsets: Iterable[int] | np.ndarray, payloads: Iterable[bytes | np.ndarray]
     ) -> None:
-        """Offsets and payloads of those samples in the tar of one level, counted from the smallest."""
+        """Add the offsets, sizes and CRCs of the payloads of those samples in the tar of one level.
+
+        Args:
+            level: the number of the level, counted from the smallest.
+        """
         facts = [(len(payload), zlib.crc32(payload)) for payload in payloads]  # type: ignore[arg-type]
         sizes, crcs = zip(*facts, strict=True)
         self._places[level].append(np.array([offsets, sizes, crcs], np.int64))
 
     def table(self) -> pa.Table:
+        """Return all samples as a table."""
+        # The columns of the images.
         values = zip(*self._samples, strict=True) if self.paths else [()] * 8
         keys, tokens, labels, source_sha256, sha256, widths, heights, num_bytes = values
         columns = {"path": pa.array(self.paths, pa.string()), "token": pa.array(tokens, pa.string())}
@@ -188,6 +202,8 @@ class Rows:
         columns |= {"source_sha256": pa.array(source_sha256, pa.binary(32)), "sha256": pa.array(sha256, pa.binary(32))}
         columns |= {"width": pa.array(widths, pa.int32()), "height": pa.array(heights, pa.int32())}
         columns |= {"bytes": pa.array(num_bytes, pa.int64()), "key": pa.array(keys, pa.string())}
+
+        # The columns of the places, for each level.
         for resolution, places in zip(self.resolutions, self._places, strict=True):
             offsets, sizes, crcs = np.concatenate(places, axis=1)
             columns[f"offset_{resolution:04d}"] = pa.array(offsets)
@@ -196,15 +212,15 @@ class Rows:
         return pa.table(columns)
 
 
-def as_parquet(table: pa.Table) -> bytes:
-    """The bytes of a Parquet file, the same for the same table, whose pages have checksums."""
+def _as_parquet(table: pa.Table) -> bytes:
+    """Return the bytes of a Parquet file whose pages have checksums; the same table gives the same bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", use_dictionary=["label"], write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
 def duplicate(path: str, token: str, num_bytes: int, source_sha256: bytes) -> Rejected:
-    """The reject of an image with the bytes of another; which one is told when the set is complete."""
+    """Return the reject of an image with the bytes of another. Its reason is filled in when the set is complete."""
     return {
         "path": path,
         "kind": "duplicate",
@@ -216,10 +232,10 @@ def duplicate(path: str, token: str, num_bytes: int, source_sha256: bytes) -> Re
 
 
 def path_digest(path: str) -> bytes:
-    """What canonical order sorts by."""
+    """Return the digest of a path, by which canonical order sorts."""
     return hashlib.sha256(path.encode()).digest()
 
 
 def sample_key(path: str) -> str:
-    """The WebDataset key of an image: the same in every set, and in canonical order."""
+    """Return the WebDataset key of an image: the same in every set. Sorted keys are in canonical order."""
     return path_digest(path)[:KEY_BYTES].hex()

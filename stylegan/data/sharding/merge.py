@@ -1,6 +1,7 @@
-"""From the rows of finished chunks to the table of a set: without duplicates, in canonical order, with its fingerprint.
+"""Merge the rows of finished chunks into the table of a set, and compute its fingerprint.
 
-A fresh set is read chunk by chunk, so memory does not grow with the columns of all images.
+The table has no duplicates and is in canonical order. The rows of a set without a parent are read chunk by chunk, so
+that memory does not grow with the columns of all images.
 """
 
 from __future__ import annotations
@@ -20,23 +21,28 @@ from stylegan.data.index import attribute_array
 from stylegan.data.sharding.chunks import Rejected, duplicate
 from stylegan.data.shardset import FORMAT, PIXEL_FIELDS
 
-_ROWS = 65_536  # of a row group of the table
+_ROWS = 65_536  # of a row group of the table, at least
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the set that stand together: one chunk, or all of them; `load` gives some or all columns, `tar` among them."""
+    """A contiguous run of rows, loaded on demand: those of one chunk, or all of them.
+
+    Attributes:
+        load: takes the names of the columns, or None for all, and returns the rows. `tar` is one of the columns.
+    """
 
     load: Callable[[list[str] | None], pa.Table]
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What was found while the table was written.
+    """The facts about the table that were collected while it was written. A row is alive unless it is a duplicate.
 
     Attributes:
-        labels: int64 [num_classes], images of each class.
-        tars: int64, which of the tars hold a living sample; the table counts these alone.
+        num_images: rows of the table.
+        labels: int64 [num_classes], number of images of each class.
+        tars: int64, numbers of the tars that contain a living sample. The column `tar` of the table counts only these.
         duplicates: the rejects among the rows.
     """
 
@@ -48,13 +54,19 @@ class Merged:
 
 
 def merge(parts: Sequence[Part], file: Path, *, manifest: dict[str, Any], reject_duplicates: bool) -> Merged:
-    """Write `samples.parquet` of the parts, which are in canonical order one after the other.
+    """Write the table of a set.
 
     Args:
+        parts: in canonical order, one after the other.
+        file: the Parquet file to write.
         manifest: gives parameters, label_names and attribute_names.
+        reject_duplicates: whether only the first of several images with the same bytes counts.
     """
-    alive, doubles = _find_duplicates(parts) if reject_duplicates else (None, [])
+    # Decide which rows and tars count.
+    alive, duplicates = _find_duplicates(parts) if reject_duplicates else (None, [])
     tars = _living_tars(parts, alive)
+
+    # Write the living rows with the new numbers of their tars.
     content = Fingerprint(manifest)
     labels = np.zeros(len(manifest["label_names"]), np.int64)
     count = 0
@@ -67,11 +79,14 @@ def merge(parts: Sequence[Part], file: Path, *, manifest: dict[str, Any], reject
                 labels += np.bincount(table["label"].to_numpy(), minlength=len(labels))
             count += table.num_rows
             out.write(table)
-    return Merged(count, content.hexdigest(), labels, tars, doubles)
+    return Merged(count, content.hexdigest(), labels, tars, duplicates)
 
 
 def _find_duplicates(parts: Sequence[Part]) -> tuple[np.ndarray, list[Rejected]]:
-    """Which rows live, of all parts together, and the rejects of the others; the first of equal bytes lives."""
+    """Return which rows of all parts together are alive, bool, and the rejects of the others.
+
+    The first of several images with the same bytes is alive.
+    """
     hashes = [binary_array(part.load(["source_sha256"])["source_sha256"]) for part in parts]
     words = np.concatenate(hashes) if hashes else np.empty((0, 32), np.uint8)
     _, firsts = np.unique(words.view("S32")[:, 0], return_index=True)
@@ -87,6 +102,7 @@ def _rejects(parts: Sequence[Part], alive: np.ndarray) -> list[Rejected]:
 
 
 def _living(parts: Sequence[Part], alive: np.ndarray | None, columns: list[str] | None) -> Iterator[pa.Table]:
+    """Yield the rows of each part that are alive; all of them if `alive` is None."""
     start = 0
     for part in parts:
         table = part.load(columns)
@@ -101,7 +117,7 @@ def _living_tars(parts: Sequence[Part], alive: np.ndarray | None) -> np.ndarray:
 
 
 class _TableFile:
-    """A Parquet file with checksums, written in row groups of at least `_ROWS` rows (but the last)."""
+    """A Parquet file with checksums, written in row groups of at least `_ROWS` rows (except the last one)."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -133,7 +149,10 @@ class _TableFile:
 
 
 class Fingerprint:
-    """Digest of pixels and labels in canonical order, and of what decides or names them; not of paths, tars or history."""
+    """The digest of the pixels and labels in canonical order, and of the settings and names that decide their meaning.
+
+    It does not depend on paths, tars or the history of a set.
+    """
 
     def __init__(self, manifest: dict[str, Any]) -> None:
         settings = {name: manifest["parameters"][name] for name in sorted(PIXEL_FIELDS)}
@@ -141,7 +160,7 @@ class Fingerprint:
         self._digest = hashlib.sha256(json.dumps(names).encode())
 
     def update(self, table: pa.Table) -> None:
-        """Add rows: label, attributes, sha256."""
+        """Add rows, with the columns label, attributes (if the set has them) and sha256."""
         columns = [table["label"].to_numpy().astype("<i4")[:, None].view(np.uint8)]
         if "attributes" in table.column_names:
             columns.append(attribute_array(table))
@@ -153,7 +172,7 @@ class Fingerprint:
 
 
 def binary_array(column: pa.ChunkedArray) -> np.ndarray:
-    """uint8 [N, 32] of a column of digests."""
+    """Return a column of digests as uint8 [N, 32]."""
     arrays = [chunk for chunk in column.chunks if len(chunk)]
     parts = [
         np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, 32)[array.offset : array.offset + len(array)]
@@ -163,17 +182,24 @@ def binary_array(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def explain_duplicates(rejected: Iterable[Rejected], tables: Iterator[pa.Table]) -> None:
-    """Tell in each duplicate which image it repeats; `tables` have the columns path and source_sha256 of the living rows."""
+    """Write into the reason of each duplicate which image it repeats.
+
+    Args:
+        rejected: all rejects; the duplicates among them are changed in place.
+        tables: the columns path and source_sha256 of the living rows.
+    """
     wanted: dict[bytes, list[Rejected]] = {}
     for reject in rejected:
         if reject["kind"] == "duplicate":
             wanted.setdefault(bytes.fromhex(reject["sha256"]), []).append(reject)
     if not wanted:
         return
+
+    # Search the digest of every living row among the sorted digests of the duplicates.
     keys = np.sort(np.array(list(wanted), "S32"))
     for table in tables:
         hashes = binary_array(table["source_sha256"]).view("S32")[:, 0]
-        places = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
-        for row in np.flatnonzero(keys[places] == hashes).tolist():
+        positions = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
+        for row in np.flatnonzero(keys[positions] == hashes).tolist():
             for reject in wanted[table["source_sha256"][row].as_py()]:
                 reject["reason"] = f"the same bytes as {table['path'][row].as_py()}"

@@ -1,6 +1,6 @@
-"""Writing tars sample by sample: the bytes that `webdataset.TarWriter(mtime=0)` would write, 25 times as fast.
+"""Write tars sample by sample: the bytes that `webdataset.TarWriter(mtime=0)` would write, 25 times as fast.
 
-Every header is the same but for name, size and checksum, so it is made once.
+Headers differ only in name, size and checksum, so the rest is made once per size.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from typing import IO
 
 import numpy as np
 
-BLOCK = 512
-
-
-Name = tuple[bytes, int]  # of a member, filled up to 100 bytes, and the sum of its bytes
+BLOCK = 512  # bytes; members start at multiples of it
+MemberName = tuple[bytes, int]  # the name, padded with zeros to 100 bytes, and the sum of its bytes
 
 
 class TarFile:
-    """A tar that grows by samples; `sha256` and `num_bytes` are those of the whole file after `close`."""
+    """A tar that grows by samples. After `close`, `sha256` and `num_bytes` describe the whole file."""
 
     def __init__(self, file: IO[bytes], suffix: str) -> None:
         self.suffix = suffix
@@ -30,13 +28,22 @@ class TarFile:
         self._digest = hashlib.sha256()
 
     def add(self, head: bytes, payload: bytes) -> int:
-        """Append a sample; `head` is what stands before its payload: `label_members` and `header`. Returns the offset of the payload."""
+        """Append a sample and return the offset of its payload.
+
+        Args:
+            head: the bytes before the payload: `label_members`, then `header`.
+        """
         offset = self.num_bytes + len(head)
         self._write(b"".join((head, payload, bytes(-len(payload) % BLOCK))))
         return offset
 
     def add_equal(self, heads: Sequence[bytes], payloads: np.ndarray) -> np.ndarray:
-        """Append several samples of equal sizes at once, of which `payloads` are the rows, uint8 [n, size]. Returns int64 [n] offsets."""
+        """Append several samples of the same size at once and return the offsets of their payloads, int64 [n].
+
+        Args:
+            heads: for each sample, the bytes before the payload, all of the same length.
+            payloads: uint8 [n, size].
+        """
         count, size = payloads.shape
         start = len(heads[0])
         whole = np.empty((count, start + size + -size % BLOCK), np.uint8)
@@ -54,7 +61,7 @@ class TarFile:
 
     @property
     def sha256(self) -> str:
-        """Of what is written."""
+        """The SHA-256 of the bytes written until now, in hex digits."""
         return self._digest.hexdigest()
 
     def _write(self, content: bytes | memoryview) -> None:
@@ -64,7 +71,7 @@ class TarFile:
 
 
 def label_members(key: bytes, label: int | Sequence[int] | None) -> bytes:
-    """What a tar holds of a label: `.cls` with the class number, `.json` with the attributes, or nothing."""
+    """Return the member of a label: `.cls` with a class number or `.json` with attributes; nothing without a label."""
     if label is None:
         return b""
     if isinstance(label, int):
@@ -74,14 +81,14 @@ def label_members(key: bytes, label: int | Sequence[int] | None) -> bytes:
     return header(name, len(content)) + content + bytes(-len(content) % BLOCK)
 
 
-def member_name(key: bytes, suffix: str) -> Name:
-    """What `header` needs to know of the name of a member, which has at most 100 bytes."""
+def member_name(key: bytes, suffix: str) -> MemberName:
+    """Return the name of a member, of at most 100 bytes, in the form that `header` takes."""
     name = b"%b.%b" % (key, suffix.encode())
     return name + _ZEROS[len(name) : 100], sum(name)
 
 
-def header(name: Name, size: int) -> bytes:
-    """The 512 bytes before a member."""
+def header(name: MemberName, size: int) -> bytes:
+    """Return the 512 bytes before the content of a member of `size` bytes."""
     before, after, total = _template(size)
     return b"%b%b%06o\0 %b" % (name[0], before, total + name[1], after)
 
@@ -91,9 +98,9 @@ _ZEROS = bytes(BLOCK)
 
 @lru_cache(maxsize=4096)
 def _template(size: int) -> tuple[bytes, bytes, int]:
-    """What stands between the name and the checksum, what behind it, and the sum of all but the name."""
+    """Return the bytes between name and checksum, those after the checksum, and the sum of all bytes but the name."""
     info = tarfile.TarInfo("")
-    info.mode, info.uname, info.gname = 0o444, "bigdata", "bigdata"  # those of webdataset
+    info.mode, info.uname, info.gname = 0o444, "bigdata", "bigdata"  # as webdataset writes them
     info.size = size
     whole = info.tobuf(tarfile.USTAR_FORMAT)
     return whole[100:148], whole[156:], sum(whole[100:148]) + 8 * ord(" ") + sum(whole[156:])

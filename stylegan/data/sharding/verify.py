@@ -1,4 +1,4 @@
-"""Proof of a set of shards: every byte of every tar is read again and compared with what manifest and table say."""
+"""Verify a set of shards: read every byte of every tar again and compare it with the manifest and the table."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ import numpy as np
 import pyarrow as pa
 
 from stylegan import storage
+from stylegan.data.dataset_card import REJECTED, read_rejected
 from stylegan.data.index import locate, read_manifest, read_samples
 from stylegan.data.payload import decode
-from stylegan.data.sharding.changes import REJECTED, read_rejected
 from stylegan.data.sharding.merge import Fingerprint
 from stylegan.data.sharding.tar_writer import BLOCK, header, label_members, member_name
 from stylegan.data.shardset import FORMAT, MANIFEST
-from stylegan.errors import StepError
+from stylegan.errors import StepError, UnavailableError
 
-SHOWN = 20  # problems that are told of one tar
+SHOWN = 20  # problems that are listed for one tar, at most
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was read, and what is wrong; `problems` has one line for each, and is empty for a whole set."""
+    """The result of a verification.
+
+    Attributes:
+        num_tars: tars that were read.
+        num_images: images of the set.
+        problems: one line for each problem; empty if nothing is damaged.
+    """
 
     num_tars: int
     num_images: int
@@ -38,8 +44,12 @@ class TarRequest:
     """One tar and its rows, for a worker.
 
     Attributes:
-        rows: key, path, label, attributes, offset, size, crc, and sha256 if the pixels are to be compared.
+        uri: of the tar.
+        sha256: of the tar, by the manifest.
+        num_bytes: of the tar, by the manifest.
+        suffix: `npy` or `png`, of the payloads.
         shape: (channels, r, r) of the pixels.
+        rows: the columns key, path, label, attributes, offset, size, crc, and sha256 if the pixels are to be compared.
     """
 
     uri: str
@@ -54,15 +64,18 @@ Pmap = Callable[[Callable[[TarRequest], list[str]], Iterable[TarRequest]], Itera
 
 
 def verify(uri: str, *, pmap: Pmap = map, progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Read a finished set again, wherever its tars are: checksums of tars and samples, pixels, labels, counts, rows, fingerprint.
+    """Read a finished set again, wherever its tars are, and list what is damaged.
+
+    Checked are the checksums of tars and samples, the pixels, labels, counts, rows and the fingerprint.
 
     Args:
         uri: folder of the set.
-        pmap: as `map`; may work on tars in any order and in any process.
+        pmap: called like `map`; may work on the tars in any order and in any process.
         progress: called with the number of tars done and of all tars.
 
     Raises:
-        StepError: there is no manifest or no whole table, so nothing can be compared, or the store does not answer.
+        StepError: the manifest or the table is missing or damaged, so that nothing can be compared, or the store does
+            not answer.
     """
     uri = storage.absolute(uri)
     manifest = read_manifest(uri)
@@ -70,8 +83,12 @@ def verify(uri: str, *, pmap: Pmap = map, progress: Callable[[int, int], None] |
         raise StepError(
             f"{storage.join(uri, MANIFEST)}: is of format {manifest.get('format')}, only {FORMAT} is known; shard again"
         )
+
+    # Check the table and the list of rejects.
     table = read_samples(uri, manifest)
     problems = [*_check_table_file(uri, manifest), *_check_counts(uri, manifest, table)]
+
+    # Check every tar.
     requests = [(level, number) for level in manifest["datasets"] for number in range(len(level["shardlist"]))]
     rows = _rows_by_tar(table)
     results = pmap(check_tar, (_request(uri, manifest, rows(number), level, number) for level, number in requests))
@@ -85,16 +102,16 @@ def verify(uri: str, *, pmap: Pmap = map, progress: Callable[[int, int], None] |
 def _check_table_file(uri: str, manifest: dict[str, Any]) -> list[str]:
     table_uri = storage.join(uri, manifest["table"]["url"])
     found = hashlib.sha256(storage.read_bytes(table_uri)).hexdigest()
-    return (
-        []
-        if found == manifest["table"]["sha256"]
-        else [f"{table_uri}: its SHA-256 is {found[:12]}..., not what the manifest says"]
-    )
+    if found == manifest["table"]["sha256"]:
+        return []
+    return [f"{table_uri}: its SHA-256 is {found[:12]}..., not what the manifest says"]
 
 
 def _check_counts(uri: str, manifest: dict[str, Any], table: pa.Table) -> list[str]:
-    """What the table and `rejected.jsonl` say against what the manifest says."""
+    """Compare the table and `rejected.jsonl` with the manifest."""
     problems = []
+
+    # Fingerprint, order and labels of the rows.
     content = Fingerprint(manifest)
     content.update(table)
     if content.hexdigest() != manifest["fingerprint"]:
@@ -107,26 +124,38 @@ def _check_counts(uri: str, manifest: dict[str, Any], table: pa.Table) -> list[s
     labels = Counter(table["label"].to_pylist())
     if manifest["label_counts"] != {name: labels[number] for number, name in enumerate(manifest["label_names"])}:
         problems.append(f"{uri}: its rows have not the labels that its manifest counts")
+
+    # The list of rejects. `read_rejected` skips a last line without its end, which is damage here.
+    rejected_uri = storage.join(uri, REJECTED)
     try:
-        rejected = Counter(reject["kind"] for reject in read_rejected(storage.join(uri, REJECTED)))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return [*problems, f"{storage.join(uri, REJECTED)}: missing or damaged"]
-    if rejected != Counter(manifest["rejected"]):
-        problems.append(f"{storage.join(uri, REJECTED)}: has not the lines that the manifest counts")
+        rejected = Counter(reject["kind"] for reject in read_rejected(uri))
+        is_whole = storage.read_bytes(rejected_uri)[-1:] in (b"", b"\n")
+    except UnavailableError:
+        raise
+    except (FileNotFoundError, StepError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        problems.append(f"{rejected_uri}: missing or damaged")
+    elif rejected != Counter(manifest["rejected"]):
+        problems.append(f"{rejected_uri}: has not the lines that the manifest counts")
     return problems
 
 
 def _rows_by_tar(table: pa.Table) -> Callable[[int], pa.Table]:
-    """A function from the number of a tar to its rows."""
+    """Return a function that maps the number of a tar to its rows."""
     tars = table["tar"].to_numpy()
     order = np.argsort(tars, kind="stable")
     tars = tars[order]
-    return lambda number: table.take(
-        pa.array(order[np.searchsorted(tars, number) : np.searchsorted(tars, number, side="right")])
-    )
+
+    def rows(number: int) -> pa.Table:
+        start, stop = np.searchsorted(tars, number), np.searchsorted(tars, number, side="right")
+        return table.take(pa.array(order[start:stop]))
+
+    return rows
 
 
 def _request(uri: str, manifest: dict[str, Any], rows: pa.Table, level: dict[str, Any], number: int) -> TarRequest:
+    """Return the request for one tar of a level; the table has the sha256 of the pixels of the highest level only."""
     resolution, entry = level["resolution"], level["shardlist"][number]
     columns = {"offset": f"offset_{resolution:04d}", "size": f"size_{resolution:04d}", "crc": f"crc_{resolution:04d}"}
     columns |= {name: name for name in ("key", "path", "label", "attributes") if name in rows.column_names}
@@ -143,17 +172,21 @@ def _request(uri: str, manifest: dict[str, Any], rows: pa.Table, level: dict[str
 
 
 def check_tar(request: TarRequest) -> list[str]:
-    """What is wrong with one tar, in lines that name it and its samples."""
+    """Return the problems of one tar, as lines that name it and its damaged samples."""
     try:
         content = memoryview(storage.read_bytes(request.uri))
     except FileNotFoundError:
         return [f"{request.uri}: missing"]
+
+    # Check every sample that has a row.
     problems = []
     for row in request.rows.to_pylist():
         if wrong := _check_sample(content, row, request):
             problems.append(f"{request.uri}: sample {row['key']} ({row['path']}): {wrong}")
     if len(problems) > SHOWN:
         problems[SHOWN:] = [f"{request.uri}: {len(problems) - SHOWN} more samples are damaged"]
+
+    # Check the tar as a whole.
     if len(content) != request.num_bytes:
         problems.append(f"{request.uri}: has {len(content)} bytes, the manifest says {request.num_bytes}")
     found = hashlib.sha256(content).hexdigest()
@@ -166,11 +199,14 @@ def check_tar(request: TarRequest) -> list[str]:
 
 
 def _check_sample(content: memoryview, row: dict[str, Any], request: TarRequest) -> str | None:
-    """What is wrong with one sample: its payload, its pixels, or what stands around the payload."""
+    """Return the problem of one sample, or None: in its payload, its pixels, or the bytes around the payload."""
+    # The payload.
     start, size = row["offset"], row["size"]
     payload = content[start : start + size]
     if len(payload) != size or zlib.crc32(payload) != row["crc"]:
         return f"its payload is damaged (bytes {start} to {start + size})"
+
+    # The pixels.
     try:
         pixels = decode(payload, request.suffix)
     except ValueError as error:
@@ -179,18 +215,21 @@ def _check_sample(content: memoryview, row: dict[str, Any], request: TarRequest)
         return f"has the shape {pixels.shape}, the manifest says {request.shape}"
     if "sha256" in row and hashlib.sha256(_as_stored(pixels)).digest() != row["sha256"]:
         return "its pixels are not those of the table"
-    label = row["attributes"] if row.get("attributes") is not None else row["label"] if row["label"] >= 0 else None
+
+    # The label and the headers before the payload, and the zeros after it.
+    label = row.get("attributes")
+    if label is None and row["label"] >= 0:
+        label = row["label"]
     key = row["key"].encode()
     before = label_members(key, label) + header(member_name(key, request.suffix), size)
     after = bytes(-size % BLOCK)
-    if (
-        content[max(start - len(before), 0) : start] != before
-        or content[start + size : start + size + len(after)] != after
-    ):
+    whole_before = content[max(start - len(before), 0) : start] == before
+    whole_after = content[start + size : start + size + len(after)] == after
+    if not (whole_before and whole_after):
         return "its label or a header is damaged, or not that of the table"
     return None
 
 
 def _as_stored(pixels: np.ndarray) -> bytes:
-    """The bytes of pixels [C, r, r] in the order [r, r, C]."""
+    """Return the bytes of pixels [C, r, r] in the order [r, r, C]."""
     return pixels.transpose(1, 2, 0).tobytes()

@@ -1,4 +1,8 @@
-"""What every source is made of: records of images, rules for names, tokens of files and the signature of a listing."""
+"""Records and rules that all source formats share: listed images, safe names, tokens of files, signatures of listings.
+
+A token is a short text that changes when an image or a file may have changed. Paths, labels and tokens of all images
+together give the signature of a source, which is part of the key of its shards.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +45,10 @@ IMAGE_SUFFIXES = frozenset(
         "avif",
     )
 )
-LABEL_FILES = ("dataset.json", "list_attr_celeba.txt", "list_attr_celeba.csv")  # found without being named
+LABEL_FILES = ("dataset.json", "list_attr_celeba.txt", "list_attr_celeba.csv")  # used without `data.label_file`
 
-ABOVE = "../"  # before the path of a label file that lies above the folder of all images; no image has such a path
+# Prefix for the path of a label file above the common folder of all images. No path of an image begins with it.
+ABOVE = "../"
 
 Label = int | tuple[int, ...] | None
 Read = Callable[[str], bytes | np.ndarray]
@@ -51,12 +56,12 @@ Opener = Callable[[], AbstractContextManager[Read]]
 
 
 class SourceImage(NamedTuple):
-    """One image that was listed.
+    """One listed image.
 
     Attributes:
-        path: unique in its source, parts separated by `/`, relative, never with `..`.
-        label: a class number from 0, a vector of attributes 0 and 1, or None.
-        token: another one when the image may have changed.
+        path: relative path, unique in its source; its parts are separated by `/`, and none is `..`.
+        label: a class number from 0, a vector of attributes that are 0 or 1, or None.
+        token: changes when the image may have changed.
     """
 
     path: str
@@ -66,18 +71,22 @@ class SourceImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A listed source; no image was opened.
+    """A listed source. Listing opens no image.
+
+    Only one of `label_names` and `attribute_names` has entries.
 
     Attributes:
         uri: `data.source`.
         signature: digest of the listing with its labels.
         images: sorted by path.
-        label_names: of the classes; empty if images carry no class numbers.
-        attribute_names: of the entries of attribute vectors; empty if images carry none. Never both.
-        open: gives a context with a function from `SourceImage.path` to the bytes of an encoded image, or to uint8 pixels [H, W]
-            or [H, W, 3]. It can be pickled and opened in any process; the function may be called from several threads, and raises
-            StepError if the store does not answer. Any other exception is about that one image.
-        reader: name of what `open` reads with, part of the key under which the newest set of a source is found; must never change.
+        label_names: names of the classes; empty if the images have no class numbers.
+        attribute_names: names of the entries of the attribute vectors; empty if the images have no attributes.
+        open: returns a context manager that yields a read function. The function takes a `SourceImage.path` and returns
+            the bytes of an encoded image, or uint8 pixels [H, W] or [H, W, 3]. `open` can be pickled and called in any
+            process. The read function may be called from several threads. It raises StepError if the store does not
+            answer; any other exception concerns only the image that was read.
+        reader: name of the code that `open` reads with. It is part of the key under which the newest set of a source is
+            found, so it must never change.
     """
 
     uri: str
@@ -90,15 +99,15 @@ class Source:
 
 
 class Files(NamedTuple):
-    """The files that a format is given to read: one, those of a pattern, or all of a folder that are no images.
+    """The files that a format lists: one file, the files of a pattern, or all files of a folder except its images.
 
     Attributes:
         source: `data.source`, for messages.
-        root: URI of the folder that paths are relative to.
-        tokens: path -> what changes when the file changes.
+        root: URI of the folder that the paths are relative to.
+        tokens: path of each file -> its token.
         label_file: `data.label_file`.
-        labels: whether labels that the format itself has are wanted.
-        query: what stands after the path of a URL, with its `?`.
+        labels: whether the format should read its own labels.
+        query: query of the URL including its `?`, or nothing.
     """
 
     source: str
@@ -109,24 +118,26 @@ class Files(NamedTuple):
     query: str = ""
 
     def uri(self, path: str) -> str:
-        """The whole URI of one file."""
+        """Return the complete URI of one file."""
         return storage.join(self.root, path) + self.query
 
     def wants(self, path: str) -> bool:
-        """Whether a member of an archive is an image or may be a file of labels."""
+        """Return True if a member of an archive is an image or may be a label file."""
         return not is_junk(path) and (is_image(path) or is_label_file(path, self.label_file))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a format found.
+    """The images and possible label files that one format listed.
 
     Attributes:
-        images: in any order; of equal paths the last one counts. Labels are those that the format knows.
-        open: as `Source.open`, for images and `files`.
+        images: in any order, with the labels that the format itself contains. Of several images with one path the last
+            one counts.
+        open: as `Source.open`, for the images and for `files`.
         reader: as `Source.reader`.
-        files: path -> token of files that may hold labels.
-        folders: the paths are those of files, so folders above all of them are left out and the first one may be a class.
+        files: path of each file that may contain labels -> its token.
+        folders: True if the paths are paths of files. Folders that all images share are then removed from the paths,
+            and the first folder of what remains may be a class.
     """
 
     images: list[SourceImage]
@@ -139,30 +150,31 @@ class Listing:
 
 
 def is_image(path: str) -> bool:
-    """Whether the ending is that of an image."""
+    """Return True if the path has the ending of an image."""
     return posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_label_file(path: str, label_file: str | None) -> bool:
-    """Whether a path in a source is one that labels are looked for in."""
+    """Return True if a path in a source may be its label file."""
     return posixpath.basename(path) in LABEL_FILES or bool(label_file and path.endswith(label_file))
 
 
 def is_junk(path: str) -> bool:
-    """Files of operating systems, not of the data set: hidden ones and those in `__MACOSX`."""
+    """Return True for files of the operating system, not of the data set: hidden ones and those in `__MACOSX`."""
     return "/." in path or path.startswith((".", "__MACOSX/")) or "/__MACOSX/" in path
 
 
 def safe_path(source: str, name: str) -> str:
-    """The name of a member of an archive in the form of a path.
+    """Return the name of an archive member as a path: parts separated by `/`, without `./` and empty parts.
 
     Raises:
-        StepError: absolute or with `..`: whoever unpacks such an archive has files written elsewhere, so none of it is used.
+        StepError: the name is absolute or contains `..`. Unpacking such an archive would write files outside the target
+            folder, so none of it is used.
     """
     if "\\" in name:
         name = name.replace("\\", "/")
-    if name.startswith("./") or "//" in name or "/./" in name:
-        name = "/".join(part for part in name.split("/") if part not in ("", ".")) if not name.startswith("/") else name
+    if not name.startswith("/") and (name.startswith("./") or "//" in name or "/./" in name):
+        name = "/".join(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:/", name):
         raise StepError(
             f"data.source={source}: has a member named {name[:100]!r}, which leads out of the archive; members must have relative names "
@@ -172,34 +184,37 @@ def safe_path(source: str, name: str) -> str:
 
 
 def stat_token(stat: os.stat_result) -> str:
-    """The token of a local file."""
+    """Return the token of a local file, from its size and modification time."""
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def info_token(info: dict[str, Any]) -> str:
-    """The token of a file as fsspec describes it."""
+    """Return the token of a remote file, from the description of fsspec: its size and its ETag, MD5 or time."""
     marks = (info.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
     return f"{info.get('size')}-{next((mark for mark in marks if mark is not None), '')}"
 
 
 def _common_folder(paths: Iterable[str]) -> str:
-    """The folders that lie above every path, with a slash at the end, or nothing."""
+    """Return the folders that all paths share, with a slash at the end, or an empty string."""
     folders = {path.rpartition("/")[0] for path in paths}
     common = os.path.commonpath(folders) if folders and all(folders) else ""
     return f"{common}/" if common else ""
 
 
 def relative(listing: Listing) -> Listing:
-    """The listing without the folders that lie above all its images and its label files."""
+    """Return the listing with paths relative to the innermost folder that contains all its images and label files."""
     if not listing.folders:
         return listing
-    tops = [path for path in listing.files if posixpath.basename(path) in LABEL_FILES]
-    prefix = _common_folder(chain((image.path for image in listing.images), tops))
+
+    # Find the folder. It must also contain the label files that are used without being named.
+    label_files = [path for path in listing.files if posixpath.basename(path) in LABEL_FILES]
+    prefix = _common_folder(chain((image.path for image in listing.images), label_files))
     if not prefix:
         return listing
+
+    # Remove the folder from the paths. The file that `data.label_file` names may be outside of it.
     cut = len(prefix)
     images = [SourceImage(image.path[cut:], image.label, image.token) for image in listing.images]
-    # A label file that was named may lie beside the images, above their folder.
     files = {
         path[cut:] if path.startswith(prefix) else f"{ABOVE}{path}": token for path, token in listing.files.items()
     }
@@ -208,12 +223,13 @@ def relative(listing: Listing) -> Listing:
 
 @contextmanager
 def _open_below(opener: Opener, prefix: str) -> Iterator[Read]:
+    """Yield a read function that takes the paths of `relative`."""
     with opener() as read:
         yield lambda path: read(path.removeprefix(ABOVE) if path.startswith(ABOVE) else prefix + path)
 
 
 def in_order(images: Iterable[SourceImage]) -> list[SourceImage]:
-    """Sorted by path; of several with the same path the last one, as unpacking would leave it."""
+    """Sort the images by path. Of several with the same path, keep only the last one, as unpacking an archive would."""
     ordered = sorted(images, key=lambda image: image.path)
     if any(image.path == after.path for image, after in pairwise(ordered)):
         ordered = list({image.path: image for image in ordered}.values())
@@ -221,10 +237,13 @@ def in_order(images: Iterable[SourceImage]) -> list[SourceImage]:
 
 
 def signature(images: Iterable[SourceImage], names: Sequence[Sequence[str]]) -> str:
-    """Digest of paths, tokens and labels of images in order, and of the names of labels.
+    """Return a digest of the paths, tokens and labels of images in this order, and of the names of labels.
+
+    Returns:
+        16 hexadecimal digits of a SHA-256.
 
     Raises:
-        StepError: a name is not UTF-8.
+        StepError: the path of an image is not UTF-8.
     """
     digest = hashlib.sha256(json.dumps(names).encode())
     for image in images:

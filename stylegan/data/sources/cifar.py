@@ -1,6 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as their authors give them, packed or unpacked: pickles for Python, and plain binary files.
+"""List and read CIFAR-10 and CIFAR-100 as their authors publish them.
 
-Without naming a file of it, a set is its training images, as in StyleGAN's own tools. Of CIFAR-100 the fine labels count.
+The files are Python pickles or plain binary files, in an archive or unpacked. An archive or a folder gives the training
+images, as in StyleGAN's own tools. To get the test images, name their file. The labels of CIFAR-100 are its fine ones.
 """
 
 from __future__ import annotations
@@ -28,22 +29,30 @@ _SHAPE = (3, 32, 32)
 
 
 def list_images(files: Files) -> Listing:
-    """Images `data_batch_1/00000` ... or `train/00000` ..., 32x32 in RGB; binary and python files give the same paths."""
+    """List the images, 32x32 in RGB, under paths such as `data_batch_1/00000` (CIFAR-10) or `train/00000` (CIFAR-100).
+
+    Binary and Python files of the same set give the same paths, labels and tokens.
+
+    Raises:
+        StepError: a file is damaged, is not CIFAR's, or is a pickle that names anything else than arrays need.
+    """
     return list_blocks(files, _blocks, _label_names(files), data_format="cifar")
 
 
 def _blocks(files: Files) -> Iterator[Block]:
-    found = dict(_contents(files, BATCHES))
-    training = [name for name in sorted(found) if not name.startswith("test")]
-    for name in training or sorted(found):
+    """Yield the training batches, or the test batch if there is no other."""
+    batches = dict(_contents(files, BATCHES))
+    training = [name for name in sorted(batches) if not name.startswith("test")]
+    for name in training or sorted(batches):
         where = f"data.source={files.source}: {name}"
-        data, labels = (_binary if name.endswith(".bin") else _python)(where, found.pop(name))
+        read_batch = _read_binary if name.endswith(".bin") else _read_pickle
+        data, labels = read_batch(where, batches.pop(name))
         pixels = data.reshape(-1, *_SHAPE).transpose(0, 2, 3, 1)
         yield Block(name.removesuffix(".bin"), pixels, labels)
 
 
 def _contents(files: Files, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """The wanted files by their last name, out of an archive or as they lie."""
+    """Yield the name (without folders) and content of each wanted file, from an archive or from unpacked files."""
     for path, token in files.tokens.items():
         name = storage.name(path)
         if ARCHIVES.fullmatch(name):
@@ -57,7 +66,7 @@ def _contents(files: Files, wanted: re.Pattern[str]) -> Iterator[tuple[str, byte
 
 
 def _label_names(files: Files) -> tuple[str, ...]:
-    """Of the meta file; classes are numbers without one."""
+    """Return the names of the classes from the meta file, or an empty tuple without such a file."""
     names: Any
     for name, content in _contents(files, _NAMES):
         if name.endswith(".txt"):
@@ -70,39 +79,44 @@ def _label_names(files: Files) -> tuple[str, ...]:
     return ()
 
 
-def _binary(where: str, content: bytes) -> tuple[np.ndarray, list[int]]:
-    """Records of the label, after the coarse one in CIFAR-100, and 3,072 values."""
+def _read_binary(where: str, content: bytes) -> tuple[np.ndarray, list[int]]:
+    """Return the values [N, 3072] and labels of a binary batch.
+
+    A record is a label and 3,072 values. In CIFAR-100 the coarse label comes before the fine one.
+    """
     num_labels = 2 if re.search(r" (train|test)\.bin$", where) else 1
     size = num_labels + math.prod(_SHAPE)
     if not content or len(content) % size:
         raise StepError(
-            f"{where} has {len(content)} bytes, no multiple of {size} as CIFAR's records are; get the archive again"
+            f"{where} has {len(content)} bytes, not a multiple of {size}, the size of CIFAR's records; get the archive again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
     return records[:, num_labels:], records[:, num_labels - 1].tolist()
 
 
-def _python(where: str, content: bytes) -> tuple[np.ndarray, list[int]]:
+def _read_pickle(where: str, content: bytes) -> tuple[np.ndarray, list[int]]:
+    """Return the values [N, 3072] and labels of a pickled batch."""
     batch = _load(where, content)
     data, labels = batch.get("data"), batch.get("fine_labels", batch.get("labels"))
     array = data.value if isinstance(data, _Array) else None
     if array is None or array.ndim != 2 or array.shape[1] != math.prod(_SHAPE) or array.dtype != np.uint8:
         raise StepError(
-            f"{where} holds no `data` of 3,072 values an image, as CIFAR's batches do; get the archive again"
+            f"{where} has no `data` with 3,072 values for each image, as CIFAR's batches do; get the archive again"
         )
     if not isinstance(labels, list) or not all(type(label) is int and label >= 0 for label in labels):
         raise StepError(
-            f"{where} holds no list of `labels` or `fine_labels`, as CIFAR's batches do; get the archive again"
+            f"{where} has no list of `labels` or `fine_labels`, as CIFAR's batches do; get the archive again"
         )
     return array, labels
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
-# A pickle is a program that calls what it names. Each name allowed here stands for something inert of this file.
+# A pickle is a program that can call any function it names. The few names that CIFAR's pickles need are replaced by
+# harmless classes and functions of this module; every other name is refused.
 
 
 class _DType:
-    """Stands for `numpy.dtype`: bytes only."""
+    """Replaces `numpy.dtype`; allows only bytes."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if code != "u1":
@@ -113,7 +127,7 @@ class _DType:
 
 
 class _Array:
-    """Stands for `numpy.ndarray`."""
+    """Replaces `numpy.ndarray`; `value` is the array."""
 
     value: np.ndarray | None = None
 
@@ -121,15 +135,17 @@ class _Array:
         _, shape, _, fortran, raw = state
         data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
         if math.prod(shape) != len(data):
-            raise StepError(f"an array of shape {str(shape)[:40]} of {len(data)} bytes")
+            raise StepError(f"an array of shape {str(shape)[:40]} has {len(data)} bytes")
         self.value = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 def _reconstruct(*_: Any) -> _Array:
+    """Replace numpy's function, which makes an empty array."""
     return _Array()
 
 
 def _encode(text: str, encoding: str) -> bytes:
+    """Replace `codecs.encode`, which Python 3 puts into pickles of protocol 2 for bytes."""
     return text.encode("latin1")
 
 
@@ -143,24 +159,39 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Unpickler(pickle.Unpickler):
+    """An unpickler that refuses every name but those in `_ALLOWED`."""
+
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """Return the replacement of a global name.
+
+        Raises:
+            StepError: the name is not allowed.
+        """
         if (module_name, global_name) not in _ALLOWED:
             raise StepError(
-                f"the pickle names {f'{module_name}.{global_name}'[:80]!r}, which no batch of CIFAR needs: it is another kind of file or a "
-                "malicious one, and nothing of it was run"
+                f"the pickle names {f'{module_name}.{global_name}'[:80]!r}, which no batch of CIFAR needs: it is another kind of file or "
+                "malicious, and nothing in it was run"
             )
         return _ALLOWED[module_name, global_name]
 
 
 def _load(where: str, content: bytes) -> dict[str, Any]:
+    """Return the dictionary in a pickle of CIFAR.
+
+    Args:
+        where: beginning of error messages.
+
+    Raises:
+        StepError: the pickle is damaged, contains something else, or names what is not allowed.
+    """
     try:
         loaded = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except StepError as error:
         raise StepError(f"{where}: {error}; get the archive from its authors") from None
-    except Exception as error:  # damaged pickles raise nearly everything
+    except Exception as error:  # a damaged pickle may raise nearly any exception
         raise StepError(
-            f"{where} is no batch of CIFAR, or cut short ({one_line(error)}); get the archive again"
+            f"{where} is not a batch of CIFAR, or is cut short ({one_line(error)}); get the archive again"
         ) from error
     if not isinstance(loaded, dict):
-        raise StepError(f"{where} holds a {type(loaded).__name__}, not a batch of CIFAR; get the archive again")
+        raise StepError(f"{where} contains a {type(loaded).__name__}, not a batch of CIFAR; get the archive again")
     return loaded

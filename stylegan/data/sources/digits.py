@@ -1,4 +1,7 @@
-"""The 1,797 scans of the Optical Recognition of Handwritten Digits set inside scikit-learn: 8x8 pixels, 17 grey levels, 10 classes."""
+"""List and read the handwritten digits inside scikit-learn.
+
+They are 1,797 scans of the Optical Recognition of Handwritten Digits set: 8x8 pixels, 17 grey levels, 10 classes.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from stylegan.data.sources.base import Listing, Read, SourceImage
 
 
 def list_images() -> Listing:
-    """Paths are `{digit}/{number}`."""
+    """List the digits under the paths `{digit}/{number}`. Labels are the digits, tokens are checksums of the pixels."""
     images = [SourceImage(path, int(path[0]), f"{zlib.crc32(pixels.data):08x}") for path, pixels in _scans().items()]
-    return Listing(images, _open, reader="digits", label_names=tuple("0123456789"))
+    return Listing(images, _open_digits, reader="digits", label_names=tuple("0123456789"))
 
 
 @cache
 def _scans() -> dict[str, np.ndarray]:
+    """Return the pixels of all digits by path: uint8 [8, 8], the grey levels 0 to 16 spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()
@@ -28,5 +32,6 @@ def _scans() -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _open() -> Iterator[Read]:
+def _open_digits() -> Iterator[Read]:
+    """Yield a function that returns the pixels of one digit."""
     yield _scans().__getitem__

@@ -1,4 +1,7 @@
-"""MNIST and what has its form, such as Fashion-MNIST: idx files of images, gzipped or not, with those of labels beside them."""
+"""List and read MNIST and sets of the same form, such as Fashion-MNIST.
+
+The images are in idx files, gzipped or not. Their labels are in other idx files beside them.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,22 @@ NAMES = re.compile(r"(?P<set>.*)[-_.]?images[-_.]idx3[-_.]ubyte(\.gz)?", re.IGNO
 
 
 def list_images(files: Files) -> Listing:
-    """Images `train/00000` ..., grey; 28x28 pixels get two black ones on each side, as StyleGAN's own tools do, to be a power of two."""
+    """List the grey images under paths such as `train/00000`.
+
+    Images of 28x28 pixels get two black pixels on each side, as in StyleGAN's own tools, so that their size is a power
+    of two.
+
+    Raises:
+        StepError: a file is damaged or is not MNIST's.
+    """
     return list_blocks(_with_labels(files), _blocks, (), data_format="mnist")
 
 
 def _with_labels(files: Files) -> Files:
-    """The files of images, unpacked rather than packed if both are there, and those of labels beside them."""
+    """Keep the files of images, and add the files of labels beside them.
+
+    If a file of images is there both packed and unpacked, only the unpacked one is kept.
+    """
     tokens: dict[str, str] = {}
     for path in sorted(files.tokens):
         if not NAMES.fullmatch(path) or path.removesuffix(".gz") in tokens:
@@ -41,46 +54,55 @@ def _with_labels(files: Files) -> Files:
 
 
 def _label_paths(path: str) -> list[str]:
-    """Where the labels of a file of images may lie: packed as it is, or not."""
+    """Return the possible paths of the labels for a file of images: packed in the same way, then in the other way."""
     folder, slash, name = path.rpartition("/")
-    same = (
-        folder
-        + slash
-        + re.sub("idx3", "idx1", re.sub("images", "labels", name, flags=re.IGNORECASE), flags=re.IGNORECASE)
-    )
+    name = re.sub("images", "labels", name, flags=re.IGNORECASE)
+    name = re.sub("idx3", "idx1", name, flags=re.IGNORECASE)
+    same = folder + slash + name
     return [same, same.removesuffix(".gz") if same.endswith(".gz") else f"{same}.gz"]
 
 
 def _blocks(files: Files) -> Iterator[Block]:
+    """Yield the images of each file with their labels, if there are any."""
     for path in files.tokens:
         match = NAMES.fullmatch(path)
         if match:
             pixels = _array(files, path, dimensions=3)
-            labels = next(
-                (_array(files, known, dimensions=1).tolist() for known in _label_paths(path) if known in files.tokens),
-                None,
-            )
+            label_path = next((known for known in _label_paths(path) if known in files.tokens), None)
+            labels = None if label_path is None else _array(files, label_path, dimensions=1).tolist()
             if pixels.shape[1:] == (28, 28):
                 pixels = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))
             yield Block(match["set"].rstrip("-_.") or "images", pixels, labels)
 
 
 def _array(files: Files, path: str, *, dimensions: int) -> np.ndarray:
-    """An idx file of bytes: two zeros, the type 8, the number of dimensions, each as 32 bits, then the values."""
+    """Return the array in an idx file of bytes.
+
+    The file consists of two zeros, the type 8, the number of dimensions, the size of each dimension in 32 bits, and the
+    values.
+
+    Raises:
+        StepError: the file cannot be read, or its header does not fit.
+    """
+    # Read and unpack.
     where = f"data.source={files.source}: {path}"
     try:
         with local_copy(files.uri(path), files.tokens[path]) as local:
-            content = (gzip.decompress if path.endswith(".gz") else bytes)(local.read_bytes())
+            content = local.read_bytes()
+        if path.endswith(".gz"):
+            content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise StepError(f"{where} cannot be read: {one_line(error)}; get the file again") from error
+
+    # Check the header.
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
         raise StepError(
-            f"{where} is no idx file of bytes with {dimensions} dimension(s), as MNIST's are; get the file again"
+            f"{where} is not an idx file of bytes with {dimensions} dimension(s), as MNIST's are; get the file again"
         )
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     if len(content) - start != math.prod(shape):
         raise StepError(
-            f"{where} holds {len(content) - start} values, its head promises {' x '.join(map(str, shape))}; get the file again"
+            f"{where} contains {len(content) - start} values, but its header says {' x '.join(map(str, shape))}; get the file again"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

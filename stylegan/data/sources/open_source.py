@@ -1,7 +1,8 @@
-"""Where images come from. A source is a listing: paths, labels and tokens; no image is opened until `Source.open` is used.
+"""Open `data.source`: find out its format and list its images with their labels.
 
-Each format has a file of its own: a listing of what it holds, and a reader. Which one a source is in is told by its URL and by
-the files that are there.
+A source is a listing of paths, labels and tokens. No image is opened before `Source.open` is called. Each format has a
+module with a function that lists its images and a reader for them. The URL and the names of the files decide which
+format is used.
 """
 
 from __future__ import annotations
@@ -22,21 +23,26 @@ from stylegan.data.sources.base import (
     IMAGE_SUFFIXES,
     Files,
     Listing,
+    Source,
     SourceImage,
     in_order,
     is_image,
     relative,
     signature,
 )
-from stylegan.data.sources.base import Source as Source
 from stylegan.data.sources.labels import label_images
-from stylegan.data.sources.unaltered import measured as measured
-from stylegan.data.sources.unaltered import unaltered as unaltered
 from stylegan.errors import ConfigError, StepError
 
 
 class _Format(NamedTuple):
-    """What reads files with such names (without their folders); a format counts in a folder if its data may be files of one."""
+    """A format of data files.
+
+    Attributes:
+        names: matches the names of its files, without their folders.
+        list_images: lists the images in them.
+        in_folders: True if several files in a folder may form one source. Files of the other formats must be given by
+            name.
+    """
 
     names: re.Pattern[str]
     list_images: Callable[[Files], Listing]
@@ -56,55 +62,70 @@ _FORMATS = (
 )
 _TRAINING = re.compile(r"(^|[^a-z])(train|training|data_batch)([^a-z]|$)", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(^|[^a-z])(test|val|valid|validation|t10k)([^a-z]|$)", re.IGNORECASE)
-KINDS = (
+_ALLOWED = (
     "give a folder of images; a .zip, .tar, .tar.gz or shards such as train-{000000..000009}.tar; CIFAR, MNIST, LSUN (LMDB), .tfrecords, "
     ".parquet or .arrow; a list of URLs (.txt, .csv, .tsv); each local or at an fsspec URL; or `digits`"
 )
 
 
 def open_source(data: DataConfig) -> Source:
-    """List the images that `data.source` names, with the labels that `data.labels` and `data.label_file` ask for.
+    """List the images of `data.source`, with the labels that `data.labels` and `data.label_file` ask for.
 
-    Folders above all images (`cifar10/cat/1.png` for every image) are no classes and are left out of the paths.
+    Folders that contain all images (`cifar10` if every path is like `cifar10/cat/1.png`) are not classes. They are
+    removed from the paths.
 
     Raises:
-        ConfigError: there is no such source, or it does not have the labels that are asked for.
-        StepError: the source cannot be read, holds no image, or its label file does not fit its images.
+        ConfigError: the source does not exist, or it does not have the labels that are asked for.
+        StepError: the source cannot be read, contains no image, or its label file does not fit its images.
     """
     listing = _list(data)
     if not listing.images:
         raise StepError(
-            f"data.source={data.source}: holds no image; known endings are {' '.join(sorted(IMAGE_SUFFIXES))}"
+            f"data.source={data.source}: contains no image; known endings are {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
     listing = relative(listing)
-    found = label_images(data, listing, in_order(listing.images))
-    digest = signature(found.images, (found.label_names, found.attribute_names))
+    labelled = label_images(data, listing, in_order(listing.images))
     return Source(
-        data.source, digest, found.images, found.label_names, found.attribute_names, listing.open, listing.reader
+        uri=data.source,
+        signature=signature(labelled.images, (labelled.label_names, labelled.attribute_names)),
+        images=labelled.images,
+        label_names=labelled.label_names,
+        attribute_names=labelled.attribute_names,
+        open=listing.open,
+        reader=listing.reader,
     )
 
 
 def _list(data: DataConfig) -> Listing:
+    """List the images of a source in whatever form it has."""
+    # The digits inside scikit-learn have no URI.
     if data.source == "digits":
         return digits.list_images()
     uri = check_uri("data.source", data.source)
     files = Files(data.source, uri, {}, data.label_file, labels=data.labels == "auto" and data.label_file is None)
+
+    # Several files that a pattern names.
     if is_pattern(uri):
         root, tokens = expand(uri)
         return _list_files(files._replace(root=root, tokens=tokens))
+
+    # A folder.
     if not storage.exists(uri):
-        raise ConfigError(f"data.source={uri}: no such folder or file; {KINDS}")
+        raise ConfigError(f"data.source={uri}: no such folder or file; {_ALLOWED}")
     if _is_folder(uri):
         return _list_folder(files)
-    place, mark, query = (uri, "", "") if storage.is_local(uri) else uri.partition("?")
-    root, _, name = place.rpartition("/")
+
+    # One file. A local name may contain a question mark; in a URL it begins the query.
+    address, mark, query = (uri, "", "") if storage.is_local(uri) else uri.partition("?")
+    root, _, name = address.rpartition("/")
     return _list_files(files._replace(root=root, tokens={name: file_token(uri)}, query=mark + query))
 
 
 def _is_folder(uri: str) -> bool:
-    """A web server does not tell a folder from a file, but for its name."""
+    """Return True if the URI is a folder."""
     if storage.is_local(uri):
         return os.path.isdir(uri)
+    # A web server does not say whether a URL is a folder, so everything without the name of a known format is one.
     if uri.startswith(("http://", "https://")):
         return _format(urlsplit(uri).path) is None
     fs, path = storage.filesystem(uri)
@@ -112,49 +133,73 @@ def _is_folder(uri: str) -> bool:
 
 
 def _format(path: str) -> _Format | None:
+    """Return the format of a file by its name, or None if no format has such names."""
     name = posixpath.basename(path)
     return next((known for known in _FORMATS if known.names.fullmatch(name)), None)
 
 
 def _list_files(files: Files) -> Listing:
-    """The images in one file, or in those of a pattern."""
+    """List the images in one file, or in all files of a pattern.
+
+    Raises:
+        ConfigError: a file has no known format, or several files do not form one source.
+    """
     formats = {path: _format(path) for path in files.tokens}
     unknown = next((path for path, known in formats.items() if known is None), None)
     chosen = next(iter(formats.values()))
     if unknown is not None or chosen is None:
-        raise ConfigError(f"data.source={files.source}: {unknown} is a file of no known format; {KINDS}")
+        raise ConfigError(f"data.source={files.source}: {unknown} has no known format; {_ALLOWED}")
     if any(known is not chosen for known in formats.values()) or not (chosen.in_folders or len(formats) == 1):
         raise ConfigError(
-            f"data.source={files.source}: names {len(formats)} files that are not one set; give one of them"
+            f"data.source={files.source}: names {len(formats)} files that do not form one set; give one of them"
         )
     return chosen.list_images(files)
 
 
 def _list_folder(files: Files) -> Listing:
-    """The images in a folder, or in its data files if those are as many as the images."""
+    """List the images in a folder.
+
+    The images are those inside its data files if one format has at least as many files as there are image files.
+    Otherwise they are the image files themselves.
+
+    Raises:
+        ConfigError: the folder contains no image, only archives that must be given by name.
+    """
+    # Separate image files from all others.
     images: list[SourceImage] = []
     for path, token in folder.walk(files.root):
         if is_image(path):
             images.append(SourceImage(path, None, token))
         else:
             files.tokens[path] = token
+
+    # A set of shards with a manifest.
     if own.is_set(files):
         return own.list_images(files)
+
+    # Data files of the most frequent format.
     formats = {path: known for path in files.tokens if (known := _format(path)) is not None}
     counts = Counter(known for known in formats.values() if known.in_folders)
     if counts and max(counts.values()) >= len(images):
         chosen = counts.most_common(1)[0][0]
         return chosen.list_images(_training_part(files, [path for path, known in formats.items() if known is chosen]))
+
+    # Image files. Lists of URLs do not count as archives: any folder may contain a text file.
     archives = [path for path, known in formats.items() if known.list_images is not urls.list_images]
     if archives and not images:
         raise ConfigError(
-            f"data.source={files.source}: a folder without images; give one of its files, such as {min(archives)}"
+            f"data.source={files.source}: is a folder without images; give one of its files, such as {min(archives)}"
         )
     return folder.list_images(files, images)
 
 
 def _training_part(files: Files, data: list[str]) -> Files:
-    """Without the files of test and validation sets, if others are of the training set."""
+    """Leave out the files of test and validation sets if other files belong to the training set.
+
+    Args:
+        files: all files of a folder.
+        data: paths of its data files.
+    """
     held_out = {path for path in data if _HELD_OUT.search(path)}
     if not held_out or not any(_TRAINING.search(path) for path in data):
         return files

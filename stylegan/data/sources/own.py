@@ -1,4 +1,7 @@
-"""Sets of shards with a manifest: those that this program wrote, at their highest resolution, or any wids index of tars."""
+"""List and read sets of shards with a manifest: the sets of this program, at their highest resolution, and other wids indexes.
+
+The manifest of a set of this program is a wids index (the shard index of webdataset) with more keys.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stylegan import storage
-from stylegan.data.index import read_level, read_samples
+from stylegan.data.index import LevelIndex, read_level, read_samples
 from stylegan.data.payload import decode
 from stylegan.data.shardset import MANIFEST, ShardSet
 from stylegan.data.sources import tar
@@ -25,7 +28,7 @@ _KIND = "wids-shard-index-v1"
 
 
 def is_set(files: Files) -> bool:
-    """Whether a folder has the manifest of a set of shards at its top."""
+    """Return True if a folder has the manifest of a set of shards at its top."""
     if MANIFEST not in files.tokens:
         return False
     manifest = storage.read_json(files.uri(MANIFEST))
@@ -33,57 +36,81 @@ def is_set(files: Files) -> bool:
 
 
 def list_images(files: Files) -> Listing:
-    """The images under the paths that they were made from; the token is the checksum of their pixels."""
+    """List the images of a set.
+
+    Images of a set of this program keep the paths of their originals, and the SHA-256 of their pixels is their token. Images of
+    any other set are those of the tars in its index.
+
+    Raises:
+        StepError: the manifest, the table or a tar is damaged, or the index lists a file outside its folder.
+    """
     manifest = storage.read_json(files.uri(MANIFEST))
     return _list_own(files, manifest) if "table" in manifest else _list_foreign(files, manifest)
 
 
 def _list_foreign(files: Files, manifest: dict[str, Any]) -> Listing:
-    tars = [entry.get("url", "") for entry in manifest.get("shardlist", [])]
-    outside = next(
-        (url for url in tars if not tar.NAMES.fullmatch(url) or url.startswith("/") or ".." in url.split("/")), None
-    )
-    if outside is not None or not tars:
+    """List the images of the tars that a wids index names."""
+    urls = [entry.get("url", "") for entry in manifest.get("shardlist", [])]
+    refused = next((url for url in urls if not _is_tar_below(url)), None)
+    if refused is not None or not urls:
         raise StepError(
-            f"data.source={files.source}: {MANIFEST} must list tars below its folder; it lists {outside or 'none'}"
+            f"data.source={files.source}: {MANIFEST} must list tars below its folder; it lists {refused or 'none'}"
         )
-    return tar.list_images(
-        files._replace(tokens={url: files.tokens.get(url) or file_token(files.uri(url)) for url in tars})
-    )
+    tokens = {url: files.tokens.get(url) or file_token(files.uri(url)) for url in urls}
+    return tar.list_images(files._replace(tokens=tokens))
+
+
+def _is_tar_below(url: str) -> bool:
+    """Return True if a relative URL names a tar, and does not lead out of its folder."""
+    return bool(tar.NAMES.fullmatch(url)) and not url.startswith("/") and ".." not in url.split("/")
 
 
 def _list_own(files: Files, manifest: dict[str, Any]) -> Listing:
+    """List the images of a set that this program wrote, from its table of samples."""
+    # Read manifest and table.
     try:
-        shards = ShardSet(uri=files.root, **{name: manifest[name] for name in ShardSet.model_fields if name != "uri"})
+        shards = ShardSet.from_manifest(files.root, manifest)
     except (KeyError, ValueError) as error:
         raise StepError(
             f"data.source={files.source}: {MANIFEST} is damaged ({one_line(error)}); make the shards again"
         ) from error
     level = read_level(shards, shards.resolutions[-1])
     rows = read_samples(files.root, manifest, ["path", "sha256"])
+
+    # Note for each image where its payload is stored.
     locator, images = Locator(4), []
     for number, (path, sha256) in enumerate(zip(rows["path"].to_pylist(), rows["sha256"].to_pylist(), strict=True)):
         locator.add(path, *(int(column[number]) for column in (level.tar, level.offset, level.size, level.crc)))
-        images.append(SourceImage(path, _label(level.labels, level.attributes, number), sha256.hex()))
+        images.append(SourceImage(path, _label_of(level, number), sha256.hex()))
+
     tars = tuple(Packed(known.uri, known.sha256) for known in level.tars)
-    opener = partial(_open, tars, locator.seal(), level.suffix, int(level.size.sum()) < COPY_BELOW * len(images))
+    copy = int(level.size.sum()) < COPY_BELOW * len(images)
+    opener = partial(_open_payloads, tars, locator.seal(), level.suffix, copy)
     return Listing(images, opener, reader="own", label_names=shards.label_names, attribute_names=shards.attribute_names)
 
 
-def _label(labels: np.ndarray, attributes: np.ndarray | None, number: int) -> Label:
-    if attributes is not None:
-        return tuple(attributes[number].tolist())
-    return int(labels[number]) if labels[number] >= 0 else None
+def _label_of(level: LevelIndex, number: int) -> Label:
+    """Return the attributes or the class number of an image; None without either."""
+    if level.attributes is not None:
+        return tuple(level.attributes[number].tolist())
+    return int(level.labels[number]) if level.labels[number] >= 0 else None
 
 
 @contextmanager
-def _open(tars: tuple[Packed, ...], locator: Locator, suffix: str, copy: bool) -> Iterator[Read]:
+def _open_payloads(tars: tuple[Packed, ...], locator: Locator, suffix: str, copy: bool) -> Iterator[Read]:
+    """Yield a function from the path of an image to its PNG or its pixels.
+
+    Args:
+        locator: number of the tar, offset, size and CRC-32 of each payload.
+        suffix: `npy` or `png`, the format of the payloads.
+        copy: copy remote tars to this machine as a whole.
+    """
     with open_ranges(tars, copy=copy) as read:
-        yield lambda path: _image(read, suffix, *locator[path])
+        yield lambda path: _read_image(read, suffix, *locator[path])
 
 
-def _image(read: ReadRange, suffix: str, tar: int, offset: int, size: int, crc: int) -> bytes | np.ndarray:
-    """Raises ValueError if it is damaged."""
+def _read_image(read: ReadRange, suffix: str, tar: int, offset: int, size: int, crc: int) -> bytes | np.ndarray:
+    """Return a PNG as it is stored, or raw pixels as uint8 [r, r] or [r, r, 3]. Raise ValueError if the payload is damaged."""
     data = read(tar, offset, size)
     if zlib.crc32(data) != crc:
         raise ValueError("the sample has a wrong checksum")

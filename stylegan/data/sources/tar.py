@@ -1,4 +1,15 @@
-"""Tars: of image files, packed or not, and shards of WebDataset with labels in `.cls` and `.json`."""
+"""List and read tars: of image files, gzipped or not, and WebDataset shards with labels in `.cls` and `.json`.
+
+The files of one sample share a key, by webdataset's own rule (`base_plus_ext`): everything up to the first dot of the last part of
+the name. In three points this module stays more permissive than `webdataset.tariterators.group_by_keys`, because existing data
+sets would lose or change labels otherwise (see `_sample_key` for a fourth, about unusual names):
+
+- The files of a sample may be anywhere in their tar. webdataset joins only files that follow each other, so a tar with all
+  images first and all labels after them would have no labels.
+- Only the last extension decides, and in lower case only: `0001.left.png` and `0001.right.png` are two images with one label,
+  `0001.info.cls` is a label, and `0001.CLS` is not. webdataset takes all extensions together, after lower-casing them.
+- Of two labels of one sample the last one counts. webdataset refuses such a tar.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +37,14 @@ _LARGEST_LABEL = 2**20  # bytes of a .cls or .json
 
 @dataclass
 class _Shard:
-    """What one tar holds; `labels` by the key of their sample."""
+    """The content of one tar that matters here.
+
+    Attributes:
+        images: the images, in the order of the tar.
+        files: files that may contain the labels of all images, such as `dataset.json`.
+        labels: label of each sample by its key.
+        num_bytes: size of the unpacked tar, without its end.
+    """
 
     images: list[Member] = field(default_factory=list)
     files: list[Member] = field(default_factory=list)
@@ -35,36 +53,51 @@ class _Shard:
 
 
 def list_images(files: Files) -> Listing:
-    """The images of one tar under their names, or of several under `{tar}/{name}`."""
+    """List the images of one tar by their names, or the images of several tars by `{tar without its ending}/{name}`.
+
+    Raises:
+        StepError: a tar cannot be read or is damaged, a name leads out of it, or a label is wrong.
+    """
     tars = [path for path in files.tokens if NAMES.fullmatch(path)]
     images: list[SourceImage] = []
-    found: dict[str, str] = {}
-    locator, packed, payload = Locator(3), [], 0
-    with ThreadPoolExecutor(8) as pool:  # remote tars are waited for
+    label_files: dict[str, str] = {}
+    locator, packed, image_bytes = Locator(3), [], 0
+    with ThreadPoolExecutor(8) as pool:  # scanning a remote tar mostly waits
         for number, shard in enumerate(pool.map(partial(_scan, files), tars)):
-            token = files.tokens[tars[number]]
-            packed.append(Packed(files.uri(tars[number]), token, shard.num_bytes if is_packed(tars[number]) else 0))
-            above = f"{_ENDING.sub('', tars[number])}/" if len(tars) > 1 else ""
-            mark = f"{zlib.crc32(token.encode()):08x}"  # no checksums of members here, so the token is that of the whole tar
+            tar, token = tars[number], files.tokens[tars[number]]
+            packed.append(Packed(files.uri(tar), token, shard.num_bytes if is_packed(tar) else 0))
+            above = f"{_ENDING.sub('', tar)}/" if len(tars) > 1 else ""
+            mark = (
+                f"{zlib.crc32(token.encode()):08x}"  # members have no checksum, so a changed tar changes all its tokens
+            )
+
             for member in shard.images:
-                label = shard.labels.get(_key(member.name))
+                label = shard.labels.get(_sample_key(member.name)) if shard.labels else None
                 images.append(SourceImage(above + member.name, label, f"{member.size}-{member.mtime}-{mark}"))
                 locator.add(above + member.name, number, member.offset, member.size)
-                payload += member.size
+                image_bytes += member.size
+
             for member in shard.files:
-                found[above + member.name] = f"{member.size}-{member.mtime}-{mark}"
+                label_files[above + member.name] = f"{member.size}-{member.mtime}-{mark}"
                 locator.add(above + member.name, number, member.offset, member.size)
-    opener = partial(_open, tuple(packed), locator.seal(), payload < COPY_BELOW * len(images))
-    return Listing(images, opener, reader="tar", files=found, folders=len(tars) == 1)
+    opener = partial(_open_members, tuple(packed), locator.seal(), image_bytes < COPY_BELOW * len(images))
+    return Listing(images, opener, reader="tar", files=label_files, folders=len(tars) == 1)
 
 
 @contextmanager
-def _open(tars: tuple[Packed, ...], locator: Locator, copy: bool) -> Iterator[Read]:
+def _open_members(tars: tuple[Packed, ...], locator: Locator, copy: bool) -> Iterator[Read]:
+    """Yield a function from the path of a member to its bytes.
+
+    Args:
+        locator: number of the tar, offset and size of each member.
+        copy: copy remote tars to this machine as a whole.
+    """
     with open_ranges(tars, copy=copy) as read:
         yield lambda path: read(*locator[path])
 
 
 def _scan(files: Files, tar: str) -> _Shard:
+    """Read the headers of one tar, and the labels of its samples if they are wanted."""
     shard = _Shard()
     with open_tar(files.source, files.uri(tar), files.tokens[tar]) as content:
         for member in walk(files.source, content):
@@ -76,18 +109,35 @@ def _scan(files: Files, tar: str) -> _Shard:
             elif is_label_file(member.name, files.label_file):
                 shard.files.append(member)
             elif files.labels and member.name.endswith((".cls", ".json")) and member.size <= _LARGEST_LABEL:
-                shard.labels[_key(member.name)] = _label(files.source, member, content)
+                shard.labels[_sample_key(member.name)] = _read_label(files.source, member, content)
     return shard
 
 
-def _key(name: str) -> str:
-    """What the files of one sample share: all up to the first dot of the last part."""
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + last.partition(".")[0]
+def _sample_key(name: str) -> str:
+    """Return the part of a member's name that all files of its sample share.
+
+    webdataset's rule finds no key for a few names, such as one with a line break in a folder that has a dot. Their key is
+    everything up to the first dot of the last part.
+    """
+    from webdataset.tariterators import base_plus_ext  # imports torch, which takes a second: only for tars with labels
+
+    key, _ = base_plus_ext(name)
+    if key is None:
+        folder, slash, last = name.rpartition("/")
+        return folder + slash + last.partition(".")[0]
+    return str(key)
 
 
-def _label(source: str, member: Member, content: IO[bytes]) -> Label:
-    """A class number as text in `.cls`; `label` (number or vector) or `attributes` (vector) in `.json`, if it has such a key."""
+def _read_label(source: str, member: Member, content: IO[bytes]) -> Label:
+    """Read the label of a sample; `content` is at the first byte of its file.
+
+    A `.cls` contains a class number as text. A `.json` may contain an object with a class number or a vector of attributes as
+    `label`, `cls`, `class` or `attributes`; None without any of these.
+
+    Raises:
+        DamagedTar: the tar ends within the label.
+        StepError: the file contains something else.
+    """
     data = content.read(member.size)
     if len(data) < member.size:
         raise DamagedTar("it is cut short")
@@ -99,15 +149,15 @@ def _label(source: str, member: Member, content: IO[bytes]) -> Label:
             f"{where} no label but {data[:40]!r}; a .cls must hold a number, a .json an object; mend it or set data.labels=none"
         ) from None
     if isinstance(value, dict):
-        value = next(
-            (value[key] for key in ("label", "cls", "class", "attributes") if value.get(key) is not None), None
-        )
+        keys = ("label", "cls", "class", "attributes")
+        value = next((value[key] for key in keys if value.get(key) is not None), None)
     if isinstance(value, list):
         return binary(where, value, set())
-    return _class(where, value)
+    return _check_class(where, value)
 
 
-def _class(where: str, value: Any) -> int | None:
+def _check_class(where: str, value: Any) -> int | None:
+    """Return a class number, or None for None. Raise StepError for any other value."""
     if value is not None and (type(value) is not int or value < 0):
         raise StepError(
             f"{where} the label {str(value)[:40]!r}; must be a whole number from 0, or 0s and 1s; mend it or set data.labels=none"

@@ -1,4 +1,8 @@
-"""A list of URLs, one in a line or in the column `url` of a table, of images that lie anywhere."""
+"""List and read the images of a list of URLs: one URL in each line, or a table with the column `url`.
+
+A URL may be signed. Signatures and other secrets stay in the list; they never become part of paths, tokens, pickles or
+messages.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +27,23 @@ from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
 from stylegan.errors import StepError, UnavailableError, one_line
 
 NAMES = re.compile(r".*\.(txt|csv|tsv)", re.IGNORECASE)
-PAUSES = (
-    1.0,
-    4.0,
-    10.0,
-)  # seconds before a web server is asked again: one of many that never answers must not hold up the rest
-_LOCAL = re.compile(
-    r"^(file|local)://|::"
-)  # a list from elsewhere must not reach files of this machine, chained or not
-_PASSING = (408, 425, 429)
+# Seconds between attempts to read from a web server. They are few, because one of many servers may never answer, and
+# the other images must not wait for it.
+PAUSES = (1.0, 4.0, 10.0)
+# URLs of files on this machine, and chained URLs, which may contain them. A list from elsewhere must not read such
+# files.
+_LOCAL = re.compile(r"^(file|local)://|::")
+_TEMPORARY = (408, 425, 429)  # HTTP statuses 4xx after which the same request may work
 
 
 class _Line(NamedTuple):
-    """A URL of a list, where it stands in the file, and its label as text."""
+    """One URL of a list.
+
+    Attributes:
+        url: the URL as in the list.
+        start: its offset in the file, in bytes.
+        label: its label as text, or None.
+    """
 
     url: str
     start: int
@@ -43,61 +51,86 @@ class _Line(NamedTuple):
 
 
 def list_images(files: Files) -> Listing:
-    """Images are named by server and path of their URL. What signs a URL changes neither name nor token."""
+    """List the images under the server and path of their URLs. The signature of a URL changes neither path nor token.
+
+    Raises:
+        ConfigError: a URL belongs to an unknown store, or its store needs a package that is not installed.
+        StepError: a line does not contain a URL, or contains one of a file on this machine.
+    """
+    # Read the list.
     ((name, token),) = files.tokens.items()
     where = f"data.source={files.source}"
-    with local_copy(files.uri(name), token) as path:
-        content = path.read_bytes()
-    images, texts, locator, protocols = [], [], Locator(2), set()
+    with local_copy(files.uri(name), token) as local:
+        content = local.read_bytes()
+
+    # Name the images, and note where their URLs are.
+    unlabelled, texts, locator, protocols = [], [], Locator(2), set()
     for line in _lines(where, name, content):
         protocol = line.url.partition("://")[0]
         if protocol not in protocols:
             require_package(where, f"{protocol}://")
             protocols.add(protocol)
         unsigned = _unsigned(line.url)
-        path_of = _path(unsigned)
-        locator.add(path_of, line.start, len(line.url.encode()))
-        images.append((path_of, f"{zlib.crc32(unsigned.encode()):08x}"))
+        path = _path(unsigned)
+        locator.add(path, line.start, len(line.url.encode()))
+        unlabelled.append(SourceImage(path, None, f"{zlib.crc32(unsigned.encode()):08x}"))
         texts.append(line.label)
+
+    # Number the labels.
     labels, names = _labels(texts)
-    found = [SourceImage(shown, label, mark) for (shown, mark), label in zip(images, labels, strict=True)]
-    return Listing(found, partial(_open, files.uri(name), token, locator.seal()), reader="urls", label_names=names)
+    images = [SourceImage(image.path, label, image.token) for image, label in zip(unlabelled, labels, strict=True)]
+    opener = partial(_open_list, files.uri(name), token, locator.seal())
+    return Listing(images, opener, reader="urls", label_names=names)
 
 
 def _lines(where: str, name: str, content: bytes) -> Iterator[_Line]:
-    """The lines with a URL. A first line with a column `url` makes it a table; `#` begins a remark."""
+    """Yield the lines with a URL. The list is a table if its first line has a column `url`. A `#` begins a remark.
+
+    Args:
+        where: beginning of error messages.
+        name: name of the list; `.tsv` means that tabs separate the columns of a table.
+        content: the list.
+
+    Raises:
+        StepError: a line does not contain a URL, or contains one of a file on this machine.
+    """
     start, header = 0, None
     delimiter = "\t" if name.lower().endswith(".tsv") else ","
     for number, raw in enumerate(content.splitlines(keepends=True)):
+        # Split the line into fields. Only the first line may begin with a byte order mark.
         text = raw.decode("utf-8-sig" if number == 0 else "utf-8", errors="replace").strip("\r\n")
         fields = next(csv.reader([text], delimiter=delimiter), []) if delimiter in text or header else [text]
+
+        # The header of a table, or a line with a URL; remarks and empty lines are skipped.
         if number == 0 and "url" in [field.strip().lower() for field in fields]:
             header = [field.strip().lower() for field in fields]
         elif text.strip() and not text.startswith("#"):
-            url, label = _fields(header, fields, text)
-            place = raw.find(url.encode())
-            if not re.match(r"[a-z][a-z0-9+.-]*://[^/]", url) or place < 0 or _LOCAL.search(url):
+            url, label = _url_and_label(header, fields, text)
+            offset = raw.find(url.encode())  # -1 if the line was quoted or decoded in a way that changed the URL
+            if not re.match(r"[a-z][a-z0-9+.-]*://[^/]", url) or offset < 0 or _LOCAL.search(url):
                 raise StepError(
-                    f"{where}: line {number + 1} holds no URL such as https://host/image.png but {_shown(url)!r}; mend that line"
+                    f"{where}: line {number + 1} contains {_shown(url)!r}; must be a URL such as https://host/image.png, not a file of "
+                    "this machine: mend that line"
                 )
-            yield _Line(url, start + place, label)
+            yield _Line(url, start + offset, label)
         start += len(raw)
 
 
-def _fields(header: list[str] | None, fields: list[str], text: str) -> tuple[str, str | None]:
-    """URL and label of a line."""
+def _url_and_label(header: list[str] | None, fields: list[str], text: str) -> tuple[str, str | None]:
+    """Return the URL and the label of a line."""
     if header is None:
-        return text.strip(), None  # a URL may hold commas
+        return text.strip(), None  # the whole line, because a URL may contain commas
     named = dict(zip(header, fields, strict=False))
     return named.get("url", "").strip(), named.get("label", "").strip() or None
 
 
 def _shown(url: str) -> str:
+    """Return the beginning of a URL without its secrets, for messages."""
     return without_secrets(url)[:80]
 
 
 def _unsigned(url: str) -> str:
-    """A URL without what signs it and when that expires, and without who asks."""
+    """Return a URL without its signature, the time when that expires, and user names or passwords."""
     parts = urlsplit(url)
     query = urlencode(
         [(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if not is_secret(key)]
@@ -106,15 +139,19 @@ def _unsigned(url: str) -> str:
 
 
 def _path(url: str) -> str:
-    """The name of an image: server and path; what a query asks for as a digest, so that it stays apart."""
+    """Return the path of an image: the server and path of its URL, then a digest of the query if there is one."""
     parts = urlsplit(url)
-    steps = [part for part in unquote(parts.path).split("/") if part not in ("", ".", "..")]
-    path = "/".join([parts.netloc.replace("..", "_"), *steps])
+    folders = [part for part in unquote(parts.path).split("/") if part not in ("", ".", "..")]
+    path = "/".join([parts.netloc.replace("..", "_"), *folders])
     return f"{path}-{hashlib.sha256(parts.query.encode()).hexdigest()[:12]}" if parts.query else path
 
 
 def _labels(texts: list[str | None]) -> tuple[list[Label], tuple[str, ...]]:
-    """Whole numbers are class numbers; other texts are names of classes, which count in their order."""
+    """Return the labels and the names of their classes.
+
+    If all texts are whole numbers, they are class numbers without names. Otherwise the texts are the names of the
+    classes, which are numbered in sorted order.
+    """
     given = {text for text in texts if text is not None}
     if all(re.fullmatch(r"\d{1,9}", text) for text in given):
         return [None if text is None else int(text) for text in texts], ()
@@ -123,8 +160,11 @@ def _labels(texts: list[str | None]) -> tuple[list[Label], tuple[str, ...]]:
 
 
 @contextmanager
-def _open(uri: str, token: str, locator: Locator) -> Iterator[Read]:
-    """The URLs stay in the list, since they may be signed."""
+def _open_list(uri: str, token: str, locator: Locator) -> Iterator[Read]:
+    """Yield a function that reads one image.
+
+    It takes the URL from the list each time. URLs may be signed, so they are not copied.
+    """
     with local_copy(uri, token) as path, open(path, "rb") as file:
 
         def read(name: str) -> bytes:
@@ -135,7 +175,12 @@ def _open(uri: str, token: str, locator: Locator) -> Iterator[Read]:
 
 
 def _fetch(url: str) -> bytes:
-    """Raises OSError if this one cannot be had, StepError if its store (not a web server) does not answer."""
+    """Return the bytes at a URL.
+
+    Raises:
+        OSError: this file cannot be read, or its web server does not answer.
+        UnavailableError: its store, which is not a web server, does not answer.
+    """
     if url.startswith(("http://", "https://")):
         return _fetch_web(url)
     try:
@@ -147,21 +192,27 @@ def _fetch(url: str) -> bytes:
 
 
 def _fetch_web(url: str) -> bytes:
+    """Return the bytes at a URL of a web server, with retries, or raise OSError."""
     fs, path = storage.filesystem(url)
     for pause in (*PAUSES, None):
         try:
             return fs.cat_file(path)
-        except Exception as error:  # of aiohttp, asyncio or the socket; whichever, it is about this URL
+        except Exception as error:  # from aiohttp, asyncio or the socket: all of them concern only this URL
             status = getattr(error, "status", 404 if isinstance(error, FileNotFoundError) else None)
-            refused = status is not None and 400 <= status < 500 and status not in _PASSING
+            refused = status is not None and 400 <= status < 500 and status not in _TEMPORARY
             if refused or pause is None:
                 raise OSError(_redacted(url, error)) from None
         time.sleep(pause)
-    raise AssertionError
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _redacted(url: str, error: Exception) -> str:
-    """Which URL failed and how. What the exception says may repeat the query, which may sign the URL."""
+    """Return a message with the URL and the reason of a failure, without secrets."""
     status = getattr(error, "status", None)
-    how = f"HTTP {status}" if status is not None else type(error).__name__ if urlsplit(url).query else one_line(error)
-    return f"{_shown(url)}: {how}"
+    if status is not None:
+        reason = f"HTTP {status}"
+    elif urlsplit(url).query:
+        reason = type(error).__name__  # the text may repeat the query, which may contain a signature
+    else:
+        reason = one_line(error)
+    return f"{_shown(url)}: {reason}"

@@ -1,7 +1,7 @@
-"""The embedded feature network: small, trained once per data set on its own images, or given by URI. It serves every role.
+"""The embedded feature network: a small network, trained once per data set on its own images, or given by URI.
 
-It needs no downloaded weights. Metrics carry its name (`fid_classifier`, `fid_rotation`) and never compare with published ones. All
-runs on the same data share one network through storage.
+It serves every role and needs no downloaded weights. Metrics carry its name (`fid_classifier`, `fid_rotation`) and
+never compare with published ones. All runs on the same data share one network through storage.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from stylegan.networks.classifier import Classifier
 from stylegan.progress import Progress
 from stylegan.records import Record, digest
 
-VERSION = 1  # raise it whenever the architecture or its training changes what comes out
-SMALLEST_SET = 10  # images; below it there is nothing to hold out
-METADATA = "stylegan.features"  # one key: several would be written in random order
-Kind = Literal["classifier", "rotation"]
-KINDS = get_args(Kind)
+FEATURES_VERSION = 1  # raise it whenever a change of architecture or training gives other features
+SMALLEST_SET = 10  # images; fewer leave too few to hold out
+METADATA = "stylegan.features"  # one key, because safetensors writes several in random order
+EmbeddedKind = Literal["classifier", "rotation"]
+EMBEDDED_KINDS = get_args(EmbeddedKind)
 Pmap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 class FeatureFacts(Record):
-    """What is written beside the weights."""
+    """The facts that are stored in the file of a network, beside its weights."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: int = VERSION
-    kind: Kind
+    version: int = FEATURES_VERSION
+    kind: EmbeddedKind
     resolution: int
     channels: int
     label_names: tuple[str, ...]
-    accuracy: float  # share of the held-out images that are told right
+    accuracy: float  # share of the held-out images that are classified correctly
     dataset_fingerprint: str
 
 
 @dataclass(frozen=True)
 class FeatureNet:
-    """A trained network that measures images; all methods take float images [N, C, r, r] in [-1, 1] on its device.
+    """A trained network that measures images. All methods take float images [N, C, r, r] in [-1, 1] on its device.
 
-    `sha256` is the digest of the file at `uri`, weights and facts.
+    `sha256` is the digest of the file at `uri`, which contains weights and facts.
     """
 
     network: Classifier
@@ -70,16 +70,19 @@ class FeatureNet:
 
     @torch.no_grad()
     def recognise(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, D] features and [N, K] logarithms of the class probabilities. Quantise generated images to eight bits first."""
+        """Compute features [N, D] and the logarithms [N, K] of the class probabilities.
+
+        Quantise generated images to eight bits before.
+        """
         pooled = self.network.pooled(images)
         return pooled, functional.log_softmax(self.network.head(pooled), dim=1)
 
     @torch.no_grad()
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """[N] perceptual distances after Zhang et al. 2018 with unit weights; crops of images are fine too.
+        """Compute perceptual distances [N] after Zhang et al. 2018 with unit weights; crops of images work too.
 
-        Each map is normalised to unit length over its channels; squared differences are summed over channels, averaged over
-        pixels and summed over maps.
+        Each map is normalised to unit length over its channels. Squared differences are summed over channels, averaged
+        over pixels and summed over maps.
         """
         total = torch.zeros(len(a), device=a.device)
         for x, y in zip(self.network.maps(a), self.network.maps(b), strict=True):
@@ -88,16 +91,16 @@ class FeatureNet:
 
     @torch.no_grad()
     def attributes(self, images: Tensor) -> Tensor:
-        """[N, K] logits of one attribute per class: is it this class, or one of the others? log p - log(1 - p)."""
+        """Compute logits [N, K] of one attribute per class, "is of this class": log p - log(1 - p)."""
         return one_versus_rest(self.recognise(images)[1])
 
 
 def one_versus_rest(log_posteriors: Tensor) -> Tensor:
-    """log p - log(1 - p) of [N, K >= 2] logarithms of probabilities, exact for p near 1 too."""
+    """Compute log p - log(1 - p) of [N, K >= 2] logarithms of probabilities, exactly for p near 1 too."""
     likely, best = log_posteriors.max(dim=1, keepdim=True)
-    rest = torch.log1p(
-        -log_posteriors.exp().clamp(max=0.5)
-    )  # at most one class has more, and its rest is summed instead
+
+    # At most one class has p > 0.5. Its 1 - p loses all digits near p = 1, so the other classes are summed instead.
+    rest = torch.log1p(-log_posteriors.exp().clamp(max=0.5))
     others = log_posteriors.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True)
     return log_posteriors - torch.where(log_posteriors == likely, others, rest)
 
@@ -107,25 +110,28 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def check_embedded(evaluation: EvaluationConfig, labelled: bool) -> None:
-    """Whether an embedded network `evaluation.features` can be had for such data.
+    """Check that the embedded network `evaluation.features` can be trained or read for such data.
 
     Raises:
-        ConfigError: `classifier` without labels, a URI where there is no file, or a file of another kind.
+        ConfigError: `classifier` without labels, a URI without a file, or a file of another kind.
     """
     if evaluation.features == "classifier" and not labelled:
         raise ConfigError(
-            "evaluation.features=classifier: needs class labels, which these images do not have; set evaluation.features=rotation, "
-            "or give the URI of a .safetensors file that was trained on labelled images of the same size"
+            "evaluation.features=classifier: needs class labels, which these images do not have; set "
+            "evaluation.features=rotation, or give the URI of a .safetensors file that was trained on labelled images of "
+            "the same size"
         )
-    if evaluation.features not in KINDS:
+    if evaluation.features not in EMBEDDED_KINDS:
         load_features(evaluation.features)
 
 
 def load_features(uri: str, device: str = "cpu") -> FeatureNet:
-    """Read a network that `obtain_features` has written. The `uri` of what is given back is absolute: workers have other folders.
+    """Read a network that `obtain_features` has written.
+
+    The `uri` of the result is absolute, because workers have other working directories.
 
     Raises:
-        ConfigError: no such file, or not one of these.
+        ConfigError: there is no such file, or it is not a feature network of this version.
     """
     allowed = (
         "use classifier, rotation, inception, or the URI of a .safetensors file that classifier or rotation has written"
@@ -135,8 +141,8 @@ def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     except FileNotFoundError:
         raise ConfigError(f"evaluation.features={uri}: there is no such file; {allowed}") from None
     try:
-        facts = _facts(data)
-        with torch.device("meta"):  # nothing is drawn: loading leaves the global random state alone
+        facts = _read_facts(data)
+        with torch.device("meta"):  # draws no weights: loading leaves the global random state alone
             network = Classifier(
                 resolution=facts.resolution, channels=facts.channels, num_classes=len(facts.label_names)
             )
@@ -149,10 +155,11 @@ def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     return FeatureNet(network, facts, hashlib.sha256(data).hexdigest(), storage.absolute(uri))
 
 
-def _facts(data: bytes) -> FeatureFacts:
+def _read_facts(data: bytes) -> FeatureFacts:
+    """Parse the facts in the header of a .safetensors file. Raises ValueError for another version."""
     length = int.from_bytes(data[:8], "little")
     facts = FeatureFacts.model_validate_json(json.loads(data[8 : 8 + length])["__metadata__"][METADATA])
-    if facts.version != VERSION:
+    if facts.version != FEATURES_VERSION:
         raise ValueError(f"version {facts.version}")
     return facts
 
@@ -160,46 +167,57 @@ def _facts(data: bytes) -> FeatureFacts:
 def obtain_features(
     evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map
 ) -> FeatureNet:
-    """The network that `evaluation.features` names, on the CPU: from the URI, from {root}/features, or trained now and kept there.
+    """Return the network that `evaluation.features` names, on the CPU.
+
+    A URI is read. The network of `classifier` or `rotation` is read from {root}/features, or trained and written there.
 
     Args:
-        evaluation: its `features` and `seed` decide; the seed of a run does not, so runs with several seeds stay comparable.
-        device: where it is trained.
+        evaluation: its `features` and `seed` decide. The seed of a run does not, so runs with several seeds stay
+            comparable.
+        shards: the images to train on, at their largest resolution.
+        root: storage root.
+        device: torch device of the training.
         pmap: carries the training to a worker.
 
     Raises:
-        ConfigError: as `check_embedded`; fewer than two classes; or the network is for images of another shape.
+        ConfigError: as `check_embedded`; or fewer than two classes; or the network is for images of another shape.
         StepError: too few images to train on.
     """
+    # Train a network that is not in storage yet.
     check_embedded(evaluation, bool(shards.label_names))
     uri = evaluation.features
-    if evaluation.features in KINDS:
-        key = digest([VERSION, evaluation.features, shards.fingerprint, max(shards.resolutions), evaluation.seed])
+    if evaluation.features in EMBEDDED_KINDS:
+        key = digest(
+            [FEATURES_VERSION, evaluation.features, shards.fingerprint, max(shards.resolutions), evaluation.seed]
+        )
         uri = storage.join(storage.absolute(root), "features", f"{evaluation.features}-{key}.safetensors")
         if not storage.exists(uri):
-            _train_on_worker(TrainRequest(cast(Kind, evaluation.features), shards, evaluation.seed, device, uri), pmap)
-    found = load_features(uri)
-    shape, data_shape = (
-        (found.facts.channels, found.facts.resolution),
-        load_images(shards, max(shards.resolutions)).images.shape,
-    )
-    if shape != data_shape[1:3]:
+            kind = cast(EmbeddedKind, evaluation.features)
+            _train_on_worker(TrainRequest(kind, shards, evaluation.seed, device, uri), pmap)
+
+    # Refuse a network for images of another shape.
+    features = load_features(uri)
+    shape = (features.facts.channels, features.facts.resolution)
+    data_shape = load_images(shards, max(shards.resolutions)).images.shape[1:3]
+    if shape != data_shape:
         raise ConfigError(
-            f"evaluation.features={uri}: measures {_shape(*shape)} images, the data set has {_shape(*data_shape[1:3])}; "
-            "use classifier, rotation, or a network that was trained on images of this shape"
+            f"evaluation.features={uri}: measures {_shown_shape(*shape)} images, the data set has "
+            f"{_shown_shape(*data_shape)}; use classifier, rotation, or a network that was trained on images of this "
+            "shape"
         )
-    return found
+    return features
 
 
-def _shape(channels: int, resolution: int) -> str:
+def _shown_shape(channels: int, resolution: int) -> str:
+    """Format the shape of images for people: `8x8 grey`."""
     return f"{resolution}x{resolution} {'grey' if channels == 1 else 'RGB'}"
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a worker needs to train a network and write it to `uri`."""
+    """A request to a worker: train a network of this kind and write it to `uri`."""
 
-    kind: Kind
+    kind: EmbeddedKind
     shards: ShardSet
     seed: int
     device: str
@@ -207,11 +225,12 @@ class TrainRequest:
 
 
 def _train_on_worker(request: TrainRequest, pmap: Pmap) -> None:
+    """Let a worker train a network. Raises ConfigError for fewer than two classes, StepError for too few images."""
     shards, progress = request.shards, Progress(f"evaluate: {request.kind} features", request.shards.num_images)
     if request.kind == "classifier" and len(shards.label_names) < 2:
         raise ConfigError(
-            f"evaluation.features=classifier: the images have only the class {shards.label_names[0]!r}, at least 2 are needed; "
-            "set evaluation.features=rotation"
+            f"evaluation.features=classifier: the images have only the class {shards.label_names[0]!r}, at least 2 "
+            "are needed; set evaluation.features=rotation"
         )
     if shards.num_images < SMALLEST_SET:
         raise StepError(
@@ -220,11 +239,11 @@ def _train_on_worker(request: TrainRequest, pmap: Pmap) -> None:
         )
     progress.update(0, "training")
     (accuracy,) = pmap(train_features, [request])
-    progress.update(shards.num_images, f"{accuracy:.1%} of the held-out images are told right")
+    progress.update(shards.num_images, f"{accuracy:.1%} of the held-out images are classified correctly")
 
 
 def train_features(request: TrainRequest) -> float:
-    """Train and write one network; gives its held-out accuracy. Runs on any worker."""
+    """Train and write one network, and return its accuracy on held-out images. Runs on any worker."""
     shards = request.shards
     table = load_images(shards, max(shards.resolutions))
     label_names = shards.label_names if request.kind == "classifier" else ("0", "90", "180", "270")

@@ -1,4 +1,20 @@
-"""Frechet distance between two sets of features (Heusel et al. 2017), from mergeable float64 moments."""
+"""Fréchet distance between two sets of features (Heusel et al. 2017), from mergeable float64 moments.
+
+The trace of (S_a S_b)^(1/2) is the sum of the singular values of R_a' R_b, for any roots S = R R'. With Cholesky's
+factor R_a = L, these are the square roots of the eigenvalues of L' S_b L, which is symmetric. Eigenvalues are computed
+first, and singular values only where the error of the eigenvalues could show. Neither is enough alone:
+
+| computation | speed against scipy's sqrtm | largest error seen |
+|---|---|---|
+| eigenvalues | 21 times | 5e-9 of the distance for almost equal sets, 1e-4 if they are almost singular too |
+| singular values | 6.4 times | rounding of the traces |
+| both, as here | 21 times; 5 times where both are computed | 1e-6 of the distance, or 1e-11 of the traces |
+
+The speeds are those at 2048 features: CPU time on one thread, medians of 5 rounds in turns. The almost equal sets are
+features of a trained classifier without and with 1 % of noise. The almost singular ones have rank 60 in 512 dimensions
+and noise of 1e-5, and differ by 1 % in scale. The cause of the error is rounding: it moves each eigenvalue by some
+epsilons of the largest one, which the square root of a small eigenvalue shows most.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +32,15 @@ from stylegan.evaluation.metrics.numerics import Estimate, poisson_weights, requ
 
 REPLICATES = 16  # of a bootstrap
 BLOCK = 4096  # samples that a bootstrap adds at a time
-TOLERANCE = 1e-6  # of the distance, that the fast way may be off
+TOLERANCE = 1e-6  # relative error of the distance that eigenvalues may have
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean [D] and sum of squared deviations `m2` [D, D] of feature vectors, in float64."""
+    """Count, mean [D] and sum of squared deviations `m2` [D, D] of feature vectors, in float64.
+
+    Moments of parts of a set can be merged, so a set never has to be in memory as a whole.
+    """
 
     count: int
     mean: np.ndarray
@@ -29,7 +48,11 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray, weights: np.ndarray | None = None) -> Moments:
-        """Moments of [N >= 1, D] vectors of any float type, each counted as often as its whole-numbered weight [N] says.
+        """Return the moments of feature vectors.
+
+        Args:
+            features: [N >= 1, D], of any float type.
+            weights: how often each vector counts: whole numbers [N], at least 0; unset: once.
 
         Raises:
             StepError: no vectors, or values that are not finite.
@@ -48,7 +71,7 @@ class Moments:
         return cls(count, mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets together (Chan et al. 1983)."""
+        """Return the moments of both sets together (Chan et al. 1983)."""
         if not (self.count and other.count):
             return other if other.count else self
         count = self.count + other.count
@@ -59,49 +82,58 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """[D, D], divided by N - 1 as np.cov does; zeros of a bootstrap replicate that happens to hold a single vector."""
+        """The covariance [D, D], divided by N - 1 as np.cov does; zeros for a replicate with a single vector."""
         return self.m2 / max(self.count - 1, 1)
 
     @cached_property
     def _root(self) -> tuple[np.ndarray, np.ndarray]:
-        """L [D, D], of which the lower triangle counts, and an order [D] with L L' = covariance[order][:, order].
+        """A factor L [D, D] and an order [D] with L L' = covariance[order][:, order]. Only L's lower triangle counts.
 
-        Cholesky's factor with complete pivoting: it exists for singular covariances too, where its last columns are 0, and its
-        columns go from the largest to the smallest, which the eigenvalues below owe their accuracy to. Kept: a reference is
-        compared with many sets.
+        L is Cholesky's factor with complete pivoting. It exists for singular covariances too, with zeros in its last
+        columns. Its columns go from the largest to the smallest, which makes the eigenvalues in `_distance` accurate.
+        The factor is cached, because one reference is compared with many sets.
         """
         factor, order, rank, _ = dpstrf(self.covariance.T, lower=1, overwrite_a=1)
         factor[:, rank:] = 0
         return factor, order - 1
 
     def to_npz(self) -> bytes:
-        """The bytes of an .npz file."""
+        """Return the moments as the bytes of an .npz file."""
         buffer = io.BytesIO()
         np.savez(buffer, count=np.int64(self.count), mean=self.mean, m2=self.m2)
         return buffer.getvalue()
 
     @classmethod
     def from_npz(cls, data: bytes) -> Moments:
-        """What `to_npz` gave. Raises ValueError, KeyError, OSError or BadZipFile for other bytes."""
+        """Return the moments that `to_npz` has written.
+
+        Raises:
+            ValueError, KeyError, OSError, BadZipFile: the bytes are something else.
+        """
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return cls(int(arrays["count"]), arrays["mean"], arrays["m2"])
 
 
 class BootstrapMoments:
-    """Moments of R Poisson bootstrap replicates of a set that streams by; its samples are numbered from `first` on.
+    """Moments of R Poisson bootstrap replicates of a set whose samples arrive in chunks.
 
-    Neither chunks nor workers change them: what a replicate holds of a sample depends on the sample's number and the seed
-    (`poisson_weights`). Memory: R D^2 8 bytes, 0.5 GiB for 16 replicates of 2048 features, and a block of samples.
+    The replicates do not depend on the chunks: how often one contains a sample depends on the sample's number and the
+    seed alone (see `poisson_weights`). Memory: R D^2 8 bytes, which are 0.5 GiB for 16 replicates of 2048 features, and
+    one block of samples.
     """
 
-    def __init__(self, num_features: int, *, replicates: int = REPLICATES, seed: int, first: int = 0) -> None:
+    def __init__(self, num_features: int, *, replicates: int = REPLICATES, seed: int) -> None:
         empty = Moments(0, np.zeros(num_features), np.zeros((num_features, num_features)))
         self._moments = [empty] * replicates
-        self._seed, self._next = seed, first
+        self._seed, self._next = seed, 0  # number of the next sample
         self._waiting: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:
-        """The next samples [N, D]; large blocks are added at once. Raises StepError for values that are not finite or another D."""
+        """Add the next samples [N, D]. They are counted in blocks of BLOCK samples.
+
+        Raises:
+            StepError: values that are not finite, or another D.
+        """
         require_same_width(len(self._moments[0].mean), features.shape[1])
         self._waiting.append(require_features(features, "image"))
         if sum(map(len, self._waiting)) >= BLOCK:
@@ -111,15 +143,9 @@ class BootstrapMoments:
                 self._add_block(rows[start : start + BLOCK])
             self._waiting = [rows[whole:]]
 
-    def merge(self, other: BootstrapMoments) -> BootstrapMoments:
-        """Replicates of both sets together, which must have the same seed and other sample numbers. More samples cannot be added."""
-        merged = BootstrapMoments(0, replicates=0, seed=self._seed)
-        merged._moments = [a.merge(b) for a, b in zip(self.replicates, other.replicates, strict=True)]
-        return merged
-
     @property
     def replicates(self) -> list[Moments]:
-        """Moments of every replicate."""
+        """The moments of every replicate."""
         rest, self._waiting = self._waiting, []
         if sum(map(len, rest)):
             self._add_block(np.concatenate(rest))
@@ -133,7 +159,7 @@ class BootstrapMoments:
 
 
 def require_enough(count: int, num_features: int, what: str) -> None:
-    """Raise StepError, fit to be a reason for skipping, if a covariance from `count` images would be singular."""
+    """Raise StepError if a covariance from `count` images would be singular. The message becomes the skip reason."""
     if count <= num_features:
         raise StepError(
             f"{count} {what} images are too few for a covariance of {num_features} features; at least {num_features + 1} are needed, "
@@ -142,13 +168,17 @@ def require_enough(count: int, num_features: int, what: str) -> None:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), at least 0.
+    """Return the Fréchet distance |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), at least 0.
 
-    Exact to 1e-6 of itself or, where that is more, to 1e-11 of the traces, which is what rounding of singular covariances leaves.
-    Several comparisons with one `a` share its root.
+    Its error is at most 1e-6 of the distance or, where that is more, 1e-11 of the traces: rounding of singular
+    covariances.
+
+    Args:
+        a: the reference; several comparisons with it share its factor.
+        b: the generated set.
 
     Raises:
-        StepError: no more images than features on one side, or other features on the other.
+        StepError: a set has no more images than features, or the sets have different D.
     """
     require_same_width(len(a.mean), len(b.mean))
     require_enough(a.count, len(a.mean), "reference")
@@ -157,43 +187,51 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def frechet_interval(reference: Moments, bootstrap: BootstrapMoments, value: float) -> Estimate:
-    """The distance `value` of a generated set with its 95 % interval, from the spread of its bootstrap replicates around `value`.
+    """Return the distance of a generated set with its 95 % interval.
 
-    Replicates hold 63 % of the samples, some more than once, and lie above the value, as every FID of fewer samples does: their
-    spread is used and their mean is not. It is the uncertainty of having drawn other images from the same generator; the reference
-    is taken as it is, and so is the bias of FID at this number of images, which comparisons at equal numbers share.
+    The interval says how much the distance varies over other images from the same generator. It comes from the spread
+    of the distances of the replicates, not from their mean: a replicate contains 63 % of the samples, some more than
+    once, so its distance is too large, like every FID of fewer samples. The reference is not resampled, and the bias of
+    FID at this number of images is not corrected; comparisons at equal numbers share it.
+
+    Args:
+        reference: moments of the reals.
+        bootstrap: replicates of the generated set.
+        value: the distance of the generated set itself.
     """
     distances = np.array([_distance(reference, replicate) for replicate in bootstrap.replicates])
     return Estimate.from_replicates(value, distances, lowest=0.0)
 
 
 def _distance(a: Moments, b: Moments) -> float:
-    """The distance; the trace of the root is the sum of the singular values of R_a' R_b for any roots S = R R'.
-
-    With R_a = L they are roots of the eigenvalues of L' S_b L, which is symmetric and takes a quarter of the time. Rounding moves
-    an eigenvalue by some epsilons of the largest one, one by one at random, which a small one's root shows most; where that could
-    be seen in the distance, as in almost singular and almost equal covariances, singular values are computed after all.
-    """
+    """Return the distance by eigenvalues, or by singular values if eigenvalues are not accurate enough (see above)."""
+    # tr (S_a S_b)^(1/2) by eigenvalues of L' S_b L.
     covariance, (factor, order) = b.covariance, a._root
     fixed = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(covariance)
     product = dtrmm(1.0, factor, covariance[np.ix_(order, order)].T, side=1, lower=1, overwrite_b=1)
     product = dtrmm(1.0, factor, product, side=0, lower=1, trans_a=1, overwrite_b=1)
     values = torch.linalg.eigvalsh(torch.from_numpy(product.T)).clamp(min=0)
     distance = float(fixed - 2 * values.sqrt().sum())
-    if 2 * _doubt(values) > TOLERANCE * distance:
+
+    # By singular values of R_a' R_b, if rounding of the eigenvalues could show in the distance.
+    if 2 * _root_sum_error(values) > TOLERANCE * distance:
         distance = float(fixed - 2 * torch.linalg.svdvals(_unordered(a._root).T @ _unordered(b._root)).sum())
     return max(distance, 0.0)
 
 
-def _doubt(values: torch.Tensor) -> float:
-    """How far the sum of the roots of computed eigenvalues [D], ascending, may be off."""
+def _root_sum_error(values: torch.Tensor) -> float:
+    """Estimate the error of the sum of the square roots of computed eigenvalues [D], ascending.
+
+    Rounding moves each eigenvalue at random by some epsilons of the largest one. Eigenvalues no larger than that are
+    lost: the errors of their roots add up. The errors of the others are independent, and the norm estimates their sum.
+    """
     rounding = 8 * torch.finfo(values.dtype).eps * values[-1]
     errors, lost = (values + rounding).sqrt() - values.sqrt(), values <= rounding
     return float(errors[lost].sum() + errors[~lost].norm())
 
 
 def _unordered(root: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
-    """R [D, D] with R R' = covariance."""
+    """Return R [D, D] with R R' = covariance, from the lower triangle and the order of `Moments._root`."""
     factor, order = root
     unordered = torch.empty(factor.shape, dtype=torch.float64)
     unordered[torch.from_numpy(order).long()] = torch.from_numpy(factor.T).T.tril()

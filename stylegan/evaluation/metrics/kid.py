@@ -1,6 +1,6 @@
-"""Kernel distance, KID (Binkowski et al. 2018): the unbiased squared MMD of a cubic kernel, averaged over subsets.
+"""Kernel distance, KID (Binkowski et al. 2018): unbiased squared MMD of a cubic kernel, averaged over random subsets.
 
-Subsets are drawn as torch-fidelity draws them: with equal seeds both give the same number.
+The subsets are those of torch-fidelity: with equal seeds both programs give the same number.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ REPLICATES = 100  # of the bootstrap
 
 
 def kernel_distance(real: np.ndarray, fake: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int) -> Estimate:
-    """Mean over subsets of the kernel distance of real [N, D] and generated [M, D] features; not multiplied by 1000.
+    """Return the kernel distance of two sets of features, averaged over subsets and not multiplied by 1000.
 
-    The interval is that of the Poisson bootstrap over the generated images: every replicate weighs each of them in all subsets,
-    where pairs of an image with itself stay left out. The reals are taken as they are. It is not the spread over subsets, which
-    are much smaller than the sets; for that take the standard deviation of `subset_distances`.
+    The interval is that of the Poisson bootstrap over the generated images. A replicate gives each image one weight in
+    all subsets; pairs of an image with itself never count. The reals are not resampled. The interval is not the spread
+    over subsets, which papers print after the mean: the subsets are much smaller than the sets.
+
+    Args:
+        real, fake: features of real [N, D] and of generated [M, D] images.
+        subsets: the number of subsets.
+        size: images of each kind in a subset; no more than N and M.
+        seed: of the subsets and of the bootstrap.
 
     Raises:
         StepError: fewer than two images, values that are not finite, or sets of different D.
     """
+    # Column 0 weighs every image once: it is the distance itself. The others are the replicates.
     weights = poisson_weights(0, len(fake), replicates=REPLICATES, seed=seed)
     weights = np.concatenate([np.ones_like(weights[:, :1]), weights], axis=1)
     pairs = _subsets(real, fake, subsets=subsets, size=size, seed=seed)
@@ -32,18 +39,10 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, *, subsets: int = 100, s
     return Estimate.from_replicates(float(distances[0]), distances[1:])
 
 
-def subset_distances(
-    real: np.ndarray, fake: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int
-) -> np.ndarray:
-    """[subsets]: the distances whose mean `kernel_distance` is; their standard deviation is what papers print after the mean."""
-    pairs = _subsets(real, fake, subsets=subsets, size=size, seed=seed)
-    return np.concatenate([_squared_mmd(real[r], fake[f], np.ones((len(f), 1))) for r, f in pairs])
-
-
 def _subsets(
     real: np.ndarray, fake: np.ndarray, *, subsets: int, size: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of min(size, N, M) reals and as many generated images, without replacement, for every subset."""
+    """Yield the indices of each subset: min(size, N, M) reals and as many generated images, without replacement."""
     require_features(real, "reference")
     require_features(fake, "generated")
     require_same_width(real.shape[1], fake.shape[1])
@@ -52,22 +51,23 @@ def _subsets(
         raise StepError(
             f"the kernel distance needs two images on each side; there are {len(real)} reference, {len(fake)} generated ones"
         )
-    rng = np.random.RandomState(seed % 2**32)  # the legacy generator: its numbers never change between versions
+    rng = np.random.RandomState(seed % 2**32)  # the legacy generator: the same numbers in every version of NumPy
     for _ in range(subsets):
         generated = rng.choice(len(fake), size, replace=False)
         yield rng.choice(len(real), size, replace=False), generated
 
 
 def _squared_mmd(real: np.ndarray, fake: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R] unbiased estimates for real and generated [m, D], in each of which generated image i counts weights[i, r] times (w [m, R]).
+    """Return R unbiased estimates of the squared MMD for real x and generated y [m, D].
 
-    With w = 1: sum_{i != j} k(x_i, x_j) / (m (m - 1)) + sum_{i != j} k(y_i, y_j) / (m (m - 1)) - 2 sum_{ij} k(x_i, y_j) / m^2.
+    In estimate r the generated image i counts weights[i, r] times (weights [m, R]). If all weights are 1, the estimate
+    is sum_{i != j} k(x_i, x_j) / (m (m - 1)) + sum_{i != j} k(y_i, y_j) / (m (m - 1)) - 2 sum_{ij} k(x_i, y_j) / m^2.
     """
     x, y, w = (np.asarray(part, np.float64) for part in (real, fake, weights))
     m = len(x)
     k_xx, k_yy, k_xy = _cubic_kernel(x, x), _cubic_kernel(y, y), _cubic_kernel(x, y)
     within_reals = (k_xx.sum() - np.trace(k_xx)) / (m * (m - 1))
-    # A replicate of a tiny subset may hold no pair: both sums are then 0, and so is the term.
+    # A replicate of a tiny subset may contain no pair. Its sum is then 0, and the divisor 1 makes the term 0.
     num_pairs = np.maximum(np.square(w.sum(axis=0)) - np.square(w).sum(axis=0), 1)
     within_fakes = (np.einsum("ir,ir->r", w, k_yy @ w) - np.square(w).T @ np.diagonal(k_yy)) / num_pairs
     between = k_xy.mean(axis=0) @ w / np.maximum(w.sum(axis=0), 1)
@@ -76,7 +76,7 @@ def _squared_mmd(real: np.ndarray, fake: np.ndarray, weights: np.ndarray) -> np.
 
 
 def _cubic_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[N, M]: (a.b / D + 1)^3."""
+    """Return k(a, b) = (a.b / D + 1)^3 for every pair, [N, M]."""
     base = a @ b.T / a.shape[1] + 1
     cube: np.ndarray = base * base * base
     return cube

@@ -1,11 +1,15 @@
-"""Linear separability (Karras et al. 2019, section 4.2): can a hyperplane in latent space tell whether an image has an attribute?
+"""Linear separability (Karras et al. 2019, section 4.2): how well a hyperplane in latent space predicts attributes.
 
-Of each attribute the half of the images whose classifier is surest is kept, a linear SVM is fitted to their latents, and the score
-is exp(sum over attributes of H(Y|X)), Y the classifier's answer and X the SVM's. 1 is perfect; each attribute that the latents tell
-nothing about doubles it at most. Where StyleGAN's code calls an attribute whose SVM fails perfect, it is an error here.
+For each attribute, a classifier labels the images, and the half that it is most confident about is kept. A linear SVM
+is fitted to the latents of these images. The score is exp(sum over attributes of H(Y|X)), where Y is the classifier's
+answer and X the SVM's. 1 is perfect; an attribute that the latents say nothing about at most doubles the score.
 
-Attributes of the form "is of class k", of three classes or more, exclude each other. A classifier is then surer of each "no" than of
-any "yes", and the surest half would hold no "yes" at all: of these, half of each answer is kept.
+There are two differences from StyleGAN v1:
+
+- If the SVM of an attribute fails, v1 counts the attribute as perfect. Here it is an error.
+- Attributes of the form "is of class k", with three classes or more, exclude each other. A classifier is then more
+  confident in each "no" than in any "yes", and the most confident half would contain no "yes" at all. Half of each
+  answer is kept instead.
 """
 
 from __future__ import annotations
@@ -23,7 +27,11 @@ from stylegan.errors import StepError, one_line
 
 @dataclass(frozen=True)
 class AttributeScore:
-    """One attribute: share of the kept images that have it, H(Y|X) in nats in both spaces, or why it cannot be scored."""
+    """The score of one attribute.
+
+    `share` is the share of the kept images that have the attribute. `entropy_w` and `entropy_z` are H(Y|X) in nats in
+    both spaces; they are None if `error` says why the attribute cannot be scored.
+    """
 
     name: str
     share: float
@@ -35,12 +43,22 @@ class AttributeScore:
 def score_attribute(
     name: str, logits: np.ndarray, *, w: np.ndarray, z: np.ndarray, exclusive: bool = False
 ) -> AttributeScore:
-    """The score of logits [N] (positive: has the attribute) over latents w and z [N, L]; `exclusive` keeps half of each answer."""
+    """Score one attribute.
+
+    Args:
+        name: of the attribute.
+        logits: the classifier's outputs [N]; positive means that the image has the attribute.
+        w, z: latents [N, L] of the images.
+        exclusive: the attribute is one of at least three classes; keep half of each answer.
+    """
+    # Keep the most confident half of all images, or of each answer.
     has = logits > 0
     parts = (np.flatnonzero(has), np.flatnonzero(~has)) if exclusive else (np.arange(len(logits)),)
     kept = np.concatenate([part[most_confident(np.abs(logits[part]))] for part in parts])
     answers = has[kept]
     share = float(answers.mean())
+
+    # Fit both SVMs.
     try:
         return AttributeScore(
             name, share, conditional_entropy_of(w[kept], answers), conditional_entropy_of(z[kept], answers)
@@ -50,25 +68,35 @@ def score_attribute(
 
 
 def separability(scores: Sequence[AttributeScore]) -> tuple[float, float]:
-    """exp(sum of entropies), in w and in z.
+    """Return the separability in w and in z: exp(sum of entropies).
 
     Raises:
-        StepError, fit to be a reason for skipping: an attribute has none.
+        StepError: an attribute could not be scored. The message becomes the skip reason.
     """
     failed = [f"{score.name}: {score.error}" for score in scores if score.error]
     if failed:
         more = f" ({len(failed) - 1} more)" if len(failed) > 1 else ""
         raise StepError(f"{len(failed)} of {len(scores)} attributes cannot be scored; {failed[0]}{more}")
-    return tuple(float(np.exp(sum(getattr(score, key) for score in scores))) for key in ("entropy_w", "entropy_z"))  # type: ignore[return-value]
+
+    def score_of(space: str) -> float:
+        return float(np.exp(sum(getattr(score, f"entropy_{space}") for score in scores)))
+
+    return score_of("w"), score_of("z")
 
 
 def most_confident(confidence: np.ndarray) -> np.ndarray:
-    """Indices of the half of [N] values that is largest (ties: the earlier), in descending order."""
+    """Return the indices of the largest half of the values [N], largest first; of equal values the earlier first."""
     return np.argsort(-confidence, kind="stable")[: len(confidence) // 2]
 
 
 def conditional_entropy_of(latents: np.ndarray, answers: np.ndarray) -> float:
-    """H(Y|X) in nats for latents [N, L], the classifier's answers Y [N] and those X of an SVM that is fitted to the same points.
+    """Fit a linear SVM and return H(Y|X) in nats, Y the classifier's answers and X the SVM's.
+
+    The entropy is that of the points that the SVM was fitted to.
+
+    Args:
+        latents: [N, L].
+        answers: the classifier's answers [N].
 
     Raises:
         StepError: all answers are the same, or the SVM cannot be fitted.
@@ -78,7 +106,7 @@ def conditional_entropy_of(latents: np.ndarray, answers: np.ndarray) -> float:
         raise StepError(f"all {len(answers)} confident images {has} it: there is nothing to separate")
     try:
         with warnings.catch_warnings():
-            # v1 also takes what 1,000 iterations give.
+            # As v1 does, accept the SVM after 1,000 iterations whether it has converged or not.
             warnings.simplefilter("ignore", ConvergenceWarning)
             predicted = LinearSVC(random_state=0).fit(latents, answers).predict(latents)
     except ValueError as error:
@@ -87,7 +115,7 @@ def conditional_entropy_of(latents: np.ndarray, answers: np.ndarray) -> float:
 
 
 def conditional_entropy(y: np.ndarray, x: np.ndarray) -> float:
-    """H(Y|X) in nats of two label vectors [N]; at least 0."""
+    """Return H(Y|X) in nats of two label vectors [N]; at least 0."""
     y_index, x_index = (np.unique(labels, return_inverse=True)[1] for labels in (y, x))
     joint = np.zeros((y_index.max() + 1, x_index.max() + 1))
     np.add.at(joint, (y_index, x_index), 1 / len(y))

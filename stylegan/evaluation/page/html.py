@@ -1,6 +1,7 @@
-"""A report as one page to read, print and pass on: a single HTML file that asks for nothing from anywhere else.
+"""Render a report as one HTML page to read, print and pass on. The page is a single file and loads nothing.
 
-The page's text comes from `report.html.j2` beside this file; every string is escaped there, only the charts are trusted.
+This module turns a report into rows, captions and charts. `report.html.j2`, beside this file, holds the page's text and
+style; it escapes every string that it is given.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 
-from stylegan.data.dataset_card import DatasetCard
-from stylegan.evaluation.names import METRICS, describe, split_key
-from stylegan.evaluation.page.charts import line_chart
-from stylegan.evaluation.page.data_section import describe_data
+from stylegan.data.dataset_card import DatasetCard, Spread
+from stylegan.evaluation.metric_table import describe, rank, split_key
+from stylegan.evaluation.page.charts import Chart, Point, line_chart
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.report import Report
 
 DASH, MINUS = "\u2013", "\u2212"
 BETTER = {"lower": "↓ lower", "higher": "↑ higher", None: ""}
-SHARP_BELOW = 1100  # pixels of a sheet's width that a browser would blur when it enlarges them
-# What a figure of the report shows, for those who do not see it too.
+SHARP_BELOW = 1100  # pixels; browsers blur a narrower image when they enlarge it, so the page asks them not to
+MOST_COUNTS = 60  # rows of the table of classes or attributes: of more, the most frequent and the rarest are shown
+# Title and alternative text of each figure of a report.
 CAPTIONS = {
     "grid": (
         "Real and generated",
@@ -36,15 +36,15 @@ CAPTIONS = {
     ),
     "best": (
         "Best samples",
-        "The generated images of highest realism: those that lie nearest to real ones among their features",
+        "The generated images of highest realism: those whose features are nearest to features of real images",
     ),
     "worst": (
         "Worst samples",
-        "The generated images of lowest realism: those that lie farthest from real ones among their features",
+        "The generated images of lowest realism: those whose features are farthest from features of real images",
     ),
     "truncation": ("Truncation", "Generated images, row by row with a larger ψ: from typical to varied"),
 }
-AXES = ("psi", "latents")  # what curves are drawn over
+AXES = ("psi", "latents")  # the columns of a curve that its other columns are functions of
 COLUMNS = {
     "psi": "ψ",
     "fid": "FID",
@@ -53,11 +53,16 @@ COLUMNS = {
     "recall": "Recall",
     "latents": "Latents mixed",
 }
+CROPS = {
+    "center": "central square",
+    "wide": "central 4:3 part between black bars",
+    "celeba": "face of aligned CelebA, 128x128",
+}
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A line of the table of metrics."""
+    """A row of the table of metrics."""
 
     title: str
     key: str
@@ -69,7 +74,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class AttributeRow:
-    """A line of the table of attributes; `bars` are (space, entropy, percent of the longest bar)."""
+    """A row of the table of attributes; `bars` are (space, entropy, percent of the longest bar)."""
 
     name: str
     share: str
@@ -79,7 +84,7 @@ class AttributeRow:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG inside the page."""
+    """A PNG inside the page; `sharp` asks the browser not to blur it."""
 
     name: str
     title: str
@@ -97,47 +102,49 @@ def render(
     facts: Mapping[str, str] | None = None,
     data: DatasetCard | None = None,
 ) -> str:
-    """The page.
+    """Return the page of a report as HTML.
 
     Args:
-        report: what was measured; parts that it does not have are left out of the page.
+        report: the report; the page omits the sections of parts that it does not have.
         images: PNG files by the names in `report.figures` (grid, best, worst, truncation; others are shown too).
-        published: figures of the paper beside ours, from `published.compare`.
+        published: published figures beside ours, from `published.compare`.
         title: heading of the page, such as the model's name and version.
         facts: more lines for the page's head, by their names: run, model, date.
-        data: what the real images are.
+        data: the card of the real images.
 
     Raises:
-        ValueError: one of the images is no PNG.
+        ValueError: one of the images is not a PNG file.
     """
-    measured = sorted(report.metrics, key=_order)
+    # Values with a direction or an interval describe the model; others, like an accuracy, describe the measurement.
+    keys = sorted(report.metrics, key=_order)
+    of_model = [key for key in keys if describe(key).better or key in report.intervals]
+    of_measurement = [key for key in keys if key not in of_model]
+
+    charts = list(_truncation_charts(report))
+    skipped = sorted(report.skipped.items(), key=lambda item: _order(item[0]))
+    pictures = sorted((images or {}).items(), key=lambda item: _picture_order(item[0]))
     return _template().render(
         title=title,
         facts=_facts(report, facts or {}),
-        metrics=[_metric_row(report, key) for key in measured if describe(key).better or key in report.intervals],
-        others=[
-            _metric_row(report, key) for key in measured if not describe(key).better and key not in report.intervals
-        ],
-        skipped=[
-            (describe(key).title, key, why)
-            for key, why in sorted(report.skipped.items(), key=lambda item: _order(item[0]))
-        ],
-        pictures=[
-            _picture(name, data)
-            for name, data in sorted((images or {}).items(), key=lambda item: _rank(item[0], CAPTIONS))
-        ],
-        charts=list(_charts(report.curves.get("truncation", []))),
+        metrics=[_metric_row(report, key) for key in of_model],
+        others=[_metric_row(report, key) for key in of_measurement],
+        skipped=[(describe(key).title, key, reason) for key, reason in skipped],
+        pictures=[_picture(name, png) for name, png in pictures],
+        charts=charts,
+        intervals=any(
+            marker.low is not None for _, _, chart in charts for line in chart.lines for marker in line.markers
+        ),
         truncation=_table(report.curves.get("truncation", [])),
         mixing=_table(report.curves.get("mixing", [])),
         attributes=_attribute_rows(report.attributes),
         published=_published(published),
-        data=describe_data(data) if data else None,
+        data=_data_set(data) if data else None,
         settings=sorted(_flat(report.settings)),
     )
 
 
 def number(value: float | None) -> str:
-    """A figure as people read it: three or four significant digits, thousands set apart, what is not finite by its name."""
+    """Return a number for people: three or four significant digits, thousands separated, infinity as ∞."""
     if value is None:
         return DASH
     if math.isnan(value):
@@ -145,8 +152,17 @@ def number(value: float | None) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
     size = abs(value)
-    form = ",.0f" if size >= 999.95 else "#.4g" if size >= 1 else ".3f" if size >= 0.01 else "#.3g" if size else ".0f"
-    return f"{value:{form}}".rstrip(".").replace("-", MINUS)
+    if size >= 999.95:  # 999.9 is the largest with one decimal
+        text = f"{value:,.0f}"
+    elif size >= 1:
+        text = f"{value:#.4g}".rstrip(".")
+    elif size >= 0.01:
+        text = f"{value:.3f}"
+    elif size > 0:
+        text = f"{value:#.3g}".rstrip(".")
+    else:
+        text = f"{value:.0f}"
+    return text.replace("-", MINUS)
 
 
 @functools.cache
@@ -157,14 +173,7 @@ def _template() -> Template:
     return environment.from_string(source)
 
 
-def _rank(name: str, known: Sequence[str] | Mapping[str, Any]) -> tuple[int, str]:
-    """Known names in their order, others after them by name."""
-    order = list(known)
-    return (order.index(name) if name in order else len(order), name)
-
-
-def _order(key: str) -> tuple[int, str]:
-    return _rank(split_key(key)[0], METRICS)[0], key
+# --- head and metrics -------------------------------------------------------------------------------------------------
 
 
 def _facts(report: Report, more: Mapping[str, str]) -> dict[str, str]:
@@ -174,6 +183,10 @@ def _facts(report: Report, more: Mapping[str, str]) -> dict[str, str]:
         "Real images": f"fingerprint {report.dataset_fingerprint}",
         "Protocol": report.protocol,
     }
+
+
+def _order(key: str) -> tuple[int, str]:
+    return rank(key), key
 
 
 def _metric_row(report: Report, key: str) -> MetricRow:
@@ -192,46 +205,80 @@ def _interval(interval: tuple[float, float] | None) -> str:
     return f"{number(interval[0])} to {number(interval[1])}" if interval else ""
 
 
-def _picture(name: str, data: bytes) -> Picture:
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted names and the values of nested settings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- images and curves ------------------------------------------------------------------------------------------------
+
+
+def _picture_order(name: str) -> tuple[int, str]:
+    """Return the sort key of a figure: known ones in the order of CAPTIONS, others after them by name."""
+    known = list(CAPTIONS)
+    return (known.index(name) if name in known else len(known), name)
+
+
+def _picture(name: str, png: bytes) -> Picture:
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
         raise ValueError(f"image {name!r} is no PNG file")
-    (width,) = struct.unpack(">I", data[16:20])
-    caption, alt = CAPTIONS.get(name, (name.replace("_", " ").capitalize(), f"Images: {name.replace('_', ' ')}"))
-    return Picture(
-        name, caption, alt, f"data:image/png;base64,{base64.b64encode(data).decode()}", sharp=width < SHARP_BELOW
-    )
+    (width,) = struct.unpack(">I", png[16:20])
+    words = name.replace("_", " ")
+    title, alt = CAPTIONS.get(name, (words.capitalize(), f"Images: {words}"))
+    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return Picture(name, title, alt, uri, sharp=width < SHARP_BELOW)
 
 
-def _charts(rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str, Markup]]:
-    """Heading, words for those who do not see it, and the SVG of each chart over psi."""
+def _truncation_charts(report: Report) -> Iterator[tuple[str, str, Chart]]:
+    """Yield heading, description for screen readers, and chart: FID over psi, precision and recall over psi."""
     for heading, names, limits in (
         ("FID", ("fid",), None),
         ("Precision and recall", ("precision", "recall"), (0.0, 1.0)),
     ):
-        series = {COLUMNS[name]: [(row["psi"], row[name]) for row in rows if _is_finite(row, name)] for name in names}
+        series = {COLUMNS[name]: _points(report, name) for name in names}
         series = {name: points for name, points in series.items() if len(points) > 1}
         if series:
-            svg = line_chart(series, x="ψ", y=heading if limits is None else "share", limits=limits)
-            yield heading, f"Line chart over psi: {', '.join(series)}. Its values are in the table below.", Markup(svg)
+            description = f"Line chart over ψ: {', '.join(series)}. Its values are in the table below."
+            yield heading, description, line_chart(series, x_name="ψ", limits=limits)
 
 
-def _is_finite(row: Mapping[str, float], name: str) -> bool:
-    return name in row and math.isfinite(row[name])
+def _points(report: Report, name: str) -> list[Point]:
+    """Return the finite values of a column of the truncation curve, over psi."""
+    rows = report.curves.get("truncation", [])
+    finite = [row for row in rows if name in row and math.isfinite(row[name])]
+    return [Point(row["psi"], row[name], _interval_at(row, name, report)) for row in finite]
+
+
+def _interval_at(row: Mapping[str, float], name: str, report: Report) -> tuple[float, float] | None:
+    """Return the 95 % interval of a point of the curve; None unless the report holds the same value as a metric.
+
+    A curve has no intervals of its own, but the generated images of psi = 1 are those that the metrics are measured on.
+    """
+    for key, interval in report.intervals.items():
+        same = split_key(key)[0] == name and report.metrics.get(key) == row[name]
+        if same and row["psi"] == 1 and all(map(math.isfinite, interval)):
+            return interval
+    return None
 
 
 def _table(rows: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
-    """Columns and cells of a curve; None if there is none."""
-    keys = sorted(
-        {key for row in rows for key in row}, key=lambda key: (key not in AXES, key)
-    )  # whatever order they come in
+    """Return the columns and cells of a curve, the axis first; None if the curve is empty."""
+    keys = sorted({key for row in rows for key in row}, key=lambda key: (key not in AXES, key))
     if not keys:
         return None
     cells = [[f"{row[key]:g}" if key in AXES else number(row.get(key)) for key in keys] for row in rows]
     return {"columns": [COLUMNS.get(key, key) for key in keys], "rows": cells}
 
 
+# --- separability by attribute ----------------------------------------------------------------------------------------
+
+
 def _attribute_rows(attributes: Mapping[str, Mapping[str, Any]]) -> list[AttributeRow]:
-    """Attributes with their bars, the least separable first and those that failed last."""
+    """Return the attributes with their bars, the least separable first and the failed ones last."""
     spaces = {"W": "entropy_w", "Z": "entropy_z"}
     longest = max((row[key] for row in attributes.values() for key in spaces.values() if row.get(key)), default=1.0)
     rows = []
@@ -244,20 +291,87 @@ def _attribute_rows(attributes: Mapping[str, Mapping[str, Any]]) -> list[Attribu
     return sorted(rows, key=lambda row: max((entropy for _, entropy, _ in row.bars), default=-1.0), reverse=True)
 
 
+# --- the data set -----------------------------------------------------------------------------------------------------
+
+
+def _data_set(card: DatasetCard) -> dict[str, Any]:
+    """Return the section "Data set" of the page.
+
+    Its parts are `facts` by name; `mean`, the mean image as URI and alternative text; `heading` and `column` of the
+    table of counts; `counts`, its rows (name, number, share, percent of the longest bar); `left_out`, the number of
+    rows that are missing in its middle; `rejected`, the kinds of rejected images (kind, number, paths).
+    """
+    counts = _count_rows(card)
+    rejected = [(kind, f"{count:,}", ", ".join(card.examples.get(kind, ()))) for kind, count in card.rejected.items()]
+    return {
+        "facts": _data_facts(card),
+        "mean": {
+            "uri": f"data:image/png;base64,{card.mean_png}",
+            "alt": f"Mean of {card.mean_of:,} images",
+        },
+        "heading": {"classes": "Images by class", "attributes": "Images by attribute", None: ""}[card.counted],
+        "column": {"classes": "Class", "attributes": "Attribute", None: ""}[card.counted],
+        "counts": counts,
+        "left_out": len(card.counts) - len(counts),
+        "rejected": rejected,
+    }
+
+
+def _data_facts(card: DatasetCard) -> dict[str, str]:
+    colours = "grey" if card.channels == 1 else "RGB"
+    originals = f"width {_spread(card.widths)}, height {_spread(card.heights)} pixels"
+    if card.num_upscaled:
+        originals += f"; {card.num_upscaled:,} ({card.num_upscaled / card.num_images:.1%}) were enlarged"
+    rejected = sum(card.rejected.values())
+    return {
+        "Source": card.source,
+        "Fingerprint": card.fingerprint,
+        "Images": f"{card.num_images:,} at {card.resolution}x{card.resolution}, {colours}",
+        "Labels": f"{len(card.counts):,} {card.counted}" if card.counted else "none",
+        "Originals": originals,
+        "Crop": f"{CROPS.get(card.crop, card.crop)}, resized with the {card.resize_filter} filter",
+        "Rejected": f"{rejected:,}, of which {card.num_duplicates:,} have the same bytes as another image",
+        "Stored": f"{card.num_bytes / 1e6:,.1f} MB in all resolutions",
+    }
+
+
+def _spread(spread: Spread) -> str:
+    if spread.min == spread.max:
+        return f"{spread.min:,}"
+    return f"{spread.min:,} to {spread.max:,} (median {spread.median:,g})"
+
+
+def _count_rows(card: DatasetCard) -> list[tuple[str, str, str, float]]:
+    """Return classes or attributes, the most frequent first.
+
+    Of more than MOST_COUNTS the middle ones are omitted. The rarest stay, because a network learns those badly.
+    """
+    ordered = sorted(card.counts.items(), key=lambda item: -item[1])
+    if len(ordered) > MOST_COUNTS:
+        ordered = ordered[: MOST_COUNTS // 2] + ordered[-MOST_COUNTS // 2 :]
+    longest = max((count for _, count in ordered), default=0) or 1
+    return [(name, f"{count:,}", f"{count / card.num_images:.1%}", 100 * count / longest) for name, count in ordered]
+
+
+# --- published figures ------------------------------------------------------------------------------------------------
+
+
 def _published(comparisons: Sequence[Comparison]) -> dict[str, Any] | None:
-    """Rows by what was published, the reasons that all of them share, and the sources; None if there is nothing."""
+    """Return rows by published model, the reasons that all rows share, and the sources; None without comparisons."""
     if not comparisons:
         return None
-    measured = [set(comparison.why_not) for comparison in comparisons if comparison.value is not None]
-    shared = set.intersection(*measured) if measured else set()
+
+    # A reason that keeps every measured value from comparing is stated once, above the table, and left out of the rows.
+    measured = [comparison.why_not for comparison in comparisons if comparison.value is not None]
+    shared = [why for why in measured[0] if all(why in reasons for reasons in measured)] if measured else []
+
     groups: dict[str, list[dict[str, Any]]] = {}
     for comparison in comparisons:
         groups.setdefault(comparison.published.title, []).append(_published_row(comparison, shared))
-    in_order = [why for why in next((c.why_not for c in comparisons if c.value is not None), ()) if why in shared]
-    return {"groups": groups, "shared": "; ".join(in_order), "sources": _sources(comparisons)}
+    return {"groups": groups, "shared": "; ".join(shared), "sources": _sources(comparisons)}
 
 
-def _published_row(comparison: Comparison, shared: set[str]) -> dict[str, Any]:
+def _published_row(comparison: Comparison, shared: Sequence[str]) -> dict[str, Any]:
     figure = comparison.published
     return {
         "name": figure.name,
@@ -273,13 +387,13 @@ def _published_row(comparison: Comparison, shared: set[str]) -> dict[str, Any]:
 
 
 def _as_printed(value: float) -> str:
-    """A published figure with all its digits, and at least as many as the paper's tables have."""
+    """Return a published value with all its digits, and at least as many decimals as the paper prints."""
     least = 2 if value < 100 else 1
     return f"{value:.{max(least, len(repr(value).partition('.')[2]))}f}"
 
 
 def _sources(comparisons: Sequence[Comparison]) -> list[tuple[str, str, str, str]]:
-    """Tables, source, its address and remarks, once each."""
+    """Return every source once: its tables, title, address and remarks."""
     sources: dict[tuple[str, str, tuple[str, ...]], set[str]] = {}
     for figure in (comparison.published for comparison in comparisons):
         sources.setdefault((figure.source, figure.url, figure.remarks), set()).update(figure.where)
@@ -289,15 +403,6 @@ def _sources(comparisons: Sequence[Comparison]) -> list[tuple[str, str, str, str
 
 
 def _tables(names: Sequence[str]) -> str:
-    """Table 1, Table 4 -> Tables 1, 4."""
+    """Join names of tables: Table 1, Table 4 -> Tables 1, 4."""
     numbers = [name.removeprefix("Table ") for name in names]
     return f"Tables {', '.join(numbers)}" if len(names) > 1 and all(map(str.isdigit, numbers)) else ", ".join(names)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and values of nested settings."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

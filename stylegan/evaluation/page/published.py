@@ -1,8 +1,8 @@
-"""The figures of the StyleGAN paper beside our own, each marked comparable or not, with the reason.
+"""Compare a report with the published figures of StyleGAN, and give the reason wherever two numbers are not comparable.
 
-A figure is comparable if ours was measured by the same networks, on as many samples, against the same data set at the same
-resolution; how the model was trained does not matter, it is what one compares. `published.yaml` holds the figures, their sources
-and what each protocol asks for.
+Two numbers are comparable if they were measured with the same networks, on the same number of samples, against the same
+data set at the same resolution. The training may differ: its result is what one compares. `published.yaml` contains the
+figures, their sources, and the settings that each protocol requires.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 
 from stylegan.errors import ConfigError
 from stylegan.evaluation.features.public_weights import KNOWN, join_digests
-from stylegan.evaluation.names import METRICS, describe, split_key
+from stylegan.evaluation.metric_table import describe, rank, split_key
 from stylegan.evaluation.report import Report
 
 MIXED = "fid_mixing"
@@ -26,7 +26,20 @@ MIXED = "fid_mixing"
 
 @dataclass(frozen=True)
 class Figure:
-    """One published value. `latents` of 2 to 4 are mixed at test time (Table 2); `where` names tables, `remarks` how they got it."""
+    """One published value.
+
+    Attributes:
+        row: name of the configuration: a to f, mixing-050, traditional-8, style-2 ...
+        title: the configuration in words.
+        metric: first part of the report's key: fid, ppl_wfull, separability_w ...
+        value: the published number.
+        dataset, resolution: what the model was trained on; `dataset` is a name in published.yaml.
+        where: the tables that print the value.
+        source, url: title and address of the publication.
+        remarks: how the value was measured.
+        obstacle: why it compares with nothing that is measured here; empty if it may compare.
+        latents: how many latents are mixed at test time; 2 to 4 in Table 2.
+    """
 
     row: str
     title: str
@@ -58,7 +71,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published figure and ours: `value` and `interval` are None where we have none, `why_not` is empty where they compare."""
+    """A published figure and our number for it.
+
+    `key` is the report's key. `value` and `interval` are None if the report does not have them. `why_not` lists why the
+    two numbers are not comparable; it is empty if they are.
+    """
 
     published: Figure
     key: str
@@ -68,21 +85,24 @@ class Comparison:
 
     @property
     def comparable(self) -> bool:
-        """Whether the two numbers mean the same."""
+        """Whether the two numbers were measured in the same way."""
         return not self.why_not
 
 
 def row_names() -> tuple[str, ...]:
-    """The rows that `figures_of` knows: configs of configs/ablations/."""
+    """Return the rows that `figures_of` accepts: the configs of configs/ablations/."""
     return tuple(sorted({row for table in _published()["tables"] for row in table["rows"]}))
 
 
 def figures_of(row: str = "f", dataset: str | None = None) -> list[Figure]:
-    """The published figures of one row, those of a training that has several names together; equal ones of several tables once.
+    """Return the published figures of one row.
+
+    A training that has several names gets the figures of all of them. A value that several tables of one source repeat
+    comes once.
 
     Args:
         row: a configuration of Tables 1 to 4: a to f, mixing-050, traditional-8, style-2 ...; f is StyleGAN.
-        dataset: a data set of published.yaml; unset, or none that has figures for this row: FFHQ.
+        dataset: a data set of published.yaml. FFHQ takes its place if it is unset or has no figures for this row.
 
     Raises:
         ConfigError: no such row.
@@ -91,13 +111,13 @@ def figures_of(row: str = "f", dataset: str | None = None) -> list[Figure]:
         raise ConfigError(f"row {row!r} is in none of the published tables; known are {', '.join(row_names())}")
     main = _published()["same"].get(row, row)
     names = {main, *(other for other, same in _published()["same"].items() if same == main)}
-    found = list(_merged(figure for figure in _all_figures() if figure.row in names))
-    where = dataset if any(figure.dataset == dataset for figure in found) else "ffhq"
-    return sorted((figure for figure in found if figure.dataset == where), key=_order)
+    figures = list(_merged(figure for figure in _all_figures() if figure.row in names))
+    chosen = dataset if any(figure.dataset == dataset for figure in figures) else "ffhq"
+    return sorted((figure for figure in figures if figure.dataset == chosen), key=_order)
 
 
 def dataset_of(source: str, num_images: int) -> str | None:
-    """The public data set that a `data.source` holds, told by its path and its number of images; None for any other."""
+    """Return the public data set of a `data.source`, recognised by path and number of images; None for any other."""
     path = re.sub(r"[-_ ]", "", source.lower())
     for name, facts in _published()["datasets"].items():
         if facts["images"] == num_images and re.search(rf"(?<![a-z]){facts['word']}", path):
@@ -106,12 +126,12 @@ def dataset_of(source: str, num_images: int) -> str | None:
 
 
 def compare(report: Report, *, row: str = "f", dataset: str | None = None) -> list[Comparison]:
-    """Every published figure of a row beside what the report has for it.
+    """Compare every published figure of a row with the report's number for it.
 
     Args:
-        report: with its `settings`; one without them compares with nothing.
+        report: a report without `settings` is comparable with nothing.
         row: see `figures_of`.
-        dataset: name of the public data set that the report's reals are (see `dataset_of`); None: none of them.
+        dataset: name of the public data set of the report's reals (see `dataset_of`); None if they are not public.
 
     Raises:
         ConfigError: no such row.
@@ -149,7 +169,7 @@ def _all_figures() -> Iterator[Figure]:
 
 
 def _figures(common: Figure, metric: str, values: float | list[float]) -> Iterator[Figure]:
-    """The figures of one metric; the first of Table 2, with a single latent, is a plain FID."""
+    """Yield the figures of one metric, one per number of latents; with a single latent, Table 2 has a plain FID."""
     if not isinstance(values, list):
         values = [values]
     for latents, value in enumerate(values, start=1):
@@ -159,7 +179,7 @@ def _figures(common: Figure, metric: str, values: float | list[float]) -> Iterat
 
 
 def _merged(figures: Iterable[Figure]) -> Iterator[Figure]:
-    """Equal figures of one source as one, which names all its tables."""
+    """Yield one figure for equal figures of one source; it names all their tables."""
     groups: dict[tuple, list[Figure]] = {}
     for figure in figures:
         key = (figure.source, figure.dataset, figure.resolution, figure.metric, figure.latents, figure.value)
@@ -169,8 +189,8 @@ def _merged(figures: Iterable[Figure]) -> Iterator[Figure]:
 
 
 def _order(figure: Figure) -> tuple[int, int, int]:
-    """Metrics as reports have them, a metric's figures together, the largest images first."""
-    return list(METRICS).index(figure.metric), figure.latents, -figure.resolution
+    """Return the sort key of a figure: by metric as in reports, then by latents, then the largest images first."""
+    return rank(figure.metric), figure.latents, -figure.resolution
 
 
 def _compare(figure: Figure, report: Report, dataset: str | None) -> Comparison:
@@ -190,12 +210,16 @@ def _compare(figure: Figure, report: Report, dataset: str | None) -> Comparison:
 
 
 def _our_key(metric: str, report: Report, network: str) -> str:
-    """The report's key of a metric, the one of the published network if there are several; empty if it knows nothing of it."""
+    """Return the report's key of a metric; empty if the report does not mention the metric.
+
+    Of several keys, one of the published network comes first, then one that was measured.
+    """
     keys = sorted(key for key in {*report.metrics, *report.protocols, *report.skipped} if split_key(key)[0] == metric)
     return min(keys, key=lambda key: (split_key(key)[1] != network, key not in report.metrics), default="")
 
 
 def _ours(figure: Figure, key: str, report: Report) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the report's value and interval; of mixed styles, the value of the curve, which has no intervals."""
     if figure.latents == 1:
         return report.metrics.get(key), report.intervals.get(key)
     rows = report.curves.get("mixing", [])
@@ -203,6 +227,7 @@ def _ours(figure: Figure, key: str, report: Report) -> tuple[float | None, tuple
 
 
 def _other_network(key: str, report: Report, protocol: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why the network is not the published one."""
     network = split_key(key)[1]
     if network != protocol["network"]:
         yield f"measured by {network or 'an unknown network'}, not {protocol['title']}"
@@ -213,6 +238,7 @@ def _other_network(key: str, report: Report, protocol: Mapping[str, Any]) -> Ite
 
 
 def _other_counts(figure: Figure, report: Report, protocol: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the settings that differ from those of the published protocol."""
     for name, (wanted, words) in protocol["settings"].items():
         if name == "num_reals":
             wanted = min(wanted, _published()["datasets"][figure.dataset]["images"])
@@ -222,6 +248,7 @@ def _other_counts(figure: Figure, report: Report, protocol: Mapping[str, Any]) -
 
 
 def _other_images(figure: Figure, report: Report, dataset: str | None) -> Iterator[str]:
+    """Yield why the images are not those of the published figure."""
     if figure.obstacle:
         yield figure.obstacle
     if dataset != figure.dataset:
@@ -231,6 +258,9 @@ def _other_images(figure: Figure, report: Report, dataset: str | None) -> Iterat
 
 
 def _plain(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {True: "true", False: "false", None: "unknown"}[value]
+    """Return a setting for people: booleans as in YAML, thousands separated."""
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return f"{value:,}" if isinstance(value, int | float) else str(value)

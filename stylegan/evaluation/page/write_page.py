@@ -1,4 +1,4 @@
-"""A report in storage: reading it, its page, and which published figures stand beside it."""
+"""Read a report from storage, compare it with published figures, and write its page beside it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ logger = logging.getLogger("stylegan")
 
 
 def read_report(folder_uri: str) -> Report | None:
-    """The report in a folder, with its figures as they lie beside it now; None if there is none."""
+    """Return the report of a folder, with the present URIs of its figures; None if the folder has no report."""
     try:
         report = Report.model_validate(storage.read_json(storage.join(folder_uri, "report.json")))
     except FileNotFoundError:
         return None
-    figures = {
-        name: storage.join(folder_uri, storage.name(uri)) for name, uri in report.figures.items()
-    }  # the root may have moved
+    # The storage root may have moved since; the figures are in the report's folder.
+    figures = {name: storage.join(folder_uri, storage.name(uri)) for name, uri in report.figures.items()}
     return report.model_copy(update={"figures": figures})
 
 
 def compare_published(report: Report, config: Config, num_images: int) -> list[Comparison]:
-    """The published figures of the row that a config of configs/ablations/ repeats, of StyleGAN for any other.
+    """Compare a report with the published figures of its config.
+
+    A config of configs/ablations/ repeats one row of the paper's tables and is compared with that row, any other config
+    with StyleGAN.
 
     Args:
-        num_images: of the data set, by which a public one is known.
+        report: the report.
+        config: its name gives the row, its data source the data set.
+        num_images: size of the data set; with the source it identifies a public one.
     """
     match = re.fullmatch(r"table\d+-(.+)", config.name)
     row = match[1] if match and match[1] in row_names() else "f"
@@ -49,9 +53,11 @@ def write_page(
     facts: Mapping[str, str] | None = None,
     data: DatasetCard | None = None,
 ) -> str:
-    """Write report.html, with the figures inside, unless it is there already; returns its URI.
+    """Write report.html with the figures inside, unless it exists already, and return its URI.
 
     Args:
+        report: the report, with the URIs of its figures.
+        folder_uri: the folder for the page.
         title, published, facts, data: as for `html.render`.
     """
     uri = storage.join(folder_uri, PAGE)
@@ -67,5 +73,5 @@ def _read_figures(report: Report) -> dict[str, bytes]:
         try:
             images[name] = storage.read_bytes(uri)
         except FileNotFoundError:
-            logger.warning("evaluate: figure %s is gone (%s); the page goes without it", name, uri)
+            logger.warning("evaluate: figure %s is gone (%s); the page omits it", name, uri)
     return images

@@ -1,4 +1,4 @@
-"""Images on demand: damaged samples get a stand-in, ranges are decoded ahead, and the limit of the cache holds."""
+"""Images on demand: damaged samples are replaced, ranges are decoded ahead, and the limit of the cache holds."""
 
 import logging
 import os
@@ -13,8 +13,7 @@ import pytest
 from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.index import LevelIndex, read_level
-from stylegan.data.loading import lazy_images as on_demand
-from stylegan.data.loading import loader
+from stylegan.data.loading import lazy_images, loader
 from stylegan.data.loading.lazy_images import Images, filling
 from stylegan.data.loading.loader import LoaderSettings, load_images
 from stylegan.data.sharding.write_shards import write_shards
@@ -25,7 +24,7 @@ from stylegan.errors import StepError
 
 @pytest.fixture(autouse=True)
 def nothing_at_once(tmp_path, monkeypatch) -> None:
-    """Nothing is decoded at once, and every test has a cache of its own."""
+    """Let nothing be decoded when a table is opened, and give every test its own cache."""
     monkeypatch.setattr(loader, "AT_ONCE", 0)
     monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "cache"))
 
@@ -45,7 +44,7 @@ def make(image_folder) -> Callable[..., ShardSet]:
 
 
 def pixels_of(shards: ShardSet, resolution: int, cache: Path) -> np.ndarray:
-    """All images as they should be, through a cache of their own."""
+    """Return the images of the undamaged set, through another cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STYLEGAN_CACHE", str(cache))
         return np.array(load_images(shards, resolution).images)
@@ -63,7 +62,9 @@ def flip(index: LevelIndex, number: int) -> None:
 
 @pytest.mark.parametrize("resolution", [16, 128])
 def test_damaged_samples_get_a_stand_in(make, root, resolution, tmp_path, caplog):
-    """The next good image of the same label, round the end of the set; on every machine the same, counted, and named in the log."""
+    """The next good image of the same label is shown, round the end of the set: on every machine the same, counted, and
+    named in the log.
+    """
     shards = make(root)
     good, index = pixels_of(shards, resolution, tmp_path / "good"), read_level(shards, resolution)
     same = np.flatnonzero(index.labels == index.labels[0])
@@ -85,7 +86,7 @@ def test_damaged_samples_get_a_stand_in(make, root, resolution, tmp_path, caplog
 
 
 def test_repaired_samples_come_back(make, tmp_path):
-    """The stand-ins in a finished cache do not outlive the damage."""
+    """A finished cache drops its replacements once the tars are repaired."""
     shards = make(str(tmp_path / "root"))
     good, index = pixels_of(shards, 16, tmp_path / "good"), read_level(shards, 16)
     flip(index, 4)
@@ -97,7 +98,7 @@ def test_repaired_samples_come_back(make, tmp_path):
 
 
 def test_tar_that_was_cut_short(make, root, tmp_path):
-    """The samples behind its end are damaged ones."""
+    """The samples beyond its end count as damaged."""
     shards = make(root)
     good, index = pixels_of(shards, 16, tmp_path / "good"), read_level(shards, 16)
     uri = index.tars[0].uri
@@ -113,7 +114,7 @@ def test_tar_that_was_cut_short(make, root, tmp_path):
 
 
 def test_too_many_damaged_samples(make, tmp_path):
-    """More than the config allows end the step; the line says how many, where, and the cure."""
+    """More than the config allows stop the step; the message gives their number, the place and the cure."""
     shards = make(str(tmp_path / "root"))
     index = read_level(shards, 16)
     for number in (2, 5, 7):
@@ -137,7 +138,7 @@ def test_no_good_image_of_the_label(make, tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 5, 12])
 def test_first_images_are_kept_within_the_limit(make, root, kept, tmp_path):
-    """The cache never takes more than its limit; images beyond it, damaged ones too, are right at every access."""
+    """The cache never exceeds its limit; images beyond it, damaged ones too, are right at every access."""
     shards = make(root)
     good, index = pixels_of(shards, 128, tmp_path / "good"), read_level(shards, 128)
     flip(index, 1)
@@ -168,8 +169,10 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 def test_ranges_are_decoded_ahead(make, root, monkeypatch):
-    """The first at once, the next when the one before it is in use, and no further; the thread ends with the block."""
-    monkeypatch.setattr(on_demand, "BLOCK_BYTES", 2 * 128 * 128 * 3)
+    """The first range is decoded at once, the next when the one before it is in use, and no further one; the thread
+    ends with the block.
+    """
+    monkeypatch.setattr(lazy_images, "BLOCK_BYTES", 2 * 128 * 128 * 3)
     shards = make(root)
     images = load_images(shards, 128).images
     flags = images.file.flags
@@ -198,7 +201,7 @@ def test_failure_of_the_thread_is_raised_at_the_next_access(make, tmp_path):
 
 
 def test_full_disk_is_one_line(make, tmp_path):
-    """A write that the disk refuses ends with a line, not with a signal."""
+    """If the disk refuses a write, the step ends with a message, not with a signal."""
     images = load_images(make(str(tmp_path / "root")), 128).images
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))

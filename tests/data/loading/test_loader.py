@@ -1,4 +1,4 @@
-"""The loader: arrays equal to the shards, from the cache when it has them, and batches ahead of their use."""
+"""The loader: arrays equal to the shards, read from the cache if possible, and batches made ahead of their use."""
 
 import itertools
 import multiprocessing
@@ -25,7 +25,7 @@ from stylegan.errors import StepError
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """A cache folder for each test: equal data sets have equal fingerprints."""
+    """Give each test its own cache folder, because equal data sets have equal fingerprints."""
     monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -36,7 +36,7 @@ def make(source: Path, root: Path | str, **changes: object) -> ShardSet:
 
 
 def test_arrays_hold_the_images_of_the_shards(image_folder, tmp_path):
-    """Every pixel and label is that of the source image, in the order of samples.parquet, planes first."""
+    """Every pixel and label is that of the source image, in the order of samples.parquet, with the channels first."""
     shards = make(image_folder, tmp_path)
     table = load_images(shards, 16)
     assert table.images.shape == (12, 3, 16, 16)
@@ -53,7 +53,7 @@ def test_arrays_hold_the_images_of_the_shards(image_folder, tmp_path):
 
 @pytest.mark.parametrize("resolution", [16, 128])  # raw pixels and PNG
 def test_grey_and_unlabelled(image_folder, tmp_path, resolution):
-    """Grey images have one plane, unlabelled ones the label -1."""
+    """Grey images have one channel; unlabelled images have the label -1."""
     table = load_images(make(image_folder, tmp_path, channels=1, labels="none", resolution=resolution), resolution)
     assert table.images.shape == (12, 1, resolution, resolution)
     assert table.labels.tolist() == [-1] * 12
@@ -61,7 +61,7 @@ def test_grey_and_unlabelled(image_folder, tmp_path, resolution):
 
 
 def test_decoded_once(image_folder, tmp_path, cache):
-    """A second call maps the same file, without the shards, and its images cannot be changed."""
+    """A second call maps the same file, without the shards, and its images are read-only."""
     shards = make(image_folder, tmp_path)
     first = load_images(shards, 16)
     storage.delete(shards.uri)
@@ -75,7 +75,7 @@ def test_decoded_once(image_folder, tmp_path, cache):
 
 
 def test_broken_cache_is_made_again(image_folder, tmp_path, cache):
-    """A cached file that was cut short is not believed."""
+    """A cached file that was cut short is replaced."""
     shards = make(image_folder, tmp_path)
     expected = np.array(load_images(shards, 16).images)
     file = cache / "images" / f"{shards.fingerprint}-r0016" / "images.npy"
@@ -84,7 +84,7 @@ def test_broken_cache_is_made_again(image_folder, tmp_path, cache):
 
 
 def test_large_tables_are_decoded_when_asked_for(image_folder, tmp_path, monkeypatch):
-    """They are used as the small ones, and are plain arrays once all of it was asked for."""
+    """They are used like small ones, and are plain arrays once all of their images were requested."""
     shards = make(image_folder, tmp_path)
     expected = np.array(load_images(shards, 8).images)
     monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "other"))
@@ -104,7 +104,7 @@ def test_large_tables_are_decoded_when_asked_for(image_folder, tmp_path, monkeyp
 
 
 def test_shards_in_a_bucket(image_folder, tmp_path, s3_server):
-    """From s3 come the same arrays; a lost object is told by name."""
+    """S3 gives the same arrays; a lost object is named."""
     expected = load_images(make(image_folder, tmp_path), 8)
     found = make(image_folder, s3_server())
     with pytest.MonkeyPatch.context() as patch:
@@ -118,7 +118,7 @@ def test_shards_in_a_bucket(image_folder, tmp_path, s3_server):
 
 
 def test_attributes(image_folder, tmp_path):
-    """A set with attribute vectors has no classes; a finished cache gives both back."""
+    """A set with attribute vectors has no classes; a finished cache returns both."""
     names = sorted(path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.png"))
     rows = {name: [number % 2, int(number > 3)] for number, name in enumerate(names)}
     (image_folder / "dataset.json").write_text(str({"labels": list(map(list, rows.items()))}).replace("'", '"'))
@@ -131,7 +131,7 @@ def test_attributes(image_folder, tmp_path):
 
 
 def test_missing_shard_manifest_and_resolution(image_folder, tmp_path):
-    """Each of them is one line that says what is not there."""
+    """For each of them, the message names in one line what is missing."""
     shards = make(image_folder, tmp_path)
     with pytest.raises(StepError, match=r"no shards at resolution 32; there are \[4, 8, 16\]"):
         load_images(shards, 32)
@@ -144,7 +144,7 @@ def test_missing_shard_manifest_and_resolution(image_folder, tmp_path):
 
 
 def test_cache_that_cannot_be_written(image_folder, tmp_path, monkeypatch):
-    """A cache path below a regular file is one line that names the variable to set."""
+    """If the cache path is below a regular file, the message names the variable to set."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(StepError, match="STYLEGAN_CACHE"):
@@ -152,7 +152,7 @@ def test_cache_that_cannot_be_written(image_folder, tmp_path, monkeypatch):
 
 
 def test_cache_of_no_size(image_folder, tmp_path, cache):
-    """With a limit of nothing every image is decoded each time, and nothing is kept."""
+    """With a limit of zero every image is decoded each time, and none is kept."""
     shards = make(image_folder, tmp_path)
     table = load_images(shards, 16, settings=LoaderSettings(cache_gb=0))
     for _ in range(2):
@@ -165,7 +165,7 @@ def _sum_of_images(shards: ShardSet, resolution: int) -> int:
 
 
 def test_processes_share_the_work(image_folder, tmp_path, cache):
-    """Eight calls from four processes at once give the same arrays, and one entry of the cache."""
+    """Eight calls from four processes at the same time give the same arrays and one entry of the cache."""
     shards = make(image_folder, tmp_path)
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         sums = pool.starmap(_sum_of_images, [(shards, 16)] * 8, chunksize=1)
@@ -181,7 +181,9 @@ CPU = torch.device("cpu")
 
 
 def test_batches_come_in_order_and_one_ahead():
-    """Images and labels of each array of indices; of the endless source exactly one more than was asked for is made."""
+    """There are the images and labels of each array of indices; of an endless source exactly one batch more than
+    requested is made.
+    """
     asked = []
 
     def order():
@@ -201,7 +203,7 @@ def test_batches_come_in_order_and_one_ahead():
 
 
 def test_more_batches_ahead():
-    """As many as wanted, never more."""
+    """At most `ahead` batches are made before they are requested."""
     asked = []
 
     def order():
@@ -222,7 +224,7 @@ def test_batches_end_with_their_order():
 
 
 def test_prefetch_raises_where_the_batch_is_asked_for_and_leaves_no_thread():
-    """An index that does not exist fails its own batch, not the one before; the thread is gone, too when it is the user who fails."""
+    """A wrong index fails its own batch, not the one before. The thread ends, also if the block fails."""
 
     def use_one_and_fail():
         with prefetch(batches(some_table(), itertools.repeat(np.array([1]))), CPU) as source:

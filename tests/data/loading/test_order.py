@@ -1,4 +1,4 @@
-"""The order of images: every pass shows all of them, calls join, groups keep reading in one place."""
+"""The order of images: every epoch shows all of them, consecutive calls join, and groups keep reads in one place."""
 
 from itertools import pairwise
 
@@ -29,7 +29,7 @@ def test_every_epoch_shows_every_image_once(num_images, seed, stage, group, epoc
 
 @given(**numbers, start=st.integers(0, 300), sizes=st.lists(st.integers(0, 70), max_size=5))
 def test_pieces_join_without_a_seam(num_images, seed, stage, group, start, sizes):
-    """However the order is cut into calls, across groups and epochs too, it is the same order."""
+    """The order is the same however it is cut into calls, across groups and epochs."""
     position, pieces = start, []
     for size in sizes:
         pieces += sample_indices(num_images, seed=seed, stage=stage, start=position, count=size, group=group).tolist()
@@ -46,18 +46,18 @@ def group_of(start: int, **settings: int) -> range:
 
 @given(**numbers, start=st.integers(0, 300), count=st.integers(0, 100))
 def test_samples_come_from_the_groups_that_are_told(start, count, **settings):
-    """Groups are large enough, and none is told that is not needed."""
+    """`upcoming` yields all groups that the samples come from, and no other; groups are large enough."""
     indices = sample_indices(start=start, count=count, **settings).tolist()
     groups = [group_of(start + n, **settings) for n in range(count)]
     assert all(index in group for index, group in zip(indices, groups, strict=True))
     assert all(len(group) >= min(settings["group"] or 60, settings["num_images"]) for group in groups)
-    told = list(upcoming(start=start, count=count, **settings))
-    assert set(told) == set(groups)
-    assert told[:1] == groups[:1]
+    listed = list(upcoming(start=start, count=count, **settings))
+    assert set(listed) == set(groups)
+    assert listed[:1] == groups[:1]
 
 
 def test_groups_of_which_little_is_shown_are_left_out():
-    """The rest of one group, a whole one, and the start of a third."""
+    """The samples are the rest of one group, a whole one, and the start of a third."""
     settings = {"num_images": 30, "seed": 1, "stage": 8, "group": 10}
     groups = [group_of(start, **settings) for start in (0, 10, 20)]
     assert list(upcoming(start=7, count=15, **settings)) == groups
@@ -67,7 +67,7 @@ def test_groups_of_which_little_is_shown_are_left_out():
 
 @given(num_images=st.integers(20, 200), seed=st.integers(0, 100), epoch=st.integers(0, 5))
 def test_no_group_comes_twice_in_an_epoch(num_images, seed, epoch):
-    """Within a pass reading never goes back."""
+    """Within an epoch, reads never return to a group."""
     groups = [
         group_of(epoch * num_images + n, num_images=num_images, seed=seed, stage=8, group=10) for n in range(num_images)
     ]
@@ -75,7 +75,7 @@ def test_no_group_comes_twice_in_an_epoch(num_images, seed, epoch):
 
 
 def test_order_differs_by_seed_stage_epoch_and_group():
-    """Epochs, stages and seeds have orders of their own, of groups and inside them."""
+    """Epochs, stages and seeds have their own order of the groups and inside the groups."""
 
     def shown(**changes: int) -> tuple[int, ...]:
         return tuple(sample_indices(40, **({"seed": 1, "stage": 8, "start": 0, "count": 40} | changes)))
@@ -93,7 +93,7 @@ def test_order_is_fixed_for_ever():
 
 
 def test_result_may_be_changed():
-    """The caller owns the array: writing to it does not change what comes next."""
+    """The caller owns the array: writing to it does not change later results."""
     first = sample_indices(10, seed=0, stage=4, start=0, count=10)
     expected = first.copy()
     first[:] = -1
@@ -101,7 +101,7 @@ def test_result_may_be_changed():
 
 
 def test_memory_is_that_of_groups():
-    """A set of a billion images needs permutations of its groups only."""
+    """A set of a billion images needs the permutations of its groups only."""
     indices = sample_indices(10**9, seed=0, stage=1024, start=0, count=100)
     assert indices.max() - indices.min() < 2 * group_size(1024)
     assert group_size(1024) == order.SMALLEST_GROUP

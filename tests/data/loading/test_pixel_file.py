@@ -1,4 +1,4 @@
-"""The raw-pixel cache: shared by processes, believed only as long as it can be, complete for good."""
+"""The raw-pixel cache: processes share it, unsynced data are dropped at a restart, and a complete file stays valid."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stylegan.data.loading import pixel_file as pixels
+from stylegan.data.loading import pixel_file
 from stylegan.data.loading.pixel_file import GOOD, REPLACED, PixelFile, read_complete
 
 SHAPE = (10, 3, 4, 4)
@@ -26,7 +26,7 @@ def write(file: PixelFile, *numbers: int, flag: int = GOOD) -> None:
 
 
 def test_what_one_writes_all_see():
-    """Runs of neighbours and single ones, through another opening of the same file; the rest stays missing."""
+    """Runs and single images are seen through another opening of the same file; the rest stays missing."""
     first, second = PixelFile("x", SHAPE), PixelFile("x", SHAPE)
     write(first, 1, 2, 3, 7, 9)
     write(first, 5, flag=REPLACED)
@@ -38,7 +38,7 @@ def test_what_one_writes_all_see():
 
 
 def test_not_more_than_the_limit_is_kept():
-    """The first images, as many as fit; a reader with more room reads what is there."""
+    """As many of the first images are kept as the limit allows."""
     file = PixelFile("x", SHAPE, cache_gb=(4.5 * 48 + 18 * 10 + 2**16) / 1e9)
     assert file.kept == 4
     write(file, 2, 3, 4, 5)
@@ -48,15 +48,15 @@ def test_not_more_than_the_limit_is_kept():
 
 
 def test_flags_end_with_the_boot(monkeypatch):
-    """After a restart of the machine pages may be lost that were never synced: only a complete file is believed."""
+    """After a restart of the machine, pages that were never synced may be lost: only a complete file stays valid."""
     write(PixelFile("x", SHAPE), 1, 2)
-    monkeypatch.setattr(pixels, "boot_id", lambda: "another")
+    monkeypatch.setattr(pixel_file, "boot_id", lambda: "another")
     file = PixelFile("x", SHAPE)
     assert not file.flags.any()
     write(file, *range(9))
     write(file, 9, flag=REPLACED)
     file.finish()
-    monkeypatch.setattr(pixels, "boot_id", lambda: "a third")
+    monkeypatch.setattr(pixel_file, "boot_id", lambda: "a third")
     again = PixelFile("x", SHAPE)
     assert again.complete
     assert again.flags.tolist() == [GOOD] * 9 + [REPLACED]
@@ -64,7 +64,9 @@ def test_flags_end_with_the_boot(monkeypatch):
 
 
 def test_complete_file_needs_nothing_else(cache):
-    """Labels and attributes lie beside the images; with a stand-in among them, or cut short, it is not taken as it is."""
+    """Labels and attributes are stored beside the images. A file with a replaced image, or cut short, is not used as it
+    is.
+    """
     file = PixelFile("x", SHAPE)
     file.write_labels(np.arange(10), np.eye(10, 2, dtype=np.uint8))
     assert read_complete("x") is None
@@ -84,7 +86,7 @@ def test_complete_file_needs_nothing_else(cache):
 
 
 def test_a_block_is_claimed_by_one_process():
-    """Until it ends its block, or itself, however that is."""
+    """The claim ends with its block, or with its process, even at kill -9."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=_hold, args=(theirs,))

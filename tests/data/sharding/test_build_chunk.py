@@ -1,4 +1,4 @@
-"""One chunk: what the worker leaves behind, what it does not do twice, and what is one image's fault and what is not."""
+"""One chunk: its files, the work that is not repeated, and the failures that concern one image or the whole chunk."""
 
 import hashlib
 import pickle
@@ -22,7 +22,7 @@ PIXELS = {f"{number}.png": np.full((8, 8, 3), 20 * number, np.uint8) for number 
 
 
 def read(path: str) -> np.ndarray:
-    """Of array sources: some images are missing, or belong to a store that does not answer."""
+    """Read an image of an array source; some are missing, and one belongs to a store that does not answer."""
     if path == "down":
         raise StepError("s3://bucket: does not answer")
     return np.full((8, 8), int(path), np.uint8) if path.isdigit() else PIXELS[path]
@@ -40,7 +40,7 @@ def work(folder: Path, names: list[str] | None = None, **changes: object) -> tup
 
 
 def test_tars_and_marker(tmp_path):
-    """A row for each image, the facts of the tars, and no scratch."""
+    """The marker has a row for each image and the facts of the tars; no scratch folder remains."""
     assert build_chunk(*pickle.loads(pickle.dumps(work(tmp_path)))) == 6
     chunk = read_chunk(str(tmp_path), "000007")
     assert chunk.rows["path"].to_pylist() == sorted(PIXELS)
@@ -65,7 +65,7 @@ seen: set[str] = set()
 
 @pytest.mark.parametrize("change", [{"threads": 3}, {"open": partial(nullcontext, read_slowly)}])
 def test_threads_change_no_byte(tmp_path, change):
-    """Those of the recipe, and those that wait for a slow store."""
+    """The threads may be those of the recipe, or those that wait for a slow store."""
     names = [str(number) for number in range(40)]
     build_chunk(*work(tmp_path / "a", names))
     seen.clear()
@@ -76,7 +76,9 @@ def test_threads_change_no_byte(tmp_path, change):
 
 
 def test_finished_chunk_is_not_done_again_unless_it_is_another(tmp_path):
-    """Not even the source is opened; other tokens, labels or settings make it another chunk, a damaged marker none."""
+    """For a finished chunk the source is not even opened. Other tokens, labels or settings make it another chunk; a
+    damaged marker does not count.
+    """
     build_chunk(*work(tmp_path))
     closed = {"open": lambda: pytest.fail("was opened")}
     assert build_chunk(*work(tmp_path, **closed)) == 6
@@ -98,7 +100,7 @@ def test_finished_chunk_is_not_done_again_unless_it_is_another(tmp_path):
 
 
 def test_marker_comes_last(tmp_path):
-    """When a tar cannot be put into its place there is no marker."""
+    """If a tar cannot be moved to its place, there is no marker."""
     (tmp_path / tar_url(8, "000007")).mkdir(parents=True)
     with pytest.raises(StepError, match="storage: cannot write shards below"):
         build_chunk(*work(tmp_path))
@@ -107,7 +109,7 @@ def test_marker_comes_last(tmp_path):
 
 
 def test_one_images_fault_is_a_reject_the_stores_is_not(tmp_path):
-    """A missing image is listed; a store that does not answer ends the chunk, without a marker."""
+    """A missing image is listed; a store that does not answer ends the chunk without a marker."""
     build_chunk(*work(tmp_path, ["0.png", "gone.png"]))
     (reject,) = read_chunk(str(tmp_path), "000007").rejected
     assert (reject["path"], reject["kind"], reject["bytes"]) == ("gone.png", "unreadable", None)
@@ -126,7 +128,7 @@ def test_chunk_of_rejects_has_no_tar(tmp_path):
 
 
 def test_known_bytes_are_touched_not_written(tmp_path):
-    """An image whose bytes are those of the parent is told, and nothing else."""
+    """An image whose bytes are those of the parent is listed as touched, and has no row."""
     known = (hashlib.sha256(PIXELS["0.png"].tobytes()).digest(), b"x" * 32, None)
     build_chunk(*work(tmp_path, ["0.png", "1.png", "2.png"], known=known))
     chunk = read_chunk(str(tmp_path), "000007")

@@ -1,4 +1,4 @@
-"""Incremental sharding: work grows with the change, and the content is that of shards made anew."""
+"""Incremental sharding: the work grows with the change, and the content equals that of shards made anew."""
 
 import os
 import shutil
@@ -76,7 +76,7 @@ def test_first_set_has_no_parent(folder, tmp_path):
 
 
 def test_new_images_make_new_tars_only(folder, tmp_path, draw_images):
-    """Three images more: three are looked at, a tar for each level is written, and the old ones are listed beside it."""
+    """With three new images, three are read, one tar for each level is written, and the old tars are listed with it."""
     data, seen = config(folder), []
     old = make(data, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in own_tars(old)}
@@ -97,7 +97,9 @@ def test_new_images_make_new_tars_only(folder, tmp_path, draw_images):
 
 
 def test_deleted_changed_and_touched(folder, tmp_path, draw_images):
-    """A deleted image has no row any more, a changed one a new one, and one whose time alone changed is looked at and stays."""
+    """A deleted image has no row any more, a changed one has a new row, and one with only another time is read and
+    stays.
+    """
     data = config(folder)
     old = make(data, tmp_path)
     (folder / "cat" / "1.png").unlink()
@@ -114,7 +116,7 @@ def test_deleted_changed_and_touched(folder, tmp_path, draw_images):
 
 
 def test_grandchildren_and_the_way_back(folder, tmp_path, draw_images):
-    """Change upon change lists the tars of every ancestor; going back to an older listing finds its set again."""
+    """Repeated changes list the tars of every ancestor; an older listing finds its own set again."""
     data, sets = config(folder), []
     for number in range(3):
         sets.append(make(data, tmp_path))
@@ -149,7 +151,7 @@ def test_tars_without_a_living_sample_are_listed_no_more(folder, tmp_path):
 
 
 def test_more_than_half_dead_is_made_anew(folder, tmp_path):
-    """Also over several changes: what counts is the samples in the tars that would be listed."""
+    """This holds over several changes: the samples in the tars that would be listed count."""
     data = config(folder)
     old = make(data, tmp_path)
     for number in (1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 19, 20, 22, 23, 25, 26, 28, 29):
@@ -180,7 +182,7 @@ def test_changed_labels_are_changed_images(folder, tmp_path):
 
 
 def test_changed_attributes_are_changed_images(folder, tmp_path):
-    """One vector of forty; without a change nothing is done."""
+    """One vector of forty is changed; without a change nothing is done."""
     names = [f"{path.parent.name}/{path.name}" for path in folder.rglob("*.png")]
     storage.write_json(str(folder / "dataset.json"), {"labels": [[name, [1, 0]] for name in names]})
     data = config(folder)
@@ -194,7 +196,7 @@ def test_changed_attributes_are_changed_images(folder, tmp_path):
 
 
 def test_rejects_stay_rejects(folder, tmp_path, draw_images):
-    """Without being read again, until they change; a repaired one is new content."""
+    """Rejects are not read again until they change; a repaired one is new content."""
     (folder / "cat" / "1.png").write_bytes(b"no image")
     data = config(folder, max_rejected=1)
     old = make(data, tmp_path)
@@ -211,7 +213,9 @@ def test_rejects_stay_rejects(folder, tmp_path, draw_images):
 
 
 def test_duplicates_of_the_whole_set(folder, tmp_path):
-    """A copy of an old image is rejected, or replaces it if it comes first; when the original goes, the copy counts."""
+    """A copy of an old image is rejected, or replaces it if it comes first; when the original is deleted, the copy
+    counts.
+    """
     data = config(folder)
     make(data, tmp_path)
     for number in range(8):
@@ -229,7 +233,7 @@ def test_duplicates_of_the_whole_set(folder, tmp_path):
 
 @pytest.mark.parametrize("lost", ["tar", "table", "manifest", "rejects"])
 def test_parent_that_is_not_whole_is_not_used(folder, tmp_path, draw_images, lost):
-    """Then everything is made anew."""
+    """Everything is then made anew."""
     data = config(folder)
     old = make(data, tmp_path)
     names = {
@@ -245,7 +249,7 @@ def test_parent_that_is_not_whole_is_not_used(folder, tmp_path, draw_images, los
 
 
 def test_other_settings_or_sources_are_no_parents(folder, tmp_path, draw_images):
-    """Nor are resized images for a source whose images may not be resized, nor anything if `incremental` is off."""
+    """Resized images are no parent of a source whose images may not be resized, and nothing is if `incremental` is off."""
     data = config(folder)
     make(data, tmp_path)
     draw_images(folder / "cat", ["a.png"], size=(30, 31))
@@ -263,7 +267,7 @@ def test_other_settings_or_sources_are_no_parents(folder, tmp_path, draw_images)
 
 
 def test_interrupted_change_is_taken_up(folder, tmp_path, draw_images):
-    """What an attempt with another parent, or none, left in the folder does no harm."""
+    """Files that an attempt with another parent, or without one, left in the folder do no harm."""
     data = config(folder)
     make(data, tmp_path)
     (newest,) = tmp_path.glob("datasets/newest-*.json")
@@ -281,7 +285,7 @@ def test_interrupted_change_is_taken_up(folder, tmp_path, draw_images):
 
 
 def test_incremental_on_s3(folder, tmp_path, draw_images, s3_server):
-    """The same with tars in a bucket."""
+    """The same works with tars in a bucket."""
     data, root = config(folder), f"{s3_server()}/root"
     make(data, root)
     draw_images(folder / "cat", ["a.png"], size=(30, 31))
@@ -292,7 +296,9 @@ def test_incremental_on_s3(folder, tmp_path, draw_images, s3_server):
 
 
 def test_sets_name_their_reader(folder, tmp_path, draw_images):
-    """The reader is part of a key: plain folders, folders below one that is left out, and unaltered images are three."""
+    """The reader is part of a key. Plain folders, folders below one that is left out, and unaltered images have three
+    readers.
+    """
     nested = draw_images(tmp_path / "above" / "inner", ["cat/1.png", "dog/2.png"]).parent
     assert [open_source(config(path)).reader for path in (folder, nested)] == ["folder", "base"]
     assert unaltered(open_source(config(folder)), config(folder)).reader == "unaltered"

@@ -1,4 +1,4 @@
-"""Requests and markers: small, in canonical order, and told apart by all that decides the tars."""
+"""Requests and markers: small, in canonical order, and with a digest of everything that decides the tars."""
 
 import hashlib
 import pickle
@@ -10,8 +10,8 @@ import pytest
 
 from stylegan.config.sections import DataConfig
 from stylegan.data.sharding.chunks import (
-    Chunk,
     ChunkRequest,
+    FinishedChunk,
     Recipe,
     Rows,
     duplicate,
@@ -37,16 +37,18 @@ def test_keys_are_in_canonical_order():
 
 
 def test_request_is_as_large_as_its_images():
-    """No more than some 100 bytes for each of them travel to a worker."""
+    """At most about 100 bytes per image are sent to a worker."""
     paths = (f"class{number % 10}/image{number:08d}.png" for number in range(4096))
     images = tuple(SourceImage(path, number % 10, "2311-1700000000000000000") for number, path in enumerate(paths))
     assert len(pickle.dumps(ChunkRequest(name="000007", images=images))) < 120 * 4096
 
 
 def test_marker_comes_back(tmp_path):
-    """Rows (none here), tars, rejects and what was only touched."""
+    """A marker returns the rows (none here), tars, rejects and touched images that were written."""
     rejected = [duplicate("b", "3-4", 9, b"x" * 32)]
-    write_marker(recipe(tmp_path), REQUEST, Chunk(Rows((4, 8), "attributes").table(), {8: ("ab", 5)}, rejected, [0]))
+    write_marker(
+        recipe(tmp_path), REQUEST, FinishedChunk(Rows((4, 8), "attributes").table(), {8: ("ab", 5)}, rejected, [0])
+    )
     chunk = read_chunk(str(tmp_path), "000007", ["key", "attributes", "crc_0008"])
     assert (chunk.tars, chunk.rejected, chunk.touched) == ({8: ("ab", 5)}, rejected, [0])
     assert chunk.rows.schema.types == [pa.string(), pa.list_(pa.uint8()), pa.uint32()]
@@ -63,8 +65,8 @@ def test_marker_comes_back(tmp_path):
     ],
 )
 def test_another_chunk_is_not_finished(tmp_path, change):
-    """Other images, tokens, labels, order or settings; a limit on rejects makes no difference."""
-    write_marker(recipe(tmp_path), REQUEST, Chunk(Rows((4, 8), "none").table(), {}, [], []))
+    """Other images, tokens, labels, order or settings make another chunk; another limit on rejects does not."""
+    write_marker(recipe(tmp_path), REQUEST, FinishedChunk(Rows((4, 8), "none").table(), {}, [], []))
     assert is_finished(recipe(tmp_path), REQUEST)
     assert is_finished(recipe(tmp_path, max_rejected=7), REQUEST)
     assert not is_finished(recipe(tmp_path, resize_filter="box"), REQUEST)

@@ -1,4 +1,6 @@
-"""Merging: only the first of equal bytes lives, tars without a living row go, and the fingerprint is of content in order."""
+"""Merging: only the first of equal bytes counts, tars without a row are dropped, and the fingerprint covers content in
+order.
+"""
 
 import hashlib
 from functools import partial
@@ -15,7 +17,7 @@ MANIFEST = {"parameters": dict.fromkeys(PIXEL_FIELDS, 1), "label_names": ["a", "
 
 
 def rows(contents: str, tar: int) -> pa.Table:
-    """A row for each letter; equal letters are equal bytes, capitals of class 1."""
+    """Make a row for each letter: equal letters have equal bytes, capitals are of class 1."""
     digests = [hashlib.sha256(letter.encode()).digest() for letter in contents]
     return pa.table(
         {
@@ -41,7 +43,7 @@ def merged(folder: Path, tables: list[pa.Table], *, reject: bool = True) -> tupl
 
 
 def test_first_of_equal_bytes_lives(tmp_path):
-    """Also across parts; a tar of which nothing lives is not counted."""
+    """Duplicates are found across parts too; a tar without a living row is not counted."""
     found, table = merged(tmp_path, [rows("abA", 0), rows("ba", 1), rows("cbB", 2)])
     assert table["path"].to_pylist() == ["0-0-a", "0-1-b", "0-2-A", "2-0-c", "2-2-B"]
     assert table["tar"].to_pylist() == [0, 0, 0, 1, 1]
@@ -55,7 +57,7 @@ def test_first_of_equal_bytes_lives(tmp_path):
 
 
 def test_fingerprint_does_not_know_parts_or_paths(tmp_path):
-    """But order, pixels and labels."""
+    """It depends on order, pixels and labels."""
     (one, _), (two, _) = (
         merged(tmp_path, tables) for tables in ([rows("abC", 0)], [rows("a", 0), rows("", 1), rows("bC", 2)])
     )
@@ -77,7 +79,7 @@ def test_fingerprint_knows_names_and_attributes():
 
 
 def test_digests_of_slices_and_pieces():
-    """uint8 [N, 32] whatever lies before in the buffer."""
+    """The result is uint8 [N, 32], also for a column that does not begin at the start of its buffer."""
     column = pa.chunked_array([rows("abcd", 0)["sha256"].chunk(0).slice(1, 2), rows("e", 0)["sha256"].chunk(0)])
     assert [row.tobytes() for row in binary_array(column)] == column.to_pylist()
     assert binary_array(rows("", 0)["sha256"]).shape == (0, 32)

@@ -1,4 +1,4 @@
-"""Tars: byte for byte those of webdataset, readable by tarfile, with the offsets and digest that were told."""
+"""Tars: byte for byte as webdataset writes them, readable by tarfile, with the right offsets and digest."""
 
 import hashlib
 import tarfile

@@ -1,4 +1,4 @@
-"""Verification: a whole set is proven, and any byte that is not what it was is found and named."""
+"""Verification: a whole set has no problems, and every changed byte is found and named."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def test_whole_set(shards):
-    """All tars and images are counted, by any map, and nothing is found."""
+    """All tars and images are counted, with any map, and no problem is found."""
     calls = []
     with ThreadPoolExecutor(3) as pool:
         found = verify(shards.uri, pmap=pool.map, progress=lambda done, total: calls.append((done, total)))
@@ -39,10 +39,12 @@ def test_whole_set(shards):
 
 @pytest.mark.parametrize("resolution", [8, 16])
 @pytest.mark.parametrize(
-    ("place", "told"), [(200, "payload"), (-500, "header"), (-512 - 512, "label"), ("pad", "header")]
+    ("place", "words"), [(200, "payload"), (-500, "header"), (-512 - 512, "label"), ("pad", "header")]
 )
-def test_flipped_byte_is_found_and_named(shards, resolution, place, told):
-    """In a payload, its header, its label or the zeros behind it: the line names tar, key and path of the sample."""
+def test_flipped_byte_is_found_and_named(shards, resolution, place, words):
+    """The byte is in a payload, its header, its label or the zeros behind it; the line names tar, key and path of the
+    sample.
+    """
     table = read_samples(shards.uri, read_manifest(shards.uri))
     row = {
         name: table[name][7].as_py()
@@ -54,7 +56,7 @@ def test_flipped_byte_is_found_and_named(shards, resolution, place, told):
     problems = verify(shards.uri).problems
     assert len(problems) == 2
     assert problems[0].startswith(f"{tar}: sample {row['key']} ({row['path']}): ")
-    assert told in problems[0]
+    assert words in problems[0]
     assert problems[1].startswith(f"{tar}: its SHA-256 is ")
 
 
@@ -76,10 +78,10 @@ def test_missing_or_cut_tar_is_named(shards):
 
 
 def test_other_facts_are_proven(shards):
-    """Fingerprint, label counts, rejects and the table's own digest."""
+    """Fingerprint, label counts, rejects and the digest of the table are checked."""
     manifest = read_manifest(shards.uri)
     uri = storage.join(shards.uri, "manifest.json")
-    for change, told in (
+    for change, words in (
         ({"fingerprint": "0" * 16}, "fingerprint"),
         ({"label_counts": {"cat": 6, "dog": 6}}, "labels"),
         ({"rejected": {"duplicate": 1}}, "rejected.jsonl"),
@@ -87,7 +89,7 @@ def test_other_facts_are_proven(shards):
     ):
         storage.write_json(uri, manifest | change)
         (problem,) = verify(shards.uri).problems
-        assert told in problem
+        assert words in problem
     storage.write_json(uri, manifest)
     Path(shards.uri, "rejected.jsonl").write_text("{")
     assert verify(shards.uri).problems == (f"{shards.uri}/rejected.jsonl: missing or damaged",)
@@ -103,7 +105,7 @@ def test_what_is_no_set_is_one_line(shards, tmp_path):
 
 
 def test_rejects_and_parents_are_part_of_the_proof(image_folder, tmp_path, draw_images):
-    """A set that builds on another is proven with the tars of both."""
+    """A set that builds on another is verified with the tars of both."""
     data = DataConfig(source=str(image_folder), resolution=8, max_rejected=1)
     (image_folder / "cat" / "0.png").write_bytes(b"none")
     write_shards(open_source(data), data, str(tmp_path / "root"))

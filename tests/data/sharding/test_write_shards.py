@@ -1,4 +1,4 @@
-"""Shards: what is in the tars, that they repeat byte for byte, and that nothing half-made is ever taken for finished."""
+"""Shards: the content of the tars, the same bytes at every attempt, and no unfinished set that looks finished."""
 
 import hashlib
 import json
@@ -94,7 +94,7 @@ def test_tars_hold_every_image_at_every_resolution(image_folder, tmp_path):
 
 
 def test_webdataset_reads_the_tars(image_folder, tmp_path):
-    """Its own pipeline gives every image with its class."""
+    """WebDataset's own pipeline gives every image with its class."""
     shards = make(config(image_folder, images_per_shard=5), tmp_path)
     urls = [str(path) for path in sorted(Path(shards.uri, "r0016").iterdir())]
     found = list(wds.WebDataset(urls, shardshuffle=False, empty_check=False).decode().to_tuple("npy", "cls"))
@@ -104,7 +104,7 @@ def test_webdataset_reads_the_tars(image_folder, tmp_path):
 
 
 def test_attributes_and_large_images(tmp_path, draw_images):
-    """Attribute vectors go into `.json` members, large images into `.png`."""
+    """Attribute vectors are stored as `.json` members, large images as `.png`."""
     folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(4)], size=(520, 515))
     vectors = [[number % 2, number // 2] for number in range(4)]
     (folder / "dataset.json").write_text(
@@ -132,7 +132,7 @@ def test_order_mixes_classes(tmp_path, draw_images):
 
 
 def test_manifest_is_the_index(image_folder, tmp_path):
-    """The manifest names every shard with its size, samples and SHA-256, the labels, and how images were treated."""
+    """The manifest lists every tar with its size, samples and SHA-256, the labels, and the settings."""
     shards = make(config(image_folder, images_per_shard=5), tmp_path)
     manifest = storage.read_json(storage.join(shards.uri, "manifest.json"))
     assert manifest["__kind__"] == "wids-shard-index-v1"
@@ -167,7 +167,9 @@ def test_tars_are_limited_by_their_pixels(image_folder, tmp_path):
 
 
 def test_any_number_of_workers_writes_the_same_bytes(image_folder, tmp_path):
-    """Four processes, one, and one that takes the chunks backwards: tars, table, markers and manifest are the same."""
+    """Four processes, one process, and one that does the chunks backwards write the same tars, table, markers and
+    manifest.
+    """
 
     def backwards(function, requests):
         return reversed([function(request) for request in reversed(list(requests))])
@@ -184,7 +186,9 @@ def test_any_number_of_workers_writes_the_same_bytes(image_folder, tmp_path):
 
 
 def test_fingerprint_is_of_content_alone(image_folder, tmp_path, draw_images):
-    """Other times, tars and limits leave it; another pixel, label, class name, filter or channel changes it, and the old sets stay."""
+    """Other times, tars and limits keep it; another pixel, label, class name, filter or channel changes it. The old
+    sets stay.
+    """
     plain = make(config(image_folder), tmp_path)
     for file in image_folder.rglob("*.png"):
         os.utime(file, (1, 1))
@@ -210,14 +214,16 @@ def test_fingerprint_is_of_content_alone(image_folder, tmp_path, draw_images):
 
 
 def test_unlabelled_set_has_no_cls(image_folder, tmp_path):
-    """Without labels the tars hold images only."""
+    """Without labels the tars contain images only."""
     shards = make(config(image_folder, labels="none"), tmp_path)
     assert shards.label_names == ()
     assert {name.rpartition(".")[2] for name in members(shards, 16)} == {"npy"}
 
 
 def test_finished_shards_are_found_again(image_folder, tmp_path):
-    """The same listing gives the same record without work, wherever the root is now; without a manifest there is none."""
+    """The same listing gives the same record without work, also if the root was moved; without a manifest there is no
+    set.
+    """
     data = config(image_folder)
     assert find_shards(open_source(data), data, str(tmp_path)) is None
     shards = make(data, tmp_path)
@@ -240,7 +246,7 @@ def test_finished_shards_are_found_again(image_folder, tmp_path):
 
 
 def test_key_ignores_the_place_but_not_the_treatment(image_folder):
-    """The key depends on listing and parameters; where the source lies and how many rejects are allowed is no part of it."""
+    """The key depends on listing and parameters, not on the place of the source or the limit on rejects."""
     data = config(image_folder)
     source = open_source(data)
     assert shard_key(data, source) == shard_key(config("elsewhere", max_rejected=3), source)
@@ -249,7 +255,7 @@ def test_key_ignores_the_place_but_not_the_treatment(image_folder):
 
 
 def test_progress_counts_images(image_folder, tmp_path):
-    """The callback is told the images of all chunks done, of all."""
+    """The callback receives the number of images done and the number of all images."""
     calls: list[tuple[int, int]] = []
     make(config(image_folder, images_per_shard=5), tmp_path, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(5, 12), (10, 12), (12, 12)]
@@ -261,7 +267,9 @@ def spoil(folder: Path, names: list[str]) -> None:
 
 
 def test_every_kind_of_reject_is_listed(image_folder, tmp_path, draw_images):
-    """With path, kind, reason and size of the file; an image without a label, one too small, one too large, one cut, one that is none."""
+    """The list has path, kind, reason and size for an image without a label, one too small, one too large, one cut, and
+    a file that is no image.
+    """
     spoil(image_folder, ["dog/3.png"])
     (image_folder / "cat" / "2.png").write_bytes(b"no image at all")
     draw_images(image_folder / "cat", ["small.png"], size=(9, 20))
@@ -293,7 +301,7 @@ def test_every_kind_of_reject_is_listed(image_folder, tmp_path, draw_images):
 
 
 def test_only_the_first_of_equal_images_counts(tmp_path, draw_images):
-    """In canonical order, whichever chunks they are in; with duplicates=keep all count."""
+    """The first is decided by canonical order, across chunks; with duplicates=keep all count."""
     folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(6)])
     for number in range(6):
         for copy in range(2):
@@ -311,7 +319,9 @@ def test_only_the_first_of_equal_images_counts(tmp_path, draw_images):
 
 
 def test_too_many_rejected_images_stop_the_step(image_folder, tmp_path):
-    """One more than allowed fails in one line with kinds, names and cure; the list is there, no manifest. A higher limit needs no work."""
+    """One reject more than allowed fails in one line with kinds, names and cure. The list exists, a manifest does not.
+    A higher limit then needs no work.
+    """
     spoil(image_folder, ["dog/3.png", "cat/2.png"])
     (image_folder / "dog" / "copy.png").write_bytes((image_folder / "dog" / "1.png").read_bytes())
     with pytest.raises(StepError) as caught:
@@ -341,7 +351,7 @@ def test_too_many_rejected_images_stop_the_step(image_folder, tmp_path):
 
 
 def test_nothing_readable(image_folder, tmp_path):
-    """A source whose images are all damaged fails however many rejects are allowed."""
+    """A source whose images are all damaged fails, however many rejects are allowed."""
     spoil(image_folder, [f"{file.parent.name}/{file.name}" for file in image_folder.rglob("*.png")])
     with pytest.raises(StepError, match="12 of 12 images cannot be used"):
         make(config(image_folder, max_rejected=100, images_per_shard=5), tmp_path)
@@ -363,7 +373,7 @@ def test_damaged_member_of_a_zip_is_one_rejected_image(image_folder, tmp_path):
 
 
 def test_source_that_is_gone_is_one_line(image_folder, tmp_path):
-    """An archive that was removed after it was listed; the line does not blame the disk of the shards."""
+    """The archive was removed after it was listed; the message does not blame the disk of the shards."""
     path = shutil.make_archive(str(tmp_path / "images"), "zip", image_folder)
     data = config(path)
     source = open_source(data)
@@ -374,7 +384,7 @@ def test_source_that_is_gone_is_one_line(image_folder, tmp_path):
 
 
 def test_s3_round_trip(image_folder, tmp_path, s3_server):
-    """Source and root in buckets give the very tars of a local run, and are found again."""
+    """Source and root in buckets give exactly the tars of a local run, and the set is found again."""
     bucket = s3_server()
     s3 = fsspec.filesystem("s3", use_listings_cache=False)
     s3.put(str(image_folder), f"{bucket}/images", recursive=True)
@@ -405,7 +415,7 @@ def test_root_below_a_file_is_one_line(image_folder, tmp_path):
 
 
 def test_disk_that_refuses_leaves_no_set(image_folder, tmp_path):
-    """When a write fails in the middle, the step ends in one line, and no tar, marker or manifest is there."""
+    """If a write fails in the middle, the step ends in one line, and there is no tar, marker or manifest."""
     data = config(image_folder)
     source = open_source(data)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -420,7 +430,7 @@ def test_disk_that_refuses_leaves_no_set(image_folder, tmp_path):
 
 @contextmanager
 def _deadly(inner: Callable, path: str) -> Iterator[Callable]:
-    """A reader whose process is killed when it is asked for one image."""
+    """Yield a reader that kills its process when it reads one particular image."""
     with inner() as read:
         yield lambda asked: os.kill(os.getpid(), signal.SIGKILL) if asked == path else read(asked)
 
@@ -437,7 +447,9 @@ def _killed(data: DataConfig, root: Path, *, at: str) -> None:
 
 
 def test_killed_in_the_middle(tmp_path, draw_images):
-    """After kill -9 there is no set, only whole tars; the next run does what is not finished, that alone, and gives the same bytes."""
+    """After kill -9 there are whole tars but no set. The next run does only the unfinished chunks and gives the same
+    bytes.
+    """
     folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(24)])
     data = config(folder, images_per_shard=6)
     expected = make(data, tmp_path / "whole")
@@ -460,7 +472,7 @@ def _make_in_process(arguments: tuple[DataConfig, str]) -> ShardSet:
 
 
 def test_several_at_once_end_well(image_folder, tmp_path):
-    """Processes and threads that start together all get the same whole set, and no chunk is done twice."""
+    """Processes and threads that start together all get the same whole set."""
     data, done = config(image_folder, images_per_shard=2), []
     expected = make(data, tmp_path / "alone")
     with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:

@@ -1,4 +1,4 @@
-"""What the tests of all formats share: opening a source, and what it lists and hands out."""
+"""Fixtures for the tests of all source formats: open a source, list it, and read its images."""
 
 import pickle
 import threading
@@ -17,7 +17,7 @@ from stylegan.data.sources.open_source import open_source
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], str]]:
-    """`serve(handler)` starts a web server with a handler of `http.server` and gives its URL."""
+    """Return `serve(handler)`, which starts a web server with a handler of `http.server` and returns its URL."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     servers = []
 
@@ -37,7 +37,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], str]]:
 
 @pytest.fixture
 def opened() -> Callable[..., Source]:
-    """`opened(source, labels="auto", ...)` lists a source with these fields of `data`."""
+    """Return `opened(source, labels="auto", ...)`, which lists a source with these fields of `data`."""
 
     def open_(source: Path | str, labels: str = "auto", **fields: Any) -> Source:
         return open_source(DataConfig(source=str(source), resolution=16, labels=labels, **fields))
@@ -47,13 +47,13 @@ def opened() -> Callable[..., Source]:
 
 @pytest.fixture
 def listed() -> Callable[[Source], list[tuple[str, Label]]]:
-    """Paths and labels of a source."""
+    """Return a function that returns the paths and labels of a source."""
     return lambda source: [(image.path, image.label) for image in source.images]
 
 
 @pytest.fixture
 def contents() -> Callable[[Source], dict[str, bytes | np.ndarray]]:
-    """All images by path, as another process reads them: through a pickled opener."""
+    """Return a function that reads all images of a source, as another process would: through a pickled opener."""
 
     def read_all(source: Source) -> dict[str, bytes | np.ndarray]:
         with pickle.loads(pickle.dumps(source.open))() as read:
@@ -64,7 +64,7 @@ def contents() -> Callable[[Source], dict[str, bytes | np.ndarray]]:
 
 @pytest.fixture
 def upload(s3_server: Callable[[], str]) -> Callable[[Path], str]:
-    """Copy a file or folder into a fresh bucket; its URL is returned."""
+    """Return a function that copies a file or folder into a fresh bucket and returns its URL."""
 
     def put(path: Path) -> str:
         import fsspec

@@ -1,4 +1,4 @@
-"""CIFAR in its four public archives; a malicious pickle does nothing."""
+"""Tests of CIFAR in its four public archives, and of malicious pickles, which must do nothing."""
 
 import io
 import os
@@ -15,16 +15,18 @@ NAMES = [f"class_{number}" for number in range(10)]
 
 
 def pixels(seed: int, num: int = 4) -> np.ndarray:
+    """Return random values [num, 3072], as in CIFAR's batches."""
     return np.random.default_rng(seed).integers(0, 256, (num, 3072), dtype=np.uint8)
 
 
 def as_python2(content: dict) -> bytes:
-    """A pickle of protocol 2, where arrays and texts are 8-bit strings, as the public archives have it."""
+    """Return a pickle of protocol 2, where arrays and texts are 8-bit strings, as in the public archives."""
     data = pickle.dumps(content, 2)
     return data.replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
 
 
 def python_files(fine: bool) -> dict[str, bytes]:
+    """Return the files of the Python archive of CIFAR-10, or of CIFAR-100 if `fine`, by their paths."""
     if fine:
         batch = {
             "data": pixels(1),
@@ -49,6 +51,8 @@ def python_files(fine: bool) -> dict[str, bytes]:
 
 
 def binary_files(fine: bool) -> dict[str, bytes]:
+    """Return the same set as `python_files` in the binary form."""
+
     def records(labels: list[list[int]], seed: int) -> bytes:
         return b"".join(bytes(label) + picture.tobytes() for label, picture in zip(labels, pixels(seed), strict=True))
 
@@ -66,6 +70,7 @@ def binary_files(fine: bool) -> dict[str, bytes]:
 
 
 def archive(folder: Path, name: str) -> Path:
+    """Write an archive whose name decides which set and form it contains."""
     files = (python_files if "python" in name else binary_files)("100" in name)
     with tarfile.open(folder / name, "w:gz") as tar:
         for member, content in files.items():
@@ -77,12 +82,12 @@ def archive(folder: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["python", "binary"])
 def test_cifar10(tmp_path, opened, listed, contents, kind):
-    """The training batches in order with the names of their classes, 32x32 in RGB, out of the archive or the folder."""
+    """An archive and its unpacked folder give the training batches in order, 32x32 in RGB, with names of classes."""
     path = archive(tmp_path, f"cifar-10-{kind}.tar.gz")
     with tarfile.open(path) as tar:
         tar.extractall(tmp_path / "unpacked", filter="data")
-    for place in (path, tmp_path / "unpacked"):
-        source = opened(place)
+    for form in (path, tmp_path / "unpacked"):
+        source = opened(form)
         assert source.label_names == tuple(NAMES)
         assert listed(source) == [
             (f"data_batch_{batch}/{row:05d}", label) for batch in (1, 2) for row, label in enumerate([batch, 0, 1, 2])
@@ -102,14 +107,14 @@ def test_python_and_binary_are_one_set(tmp_path, opened):
 
 @pytest.mark.parametrize("kind", ["python", "binary"])
 def test_cifar100_has_fine_labels(tmp_path, opened, listed, kind):
-    """Not the coarse ones, which stand first in the binary form."""
+    """The labels are the fine ones, not the coarse ones, which come first in the binary form."""
     source = opened(archive(tmp_path, f"cifar-100-{kind}.tar.gz"))
     assert source.label_names == ("class_0", "class_1", "class_2")
     assert listed(source) == [(f"train/{row:05d}", label) for row, label in enumerate([1, 0, 2, 1])]
 
 
 def test_test_images_by_name(tmp_path, opened, listed):
-    """A file that is named is the source, also one that a folder leaves out; without a meta file classes are numbers."""
+    """A test batch can be given by its name. Without a meta file the names of the classes are numbers."""
     with tarfile.open(archive(tmp_path, "cifar-10-python.tar.gz")) as tar:
         tar.extractall(tmp_path, filter="data")
     source = opened(tmp_path / "cifar-10-batches-py" / "test_batch")
@@ -118,13 +123,15 @@ def test_test_images_by_name(tmp_path, opened, listed):
 
 
 def test_cifar_in_a_bucket(tmp_path, upload, opened, contents):
-    """The archive is copied and unpacked once."""
+    """An archive in a bucket gives the same images as a local one."""
     path = archive(tmp_path, "cifar-10-python.tar.gz")
-    wanted, found = contents(opened(path)), contents(opened(upload(path)))
-    assert all((found[name] == picture).all() for name, picture in wanted.items())
+    local, remote = contents(opened(path)), contents(opened(upload(path)))
+    assert all((remote[name] == picture).all() for name, picture in local.items())
 
 
 class Hostile:
+    """An object whose pickle calls a function."""
+
     def __init__(self, call, *args) -> None:
         self.call, self.args = call, args
 
@@ -135,7 +142,7 @@ class Hostile:
 @pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/batches.meta"])
 @pytest.mark.parametrize("call", [os.system, eval, getattr, np.load])
 def test_hostile_pickle_is_refused_and_not_run(tmp_path, opened, monkeypatch, name, call):
-    """A pickle may name only what arrays need; the name is told, and nothing was called."""
+    """A pickle that names anything else than arrays need is refused by that name, and nothing in it is called."""
     mark = tmp_path / "ran"
     argument = {os.system: f"touch {mark}", eval: f"open({str(mark)!r}, 'w')"}.get(call, str(mark))
     files = python_files(False) | {name: pickle.dumps({"data": Hostile(call, argument), "label_names": []}, 2)}
@@ -143,7 +150,7 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path, opened, monkeypatch, na
         (tmp_path / member).parent.mkdir(exist_ok=True)
         (tmp_path / member).write_bytes(content)
     with pytest.raises(
-        StepError, match=r"the pickle names '.*', which no batch of CIFAR needs.*nothing of it was run"
+        StepError, match=r"the pickle names '.*', which no batch of CIFAR needs.*nothing in it was run"
     ) as caught:
         opened(tmp_path / "cifar-10-batches-py")
     assert "\n" not in str(caught.value)
@@ -151,7 +158,7 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path, opened, monkeypatch, na
 
 
 def test_path_out_of_the_archive(tmp_path, opened):
-    """Members with such names are refused here as well."""
+    """An archive with a member outside its folder is refused."""
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("../data_batch_1"))
     with pytest.raises(StepError, match="leads out of the archive"):
@@ -161,18 +168,18 @@ def test_path_out_of_the_archive(tmp_path, opened):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("data_batch_1", b"\x80\x02}", "is no batch of CIFAR, or cut short"),
-        ("data_batch_1", pickle.dumps([1], 2), "holds a list, not a batch"),
-        ("data_batch_1", as_python2({"data": pixels(1)[:, :5], "labels": [0] * 4}), "no `data` of 3,072 values"),
+        ("data_batch_1", b"\x80\x02}", "is not a batch of CIFAR, or is cut short"),
+        ("data_batch_1", pickle.dumps([1], 2), "contains a list, not a batch"),
+        ("data_batch_1", as_python2({"data": pixels(1)[:, :5], "labels": [0] * 4}), "no `data` with 3,072 values"),
         ("data_batch_1", as_python2({"data": pixels(1).astype(float), "labels": [0] * 4}), "values of type 'f8'"),
         ("data_batch_1", as_python2({"data": pixels(1), "labels": ["a"] * 4}), "no list of `labels`"),
         ("data_batch_1", as_python2({"data": pixels(1), "labels": [0] * 3}), "has 4 images and 3 labels"),
-        ("data_batch_1.bin", bytes(3000), "has 3000 bytes, no multiple of 3073"),
-        ("train.bin", bytes(3073), "has 3073 bytes, no multiple of 3074"),
+        ("data_batch_1.bin", bytes(3000), "has 3000 bytes, not a multiple of 3073"),
+        ("train.bin", bytes(3073), "has 3073 bytes, not a multiple of 3074"),
     ],
 )
 def test_damaged_batches_are_one_line(tmp_path, opened, name, content, words):
-    """The file, what is wrong and the cure."""
+    """A damaged batch gives one line: the file, what is wrong and the cure."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(StepError) as caught:
         opened(tmp_path)

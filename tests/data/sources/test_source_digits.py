@@ -1,10 +1,10 @@
-"""The digits inside scikit-learn."""
+"""Tests of the digits inside scikit-learn."""
 
 import numpy as np
 
 
 def test_digits_are_all_there(opened, contents):
-    """1,797 scans with ten labels; the darkest and lightest of 17 grey levels are 0 and 255."""
+    """The source has 1,797 scans with ten labels. The darkest and lightest of the 17 grey levels are 0 and 255."""
     source = opened("digits")
     assert len(source.images) == 1797
     assert source.label_names == tuple("0123456789")

@@ -1,4 +1,4 @@
-"""Folders: which files count as images, here and elsewhere."""
+"""Tests of folders: which files count as images, on this machine and elsewhere."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from stylegan.errors import ConfigError, StepError
 
 
 def test_class_folders_become_labels(image_folder, opened, contents):
-    """Labels count the sorted folder names, images are sorted by path, and the bytes are those of the file."""
+    """Labels number the sorted folder names, images are sorted by path, and their bytes are those of the file."""
     source = opened(image_folder)
     assert source.label_names == ("cat", "dog")
     assert source.attribute_names == ()
@@ -23,7 +23,7 @@ def test_class_folders_become_labels(image_folder, opened, contents):
 
 
 def test_flat_folder_is_unlabelled(tmp_path, draw_images, opened):
-    """auto gives no labels to flat images, in any spelling of their endings; other files are ignored."""
+    """Images outside class folders get no labels with `auto`. Endings may be in capitals; other files are ignored."""
     draw_images(tmp_path, ["b.PNG", "a.jpg", "c.JPEG"])
     (tmp_path / "notes.txt").write_text("no image")
     source = opened(tmp_path)
@@ -41,7 +41,7 @@ def test_junk_of_operating_systems_is_ignored(image_folder, opened):
 
 
 def test_folders_reached_by_links_count_and_loops_end(image_folder, tmp_path, opened):
-    """A linked class folder is read; a link to a folder above does not go on for ever; a link to nothing is nothing."""
+    """A linked class folder is read. A link to a folder above is not followed; a link to a missing file is ignored."""
     shutil.move(image_folder / "dog", tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", image_folder / "dog")
     os.symlink(image_folder, image_folder / "cat" / "up")
@@ -50,7 +50,7 @@ def test_folders_reached_by_links_count_and_loops_end(image_folder, tmp_path, op
 
 
 def test_folder_in_a_bucket(image_folder, upload, opened, listed, contents):
-    """A bucket folder lists and reads as the local one does, and its signature follows its content."""
+    """A folder in a bucket gives the same listing and images as a local one. Its signature changes with its content."""
     local, uri = opened(image_folder), upload(image_folder)
     source = opened(uri)
     assert (listed(source), source.label_names) == (listed(local), local.label_names)
@@ -61,7 +61,7 @@ def test_folder_in_a_bucket(image_folder, upload, opened, listed, contents):
 
 
 def test_many_objects_of_a_bucket(s3_server, opened, monkeypatch):
-    """More than a page of a listing, in folders and beside them; markers of folders are nothing."""
+    """A listing of several pages is complete, and objects that only mark a folder are ignored."""
     monkeypatch.setattr(folder, "PAGE", 10)
     bucket = s3_server()
     fsspec.filesystem("s3").pipe(
@@ -72,13 +72,13 @@ def test_many_objects_of_a_bucket(s3_server, opened, monkeypatch):
 
 @pytest.fixture
 def web(image_folder, serve):
-    """A web server that shows the folder above the images."""
+    """Return the URL of a web server that shows the folder above the images."""
     quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     return serve(partial(quiet, directory=str(image_folder.parent)))
 
 
 def test_web_server(image_folder, web, opened, listed, contents):
-    """A folder whose listing the server shows, and archives of it, though the server gives no pieces of files."""
+    """A folder whose listing a web server shows can be read, and so can archives, even if the server has no ranges."""
     local = opened(image_folder)
     for kind in ("zip", "tar", "gztar"):
         shutil.make_archive(str(image_folder), kind, image_folder)
@@ -97,7 +97,7 @@ def test_web_server(image_folder, web, opened, listed, contents):
 
 
 def test_memory_url(image_folder, opened, listed, contents):
-    """Any fsspec URL will do."""
+    """A folder at any fsspec URL can be read."""
     fsspec.filesystem("memory").put(str(image_folder), "/pictures", recursive=True)
     source = opened("memory://pictures")
     assert listed(source) == listed(opened(image_folder))
@@ -105,7 +105,7 @@ def test_memory_url(image_folder, opened, listed, contents):
 
 
 def test_signature_follows_content_and_labels(image_folder, opened):
-    """The same listing has the same signature; a touched file, another label or a new file changes it."""
+    """The same listing has the same signature. A touched file, another label or a new file changes it."""
     first = opened(image_folder).signature
     assert opened(image_folder).signature == first
     assert opened(image_folder, "none").signature != first
@@ -117,7 +117,7 @@ def test_signature_follows_content_and_labels(image_folder, opened):
 
 
 def test_name_that_is_no_utf8(tmp_path, draw_images, opened):
-    """Names go into tables as text, so one that is none is told before anything is read."""
+    """A name that is not UTF-8 is refused before any image is read, because names are stored as text."""
     draw_images(tmp_path, ["a.png"])
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     with pytest.raises(StepError, match=r"the name b'\\xff\.png' is not UTF-8"):
@@ -126,39 +126,39 @@ def test_name_that_is_no_utf8(tmp_path, draw_images, opened):
 
 @pytest.mark.parametrize("uri", ["/no/such/folder", "/no/such.zip", "memory://nowhere"])
 def test_missing_source_names_the_key(uri, opened):
-    """A source that does not exist is a mistake in the config."""
+    """A source that does not exist is an error of the config."""
     with pytest.raises(ConfigError, match=f"data.source={uri}: no such folder or file"):
         opened(uri)
 
 
 def test_missing_bucket_names_the_key(s3_server, opened):
-    """So is a bucket that does not exist."""
+    """A bucket that does not exist is an error of the config."""
     with pytest.raises(ConfigError, match=r"data\.source=s3://no-such-bucket/x: no such"):
         opened("s3://no-such-bucket/x")
 
 
 def test_no_images(tmp_path, opened):
-    """A folder without images is said to have none."""
+    """A folder without images is refused."""
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(StepError, match="holds no image"):
+    with pytest.raises(StepError, match="contains no image"):
         opened(tmp_path)
 
 
 def test_folder_with_only_an_archive_names_it(tmp_path, opened):
-    """The archive is what was meant."""
+    """The message for a folder with only an archive names the archive, which the user probably wanted."""
     (tmp_path / "images.zip").write_bytes(b"PK")
     with pytest.raises(ConfigError, match=r"give one of its files, such as images\.zip"):
         opened(tmp_path)
 
 
 def test_file_of_no_known_format(tmp_path, opened):
-    """The line says what can be given."""
+    """The message for a file of an unknown format lists the allowed sources."""
     (tmp_path / "a.docx").write_bytes(b"PK")
-    with pytest.raises(ConfigError, match=r"a\.docx is a file of no known format; give a folder of images; a \.zip"):
+    with pytest.raises(ConfigError, match=r"a\.docx has no known format; give a folder of images; a \.zip"):
         opened(tmp_path / "a.docx")
 
 
 def test_images_beside_the_archive_they_came_from(image_folder, opened):
-    """The kind with more files is the source."""
+    """A folder with more images than archives is a folder of images."""
     (image_folder / "images.tar").write_bytes(b"whatever")
     assert len(opened(image_folder).images) == 12

@@ -1,4 +1,4 @@
-"""Labels: of folders, of dataset.json, of tables of attributes, and which of them counts."""
+"""Tests of labels: from folders, dataset.json and tables of attributes, and which of them is used."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,19 @@ from stylegan.errors import ConfigError, StepError
 
 
 def with_labels(folder: Path, labels: object) -> Path:
+    """Write a dataset.json with these labels and return its folder."""
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     return folder
 
 
 @pytest.fixture
 def names(image_folder, opened):
+    """Return the paths of all images in `image_folder`."""
     return [image.path for image in opened(image_folder).images]
 
 
 def test_dataset_json_wins_over_folders(image_folder, names, opened):
-    """Whole numbers of dataset.json are the labels; a number nobody has is a class nevertheless."""
+    """Whole numbers in dataset.json come before class folders. A number that no image has is a class all the same."""
     with_labels(image_folder, [[name, 3 * (number % 2)] for number, name in enumerate(names)])
     for source in (opened(image_folder), opened(image_folder, "file"), opened(image_folder, label_file="dataset.json")):
         assert source.label_names == ("0", "1", "2", "3")
@@ -30,20 +32,20 @@ def test_dataset_json_wins_over_folders(image_folder, names, opened):
 
 
 def test_dataset_json_may_say_unlabelled(image_folder, opened):
-    """{"labels": null} means no labels, although there are folders."""
+    """With {"labels": null} the images have no labels, even if there are class folders."""
     source = opened(with_labels(image_folder, None))
     assert (source.label_names, source.images[0].label) == ((), None)
 
 
 def test_dataset_json_may_leave_images_out(image_folder, names, opened):
-    """Who is not named, or named with null, has no label."""
+    """An image that dataset.json does not name, or names with null, has no label."""
     with_labels(image_folder, [[name, 1] for name in names[2:]] + [[names[1], None]])
     source = opened(image_folder)
     assert [image.label for image in source.images] == [None, None] + [1] * 10
 
 
 def test_dataset_json_of_attribute_vectors(image_folder, names, opened):
-    """Vectors are attributes, not classes; -1 is `no`."""
+    """Vectors in dataset.json are attributes, not classes; -1 means `no` as 0 does."""
     for no in (0, -1, 0.0):
         with_labels(
             image_folder, [[name, [no, 1, int(name.startswith("cat"))] if no == 0 else [no, 1, -1]] for name in names]
@@ -77,7 +79,7 @@ def test_dataset_json_of_attribute_vectors(image_folder, names, opened):
     ],
 )
 def test_wrong_dataset_json_is_one_line(image_folder, names, opened, change, words):
-    """A label file that does not fit is refused with the first image that shows it, and the cure."""
+    """A label file that does not fit gives one line with the first wrong image and the cure."""
     with_labels(image_folder, change([[name, 0] for name in names]))
     with pytest.raises(StepError) as caught:
         opened(image_folder)
@@ -86,7 +88,7 @@ def test_wrong_dataset_json_is_one_line(image_folder, names, opened, change, wor
 
 
 def test_labels_that_are_asked_for_must_be_there(image_folder, draw_images, opened):
-    """labels=folder on partly flat images and labels=file without a file are told in one line."""
+    """The config is wrong if it asks for folder labels but an image is in no folder, or for a file that is missing."""
     draw_images(image_folder, ["flat.png"])
     with pytest.raises(ConfigError, match=r"data\.labels=folder: 1 of 13 images .* such as flat\.png"):
         opened(image_folder, "folder")
@@ -107,13 +109,13 @@ VECTORS = [(0, 1), (1, 0), (1, 1)]
 
 @pytest.fixture
 def celeba(tmp_path, draw_images):
-    """The layout of the public download, with the PNGs of its lossless edition, which the list calls .jpg."""
+    """Return a folder with the layout of the public download and lossless PNGs, which the list calls .jpg."""
     draw_images(tmp_path / "celeba" / "img_align_celeba", [f"00000{number}.png" for number in (1, 2, 3)])
     return tmp_path / "celeba"
 
 
 def test_celebas_list(celeba, opened):
-    """The list at the top, or beside the images when it is named, gives attributes with their names."""
+    """CelebA's list gives attributes with their names. It is at the top, or elsewhere if `data.label_file` names it."""
     (celeba / "list_attr_celeba.txt").write_text(CELEBA)
     (celeba / "Anno").mkdir()
     (celeba / "Anno" / "mine.txt").write_text(CELEBA)
@@ -123,7 +125,7 @@ def test_celebas_list(celeba, opened):
 
 
 def test_named_table_above_the_images(celeba, opened):
-    """Folders above all images are left out of their paths, but a table may lie there."""
+    """A table may be above the folder of all images, although that folder is removed from the paths."""
     (celeba / "Anno").mkdir()
     (celeba / "Anno" / "mine.txt").write_text(CELEBA)
     source = opened(celeba, label_file="Anno/mine.txt")
@@ -131,17 +133,20 @@ def test_named_table_above_the_images(celeba, opened):
     assert [image.label for image in source.images] == VECTORS
 
 
-@pytest.mark.parametrize("place", ["here", "elsewhere", "memory"])
-def test_table_with_commas(celeba, opened, place, tmp_path):
-    """The CSV form, inside the source, at another path or at a URL."""
+@pytest.mark.parametrize("where", ["inside", "elsewhere", "memory"])
+def test_table_with_commas(celeba, opened, where, tmp_path):
+    """A CSV table may be inside the source, at another path or at a URL."""
     text = "image_id,Smiling,Male\n000001.jpg,0,1\n000002.jpg,1,0\n"
-    path = str({"here": celeba, "elsewhere": tmp_path}.get(place, tmp_path) / "table.csv")
-    Path(path).write_text(text)
-    if place == "memory":
+    if where == "inside":
+        (celeba / "table.csv").write_text(text)
+        label_file = "table.csv"
+    elif where == "elsewhere":
+        (tmp_path / "table.csv").write_text(text)
+        label_file = str(tmp_path / "table.csv")
+    else:
         fsspec.filesystem("memory").pipe("/labels/table.csv", text.encode())
-    source = opened(
-        celeba, label_file={"here": "table.csv", "elsewhere": path, "memory": "memory://labels/table.csv"}[place]
-    )
+        label_file = "memory://labels/table.csv"
+    source = opened(celeba, label_file=label_file)
     assert source.attribute_names == ("Smiling", "Male")
     assert [image.label for image in source.images] == [(0, 1), (1, 0), None]
 
@@ -152,15 +157,15 @@ def test_table_with_commas(celeba, opened, place, tmp_path):
         ("image_id,Smiling,Male\n000001.jpg,0,2\n", "gives 000001.jpg the attribute '2'; must be 0 or 1, or -1 or 1"),
         ("image_id,Smiling,Male\n000001.jpg,0,yes\n", "the attribute 'yes'"),
         ("image_id,Smiling,Male\n000001.jpg,0,1\n000002.jpg,-1,1\n", "both 0 and -1"),
-        ("image_id,Smiling,Male\n000001.jpg,0\n", "gives 000001.jpg 1 attributes, its header names 2"),
+        ("image_id,Smiling,Male\n000001.jpg,0\n", "gives 000001.jpg 1 attributes, but its header names 2"),
         ("image_id,Smiling\n000001.jpg,0\ngone.jpg,0\n", "names gone, which is not there"),
         ("image_id,Smiling\ngone.jpg,0\n", "names gone.jpg, which is not there"),
         ("image_id,Smiling,Smiling\n", "each once"),
-        ("", "is no table of attributes"),
+        ("", "is not a table of attributes"),
     ],
 )
 def test_wrong_tables_are_one_line(celeba, opened, text, words):
-    """Each names the file, the image and what is allowed."""
+    """A wrong table gives one line with the file, the image and what is allowed."""
     (celeba / "table.csv").write_text(text)
     with pytest.raises(StepError) as caught:
         opened(celeba, label_file="table.csv")

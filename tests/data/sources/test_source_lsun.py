@@ -1,4 +1,4 @@
-"""LSUN's LMDB environments."""
+"""Tests of LSUN's LMDB environments."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +13,7 @@ KEYS = [hashlib.sha1(b"%d" % number).hexdigest().encode() for number in range(6)
 
 
 def environment(folder: Path, entries: dict[bytes, bytes]) -> Path:
+    """Write an LMDB environment and return its folder."""
     with lmdb.open(str(folder), map_size=2**24) as opened, opened.begin(write=True) as transaction:
         for key, value in entries.items():
             transaction.put(key, value)
@@ -20,17 +21,17 @@ def environment(folder: Path, entries: dict[bytes, bytes]) -> Path:
 
 
 def test_keys_are_paths(tmp_path, opened, listed, contents):
-    """Values come out as they are; a counter of another tool is no image."""
+    """Keys are paths and values are images. The counter that another tool leaves is not an image."""
     entries = {key: b"image %d" % number + bytes(5000) for number, key in enumerate(KEYS)}
     path = environment(tmp_path / "bedroom_train_lmdb", entries | {b"length": b"6"})
-    for place in (path, path / "data.mdb"):
-        source = opened(place)
+    for form in (path, path / "data.mdb"):
+        source = opened(form)
         assert source.label_names == ()
         assert contents(source) == {key.decode(): value for key, value in entries.items()}
 
 
 def test_keys_of_any_bytes(tmp_path, opened, contents):
-    """A key never becomes a path that leads anywhere, nor a name that is no text."""
+    """No key becomes an absolute path or one with `..`, and keys that are not text get a path as well."""
     keys = [b"../evil", b"/etc/passwd", b"\xff\x00", b"hex-00", "ä".encode(), b"ok/a-1.webp", b"a//b", b" "]
     source = opened(environment(tmp_path / "a_lmdb", {key: key for key in keys}))
     assert sorted(contents(source).values()) == sorted(keys)
@@ -39,11 +40,10 @@ def test_keys_of_any_bytes(tmp_path, opened, contents):
 
 
 def test_several_environments_are_classes_when_asked(tmp_path, opened, contents):
-    """Each below its folder; training environments without those for validation."""
+    """Paths begin with the folder of their environment. Validation sets are left out if there are training sets."""
+    (tmp_path / "lsun").mkdir()
     for name in ("cat", "church_outdoor_train_lmdb", "tower_train_lmdb", "tower_val_lmdb"):
-        environment(tmp_path / "lsun" / name, {name.encode() + b"1": b"x"}) if (tmp_path / "lsun").mkdir(
-            exist_ok=True
-        ) is None else None
+        environment(tmp_path / "lsun" / name, {name.encode() + b"1": b"x"})
     source = opened(tmp_path / "lsun", "folder")
     assert source.label_names == ("cat", "church_outdoor_train_lmdb", "tower_train_lmdb")
     assert sorted(contents(source)) == [
@@ -55,7 +55,7 @@ def test_several_environments_are_classes_when_asked(tmp_path, opened, contents)
 
 
 def test_many_readers_of_one_environment(tmp_path, opened):
-    """A process may open the same source twice, and read from several threads."""
+    """A process may open the same source twice and read from several threads."""
     source = opened(environment(tmp_path / "a_lmdb", {key: key * 500 for key in KEYS}))
     with source.open() as first:
         with source.open() as second, ThreadPoolExecutor(8) as pool:
@@ -64,7 +64,7 @@ def test_many_readers_of_one_environment(tmp_path, opened):
 
 
 def test_read_only_folder(tmp_path, opened, contents):
-    """Nothing is written beside the source."""
+    """Reading writes no lock file beside the source."""
     path = environment(tmp_path / "a_lmdb", {b"a": b"x"})
     (path / "lock.mdb").unlink()
     assert contents(opened(path)) == {"a": b"x"}
@@ -72,15 +72,15 @@ def test_read_only_folder(tmp_path, opened, contents):
 
 
 def test_lmdb_in_a_bucket(tmp_path, upload, opened, contents):
-    """The file is copied once."""
+    """An environment in a bucket can be read."""
     source = opened(upload(environment(tmp_path / "a_lmdb", {key: key for key in KEYS})))
     assert contents(source) == {key.decode(): key for key in KEYS}
 
 
 def test_damaged_file(tmp_path, opened):
-    """One line with the name."""
+    """A damaged file gives one line with its name."""
     path = environment(tmp_path / "a_lmdb", {b"a": b"x"}) / "data.mdb"
     path.write_bytes(b"no LMDB at all" * 1000)
-    with pytest.raises(StepError, match=r"data\.mdb is no LMDB environment") as caught:
+    with pytest.raises(StepError, match=r"data\.mdb is not an LMDB environment") as caught:
         opened(path.parent)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""MNIST and its relatives in idx files."""
+"""Tests of MNIST and similar sets in idx files."""
 
 import gzip
 import struct
@@ -12,14 +12,17 @@ from stylegan.errors import StepError
 
 
 def idx(array: np.ndarray) -> bytes:
+    """Return an idx file of bytes."""
     return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 def pixels(num: int, side: int = 28) -> np.ndarray:
+    """Return random images without black pixels."""
     return np.random.default_rng(num).integers(1, 256, (num, side, side), dtype=np.uint8)
 
 
 def mnist(folder: Path, *, ending: str = ".gz", side: int = 28) -> Path:
+    """Write 7 training and 3 test images with their labels, packed unless the ending is empty."""
     folder.mkdir(exist_ok=True)
     pack = gzip.compress if ending else bytes
     for name, num in (("train", 7), ("t10k", 3)):
@@ -31,7 +34,7 @@ def mnist(folder: Path, *, ending: str = ".gz", side: int = 28) -> Path:
 
 @pytest.mark.parametrize("ending", [".gz", ""])
 def test_images_are_padded_and_labelled(tmp_path, opened, listed, contents, ending):
-    """28x28 becomes 32x32 with black around it; the labels lie beside."""
+    """Images of 28x28 pixels are padded with black to 32x32. Their labels come from the file beside them."""
     source = opened(mnist(tmp_path, ending=ending) / f"train-images-idx3-ubyte{ending}")
     assert listed(source) == [(f"train/{number:05d}", number) for number in range(7)]
     assert source.label_names == tuple("0123456")
@@ -42,12 +45,12 @@ def test_images_are_padded_and_labelled(tmp_path, opened, listed, contents, endi
 
 
 def test_other_sizes_stay(tmp_path, opened, contents):
-    """Only MNIST's own size is padded."""
+    """Images of another size than MNIST's are not padded."""
     assert contents(opened(mnist(tmp_path, side=20)))["train/00000"].shape == (20, 20)
 
 
 def test_which_set_is_told_by_the_url(tmp_path, opened):
-    """A folder gives the training images, as StyleGAN's tools do; a file or pattern what it names."""
+    """A folder gives the training images, as in StyleGAN's tools. A file or a pattern gives the files that it names."""
     mnist(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(
         gzip.decompress((tmp_path / "train-images-idx3-ubyte.gz").read_bytes())
@@ -58,7 +61,7 @@ def test_which_set_is_told_by_the_url(tmp_path, opened):
 
 
 def test_without_labels(tmp_path, opened):
-    """Images alone are an unlabelled source."""
+    """Images without a file of labels are an unlabelled source."""
     mnist(tmp_path)
     for path in tmp_path.glob("*labels*"):
         path.unlink()
@@ -66,7 +69,7 @@ def test_without_labels(tmp_path, opened):
 
 
 def test_mnist_over_memory(tmp_path, opened, contents):
-    """Labels are found beside the images at any URL."""
+    """The labels beside the images are found at any URL."""
     fsspec.filesystem("memory").put(str(mnist(tmp_path / "mnist")), "/mnist", recursive=True)
     source = opened("memory://mnist/train-images-idx3-ubyte.gz")
     assert len(source.label_names) == 7
@@ -81,12 +84,12 @@ def test_mnist_over_memory(tmp_path, opened, contents):
         (
             "train-images-idx3-ubyte.gz",
             gzip.compress(idx(pixels(7))[:-20], mtime=0),
-            "holds 5468 values, its head promises 7 x 28 x 28",
+            "contains 5468 values, but its header says 7 x 28 x 28",
         ),
         (
             "train-images-idx3-ubyte.gz",
             gzip.compress(b"\0\0\x0d\3" + bytes(100), mtime=0),
-            "is no idx file of bytes with 3 dimension(s)",
+            "is not an idx file of bytes with 3 dimension(s)",
         ),
         (
             "train-labels-idx1-ubyte.gz",
@@ -96,7 +99,7 @@ def test_mnist_over_memory(tmp_path, opened, contents):
     ],
 )
 def test_damaged_files_are_one_line(tmp_path, opened, name, content, words):
-    """The file, what is wrong and the cure."""
+    """A damaged file gives one line: the file, what is wrong and the cure."""
     (mnist(tmp_path) / name).write_bytes(content)
     with pytest.raises(StepError) as caught:
         opened(tmp_path)

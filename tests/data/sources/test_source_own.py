@@ -1,4 +1,4 @@
-"""Sets of shards with a manifest as sources: our own, and other wids indexes."""
+"""Sets of shards with a manifest as sources: those of this program, and other wids indexes."""
 
 import json
 
@@ -12,12 +12,13 @@ from stylegan.errors import StepError
 
 
 def sharded(folder, root, **fields):
+    """Shard a folder at 16x16."""
     data = DataConfig(source=str(folder), resolution=16, **fields)
     return write_shards(open_source(data), data, str(root))
 
 
 def test_own_set_is_the_same_images(image_folder, tmp_path, opened, listed, contents):
-    """Paths, labels and pixels at the highest resolution, and the same fingerprint when it is sharded again."""
+    """A set has the paths, labels and pixels of its images, and sharding it again gives the same fingerprint."""
     shards = sharded(image_folder, tmp_path / "root")
     source = opened(shards.uri)
     assert listed(source) == listed(opened(image_folder))
@@ -28,20 +29,20 @@ def test_own_set_is_the_same_images(image_folder, tmp_path, opened, listed, cont
 
 
 def test_grey_set(image_folder, tmp_path, opened, contents):
-    """Grey images have no third axis."""
+    """Grey images are arrays without a third axis."""
     shards = sharded(image_folder, tmp_path / "root", channels=1)
     assert {picture.shape for picture in contents(opened(shards.uri)).values()} == {(16, 16)}
 
 
 def test_own_set_in_a_bucket(image_folder, s3_server, opened, contents, tmp_path):
-    """Read from copies of its tars."""
+    """A remote set is read from copies of its tars."""
     local, remote = sharded(image_folder, tmp_path / "root"), sharded(image_folder, s3_server())
     wanted, found = contents(opened(local.uri)), contents(opened(remote.uri))
     assert all((found[path] == picture).all() for path, picture in wanted.items())
 
 
 def test_deleted_images_are_in_no_source(image_folder, tmp_path, opened):
-    """A set that grew out of another one refers to its tars, and leaves out what lives there no more."""
+    """A set that builds on an older one lists its tars, and leaves out deleted images although their tars contain them."""
     sharded(image_folder, tmp_path / "root")
     (image_folder / "cat/0.png").unlink()
     shards = sharded(image_folder, tmp_path / "root")
@@ -49,25 +50,25 @@ def test_deleted_images_are_in_no_source(image_folder, tmp_path, opened):
 
 
 def test_flipped_byte_is_that_images_fault(image_folder, tmp_path, opened):
-    """The checksum in the table of the set tells it."""
+    """The checksum in the table fails for that image only."""
     shards = sharded(image_folder, tmp_path / "root")
     source = opened(shards.uri)
     (tar,) = (tmp_path / "root").rglob("r0016/*.tar")
     content = bytearray(tar.read_bytes())
     content[content.index(b"\x93NUMPY") + 300] ^= 1
     tar.write_bytes(content)
-    told = []
+    errors = []
     with source.open() as read:
         for image in source.images:
             try:
                 assert read(image.path).shape == (16, 16, 3)
             except ValueError as error:
-                told.append(str(error))
-    assert told == ["the sample has a wrong checksum"]
+                errors.append(str(error))
+    assert errors == ["the sample has a wrong checksum"]
 
 
 def test_foreign_wids_index(tmp_path, opened, contents):
-    """The tars that it lists, and no others that lie there."""
+    """Only the tars in the index are used, not others in the same folder."""
     for number in range(3):
         with wds.TarWriter(str(tmp_path / f"part-{number}.tar"), encoder=False) as writer:
             writer.write({"__key__": f"{number}", "png": b"%d" % number, "cls": b"%d" % number})
@@ -80,7 +81,7 @@ def test_foreign_wids_index(tmp_path, opened, contents):
 
 @pytest.mark.parametrize("url", ["../part-0.tar", "/etc/part-0.tar", "part-0.zip", ""])
 def test_index_that_leads_out(tmp_path, opened, url):
-    """A foreign index names files of its own folder only."""
+    """An index of another program may name files of its own folder only."""
     (tmp_path / "manifest.json").write_text(
         json.dumps({"__kind__": "wids-shard-index-v1", "shardlist": [{"url": url}]})
     )

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files as Hugging Face's `datasets` leaves them."""
+"""Tests of Parquet and Arrow files in the form that Hugging Face's `datasets` writes."""
 
 import json
 from pathlib import Path
@@ -13,19 +13,22 @@ FEATURES = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_ty
 
 
 def table(num: int = 10, *, features: dict | None = FEATURES, **columns: object) -> pa.Table:
+    """Return a table of images and labels with the description that Hugging Face's `datasets` writes."""
     rows = [{"bytes": b"image %d" % number, "path": f"{number}.png"} for number in range(num)]
-    found = pa.table({"image": rows, "label": [number % 2 for number in range(num)], **columns})
+    plain = pa.table({"image": rows, "label": [number % 2 for number in range(num)], **columns})
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features else None
-    return found.replace_schema_metadata(metadata)
+    return plain.replace_schema_metadata(metadata)
 
 
 def parquet(path: Path, content: pa.Table, *, rows: int = 3) -> Path:
+    """Write a table as Parquet with so many rows in a row group."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(content, path, row_group_size=rows)
     return path
 
 
 def arrow(path: Path, content: pa.Table, *, rows: int = 3, stream: bool = True) -> Path:
+    """Write a table as Arrow, in the stream or the file format, with so many rows in a record batch."""
     with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), content.schema) as writer:
         writer.write_table(content, max_chunksize=rows)
     return path
@@ -33,7 +36,7 @@ def arrow(path: Path, content: pa.Table, *, rows: int = 3, stream: bool = True) 
 
 @pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
 def test_rows_are_images(tmp_path, opened, listed, contents, kind):
-    """Bytes, labels, and the names of classes that the schema carries; row groups of any size."""
+    """Each row gives an image and a label, in row groups of any size. The schema gives the names of the classes."""
     if kind == "parquet":
         path = parquet(tmp_path / "a.parquet", table())
     else:
@@ -45,7 +48,7 @@ def test_rows_are_images(tmp_path, opened, listed, contents, kind):
 
 
 def test_files_of_a_folder(tmp_path, opened, contents):
-    """The training part of a repository; others by a pattern."""
+    """A folder gives its training files; a pattern gives others."""
     for name, num in (("train-00000-of-00002", 4), ("train-00001-of-00002", 3), ("test-00000-of-00001", 2)):
         parquet(tmp_path / "data" / f"{name}.parquet", table(num))
     (tmp_path / "thumbnail.png").write_bytes(b"x")
@@ -57,7 +60,7 @@ def test_files_of_a_folder(tmp_path, opened, contents):
 
 
 def test_only_needed_row_groups_are_read(tmp_path, opened):
-    """Damage in one row group is no harm to images of others."""
+    """Damage in one row group does not affect the images of other row groups."""
     path = parquet(tmp_path / "a.parquet", table(9))
     group = pq.ParquetFile(path).metadata.row_group(1)
     start = min(
@@ -75,7 +78,7 @@ def test_only_needed_row_groups_are_read(tmp_path, opened):
 
 
 def test_plain_bytes_and_texts(tmp_path, opened, contents):
-    """A column of bytes under another name; classes as texts; null is no label."""
+    """A column of plain bytes may have another usual name, classes may be texts, and null means no label."""
     content = pa.table({"id": [1, 2, 3], "jpg": [b"a", b"b", b"c"], "label": ["dog", None, "cat"]})
     source = opened(parquet(tmp_path / "a.parquet", content))
     assert source.label_names == ("cat", "dog")
@@ -84,13 +87,13 @@ def test_plain_bytes_and_texts(tmp_path, opened, contents):
 
 
 def test_label_minus_one_is_none(tmp_path, opened):
-    """So are the labels of test sets that are not public."""
+    """A label of -1 means no label, as in test sets whose labels are not public."""
     content = table(3).set_column(1, "label", pa.array([0, -1, 1]))
     assert [image.label for image in opened(parquet(tmp_path / "a.parquet", content)).images] == [0, None, 1]
 
 
 def test_label_out_of_the_names(tmp_path, opened):
-    """More classes than names do not fit."""
+    """A label without a name is refused if the schema names the classes."""
     content = table(3).set_column(1, "label", pa.array([0, 7, 1])).replace_schema_metadata(table(1).schema.metadata)
     with pytest.raises(StepError, match="has the label 7 but names only 2"):
         opened(parquet(tmp_path / "a.parquet", content))
@@ -98,7 +101,7 @@ def test_label_out_of_the_names(tmp_path, opened):
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_row_without_bytes_is_that_images_fault(tmp_path, opened, kind):
-    """A row that only knows a path cannot be read; the others can."""
+    """A row without bytes raises ValueError; the other rows can be read."""
     rows = [{"bytes": b"a", "path": None}, {"bytes": None, "path": "x.png"}, None, {"bytes": b"d", "path": None}]
     content = pa.table({"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
     path = tmp_path / f"a.{kind}"
@@ -111,7 +114,7 @@ def test_row_without_bytes_is_that_images_fault(tmp_path, opened, kind):
 
 
 def test_which_column_cannot_be_known(tmp_path, opened):
-    """Two columns of bytes without a usual name, or none."""
+    """A file is refused if several columns of bytes have no usual name, or if no column has bytes."""
     for columns in ({"a": [b"x"], "b": [b"y"]}, {"a": [1]}):
         with pytest.raises(StepError, match="one of them must hold the bytes of images, and be named image"):
             opened(parquet(tmp_path / "a.parquet", pa.table(columns)))
@@ -119,7 +122,7 @@ def test_which_column_cannot_be_known(tmp_path, opened):
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_damaged_file(tmp_path, opened, name):
-    """One line with the name."""
+    """A damaged file gives one line with its name."""
     (tmp_path / name).write_bytes(b"neither of them" * 10)
     with pytest.raises(StepError, match=rf"{name} is not readable") as caught:
         opened(tmp_path / name)
@@ -127,6 +130,6 @@ def test_damaged_file(tmp_path, opened, name):
 
 
 def test_parquet_and_arrow_in_a_bucket(tmp_path, upload, opened, contents):
-    """Parquet by ranges, Arrow from a copy."""
+    """Files in a bucket can be read: Parquet by ranges, Arrow from a local copy."""
     for path in (parquet(tmp_path / "a.parquet", table()), arrow(tmp_path / "a.arrow", table())):
         assert list(contents(opened(upload(path))).values()) == [b"image %d" % row for row in range(10)]

@@ -1,9 +1,11 @@
-"""Tars of images and shards of WebDataset: labels, index, and nothing of damaged or hostile archives."""
+"""Tars of images and WebDataset shards: listings, labels, and refusal of damaged or hostile archives."""
 
 import gzip
 import io
 import json
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from stylegan.errors import StepError
 
 
 def packed(folder: Path, name: str = "images.tar", mode: str = "w") -> Path:
+    """Pack a folder into a tar beside it."""
     path = folder.parent / name
     with tarfile.open(path, mode) as archive:
         archive.add(folder, arcname=".")
@@ -24,7 +27,7 @@ def packed(folder: Path, name: str = "images.tar", mode: str = "w") -> Path:
 
 @pytest.mark.parametrize(("name", "mode"), [("images.tar", "w"), ("images.tar.gz", "w:gz"), ("images.tgz", "w:gz")])
 def test_tar_lists_what_its_folder_lists(image_folder, opened, listed, contents, name, mode):
-    """Packed or not, images, class folders and bytes are those of the folder; hidden files do not count."""
+    """A tar, gzipped or not, has the images, class folders and bytes of its folder; hidden files do not count."""
     folder = opened(image_folder)
     (image_folder / "cat/._0.png").write_bytes(b"junk")
     source = opened(packed(image_folder, name, mode))
@@ -33,7 +36,7 @@ def test_tar_lists_what_its_folder_lists(image_folder, opened, listed, contents,
 
 
 def test_tars_in_a_bucket(image_folder, upload, opened, contents):
-    """Small images come from a copy of the tar, large ones by ranges; the packed tar is unpacked once."""
+    """Small images are read from a copy of the tar, large ones by ranges; a gzipped tar is unpacked once."""
     (image_folder / "cat/0.png").write_bytes((image_folder / "cat/0.png").read_bytes() + bytes(2_000_000))
     local = contents(opened(image_folder))
     for name, mode in (("images.tar", "w"), ("images.tar.gz", "w:gz")):
@@ -42,6 +45,7 @@ def test_tars_in_a_bucket(image_folder, upload, opened, contents):
 
 
 def shards(folder: Path, samples: list[dict], *, per_tar: int = 3) -> Path:
+    """Write samples into shards with webdataset."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(0, len(samples), per_tar):
         with wds.TarWriter(str(folder / f"train-{number // per_tar:06d}.tar"), encoder=False) as writer:
@@ -51,7 +55,7 @@ def shards(folder: Path, samples: list[dict], *, per_tar: int = 3) -> Path:
 
 
 def test_webdataset_shards(tmp_path, opened, listed, contents):
-    """A folder, a brace pattern and a glob give the same samples; `.cls` gives classes, and shards are none."""
+    """A folder, a brace pattern and a glob give the same samples; `.cls` gives classes, and a shard is no class."""
     shards(tmp_path / "set", [{"png": b"%d" % number, "cls": b"%d" % (number % 3)} for number in range(8)])
     (tmp_path / "set" / "README.md").write_text("hello")
     for uri in (tmp_path / "set", tmp_path / "set" / "train-{000000..000002}.tar", tmp_path / "set" / "*.tar"):
@@ -64,7 +68,7 @@ def test_webdataset_shards(tmp_path, opened, listed, contents):
 
 
 def test_unlabelled_shards_are_no_classes(tmp_path, opened):
-    """The folder that a tar stands for is made up, so it counts as a class only when that is asked for."""
+    """The name of a tar is no folder of the user's, so it becomes a class only with `data.labels=folder`."""
     source = opened(shards(tmp_path / "set", [{"png": b"x"}] * 5))
     assert (source.label_names, {image.label for image in source.images}) == ((), {None})
 
@@ -104,7 +108,7 @@ def test_json_beside_images(tmp_path, opened, documents, label_names, attribute_
     ],
 )
 def test_wrong_labels_are_one_line(tmp_path, opened, samples, words):
-    """The sample, its value and what is allowed."""
+    """The message names the sample, its value and what is allowed."""
     with pytest.raises(StepError, match=words) as caught:
         opened(shards(tmp_path / "set", samples))
     assert "\n" not in str(caught.value)
@@ -112,7 +116,7 @@ def test_wrong_labels_are_one_line(tmp_path, opened, samples, words):
 
 
 def test_training_shards_of_a_folder(tmp_path, opened):
-    """Of a folder with shards for training and validation, those for training are the source; a pattern gets what it names."""
+    """Of a folder with shards for training and validation, only the training shards are used; a pattern gets what it names."""
     shards(tmp_path / "set", [{"png": b"x"}] * 4)
     (tmp_path / "set" / "train-000001.tar").rename(tmp_path / "set" / "val-000000.tar")
     assert len(opened(tmp_path / "set").images) == 3
@@ -121,7 +125,7 @@ def test_training_shards_of_a_folder(tmp_path, opened):
 
 
 def test_shards_over_memory(tmp_path, opened, contents):
-    """A pattern at any fsspec URL."""
+    """Patterns work at any fsspec URL."""
     fsspec.filesystem("memory").put(
         str(shards(tmp_path / "set", [{"png": b"%d" % number} for number in range(5)])), "/wds", recursive=True
     )
@@ -130,6 +134,7 @@ def test_shards_over_memory(tmp_path, opened, contents):
 
 
 def write(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.GNU_FORMAT) -> Path:
+    """Write a tar of these files, in this order."""
     with tarfile.open(path, "w", format=format) as archive:
         for name, content in members:
             info = tarfile.TarInfo(name)
@@ -138,10 +143,50 @@ def write(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.GN
     return path
 
 
+PNG = b"x"
+
+
+@pytest.mark.parametrize(
+    ("members", "labels"),
+    [
+        # As webdataset groups files.
+        (["a.png", "a.cls 1", "b.png", "b.cls 0"], {"a.png": 1, "b.png": 0}),
+        (["x.y/a.png", "x.y/a.cls 1", "x.y/b.png", "x.y/b.cls 0"], {"a.png": 1, "b.png": 0}),
+        (["x.y/a.png", "x.y/a.cls 1", "z/x.y/a.png", "z/x.y/a.cls 0"], {"x.y/a.png": 1, "z/x.y/a.png": 0}),
+        (["z/a..png", "z/a.cls 1", "z/b.png", "z/b.cls 0"], {"a..png": 1, "b.png": 0}),
+        # More permissive than webdataset, so that existing data sets keep their labels.
+        (["a.png", "b.png", "a.cls 1", "b.cls 0"], {"a.png": 1, "b.png": 0}),
+        (["a.left.png", "a.right.png", "a.info.cls 1"], {"a.left.png": 1, "a.right.png": 1}),
+        (["a.PNG", "a.CLS 1", "b.png", "b.cls 0"], {"a.PNG": None, "b.png": 0}),
+        (["a.png", "a.jpg", "a.cls 0", "a.cls 1"], {"a.png": 1, "a.jpg": 1}),
+        # Names for which webdataset finds no key.
+        (["x.y\n/a.png", "x.y\n/a.cls 1", "x.y\n/b.png", "x.y\n/b.cls 0"], {"a.png": 1, "b.png": 0}),
+    ],
+)
+def test_files_of_one_sample(tmp_path, opened, members, labels):
+    """Files that share a key are a sample, and its label is that of its images."""
+    files = [(name, label.encode() or PNG) for name, _, label in (member.partition(" ") for member in members)]
+    source = opened(write(tmp_path / "a.tar", files))
+    assert {image.path: image.label for image in source.images} == labels
+
+
+def test_tars_without_labels_import_no_torch(tmp_path):
+    """webdataset groups samples, and imports torch; a tar of images alone needs neither."""
+    write(tmp_path / "a.tar", [("cat/a.png", PNG), ("dog/b.png", PNG)])
+    code = f"""
+import sys
+from stylegan.config.sections import DataConfig
+from stylegan.data.sources.open_source import open_source
+assert open_source(DataConfig(source={str(tmp_path)!r}, resolution=16)).label_names == ("cat", "dog")
+assert not {{"torch", "webdataset"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "C:/evil.png"])
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_that_lead_out_are_refused(tmp_path, opened, name, format):
-    """None of an archive with such a member is used."""
+    """Nothing of an archive with such a member is used."""
     with pytest.raises(StepError, match="which leads out of the archive"):
         opened(write(tmp_path / "evil.tar", [("good.png", b"x"), (name, b"x")], format))
 
@@ -159,7 +204,7 @@ def test_links_in_tars_are_left_out(tmp_path, opened, contents):
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_walk_finds_what_tarfile_finds(tmp_path, format):
-    """Long names, names in other alphabets, empty files, sizes around a block, in all three dialects."""
+    """Both list long names, names in other alphabets, empty files and sizes around a block, in all three dialects."""
     names = ["a.png", "d" * 90 + "/" + "x" * 60 + ".png", "ä/猫.png", "p" * 140 + "/q.png", "empty.png"]
     if format != tarfile.USTAR_FORMAT:
         names.append("/".join(["long" * 20] * 5) + "/猫.png")
@@ -190,7 +235,7 @@ def test_walk_finds_what_tarfile_finds(tmp_path, format):
     ],
 )
 def test_damaged_tars(tmp_path, opened, damage, packed_with):
-    """Cut short, overwritten or something else: one line with the name."""
+    """A tar that is cut short, overwritten or something else gives one line with its name."""
     content = write(
         tmp_path / "a.tar", [("a.png", bytes(512)), ("b.png", bytes(512)), ("c.png", bytes(2048))]
     ).read_bytes()
@@ -202,7 +247,7 @@ def test_damaged_tars(tmp_path, opened, damage, packed_with):
 
 
 def test_cut_gzip(image_folder, opened):
-    """A download that ended early."""
+    """A download that ended early is refused."""
     path = packed(image_folder, "images.tar.gz", "w:gz")
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(StepError, match="is not a readable tar"):
@@ -210,7 +255,7 @@ def test_cut_gzip(image_folder, opened):
 
 
 def test_tar_cut_short_after_listing(image_folder, opened):
-    """The images that are gone are told one by one."""
+    """Each image that is gone fails by itself."""
     path = packed(image_folder)
     source = opened(path)
     with open(path, "r+b") as file:
@@ -220,7 +265,7 @@ def test_tar_cut_short_after_listing(image_folder, opened):
 
 
 def test_opener_is_small(tmp_path, opened):
-    """What goes to other processes are a few tens of bytes an image, and it does not list the tar again."""
+    """An opener sends a few tens of bytes per image to other processes, and does not list the tar again."""
     path = write(tmp_path / "many.tar", [(f"{number:06d}.png", b"") for number in range(2000)])
     source = opened(path)
     assert len(pickle.dumps(source.open)) < 2000 * 40

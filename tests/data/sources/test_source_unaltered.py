@@ -1,4 +1,4 @@
-"""Images that are measured as they are."""
+"""Tests of sources whose images must not be cropped, resized or converted."""
 
 import pickle
 import zipfile
@@ -13,7 +13,10 @@ from stylegan.errors import StepError
 
 @pytest.mark.parametrize(("size", "mode"), [((16, 8), "L"), ((16, 16), "L"), ((8, 8), "RGB"), ((8, 8), "LA")])
 def test_unaltered_images_are_handed_out_or_refused(tmp_path, draw_images, opened, size, mode):
-    """Where sharding would resize, crop or convert silently, the reader names the image; its shards are never those of another way."""
+    """The reader returns fitting images unchanged, and refuses by name those that sharding would alter.
+
+    The signature differs, so that the source never uses the shards of altered images.
+    """
     draw_images(tmp_path, ["a.png"], size=(8, 8), mode="L")
     draw_images(tmp_path, ["b.png"], size=size, mode=mode)
     source = opened(tmp_path)
@@ -29,7 +32,7 @@ def test_unaltered_images_are_handed_out_or_refused(tmp_path, draw_images, opene
 
 
 def test_arrays_are_measured_too(opened):
-    """The digits have 8x8 pixels in grey; width comes first."""
+    """Sizes of arrays are checked as those of encoded images are; the width comes first."""
     assert measured(np.zeros((4, 6), np.uint8)) == (6, 4, 1)
     assert measured(np.zeros((4, 6, 3), np.uint8)) == (6, 4, 3)
     source = opened("digits")
@@ -43,7 +46,7 @@ def test_arrays_are_measured_too(opened):
 
 
 def test_checked_images_of_an_archive(tmp_path, image_folder, opened):
-    """The check goes to other processes together with the archive."""
+    """The check works with an archive and through a pickled opener."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(image_folder / "cat/0.png", "top/cat/0.png")
     strict = unaltered(opened(tmp_path / "a.zip"), DataConfig(source="a.zip", resolution=16))

@@ -1,4 +1,4 @@
-"""Lists of URLs."""
+"""Tests of lists of URLs."""
 
 import pickle
 from http.server import BaseHTTPRequestHandler
@@ -12,7 +12,11 @@ from stylegan.errors import ConfigError, StepError
 
 @pytest.fixture
 def web(monkeypatch, serve) -> str:
-    """A web server that serves `/a.png` with any query, refuses `/secret.png` and is broken at `/broken.png`."""
+    """Return the URL of a web server.
+
+    It refuses `/secret.png`, does not have `/gone.png`, fails at `/broken.png` and serves everything else, with any
+    query.
+    """
     monkeypatch.setattr(urls, "PAUSES", (0.01,))
 
     class Handler(BaseHTTPRequestHandler):
@@ -34,7 +38,7 @@ def web(monkeypatch, serve) -> str:
 
 
 def test_a_url_in_each_line(tmp_path, web, opened, contents):
-    """Names are server and path; remarks and empty lines do not count."""
+    """Paths are the server and path of the URLs. Remarks and empty lines are ignored."""
     (tmp_path / "list.txt").write_text(f"# images\n{web}/a.png\n\n  {web}/b,c/%C3%A4.png  \r\n")
     host = web.removeprefix("http://")
     assert contents(opened(tmp_path / "list.txt")) == {
@@ -45,7 +49,7 @@ def test_a_url_in_each_line(tmp_path, web, opened, contents):
 
 @pytest.mark.parametrize(("name", "mark"), [("list.csv", ","), ("list.tsv", "\t")])
 def test_table_with_labels(tmp_path, opened, contents, name, mark):
-    """The columns `url` and `label` at any place; texts are names of classes; URLs of any store."""
+    """The columns `url` and `label` may be in any order, labels may be names of classes, URLs may be of any store."""
     memory = fsspec.filesystem("memory")
     rows = [["caption", "URL", "label"]]
     for number, label in enumerate(["dog", "cat", ""]):
@@ -59,7 +63,7 @@ def test_table_with_labels(tmp_path, opened, contents, name, mark):
 
 
 def test_list_that_lies_elsewhere(s3_server, opened, contents):
-    """The list itself may be in a bucket, and its URLs too."""
+    """The list and its images may be in a bucket."""
     bucket = s3_server()
     s3 = fsspec.filesystem("s3")
     s3.pipe(f"{bucket}/a.png", b"image")
@@ -70,7 +74,7 @@ def test_list_that_lies_elsewhere(s3_server, opened, contents):
 
 
 def test_signatures_change_nothing_and_stay_secret(tmp_path, web, opened, contents):
-    """A URL that was signed anew is the same image; who signed it is in no path, no pickle and no message."""
+    """A URL with another signature is the same image. The signature is in no path, no pickle and no message."""
     signatures = []
     for secret in ("hunter1", "hunter2"):
         signed = f"X-Amz-Signature={secret}&X-Amz-Expires=9&AWSAccessKeyId={secret}"
@@ -92,13 +96,13 @@ def test_signatures_change_nothing_and_stay_secret(tmp_path, web, opened, conten
 
 
 def test_queries_tell_images_apart(tmp_path, web, opened):
-    """What is no signature is part of the address."""
+    """URLs with different queries are different images unless only their secrets differ."""
     (tmp_path / "list.txt").write_text(f"{web}/image?id=1\n{web}/image?id=2\n{web}/image?id=1&token=x\n")
     assert len(opened(tmp_path / "list.txt").images) == 2
 
 
 def test_dead_links_are_those_images_fault(tmp_path, web, opened):
-    """A file that is gone, a server that fails and one that is not there do not end the work."""
+    """A missing file, a failing server and a missing server raise OSError for one image, not StepError for all."""
     (tmp_path / "list.txt").write_text(
         f"{web}/gone.png\n{web}/broken.png\nhttp://127.0.0.1:9/a.png\nmemory://nowhere/a.png\n"
     )
@@ -111,7 +115,7 @@ def test_dead_links_are_those_images_fault(tmp_path, web, opened):
 
 
 def test_names_from_urls_lead_nowhere(tmp_path, opened):
-    """Dots in URLs do not come into paths."""
+    """No `..` of a URL gets into a path."""
     (tmp_path / "list.txt").write_text("https://host/../../etc/a.png\nhttps://../b.png\nhttps://host/%2e%2e/c.png\n")
     paths = [image.path for image in opened(tmp_path / "list.txt").images]
     assert sorted(paths) == ["_/b.png", "host/c.png", "host/etc/a.png"]
@@ -122,20 +126,20 @@ def test_names_from_urls_lead_nowhere(tmp_path, opened):
     [
         (
             "https://host/a.png\nimages/b.png\n",
-            "line 2 holds no URL such as https://host/image.png but 'images/b.png'",
+            "line 2 contains 'images/b.png'; must be a URL such as https://host/image.png",
             StepError,
         ),
-        ("file:///etc/passwd\n", "line 1 holds no URL", StepError),
-        ("file://etc/passwd\n", "line 1 holds no URL", StepError),
-        ("local://etc/passwd\n", "line 1 holds no URL", StepError),
-        ("zip://a.png::file:///etc/a.zip\n", "line 1 holds no URL", StepError),
-        ("url,label\n,1\n", "line 2 holds no URL", StepError),
+        ("file:///etc/passwd\n", "line 1 contains 'file:///etc/passwd'; must be a URL", StepError),
+        ("file://etc/passwd\n", "line 1 contains 'file://etc/passwd'; must be a URL", StepError),
+        ("local://etc/passwd\n", "not a file of this machine", StepError),
+        ("zip://a.png::file:///etc/a.zip\n", "not a file of this machine", StepError),
+        ("url,label\n,1\n", "line 2 contains ''; must be a URL", StepError),
         ("gs4://bucket/a.png\n", "unknown store gs4://", ConfigError),
-        ("# nothing\n", "holds no image", StepError),
+        ("# nothing\n", "contains no image", StepError),
     ],
 )
 def test_wrong_lists_are_one_line(tmp_path, opened, text, words, kind):
-    """The line, what it holds and what is allowed."""
+    """A wrong list gives one line: the number of the wrong line, its content and what is allowed."""
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(kind) as caught:
         opened(tmp_path / "list.csv")

@@ -1,4 +1,4 @@
-"""Zips: members as a folder has them, and nothing of damaged or hostile archives."""
+"""Tests of zips: the same images as in a folder, and refusal of damaged or malicious archives."""
 
 import tracemalloc
 import zipfile
@@ -11,6 +11,7 @@ from stylegan.errors import StepError
 
 
 def zipped(folder: Path, *, top: str = "", compression: int = zipfile.ZIP_STORED) -> Path:
+    """Write a zip of a folder, with `top` before the path of each member."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w", compression) as archive:
         for file in sorted(folder.rglob("*")):
@@ -20,7 +21,7 @@ def zipped(folder: Path, *, top: str = "", compression: int = zipfile.ZIP_STORED
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_zip_lists_what_its_folder_lists(image_folder, opened, listed, contents, compression):
-    """A zip of a folder, also below a common top folder, has the same images, labels and bytes; hidden files do not count."""
+    """A zip gives the same images, labels and bytes as its folder, also below a common folder, without hidden files."""
     folder = opened(image_folder)
     (image_folder / "cat/._0.png").write_bytes(b"junk")
     for top in ("", "cifar10/", "a/b/"):
@@ -30,7 +31,7 @@ def test_zip_lists_what_its_folder_lists(image_folder, opened, listed, contents,
 
 
 def test_zip_in_a_bucket(image_folder, upload, opened, listed, contents):
-    """Listed by its directory alone, then copied once."""
+    """A zip in a bucket gives the same listing and images as a local one."""
     local = opened(image_folder)
     source = opened(upload(zipped(image_folder)))
     assert listed(source) == listed(local)
@@ -38,7 +39,7 @@ def test_zip_in_a_bucket(image_folder, upload, opened, listed, contents):
 
 
 def test_threads_read_one_archive(image_folder, opened, contents):
-    """Readers share a file without sharing a position in it."""
+    """Several threads can read from one archive at the same time."""
     source = opened(zipped(image_folder, compression=zipfile.ZIP_DEFLATED))
     wanted, paths = contents(source), [image.path for image in source.images] * 50
     with source.open() as read, ThreadPoolExecutor(8) as pool:
@@ -46,7 +47,7 @@ def test_threads_read_one_archive(image_folder, opened, contents):
 
 
 def test_token_is_the_content_not_the_time(image_folder, opened):
-    """The same archive written again has the same signature."""
+    """An archive of the same files with other times has the same signature."""
     before = opened(zipped(image_folder)).signature
     for file in image_folder.rglob("*.png"):
         file.touch()
@@ -55,7 +56,7 @@ def test_token_is_the_content_not_the_time(image_folder, opened):
 
 @pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png"])
 def test_names_that_lead_out_are_refused(tmp_path, opened, name):
-    """None of an archive with such a member is used."""
+    """An archive with a member outside its folder is refused as a whole."""
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("good.png", b"x")
         archive.writestr(zipfile.ZipInfo(name), b"x")
@@ -65,7 +66,7 @@ def test_names_that_lead_out_are_refused(tmp_path, opened, name):
 
 
 def test_damaged_member_is_that_images_fault(image_folder, opened):
-    """A flipped byte is told by the checksum; the other images can be read."""
+    """The checksum reveals a flipped bit in one member; the other images can be read."""
     path = zipped(image_folder)
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("cat/0.png").header_offset
@@ -80,13 +81,13 @@ def test_damaged_member_is_that_images_fault(image_folder, opened):
 
 
 def test_member_that_unpacks_to_more_than_it_says(tmp_path, opened):
-    """No more memory is used than the directory promises."""
+    """Unpacking uses no more memory than the directory of the archive says."""
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(10_000_000))
     content = path.read_bytes()
-    place = content.rindex(b"PK\1\2")
-    path.write_bytes(content[: place + 24] + (1000).to_bytes(4, "little") + content[place + 28 :])
+    entry = content.rindex(b"PK\1\2")
+    path.write_bytes(content[: entry + 24] + (1000).to_bytes(4, "little") + content[entry + 28 :])
     with opened(path).open() as read:
         tracemalloc.start()
         with pytest.raises(zipfile.BadZipFile):
@@ -97,16 +98,16 @@ def test_member_that_unpacks_to_more_than_it_says(tmp_path, opened):
 
 
 def test_broken_and_encrypted_archives(tmp_path, image_folder, opened):
-    """Both are told in one line."""
+    """A broken and an encrypted archive are refused with what is wrong."""
     (tmp_path / "a.zip").write_bytes(b"PK\3\4 broken")
     with pytest.raises(StepError, match=r"a\.zip: not a readable \.zip"):
         opened(tmp_path / "a.zip")
     path = zipped(image_folder)
     content = bytearray(path.read_bytes())
-    place = content.index(b"PK\1\2", content.index(b"PK\1\2") + 1)
-    while place >= 0:
-        content[place + 8] |= 1
-        place = content.find(b"PK\1\2", place + 1)
+    entry = content.index(b"PK\1\2", content.index(b"PK\1\2") + 1)
+    while entry >= 0:
+        content[entry + 8] |= 1
+        entry = content.find(b"PK\1\2", entry + 1)
     path.write_bytes(content)
     with pytest.raises(StepError, match="is encrypted; make the archive again"):
         opened(path)

@@ -1,4 +1,4 @@
-"""Attribute classifiers: trained once per attribute, kept, and right."""
+"""Attribute classifiers: trained once per attribute, stored, and accurate."""
 
 import json
 from collections.abc import Iterable
@@ -27,11 +27,12 @@ BRIEF = EvaluationConfig(attributes_kimg=1.2)
 
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's widths are for 256x256."""
+    """Narrow the networks: the paper's widths are for 256x256."""
     monkeypatch.setattr(attributes_module, "MODEL", attributes_module.MODEL.model_copy(update={"fmap_max": 16}))
 
 
 def no_workers(_function: Any, items: Iterable[Any]) -> list[Any]:
+    """Fail if anything is to be trained."""
     assert not list(items), "nothing should be trained"
     return []
 
@@ -92,8 +93,10 @@ def test_values_are_one_column_per_class(shards: ShardSet) -> None:
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    """Shards of 120 grey 8x8 images with three attributes, any number of which an image may have: a bright left half, a bright top
-    half, and one that all have."""
+    """Return shards of 120 grey 8x8 images with three attributes.
+
+    These are a bright left half, a bright top half, and one that all images have; an image may have any number of them.
+    """
     folder = tmp_path_factory.mktemp("described")
     random = np.random.default_rng(0)
     rows = []
@@ -110,7 +113,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 def test_attributes_of_the_shards_are_learnt_one_by_one(described: ShardSet, root: str) -> None:
-    """Each is a binary classifier of its own; the set has no classes."""
+    """Each attribute has a binary classifier of its own; the set has no classes."""
     assert (described.label_names, len(described.attribute_names)) == ((), 3)
     assert attribute_names(described) == described.attribute_names
     table = load_images(described, 8)
@@ -123,7 +126,7 @@ def test_attributes_of_the_shards_are_learnt_one_by_one(described: ShardSet, roo
 
 
 def test_attributes_do_not_exclude_each_other(described: ShardSet, shards: ShardSet, root: str) -> None:
-    """So the surest half of each is kept as published, also of more than two; elsewhere such a set counts as unlabelled."""
+    """So the most confident half is kept, as published, even of more than two; other features see no labels."""
     evaluation = BRIEF.model_copy(update={"metrics": ("separability",), "features": "inception"})
     spaces = obtain_spaces(evaluation, described, root=root)
     assert spaces.attribute_names == described.attribute_names

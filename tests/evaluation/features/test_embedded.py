@@ -1,4 +1,4 @@
-"""Embedded feature networks: trained once, kept, loaded, and what they measure."""
+"""Embedded feature networks: training, storage, loading, and their measurements."""
 
 import logging
 import math
@@ -26,21 +26,24 @@ from stylegan.images import to_float
 
 
 def settings(features: str, seed: int = 0) -> EvaluationConfig:
+    """Return settings with these features."""
     return EvaluationConfig(features=features, seed=seed)
 
 
 def no_workers(_function: Any, _items: Iterable[Any]) -> Any:
+    """Fail, because nothing should be trained."""
     raise AssertionError("nothing should be trained")
 
 
 @pytest.fixture(scope="module")
 def net(shards: ShardSet, root: str) -> FeatureNet:
+    """Return the classifier of the shards."""
     return obtain_features(settings("classifier"), shards, root=root)
 
 
 @pytest.fixture(scope="module")
 def images(shards: ShardSet) -> torch.Tensor:
-    """All 120, [-1, 1]."""
+    """Return all 120 images, in [-1, 1]."""
     return to_float(torch.tensor(load_images(shards, 8).images))
 
 
@@ -59,8 +62,8 @@ def test_rotations_are_learnt_without_labels(unlabelled: ShardSet, root: str) ->
     assert net.facts.accuracy >= 0.75
     upright = to_float(torch.tensor(load_images(unlabelled, 8).images[:40]))
     for quarter in range(4):
-        told = net.recognise(torch.rot90(upright, quarter, (2, 3)))[1].argmax(dim=1)
-        assert (told == quarter).float().mean() > 0.75
+        recognised = net.recognise(torch.rot90(upright, quarter, (2, 3)))[1].argmax(dim=1)
+        assert (recognised == quarter).float().mean() > 0.75
 
 
 def test_a_network_is_trained_once_per_data_set(net: FeatureNet, shards: ShardSet, root: str) -> None:
@@ -78,14 +81,14 @@ def test_every_resolution_has_a_network_of_its_own(net: FeatureNet, shards: Shar
 def test_training_again_gives_the_same_bytes_and_shows_the_accuracy(
     net: FeatureNet, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It neither depends on the global random state nor changes it."""
+    """Training neither depends on the global random state nor changes it."""
     torch.rand(3)
     before = torch.get_rng_state()
     with caplog.at_level(logging.INFO, "stylegan"):
         again = obtain_features(settings("classifier"), shards, root=str(tmp_path))
     assert torch.equal(before, torch.get_rng_state())
     assert again.sha256 == net.sha256
-    assert f"{net.facts.accuracy:.1%} of the held-out images are told right" in caplog.text
+    assert f"{net.facts.accuracy:.1%} of the held-out images are classified correctly" in caplog.text
 
 
 def test_distance_to_itself_is_zero_and_symmetric(net: FeatureNet, images: torch.Tensor) -> None:
@@ -111,7 +114,7 @@ def test_a_network_given_by_uri_keeps_its_kind(net: FeatureNet, unlabelled: Shar
 def test_a_relative_uri_becomes_absolute(
     net: FeatureNet, shards: ShardSet, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers start in other folders."""
+    """Workers have other working directories."""
     storage.write_bytes(f"{tmp_path}/here/net.safetensors", storage.read_bytes(net.uri))
     monkeypatch.chdir(tmp_path / "here")
     for given in ("net.safetensors", "../here/net.safetensors", f"file://{tmp_path}/here/net.safetensors"):
@@ -134,7 +137,7 @@ def test_attributes_are_log_odds_of_the_classes(net: FeatureNet, images: torch.T
 
 
 def test_log_odds_of_a_sure_answer_are_not_infinite() -> None:
-    """In float32 1 - p is 0 here; the odds against the class are those of the others."""
+    """In float32 1 - p is 0 here, but the sum over the other classes is not 0."""
     logits = torch.tensor([[40.0, 0.0, 0.0], [1.0, 1.0, -50.0]])
     odds = one_versus_rest(torch.log_softmax(logits, dim=1))
     torch.testing.assert_close(odds[0], torch.tensor([40 - math.log(2), -40.0, -40.0]))

@@ -1,45 +1,47 @@
-"""What the feature network is shown while it learns."""
+"""The examples that train the feature network."""
 
 import numpy as np
 import pytest
 import torch
 
 from stylegan.data.loading.loader import ImageTable
-from stylegan.evaluation.features.embedded_training import _Lesson, _shift
+from stylegan.evaluation.features.embedded_training import _Examples, _shift
 from stylegan.evaluation.metrics.numerics import stream
 from stylegan.images import to_float, to_uint8
 
 
-def make_lesson(kind: str, num_images: int) -> _Lesson:
-    """Image i is all i, except for one white corner; its label is i."""
+def make_examples(kind: str, num_images: int) -> _Examples:
+    """Return examples in which image i has the value i, except for one white corner, and the label i."""
     images = np.tile(np.arange(num_images, dtype=np.uint8)[:, None, None, None], (1, 1, 8, 8))
     images[:, :, 0, 0] = 255
-    return _Lesson(kind, ImageTable(images, np.arange(num_images)), stream("test"), "cpu")
+    return _Examples(kind, ImageTable(images, np.arange(num_images)), stream("test"), "cpu")
 
 
 def test_held_out_images_are_never_learnt() -> None:
-    lesson = make_lesson("classifier", 100)
-    seen = {int(label) for _ in range(30) for label in lesson.batch(16)[1]}
-    assert len(lesson.held_out) == 10
-    assert seen == set(range(100)) - set(lesson.held_out.tolist())
+    examples = make_examples("classifier", 100)
+    seen = {int(label) for _ in range(30) for label in examples.batch(16)[1]}
+    assert len(examples.held_out) == 10
+    assert seen == set(range(100)) - set(examples.held_out.tolist())
 
 
 def test_every_epoch_shows_every_image_once() -> None:
-    lesson = make_lesson("classifier", 100)
-    labels = torch.cat([lesson.batch(30)[1] for _ in range(6)])
+    examples = make_examples("classifier", 100)
+    labels = torch.cat([examples.batch(30)[1] for _ in range(6)])
     assert (
-        labels[:90].sort().values.tolist() == labels[90:].sort().values.tolist() == lesson.learnt.sort().values.tolist()
+        labels[:90].sort().values.tolist()
+        == labels[90:].sort().values.tolist()
+        == examples.training.sort().values.tolist()
     )
 
 
 def test_images_come_with_their_labels() -> None:
-    images, labels = make_lesson("classifier", 50).batch(16)
+    images, labels = make_examples("classifier", 50).batch(16)
     assert to_uint8(images)[:, 0, 4, 4].tolist() == labels.tolist()
 
 
 def test_rotated_images_come_with_their_quarter_turns() -> None:
-    """The white corner starts at the top left and goes round against the clock."""
-    images, turns = make_lesson("rotation", 50).examples(torch.arange(50))
+    """The white corner starts at the top left and turns anticlockwise."""
+    images, turns = make_examples("rotation", 50).at(torch.arange(50))
     corners = {0: (0, 0), 1: (7, 0), 2: (7, 7), 3: (0, 7)}
     assert set(turns.tolist()) == set(corners)
     for image, turn in zip(images, turns.tolist(), strict=True):
@@ -60,6 +62,6 @@ def test_shifts_move_images_and_repeat_their_border() -> None:
 
 @pytest.mark.parametrize(("num_images", "shown"), [(20, 1_080), (1_797, 20_000), (10_000, 90_000), (50_000, 150_000)])
 def test_the_budget_grows_with_the_data_up_to_a_limit(num_images: int, shown: int) -> None:
-    lesson = make_lesson("classifier", 1)
-    lesson.learnt = torch.arange(num_images - min(num_images // 10, 5000))
-    assert lesson.num_shown == shown
+    examples = make_examples("classifier", 1)
+    examples.training = torch.arange(num_images - min(num_images // 10, 5000))
+    assert examples.num_shown == shown

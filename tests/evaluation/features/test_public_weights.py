@@ -1,4 +1,4 @@
-"""Files of public weights are found, downloaded and checked, or refused in one line; from a real server on this machine."""
+"""Public weight files are found, downloaded from a real server on this machine and checked, or refused in one line."""
 
 import hashlib
 import logging
@@ -22,7 +22,10 @@ SHA = hashlib.sha256(DATA).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """/good, /together (once four ask for it), /wrong, /short (ends early), /cut (as well, without a length); nothing else is there."""
+    """A server of five files.
+
+    /good, /together (once four requests wait for it), /wrong, /short (ends early), /cut (ends early, without a length).
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -46,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    """A server that remembers in `asked` what it was asked for."""
+    """Yield a server that records every requested path in `asked`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.asked, server.four = [], threading.Barrier(4)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -58,7 +61,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where weights are kept during this test; torch.hub has nothing."""
+    """Return the folder of weights of this test; torch.hub has no files."""
     monkeypatch.setenv("STYLEGAN_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -67,7 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def publish(server: ThreadingHTTPServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """`publish(name)` makes that file of the server the public LPIPS file, and gives its URL."""
+    """Return `publish(name)`, which makes that file of the server the public LPIPS file and returns its URL."""
 
     def make(name: str) -> str:
         url = f"http://127.0.0.1:{server.server_port}/{name}/vgg.pth"
@@ -78,13 +81,14 @@ def publish(server: ThreadingHTTPServer, folder: Path, monkeypatch: pytest.Monke
 
 
 def names(folder: Path) -> list[str]:
+    """Return the sorted names of the files in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_downloads_once_and_then_needs_no_server(
     publish: Callable, server: ThreadingHTTPServer, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The second call reads what the first one kept; the download shows its progress."""
+    """The second call reads the file that the first one kept; the download logs its progress."""
     publish("good")
     with caplog.at_level(logging.INFO, logger="stylegan"):
         assert fetch("lpips") == (DATA, SHA)
@@ -106,7 +110,7 @@ def test_downloads_once_and_then_needs_no_server(
     ],
 )
 def test_keeps_nothing_but_the_right_file(name: str, reason: str, publish: Callable, folder: Path) -> None:
-    """Other bytes, an end before the end, no such page: one line with file, URL and cure, and the folder stays empty."""
+    """Wrong bytes, a truncated body, a missing page: one line with file, URL and cure, and the folder stays empty."""
     url = publish(name)
     with pytest.raises(ConfigError, match=reason) as caught:
         fetch("lpips")
@@ -118,7 +122,7 @@ def test_keeps_nothing_but_the_right_file(name: str, reason: str, publish: Calla
 
 
 def test_offline_says_what_to_put_where(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody listens: file, URL and place are in the line; a file that is put there under its downloaded name works."""
+    """No server listens: the line has file, URL and path; a file that the user puts there under its own name works."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/vgg.pth"
@@ -133,7 +137,7 @@ def test_offline_says_what_to_put_where(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_several_at_once(publish: Callable, server: ThreadingHTTPServer, folder: Path) -> None:
-    """Downloads of the same file do not disturb each other: all get it, and one is kept."""
+    """Downloads of the same file do not disturb each other: each gets the file, and one copy is kept."""
     publish("together")
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: fetch("lpips"), range(4)))
@@ -143,7 +147,7 @@ def test_several_at_once(publish: Callable, server: ThreadingHTTPServer, folder:
 
 
 def test_finds_what_other_packages_downloaded(publish: Callable, server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    """torch.hub's checkpoints are used where they are; a damaged one is passed over and left alone."""
+    """torch.hub's checkpoints are read where they are; a damaged one is ignored and not changed."""
     publish("good")
     checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
@@ -156,7 +160,7 @@ def test_finds_what_other_packages_downloaded(publish: Callable, server: Threadi
 
 
 def test_damaged_cache_is_named(publish: Callable, folder: Path) -> None:
-    """A kept file that has changed is not used, and not replaced behind the user's back."""
+    """A kept file that has changed is neither used nor replaced without the user's knowledge."""
     publish("good")
     fetch("lpips")
     (folder / "lpips.pth").write_bytes(DATA[:-1])
@@ -166,18 +170,19 @@ def test_damaged_cache_is_named(publish: Callable, folder: Path) -> None:
         fetch("lpips")
 
 
-def test_folder_that_cannot_be_written(publish: Callable, tmp_path: Path) -> None:
-    """The line says how to have another folder."""
+def test_folder_that_cannot_be_written(publish: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names the setting for another folder."""
     publish("good")
     (tmp_path / "file").touch()
+    monkeypatch.setenv("STYLEGAN_WEIGHTS", str(tmp_path / "file" / "below"))
     with pytest.raises(
         ConfigError, match=r"^lpips weights: cannot write .*lpips.pth \(.+\); set STYLEGAN_WEIGHTS to another folder$"
     ):
-        fetch("lpips", folder=tmp_path / "file" / "below")
+        fetch("lpips")
 
 
 def test_file_of_the_user(folder: Path, tmp_path: Path, publish: Callable) -> None:
-    """A path is read where it is; another file than the public one must be named by its digest."""
+    """A path is read where it is; a file that is not the public one needs its digest."""
     publish("nothing")
     mine, other = tmp_path / "mine.pth", tmp_path / "other.pth"
     mine.write_bytes(DATA)
@@ -201,7 +206,7 @@ def test_file_of_the_user(folder: Path, tmp_path: Path, publish: Callable) -> No
 
 
 def test_url_of_the_user_is_kept_too(folder: Path, publish: Callable) -> None:
-    """Any store of fsspec; a file that is not the public one is kept under its digest, so that the two never meet."""
+    """Any store of fsspec works; a file that is not the public one is kept under its digest, so the two never meet."""
     publish("nothing")
     for name, data in (("mirror.pth", DATA), ("tuned.pth", b"tuned")):
         with fsspec.open(f"memory://weights/{name}", "wb") as file:
@@ -215,7 +220,7 @@ def test_url_of_the_user_is_kept_too(folder: Path, publish: Callable) -> None:
 def test_proxy_of_the_environment_is_used(
     server: ThreadingHTTPServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Machines without a way out have HTTP_PROXY set."""
+    """Machines without direct internet access set HTTP_PROXY."""
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_port}")
     url = "http://weights.invalid/good/vgg.pth"
     assert fetch("lpips", f"{url}#sha256={SHA}") == (DATA, SHA)
@@ -234,19 +239,22 @@ def test_proxy_of_the_environment_is_used(
     ],
 )
 def test_needed_are_the_networks_of_the_metrics(features: str, metrics: tuple, expected: tuple) -> None:
-    """Only the published protocols need files, and each metric its own."""
+    """Only the published protocols need files, and each metric needs its own."""
     assert needed(EvaluationConfig(features=features, metrics=metrics)) == expected
 
 
-def test_missing_asks_no_server(publish: Callable, server: ThreadingHTTPServer, folder: Path, tmp_path: Path) -> None:
-    """What would be downloaded; a path that leads nowhere is an error before anything trains."""
+def test_missing_asks_no_server(
+    publish: Callable, server: ThreadingHTTPServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It returns the files to download; a path without a file is an error before anything trains."""
     publish("good")
     evaluation = EvaluationConfig(features="inception", metrics=("ppl_zend",))
     assert missing(evaluation) == [KNOWN["vgg16"], KNOWN["lpips"]]
     assert server.asked == []
     fetch("lpips")
     assert missing(evaluation) == [KNOWN["vgg16"]]
-    assert missing(evaluation, folder=tmp_path / "empty") == [KNOWN["vgg16"], KNOWN["lpips"]]
+    monkeypatch.setenv("STYLEGAN_WEIGHTS", str(tmp_path / "empty"))
+    assert missing(evaluation) == [KNOWN["vgg16"], KNOWN["lpips"]]
     with pytest.raises(ConfigError, match=r"^evaluation.weights.vgg16=nowhere.pth: cannot read "):
         missing(evaluation.model_copy(update={"weights": WeightsConfig(vgg16="nowhere.pth")}))
 
@@ -254,7 +262,7 @@ def test_missing_asks_no_server(publish: Callable, server: ThreadingHTTPServer, 
 def test_locate_says_where_a_file_is_or_would_go(
     publish: Callable, server: ThreadingHTTPServer, folder: Path, tmp_path: Path
 ) -> None:
-    """Before and after a download, and a copy of the user's; no server is asked."""
+    """This holds before and after a download, and for a copy of the user; no server gets a request."""
     url = publish("good")
     place = locate("lpips")
     assert (place.path, place.uri, place.target, place.num_bytes) == (None, url, folder / "lpips.pth", len(DATA))
@@ -268,7 +276,7 @@ def test_locate_says_where_a_file_is_or_would_go(
 
 
 def test_digests_are_those_in_the_names() -> None:
-    """torch.hub's convention: a name ends with the first eight digits of the file's sha256."""
+    """By torch.hub's convention, a name ends with the first eight digits of the file's sha256."""
     for kind in ("inception", "vgg16"):
         file = KNOWN[kind]
         assert all(name.endswith(f"-{file.sha256[:8]}.pth") for name in (file.name, file.url, *file.others))

@@ -1,4 +1,4 @@
-"""Which network serves which role, for the embedded and for the published ones; the latter with random weights in their layout."""
+"""The network of each role, embedded or published; published networks have random weights in their file layout."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,14 +21,13 @@ from stylegan.evaluation.features.embedded import obtain_features
 from stylegan.evaluation.features.spaces import (
     Network,
     check_features,
+    manifold_features,
     obtain_spaces,
     open_network,
-    place,
     recognise,
-    roles_of,
 )
-from stylegan.evaluation.generate import REALS, Chunk, Subject
-from stylegan.evaluation.work import measure
+from stylegan.evaluation.generate import REALS, SampleChunk, Subject
+from stylegan.evaluation.work import measure_chunk
 from stylegan.images import to_float
 from stylegan.networks.inception import InceptionV3
 from stylegan.networks.vgg import LPIPS, VGG16
@@ -38,7 +37,7 @@ EVERYTHING = EvaluationConfig(metrics=METRICS)
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> WeightsConfig:
-    """URIs of files in the published layouts; the digest behind each says that it is meant to be another file."""
+    """Return URIs of files in the published layouts, with their digests, because they are not the public files."""
     folder, uris = tmp_path_factory.mktemp("weights"), {}
     for kind, state in (("inception", inception_state()), ("vgg16", vgg16_state()), ("lpips", lpips_state())):
         data = file_bytes(state)
@@ -49,18 +48,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> WeightsConfig:
 
 @pytest.fixture
 def inception(published: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> EvaluationConfig:
-    """The published networks, and attribute classifiers that learn nothing in no time."""
+    """Return settings for the published networks, and for attribute classifiers that train on 8 images."""
     monkeypatch.setattr(attributes_module, "MODEL", attributes_module.MODEL.model_copy(update={"fmap_max": 8}))
     return EvaluationConfig(features="inception", weights=published, attributes_kimg=0.008)
 
 
 def asked(evaluation: EvaluationConfig, *metrics: str) -> EvaluationConfig:
+    """Return the settings with these metrics only."""
     return evaluation.model_copy(update={"metrics": metrics})
-
-
-def test_every_metric_has_a_role() -> None:
-    assert {role for metric in METRICS for role in roles_of(metric)} == {"pooled", "manifold", "distance", "attributes"}
-    assert roles_of("truncation") == ("pooled", "manifold")
 
 
 def test_the_embedded_network_serves_every_role(shards: ShardSet, root: str) -> None:
@@ -73,7 +68,7 @@ def test_the_embedded_network_serves_every_role(shards: ShardSet, root: str) -> 
     assert spaces.facts == {"classifier_accuracy": net.facts.accuracy}
     images = torch.rand(3, 1, 8, 8) * 2 - 1
     torch.testing.assert_close(recognise(spaces, images, "cpu"), net.recognise(images))
-    torch.testing.assert_close(place(spaces, images, "cpu"), net.recognise(images)[0])
+    torch.testing.assert_close(manifold_features(spaces, images, "cpu"), net.recognise(images)[0])
 
 
 def test_published_networks_have_their_own_names_and_digests(
@@ -94,7 +89,7 @@ def test_published_networks_have_their_own_names_and_digests(
 
 
 def test_workers_find_the_weights_below_the_root(inception: EvaluationConfig, shards: ShardSet, root: str) -> None:
-    """They need neither the internet nor this machine's cache."""
+    """Workers need neither the internet nor this machine's cache."""
     spaces = obtain_spaces(asked(inception, "fid"), shards, root=root)
     assert list(spaces.networks) == ["pooled"]
     (uri,) = spaces["pooled"].uris
@@ -105,7 +100,7 @@ def test_workers_find_the_weights_below_the_root(inception: EvaluationConfig, sh
 def test_an_evaluation_with_published_networks(
     inception: EvaluationConfig, shards: ShardSet, root: str, checkpoint: Callable[..., str]
 ) -> None:
-    """The Inception Score of a handful of images; what needs more images, or larger ones, says so."""
+    """A handful of images has an Inception Score; metrics that need more images, or larger ones, are skipped."""
     few = asked(inception, "fid", "is", "ppl_wend", "separability")
     few = few.model_copy(update={"num_images": 4, "num_reals": 6, "is_splits": 2, "separability_samples": 60})
     report = evaluate(checkpoint(), shards, few, root=root)
@@ -124,17 +119,17 @@ def test_an_evaluation_with_published_networks(
 def test_a_worker_hands_out_the_features_of_each_network_as_they_are_kept(
     inception: EvaluationConfig, shards: ShardSet, root: str
 ) -> None:
-    """Of one real: Inception's in single precision, VGG16's in half."""
+    """Inception's features of a real are in single precision, VGG16's in half precision."""
     spaces = obtain_spaces(asked(inception, "fid", "pr"), shards, root=root)
     subject = Subject("", "", None, shards, (), spaces, inception, "cpu")
-    part = measure(Chunk(subject, REALS, (("manifold", 1), ("pooled", 1)), 0))
+    part = measure_chunk(SampleChunk(subject, REALS, (("manifold", 1), ("pooled", 1)), 0))
     assert {name: (rows.shape, str(rows.dtype)) for name, rows in part.items()} == {
         "pooled": ((1, 2048), "float32"),
         "manifold": ((1, 4096), "float16"),
     }
     image = to_float(torch.tensor(load_images(shards, 8).images[:1]))
     np.testing.assert_allclose(part["pooled"], recognise(spaces, image, "cpu")[0], rtol=1e-5)
-    np.testing.assert_allclose(part["manifold"], place(spaces, image, "cpu"), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(part["manifold"], manifold_features(spaces, image, "cpu"), rtol=1e-3, atol=1e-4)
 
 
 def test_unlabelled_images_have_no_attribute_classifiers(

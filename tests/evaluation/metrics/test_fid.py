@@ -1,6 +1,4 @@
-"""Moments, the Frechet distance and its bootstrap."""
-
-from functools import reduce
+"""Moments, the Fréchet distance and its bootstrap."""
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 
 def gaussian(mean: np.ndarray, covariance: np.ndarray, count: int = 1000) -> Moments:
-    """Moments that stand for a Gaussian."""
+    """Return the moments of a Gaussian."""
     return Moments(count, np.asarray(mean, float), np.asarray(covariance, float) * (count - 1))
 
 
@@ -37,7 +35,7 @@ def test_moments_are_numpys() -> None:
 
 @pytest.mark.parametrize("cuts", [[1], [100], [7, 8, 150]])
 def test_merged_parts_are_the_whole(cuts: list[int]) -> None:
-    values = sample() + 1e4  # a large mean cancels in a naive sum of squares
+    values = sample() + 1e4  # with a large mean, a naive sum of squares loses its digits
     first, *rest = (Moments.of(part) for part in np.split(values, cuts))
     for part in rest:
         first = first.merge(part)
@@ -61,7 +59,7 @@ def test_distance_to_itself_is_zero() -> None:
 
 
 def test_distance_to_itself_is_zero_with_dead_and_equal_features() -> None:
-    """A singular covariance, where roots of eigenvalues would leave 1e-7 per dead feature."""
+    """A singular covariance adds no error."""
     values = 100 * sample()
     values[:, 1], values[:, 2], values[:, 3] = 0, values[:, 0], values[:, 0]
     moments = Moments.of(values)
@@ -74,7 +72,7 @@ def test_distance_is_symmetric() -> None:
 
 
 def test_distance_of_independent_gaussians_is_the_closed_form() -> None:
-    """sum of (difference of means)^2 + (difference of standard deviations)^2."""
+    """It is the sum of (difference of means)^2 + (difference of standard deviations)^2."""
     a = gaussian(np.array([0.0, 1.0, 2.0]), np.diag([1.0, 4.0, 9.0]))
     b = gaussian(np.array([1.0, 1.0, 0.0]), np.diag([4.0, 4.0, 1.0]))
     assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 0 + 4)
@@ -150,7 +148,7 @@ SPECTRA = {
 def test_distance_is_exact_for_almost_singular_and_almost_equal_covariances(
     first: str, second: str, change: float, seed: int
 ) -> None:
-    """From the roots that the covariances are made of: no root is taken, and singular values are good to the last digits."""
+    """The expected value comes from singular values of the roots of the covariances: exact to the last digits."""
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((40, 40)))[0]
     turned = basis + change * rng.standard_normal((40, 40)) / 6
@@ -176,9 +174,9 @@ def test_distance_equals_torch_fidelity() -> None:
     assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(expected, rel=1e-6)
 
 
-def bootstrap(values: np.ndarray, cuts: list[int], *, first: int = 0, seed: int = 3) -> BootstrapMoments:
-    """Replicates of a set in parts."""
-    found = BootstrapMoments(values.shape[1], replicates=5, seed=seed, first=first)
+def bootstrap(values: np.ndarray, cuts: list[int]) -> BootstrapMoments:
+    """Return the replicates of a set that arrives in parts."""
+    found = BootstrapMoments(values.shape[1], replicates=5, seed=3)
     for part in np.split(values, cuts):
         if len(part):
             found.add(part)
@@ -195,17 +193,13 @@ def test_replicates_are_the_moments_of_resampled_sets() -> None:
 
 
 @pytest.mark.parametrize("cuts", [[1], [64], [3, 70, 199]])
-def test_replicates_depend_neither_on_chunks_nor_on_workers(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicates_do_not_depend_on_chunks(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     values = sample()
     monkeypatch.setattr(fid_module, "BLOCK", 64)
-    whole, parts = bootstrap(values, []), bootstrap(values, cuts)
-    starts = [0, *cuts]
-    workers = [bootstrap(part, [], first=start) for part, start in zip(np.split(values, cuts), starts, strict=True)]
-    for others in (parts.replicates, reduce(BootstrapMoments.merge, workers).replicates):
-        for expected, found in zip(whole.replicates, others, strict=True):
-            assert found.count == expected.count
-            np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
-            np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-6)
+    for expected, found in zip(bootstrap(values, []).replicates, bootstrap(values, cuts).replicates, strict=True):
+        assert found.count == expected.count
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
+        np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-6)
 
 
 def test_replicates_can_be_read_before_the_last_sample() -> None:
@@ -218,7 +212,7 @@ def test_replicates_can_be_read_before_the_last_sample() -> None:
 
 
 def test_interval_is_as_wide_as_other_samples_differ() -> None:
-    """Its standard deviation is that of the distance over independent generated sets, and it lies around the value."""
+    """Its standard deviation is that of the distance over independent generated sets, and it contains the value."""
     rng = np.random.default_rng(1)
     reference = Moments.of(rng.standard_normal((5000, 4)))
     distances, widths = [], []
@@ -241,7 +235,7 @@ def test_interval_never_goes_below_zero() -> None:
 
 
 def test_interval_of_very_few_images_is_finite() -> None:
-    """A replicate may hold one of two images, or none."""
+    """A replicate may contain one of two images, or none."""
     values = sample(2, 1)
     replicates = BootstrapMoments(1, replicates=40, seed=0)
     replicates.add(values)

@@ -1,4 +1,4 @@
-"""The inception score of posteriors that stream by."""
+"""The Inception Score of posteriors that arrive in chunks."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def log_posteriors(count: int, num_classes: int = 7, *, seed: int = 0) -> np.nda
 
 
 def scores(values: np.ndarray, *, splits: int = 10, cuts: tuple[int, ...] = ()) -> SplitScores:
-    """The scores of a set that comes in parts."""
+    """Return the scores of a set that arrives in parts."""
     found = SplitScores(len(values), splits=splits)
     for part in np.split(values, cuts):
         found.add(part)
@@ -26,7 +26,7 @@ def scores(values: np.ndarray, *, splits: int = 10, cuts: tuple[int, ...] = ()) 
 
 @pytest.mark.parametrize("count", [100, 137])
 def test_score_equals_torch_fidelity(count: int) -> None:
-    """Also if the splits are not quite equal."""
+    """This holds for splits of slightly different sizes too."""
     values = log_posteriors(count)
     expected = torch_fidelity("metric_isc").isc_features_to_metric(torch.from_numpy(values), splits=10, shuffle=False)
     mean, deviation = scores(values).score()
@@ -44,7 +44,7 @@ def test_chunks_change_nothing(cuts: list[int]) -> None:
 
 
 def test_certain_and_even_posteriors_score_the_number_of_classes() -> None:
-    """Probabilities of 0, whose logarithm is -inf, count for nothing."""
+    """Probabilities of 0, whose logarithm is -inf, contribute nothing."""
     with np.errstate(divide="ignore"):
         certain = np.log(np.tile(np.eye(4), (10, 1)))
     assert scores(certain, splits=10).score() == pytest.approx((4, 0))
@@ -56,7 +56,7 @@ def test_equal_posteriors_score_one() -> None:
 
 
 def test_splits_follow_the_order() -> None:
-    """Two classes, sorted: no split sees both."""
+    """With two sorted classes, no split contains both."""
     certain = np.repeat(np.log(np.eye(2) + 1e-300), 20, axis=0)
     assert scores(certain, splits=2).score()[0] == pytest.approx(1)
     assert scores(certain, splits=1).score()[0] == pytest.approx(2)
@@ -75,7 +75,7 @@ def test_wrong_numbers_of_samples_are_refused() -> None:
         SplitScores(19)
     found = SplitScores(20)
     found.add(log_posteriors(15))
-    with pytest.raises(StepError, match="of 20 samples was asked for after 15"):
+    with pytest.raises(StepError, match="of 20 samples was requested after 15 samples"):
         found.score()
     with pytest.raises(StepError, match="set up for 20 samples and got 21"):
         found.add(log_posteriors(6))

@@ -48,7 +48,7 @@ def test_weights_are_poisson_with_mean_one_and_independent() -> None:
 
 
 def test_weights_have_not_changed() -> None:
-    """Intervals of reports that are already written were made with these."""
+    """The intervals of existing reports were computed with these weights."""
     assert poisson_weights(7, 2, replicates=5, seed=4).tolist() == [[0, 3, 3, 1, 0], [0, 0, 0, 0, 0]]
 
 

@@ -21,7 +21,7 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
 
 
 def lengths(metric: str, matrix: Tensor, *, shift: float = 0.0) -> Tensor:
-    """Of the generator that maps z to z + shift and w to the image matrix @ w, under the squared distance."""
+    """Return squared path lengths of a generator that maps z to w = z + shift and w to the image matrix @ w."""
     path = Path.named(metric, epsilon=1e-4, cropped=False)
     w = path.ends(*draw(), lambda z: z + shift)
     return path.lengths((w @ matrix.T)[:, :, None, None], squared)
@@ -45,7 +45,7 @@ def test_in_z_an_identity_moves_by_the_angle(metric: str) -> None:
 
 
 def test_full_looks_along_the_path_and_end_at_its_start() -> None:
-    """Seen through squares, speed depends on the place: 2 x dx is 2 z0 (z1 - z0) at the start only."""
+    """The generator squares w, so its speed depends on the place: 2 x dx is 2 z0 (z1 - z0) at the start only."""
     z0, z1, t = draw(1)
     for metric, place in (("ppl_wend", z0), ("ppl_wfull", z0 + t * (z1 - z0))):
         path = Path.named(metric, epsilon=1e-6, cropped=False)
@@ -101,13 +101,13 @@ def test_only_a_path_that_is_cropped_is_cropped() -> None:
 
 
 def test_outliers_outside_the_percentiles_do_not_count() -> None:
-    """Of 0 ... 200 the percentiles are exactly 2 and 198, both kept."""
+    """For 0 ... 200 the percentiles are exactly 2 and 198, and both are kept."""
     values = np.arange(201, dtype=np.float32)
     values[-1] = 1e9
     assert trim(np.random.default_rng(0).permutation(values)).mean() == 100
 
 
 def test_percentiles_between_two_values_go_outwards() -> None:
-    """Of 10 values the 1st and 99th percentile lie inside the outermost gaps: all values count."""
+    """For 10 values the 1st and the 99th percentile are inside the outermost gaps, so all values are kept."""
     values = np.array([0, 1, 1, 1, 1, 1, 1, 1, 1, 11], np.float32)
     assert len(trim(values)) == 10

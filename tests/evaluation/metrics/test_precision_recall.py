@@ -17,13 +17,13 @@ def sample(count: int, *, size: int = 8, shift: float = 0.0, seed: int = 0) -> n
 
 
 def values(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3, k_dc: int = 5) -> dict[str, float]:
-    """The metrics without their intervals."""
+    """Return the metrics without their intervals."""
     found = manifold_metrics(real, fake, k=k, k_dc=k_dc)
     return {name: getattr(found, name).value for name in ("precision", "recall", "density", "coverage")}
 
 
 def by_definition(real: np.ndarray, fake: np.ndarray, *, k: int = 3, k_dc: int = 5) -> dict[str, float]:
-    """From whole matrices of differences."""
+    """Return the metrics by their definitions, from whole matrices of distances."""
 
     def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.linalg.norm(a[:, None].astype(float) - b[None], axis=2)
@@ -72,7 +72,7 @@ def test_a_kept_manifold_gives_the_same() -> None:
     kept = Manifold.of(real)
     assert values(kept, fake) == values(real, fake)
     assert np.array_equal(realism(kept, fake), realism(real, fake))
-    with pytest.raises(ValueError, match="knows 5 neighbours, 6 are needed"):
+    with pytest.raises(ValueError, match="has 5 neighbours, 6 are needed"):
         manifold_metrics(kept, fake, k_dc=6)
 
 
@@ -82,13 +82,13 @@ def test_nearest_neighbours_are_others() -> None:
 
 
 def test_a_set_lies_in_its_own_manifold() -> None:
-    """The border belongs to the balls: each holds its centre and k others."""
+    """The border belongs to the balls: each contains its centre and k other points."""
     real = sample(100, size=512)
     assert values(real, real) == pytest.approx({"precision": 1, "recall": 1, "density": 6 / 5, "coverage": 1})
 
 
 def test_rounding_does_not_decide_about_the_border(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of tiles of another size differ in their last digits."""
+    """Tiles of another size change the last digits of the products."""
     real = sample(100, size=512)
     kept = Manifold.of(real)
     for tile in (1, 3, 17):
@@ -108,7 +108,7 @@ def test_sets_apart_have_nothing_in_common() -> None:
 
 
 def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
-    """All images are the same one, at a place where float32 could not tell distances from rounding."""
+    """All images are the same, so far from the origin that in float32 the distances would be rounding errors."""
     real = sample(200, size=64) + np.float32(1000)
     found = values(real, np.repeat(real[:1], 50, axis=0))
     assert found["precision"] == 1

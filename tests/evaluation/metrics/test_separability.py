@@ -40,7 +40,7 @@ def test_a_band_that_no_hyperplane_cuts_lies_between() -> None:
 
 
 def test_the_surest_half_of_each_attribute_is_what_counts() -> None:
-    """The unsure half contradicts the hyperplane, and is not looked at."""
+    """The other half contradicts the hyperplane and is ignored."""
     latents = np.linspace(-1, 1, 400)[:, None]
     logits = np.sign(latents[:, 0]) * 5
     logits[::2] = -np.sign(latents[::2, 0])
@@ -48,7 +48,7 @@ def test_the_surest_half_of_each_attribute_is_what_counts() -> None:
 
 
 def test_of_classes_half_of_each_answer_counts() -> None:
-    """One image in ten is of the class, and its classifier is less sure of that than of any other image: v1's rule would keep none."""
+    """One image in ten is of the class, with the least confident answers of all: v1's rule would keep none of them."""
     latents = np.linspace(0, 1, 1000)[:, None]
     logits = np.where(latents[:, 0] > 0.9, 1.0, -5.0) * (1 + latents[:, 0])
     assert (
@@ -80,7 +80,7 @@ def test_entropy_by_hand() -> None:
 
 
 def test_entropy_is_that_of_the_papers_formula() -> None:
-    """H(Y) - I(X; Y), and 2^(bits) is exp(nats)."""
+    """H(Y|X) is H(Y) - I(X; Y), and 2^(bits) is exp(nats)."""
     y, x = RNG.integers(0, 2, 500), RNG.integers(0, 2, 500)
     x[:300] = y[:300]
     share = np.bincount(y) / 500

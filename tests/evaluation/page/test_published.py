@@ -1,4 +1,4 @@
-"""Published figures beside ours: which there are, and when they compare."""
+"""The published figures, and when ours are comparable with them."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from stylegan.evaluation.features.public_weights import KNOWN, join_digests
 from stylegan.evaluation.page.published import compare, dataset_of, figures_of, row_names
 from stylegan.evaluation.report import Report
 
-ABLATIONS = Path(__file__).parents[2] / "configs/ablations"
+ABLATIONS = Path(__file__).parents[3] / "configs/ablations"
 LPIPS = join_digests([KNOWN["vgg16"].sha256, KNOWN["lpips"].sha256])
 SETTINGS = {
     "num_images": 50_000,
@@ -40,7 +40,7 @@ def measured(metrics=METRICS, *, skipped=None, curves=None, intervals=None, **se
 
 
 def found(report, metric, *, where="Table 1", dataset="ffhq", row="f", latents=1):
-    """The one comparison of a metric in a table."""
+    """Return the only comparison of a metric in a table."""
     rows = [
         c
         for c in compare(report, row=row, dataset=dataset)

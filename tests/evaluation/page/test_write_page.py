@@ -1,4 +1,4 @@
-"""The page in storage: made once, with the figures that are there, beside the right published figures."""
+"""Reports and pages in storage: a page is written once, with the figures that exist and the right published figures."""
 
 import logging
 
@@ -11,7 +11,7 @@ from stylegan.evaluation.report import Report
 
 
 def test_a_page_is_written_once_with_the_figures(measured: Report, tmp_path, caplog):
-    """A figure that is gone is left out and told."""
+    """A figure that is gone is omitted with a warning."""
     report = measured.model_copy(update={"figures": measured.figures | {"extra": str(tmp_path / "gone.png")}})
     with caplog.at_level(logging.WARNING, "stylegan"):
         uri = write_page(report, str(tmp_path), title="first")
@@ -24,7 +24,7 @@ def test_a_page_is_written_once_with_the_figures(measured: Report, tmp_path, cap
 
 
 def test_a_page_describes_the_data_set(measured: Report, shards, tmp_path):
-    """By the card that lies beside the shards."""
+    """The page describes it with the card of the shards."""
     write_page(measured, str(tmp_path), title="t", data=read_card(shards.uri))
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Data set</h2>" in page

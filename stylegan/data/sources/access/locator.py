@@ -1,4 +1,4 @@
-"""Where the members of archives lie, in arrays: tens of bytes a member, so an opener goes to other processes cheaply."""
+"""Store the places of archive members in arrays, tens of bytes a member, so that an opener is cheap to send to other processes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 
 
 class Locator:
-    """Rows of whole numbers by path. Of the paths only 64-bit hashes are kept.
+    """A table of whole numbers by path. It keeps 64-bit hashes instead of the paths.
 
-    Two of a million paths have the same hash once in 37 million sources; `add` and `seal` then keep the later row.
+    In one of 37 million sources with a million paths two paths have the same hash. The row that was added later then counts for
+    both.
     """
 
     def __init__(self, width: int) -> None:
@@ -20,28 +21,26 @@ class Locator:
         self._hashes, self._rows = np.empty(0, np.uint64), np.empty((0, width), np.int64)
 
     def add(self, path: str, *row: int) -> None:
-        """Note `width` numbers for a path; only before `seal`."""
+        """Add a row of `width` numbers for a path. Call this before `seal` only."""
         self._new_hashes.append(_hash(path))
         self._new_rows.extend(row)
 
     def seal(self) -> Locator:
-        """Sort, after which rows can be looked up."""
-        hashes, rows = (
-            np.frombuffer(self._new_hashes, np.uint64),
-            np.frombuffer(self._new_rows, np.int64).reshape(-1, self.width),
-        )
+        """Sort the rows, so that they can be looked up, and return this locator."""
+        hashes = np.frombuffer(self._new_hashes, np.uint64)
+        rows = np.frombuffer(self._new_rows, np.int64).reshape(-1, self.width)
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._rows = hashes[order], rows[order]
         self._new_hashes, self._new_rows = array("Q"), array("q")
         return self
 
     def __getitem__(self, path: str) -> tuple[int, ...]:
-        """The row that was noted last for a path. Raises KeyError."""
+        """Return the row that was added last for a path. Raises KeyError if there is no such path."""
         wanted = np.uint64(_hash(path))
-        place = int(np.searchsorted(self._hashes, wanted, side="right")) - 1
-        if place < 0 or self._hashes[place] != wanted:
+        row = int(np.searchsorted(self._hashes, wanted, side="right")) - 1
+        if row < 0 or self._hashes[row] != wanted:
             raise KeyError(path)
-        return tuple(int(number) for number in self._rows[place])
+        return tuple(int(number) for number in self._rows[row])
 
 
 def _hash(path: str) -> int:

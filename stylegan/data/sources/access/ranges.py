@@ -1,4 +1,4 @@
-"""Reading pieces of many large files: by ranges where they lie, or from whole copies on this machine."""
+"""Read pieces of many large files: with range requests to their store, or from whole copies on this machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ from stylegan.data.cache import local_copy
 from stylegan.data.sources.access.unpacked import unpacked
 from stylegan.errors import StepError, one_line
 
-COPY_BELOW = 64 * 1024  # bytes: pieces smaller than this cost more to ask for one by one than to copy with their file
+# Bytes. If the mean piece is smaller, one copy of the whole file costs less than a request for every piece.
+COPY_BELOW = 64 * 1024
 
 ReadRange = Callable[[int, int, int], bytes]
 
 
 class Packed(NamedTuple):
-    """A file with its token; `unpacked` is the size of what a .gz unpacks to, 0 for any other file."""
+    """A file that pieces are read from.
+
+    Attributes:
+        uri: where the file is stored.
+        token: changes when the file changes.
+        unpacked: size in bytes of the content of a .gz; 0 for any other file.
+    """
 
     uri: str
     token: str
@@ -33,7 +40,14 @@ class Packed(NamedTuple):
 
 @contextmanager
 def open_file(uri: str, token: str) -> Iterator[IO[bytes]]:
-    """A file for reading some of it: where it lies, or a copy if its store may not give pieces, as many web servers."""
+    """Open a file of which only parts are needed.
+
+    A remote file is read from its store, or from a local copy if the store may be unable to return parts, as many web servers are.
+
+    Raises:
+        FileNotFoundError: no such file.
+        StepError: the store does not answer, or a copy does not fit into the cache.
+    """
     if storage.is_local(uri) or _only_whole(uri):
         with local_copy(uri, token) as path, open(path, "rb", 2**20) as file:
             yield file
@@ -43,38 +57,43 @@ def open_file(uri: str, token: str) -> Iterator[IO[bytes]]:
 
 
 def _only_whole(uri: str) -> bool:
+    """Return True if the store of a URI may be unable to return parts of a file."""
     return uri.startswith(("http://", "https://"))
 
 
 @contextmanager
 def open_ranges(files: Sequence[Packed], *, copy: bool) -> Iterator[ReadRange]:
-    """A function of (number of the file, offset, size) to bytes, for several threads.
+    """Yield a function from (number of the file, offset, size) to bytes, which several threads may call.
+
+    The function raises EOFError if the file ends too early, FileNotFoundError if it is missing, and StepError if the store does not
+    answer.
 
     Args:
-        copy: remote files are copied here whole when they are first asked for.
+        files: the files, which the function knows by their numbers from 0.
+        copy: copy every remote file to this machine when it is first read.
     """
-    places: dict[int, Path] = {}
+    copies: dict[int, Path] = {}
     lock = threading.Lock()
     with ExitStack() as stack:
 
-        def place(number: int) -> Path:
+        def local_path(number: int) -> Path:
             with lock:
-                if number not in places:
-                    places[number] = stack.enter_context(_local(files[number]))
-                return places[number]
+                if number not in copies:
+                    copies[number] = stack.enter_context(_local(files[number]))
+                return copies[number]
 
         def read(number: int, offset: int, size: int) -> bytes:
             file = files[number]
             if not (copy or file.unpacked or storage.is_local(file.uri) or _only_whole(file.uri)):
                 return whole(storage.read_range(file.uri, offset, size), size)
-            with open(place(number), "rb", buffering=0) as opened:
+            with open(local_path(number), "rb", buffering=0) as opened:
                 return whole(os.pread(opened.fileno(), size, offset), size)
 
         yield read
 
 
 def whole(data: bytes, size: int) -> bytes:
-    """Raises EOFError if some of it is missing."""
+    """Return the data if it has `size` bytes, else raise EOFError."""
     if len(data) != size:
         raise EOFError(f"{len(data)} bytes of {size}: the file is cut short or has changed since it was listed")
     return data
@@ -82,7 +101,7 @@ def whole(data: bytes, size: int) -> bytes:
 
 @contextmanager
 def _local(file: Packed) -> Iterator[Path]:
-    """The file on this machine, unpacked."""
+    """Yield the path of a file on this machine, unpacked if it is a .gz."""
     if not file.unpacked:
         with local_copy(file.uri, file.token) as path:
             yield path
@@ -92,6 +111,7 @@ def _local(file: Packed) -> Iterator[Path]:
 
 
 def _gunzip(file: Packed, out: IO[bytes]) -> None:
+    """Write the content of a .gz. Raise StepError if it is damaged."""
     try:
         with local_copy(file.uri, file.token) as path, gzip.open(path) as content:
             shutil.copyfileobj(content, out, 2**20)

@@ -1,4 +1,4 @@
-"""What an archive unpacks to, as one local file: made once per machine, within the limit of the cache."""
+"""Unpack archives into files of the local cache, once per machine and within the limit of the cache."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import IO
 
 from stylegan import storage
-from stylegan.data.cache import Entry, alone, cache_root, disk_told, reserve
+from stylegan.data.cache import Entry, alone, cache_root, explain_disk_errors, reserve
 from stylegan.errors import StepError
 
 
 @contextmanager
 def unpacked(name: str, num_bytes: int, make: Callable[[IO[bytes]], None]) -> Iterator[Path]:
-    """A file that `make` writes if this machine does not have it, kept while the block runs.
+    """Yield the path of a cached file, which is kept during the block. `make` writes the file if this machine does not have it.
 
     Args:
-        name: tells the content from that of all other files: the format, the URI and the token of the archive.
-        num_bytes: how large the file will be.
+        name: identifies the content: the format, the URI and the token of the archive.
+        num_bytes: size of the file.
+        make: writes the content to an open file.
 
     Raises:
-        StepError: it is larger than the cache may be, or the cache folder cannot be written.
+        StepError: the file is larger than the cache may be, or the cache folder cannot be written.
     """
     with kept(name) as folder:
         yield made(folder, "content", num_bytes, make)
@@ -30,20 +31,34 @@ def unpacked(name: str, num_bytes: int, make: Callable[[IO[bytes]], None]) -> It
 
 @contextmanager
 def kept(name: str) -> Iterator[Path]:
-    """A folder of the cache that is not removed while the block runs."""
-    with disk_told():
+    """Yield a folder of the cache, which is not removed during the block.
+
+    Args:
+        name: identifies the content, as for `unpacked`.
+
+    Raises:
+        StepError: the cache folder cannot be written.
+    """
+    with explain_disk_errors():
         entry = Entry("archives", hashlib.sha256(f"unpacked\n{name}".encode()).hexdigest()[:24])
     with entry as folder:
         yield folder
 
 
 def made(folder: Path, name: str, num_bytes: int, make: Callable[[IO[bytes]], None]) -> Path:
-    """A file in a kept folder that may take `num_bytes` in all, made if it is not there."""
+    """Return the path of a file in a folder of `kept`. `make` writes the file if it is missing.
+
+    Args:
+        num_bytes: size in bytes that the whole folder will have.
+
+    Raises:
+        StepError: the folder would be larger than the cache may be, or it cannot be written.
+    """
     path = folder / name
     if path.exists():
         return path
-    with disk_told(), alone(folder / f"making-{name}"):
-        if not path.exists():
+    with explain_disk_errors(), alone(folder / f"making-{name}"):
+        if not path.exists():  # another process may have made it while this one waited
             granted = reserve(folder, num_bytes)
             if granted < num_bytes:
                 raise StepError(

@@ -1,14 +1,20 @@
-"""What may stand in `data.source`: URLs without credentials, brace patterns and globs; and tokens of single files."""
+"""Check and expand the values of `data.source`: URLs without credentials, brace patterns and globs; tokens of single files.
+
+Brace patterns follow `braceexpand`, the package that webdataset expands its shard lists with, so a pattern that works there works
+here. `webdataset.shardlists.expand_urls` itself is not used: it imports torch, splits a URL at `::`, which fsspec uses to chain
+stores, and replaces `${NAME}` by environment variables.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from functools import partial
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import fsspec
+from braceexpand import braceexpand
 
 from stylegan import storage
 from stylegan.data.sources.base import info_token, stat_token
@@ -35,16 +41,23 @@ _PACKAGES = {
     "github": "requests",
     "dropbox": "dropboxdrivefs",
 }
-_BRACES = re.compile(r"\{([^{}]*)\}")
-MAX_FILES = 1_000_000  # that a brace pattern may name
+_WILDCARD = re.compile(r"[*\[]")
+_PATTERN = re.compile(r"[*\[{]")
+_NUMBERS = re.compile(r"\{(-?\d+)\.\.(-?\d+)((?:\.\.-?\d+)?)\}")  # {000..010}, {0..10..2}
+_SINGLE_NAME = re.compile(r"\{((?:(?!\.\.)[^{},])*)\}")  # {000}: neither a list nor a range
+_BRACE_TOKEN = re.compile(r"\{[^{},]*\.\.[^{},]*\}|[{},]")  # a whole range, or one character
+MAX_FILES = 1_000_000  # the most files that a brace pattern may name
 
 
 def check_uri(key: str, uri: str) -> str:
-    """The URI, absolute if it is local.
+    """Return the URI, made absolute if it is a local path.
+
+    Args:
+        key: the config key of the URI, for messages.
 
     Raises:
-        ConfigError: it carries credentials, which would end up in configs, logs and registries, or its store is not known or needs
-            a package that is not installed.
+        ConfigError: the URI carries credentials, which would end up in configs, logs and registries; or its store is unknown or
+            needs a package that is not installed.
     """
     if storage.is_local(uri):
         return storage.absolute(uri)
@@ -62,25 +75,30 @@ def check_uri(key: str, uri: str) -> str:
 
 
 def without_secrets(uri: str) -> str:
-    """A URL as it may be shown: without user, query and fragment."""
+    """Return a URL that may be shown: without user, query and fragment."""
     parts = urlsplit(uri)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if parts.scheme else uri
 
 
 def is_secret(name: str) -> bool:
-    """Whether a parameter of a query signs a URL, tells when that expires, or carries a key."""
+    """Return True if a query parameter contains a key, the signature of a URL or the time when that signature expires."""
     return bool(_SECRET.fullmatch(name))
 
 
 def require_package(key: str, uri: str) -> None:
-    """Raises ConfigError if the store of a URL is not known, or needs a package that is not installed."""
+    """Raise ConfigError if the store of a URL is unknown or needs a package that is not installed.
+
+    Args:
+        key: the config key of the URL, for messages.
+    """
     protocol = uri.partition("://")[0].partition("::")[0]
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        name = _PACKAGES.get(protocol, "that it asks for")
+        package = _PACKAGES.get(protocol)
+        cure = f"pip install {package}" if package else "install that package"
         raise ConfigError(
-            f"{key}={uri}: {protocol}:// needs a package that is missing here ({one_line(error)}): pip install {name}"
+            f"{key}={uri}: {protocol}:// needs a package that is missing here ({one_line(error)}): {cure}"
         ) from None
     except ValueError:
         known = "s3://, gs://, hf://, https:// or memory://"
@@ -90,11 +108,11 @@ def require_package(key: str, uri: str) -> None:
 
 
 def file_token(uri: str) -> str:
-    """What changes when one file changes: size and time of a local file, ETag or the like elsewhere.
+    """Return the token of one file: size and modification time of a local file, size and ETag (or MD5 or time) of a remote one.
 
     Raises:
-        FileNotFoundError: there is none.
-        StepError: it cannot be looked up.
+        FileNotFoundError: no such file.
+        StepError: the store refuses to describe the file.
     """
     if storage.is_local(uri):
         return stat_token(os.stat(uri))
@@ -110,28 +128,40 @@ def file_token(uri: str) -> str:
 
 
 def is_pattern(uri: str) -> bool:
-    """Whether a URI names several files: `{000000..000009}`, `{a,b}`, `*` or `[0-9]`; not if there is such a local path."""
-    path = urlsplit(uri).path if not storage.is_local(uri) else uri
-    return bool(re.search(r"[*\[{]", path)) and not (storage.is_local(uri) and os.path.exists(uri))
+    """Return True if a URI names several files: `{000000..000009}`, `{a,b}`, `*` or `[0-9]`.
+
+    A local path that exists is never a pattern.
+    """
+    if storage.is_local(uri):
+        return bool(_PATTERN.search(uri)) and not os.path.exists(uri)
+    return bool(_PATTERN.search(urlsplit(uri).path))
 
 
 def expand(uri: str) -> tuple[str, dict[str, str]]:
-    """The folder above the files that a pattern names, and path and token of each.
+    """Find the files that a pattern names.
+
+    Returns:
+        The URI of the innermost folder above the first special character, and the token of each file by its path in that
+        folder, sorted by path.
 
     Raises:
-        ConfigError: none, or one of those in braces is not there.
+        ConfigError: no file matches, a file that the braces name is missing, or the braces name too many files.
+        StepError: the store refuses to list its files.
     """
-    root = re.split(r"[*\[{]", uri, maxsplit=1)[0].rpartition("/")[0]
+    root = _PATTERN.split(uri, maxsplit=1)[0].rpartition("/")[0]
+    names = _expand_braces(uri)
+    single = [name for name in names if not _WILDCARD.search(name)]
     tokens: dict[str, str] = {}
     try:
-        for one in _braces(uri):
-            tokens |= _glob(one, root) if re.search(r"[*\[]", one) else {}
-        plain = [one for one in _braces(uri) if not re.search(r"[*\[]", one)]
+        # Globs find what exists.
+        for name in names:
+            if _WILDCARD.search(name):
+                tokens |= _glob(name, root)
+
+        # A file that is named without a wildcard must exist.
         with ThreadPoolExecutor(16) as pool:
-            tokens |= {
-                one.removeprefix(root).lstrip("/"): token
-                for one, token in zip(plain, pool.map(file_token, plain), strict=True)
-            }
+            for name, token in zip(single, pool.map(file_token, single), strict=True):
+                tokens[name.removeprefix(root).lstrip("/")] = token
     except FileNotFoundError as error:
         raise ConfigError(
             f"data.source={uri}: not all files are there: {one_line(error)}; name only those that are"
@@ -139,41 +169,77 @@ def expand(uri: str) -> tuple[str, dict[str, str]]:
     except OSError as error:
         raise StepError(f"data.source={uri}: cannot be listed: {one_line(error)}; check its permissions") from error
     if not tokens:
-        raise ConfigError(f"data.source={uri}: no file has such a name; give the files that there are")
+        raise ConfigError(f"data.source={uri}: no file has such a name; name files that exist")
     return root, dict(sorted(tokens.items()))
 
 
 def _glob(uri: str, root: str) -> dict[str, str]:
+    """Return the token of each file that a glob matches, by its path in the folder `root`."""
     fs, path = storage.filesystem(uri)
     _, top = storage.filesystem(root)
-    found = {
-        name: info
-        for name, info in patient(lambda: fs.glob(path, detail=True), uri).items()
-        if info.get("type") != "directory"
-    }
-    relative = {name: name.removeprefix(top).lstrip("/") for name in found}
-    return {
-        relative[name]: file_token(name) if storage.is_local(uri) else info_token(info) for name, info in found.items()
-    }
+    tokens = {}
+    for name, info in patient(lambda: fs.glob(path, detail=True), uri).items():
+        if info.get("type") != "directory":
+            token = file_token(name) if storage.is_local(uri) else info_token(info)
+            tokens[name.removeprefix(top).lstrip("/")] = token
+    return tokens
 
 
-def _braces(uri: str) -> list[str]:
-    """All names of a pattern: `{000..010}` counts with as many digits as its ends have, `{a,b}` lists."""
-    parts = _BRACES.split(uri)
-    choices = [_choices(uri, part) if index % 2 else [part] for index, part in enumerate(parts)]
-    num = 1
-    for choice in choices:
-        num *= len(choice)
-    if num > MAX_FILES:
-        raise ConfigError(f"data.source={uri}: names {num} files; at most {MAX_FILES} are allowed")
-    return ["".join(chosen) for chosen in product(*choices)]
+# --- braces -----------------------------------------------------------------------------------------------------------
 
 
-def _choices(uri: str, inside: str) -> list[str]:
-    ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if ends is None:
-        return inside.split(",")
-    first, last = int(ends[1]), int(ends[2])
-    if last < first or last - first >= MAX_FILES:
-        raise ConfigError(f"data.source={uri}: {{{inside}}} must count upwards, over at most {MAX_FILES} files")
-    return [f"{number:0{len(ends[1])}d}" for number in range(first, last + 1)]
+def _expand_braces(uri: str) -> list[str]:
+    """Return every name of a brace pattern as `braceexpand` and bash do: lists, ranges of numbers or letters, steps, nesting.
+
+    Some rules differ, because the patterns of existing data sets must keep their meaning: a backslash is an ordinary character, a
+    single name in braces (`{000}`) is that name, a URI in which a brace has no partner is one name, and ranges of numbers count
+    as `_keep_digits` explains.
+
+    Raises:
+        ConfigError: the pattern names more than `MAX_FILES` files, or a range counts downwards.
+    """
+    pattern = _NUMBERS.sub(partial(_keep_digits, uri), _SINGLE_NAME.sub(r"\1", uri))
+    count = _count_names(pattern)
+    if count > MAX_FILES:
+        raise ConfigError(f"data.source={uri}: names {count} files; at most {MAX_FILES} are allowed")
+    return list(braceexpand(pattern, escape=False)) if count else [uri]
+
+
+def _keep_digits(uri: str, match: re.Match[str]) -> str:
+    """Return a range of numbers in a form that counts with the digits of its first end.
+
+    braceexpand pads to the longer end: of `{00..100}` it makes 000 ... 100. Here that range always made 00 ... 99, 100, so a range
+    whose ends differ in length becomes a list. A range that counts downwards is most likely a mistake and is refused.
+    """
+    first, last, step = match.groups()
+    if int(last) < int(first) or int(last) - int(first) >= MAX_FILES:
+        raise ConfigError(f"data.source={uri}: {match[0]} must count upwards, over at most {MAX_FILES} files")
+    if step or first.startswith("-") or len(first) == len(last):
+        return match[0]
+    numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return "{" + ",".join(numbers) + "}" if len(numbers) > 1 else numbers[0]
+
+
+def _count_names(pattern: str) -> int:
+    """Count the names of a brace pattern before any is made; return 0 if a brace has no partner.
+
+    Alternatives add up, and what follows each other multiplies. Both are kept for every open brace: the names of the finished
+    alternatives, and the names of the current one so far.
+    """
+    levels = [(0, 1)]
+    for token in _BRACE_TOKEN.findall(pattern):
+        finished, current = levels[-1]
+        if token == "{":
+            levels.append((0, 1))
+        elif token == ",":
+            if len(levels) > 1:
+                levels[-1] = (finished + current, 1)
+        elif token == "}":
+            if len(levels) == 1:
+                return 0
+            levels.pop()
+            outer_finished, outer_current = levels[-1]
+            levels[-1] = (outer_finished, outer_current * (finished + current))
+        else:
+            levels[-1] = (finished, current * len(list(braceexpand(token, escape=False))))
+    return levels[0][1] if len(levels) == 1 else 0

@@ -1,0 +1,43 @@
+"""The Ray session: addresses where nothing answers, and who leaves Ray at the end."""
+
+import socket
+
+import pytest
+
+from stylegan.cluster.session import check_address, connect, ray_session
+from stylegan.config.sections import RayConfig
+from stylegan.errors import StepError
+
+
+def test_a_closed_port_is_refused_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(StepError, match=f"ray.address={address}: nothing answers there .* or leave it unset"):
+        check_address(RayConfig(address=address))
+
+
+@pytest.mark.parametrize("address", [None, "auto", "ray://host:10001"])
+def test_addresses_that_ray_resolves_itself_are_not_checked(address):
+    check_address(RayConfig(address=address))
+
+
+def test_an_open_port_is_enough():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_address(RayConfig(address=f"127.0.0.1:{server.getsockname()[1]}"))
+
+
+def test_ray_starts_at_its_first_use_and_ends_with_the_session_that_started_it():
+    import ray
+
+    with ray_session():
+        assert not ray.is_initialized()
+        with ray_session():
+            connect(RayConfig())
+            assert ray.is_initialized()
+        assert not ray.is_initialized()
+        connect(RayConfig())
+        with ray_session():
+            connect(RayConfig())  # a second time changes nothing
+        assert ray.is_initialized()
+    assert not ray.is_initialized()

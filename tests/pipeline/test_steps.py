@@ -1,0 +1,147 @@
+"""The steps away from Ray: what is taken from storage, what is refused before any work, and the gate with a real registry."""
+
+import pytest
+import torch
+
+from stylegan import storage
+from stylegan.data.shardset import ShardSet
+from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation.report import Report
+from stylegan.networks.generator import Generator
+from stylegan.networks.weights import save_generator
+from stylegan.pipeline import steps
+from stylegan.pipeline.steps import Pipeline
+from stylegan.registry import versions
+from stylegan.training.state import Checkpoint
+
+SHARDS = ShardSet(uri="x", fingerprint="f1", num_images=9, resolutions=(4, 8), label_names=(), num_rejected=0)
+
+
+@pytest.fixture
+def pipeline(make_config):
+    """The steps of a tiny config whose registry is an empty database."""
+    with Pipeline(make_config()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def trained(pipeline):
+    """trained(nimg, fid): the checkpoint of a finished stage and the report on it, as if they had been made."""
+
+    def make(nimg, fid):
+        uri = storage.join(pipeline.run(SHARDS).root, "stages", "0008-x", f"checkpoint-{nimg:09d}")
+        torch.manual_seed(nimg)
+        generator = Generator(pipeline.config.model, resolution=8, channels=1)
+        storage.write_bytes(storage.join(uri, "generator.safetensors"), save_generator(generator, ()))
+        checkpoint = Checkpoint(uri=uri, run_id="r", resolution=8, nimg=nimg, digest="d")
+        report = Report(
+            protocol="p", dataset_fingerprint="f1", checkpoint_uri=uri, metrics={"fid_classifier": fid}, figures={}
+        )
+        return checkpoint, report
+
+    return make
+
+
+def test_keys_are_computed_once_for_a_data_set(pipeline):
+    other = SHARDS.model_copy(update={"fingerprint": "f2"})
+    first = pipeline.run(SHARDS)
+    assert pipeline.run(SHARDS) is first
+    assert pipeline.run(other).run_id != first.run_id
+
+
+def test_shards_are_taken_from_storage_the_second_time(make_config, image_folder, caplog):
+    config = make_config(
+        data={"source": str(image_folder), "resolution": 8},
+        evaluation={"metrics": []},
+        training={"batch": 4},
+    )
+    first, second = Pipeline(config).shard(), Pipeline(config).shard()
+    assert (first.cached, second.cached) == (False, True)
+    assert first.record == second.record
+    assert first.record.num_images == 12
+
+
+def test_weights_that_cannot_be_had_end_a_run_before_anything_is_written(
+    make_config, image_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("STYLEGAN_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    gone = str(tmp_path / "gone.pth")
+    config = make_config(
+        data={"source": str(image_folder), "resolution": 8},
+        evaluation={"features": "inception", "metrics": ["fid"], "weights": {"inception": gone}},
+        training={"batch": 4},
+    )
+    with pytest.raises(ConfigError, match=r"gone\.pth"):
+        Pipeline(config).shard()
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_a_root_in_memory_is_refused(tiny_config):
+    with (
+        pytest.raises(ConfigError, match="workers cannot see the memory of another process"),
+        Pipeline(tiny_config("memory://root")),
+    ):
+        pass
+
+
+def test_steps_out_of_order_name_the_step_that_comes_first(pipeline):
+    with pytest.raises(StepError, match=r"evaluate: stage 8x8 .* is not trained yet; run `stylegan train`"):
+        pipeline.evaluate_trained()
+    with pytest.raises(StepError, match=r"register: stage 8x8 .* is not trained yet; run `stylegan train`"):
+        pipeline.register_evaluated()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (StepError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_the_mlflow_run_ends_as_the_block_does(make_config, error, status):
+    opened = Pipeline(make_config())
+    with pytest.raises(type(error)) if error else opened, opened:
+        run = opened.tracked(SHARDS)
+        if error:
+            raise error
+    assert run.client.get_run(run.mlflow_run_id).info.status == status
+
+
+def test_a_repeated_registration_and_verdict_are_taken_from_storage(pipeline, trained):
+    checkpoint, report = trained(1000, 10.0)
+    first, again = (pipeline.register(SHARDS, checkpoint, report) for _ in range(2))
+    assert (first.cached, again.cached) == (False, True)
+    assert again.record.version == first.record.version
+    verdicts = [pipeline.gate(SHARDS, first.record, report) for _ in range(2)]
+    assert [done.cached for done in verdicts] == [False, True]
+    assert verdicts[0].record == verdicts[1].record
+    assert verdicts[0].record.promote
+    assert versions.champion(pipeline.config)[0] == first.record.version
+
+
+def test_a_verdict_that_was_not_applied_is_applied_and_not_judged_again(pipeline, trained, monkeypatch):
+    """As after a kill between the verdict and the move of the aliases."""
+    checkpoint, report = trained(1000, 10.0)
+    version = pipeline.register(SHARDS, checkpoint, report).record
+    verdict = pipeline._judge(pipeline.run(SHARDS), version, report)
+    assert versions.champion(pipeline.config) is None
+    monkeypatch.setattr(steps, "judge", lambda *_, **__: pytest.fail("judges again"))
+    done = pipeline.gate(SHARDS, version, report)
+    assert (done.record, done.cached) == (verdict, False)
+    assert versions.champion(pipeline.config)[0] == version.version
+
+
+def test_a_stale_verdict_is_judged_again(pipeline, trained):
+    """Another version has become champion since: the new verdict compares with that one."""
+    checkpoint, report = trained(1000, 10.0)
+    version = pipeline.register(SHARDS, checkpoint, report).record
+    assert pipeline._judge(pipeline.run(SHARDS), version, report).champion is None
+    better_checkpoint, better_report = trained(2000, 5.0)
+    other = versions.register(
+        pipeline.config,
+        mlflow_run_id=pipeline.tracked(SHARDS).mlflow_run_id,
+        checkpoint=better_checkpoint.uri,
+        report=better_report,
+        key="another run",
+    )
+    versions.promote(pipeline.tracked(SHARDS).uri, other.name, version=other.version)
+    verdict = pipeline.gate(SHARDS, version, report).record
+    assert (verdict.promote, verdict.champion) == (False, other.version)
+    assert versions.champion(pipeline.config)[0] == other.version
