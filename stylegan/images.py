@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Convert uint8 images [0, 255] of any shape to float32 [-1, 1]."""
-    return images.to(torch.float32) * (2 / 255) - 1
+def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Convert uint8 images [0, 255] of any shape to floats [-1, 1]."""
+    return images.to(dtype) * (2 / 255) - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; a module may import its own storey and those before it.
 STOREYS = [
-    # The table of metrics is plain data, which the config is checked against: it belongs to the ground, not to its room.
+    # The table of metrics is plain data, which the config is checked against: it belongs to the ground, not to its
+    # room.
     ["stylegan.evaluation.metric_table"],
     ["stylegan.errors", "stylegan.records", "stylegan.progress", "stylegan.images"],
     ["stylegan.config"],

@@ -102,7 +102,8 @@ def evaluate(
     Parameters
     ----------
     model
-        A run id, the URI of a checkpoint, models:/name@alias (or name@alias, name/3), a folder, .zip or URL of images, or a YAML file.
+        A run id, the URI of a checkpoint, models:/name@alias (or name@alias, name/3), a folder, .zip or URL of images,
+        or a YAML file.
     metrics
         Names of metrics, such as fid,ppl; unset are those of the config. ppl is all four ppl_*.
     data

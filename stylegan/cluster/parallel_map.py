@@ -60,9 +60,9 @@ def shard_in_parallel(source: Source, config: Config) -> ShardSet:
 def cpu_map(config: Config, num_images: int) -> Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]:
     """Return the map for chunks of `num_images` images: Ray tasks of one CPU and no GPU, whatever training needs.
 
-    It is plain `map` for a set of one chunk, as Ray takes longer to start, unless there is a cluster to do it. It is also
-    plain `map` if the workers of a cluster could not read the images: these are in memory, or on this machine although
-    storage is not.
+    It is plain `map` for a set of one chunk, as Ray takes longer to start, unless there is a cluster to do it. It is
+    also plain `map` if the workers of a cluster could not read the images: these are in memory, or on this machine
+    although storage is not.
     """
     source, address = config.data.source, config.ray.address
     one_chunk = address is None and num_images <= shard_size(config.data)

@@ -21,8 +21,8 @@ R = TypeVar("R")
 class SpareWorker:
     """A process on this node that runs when nothing else wants the CPU, one call at a time.
 
-    It takes no share of the cluster's resources, so Ray can always place it. Ray starts it at the first call, and again if
-    it was lost.
+    It takes no share of the cluster's resources, so Ray can always place it. Ray starts it at the first call, and again
+    if it was lost.
     """
 
     def __init__(self) -> None:

@@ -29,13 +29,13 @@ def judge(
 ) -> Verdict:
     """Compare two reports by the metric that decides.
 
-    A first model needs only finite metrics. Afterwards the challenger must be another checkpoint, measured under the same
-    protocol of that metric and against the same reference images. It is promoted if two conditions hold:
+    A first model needs only finite metrics. Afterwards the challenger must be another checkpoint, measured under the
+    same protocol of that metric and against the same reference images. It is promoted if two conditions hold:
 
     - Its value is strictly better, by at least gate.min_improvement of the champion's value. Lower is better for
       distances, path lengths and separability; higher for the Inception score, precision, recall, density and coverage.
-    - With gate.use_intervals, and where both reports have a 95 % interval, the difference exceeds sqrt(a^2 + b^2), with a
-      and b half the widths of the intervals. Two independent measurements of equal models exceed that bound in the
+    - With gate.use_intervals, and where both reports have a 95 % interval, the difference exceeds sqrt(a^2 + b^2), with
+      a and b half the widths of the intervals. Two independent measurements of equal models exceed that bound in the
       better direction once in 40 times; ours share their reference images, so it is rarer. Half widths are used and not
       the ends, because the bootstrapped interval of a FID need not be centred on the FID.
 

@@ -1,7 +1,7 @@
 """The generator as an MLflow model: rows in, images out. MLflow runs this file when it loads the model ("models from code").
 
-A row holds `seed` (an integer from which z is drawn) or `z` itself, and for a conditional generator `label`, the index of
-the class. Every row is drawn by itself, so its image does not depend on the rows beside it, to the last bit.
+A row holds `seed` (an integer from which z is drawn) or `z` itself, and for a conditional generator `label`, the index
+of the class. Every row is drawn by itself, so its image does not depend on the rows beside it, to the last bit.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ class GeneratorModel(PythonModel):
 
         Args:
             context: unused; MLflow passes it.
-            model_input: DataFrame with `seed` or `z` (`z` wins where a row has both), and `label` for a conditional model.
-            params: truncation_psi (1 = off), truncation_cutoff (number of layers that are truncated), noise_seed (seed of
-                the noise of every image of the call).
+            model_input: DataFrame with `seed` or `z` (`z` wins where a row has both), and `label` for a conditional
+                model.
+            params: truncation_psi (1 = off), truncation_cutoff (number of layers that are truncated), noise_seed (seed
+                of the noise of every image of the call).
 
         Returns:
             uint8 [N, H, W, C].

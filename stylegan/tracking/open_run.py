@@ -32,7 +32,8 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
     Args:
         config: its flattened values become params, once.
         run_id: the pipeline run's id; name and tag of the MLflow run.
-        shards: the run's input dataset, also as artifacts below data/; None for a run that only gathers others (a sweep).
+        shards: the run's input dataset, also as artifacts below data/; None for a run that only gathers others (a
+            sweep).
         parent: MLflow's id of the run that this one is shown below.
 
     Raises:

@@ -1,7 +1,7 @@
 """Log to the MLflow run of a pipeline run, without gaps or doubles, however often the run is interrupted.
 
-The step of every metric and image is kimg, counted over all stages. Nothing here uses MLflow's active run: calls name the run
-they mean, so threads do not disturb each other.
+The step of every metric and image is kimg, counted over all stages. Nothing here uses MLflow's active run: calls name
+the run they mean, so threads do not disturb each other.
 """
 
 from __future__ import annotations

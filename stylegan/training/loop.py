@@ -78,8 +78,8 @@ def train_stage(
             # Decide whether the stage is done.
             done = state.nimg >= stage.end_nimg
 
-            # Report. A checkpoint is written after everything else that is due at its image count, so nothing is left to
-            # report right after training has resumed from one.
+            # Report. A checkpoint is written after everything else that is due at its image count, so nothing is left
+            # to report right after training has resumed from one.
             if state.nimg != resumed_at:
                 # Probe D, for the next point of the curves.
                 if done or is_due(job, state, "probe_kimg"):

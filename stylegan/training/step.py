@@ -21,6 +21,7 @@ from torch import Tensor
 
 from stylegan.config.sections import TrainingConfig
 from stylegan.config.tree import Config
+from stylegan.images import to_float
 from stylegan.networks.generator import mix
 from stylegan.training import distributed, losses
 from stylegan.training.schedule import Stage, ema_beta
@@ -73,8 +74,7 @@ def process_reals(images: Tensor, *, alpha: float, flips: Tensor | None = None) 
     Returns:
         [N, C, r, r] in [-1, 1].
     """
-    # `images.to_float` is the same formula, but always float32: tests train in float64, torch's default dtype there.
-    x = images.to(torch.get_default_dtype()) * (2 / 255) - 1
+    x = to_float(images, torch.get_default_dtype())
     if flips is not None:
         x = torch.where(flips[:, None, None, None], x.flip(3), x)
     if alpha < 1:

@@ -94,7 +94,8 @@ def parse_metrics(text: str) -> tuple[Metric, ...]:
 def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
     """Measure a generator or a set of images.
 
-    A generator is compared with the images of its own run, by the settings of that run, unless the request names others.
+    A generator is compared with the images of its own run, by the settings of that run, unless the request names
+    others.
 
     Args:
         request: its `model` is as for `find_model`, or a source of images.

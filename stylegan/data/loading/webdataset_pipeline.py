@@ -1,13 +1,14 @@
 """Stream a finished set of shards as a `webdataset` pipeline, for notebooks and for training loops other than ours.
 
-Our own training does not use it: it reads images in any order, from a local cache of raw pixels (see loader.py). This pipeline reads
-each tar from front to back, as webdataset does, and needs no local disk.
+Our own training does not use it: it reads images in any order, from a local cache of raw pixels (see loader.py). This
+pipeline reads each tar from front to back, as webdataset does, and needs no local disk.
 
 Three things differ from `webdataset.WebDataset(urls)`:
 
-- `stylegan.storage` opens the tars. So every fsspec URL works, a request to a failing store is repeated, and no handler is
-  registered in webdataset for the whole process.
-- The tars of an incremental set also contain samples that no longer count, such as deleted images. The table of the set decides:
+- `stylegan.storage` opens the tars. So every fsspec URL works, a request to a failing store is repeated, and no handler
+  is registered in webdataset for the whole process.
+- The tars of an incremental set also contain samples that no longer count, such as deleted images. The table of the set
+  decides:
   exactly its samples are yielded, each is compared with its checksum, and a missing one is an error.
 - If a set has fewer tars than readers, the readers share it by samples, so that none of them is left without any.
 """
@@ -40,9 +41,9 @@ from stylegan.errors import StepError, one_line
 class ShardPipeline(wds.DataPipeline, FluidInterface):
     """A `webdataset.DataPipeline` over a finished set, with webdataset's methods: `.map`, `.batched`, `.with_epoch`, ...
 
-    If samples are shuffled, every pass over the set has an order of its own, which depends on the seed and on the number of the
-    pass. Each process counts its passes from 0. A DataLoader without `persistent_workers` starts new worker processes in every
-    epoch, and these would count from 0 again, so call `set_epoch` before each epoch.
+    If samples are shuffled, every pass over the set has an order of its own, which depends on the seed and on the
+    number of the pass. Each process counts its passes from 0. A DataLoader without `persistent_workers` starts new
+    worker processes in every epoch, and these would count from 0 again, so call `set_epoch` before each epoch.
     """
 
     def set_epoch(self, epoch: int) -> None:
@@ -76,38 +77,40 @@ def open_webdataset(
             for images, labels in loader:  # uint8 [32, 3, 64, 64] and int64 [32]
                 ...
 
-    A pass yields every image of the set once, over all readers together, with the pixels and labels that training sees. A reader is
-    one DataLoader worker of one rank. All ranks must use the same arguments and the same number of workers.
+    A pass yields every image of the set once, over all readers together, with the pixels and labels that training sees.
+    A reader is one DataLoader worker of one rank. All ranks must use the same arguments and the same number of workers.
 
-    - With at least as many tars as readers, each reader gets whole tars. Its share is larger or smaller as its tars are.
-    - With fewer tars than readers, each reader reads all tars and yields every n-th sample. Shares differ by at most one sample, and
-      every byte is read n times.
+    - With at least as many tars as readers, each reader gets whole tars. Its share is larger or smaller as its tars
+      are.
+    - With fewer tars than readers, each reader reads all tars and yields every n-th sample. Shares differ by at most
+      one sample, and every byte is read n times.
 
-    For distributed training, which needs equal shares, `pipeline.with_epoch(n)` makes every reader yield exactly n samples. A
-    reader with a smaller share then starts another pass, and one with a larger share leaves out the rest.
+    For distributed training, which needs equal shares, `pipeline.with_epoch(n)` makes every reader yield exactly n
+    samples. A reader with a smaller share then starts another pass, and one with a larger share leaves out the rest.
 
     Args:
         shards: the set, or the folder of its manifest, on this machine or at an fsspec URL.
         resolution: a resolution of the set: 4, 8, ... up to its final one.
-        shuffle: size of the shuffle buffer, in samples. Each reader keeps that many encoded images in memory, and the order of the
-            tars is shuffled too. 0: no shuffling; every pass has the same order.
+        shuffle: size of the shuffle buffer, in samples. Each reader keeps that many encoded images in memory, and the
+            order of the tars is shuffled too. 0: no shuffling; every pass has the same order.
         seed: decides the order, together with the number of the pass.
         labels: yield labels.
-        as_dict: yield {"__key__": str, "__url__": str, "image": ..., "label": ...} instead of tuples. "__key__" is the name of the
-            sample in its tar, "__url__" the URI of the tar.
+        as_dict: yield {"__key__": str, "__url__": str, "image": ..., "label": ...} instead of tuples. "__key__" is the
+            name of the sample in its tar, "__url__" the URI of the tar.
         as_numpy: yield NumPy arrays instead of tensors.
-        split_by_node: share the samples among the ranks: $RANK and $WORLD_SIZE, or those of `torch.distributed`, which must be
-            initialised before this call. False: every rank yields all samples.
-        split_by_worker: share the samples of a rank among its DataLoader workers. False: every worker yields all samples.
+        split_by_node: share the samples among the ranks: $RANK and $WORLD_SIZE, or those of `torch.distributed`, which
+            must be initialised before this call. False: every rank yields all samples.
+        split_by_worker: share the samples of a rank among its DataLoader workers. False: every worker yields all
+            samples.
 
     Returns:
-        A pipeline of tuples (image, label), or (image,) without labels. The image is uint8 [C, r, r] with values from 0 to 255,
-        writable and in memory of its own. The label is the class number as an int, or the attributes as uint8 [A] with values 0
-        and 1; it is -1 in a set without labels.
+        A pipeline of tuples (image, label), or (image,) without labels. The image is uint8 [C, r, r] with values from 0
+        to 255, writable and in memory of its own. The label is the class number as an int, or the attributes as uint8
+        [A] with values 0 and 1; it is -1 in a set without labels.
 
     Raises:
-        StepError: there is no finished set, no such resolution, or its manifest or table is damaged. While the pipeline runs: a tar
-            or a sample is missing or damaged, or the store does not answer.
+        StepError: there is no finished set, no such resolution, or its manifest or table is damaged. While the pipeline
+            runs: a tar or a sample is missing or damaged, or the store does not answer.
         ValueError: `shuffle` is negative.
     """
     # Find the set and the samples that count.

@@ -38,8 +38,8 @@ def is_set(files: Files) -> bool:
 def list_images(files: Files) -> Listing:
     """List the images of a set.
 
-    Images of a set of this program keep the paths of their originals, and the SHA-256 of their pixels is their token. Images of
-    any other set are those of the tars in its index.
+    Images of a set of this program keep the paths of their originals, and the SHA-256 of their pixels is their token.
+    Images of any other set are those of the tars in its index.
 
     Raises:
         StepError: the manifest, the table or a tar is damaged, or the index lists a file outside its folder.

@@ -1,13 +1,14 @@
 """List and read tars: of image files, gzipped or not, and WebDataset shards with labels in `.cls` and `.json`.
 
-The files of one sample share a key, by webdataset's own rule (`base_plus_ext`): everything up to the first dot of the last part of
-the name. In three points this module stays more permissive than `webdataset.tariterators.group_by_keys`, because existing data
-sets would lose or change labels otherwise (see `_sample_key` for a fourth, about unusual names):
+The files of one sample share a key, by webdataset's own rule (`base_plus_ext`): everything up to the first dot of the
+last part of the name. In three points this module stays more permissive than `webdataset.tariterators.group_by_keys`,
+because existing data sets would lose or change labels otherwise (see `_sample_key` for a fourth, about unusual names):
 
-- The files of a sample may be anywhere in their tar. webdataset joins only files that follow each other, so a tar with all
-  images first and all labels after them would have no labels.
-- Only the last extension decides, and in lower case only: `0001.left.png` and `0001.right.png` are two images with one label,
-  `0001.info.cls` is a label, and `0001.CLS` is not. webdataset takes all extensions together, after lower-casing them.
+- The files of a sample may be anywhere in their tar. webdataset joins only files that follow each other, so a tar with
+  all images first and all labels after them would have no labels.
+- Only the last extension decides, and in lower case only: `0001.left.png` and `0001.right.png` are two images with one
+  label, `0001.info.cls` is a label, and `0001.CLS` is not. webdataset takes all extensions together, after lower-casing
+  them.
 - Of two labels of one sample the last one counts. webdataset refuses such a tar.
 """
 
@@ -116,8 +117,8 @@ def _scan(files: Files, tar: str) -> _Shard:
 def _sample_key(name: str) -> str:
     """Return the part of a member's name that all files of its sample share.
 
-    webdataset's rule finds no key for a few names, such as one with a line break in a folder that has a dot. Their key is
-    everything up to the first dot of the last part.
+    webdataset's rule finds no key for a few names, such as one with a line break in a folder that has a dot. Their key
+    is everything up to the first dot of the last part.
     """
     from webdataset.tariterators import base_plus_ext  # imports torch, which takes a second: only for tars with labels
 
@@ -131,8 +132,8 @@ def _sample_key(name: str) -> str:
 def _read_label(source: str, member: Member, content: IO[bytes]) -> Label:
     """Read the label of a sample; `content` is at the first byte of its file.
 
-    A `.cls` contains a class number as text. A `.json` may contain an object with a class number or a vector of attributes as
-    `label`, `cls`, `class` or `attributes`; None without any of these.
+    A `.cls` contains a class number as text. A `.json` may contain an object with a class number or a vector of
+    attributes as `label`, `cls`, `class` or `attributes`; None without any of these.
 
     Raises:
         DamagedTar: the tar ends within the label.

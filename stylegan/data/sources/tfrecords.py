@@ -1,8 +1,8 @@
 """List and read the TFRecords of StyleGAN v1, without TensorFlow. Of the files, one for each resolution, the highest is read.
 
-A record consists of its length (8 bytes), a checksum of the length (4 bytes), a `tf.train.Example`, and a checksum of the example
-(4 bytes). The example contains `shape` (channels, height, width) and `data` (uint8). Labels are in a file beside the records,
-`*-rxx.labels`, a NumPy array [N, L].
+A record consists of its length (8 bytes), a checksum of the length (4 bytes), a `tf.train.Example`, and a checksum of
+the example (4 bytes). The example contains `shape` (channels, height, width) and `data` (uint8). Labels are in a file
+beside the records, `*-rxx.labels`, a NumPy array [N, L].
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ def _read_labels(files: Files, path: str, num_images: int) -> list[Label]:
     Without a label file, or with one that has no columns, every label is None.
 
     Raises:
-        StepError: the file is no NumPy array, has another shape than [num_images, L], or contains other values than 0 and 1.
+        StepError: the file is no NumPy array, has another shape than [num_images, L], or contains other values than 0
+            and 1.
     """
     # Find the label file of this set.
     match = _LEVEL.fullmatch(path) if files.labels else None

@@ -11,8 +11,8 @@ import numpy as np
 class Locator:
     """A table of whole numbers by path. It keeps 64-bit hashes instead of the paths.
 
-    In one of 37 million sources with a million paths two paths have the same hash. The row that was added later then counts for
-    both.
+    In one of 37 million sources with a million paths two paths have the same hash. The row that was added later then
+    counts for both.
     """
 
     def __init__(self, width: int) -> None:

@@ -42,7 +42,8 @@ class Packed(NamedTuple):
 def open_file(uri: str, token: str) -> Iterator[IO[bytes]]:
     """Open a file of which only parts are needed.
 
-    A remote file is read from its store, or from a local copy if the store may be unable to return parts, as many web servers are.
+    A remote file is read from its store, or from a local copy if the store may be unable to return parts, as many web
+    servers are.
 
     Raises:
         FileNotFoundError: no such file.
@@ -65,8 +66,8 @@ def _only_whole(uri: str) -> bool:
 def open_ranges(files: Sequence[Packed], *, copy: bool) -> Iterator[ReadRange]:
     """Yield a function from (number of the file, offset, size) to bytes, which several threads may call.
 
-    The function raises EOFError if the file ends too early, FileNotFoundError if it is missing, and StepError if the store does not
-    answer.
+    The function raises EOFError if the file ends too early, FileNotFoundError if it is missing, and StepError if the
+    store does not answer.
 
     Args:
         files: the files, which the function knows by their numbers from 0.

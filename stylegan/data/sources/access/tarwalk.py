@@ -49,7 +49,8 @@ def open_tar(source: str, uri: str, token: str) -> Iterator[IO[bytes]]:
     """Open a tar for `walk`, unpacked. A remote gzipped tar is copied to this machine first.
 
     Raises:
-        StepError: the file cannot be read, is no tar, or is cut short. Errors of this kind in the block become StepError too.
+        StepError: the file cannot be read, is no tar, or is cut short. Errors of this kind in the block become
+            StepError too.
     """
     try:
         if is_packed(uri):
@@ -130,8 +131,8 @@ def _check_header(header: bytes, position: int) -> int:
         wanted, size = _number(header[148:156]), _number(header[124:136])
     except ValueError:
         wanted, size = -1, 0
-    # The checksum is the sum of all bytes, with eight blanks in its own field. The low half of Adler-32 is that sum plus 1,
-    # modulo 65521, and zlib computes it in C.
+    # The checksum is the sum of all bytes, with eight blanks in its own field. The low half of Adler-32 is that sum
+    # plus 1, modulo 65521, and zlib computes it in C.
     total = zlib.adler32(b"        ", zlib.adler32(header[156:], zlib.adler32(header[:148]))) & 0xFFFF
     if (1 + wanted) % 65521 != total or size < 0:
         raise DamagedTar(f"no header of a member at byte {position}")

@@ -1,8 +1,8 @@
 """Check and expand the values of `data.source`: URLs without credentials, brace patterns and globs; tokens of single files.
 
-Brace patterns follow `braceexpand`, the package that webdataset expands its shard lists with, so a pattern that works there works
-here. `webdataset.shardlists.expand_urls` itself is not used: it imports torch, splits a URL at `::`, which fsspec uses to chain
-stores, and replaces `${NAME}` by environment variables.
+Brace patterns follow `braceexpand`, the package that webdataset expands its shard lists with, so a pattern that works
+there works here. `webdataset.shardlists.expand_urls` itself is not used: it imports torch, splits a URL at `::`, which
+fsspec uses to chain stores, and replaces `${NAME}` by environment variables.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def check_uri(key: str, uri: str) -> str:
         key: the config key of the URI, for messages.
 
     Raises:
-        ConfigError: the URI carries credentials, which would end up in configs, logs and registries; or its store is unknown or
-            needs a package that is not installed.
+        ConfigError: the URI carries credentials, which would end up in configs, logs and registries; or its store is
+            unknown or needs a package that is not installed.
     """
     if storage.is_local(uri):
         return storage.absolute(uri)
@@ -141,8 +141,8 @@ def expand(uri: str) -> tuple[str, dict[str, str]]:
     """Find the files that a pattern names.
 
     Returns:
-        The URI of the innermost folder above the first special character, and the token of each file by its path in that
-        folder, sorted by path.
+        The URI of the innermost folder above the first special character, and the token of each file by its path in
+        that folder, sorted by path.
 
     Raises:
         ConfigError: no file matches, a file that the braces name is missing, or the braces name too many files.
@@ -191,9 +191,9 @@ def _glob(uri: str, root: str) -> dict[str, str]:
 def _expand_braces(uri: str) -> list[str]:
     """Return every name of a brace pattern as `braceexpand` and bash do: lists, ranges of numbers or letters, steps, nesting.
 
-    Some rules differ, because the patterns of existing data sets must keep their meaning: a backslash is an ordinary character, a
-    single name in braces (`{000}`) is that name, a URI in which a brace has no partner is one name, and ranges of numbers count
-    as `_keep_digits` explains.
+    Some rules differ, because the patterns of existing data sets must keep their meaning: a backslash is an ordinary
+    character, a single name in braces (`{000}`) is that name, a URI in which a brace has no partner is one name, and
+    ranges of numbers count as `_keep_digits` explains.
 
     Raises:
         ConfigError: the pattern names more than `MAX_FILES` files, or a range counts downwards.
@@ -208,8 +208,9 @@ def _expand_braces(uri: str) -> list[str]:
 def _keep_digits(uri: str, match: re.Match[str]) -> str:
     """Return a range of numbers in a form that counts with the digits of its first end.
 
-    braceexpand pads to the longer end: of `{00..100}` it makes 000 ... 100. Here that range always made 00 ... 99, 100, so a range
-    whose ends differ in length becomes a list. A range that counts downwards is most likely a mistake and is refused.
+    braceexpand pads to the longer end: of `{00..100}` it makes 000 ... 100. Here that range always made 00 ... 99, 100,
+    so a range whose ends differ in length becomes a list. A range that counts downwards is most likely a mistake and is
+    refused.
     """
     first, last, step = match.groups()
     if int(last) < int(first) or int(last) - int(first) >= MAX_FILES:
@@ -223,8 +224,8 @@ def _keep_digits(uri: str, match: re.Match[str]) -> str:
 def _count_names(pattern: str) -> int:
     """Count the names of a brace pattern before any is made; return 0 if a brace has no partner.
 
-    Alternatives add up, and what follows each other multiplies. Both are kept for every open brace: the names of the finished
-    alternatives, and the names of the current one so far.
+    Alternatives add up, and what follows each other multiplies. Both are kept for every open brace: the names of the
+    finished alternatives, and the names of the current one so far.
     """
     levels = [(0, 1)]
     for token in _BRACE_TOKEN.findall(pattern):
