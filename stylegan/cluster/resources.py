@@ -1,4 +1,4 @@
-"""What a cluster has, against what the workers of a stage ask for."""
+"""Check that a cluster has the resources that the workers of a stage ask for."""
 
 from __future__ import annotations
 

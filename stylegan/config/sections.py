@@ -65,7 +65,7 @@ class Section(BaseModel):
 
 
 class StorageConfig(Section):
-    """Where a run keeps its data, checkpoints and reports. No part of a run's identity."""
+    """The storage of a run's data, checkpoints and reports. No part of a run's identity."""
 
     root: str = Field(
         "stylegan-data",
@@ -88,7 +88,7 @@ class StorageConfig(Section):
 
 
 class DataConfig(Section):
-    """Which images are used, and how they become shards."""
+    """The images, and how they become shards."""
 
     source: str = Field(
         description="Folder, archive or data set in a known format, as a local path or fsspec URL; or `digits`, the "
@@ -413,7 +413,7 @@ class TrainingConfig(Section):
 
 
 class SnapshotsConfig(Section):
-    """What is written during training, and how often. It changes no weight and is no part of a run's identity.
+    """The files written during training, and how often. No part of a run's identity: none of it changes a weight.
 
     Distances are in kimg, counted over the whole run. Every stage also ends with a checkpoint, a point on each curve, a
     sample grid and, if they are on, a probe and quick metrics.
@@ -472,7 +472,7 @@ class WeightsConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Which metrics are measured, on how many images, and by which network. The counts are those of the paper."""
+    """The metrics, their numbers of images, and the network that sees them. The counts are the paper's."""
 
     metrics: tuple[Metric, ...] = Field(
         STYLEGAN_METRICS,
@@ -555,7 +555,7 @@ class RayStageOverride(Section):
 
 
 class RayConfig(Section):
-    """Where training runs, and with which resources.
+    """Ray: the workers that train, and their resources.
 
     No part of a run's identity, except where the number of workers decides a batch: `training.batch: auto` and
     `training.max_batch_per_worker`.

@@ -132,7 +132,7 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured, and the reals that it is compared with; `folder`: that of its report, if it is known already."""
+    """The subject of an evaluation, and the reals that it is compared with; `folder`: that of its report, if known."""
 
     name: str
     kind: Kind

@@ -41,6 +41,21 @@ def test_a_stage_leaves_one_checkpoint_curves_grids_and_its_record(job):
     assert generator.resolution == 4
 
 
+def test_a_stage_goes_on_only_from_checkpoints_of_its_own_key(job):
+    first = job(4, "one")
+    train_stage(first)
+    with pytest.raises(StepError, match=r"belongs to another config \(key k, this config gives other\)"):
+        train_stage(first.model_copy(update={"key": "other"}))
+
+
+def test_a_stage_starts_from_the_end_of_the_stage_below(job):
+    below = train_stage(job(4, "below"))
+    longer = {"stable_kimg": {4: 0.02, 8: 0.016}}
+    with pytest.raises(StepError, match=r"ends 4x4 at 16 images, but stage 8x8 of this config starts at 20"):
+        train_stage(job(8, "longer", previous=below, training=longer))
+    assert train_stage(job(8, "second", previous=below)).nimg == 56
+
+
 def test_images_on_demand_train_the_same_network(job, monkeypatch, tmp_path):
     """The network is the same bit for bit, whether images are decoded before training or during it."""
     train_stage(job(4, "one"))

@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def comparable(self) -> bool:
-        """Whether the two numbers were measured in the same way."""
+        """True if the two numbers were measured in the same way."""
         return not self.why_not
 
 
