@@ -7,6 +7,7 @@ truncating transform that StyleGAN's metrics were defined with. Both return exac
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,8 +60,30 @@ def grid(images: Tensor | np.ndarray, columns: int) -> Image.Image:
 
 def png_bytes(image: Image.Image) -> bytes:
     """Encode a picture as the bytes of a PNG file."""
+    return picture_bytes(image, ".png")
+
+
+# Formats of pictures for people, by the ending of a file's name, with the options of Pillow's encoder.
+PICTURE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+
+
+def picture_bytes(image: Image.Image, ending: str) -> bytes:
+    """Encode a picture in the format of an ending, one of PICTURE_FORMATS.
+
+    Raises:
+        ValueError: the format cannot hold a picture of this size.
+    """
+    kind, options = PICTURE_FORMATS[ending]
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    try:
+        image.save(buffer, format=kind, **options)
+    except (OSError, ValueError, SystemError) as error:
+        raise ValueError(f"{image.width}x{image.height} pixels do not fit into a {ending} file; use .png") from error
     return buffer.getvalue()
 
 

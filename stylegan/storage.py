@@ -200,7 +200,12 @@ def read_json(uri: str) -> Any:
 
 def write_json(uri: str, value: Any) -> None:
     """Write a value as readable JSON."""
-    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as the bytes of a readable JSON file."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_json_lines(uri: str, limit: int | None = None) -> list[Any]:

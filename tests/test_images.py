@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan.images import grid, png_bytes, quantise, to_float, to_uint8
+from stylegan.images import grid, picture_bytes, png_bytes, quantise, to_float, to_uint8
 
 BYTES = torch.arange(256, dtype=torch.uint8)
 
@@ -65,3 +65,11 @@ def test_grid_refuses_what_is_no_batch_of_images() -> None:
 def test_png_holds_the_same_pixels() -> None:
     picture = grid(torch.rand(4, 3, 8, 8) * 2 - 1, columns=2)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(picture)))), np.asarray(picture))
+
+
+def test_a_picture_larger_than_its_format_allows():
+    """WebP ends at 16,383 pixels, JPEG at 65,500."""
+    for ending, width in ((".webp", 16_384), (".jpg", 65_501)):
+        with pytest.raises(ValueError, match=f"{width}x1 pixels do not fit into a {ending} file; use .png"):
+            picture_bytes(Image.new("L", (width, 1)), ending)
+    assert picture_bytes(Image.new("L", (65_501, 1)), ".png").startswith(b"\x89PNG")

@@ -19,6 +19,7 @@ Overrides = Annotated[
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print the record as one JSON line on standard output.")
 ]
+OutputFile = Annotated[str, Parameter(allow_leading_hyphen=True)]  # `-` is standard output
 RegistryConfig = Annotated[
     str | None, Parameter(name="--config", help="Config that names the MLflow registry; unset is MLFLOW_TRACKING_URI.")
 ]

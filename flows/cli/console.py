@@ -19,6 +19,7 @@ from rich.table import Table
 
 from flows.cli import reports
 from stylegan.config.tree import Config
+from stylegan.outputs import is_standard_output
 from stylegan.progress import duration
 from stylegan.training.schedule import PENALTIES
 
@@ -122,12 +123,17 @@ def print_json(record: BaseModel) -> None:
     print(json.dumps(record.model_dump(mode="json")), flush=True)
 
 
-def print_result(record: BaseModel, text: str, as_json: bool) -> None:
-    """Print what a command has made: the record as JSON, or one line of text for people."""
-    if as_json:
-        print_json(record)
-    else:
-        print(text)
+def print_result(record: BaseModel, text: str, as_json: bool, *, out: str | None = None) -> None:
+    """Print what a command has made: the record as JSON, or one line of text for people.
+
+    Args:
+        out: the command's `--out`. If that is standard output, the line goes to standard error.
+    """
+    with contextlib.redirect_stdout(sys.stderr if out and is_standard_output(out) else sys.stdout):
+        if as_json:
+            print_json(record)
+        else:
+            print(text)
 
 
 def print_done(done: Done[Any], as_json: bool) -> None:

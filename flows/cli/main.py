@@ -34,21 +34,25 @@ COMMANDS = (
     run_commands.doctor,
 )
 for command in COMMANDS:
-    app.command(command)
+    app.command(command, version_flags=[])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    tokens = sys.argv[1:] if arguments is None else arguments
+    # Behind a command --version is an option of that command, or a mistake: never the version of this program.
+    app.version_flags = ["--version"] if not tokens or tokens[0].startswith("-") else []
     try:
         with console.logging_to_terminal():
             app(
-                sys.argv[1:] if arguments is None else arguments,
+                tokens,
                 exit_on_error=False,
                 print_error=False,
                 result_action="return_value",
             )
     except CycloptsError as error:
-        console.print_error(f"{' '.join(str(error).split())} (see stylegan --help)")
+        chain = " ".join(["stylegan", *(error.command_chain or ())])
+        console.print_error(f"{' '.join(str(error).split())} (see `{chain} --help`)")
         return 2
     except ConfigError as error:
         console.print_error(str(error))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from flows.cli.arguments import AsJson, Overrides, RegistryConfig, registry_config
+from flows.cli.arguments import AsJson, OutputFile, Overrides, RegistryConfig, registry_config
 from flows.cli.console import print_result
 
 
@@ -15,7 +13,7 @@ def sample(
     seeds: str = "0-15",
     psi: float | None = None,
     label: str | None = None,
-    out: Path = Path("grid.png"),
+    out: OutputFile = "grid.png",
     config: RegistryConfig = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -29,17 +27,17 @@ def sample(
     seeds
         One image each: numbers and ranges, such as 0-15 or 1,5,9-12.
     psi
-        Truncation: 1 or unset is off, smaller is more typical and less varied.
+        Truncation, from -10 to 10: 1 or unset is off, smaller is more typical and less varied.
     label
         Class (name or number) of a class-conditional model; unset takes all in turn.
     out
-        PNG file to write.
+        Picture to write: .png, .jpg or .webp, a path or any fsspec URL such as s3://bucket/grid.png; - is standard output.
     """
     from stylegan.verbs import sample as sampling
 
     settings = registry_config(config, overrides)
-    record = sampling.sample(settings, model, seeds=sampling.parse_seeds(seeds), psi=psi, label=label, out=str(out))
-    print_result(record, f"{record.num_images} images of {record.checkpoint_uri} in {record.path}", as_json)
+    record = sampling.sample(settings, model, seeds=sampling.parse_seeds(seeds), psi=psi, label=label, out=out)
+    print_result(record, f"{record.num_images} images of {record.checkpoint_uri} in {record.path}", as_json, out=out)
 
 
 def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> None:
@@ -50,7 +48,7 @@ def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> No
     official
         Path or URL of the .pkl file.
     out
-        URI of the folder to write; new or empty.
+        Folder to write, new or empty: a path or any fsspec URL.
     """
     from stylegan.verbs import exchange
 
@@ -60,7 +58,13 @@ def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> No
 
 
 def export(
-    model: str, /, *, out: str, config: RegistryConfig = None, overrides: Overrides = None, as_json: AsJson = False
+    model: str,
+    /,
+    *,
+    out: OutputFile,
+    config: RegistryConfig = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the averaged generator into one file for other programs.
 
@@ -69,9 +73,10 @@ def export(
     model
         A run id, the URI of a checkpoint, or models:/name@alias (or models:/name/version).
     out
-        File to write: .safetensors, or .onnx (inputs z, labels if conditional, and psi; needs the extra `onnx`).
+        File to write, a path or any fsspec URL: .safetensors, or .onnx (inputs z, labels if conditional, and psi; needs
+        the extra `onnx`).
     """
     from stylegan.verbs import exchange
 
     record = exchange.export(registry_config(config, overrides), model, out)
-    print_result(record, f"{record.checkpoint_uri} in {record.path}, {record.num_bytes:,} bytes", as_json)
+    print_result(record, f"{record.checkpoint_uri} in {record.path}, {record.num_bytes:,} bytes", as_json, out=out)

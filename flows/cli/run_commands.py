@@ -109,7 +109,7 @@ def evaluate(
     data
         Images to compare with instead: a folder, .zip or URL, or `digits`.
     out
-        Folder for a copy of the report, its page and its figures.
+        Folder for a copy of the report, its page and its figures: a path or any fsspec URL.
     """
     if is_config_file(model):
         _evaluate_run(

@@ -23,6 +23,14 @@ from stylegan.networks.ops import blur, lrelu, noise_bias_act
 NoiseFn = Callable[[int, int, int], Tensor]
 
 
+MAX_PSI = 10.0  # far beyond any use: images stop changing visibly before
+
+
+def is_psi(value: float) -> bool:
+    """Return whether a value can be the psi of the truncation trick: a number from -MAX_PSI to MAX_PSI."""
+    return -MAX_PSI <= value <= MAX_PSI  # False for NaN
+
+
 def layer_resolution(index: int) -> int:
     """Return the side of the features of a synthesis layer: two layers at 4x4, two at 8x8, ..."""
     return 4 << index // 2

@@ -87,8 +87,9 @@ class GeneratorModel(PythonModel):
         size = self.generator.model.latent_size
         if not _missing(row.get("z")):
             z = torch.tensor(np.asarray(row["z"], dtype=np.float32))
-            if z.shape != (size,) or not torch.isfinite(z).all():
-                raise _bad(f"row {i}: z has shape {list(z.shape)}; it must be {size} finite numbers")
+            # Squares must be finite too: z is divided by its length.
+            if z.shape != (size,) or not torch.isfinite(z.square().sum()):
+                raise _bad(f"row {i}: z has shape {list(z.shape)}; it must be {size} finite numbers, nominally N(0, 1)")
         elif not _missing(row.get("seed")):
             z = torch.randn(size, generator=torch.Generator().manual_seed(int(row["seed"])))
         else:
@@ -110,9 +111,14 @@ class GeneratorModel(PythonModel):
     def _draw(self, z: torch.Tensor, label: torch.Tensor | None, params: dict[str, Any]) -> np.ndarray:
         """Draw one image, uint8 [H, W, C]."""
         from stylegan.images import quantise
-        from stylegan.networks.generator import random_noise
+        from stylegan.networks.generator import MAX_PSI, is_psi, random_noise
 
         psi = float(params.get("truncation_psi", 1.0))
+        if not is_psi(psi):
+            raise _bad(f"truncation_psi={psi:g}: must be a number from -{MAX_PSI:g} to {MAX_PSI:g}")
+        cutoff = int(params.get("truncation_cutoff", 8))
+        if cutoff < 0:
+            raise _bad(f"truncation_cutoff={cutoff}: must be a number of layers, 0 (no truncation) or more")
         # Noise is drawn on the CPU, so that every machine draws the same.
         source = torch.Generator().manual_seed(int(params.get("noise_seed", 0)))
         images = self.generator(
@@ -120,7 +126,7 @@ class GeneratorModel(PythonModel):
             label,
             noise=random_noise(source, self.device),
             truncation_psi=None if psi == 1.0 else psi,
-            truncation_cutoff=int(params.get("truncation_cutoff", 8)),
+            truncation_cutoff=cutoff,
         )
         return quantise(images)[0].permute(1, 2, 0).cpu().numpy()
 

@@ -37,6 +37,7 @@ from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import PAGE, compare_published, read_report, write_page
 from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
+from stylegan.outputs import output_folder, write_output
 from stylegan.pipeline.keys import make_keys
 from stylegan.records import Record, digest
 from stylegan.retry import use_settings
@@ -104,6 +105,7 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
     Raises:
         ConfigError, StepError: no such model or images, nothing to compare with, or a metric that cannot be had.
     """
+    copy_to = output_folder(out) if out is not None else None
     given = load(request.config, request.overrides) if request.config else None
     model = look_up(given, request.model, root=_given_root(request))
     with ray_session():  # shared by sharding and measuring
@@ -117,8 +119,8 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
     published = compare_published(report, config, shards.num_images)
     facts = {"Measured": subject.name, "Compared with": f"{config.data.source}, {shards.num_images:,} images"}
     page = write_page(report, folder, title=subject.name, published=published, facts=facts, data=read_card(shards.uri))
-    if out is not None:
-        report, page = _copy(report, folder, storage.absolute(out))
+    if copy_to is not None:
+        report, page = _copy(report, folder, copy_to)
     return Evaluation(
         model=subject.name,
         kind=subject.kind,
@@ -295,8 +297,8 @@ def _copy(report: Report, folder: str, out: str) -> tuple[Report, str]:
     figures = {name: storage.join(out, storage.name(uri)) for name, uri in report.figures.items()}
     report = report.model_copy(update={"figures": figures})
     for name in (*map(storage.name, figures.values()), PAGE):
-        storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(folder, name)))
-    storage.write_json(storage.join(out, "report.json"), report.model_dump(mode="json"))
+        write_output(storage.join(out, name), storage.read_bytes(storage.join(folder, name)))
+    write_output(storage.join(out, "report.json"), storage.json_bytes(report.model_dump(mode="json")))
     return report, storage.join(out, PAGE)
 
 

@@ -11,11 +11,13 @@ from stylegan.errors import ConfigError, StepError
 from stylegan.networks.official import OfficialNetworks, load_official
 from stylegan.networks.onnx import to_onnx
 from stylegan.networks.weights import save_discriminator, save_generator
+from stylegan.outputs import ending, output_file, output_folder, write_output
 from stylegan.records import Record
 from stylegan.training.state import load_model
 from stylegan.verbs.find_model import find_model
 
 RECORD = "import.json"
+EXPORTS = (".safetensors", ".onnx")
 
 
 class Imported(Record):
@@ -53,6 +55,7 @@ def import_weights(source: str, out: str) -> Imported:
         ConfigError: there is no such file, or the folder holds something else.
         StepError: the file is not such a pickle, or holds something that this program's networks cannot express.
     """
+    target = output_folder(out)
     data = _read(source)
     try:
         networks = load_official(data)
@@ -60,7 +63,7 @@ def import_weights(source: str, out: str) -> Imported:
         raise StepError(f"{source}: {error}") from error
     files, Gs = _files(networks), networks.Gs
     record = Imported(
-        uri=storage.absolute(out),
+        uri=target,
         source=source,
         sha256=hashlib.sha256(data).hexdigest(),
         resolution=Gs.resolution,
@@ -80,23 +83,22 @@ def export(config: Config | None, model: str, out: str) -> Exported:
 
     Args:
         config, model: as for `find_model`.
-        out: path or URI; its ending chooses the format: .safetensors or .onnx.
+        out: path or URI, or `-` for safetensors on standard output; its ending chooses the format (EXPORTS).
 
     Raises:
         ConfigError: another ending, or no such model.
         StepError: ONNX is not installed, or its file draws other images than torch.
     """
-    if not out.endswith((".safetensors", ".onnx")):
-        raise ConfigError(f"--out {out}: must end in .safetensors or .onnx, which says what is written")
+    target = output_file(out, EXPORTS)
     uri = find_model(config, model).checkpoint_uri
     generator, label_names = load_model(uri)
     made = {"path": out, "checkpoint_uri": uri, "resolution": generator.resolution}
-    if out.endswith(".onnx"):
+    if ending(out, EXPORTS) == ".onnx":
         file = to_onnx(generator, label_names)
         data, made = file.data, made | {"format": "onnx", "opset": file.opset, "max_difference": file.max_difference}
     else:
         data, made = save_generator(generator, label_names), made | {"format": "safetensors"}
-    storage.write_bytes(storage.absolute(out), data)
+    write_output(target, data)
     return Exported.model_validate(made | {"num_bytes": len(data)})
 
 
@@ -122,6 +124,5 @@ def _check_target(record: Imported) -> None:
     found = storage.names(record.uri)
     if RECORD in found and storage.read_json(storage.join(record.uri, RECORD)).get("sha256") == record.sha256:
         return
-    fs, path = storage.filesystem(record.uri)
-    if found or fs.isfile(path):
+    if found:
         raise ConfigError(f"--out {record.uri}: is there already and holds something else; give a new folder")

@@ -1,7 +1,10 @@
 """Commands on a model: samples, weights from and to other programs."""
 
+import io
 import json
 import os
+import subprocess
+import sys
 
 import fsspec
 import pytest
@@ -21,7 +24,9 @@ def test_sample_of_no_model(capsys, write, tmp_path):
     assert "no such model" in fail(capsys, 2, "sample", "t-0000", "--config", write())
 
 
-def test_sample_draws_the_same_seed_the_same_way_in_any_grid(tmp_path):
+@pytest.fixture
+def untrained(tmp_path):
+    """A folder with an untrained 8x8 RGB generator."""
     import torch
 
     from stylegan.config.sections import ModelConfig
@@ -31,12 +36,49 @@ def test_sample_draws_the_same_seed_the_same_way_in_any_grid(tmp_path):
     model = ModelConfig(**TREE["model"])
     torch.manual_seed(0)
     (tmp_path / "generator.safetensors").write_bytes(save_generator(Generator(model, resolution=8, channels=3), ()))
+    return str(tmp_path)
+
+
+def test_sample_draws_the_same_seed_the_same_way_in_any_grid(tmp_path, untrained):
     for seeds, name in (("0-3", "four.png"), ("2", "one.png")):
         assert main(["sample", str(tmp_path), "--seeds", seeds, "--out", str(tmp_path / name)]) == 0
     four, one = Image.open(tmp_path / "four.png"), Image.open(tmp_path / "one.png")
     assert (four.size, one.size) == ((128, 128), (64, 64))
     assert list(four.crop((0, 64, 64, 128)).getdata()) == list(one.getdata())
     assert main(["sample", str(tmp_path), "--label", "x"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("x.png", "PNG"), ("x.JPG", "JPEG"), ("x.jpeg", "JPEG"), ("x.webp", "WEBP")]
+)
+def test_the_ending_of_a_picture_says_its_format(tmp_path, untrained, name, kind):
+    assert main(["sample", untrained, "--seeds", "0-3", "--out", str(tmp_path / name)]) == 0
+    with Image.open(tmp_path / name) as image:
+        assert (image.format, image.size) == (kind, (128, 128))
+
+
+def test_a_picture_on_standard_output_is_alone_there(untrained, tmp_path):
+    for option in ([], ["--json"]):
+        command = [sys.executable, "-m", "flows.cli.main", "sample", untrained, "--seeds", "0", "--out", "-", *option]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+        assert Image.open(io.BytesIO(done.stdout)).size == (64, 64)
+        assert done.stdout.endswith(b"IEND\xaeB`\x82")
+        assert untrained.encode() in done.stderr
+
+
+@pytest.mark.parametrize("psi", ["nan", "inf", "-inf", "1e308", "-10.5"])
+def test_psi_must_be_a_number_of_sensible_size(capsys, untrained, tmp_path, psi):
+    out = tmp_path / "x.png"
+    assert "must be a number from -10 to 10" in fail(capsys, 2, "sample", untrained, f"--psi={psi}", "--out", str(out))
+    assert not out.exists()
+
+
+def test_a_grid_too_large_for_memory_is_refused(capsys, untrained, tmp_path, monkeypatch):
+    from stylegan.verbs import sample
+
+    out = str(tmp_path / "x.webp")
+    monkeypatch.setattr(sample, "MAX_PIXELS", 64 * 64 * 4)
+    assert "at most 4 fit" in fail(capsys, 2, "sample", untrained, "--seeds", "0-4", "--out", out)
 
 
 def imported(capsys, source, out):
@@ -81,10 +123,12 @@ def test_import_weights_overwrites_nothing_else(capsys, tmp_path):
     before = (tmp_path / "out" / "generator.safetensors").read_bytes()
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "training.pt").write_bytes(b"mine")
-    for target in ("out", "checkpoint", "0.pkl"):
-        assert "holds something else" in fail(
-            capsys, 2, "import-weights", str(tmp_path / "1.pkl"), "--out", str(tmp_path / target)
-        )
+    for target, says in (
+        ("out", "holds something else"),
+        ("checkpoint", "holds something else"),
+        ("0.pkl", "is a file"),
+    ):
+        assert says in fail(capsys, 2, "import-weights", str(tmp_path / "1.pkl"), "--out", str(tmp_path / target))
     assert (tmp_path / "out" / "generator.safetensors").read_bytes() == before
     assert os.listdir(tmp_path / "checkpoint") == ["training.pt"]
 
