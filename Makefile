@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart test test-fast bench bench-training bench-evaluation bench-data bench-metrics lint format \
+.PHONY: help quickstart test test-fast stack-test bench bench-training bench-evaluation bench-data bench-metrics lint format \
 	config-reference setup clean
 
 help: ## List the targets
@@ -15,10 +15,13 @@ quickstart: setup ## Train on handwritten digits, evaluate and register: the who
 
 # Whole modules go to one process for each core, in the order of the folders: the long ones (integration) come first.
 test: lint ## Check style and types and run all tests, with real engines
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not stack"
+
+stack-test: setup ## Run the long tests of the engines together: signals, kills, printed commands
+	$(BIN)/python -m pytest -m stack
 
 test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3) and train nothing: under two minutes
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope -m "not engine and not slow"
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope -m "not engine and not slow and not stack"
 
 # For other sizes give one of the benchmarks options, BENCH="--resolution 64"; BENCH=--help lists them.
 bench: bench-training bench-evaluation bench-data ## Measure ratios to plain versions of the same: a quarter of an hour

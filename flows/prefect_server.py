@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from stylegan.commands import shell_command
 from stylegan.errors import StepError
 
 START_SECONDS = 120  # the very first start migrates the database
@@ -60,7 +61,7 @@ def _check(url: str) -> None:
     except httpx.HTTPError as error:
         raise StepError(
             f"PREFECT_API_URL={url}: no Prefect server answers there ({type(error).__name__}); start one with "
-            "`prefect server start`, or unset PREFECT_API_URL to run without"
+            f"`{shell_command('prefect', 'server', 'start')}`, or unset PREFECT_API_URL to run without"
         ) from None
 
 
@@ -91,7 +92,8 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
     process.kill()
     raise StepError(
         f"the embedded Prefect server did not start within {START_SECONDS} s (exit code {process.poll()}); "
-        "look at PREFECT_HOME and its free space, or start `prefect server start` yourself and set PREFECT_API_URL"
+        f"look at PREFECT_HOME and its free space, or start `{shell_command('prefect', 'server', 'start')}` yourself and set "
+        "PREFECT_API_URL"
     )
 
 

@@ -15,9 +15,9 @@ STOREYS = [
     # The table of metrics is plain data, which the config is checked against: it belongs to the ground, not to its
     # room.
     ["stylegan.evaluation.metric_table"],
-    ["stylegan.errors", "stylegan.records", "stylegan.progress", "stylegan.images"],
+    ["stylegan.errors", "stylegan.commands", "stylegan.records", "stylegan.progress", "stylegan.images"],
     ["stylegan.config"],
-    ["stylegan.retry", "stylegan.storage"],
+    ["stylegan.retry", "stylegan.storage", "stylegan.outputs"],
     ["stylegan.data", "stylegan.networks"],
     ["stylegan.training"],
     ["stylegan.evaluation"],

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from flows.cli import reports
+from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.outputs import is_standard_output
 from stylegan.progress import duration
@@ -91,8 +91,8 @@ def print_error(message: str) -> None:
     print(f"stylegan: {message}", file=sys.stderr)
 
 
-def print_plan(plan: Plan) -> None:
-    """Print the steps of a plan as a table on standard output."""
+def print_plan(plan: Plan, config: Config) -> None:
+    """Print the steps of a config's plan as a table on standard output."""
     table = Table(
         title=f"{plan.name}: {plan.run_id or 'the run id is known once the data is sharded'}", title_justify="left"
     )
@@ -114,7 +114,7 @@ def print_plan(plan: Plan) -> None:
         print(f"training: about {duration(sum(seconds))} in all; memory is for one worker")
     if plan.missing:
         print(
-            f"weights: {', '.join(plan.missing)} not on this machine; `run` downloads them first, see `stylegan doctor CONFIG`"
+            f"weights: {', '.join(plan.missing)} not on this machine; a run downloads them first, see `{config.command('doctor')}`"
         )
 
 
@@ -200,15 +200,14 @@ def ui_commands(config: Config, summary: Summary) -> list[str]:
     """Return the commands that open MLflow and Prefect on this run's results, and one that draws from the new model."""
     from stylegan.tracking.connection import resolve_uri
 
-    uri, folder = resolve_uri(config), shlex.quote(os.path.dirname(sys.executable))
-    mlflow = (
-        f"{folder}/mlflow ui --backend-store-uri {shlex.quote(uri)} --port 5000    # then open http://127.0.0.1:5000"
-    )
+    uri = resolve_uri(config)
+    mlflow = shell_command("mlflow", "ui", "--backend-store-uri", uri, "--port", "5000")
     api = os.environ.get("PREFECT_API_URL")
-    prefect = f"{folder}/prefect server start    # then open http://127.0.0.1:4200"
-    model = shlex.quote(f"models:/{summary.version.name}/{summary.version.version}")
+    prefect = shell_command("prefect", "server", "start")
+    model = f"models:/{summary.version.name}/{summary.version.version}"
+    sample = shell_command("stylegan", "sample", model, "--seeds", "0-15", "--out", "grid.png", MLFLOW_TRACKING_URI=uri)
     return [
-        uri if uri.startswith("http") else mlflow,
-        api.removesuffix("/api") if api else prefect,
-        f"MLFLOW_TRACKING_URI={shlex.quote(uri)} {folder}/stylegan sample {model} --seeds 0-15 --out grid.png",
+        uri if uri.startswith("http") else f"{mlflow}    # then open http://127.0.0.1:5000",
+        api.removesuffix("/api") if api else f"{prefect}    # then open http://127.0.0.1:4200",
+        sample,
     ]

@@ -110,7 +110,7 @@ def _verify(target: str, overrides: list[str]) -> Verification:
     shards = find_shards(open_source(config.data), config.data, storage.absolute(config.storage.root))
     if shards is None:
         raise StepError(
-            f"shard --verify: the images of {target} are not sharded yet; run `stylegan shard {target}` first"
+            f"shard --verify: the images of {target} are not sharded yet; run `{config.command('shard')}` first"
         )
     with ray_session():
         return verify(shards.uri, pmap=cpu_map(config, shards.num_images), progress=progress)

@@ -126,7 +126,7 @@ def _weights(kind: weights.WeightName, config: Config | None) -> str:
         raise StepError(
             f"{kind}: not on this machine, and no way to {place.uri}; get it by other means and put it at {place.target}"
         )
-    return f"{kind}: not on this machine yet; `run` downloads {place.uri} ({size}) to {place.target}"
+    return f"{kind}: not on this machine yet; a run downloads {place.uri} ({size}) to {place.target}"
 
 
 def _mlflow(config: Config | None) -> str:

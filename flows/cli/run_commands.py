@@ -18,11 +18,12 @@ def plan(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson 
     """Say what `run` would do: the steps, cached or not and why, images, time and memory. Touches nothing."""
     from stylegan.pipeline.plan import make_plan
 
-    found = make_plan(load(config, overrides or []))
+    settings = load(config, overrides or [])
+    found = make_plan(settings)
     if as_json:
         print_json(found)
     else:
-        console.print_plan(found)
+        console.print_plan(found, settings)
 
 
 def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 
+from stylegan.commands import shell_command
 from stylegan.config.sections import RayConfig
 from stylegan.errors import StepError, one_line
 
@@ -76,6 +77,7 @@ def check_address(ray_config: RayConfig) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
         raise StepError(
-            f"ray.address={address}: nothing answers there ({error}); start the head with `ray start --head "
-            "--port=...`, correct ray.address, or leave it unset to start Ray on this machine"
+            f"ray.address={address}: nothing answers there ({error}); start the head on {host} with "
+            f"`{shell_command('ray', 'start', '--head', f'--port={port}')}`, correct ray.address, or leave it unset to "
+            "start Ray on this machine"
         ) from None

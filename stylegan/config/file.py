@@ -34,8 +34,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: file missing, not YAML, unknown key or value not allowed; the message is one line.
     """
-    tree = _read_with_bases(Path(path), ())
-    return build(tree, str(path), overrides)
+    config = build(_read_with_bases(Path(path), ()), str(path), overrides)
+    config._arguments = (str(path), *(argument for override in overrides for argument in ("--set", override)))
+    return config
 
 
 def build(tree: dict[str, Any], origin: str = "config", overrides: Sequence[str] = ()) -> Config:

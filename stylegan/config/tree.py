@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, model_validator
 
+from stylegan.commands import shell_command
 from stylegan.config.checks import check
 from stylegan.config.sections import UncheckedConfig
 
@@ -15,3 +16,14 @@ class Config(UncheckedConfig):
     def _fits_together(self) -> Config:
         check(self)
         return self
+
+    # What names this config on a command line: its file and the --set options. Not a part of its value.
+    _arguments: tuple[str, ...] = PrivateAttr(("CONFIG",))
+
+    def command(self, *verb: str) -> str:
+        """Return the shell command that runs a verb, with its options, on this config: `stylegan train run.yaml`."""
+        return shell_command("stylegan", *verb, *self._arguments)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare values; where a config was read from does not matter."""
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()

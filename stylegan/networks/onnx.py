@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stylegan.commands import pip_install
 from stylegan.errors import StepError
 from stylegan.networks.generator import Generator
 
@@ -100,7 +101,7 @@ def _packages() -> tuple[ModuleType, ModuleType]:
         return importlib.import_module("onnx.helper"), importlib.import_module("onnxruntime")
     except ImportError as error:
         raise StepError(
-            f"ONNX needs a package that is not installed ({error}); run: pip install 'stylegan-pipeline[onnx]'"
+            f"ONNX needs a package that is not installed ({error}); run `{pip_install('stylegan-pipeline[onnx]')}`"
         ) from error
 
 

@@ -321,7 +321,9 @@ class Pipeline:
         shards, checkpoint = self._trained("register")
         report = self.run(shards).find_report()
         if report is None:
-            raise StepError("register: this config is not evaluated yet; run `stylegan evaluate` with it first")
+            raise StepError(
+                f"register: this config is not evaluated yet; run `{self.config.command('evaluate')}` first"
+            )
         return self.register(shards, checkpoint, report)
 
     def _trained(self, step: str) -> tuple[ShardSet, Checkpoint]:
@@ -331,7 +333,7 @@ class Pipeline:
         found = self.run(shards).find_stage(stage) if shards else None
         if shards is None or found is None:
             raise StepError(
-                f"{step}: stage {stage.name} of this config is not trained yet; run `stylegan train` with it first"
+                f"{step}: stage {stage.name} of this config is not trained yet; run `{self.config.command('train')}` first"
             )
         return shards, found
 

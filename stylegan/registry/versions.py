@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import stylegan
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.report import Report
@@ -181,9 +182,7 @@ def rollback(uri: str, name: str) -> ModelVersion:
     with explained(uri, f"roll back {name}"):
         before, now = _by_alias(client, name, PREVIOUS), _by_alias(client, name, CHAMPION)
         if before is None or now is None:
-            raise StepError(
-                f"{name} has no previous champion to go back to; choose a version with `stylegan promote {name}`"
-            )
+            raise StepError(f"{name} has no previous champion to go back to{_choice(client, uri, name, now)}")
         _crown(client, name, str(before.version), old=str(now.version), why=f"Rolled back from version {now.version}.")
         return _record(client, name, str(before.version))
 
@@ -328,7 +327,7 @@ def _open_model(uri: str, name: str) -> MlflowClient:
         if near:
             hint = f"did you mean {near[0]}?"
         else:
-            hint = f"it has {', '.join(known) or 'none; register one with `stylegan run`'}"
+            hint = f"it has {', '.join(known) or 'none; a run registers one'}"
         raise ConfigError(f"{name}: no such registered model at {uri}; {hint}")
     return client
 
@@ -355,6 +354,15 @@ def _find(client: MlflowClient, name: str, key: str) -> Any | None:
 
 def _versions(client: MlflowClient, name: str) -> list[str]:
     return sorted((str(version.version) for version in client.search_model_versions(f"name='{name}'")), key=int)
+
+
+def _choice(client: MlflowClient, uri: str, name: str, champion: Any | None) -> str:
+    """Return the end of a line that offers the newest version that is not champion, if there is one."""
+    others = [version for version in _versions(client, name) if not champion or version != str(champion.version)]
+    if not others:
+        return ""
+    command = shell_command("stylegan", "promote", name, "--version", others[-1], MLFLOW_TRACKING_URI=uri)
+    return f"; choose a version, such as `{command}`"
 
 
 def _record(client: MlflowClient, name: str, version: str) -> ModelVersion:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.file import dump, flatten
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import PREVIEW, read_card, read_rejected
@@ -71,9 +72,13 @@ def _experiment(client: MlflowClient, config: Config) -> str:
             if found is None:
                 raise error
     if found.lifecycle_stage != "active":
+        restore = shell_command(
+            *("mlflow", "experiments", "restore", "--experiment-id", found.experiment_id),
+            MLFLOW_TRACKING_URI=resolve_uri(config),
+        )
         raise StepError(
-            f"tracking.experiment={name}: this experiment was deleted in MLflow; restore it with `mlflow experiments restore "
-            f"--experiment-id {found.experiment_id}` or choose another name"
+            f"tracking.experiment={name}: this experiment was deleted in MLflow; restore it with `{restore}` or choose "
+            "another name"
         )
     return str(found.experiment_id)
 

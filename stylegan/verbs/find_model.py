@@ -146,7 +146,7 @@ def _last_checkpoint(name: str, config: Config) -> str:
     found = Run(config, shards).find_stage(stage) if shards else None
     if found is None:
         raise StepError(
-            f"{name}: this run has no checkpoint of its last stage, {stage.name}, yet; let `stylegan run` go on with its config, or give "
+            f"{name}: this run has no checkpoint of its last stage, {stage.name}, yet; run its config again, which goes on, or give "
             f"the URI of a checkpoint-... folder below {storage.join(config.storage.root, 'stages')}"
         )
     return found.uri
@@ -155,5 +155,5 @@ def _last_checkpoint(name: str, config: Config) -> str:
 def _require_generator(name: str, checkpoint_uri: str) -> None:
     if not storage.exists(storage.join(checkpoint_uri, "generator.safetensors")):
         raise StepError(
-            f"{name}: its checkpoint {checkpoint_uri} is gone; train it again with `stylegan run`, or name another model"
+            f"{name}: its checkpoint {checkpoint_uri} is gone; run its config again, which trains it anew, or name another model"
         )

@@ -86,9 +86,13 @@ def test_a_root_in_memory_is_refused(tiny_config):
 
 
 def test_steps_out_of_order_name_the_step_that_comes_first(pipeline):
-    with pytest.raises(StepError, match=r"evaluate: stage 8x8 .* is not trained yet; run `stylegan train`"):
+    with pytest.raises(
+        StepError, match=r"evaluate: stage 8x8 .* is not trained yet; run `.*stylegan train CONFIG` first"
+    ):
         pipeline.evaluate_trained()
-    with pytest.raises(StepError, match=r"register: stage 8x8 .* is not trained yet; run `stylegan train`"):
+    with pytest.raises(
+        StepError, match=r"register: stage 8x8 .* is not trained yet; run `.*stylegan train CONFIG` first"
+    ):
         pipeline.register_evaluated()
 
 

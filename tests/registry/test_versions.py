@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from printed import printed, type_in
 
 from stylegan.errors import ConfigError, StepError
 from stylegan.registry import versions as store
@@ -304,3 +305,14 @@ def test_nothing_is_written_into_the_working_folder(
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err == ""
+
+
+def test_the_command_for_a_rollback_without_a_previous_champion_works(registry, tmp_path):
+    registry.gate(12.0, "k1")
+    with pytest.raises(StepError, match=r"no previous champion to go back to$"):
+        store.rollback(registry.uri, registry.name)
+    registry.gate(15.0, "k2")  # not promoted
+    with pytest.raises(StepError, match="no previous champion") as error:
+        store.rollback(registry.uri, registry.name)
+    assert "version 2: champion" in type_in(printed(str(error.value)), tmp_path).stdout
+    assert registry.aliases() == {"champion": "2", "previous": "1"}

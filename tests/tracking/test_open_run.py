@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 from mlflow_runs import SHARDS
+from printed import printed, type_in
 
 from stylegan.config import file as config_module
 from stylegan.config.file import flatten
@@ -86,9 +87,11 @@ def test_a_run_without_shards_is_the_parent_of_others(make_config):
     assert child.client.get_run(child.mlflow_run_id).data.tags["mlflow.parentRunId"] == parent.mlflow_run_id
 
 
-def test_a_deleted_experiment_is_one_line(make_config):
+def test_a_deleted_experiment_is_one_line_whose_command_restores_it(make_config, tmp_path):
     config = make_config()
     client = server.connect(resolve_uri(config))
     client.delete_experiment(client.create_experiment("stylegan"))
-    with pytest.raises(StepError, match=r"tracking\.experiment=stylegan: this experiment was deleted"):
+    with pytest.raises(StepError, match=r"tracking\.experiment=stylegan: this experiment was deleted") as error:
         open_run(config, "tiny-0123", SHARDS)
+    type_in(printed(str(error.value)), tmp_path)
+    assert client.get_experiment_by_name("stylegan").lifecycle_stage == "active"

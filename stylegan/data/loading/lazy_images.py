@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stylegan.commands import shell_command
 from stylegan.data.cache import explain_disk_errors
 from stylegan.data.loading.pixel_file import GOOD, MISSING, REPLACED, PixelFile
 from stylegan.data.loading.tar_reader import Samples, Span
@@ -194,7 +195,7 @@ class Images:
     def _too_many(self, number: int) -> StepError:
         return StepError(
             f"{self.samples.describe(number)} is damaged, the last of {self.num_corrupt} (data.max_corrupt={self._max_corrupt}); "
-            f"`stylegan shard --verify {self._shards_uri}` names them all"
+            f"`{shell_command('stylegan', 'shard', '--verify', self._shards_uri)}` names them all"
         )
 
 

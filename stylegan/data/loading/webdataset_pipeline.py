@@ -146,7 +146,7 @@ def _read_set(uri: str) -> ShardSet:
     manifest = read_manifest(uri)
     if manifest.get("format") != FORMAT:
         raise StepError(
-            f"{manifest_uri}: is of format {manifest.get('format')}, only {FORMAT} is known; run `stylegan shard` again"
+            f"{manifest_uri}: is of format {manifest.get('format')}, only {FORMAT} is known; shard its images again"
         )
     try:
         return ShardSet.from_manifest(uri, manifest)

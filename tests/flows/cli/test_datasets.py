@@ -41,7 +41,7 @@ def test_shard_prints_what_the_set_holds_and_what_was_left_out(capsys, write, la
 def test_verify_proves_a_set_or_names_the_damage(capsys, write, labelled, tmp_path):
     """By config or by URI; a flipped byte is a line that names the tar, and the exit code 1."""
     config = write(labelled, data={"max_rejected": 1})
-    assert "not sharded yet; run `stylegan shard" in fail(capsys, 1, "shard", config, "--verify")
+    assert f"stylegan shard {config}` first" in fail(capsys, 1, "shard", config, "--verify")
     assert main(["shard", config]) == 0
     (tar,) = (tmp_path / "root").glob("datasets/*/r0008/*.tar")
     uri = str(tar.parents[1])

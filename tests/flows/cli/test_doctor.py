@@ -38,7 +38,7 @@ def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path
     here, fetched, gone = [check for _, check in weight_checks(load(config))]
     assert here(load(config)) == f"inception: {folder}/here.pth, 0 kB"
     assert fetched(load(config)) == (
-        f"vgg16: not on this machine yet; `run` downloads memory://doctor/vgg16.pth (2 MB) to {folder}/vgg16.pth"
+        f"vgg16: not on this machine yet; a run downloads memory://doctor/vgg16.pth (2 MB) to {folder}/vgg16.pth"
     )
     with pytest.raises(
         StepError,

@@ -46,8 +46,10 @@ def test_store_that_refuses_writes(capsys, write, tmp_path, draw_images):
 
 
 def test_steps_out_of_order_say_what_to_run_first(capsys, write):
-    assert "run `stylegan train`" in fail(capsys, 1, "evaluate", write())
-    assert "run `stylegan train`" in fail(capsys, 1, "register", write())
+    config = write()
+    for verb in ("evaluate", "register"):
+        line = fail(capsys, 1, verb, config, "--set", "seed=2")
+        assert f"stylegan train {config} --set seed=2` first" in line
 
 
 def test_plan_tells_what_has_changed(capsys, write, labelled):

@@ -17,6 +17,7 @@ import fsspec
 from braceexpand import braceexpand
 
 from stylegan import storage
+from stylegan.commands import pip_install
 from stylegan.data.sources.base import info_token, stat_token
 from stylegan.errors import ConfigError, StepError, one_line
 from stylegan.retry import patient
@@ -96,7 +97,7 @@ def require_package(key: str, uri: str) -> None:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
-        cure = f"pip install {package}" if package else "install that package"
+        cure = f"run `{pip_install(package)}`" if package else "install that package"
         raise ConfigError(
             f"{key}={uri}: {protocol}:// needs a package that is missing here ({one_line(error)}): {cure}"
         ) from None
