@@ -24,14 +24,23 @@ from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.report import Report
 from stylegan.records import Record
+from stylegan.registry.aliases import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    Move,
+    current_champion,
+    move_aliases,
+    plan_move,
+)
 from stylegan.registry.gate import Verdict
 from stylegan.registry.model_card import write_card
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 REGISTERED = "stylegan.registered"  # without it the registration was interrupted
 MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors")
@@ -106,9 +115,11 @@ def champion(config: Config) -> tuple[str, Report] | None:
         return None
     client = connect(uri)
     with explained(uri, f"look up {name}"):
-        found = _by_alias(client, name, CHAMPION)
-    if found is None:
-        return None
+        model = _model(client, name)
+        number = current_champion(model) if model else None
+        if number is None:
+            return None
+        found = client.get_model_version(name, number)
     if "stylegan.report" not in found.tags:
         raise StepError(
             f"{name}@champion is version {found.version}, which has no tag stylegan.report: this program did not register "
@@ -129,28 +140,36 @@ def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
     uri, name = resolve_uri(config), config.model_name
     client = connect(uri)
     with explained(uri, f"apply the verdict on {name}"):
-        version = client.get_model_version(name, verdict.challenger)
         decision, against = ("promote" if verdict.promote else "keep"), verdict.champion or "none"
-        applied = (version.tags.get("gate.verdict"), version.tags.get("gate.champion")) == (decision, against)
-        if not applied and verdict.challenger != verdict.champion:
-            now = _by_alias(client, name, CHAMPION)
-            current = str(now.version) if now else None
-            if verdict.promote and current not in (verdict.champion, verdict.challenger):
+        reasons = " ".join(verdict.reasons)
+        tags = {"gate.reasons": reasons, "gate.champion": against, "gate.time": _now()}
+        tags["gate.verdict"] = decision  # last: it marks the verdict as applied
+
+        def plan(aliases: dict[str, str], finished: Move | None) -> Move | None:
+            found = client.get_model_version(name, verdict.challenger).tags
+            applied = (found.get("gate.verdict"), found.get("gate.champion")) == (decision, against)
+            if applied or verdict.challenger == verdict.champion:
+                return None
+            now = aliases.get(CHAMPION)
+            if verdict.promote and now not in (verdict.champion, verdict.challenger):
                 raise StaleVerdictError(
-                    f"{name}: version {current} became champion after version {verdict.challenger} was judged; "
+                    f"{name}: version {now} became champion after version {verdict.challenger} was judged; "
                     "run the same command again"
                 )
             if verdict.promote:
-                _crown(client, name, verdict.challenger, old=verdict.champion, why=" ".join(verdict.reasons))
-            tags = {"reasons": " ".join(verdict.reasons), "champion": against, "time": _now()}
-            tags["verdict"] = decision  # last: it marks the verdict as applied
+                return plan_move("gate", verdict.challenger, verdict.champion, reasons, tags)
             for tag, value in tags.items():
-                client.set_model_version_tag(name, verdict.challenger, f"gate.{tag}", value)
+                client.set_model_version_tag(name, verdict.challenger, tag, value)
+            return None
+
+        move_aliases(client, name, plan)
         return _record(client, name, verdict.challenger)
 
 
 def promote(uri: str, name: str, version: str | None = None) -> ModelVersion:
     """Make a version champion by hand: the given one, else the challenger. The old champion becomes `previous`.
+
+    An interrupted promotion is finished by the next command on the aliases.
 
     Raises:
         ConfigError: no such model or version.
@@ -158,21 +177,31 @@ def promote(uri: str, name: str, version: str | None = None) -> ModelVersion:
     """
     client = _open_model(uri, name)
     with explained(uri, f"promote {name}"):
-        if version is None:
-            challenger = _by_alias(client, name, CHALLENGER)
-            if challenger is None:
-                raise StepError(f"{name} has no challenger; name a version, one of {_versions(client, name)}")
-            version = str(challenger.version)
-        elif str(version) not in _versions(client, name):
-            raise ConfigError(f"{name} has no version {version}; it has {_versions(client, name)}")
-        now = _by_alias(client, name, CHAMPION)
-        if now is None or str(now.version) != str(version):
-            _crown(client, name, str(version), old=str(now.version) if now else None, why="Promoted by hand.")
-        return _record(client, name, str(version))
+        if version is not None and version not in _versions(client, name):
+            raise ConfigError(f"{name} has no version {version}; it has {', '.join(_versions(client, name)) or 'none'}")
+        chosen = version or ""
+
+        def plan(aliases: dict[str, str], finished: Move | None) -> Move | None:
+            nonlocal chosen
+            if version is None:
+                if finished and finished.action == "promote":  # this very command, interrupted: there was a challenger
+                    chosen = finished.champion
+                    return None
+                if CHALLENGER not in aliases:
+                    have = ", ".join(_versions(client, name)) or "none"
+                    raise StepError(f"{name} has no challenger; name a version with --version, one of {have}")
+                chosen = aliases[CHALLENGER]
+            now = aliases.get(CHAMPION)
+            return None if now == chosen else plan_move("promote", chosen, now, "Promoted by hand.")
+
+        move_aliases(client, name, plan)
+        return _record(client, name, chosen)
 
 
 def rollback(uri: str, name: str) -> ModelVersion:
     """Make `previous` champion again; the champion becomes `previous`, so a second rollback undoes the first.
+
+    The repeat of a rollback that was interrupted finishes it and does no second one.
 
     Raises:
         ConfigError: no such model.
@@ -180,11 +209,21 @@ def rollback(uri: str, name: str) -> ModelVersion:
     """
     client = _open_model(uri, name)
     with explained(uri, f"roll back {name}"):
-        before, now = _by_alias(client, name, PREVIOUS), _by_alias(client, name, CHAMPION)
-        if before is None or now is None:
-            raise StepError(f"{name} has no previous champion to go back to{_choice(client, uri, name, now)}")
-        _crown(client, name, str(before.version), old=str(now.version), why=f"Rolled back from version {now.version}.")
-        return _record(client, name, str(before.version))
+        chosen = ""
+
+        def plan(aliases: dict[str, str], finished: Move | None) -> Move | None:
+            nonlocal chosen
+            if finished and finished.action == "rollback":
+                chosen = finished.champion
+                return None
+            before, now = aliases.get(PREVIOUS), aliases.get(CHAMPION)
+            if before is None or now is None:
+                raise StepError(f"{name} has no previous champion to go back to{_choice(client, uri, name, now)}")
+            chosen = before
+            return plan_move("rollback", before, now, f"Rolled back from version {now}.")
+
+        move_aliases(client, name, plan)
+        return _record(client, name, chosen)
 
 
 def load_version(uri: str, model: str) -> tuple[str, str, str]:
@@ -301,19 +340,6 @@ def _complete(client: MlflowClient, name: str, version: str) -> None:
     client.set_model_version_tag(name, version, REGISTERED, _now())  # last: it marks all of this as done
 
 
-def _crown(client: MlflowClient, name: str, version: str, *, old: str | None, why: str) -> None:
-    """Move the aliases; every step can be repeated, so an interrupted move is finished by the next."""
-    if old is not None and old != version:
-        client.set_registered_model_alias(name, PREVIOUS, old)
-    client.set_registered_model_alias(name, CHAMPION, version)
-    challenger = _by_alias(client, name, CHALLENGER)
-    if challenger is not None and str(challenger.version) == version:
-        client.delete_registered_model_alias(name, CHALLENGER)
-    client.set_model_version_tag(
-        name, version, f"champion.{_now()}", f"{f'After version {old}' if old else 'The first'}. {why}"
-    )
-
-
 def _open_model(uri: str, name: str) -> MlflowClient:
     """Return a client after checking that the model exists. Raises ConfigError with the nearest name if it does not."""
     known: list[str] = []
@@ -330,6 +356,18 @@ def _open_model(uri: str, name: str) -> MlflowClient:
             hint = f"it has {', '.join(known) or 'none; a run registers one'}"
         raise ConfigError(f"{name}: no such registered model at {uri}; {hint}")
     return client
+
+
+def _model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    """Return the registered model, None if there is none of this name."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str) -> Any | None:
@@ -356,9 +394,9 @@ def _versions(client: MlflowClient, name: str) -> list[str]:
     return sorted((str(version.version) for version in client.search_model_versions(f"name='{name}'")), key=int)
 
 
-def _choice(client: MlflowClient, uri: str, name: str, champion: Any | None) -> str:
+def _choice(client: MlflowClient, uri: str, name: str, champion: str | None) -> str:
     """Return the end of a line that offers the newest version that is not champion, if there is one."""
-    others = [version for version in _versions(client, name) if not champion or version != str(champion.version)]
+    others = [version for version in _versions(client, name) if version != champion]
     if not others:
         return ""
     command = shell_command("stylegan", "promote", name, "--version", others[-1], MLFLOW_TRACKING_URI=uri)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from printed import printed, shell, type_in
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
 
 
 def free_port():

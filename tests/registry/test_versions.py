@@ -3,15 +3,22 @@
 import json
 import math
 import sqlite3
+import threading
 from contextlib import closing
 
 import pytest
 from printed import printed, type_in
 
 from stylegan.errors import ConfigError, StepError
+from stylegan.registry import aliases
 from stylegan.registry import versions as store
 from stylegan.registry.gate import Verdict, judge
 from stylegan.tracking.connection import connect, resolve_uri
+
+
+@pytest.fixture(autouse=True)
+def _little_waiting(monkeypatch):
+    monkeypatch.setattr(aliases, "SETTLE_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -245,6 +252,129 @@ def test_promote_takes_the_challenger_or_the_version_named(registry):
     assert registry.aliases() == {"champion": "1", "previous": "2"}
     assert store.promote(registry.uri, "tiny", "1").aliases == ("champion",)
     assert registry.aliases() == {"champion": "1", "previous": "2"}
+
+
+class Cut(BaseException):
+    """A kill: nothing may catch it."""
+
+
+def cut_after(monkeypatch, writes):
+    """Let the process die at its next write to the registry after so many of them."""
+    from mlflow import MlflowClient
+
+    left = [writes]
+
+    def dying(write):
+        def call(*arguments, **options):
+            if not left[0]:
+                raise Cut
+            left[0] -= 1
+            return write(*arguments, **options)
+
+        return call
+
+    for method in (
+        "set_registered_model_alias",
+        "delete_registered_model_alias",
+        "set_registered_model_tag",
+        "delete_registered_model_tag",
+        "set_model_version_tag",
+    ):
+        monkeypatch.setattr(MlflowClient, method, dying(getattr(MlflowClient, method)))
+
+
+ACTIONS = {
+    "rollback": lambda registry: store.rollback(registry.uri, "tiny"),
+    "promote": lambda registry: store.promote(registry.uri, "tiny"),
+    "promote version": lambda registry: store.promote(registry.uri, "tiny", "3"),
+    "gate": lambda registry: store.apply_verdict(
+        registry.config, Verdict(promote=True, reasons=("Better.",), champion="2", challenger="3")
+    ),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_change_of_champion_that_is_cut_anywhere_is_finished_by_its_repeat(registry, monkeypatch, action):
+    """Cut before each write in turn. The repeat ends where the whole would have, with one line of history."""
+    registry.gate(10.0, "k1")
+    registry.gate(9.0, "k2")
+    registry.add(8.0, "k3")
+    chosen = "1" if action == "rollback" else "3"
+    kept = {alias: registry.aliases()[alias] for alias in ("champion", "previous", "challenger")}
+    history = {name for name in registry.tags(chosen) if name.startswith("champion.")}
+    writes = 0
+    while True:
+        with monkeypatch.context() as patch:
+            cut_after(patch, writes)
+            try:
+                ACTIONS[action](registry)
+                break
+            except Cut:
+                pass
+        assert ACTIONS[action](registry).version == chosen
+        expected = {"champion": chosen, "previous": "2"} | ({"challenger": "3"} if action == "rollback" else {})
+        assert registry.aliases() == expected, writes
+        assert aliases.INTENT not in registry.client.get_registered_model("tiny").tags
+        new = {name for name in registry.tags(chosen) if name.startswith("champion.")} - history
+        assert len(new) == 1, (writes, new)
+
+        # Back to the start, for the next cut.
+        for alias, version in kept.items():
+            registry.client.set_registered_model_alias("tiny", alias, version)
+        for name in [*new, "gate.verdict", "gate.champion"]:
+            if name in registry.tags(chosen) and (action == "gate" or name in new):
+                registry.client.delete_model_version_tag("tiny", chosen, name)
+        writes += 1
+    assert writes >= 5
+
+
+def test_an_interrupted_change_counts_for_whoever_asks_for_the_champion(registry, monkeypatch):
+    registry.gate(10.0, "k1")
+    registry.add(9.0, "k2")
+    with monkeypatch.context() as patch:
+        cut_after(patch, 1)
+        with pytest.raises(Cut):
+            store.promote(registry.uri, "tiny")
+    assert registry.aliases()["champion"] == "1"
+    assert store.champion(registry.config)[0] == "2"
+    store.rollback(registry.uri, "tiny")  # finishes the promotion first
+    assert registry.aliases() == {"champion": "1", "previous": "2"}
+
+
+@pytest.mark.parametrize("trial", range(3))
+def test_of_two_gates_at_once_one_is_judged_again(registry, monkeypatch, trial):
+    """Both were judged against version 1. The later one must not replace the other's champion unseen."""
+    monkeypatch.setattr(aliases, "SETTLE_SECONDS", 0.5)
+    registry.gate(10.0, "k1")
+    registry.add(9.0, "k2")
+    registry.add(8.0, "k3")
+    start, ends = threading.Barrier(2), {}
+
+    def gate(version):
+        verdict = Verdict(promote=True, reasons=("Better.",), champion="1", challenger=version)
+        start.wait()
+        try:
+            ends[version] = store.apply_verdict(registry.config, verdict).aliases
+        except store.StaleVerdictError:
+            ends[version] = "stale"
+
+    threads = [threading.Thread(target=gate, args=(version,)) for version in "23"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(map(str, ends.values())) == ["('champion',)", "stale"]
+    winner = next(version for version, end in ends.items() if end != "stale")
+    assert registry.aliases()["champion"] == winner
+    assert registry.aliases()["previous"] == "1"
+
+
+def test_a_foreign_tag_in_place_of_an_intent_is_one_line(registry):
+    registry.gate(10.0, "k1")
+    registry.client.set_registered_model_tag("tiny", aliases.INTENT, "mine")
+    for call in (lambda: store.rollback(registry.uri, "tiny"), lambda: store.champion(registry.config)):
+        with pytest.raises(StepError, match=rf"tiny: its tag {aliases.INTENT} is not an interrupted change"):
+            call()
 
 
 def test_rollback_goes_back_and_forth(registry):
