@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import re
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
@@ -10,9 +11,11 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from stylegan import storage
 from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
 from stylegan.data.shardset import ShardSet
-from stylegan.images import thumbnail
+from stylegan.errors import DamagedError
+from stylegan.images import open_picture, thumbnail
 from stylegan.pipeline.steps import Summary
 
+logger = logging.getLogger("stylegan")
 LISTED_COUNTS = 100  # classes or attributes in the Markdown table of a data set
 
 
@@ -25,7 +28,7 @@ def publish_run(summary: Summary) -> None:
         rows, key=f"{key}-metrics", description=f"Metrics of {summary.run_id} under protocol {report.protocol}"
     )
     create_markdown_artifact(_run_markdown(summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}")
-    create_image_artifact(_data_uri(summary.grid), key=f"{key}-samples", description=f"Samples of {summary.run_id}")
+    _publish_picture(summary.grid, key=f"{key}-samples", description=f"Samples of {summary.run_id}")
 
 
 def publish_shards(shards: ShardSet) -> None:
@@ -42,8 +45,7 @@ def publish_shards(shards: ShardSet) -> None:
     create_table_artifact(
         rows or [{"reason": "none", "images": 0, "such as": ""}], key=f"{key}-rejected", description=description
     )
-    preview = _data_uri(storage.join(shards.uri, PREVIEW))
-    create_image_artifact(preview, key=f"{key}-preview", description="What the network will see")
+    _publish_picture(storage.join(shards.uri, PREVIEW), key=f"{key}-preview", description="What the network will see")
     create_markdown_artifact(
         _card_markdown(card, shards), key=f"{key}-card", description=f"Data set {shards.fingerprint}"
     )
@@ -54,9 +56,21 @@ def _key(text: str) -> str:
     return re.sub(r"[^a-z0-9-]", "-", text)
 
 
-def _data_uri(png_uri: str) -> str:
-    """Return the PNG file as a data URI, which a browser shows without access to storage."""
-    return f"data:image/png;base64,{base64.b64encode(thumbnail(storage.read_bytes(png_uri))).decode()}"
+def _publish_picture(uri: str, *, key: str, description: str) -> None:
+    """Create an artifact of a picture as a data URI, which a browser shows without access to storage.
+
+    A picture that is gone or damaged is named in a warning; it is never worth a run.
+    """
+    try:
+        picture = open_picture(storage.read_bytes(uri), uri, cure="delete it and run the same command again")
+    except FileNotFoundError:
+        logger.warning("%s: missing, so its page in Prefect has no picture", uri)
+        return
+    except DamagedError as error:
+        logger.warning("%s", error)
+        return
+    data = f"data:image/png;base64,{base64.b64encode(thumbnail(picture)).decode()}"
+    create_image_artifact(data, key=key, description=description)
 
 
 def _run_markdown(summary: Summary) -> str:

@@ -24,6 +24,13 @@ class UnavailableError(StepError):
     """A store, server or cluster refused or did not answer; the same step may work a little later."""
 
 
+class DamagedError(StepError):
+    """A stored file does not hold what this program wrote there: it was cut, overwritten, or belongs to something else.
+
+    The message names the file, what is wrong with it, and how to get it again.
+    """
+
+
 class DivergedError(StepError):
     """Gradients of training are no longer finite; from the same checkpoint it would end the same way."""
 

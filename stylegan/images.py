@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stylegan.errors import DamagedError, one_line
+
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Convert uint8 images [0, 255] of any shape to floats [-1, 1]."""
@@ -87,8 +89,26 @@ def picture_bytes(image: Image.Image, ending: str) -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail(png: bytes, side: int = 1024) -> bytes:
-    """Shrink a PNG file to at most `side` pixels in width and height; a smaller one keeps its size."""
-    image = Image.open(io.BytesIO(png))
+def open_picture(data: bytes, origin: str, *, cure: str) -> Image.Image:
+    """Decode a picture that this program stored.
+
+    Args:
+        data: the bytes of its file.
+        origin, cure: the file, and how to get it again, for the error message.
+
+    Raises:
+        DamagedError: the bytes are not a whole picture.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception as error:  # Pillow raises errors of many types for damaged files
+        raise DamagedError(f"{origin}: is not a picture ({one_line(error, 200)}); {cure}") from error
+    return image
+
+
+def thumbnail(image: Image.Image, side: int = 1024) -> bytes:
+    """Return a picture as a PNG file of at most `side` pixels in width and height; a smaller one keeps its size."""
+    image = image.copy()
     image.thumbnail((side, side))
     return png_bytes(image)

@@ -26,11 +26,13 @@ from typing import IO, Any, ParamSpec, TypeVar, cast
 
 import fsspec
 
-from stylegan.errors import StepError, UnavailableError, one_line
+from stylegan.errors import DamagedError, StepError, UnavailableError, one_line
+from stylegan.records import parse
 from stylegan.retry import answer_of, patient
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 PIECE = 16 * 2**20  # bytes; larger files are downloaded in pieces, so that a reset costs one of them
 # Packages whose errors are those of a store.
 STORE_PACKAGES = {
@@ -119,6 +121,11 @@ def _guarded(action: str, *, writes: bool = False) -> Callable[[Callable[P, R]],
                 missing = isinstance(error, FileNotFoundError) and not writes
                 if missing or isinstance(error, StepError) or not _is_storage_error(error):
                     raise
+                if isinstance(error, IsADirectoryError):
+                    raise DamagedError(
+                        f"storage: cannot {action} {uri}: a folder is in the place of this file; move it away, then run "
+                        "the same command again"
+                    ) from error
                 kind = StepError if is_local(uri) else UnavailableError
                 raise kind(
                     f"storage: cannot {action} {uri}: {one_line(error)}; check free space, permissions and credentials "
@@ -188,14 +195,20 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def read_json(uri: str) -> Any:
-    """Read a file and parse it as JSON. Raise as `read_bytes`, and StepError if it is not JSON."""
-    try:
-        return json.loads(read_bytes(uri))
-    except ValueError as error:
-        raise StepError(
-            f"storage: {uri} is not valid JSON ({error}); delete it and run the same command again"
-        ) from error
+def read_json(uri: str, kind: type[T], *, cure: str) -> T:
+    """Read a JSON file that a step wrote, and check that it is what was written.
+
+    Args:
+        uri: of the file.
+        kind: a `Record`, or any other type that pydantic validates.
+        cure: how to get the file again if it is damaged, for the error message: `delete it and ...`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedError: it is not JSON, or not of that kind.
+        StepError: storage refuses.
+    """
+    return parse(read_bytes(uri), kind, origin=uri, cure=cure)
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -208,26 +221,21 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-def read_json_lines(uri: str, limit: int | None = None) -> list[Any]:
-    """Read a file of one JSON value per line, or its first `limit` lines.
+def read_json_lines(uri: str, kind: type[T], *, cure: str, limit: int | None = None) -> list[T]:
+    """Read a file of one JSON value per line, or its first `limit` lines; arguments and errors as for `read_json`.
 
     A last line without a newline is left out: it is still being written.
-
-    Raises:
-        FileNotFoundError: no such file.
-        StepError: a line is not JSON, or storage refuses.
     """
     if limit is None:
         lines = read_bytes(uri).splitlines(keepends=True)
     else:
         with open_read(uri) as file:
             lines = list(islice(file, limit))
-    try:
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
-    except ValueError as error:
-        raise StepError(
-            f"storage: {uri} has a line that is not JSON ({one_line(error)}); delete it and run the same command again"
-        ) from error
+    return [
+        parse(line, kind, origin=f"{uri}, line {number}", cure=cure)
+        for number, line in enumerate(lines, start=1)
+        if line.endswith(b"\n")
+    ]
 
 
 @_guarded("look up")

@@ -1,8 +1,10 @@
 """Tests of storage: whole writes, uploads, downloads, and one line for whatever a store refuses."""
 
 import os
+import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -25,7 +27,7 @@ def test_bytes_and_json_come_back(root):
     storage.write_bytes(f"{root}/a/b.bin", b"two")
     storage.write_json(f"{root}/a/c.json", {"x": [1, 2.5, None, "é"]})
     assert storage.read_bytes(f"{root}/a/b.bin") == b"two"
-    assert storage.read_json(f"{root}/a/c.json") == {"x": [1, 2.5, None, "é"]}
+    assert storage.read_json(f"{root}/a/c.json", dict[str, Any], cure="-") == {"x": [1, 2.5, None, "é"]}
     with storage.open_read(f"{root}/a/b.bin") as file:
         assert file.read(2) == b"tw"
 
@@ -51,7 +53,7 @@ def test_missing_file_is_file_not_found(root, tmp_path):
     """Callers can distinguish a missing file from a store that fails."""
     for read in (
         storage.read_bytes,
-        storage.read_json,
+        lambda uri: storage.read_json(uri, Any, cure="-"),
         storage.open_read,
         lambda uri: storage.download(uri, tmp_path / "copy"),
     ):
@@ -158,11 +160,18 @@ def test_unknown_protocol(uri):
 
 
 def test_json_that_is_none(tmp_path):
-    """The message about a damaged record names its file and the cure."""
-    (tmp_path / "x.json").write_text('{"a": ')
-    message = one_line(storage.read_json, str(tmp_path / "x.json"))
-    assert "x.json is not valid JSON" in message
-    assert "delete it" in message
+    """The message about a damaged record names its file, what is wrong and the cure; a folder in its place too."""
+    path = str(tmp_path / "x.json")
+    for content in (b"", b'{"a": ', b"[" * 100_000, b"\xff\x00", b'"x"', b"null"):
+        Path(path).write_bytes(content)
+        message = one_line(lambda: storage.read_json(path, dict[str, Any], cure="delete it"))
+        assert re.fullmatch(rf"{path}: is damaged \([^\n]+\); delete it", message)
+    Path(path).write_bytes(b'{"a": 1}\n{"a": }\n')
+    message = one_line(lambda: storage.read_json_lines(path, dict[str, Any], cure="delete it"))
+    assert message.startswith(f"{path}, line 2: is damaged (Invalid JSON")
+    os.remove(path)
+    os.mkdir(path)
+    assert "a folder is in the place of this file" in one_line(lambda: storage.read_bytes(path))
 
 
 def test_paths(tmp_path, monkeypatch):

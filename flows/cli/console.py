@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -180,10 +181,11 @@ def print_summary(config: Config, summary: Summary) -> None:
     ):
         table.add_column(heading, justify="right")
     for point in summary.stages:
-        side = f"{point['progress/resolution']:.0f}"
+        side = f"{point.get('progress/resolution', math.nan):.0f}"
         keys = ("loss/d", "loss/g", penalty, "scores/real", "scores/fake")
         numbers = [f"{point[key]:.3f}" if key in point else "-" for key in keys]
-        table.add_row(f"{side}x{side}", f"{point['progress/kimg']:g}", *numbers, f"{point['time/img_per_sec']:.0f}")
+        kimg, speed = point.get("progress/kimg", math.nan), point.get("time/img_per_sec", math.nan)
+        table.add_row(f"{side}x{side}", f"{kimg:g}", *numbers, f"{speed:.0f}")
     console.print(table)
     reports.print_metrics(summary.report, f"evaluation, protocol {summary.report.protocol}")
     version, verdict = summary.version, summary.verdict

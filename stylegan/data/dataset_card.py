@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from stylegan import storage
 from stylegan.data import payload
 from stylegan.data.index import attribute_array, locate
-from stylegan.errors import StepError
+from stylegan.data.shardset import MANIFEST
+from stylegan.errors import DamagedError, StepError
+from stylegan.images import open_picture
 from stylegan.records import Record
+
+logger = logging.getLogger("stylegan")
 
 CARD, PREVIEW, MEAN, REJECTED = "card.json", "preview.png", "mean.png", "rejected.jsonl"
 MEAN_OF = 2048  # images in the mean, at most: its error is then below 2 units of 255
@@ -152,10 +159,26 @@ def _make_card(
 
 
 def read_card(uri: str) -> DatasetCard | None:
-    """Return the card in the folder of a set, or None if the set has no readable card."""
+    """Return the card in the folder of a set, or None if the set has no card; a damaged one is named in a warning."""
+    cure = "`stylegan shard` writes it anew"
     try:
-        return DatasetCard.model_validate_json(storage.read_bytes(storage.join(uri, CARD)))
-    except (FileNotFoundError, ValueError):
+        return storage.read_json(storage.join(uri, CARD), DatasetCard, cure=cure)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def read_preview(uri: str) -> Image.Image | None:
+    """Return the sheet of images in the folder of a set, None if it is missing; a damaged one is named in a warning."""
+    preview_uri = storage.join(uri, PREVIEW)
+    try:
+        return open_picture(storage.read_bytes(preview_uri), preview_uri, cure="`stylegan shard` writes it anew")
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        logger.warning("%s", error)
         return None
 
 
@@ -171,21 +194,34 @@ def describe_card(card: DatasetCard) -> Iterator[str]:
     yield f"labels      {f'{len(card.counts):,} {card.counted}' if card.counted else 'none'}"
 
 
-def read_rejected(uri: str, limit: int | None = None) -> list[dict[str, Any]]:
+class Rejected(TypedDict):
+    """An image that does not count.
+
+    `bytes` is None if the file could not be read; `sha256` is that of the bytes of a duplicate, None for other kinds.
+    """
+
+    path: str
+    kind: str
+    reason: str
+    bytes: int | None
+    token: str
+    sha256: Annotated[str | None, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def read_rejected(uri: str, limit: int | None = None) -> list[Rejected]:
     """Return the rejects of a set, in the order of their paths.
 
     Args:
         uri: the folder of the set.
         limit: number of leading rejects to return; None for all.
 
-    Returns:
-        For each reject: path, kind, reason, bytes (None if the file could not be read), token, sha256 (of a duplicate).
-
     Raises:
         FileNotFoundError: the set has no list of rejects.
-        StepError: the list is damaged, or the store does not answer.
+        DamagedError: the list is not what was written.
+        StepError: the store does not answer.
     """
-    return storage.read_json_lines(storage.join(uri, REJECTED), limit)
+    cure = f"delete {storage.join(uri, MANIFEST)} and run `stylegan shard` again, which writes both anew"
+    return storage.read_json_lines(storage.join(uri, REJECTED), Rejected, cure=cure, limit=limit)
 
 
 def _counts(manifest: Mapping[str, Any], table: pa.Table) -> dict[str, int]:

@@ -6,16 +6,20 @@ without a row, such as duplicates and images that were deleted since. They do no
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from stylegan import storage
-from stylegan.data.shardset import MANIFEST, ShardSet
-from stylegan.errors import StepError, one_line
+from stylegan.data.shardset import FORMAT, MANIFEST, Manifest, ShardSet, contradiction
+from stylegan.errors import DamagedError, StepError, one_line
+from stylegan.records import parse
 
 
 @dataclass(frozen=True)
@@ -84,40 +88,124 @@ def read_level(shards: ShardSet, resolution: int) -> LevelIndex:
     )
 
 
-def read_manifest(uri: str) -> dict[str, Any]:
+class _AnyFormat(TypedDict):
+    """What manifests of all formats have."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore")  # type: ignore[misc]
+
+    format: int
+
+
+def find_manifest(uri: str) -> Manifest | None:
+    """Read the manifest of a finished set; None if the folder has none, or one of another format.
+
+    Raises:
+        DamagedError: it is not what was written there. Such a set counts neither as finished nor as missing.
+        StepError: the store does not answer.
+    """
+    try:
+        return read_manifest(uri)
+    except _NoSetError:
+        return None
+
+
+def read_manifest(uri: str) -> Manifest:
     """Read the manifest of a set.
 
     Raises:
-        StepError: it is missing or damaged.
+        DamagedError: it is not what was written there.
+        StepError: it is missing or of another format, or the store does not answer.
     """
     manifest_uri = storage.join(uri, MANIFEST)
+    # The images are not prepared again for it, because the chunks keep their own markers.
+    cure = "delete this file and shard its images again, which makes the same shards"
     try:
-        manifest = storage.read_json(manifest_uri)
+        content = storage.read_bytes(manifest_uri)
     except FileNotFoundError:
-        raise StepError(describe_damage(uri, manifest_uri, "missing")) from None
-    if not isinstance(manifest, dict) or not {"datasets", "parameters", "table", "num_images"} <= manifest.keys():
-        raise StepError(describe_damage(uri, manifest_uri, "not a manifest of shards"))
+        raise _NoSetError(f"{manifest_uri}: missing; shard its images again, which makes the same shards") from None
+    found = parse(content, _AnyFormat, origin=manifest_uri, cure=cure)["format"]
+    if found != FORMAT:
+        raise _NoSetError(f"{manifest_uri}: is of format {found}, only {FORMAT} is known; shard again")
+    manifest = parse(content, Manifest, origin=manifest_uri, cure=cure)
+    problem = contradiction(manifest)
+    if problem:
+        raise DamagedError(f"{manifest_uri}: is damaged ({problem}); {cure}")
     return manifest
 
 
-def read_samples(uri: str, manifest: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+class _NoSetError(StepError):
+    """Raised where a folder has no manifest, or one of another format."""
+
+
+def read_samples(uri: str, manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
     """Read the rows of all images, with all columns or some of them.
 
     Raises:
-        StepError: the table is missing, damaged, or does not match the manifest.
+        DamagedError: the table is missing, damaged, or does not match the manifest.
+        StepError: the store does not answer.
     """
     table_uri = storage.join(uri, manifest["table"]["url"])
     try:
         with storage.open_read(table_uri) as file:
             table = pq.read_table(pa.PythonFile(file, mode="r"), columns=columns, page_checksum_verification=True)
     except FileNotFoundError:
-        raise StepError(describe_damage(uri, table_uri, "missing")) from None
+        raise DamagedError(describe_damage(uri, table_uri, "missing")) from None
     except (pa.ArrowException, OSError) as error:
-        raise StepError(describe_damage(uri, table_uri, f"damaged ({one_line(error, 200)})")) from error
-    if table.num_rows != manifest["num_images"]:
-        problem = f"has {table.num_rows} rows, its manifest promises {manifest['num_images']}"
-        raise StepError(describe_damage(uri, table_uri, problem))
+        raise DamagedError(describe_damage(uri, table_uri, f"damaged ({one_line(error, 200)})")) from error
+    problem = _table_problem(table, manifest, columns)
+    if problem:
+        raise DamagedError(describe_damage(uri, table_uri, problem))
     return table
+
+
+def _table_problem(table: pa.Table, manifest: Manifest, columns: list[str] | None) -> str | None:
+    """Return why a table cannot be that of the manifest; None if it can."""
+    for name in column_names(manifest) if columns is None else columns:
+        if name not in table.column_names:
+            return f"damaged (it has no column {name})"
+        column = table[name]
+        if column.null_count:
+            return f"damaged (its column {name} has rows without a value)"
+        if not _COLUMN_TYPES.get(name, pa.types.is_integer)(column.type):
+            return f"damaged (its column {name} is of type {column.type})"
+    if table.num_rows != manifest["num_images"]:
+        return f"has {table.num_rows} rows, its manifest promises {manifest['num_images']}"
+    limits = {"tar": (0, len(manifest["shardlist"])), "label": (-1, len(manifest["label_names"]))}
+    for name, (low, high) in limits.items():
+        if name in table.column_names:
+            values = table[name].to_numpy()
+            if values.min() < low or values.max() >= max(high, low + 1):
+                return (
+                    f"damaged (its column {name} goes from {values.min()} to {values.max()}, which its manifest lacks)"
+                )
+    if "attributes" in table.column_names:
+        lengths = pc.unique(pc.list_value_length(table["attributes"])).to_pylist()
+        if lengths != [len(manifest["attribute_names"])]:
+            return f"damaged (its rows have {lengths} attributes, its manifest has {len(manifest['attribute_names'])})"
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+# All other columns are of integers.
+_COLUMN_TYPES = {
+    "key": _is_text,
+    "path": _is_text,
+    "token": _is_text,
+    "source_sha256": pa.types.is_fixed_size_binary,
+    "sha256": pa.types.is_fixed_size_binary,
+    "attributes": pa.types.is_list,
+}
+
+
+def column_names(manifest: Manifest) -> list[str]:
+    """Return the names of all columns of a set's table."""
+    names = ["key", "path", "token", "label", "source_sha256", "sha256", "width", "height", "bytes", "tar"]
+    if manifest["attribute_names"]:
+        names.append("attributes")
+    return names + [f"{name}_{side:04d}" for side in manifest["resolutions"] for name in ("offset", "size", "crc")]
 
 
 def attribute_array(table: pa.Table) -> np.ndarray:
@@ -130,13 +218,40 @@ def attribute_array(table: pa.Table) -> np.ndarray:
 def describe_damage(shards_uri: str, uri: str, problem: str) -> str:
     """Return the one-line message about a file of a set that cannot be used, with the cure.
 
-    A tar may be stored in the folder of an older set. Then that folder must be deleted as well.
+    A tar may be stored in the folder of an older set, and newer sets may use the tars of this one. The cure never
+    deletes a tar that another set lists.
     """
-    folders = [shards_uri.rstrip("/")]
-    if not uri.startswith(f"{folders[0]}/"):
-        folders.append(uri.rpartition("/")[0].rpartition("/")[0])
-    shown = " and ".join(folders)
-    return f"{uri}: {problem}; delete {shown} and run `stylegan shard` again, which makes the same shards"
+    folder, owner = shards_uri.rstrip("/"), _owner(shards_uri, uri)
+    others = _sets_built_on(folder)
+    delete = f"delete {folder}"
+    if others:
+        named = ", ".join(others)
+        kept = f"not the folder: the tars in it are also those of {named}"
+        delete = f"delete {storage.join(folder, MANIFEST)} and {storage.join(folder, 'chunks')} ({kept})"
+    if not others and owner == folder:
+        return f"{uri}: {problem}; {delete} and shard its images again, which makes the same shards"
+    anew = "its images again with --set data.incremental=false"
+    where = "" if owner == folder else f", without those of {owner}"
+    return f"{uri}: {problem}; {delete} and shard {anew}, which makes the same shards{where}"
+
+
+def _owner(shards_uri: str, uri: str) -> str:
+    """Return the folder of the set that a file belongs to."""
+    folder = shards_uri.rstrip("/")
+    return folder if uri.startswith(f"{folder}/") else uri.rpartition("/")[0].rpartition("/")[0]
+
+
+def _sets_built_on(folder: str) -> list[str]:
+    """Return the names of the sets that list tars in the folder of another one, as far as they can be read."""
+    parent, _, name = folder.rpartition("/")
+    found = []
+    with suppress(StepError):
+        for other in storage.names(parent):
+            with suppress(StepError):
+                manifest = None if other == name else find_manifest(storage.join(parent, other))
+                if manifest and any(entry["url"].startswith(f"../{name}/") for entry in manifest["shardlist"]):
+                    found.append(other)
+    return found
 
 
 def locate(uri: str, url: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
+from typing_extensions import TypedDict
 
 from stylegan.config.sections import DataConfig
 from stylegan.records import Record, digest
@@ -15,6 +16,94 @@ MANIFEST = "manifest.json"
 PIXEL_FIELDS = {"resolution", "channels", "crop", "resize_filter"}  # they decide the pixels of an image
 # They decide which images belong to the set, and in which tar each one is.
 CHOICE_FIELDS = {"min_size", "max_pixels", "duplicates", "images_per_shard", "shard_mb"}
+
+
+# --- the manifest -----------------------------------------------------------------------------------------------------
+
+
+class TarEntry(TypedDict):
+    """A tar of one level; `url` is relative to the folder of the set."""
+
+    url: Annotated[str, Field(min_length=1)]
+    nsamples: PositiveInt
+    filesize: PositiveInt
+    sha256: str
+
+
+class LevelEntry(TypedDict):
+    """One level: its tars, the same number and in the same order as at all other levels."""
+
+    name: str
+    resolution: PositiveInt
+    suffix: Literal["npy", "png"]
+    shardlist: Annotated[list[TarEntry], Field(min_length=1)]
+
+
+class Parameters(TypedDict):
+    """The settings that a reader of the set needs."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    resolution: PositiveInt
+    channels: Literal[1, 3]
+    crop: str
+    resize_filter: str
+
+
+class TableEntry(TypedDict):
+    """The file of the table of samples."""
+
+    url: Annotated[str, Field(min_length=1)]
+    filesize: PositiveInt
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """The manifest of a finished set. It is also a wids index, whose entries are extra here."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    format: Literal[2]
+    parameters: Parameters
+    label_names: list[str]
+    attribute_names: list[str]
+    resolutions: list[PositiveInt]
+    parent: NotRequired[str | None]
+    fingerprint: Annotated[str, Field(min_length=1)]
+    num_images: PositiveInt
+    num_rejected: NonNegativeInt
+    rejected: dict[str, NonNegativeInt]
+    label_counts: dict[str, NonNegativeInt]
+    datasets: list[LevelEntry]
+    shardlist: list[TarEntry]
+    table: TableEntry
+
+
+def contradiction(manifest: Manifest) -> str | None:
+    """Return what the entries of a manifest say against each other, None if they agree."""
+    wanted = _levels_up_to(manifest["parameters"]["resolution"])
+    found = tuple(level["resolution"] for level in manifest["datasets"])
+    if found != wanted or tuple(manifest["resolutions"]) != wanted:
+        return f"its levels are {list(found)}, those of the resolution {manifest['parameters']['resolution']} are {list(wanted)}"
+    last = manifest["datasets"][-1]
+    if manifest["shardlist"] != last["shardlist"]:
+        return f"its `shardlist` is not that of level {last['name']}"
+    counts = [entry["nsamples"] for entry in last["shardlist"]]
+    for level in manifest["datasets"]:
+        if level["name"] != level_name(level["resolution"]):
+            return f"the level of resolution {level['resolution']} is called {level['name']}"
+        if [entry["nsamples"] for entry in level["shardlist"]] != counts:
+            return f"its level {level['name']} lists other tars or samples than {last['name']}"
+        if len({entry["url"] for entry in level["shardlist"]}) != len(counts):
+            return f"its level {level['name']} lists a tar twice"
+    if sum(counts) < manifest["num_images"]:
+        return f"its tars hold {sum(counts)} samples, fewer than its {manifest['num_images']} images"
+    if manifest["label_names"] and manifest["attribute_names"]:
+        return "it has classes and attributes"
+    return None
+
+
+# --- the record of a set ----------------------------------------------------------------------------------------------
 
 
 class ShardSet(Record):
@@ -57,7 +146,11 @@ def level_name(resolution: int) -> str:
 
 def levels(data: DataConfig) -> tuple[int, ...]:
     """Return the resolutions of a set: 4, 8, ... up to `data.resolution`."""
-    return tuple(2**level for level in range(2, data.resolution.bit_length()))
+    return _levels_up_to(data.resolution)
+
+
+def _levels_up_to(resolution: int) -> tuple[int, ...]:
+    return tuple(2**level for level in range(2, resolution.bit_length()))
 
 
 def parameters(data: DataConfig) -> dict[str, Any]:

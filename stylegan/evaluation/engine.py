@@ -65,7 +65,7 @@ def evaluate(
     # Read the generator, which must be for images of these shards.
     uri = storage.join(storage.absolute(checkpoint_uri), "generator.safetensors")
     data = read_generator(uri)
-    generator, label_names = load_generator(data)
+    generator, label_names = load_generator(data, uri)
     table = load_images(shards, max(shards.resolutions))
     _require_match(generator, label_names, table, checkpoint_uri=checkpoint_uri, shards=shards)
 

@@ -259,4 +259,4 @@ def _generator(uri: str, expected: str, device: str) -> Generator:
     data = read_generator(uri)
     if sha256(data) != expected:
         raise StepError(f"{uri}: changed during the evaluation; run the same command again")
-    return load_generator(data)[0].to(device)
+    return load_generator(data, uri)[0].to(device)

@@ -26,12 +26,12 @@ from stylegan.config.resolutions import at_resolution
 from stylegan.config.sections import EvaluationConfig
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import StepError, one_line
+from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.evaluation.engine import evaluate
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.report import EVALUATION_VERSION, Report
 from stylegan.records import digest
-from stylegan.training.curves import read_rows
+from stylegan.training.curves import Row, read_rows
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import crossed
 from stylegan.training.state import Checkpoint, newest_checkpoint
@@ -132,7 +132,7 @@ class QuickMetrics:
         self.job, self.worker, self.root, self.poll_seconds = job, worker, root, poll_seconds
         self.interval = at_resolution(job.config.snapshots.metrics_kimg, job.stage.resolution)
         self.evaluation = quick_evaluation(job.config, job.stage.resolution)
-        self.rows: list[dict] | None = None  # None: not read yet
+        self.rows: list[Row] | None = None  # None: not read yet
         self._last = job.stage.start_nimg  # the image count of the last checkpoint that was due
         self._stop = threading.Event()
         self._dropped = self._warned = False
@@ -193,6 +193,9 @@ class QuickMetrics:
                 self.rows = read_rows(self._uri)
                 self._last = max([self._last, *(row["nimg"] for row in self.rows)])
             newest = newest_checkpoint(self.job.uri)
+        except DamagedError as error:
+            self._warn(f"no quick metrics: {error}")
+            return None
         except StepError:
             return None  # the checkpoint was just deleted, or storage does not answer: the next poll tries again
         if newest is None or newest.nimg <= self._last:

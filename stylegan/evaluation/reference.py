@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
-import zipfile
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from stylegan import storage
 from stylegan.data.shardset import ShardSet
+from stylegan.errors import one_line
 from stylegan.evaluation.features.spaces import Network
 from stylegan.evaluation.generate import CHUNK_SIZE
 from stylegan.evaluation.metrics.fid import Moments
 from stylegan.evaluation.metrics.precision_recall import Manifold
 from stylegan.records import digest
 
+logger = logging.getLogger("stylegan")
+T = TypeVar("T")
 REFERENCE_VERSION = 2  # raise it whenever the same images and network would give other numbers
 
 
@@ -41,8 +45,8 @@ class Reference:
         self.num_reals, self._needs = num_reals, needs
 
         # Read what is in storage.
-        self._moments = _read_moments(self._moments_uri) if "moments" in needs else None
-        self._features = _read_features(self._features_uri, num_reals) if "features" in needs else None
+        self._moments = _read_moments(self._moments_uri, num_reals) if "moments" in needs else None
+        self._features = _read_features(self._features_uri, num_reals, network.dtype) if "features" in needs else None
         has_moments = "moments" not in needs or self._moments is not None
         has_features = "features" not in needs or self._features is not None
         self.complete = has_moments and has_features
@@ -91,18 +95,41 @@ class Reference:
         self.complete = True
 
 
-def _read_moments(uri: str) -> Moments | None:
-    """Read moments; None if the file is missing or damaged, so that it is written again."""
-    try:
-        return Moments.from_npz(storage.read_bytes(uri))
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+def _read_moments(uri: str, num_reals: int) -> Moments | None:
+    """Read the moments of `num_reals` images; None if the file is missing or damaged, so that it is written again."""
+
+    def parse(data: bytes) -> Moments:
+        found = Moments.from_npz(data)
+        size = len(found.mean)
+        if found.count != num_reals or found.mean.shape != (size,) or found.m2.shape != (size, size):
+            raise ValueError(f"moments of {found.count} images, shapes {found.mean.shape} and {found.m2.shape}")
+        if not (np.isfinite(found.mean).all() and np.isfinite(found.m2).all()):
+            raise ValueError("values that are not finite")
+        return found
+
+    return _read(uri, parse)
 
 
-def _read_features(uri: str, num_reals: int) -> np.ndarray | None:
-    """Read features [num_reals, D]; None if the file is missing, damaged or of another shape."""
+def _read_features(uri: str, num_reals: int, dtype: str) -> np.ndarray | None:
+    """Read features [num_reals, D]; None if the file is missing or damaged, so that it is written again."""
+
+    def parse(data: bytes) -> np.ndarray:
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.ndim != 2 or len(found) != num_reals or found.dtype != dtype:
+            raise ValueError(f"not {num_reals} rows of {dtype}")
+        return found
+
+    return _read(uri, parse)
+
+
+def _read(uri: str, parse: Callable[[bytes], T]) -> T | None:
+    """Read what can be computed again: a damaged file is named in a warning and counts as missing."""
     try:
-        features: np.ndarray = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
         return None
-    return features if features.ndim == 2 and len(features) == num_reals else None
+    try:
+        return parse(data)
+    except Exception as error:  # numpy and zipfile raise errors of many types
+        logger.warning("%s: is damaged (%s); it is computed again", uri, one_line(error, 200))
+        return None

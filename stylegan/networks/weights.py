@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
 from stylegan.config.sections import ModelConfig
-from stylegan.errors import StepError, one_line
+from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 
@@ -39,14 +37,18 @@ def save_discriminator(discriminator: Discriminator, label_names: Sequence[str])
     return _save(DISCRIMINATOR_KEY, discriminator, label_names)
 
 
-def load_generator(data: bytes) -> tuple[Generator, tuple[str, ...]]:
+def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, tuple[str, ...]]:
     """Load the generator that `save_generator` wrote, on the CPU, in eval mode and without gradients.
+
+    Args:
+        data: the bytes of the file.
+        origin: the file that they come from, for the error message.
 
     Returns:
         The generator and its label names.
 
     Raises:
-        StepError: the bytes are cut short, damaged or another kind of file.
+        DamagedError: the bytes are cut short, damaged or another kind of file.
     """
     try:
         # Read the file.
@@ -60,18 +62,10 @@ def load_generator(data: bytes) -> tuple[Generator, tuple[str, ...]]:
 
         # Copy the weights into fresh memory, because the layers want some of them in channels_last memory format.
         generator.to_empty(device="cpu").load_state_dict(tensors)
-    except (
-        SafetensorError,
-        ValidationError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
-        raise StepError(
-            f"generator: these {len(data)} bytes are not a generator file ({one_line(error, 200)}); "
-            "give a generator.safetensors written by this program"
+    except Exception as error:  # damaged and foreign files raise errors of many types
+        raise DamagedError(
+            f"{origin}: these {len(data)} bytes are not a generator file ({one_line(error, 200)}); "
+            "give a generator.safetensors written by this program, or delete its checkpoint and train again"
         ) from error
     return generator.eval().requires_grad_(False), label_names
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
+from stylegan.errors import DamagedError
 from stylegan.evaluation.page.write_page import PAGE, read_report
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import gate_key, make_keys
+from stylegan.records import Record
 from stylegan.registry.gate import Verdict
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import Checkpoint
+from stylegan.training.state import MARKER, Checkpoint, check_place
+
+
+class _StoredVerdict(Record):
+    """A verdict in storage, with the key of the gate that gave it; `applied`: the registry's aliases were moved."""
+
+    key: str
+    applied: bool
+    verdict: Verdict
 
 
 class Run:
@@ -61,34 +71,49 @@ class Run:
         )
 
     def find_stage(self, stage: Stage) -> Checkpoint | None:
-        """Return the last checkpoint of a stage that is finished and whose files still exist, else None."""
+        """Return the last checkpoint of a stage that is finished and whose files still exist, else None.
+
+        Raises:
+            DamagedError: the stage's marker is not the one that was written there. It must neither count as finished
+                nor let a finished stage be trained again unasked.
+        """
         uri = self.stage_uri(stage)
+        marker = storage.join(uri, "done.json")
+        cure = "delete it and run the same command again, which goes on from the newest checkpoint of the stage"
         try:
-            done = storage.read_json(storage.join(uri, "done.json"))
+            record = storage.read_json(marker, Checkpoint, cure=cure)
         except FileNotFoundError:
             return None
-        record = Checkpoint.model_validate(done)
-        record = record.model_copy(
-            update={"uri": storage.join(uri, storage.name(record.uri))}
-        )  # the root may have moved
-        return record if storage.exists(storage.join(record.uri, "checkpoint.json")) else None
+        # The root may have moved; the name of the folder stays.
+        record = record.model_copy(update={"uri": storage.join(uri, storage.name(record.uri))})
+        check_place(record, record.uri, origin=marker, cure=cure)
+        if (record.digest, record.resolution) != (self.stage_key(stage), stage.resolution):
+            raise DamagedError(
+                f"{marker}: is damaged (it is of the stage {record.resolution:04d}-{record.digest}); {cure}"
+            )
+        return record if storage.exists(storage.join(record.uri, MARKER)) else None
 
     def find_report(self) -> Report | None:
         """Return the report of the evaluation, None if it is not finished."""
         return read_report(self.uri)
 
     def find_verdict(self, version: str) -> tuple[Verdict | None, bool]:
-        """Return this gate's verdict on a version, if there is one, and whether the registry's aliases were moved."""
+        """Return this gate's verdict on a version, if there is one, and whether the registry's aliases were moved.
+
+        Raises:
+            DamagedError: the stored verdict is not what was written. Judging anew could undo what a person decided
+                since, so that is left to the user.
+        """
+        cure = "delete it and run the same command again, which judges anew"
         try:
-            found = storage.read_json(self._verdict_uri)
+            found = storage.read_json(self._verdict_uri, _StoredVerdict, cure=cure)
         except FileNotFoundError:
             return None, False
-        if found["key"] != gate_key(self.config, version):
+        if found.key != gate_key(self.config, version):
             return None, False
-        return Verdict.model_validate(found["verdict"]), bool(found["applied"])
+        return found.verdict, found.applied
 
     def write_verdict(self, verdict: Verdict, *, applied: bool) -> None:
         """Write a verdict for `find_verdict`."""
-        key = gate_key(self.config, verdict.challenger)
-        content = {"key": key, "applied": applied, "verdict": verdict.model_dump(mode="json")}
-        storage.write_json(self._verdict_uri, content)
+        found = _StoredVerdict(key=gate_key(self.config, verdict.challenger), applied=applied, verdict=verdict)
+        storage.write_json(self._verdict_uri, found.model_dump(mode="json"))

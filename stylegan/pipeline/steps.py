@@ -23,7 +23,7 @@ from stylegan.cluster.stage_launch import launch_stage
 from stylegan.config.file import dump
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
-from stylegan.data.sharding.write_shards import find_shards
+from stylegan.data.sharding.write_shards import complete_set, find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError, StepError, UnavailableError
@@ -45,7 +45,7 @@ from stylegan.tracking.connection import check_server, resolve_uri
 from stylegan.tracking.open_run import open_run
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
-from stylegan.training.curves import STATS, read_rows
+from stylegan.training.curves import STATS, Row, read_rows
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
@@ -157,6 +157,8 @@ class Pipeline:
         found = find_shards(source, self.config.data, self.config.storage.root)
         if found is None or self.run(found).find_report() is None:
             public_weights.fetch_all(self.config.evaluation)
+        if found is not None:
+            complete_set(found, source, self.config.data, self.config.storage.root)
 
         # The images themselves; some may not be readable, so the check is repeated with those that are.
         record = found or shard_in_parallel(source, self.config)
@@ -196,8 +198,9 @@ class Pipeline:
         run = self.run(shards)
         found = run.find_report()
         report = found
+        if report is None or not storage.exists(run.grid_uri):
+            self._place_grid(run)
         if report is None:
-            storage.write_bytes(run.grid_uri, storage.read_bytes(self._last_samples(run)))
             report = self._evaluate(shards, checkpoint.uri, out=run.uri)
             storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
 
@@ -236,9 +239,14 @@ class Pipeline:
     def _parallel_map(self, function: Any, items: Iterable[T]) -> Iterator[Any]:
         return parallel_map(function, items, self.config)
 
-    def _last_samples(self, run: Run) -> str:
+    def _place_grid(self, run: Run) -> None:
+        """Copy the last sample grid of the last stage to where people look for it, if the stage still has one."""
         folder = storage.join(run.stage_uri(run.stages[-1]), "samples")
-        return storage.join(folder, max(name for name in storage.names(folder) if name[0].isdigit()))
+        last = max((name for name in storage.names(folder) if name[0].isdigit()), default=None)
+        if last is None:
+            logger.warning("evaluate: %s has no sample grid any more", folder)
+        else:
+            storage.write_bytes(run.grid_uri, storage.read_bytes(storage.join(folder, last)))
 
     def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
         """Register a version of the model, as challenger."""
@@ -362,9 +370,10 @@ class Pipeline:
         )
 
 
-def _show(progress: Progress, stage: Stage, rows: list[dict]) -> None:
+def _show(progress: Progress, stage: Stage, rows: list[Row]) -> None:
     """Show the newest point of a stage's curves as progress."""
     if rows:
         metrics = rows[-1]["metrics"]
-        losses = f"D {metrics['loss/d']:.3f}, G {metrics['loss/g']:.3f}, alpha {metrics['progress/alpha']:.2f}"
-        progress.update(rows[-1]["nimg"] - stage.start_nimg, losses)
+        losses = [("D", "loss/d", ".3f"), ("G", "loss/g", ".3f"), ("alpha", "progress/alpha", ".2f")]
+        shown = ", ".join(f"{name} {metrics[key]:{digits}}" for name, key, digits in losses if key in metrics)
+        progress.update(rows[-1]["nimg"] - stage.start_nimg, shown)

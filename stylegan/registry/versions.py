@@ -23,7 +23,7 @@ from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.report import Report
-from stylegan.records import Record
+from stylegan.records import Record, parse
 from stylegan.registry.aliases import (
     CHALLENGER,
     CHAMPION,
@@ -40,6 +40,8 @@ from stylegan.tracking.connection import connect, explained, is_empty, resolve_u
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
+
+    from stylegan.networks.generator import Generator
 
 REGISTERED = "stylegan.registered"  # without it the registration was interrupted
 MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
@@ -108,7 +110,7 @@ def champion(config: Config) -> tuple[str, Report] | None:
     """Return version and report of the champion, None before the first. Writes nothing.
 
     Raises:
-        StepError: the champion was not registered by this program (it carries no report).
+        StepError: the champion was not registered by this program (it carries no report), or its report is damaged.
     """
     uri, name = resolve_uri(config), config.model_name
     if is_empty(uri):
@@ -125,7 +127,13 @@ def champion(config: Config) -> tuple[str, Report] | None:
             f"{name}@champion is version {found.version}, which has no tag stylegan.report: this program did not register "
             "it; remove the alias or set another registry.name"
         )
-    return str(found.version), Report.model_validate_json(found.tags["stylegan.report"])
+    report = parse(
+        found.tags["stylegan.report"],
+        Report,
+        origin=f"{name}@champion is version {found.version}, whose tag stylegan.report",
+        cure="remove the alias or set another registry.name",
+    )
+    return str(found.version), report
 
 
 def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
@@ -260,6 +268,8 @@ def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: 
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
+    from stylegan.networks.weights import load_generator
+
     run = client.get_run(mlflow_run_id)
     with tempfile.TemporaryDirectory(prefix="stylegan-model-") as folder:
         weights = Path(folder, "generator.safetensors")
@@ -273,21 +283,20 @@ def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: 
             run.info.experiment_id, name=name, source_run_id=mlflow_run_id, model_type="generator"
         )
         description = Model(artifact_path=logged.artifact_location, run_id=mlflow_run_id, model_id=logged.model_id)
-        _save_model(Path(folder, "model"), weights, description)
+        generator, _ = load_generator(weights.read_bytes(), storage.join(checkpoint, weights.name))
+        _save_model(Path(folder, "model"), weights, generator, description)
         client.log_model_artifacts(logged.model_id, str(Path(folder, "model")))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(mlflow_run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return logged.model_id, logged.artifact_location
 
 
-def _save_model(target: Path, weights: Path, description: Any) -> None:
+def _save_model(target: Path, weights: Path, generator: Generator, description: Any) -> None:
     """Write a model's folder as MLflow has it: weights, pyfunc.py, this package (so that nobody has to install it)."""
     import mlflow.pyfunc
 
-    from stylegan.networks.weights import load_generator
     from stylegan.registry import pyfunc
 
-    generator, _ = load_generator(weights.read_bytes())
     mlflow.pyfunc.save_model(
         path=str(target),
         python_model=pyfunc.__file__,

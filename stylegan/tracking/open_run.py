@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from stylegan import storage
 from stylegan.commands import shell_command
 from stylegan.config.file import dump, flatten
 from stylegan.config.tree import Config
-from stylegan.data.dataset_card import PREVIEW, read_card, read_rejected
+from stylegan.data.dataset_card import read_card, read_preview, read_rejected
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.tracking.connection import artifact_location, connect, explained, resolve_uri
@@ -129,8 +126,9 @@ def _log_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> Non
     card = read_card(shards.uri)
     if card is None or client.list_artifacts(mlflow_run_id, "data"):
         return
-    preview = Image.open(io.BytesIO(storage.read_bytes(storage.join(shards.uri, PREVIEW))))
-    client.log_image(mlflow_run_id, preview, artifact_file="data/preview.png")
+    preview = read_preview(shards.uri)
+    if preview is not None:
+        client.log_image(mlflow_run_id, preview, artifact_file="data/preview.png")
     try:
         rows = read_rejected(shards.uri, MAX_REJECTED)
     except FileNotFoundError:  # somebody deleted the list

@@ -6,7 +6,6 @@ the run they mean, so threads do not disturb each other.
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import threading
@@ -14,15 +13,17 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from PIL import Image
-
 from stylegan import storage
+from stylegan.errors import DamagedError
 from stylegan.evaluation.report import Report
+from stylegan.images import open_picture
 from stylegan.tracking.connection import explained, quiet
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+
+    from stylegan.training.curves import Row
 
 logger = logging.getLogger("stylegan")
 
@@ -50,7 +51,7 @@ class TrackedRun:
             self._last_step = max((point.step for point in history), default=-1)
         return self._last_step
 
-    def log_rows(self, rows: Iterable[dict]) -> int:
+    def log_rows(self, rows: Iterable[Row]) -> int:
         """Log rows of a `stats.jsonl` ({"nimg": int, "metrics": {name: value}}), oldest first; return how many were new.
 
         Only rows beyond the last step in MLflow are logged, one per step: a repeated row changes nothing.
@@ -67,7 +68,7 @@ class TrackedRun:
                 self._last_step = batch[-1].step
             return len(new)
 
-    def log_quick(self, rows: Iterable[dict]) -> None:
+    def log_quick(self, rows: Iterable[Row]) -> None:
         """Log each value of quick metrics whose step has none yet; they come later than the points of the curves."""
         with self._lock, explained(self.uri, "log quick metrics"):
             for row in rows:
@@ -83,12 +84,15 @@ class TrackedRun:
             self._quick_steps[name] = {point.step for point in self.client.get_metric_history(self.mlflow_run_id, name)}
         return self._quick_steps[name]
 
-    def log_sample(self, kimg: int, png: bytes) -> None:
-        """Log a grid of samples, the bytes of a PNG, unless the run has one of the same kimg."""
+    def log_sample(self, kimg: int, png: bytes, origin: str = "a sample grid") -> None:
+        """Log a grid of samples, the bytes of the PNG file `origin`, unless the run has one of the same kimg."""
         with self._lock, explained(self.uri, "log a sample grid"):
             if kimg not in self.sample_steps:
-                image = Image.open(io.BytesIO(png))
-                self.client.log_image(self.mlflow_run_id, image, key="samples", step=kimg, synchronous=True)
+                try:
+                    image = open_picture(png, origin, cure="MLflow goes without it")
+                    self.client.log_image(self.mlflow_run_id, image, key="samples", step=kimg, synchronous=True)
+                except DamagedError as error:  # a picture is never worth a run
+                    logger.warning("%s", error)
                 self.sample_steps.add(kimg)
 
     def log_report(self, report: Report, *, nimg: int, page_uri: str | None = None) -> None:
@@ -141,9 +145,12 @@ class TrackedRun:
 
     def _log_figure(self, name: str, uri: str) -> None:
         try:
-            image = Image.open(io.BytesIO(storage.read_bytes(uri)))
+            image = open_picture(storage.read_bytes(uri), uri, cure="MLflow goes without it")
         except FileNotFoundError:
             logger.warning("evaluate: figure %s is gone (%s); MLflow keeps what it has of it", name, uri)
+            return
+        except DamagedError as error:
+            logger.warning("evaluate: figure %s: %s", name, error)
             return
         self.client.log_image(self.mlflow_run_id, image, artifact_file=f"figures/{name}.png")
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from stylegan import storage
 from stylegan.errors import StepError
 from stylegan.tracking.runs import TrackedRun
-from stylegan.training.curves import STATS, read_rows
+from stylegan.training.curves import STATS, Row, read_rows
 
 POLL_SECONDS = 2.0
 
@@ -31,7 +31,7 @@ class StageRelay:
         *,
         quick: str | None = None,
         poll_seconds: float = POLL_SECONDS,
-        on_rows: Callable[[list[dict]], None] | None = None,
+        on_rows: Callable[[list[Row]], None] | None = None,
     ) -> None:
         self.run, self.stage_uri, self.poll_seconds = run, stage_uri, poll_seconds
         self.quick = quick  # name of the file of quick metrics in the stage's folder; None: there is none
@@ -68,7 +68,8 @@ class StageRelay:
         for name in storage.names(folder):
             kimg, _, kind = name.partition(".")
             if kind == "png" and kimg.isdigit() and int(kimg) not in self.run.sample_steps:
-                self.run.log_sample(int(kimg), storage.read_bytes(storage.join(folder, name)))
+                uri = storage.join(folder, name)
+                self.run.log_sample(int(kimg), storage.read_bytes(uri), uri)
 
     def _poll(self) -> None:
         while not self._stop.wait(self.poll_seconds):

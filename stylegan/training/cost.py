@@ -10,17 +10,20 @@ import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch.utils.flop_counter import FlopCounterMode
 
 from stylegan import storage
 from stylegan.config.sections import ModelConfig, TrainingConfig
 from stylegan.config.tree import Config
+from stylegan.errors import DamagedError
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
-from stylegan.records import digest
+from stylegan.records import Record, digest
 from stylegan.training.hardware import COMPUTE_DTYPES
 from stylegan.training.schedule import Stage
 
@@ -61,12 +64,21 @@ def stage_cost(config: Config, stage: Stage) -> Cost:
     return Cost(speed, memory)
 
 
+class Speed(Record):
+    """The entries of done.json from which later plans read the speed of a finished stage; the others are digests."""
+
+    img_per_sec: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    model: str
+    ray: str
+    work: str
+
+
 def speed_record(config: Config, images_per_second: float) -> dict[str, object]:
-    """Return the entries of done.json from which later plans read the speed of a finished stage."""
-    return {"img_per_sec": images_per_second, **_speed_digests(config)}
+    """Return the entries of a `Speed` in done.json."""
+    return Speed(img_per_sec=images_per_second, **_speed_digests(config)).model_dump()
 
 
-def _speed_digests(config: Config) -> dict[str, object]:
+def _speed_digests(config: Config) -> dict[str, str]:
     """Return digests of the settings that decide the speed of a stage, apart from its resolution."""
     training = config.training
     work = [
@@ -87,11 +99,11 @@ def measured_speed(config: Config, stage: Stage) -> float | None:
         if not name.startswith(f"{stage.resolution:04d}-"):
             continue
         try:
-            done = storage.read_json(storage.join(folder, name, "done.json"))
-        except FileNotFoundError:
-            continue
-        if all(done.get(key) == value for key, value in wanted.items()):
-            return float(done["img_per_sec"]) or None  # a stage without images has the speed 0
+            speed = storage.read_json(storage.join(folder, name, "done.json"), Speed, cure="delete it")
+        except (FileNotFoundError, DamagedError):
+            continue  # of another stage, whose own run reports the damage
+        if speed.model_dump(include=set(wanted)) == wanted:
+            return speed.img_per_sec or None  # a stage without images has the speed 0
     return None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 import torch
+from typing_extensions import TypedDict
 
 from stylegan import storage
 from stylegan.errors import DivergedError
@@ -19,6 +20,14 @@ from stylegan.training.state import TrainState
 
 STATS = "stats.jsonl"
 WRITE_SECONDS = 2.0  # at least, between two writes of the file: an object store only takes whole files
+
+
+class Row(TypedDict):
+    """A point of a curve: values by metric at an image count, counted over all stages."""
+
+    nimg: int
+    resolution: int
+    metrics: dict[str, float]
 
 
 class Curves:
@@ -93,8 +102,8 @@ class Curves:
 
     def mean_speed(self) -> float:
         """Return the images per second over all points of the stage, 0 without any."""
-        seconds = [row["metrics"]["time/sec_per_kimg"] for row in self.rows]
-        return 1000 * len(seconds) / sum(seconds) if seconds else 0.0
+        seconds = [row["metrics"].get("time/sec_per_kimg", 0.0) for row in self.rows]
+        return 1000 * len(seconds) / sum(seconds) if any(seconds) else 0.0
 
     def _progress(self) -> dict[str, float]:
         stage, nimg = self.job.stage, self.state.nimg
@@ -156,9 +165,15 @@ class Stopwatch:
         return seconds
 
 
-def read_rows(uri: str) -> list[dict]:
-    """Read the points of a `stats.jsonl`, which may still grow; return an empty list if the file does not exist."""
+def read_rows(uri: str) -> list[Row]:
+    """Read a file of points, such as `stats.jsonl`, which may still grow; return an empty list if it does not exist.
+
+    Raises:
+        DamagedError: a line is not a point.
+        StepError: storage refuses.
+    """
+    cure = "delete it and run the same command again; the points that it held are lost, MLflow keeps those that it has"
     try:
-        return storage.read_json_lines(uri)
+        return storage.read_json_lines(uri, Row, cure=cure)
     except FileNotFoundError:
         return []

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from stylegan import storage
 from stylegan.config.tree import Config
-from stylegan.errors import StepError
+from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator, save_generator
@@ -39,8 +41,8 @@ class Checkpoint(Record):
 
     uri: str  # of its folder
     run_id: str  # of the run that wrote it
-    resolution: int
-    nimg: int
+    resolution: PositiveInt
+    nimg: NonNegativeInt
     digest: str  # the key of its stage
 
 
@@ -156,7 +158,7 @@ def start_stage(
     """
     state = TrainState(config, previous.resolution if previous else stage.resolution, num_labels, device)
     if previous:
-        state.load_networks(_read_training(previous.uri))
+        _load(previous, state.load_networks)
         state.grow(config)
         if state.G.resolution != stage.resolution or state.nimg != stage.start_nimg:
             raise StepError(
@@ -183,7 +185,7 @@ def resume_stage(
         )
     state = TrainState(config, stage.resolution, num_labels, device)
     state.reset_optimizers(config, stage.learning_rate)
-    state.load_state_dict(_read_training(record.uri))
+    _load(record, state.load_state_dict)
     return state
 
 
@@ -228,19 +230,39 @@ def checkpoints(stage_uri: str) -> list[str]:
 
 
 def newest_checkpoint(stage_uri: str) -> Checkpoint | None:
-    """Return the newest complete checkpoint of a stage, None before the first one."""
+    """Return the newest complete checkpoint of a stage, None before the first one. Raises as `read_checkpoint`."""
     complete = checkpoints(stage_uri)
-    return read_checkpoint(complete[-1]) if complete else None
+    if not complete:
+        return None
+    newest = read_checkpoint(complete[-1])
+    check_place(newest, newest.uri, origin=storage.join(newest.uri, MARKER), cure=_cure(newest.uri))
+    return newest
 
 
 def read_checkpoint(uri: str) -> Checkpoint:
-    """Read the record of a checkpoint folder. Raises StepError if the folder is not a checkpoint."""
+    """Read the record of a checkpoint folder, wherever that is now.
+
+    Raises:
+        DamagedError: the record is not what was written there.
+        StepError: the folder is not a checkpoint.
+    """
     try:
-        return Checkpoint.model_validate(storage.read_json(storage.join(uri, MARKER)) | {"uri": uri})
-    except (FileNotFoundError, ValueError):
+        record = storage.read_json(storage.join(uri, MARKER), Checkpoint, cure=_cure(uri))
+    except FileNotFoundError:
         raise StepError(
             f"{uri}: not a checkpoint (no readable {MARKER}); give the URI of a checkpoint-... folder of a stage"
         ) from None
+    return record.model_copy(update={"uri": uri})
+
+
+def check_place(record: Checkpoint, uri: str, *, origin: str, cure: str) -> None:
+    """Raise DamagedError, about the file `origin`, unless the record is that of a checkpoint in the folder `uri`."""
+    if storage.name(uri) != storage.name(checkpoint_uri("", record.nimg)):
+        raise DamagedError(f"{origin}: is damaged (nimg: {record.nimg} is not that of {storage.name(uri)}); {cure}")
+
+
+def _cure(uri: str) -> str:
+    return f"delete {uri} and run the same command again, which goes on from the checkpoint before it"
 
 
 def prune(stage_uri: str, keep: int) -> None:
@@ -262,25 +284,36 @@ def load_model(checkpoint_uri: str) -> tuple[Generator, tuple[str, ...]]:
     Raises:
         StepError: the folder contains no generator, or a damaged one.
     """
+    uri = storage.join(checkpoint_uri, "generator.safetensors")
     try:
-        return load_generator(storage.read_bytes(storage.join(checkpoint_uri, "generator.safetensors")))
+        return load_generator(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         raise StepError(
             f"{checkpoint_uri}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage"
         ) from None
 
 
-def _read_training(uri: str) -> dict:
+def _load(record: Checkpoint, load: Callable[[dict], None]) -> None:
+    """Read training.pt of a checkpoint and hand its content to a `load_...` method of a state, which checks it.
+
+    Raises:
+        DamagedError: the file cannot be read, or holds another state than the record says.
+        StepError: the file is missing, or storage does not answer.
+    """
+    uri = storage.join(record.uri, "training.pt")
     try:
-        data = storage.read_bytes(storage.join(uri, "training.pt"))
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        data = storage.read_bytes(uri)
     except FileNotFoundError:
         raise StepError(
-            f"checkpoint {uri} is incomplete: training.pt is missing; delete that folder and run the same command again"
+            f"checkpoint {record.uri} is incomplete: training.pt is missing; delete that folder and run the same command again"
         ) from None
-    except StepError:  # storage does not answer
+    try:
+        saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if saved["nimg"] != record.nimg:
+            raise ValueError(f"it holds the state at {saved['nimg']} images, the checkpoint is that at {record.nimg}")
+        load(saved)
+    except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # torch.load raises errors of many types
-        raise StepError(
-            f"checkpoint {uri}: training.pt is damaged ({type(error).__name__}); delete that folder and run again"
-        ) from error
+    except Exception as error:  # torch.load and load_state_dict raise errors of many types
+        problem = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise DamagedError(f"{uri}: is damaged ({problem}); {_cure(record.uri)}") from error

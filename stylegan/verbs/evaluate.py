@@ -25,7 +25,7 @@ from stylegan.config.sections import DataConfig, Metric
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
 from stylegan.data.decode import UnreadableImage
-from stylegan.data.sharding.write_shards import find_content, find_shards
+from stylegan.data.sharding.write_shards import complete_set, find_content, find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.base import Source
 from stylegan.data.sources.open_source import open_source
@@ -273,7 +273,11 @@ def _given_root(request: Request) -> str | None:
 
 def _shard(source: Source, config: Config) -> ShardSet:
     """Return the shards of a source; write them if they do not exist."""
-    return find_shards(source, config.data, config.storage.root) or shard_in_parallel(source, config)
+    found = find_shards(source, config.data, config.storage.root)
+    if found is None:
+        return shard_in_parallel(source, config)
+    complete_set(found, source, config.data, config.storage.root)
+    return found
 
 
 def _measure(subject: _Subject, folder: str) -> Report:

@@ -122,7 +122,9 @@ def _files(networks: OfficialNetworks) -> dict[str, bytes]:
 
 def _check_target(record: Imported) -> None:
     found = storage.names(record.uri)
-    if RECORD in found and storage.read_json(storage.join(record.uri, RECORD)).get("sha256") == record.sha256:
-        return
+    if RECORD in found:
+        cure = "delete that folder or give a new one"
+        if storage.read_json(storage.join(record.uri, RECORD), Imported, cure=cure).sha256 == record.sha256:
+            return
     if found:
         raise ConfigError(f"--out {record.uri}: is there already and holds something else; give a new folder")

@@ -14,11 +14,13 @@ from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import find_shards
 from stylegan.data.sources.open_source import open_source
-from stylegan.errors import ConfigError, StepError
+from stylegan.errors import ConfigError, DamagedError, StepError, one_line
+from stylegan.evaluation.page.write_page import read_report
 from stylegan.pipeline.run import Run
 from stylegan.registry.versions import load_version
 from stylegan.tracking.connection import resolve_uri
 from stylegan.training.schedule import stages
+from stylegan.training.state import MARKER, read_checkpoint
 
 SHORT_VERSION = r"([A-Za-z0-9][A-Za-z0-9 _-]*)(@[^/@]+|/\d+)"
 
@@ -85,9 +87,24 @@ def _runs_folder(config: Config | None, root: str | None = None) -> str:
 
 
 def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:
-    """Return the config in a run's folder; its storage.root is where the folder is now."""
+    """Return the config in a run's folder; its storage.root is where the folder is now.
+
+    Raises:
+        ConfigError: the overrides are wrong.
+        DamagedError: the file is not what the run wrote there.
+    """
     uri = storage.join(run_uri, "config.yaml")
-    config = build(parse(storage.read_bytes(uri).decode(), uri), uri, overrides)
+    text = storage.read_bytes(uri)
+    try:
+        tree = parse(text.decode(), uri)
+        config = build(tree, uri)
+    except (ValueError, RecursionError) as error:  # ConfigError is a ValueError
+        raise DamagedError(
+            f"{uri}: is damaged ({one_line(error)}); run `stylegan run` with the config of this run again, which writes "
+            "this file"
+        ) from error
+    if overrides:
+        config = build(tree, uri, overrides)
     return config.model_copy(update={"storage": StorageConfig(root=root_of(run_uri))})
 
 
@@ -112,10 +129,10 @@ def _version(config: Config | None, model: str) -> Model:
 
 def _run_of(checkpoint_uri: str, run_id: str | None = None) -> str | None:
     """Return the folder of the run that wrote a checkpoint below a storage.root, None if it does not exist."""
-    try:
-        run_id = run_id or storage.read_json(storage.join(checkpoint_uri, "checkpoint.json"))["run_id"]
-    except (FileNotFoundError, KeyError):  # imported weights
-        return None
+    if not run_id:
+        if not storage.exists(storage.join(checkpoint_uri, MARKER)):  # imported weights
+            return None
+        run_id = read_checkpoint(checkpoint_uri).run_id
     stages_uri = os.path.dirname(os.path.dirname(checkpoint_uri))
     run_uri = storage.join(os.path.dirname(stages_uri), "runs", str(run_id))
     return run_uri if storage.exists(storage.join(run_uri, "config.yaml")) else None
@@ -123,11 +140,10 @@ def _run_of(checkpoint_uri: str, run_id: str | None = None) -> str | None:
 
 def _run(run_uri: str) -> Model:
     name = storage.name(run_uri)
-    try:
-        checkpoint_uri = _below(
-            root_of(run_uri), str(storage.read_json(storage.join(run_uri, "report.json"))["checkpoint_uri"])
-        )
-    except FileNotFoundError:
+    report = read_report(run_uri)
+    if report:
+        checkpoint_uri = _below(root_of(run_uri), report.checkpoint_uri)
+    else:
         checkpoint_uri = _last_checkpoint(name, run_config(run_uri))
     _require_generator(name, checkpoint_uri)
     return Model(name, "run", checkpoint_uri, run_uri)

@@ -244,12 +244,15 @@ def test_rejects_are_read_in_part_or_whole(tmp_path):
     """A missing list raises FileNotFoundError, a damaged one is reported in one line."""
     with pytest.raises(FileNotFoundError):
         read_rejected(str(tmp_path))
-    rows = [{"path": f"{number}.png", "kind": "truncated"} for number in range(5)]
+    facts = {"kind": "truncated", "reason": "it ends early", "bytes": 3, "token": "t", "sha256": None}
+    rows = [{"path": f"{number}.png"} | facts for number in range(5)]
     (tmp_path / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_rejected(str(tmp_path)) == rows
     assert read_rejected(str(tmp_path), 2) == rows[:2]
     (tmp_path / "rejected.jsonl").write_text("{\n")
-    with pytest.raises(StepError, match=r"rejected\.jsonl has a line that is not JSON"):
+    with pytest.raises(
+        StepError, match=r"rejected\.jsonl, line 1: is damaged \([^\n]+\); delete \S*manifest\.json and run"
+    ):
         read_rejected(str(tmp_path))
 
 

@@ -1,5 +1,6 @@
 """The index: every row leads to the payload of its image, and a missing or damaged file is reported in one line."""
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data import payload
 from stylegan.data.index import describe_damage, locate, read_level, read_manifest, read_samples
+from stylegan.data.sharding.verify import verify
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
@@ -83,10 +85,13 @@ def test_what_is_missing_or_damaged_is_told(shards):
     table.write_bytes(content)
     manifest = read_manifest(shards.uri)
     storage.write_json(storage.join(shards.uri, "manifest.json"), manifest | {"num_images": 13})
-    with pytest.raises(StepError, match="has 12 rows, its manifest promises 13"):
+    with pytest.raises(StepError, match="its tars hold 12 samples, fewer than its 13 images"):
+        read_level(shards, 4)
+    storage.write_json(storage.join(shards.uri, "manifest.json"), manifest | {"num_images": 11})
+    with pytest.raises(StepError, match=r"samples\.parquet: has 12 rows, its manifest promises 11"):
         read_level(shards, 4)
     storage.write_json(storage.join(shards.uri, "manifest.json"), {"other": 1})
-    with pytest.raises(StepError, match="not a manifest of shards"):
+    with pytest.raises(StepError, match=r"manifest\.json: is damaged \(format: Field required\); delete this file"):
         read_level(shards, 4)
     Path(shards.uri, "manifest.json").unlink()
     with pytest.raises(StepError, match=r"manifest.json: missing"):
@@ -96,5 +101,37 @@ def test_what_is_missing_or_damaged_is_told(shards):
 def test_relative_urls_lead_to_other_sets():
     assert locate("s3://b/datasets/new", "../old/r0004/t.tar") == "s3://b/datasets/old/r0004/t.tar"
     assert locate("/a/datasets/new/", "r0004/t.tar") == "/a/datasets/new/r0004/t.tar"
-    line = describe_damage("s3://b/datasets/new", "s3://b/datasets/old/r0004/t.tar", "missing")
-    assert "delete s3://b/datasets/new and s3://b/datasets/old and run" in line
+
+
+def test_the_cure_never_deletes_tars_that_other_sets_list(image_folder, tmp_path, draw_images):
+    """Of a set without heirs the folder goes. Of one with heirs only the records go, which brings back the same tars."""
+    data = DataConfig(source=str(image_folder), resolution=8)
+    old = write_shards(open_source(data), data, str(tmp_path / "root"))
+    tar = f"{old.uri}/r0004/train-000000.tar"
+    assert describe_damage(old.uri, tar, "missing").endswith(
+        f"missing; delete {old.uri} and shard its images again, which makes the same shards"
+    )
+    draw_images(image_folder / "dog", ["new.png"], size=(31, 30))
+    new = write_shards(open_source(data), data, str(tmp_path / "root"))
+    name = new.uri.rpartition("/")[2]
+    line = describe_damage(old.uri, tar, "missing")
+    assert (
+        f"delete {old.uri}/manifest.json and {old.uri}/chunks (not the folder: the tars in it are also those of {name})"
+        in line
+    )
+    line = describe_damage(new.uri, tar, "missing")
+    assert f"delete {new.uri} and shard its images again with --set data.incremental=false" in line
+    assert line.endswith(f"without those of {old.uri}")
+
+    # The cures.
+    content = Path(tar).read_bytes()
+    Path(tar).unlink()
+    shutil.rmtree(new.uri)
+    anew = data.model_copy(update={"incremental": False})
+    assert write_shards(open_source(anew), anew, str(tmp_path / "root")) == new
+    assert verify(new.uri).problems == ()
+    Path(image_folder, "dog", "new.png").unlink()
+    Path(old.uri, "manifest.json").unlink()
+    shutil.rmtree(f"{old.uri}/chunks")
+    assert write_shards(open_source(anew), anew, str(tmp_path / "root")) == old
+    assert Path(tar).read_bytes() == content

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -21,12 +22,17 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import NonNegativeInt
 
 from stylegan.data.cache import Entry, alone, reserve
+from stylegan.errors import DamagedError
+from stylegan.records import Record, parse
 from stylegan.storage import write_local
+
+logger = logging.getLogger("stylegan")
 
 MISSING, GOOD, REPLACED = 0, 1, 2
 
@@ -65,7 +71,7 @@ class PixelFile:
         size = len(self._header()) + self.shape[0] * self.image_bytes
 
         # The pixels.
-        if not self._file.exists() or self._file.stat().st_size != size:
+        if not self._file.exists() or self._file.stat().st_size != size or not self._has_header():
             for old in self.folder.glob("[!.]*"):
                 if old.name != "making":
                     old.unlink()
@@ -75,12 +81,20 @@ class PixelFile:
 
         # The flags: after a restart, those of a complete file are known from its marker.
         marker = read_marker(self.folder)
+        if marker is not None and max(marker, default=0) >= self.shape[0]:
+            (self.folder / "complete.json").unlink()  # of other images
+            marker = None
         if not self._flag_file.exists() or self._flag_file.stat().st_size != self.shape[0]:
             for old in self.folder.glob("flags-*"):
                 old.unlink()
             flags = np.full(self.shape[0], MISSING if marker is None else GOOD, np.uint8)
             flags[marker or []] = REPLACED
             write_local(self._flag_file, flags.tobytes())
+
+    def _has_header(self) -> bool:
+        header = self._header()
+        with open(self._file, "rb") as file:
+            return file.read(len(header)) == header
 
     def _header(self) -> bytes:
         header = BytesIO()
@@ -127,7 +141,7 @@ class PixelFile:
         """Write labels and attributes beside the images, so that a complete file needs no shards."""
         arrays = {"labels.npy": labels} | ({} if attributes is None else {"attributes.npy": attributes})
         for name, array in arrays.items():
-            if not (self.folder / name).exists():
+            if not _holds(self.folder / name, array):
                 content = BytesIO()
                 np.save(content, array)
                 write_local(self.folder / name, content.getvalue())
@@ -158,7 +172,7 @@ class Complete(NamedTuple):
 
 
 def read_complete(name: str) -> Complete | None:
-    """Return a complete file without replaced images, or None.
+    """Return a complete file without replaced images; None if there is none, or its files are damaged.
 
     Raises:
         OSError: the disk refuses.
@@ -171,14 +185,43 @@ def read_complete(name: str) -> Complete | None:
         attributes = np.load(entry.folder / "attributes.npy") if (entry.folder / "attributes.npy").exists() else None
     except (OSError, ValueError, EOFError):  # a file was cut short
         return None
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+        return None
+    if not _is_array(labels, np.int64, (len(images),)):
+        return None
+    if attributes is not None and not _is_array(attributes, np.uint8, (len(images), *np.shape(attributes)[1:])):
+        return None
     return Complete(entry, np.asarray(images), labels, attributes)
+
+
+def _is_array(value: Any, dtype: type, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == dtype and value.shape == shape
+
+
+def _holds(file: Path, array: np.ndarray) -> bool:
+    """Return whether a file holds this array; another one is damaged and may be replaced."""
+    try:
+        found = np.load(file)
+    except (OSError, ValueError, EOFError):
+        return False
+    return _is_array(found, array.dtype.type, array.shape) and np.array_equal(found, array)
+
+
+class _Marker(Record):
+    """The content of `complete.json`."""
+
+    replaced: list[NonNegativeInt]
 
 
 def read_marker(folder: Path) -> list[int] | None:
     """Return the numbers of the replaced images of a complete file; None if it is not complete."""
+    path = folder / "complete.json"
     try:
-        return list(json.loads((folder / "complete.json").read_text())["replaced"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse(path.read_bytes(), _Marker, origin=str(path), cure="its images are decoded again").replaced
+    except OSError:
+        return None
+    except DamagedError as error:
+        logger.warning("%s", error)
         return None
 
 

@@ -34,7 +34,7 @@ from webdataset.utils import pytorch_worker_info
 from stylegan import storage
 from stylegan.data.index import LevelIndex, describe_damage, read_level, read_manifest, read_samples
 from stylegan.data.payload import decode
-from stylegan.data.shardset import FORMAT, MANIFEST, ShardSet
+from stylegan.data.shardset import MANIFEST, ShardSet
 from stylegan.errors import StepError, one_line
 
 
@@ -143,15 +143,7 @@ def _read_set(uri: str) -> ShardSet:
     manifest_uri = storage.join(uri, MANIFEST)
     if not storage.exists(manifest_uri):
         raise StepError(f"{uri}: holds no finished set of shards; give a folder below datasets/ that has a {MANIFEST}")
-    manifest = read_manifest(uri)
-    if manifest.get("format") != FORMAT:
-        raise StepError(
-            f"{manifest_uri}: is of format {manifest.get('format')}, only {FORMAT} is known; shard its images again"
-        )
-    try:
-        return ShardSet.from_manifest(uri, manifest)
-    except (KeyError, ValueError) as error:
-        raise StepError(describe_damage(uri, manifest_uri, f"damaged ({one_line(error)})")) from error
+    return ShardSet.from_manifest(uri, read_manifest(uri))
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ import numpy as np
 from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.cache import exclusive_folder
+from stylegan.data.dataset_card import Rejected
 from stylegan.data.decode import UnreadableImage, crop, decode, prepare, pyramid
 from stylegan.data.payload import LARGEST_RAW, encode, encode_raw, suffix
 from stylegan.data.sharding.chunks import (
     ChunkRequest,
     FinishedChunk,
     Recipe,
-    Rejected,
     Rows,
     Sample,
     duplicate,
@@ -275,7 +275,14 @@ def _process(number: int, recipe: Recipe, request: ChunkRequest, read: Read) -> 
         StepError: the source does not answer; every other problem makes the image a reject.
     """
     image, data = request.images[number], recipe.data
-    rejected: Rejected = {"path": image.path, "kind": "unreadable", "bytes": None, "token": image.token, "sha256": None}
+    rejected: Rejected = {
+        "path": image.path,
+        "kind": "unreadable",
+        "reason": "",
+        "bytes": None,
+        "token": image.token,
+        "sha256": None,
+    }
 
     # Read it. A failure concerns this image alone: deleted since the listing, not permitted, damaged in its archive.
     try:

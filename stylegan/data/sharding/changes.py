@@ -6,23 +6,27 @@ the order of the digests of paths, so the same images are in the same order what
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig
-from stylegan.data.dataset_card import read_rejected
-from stylegan.data.index import attribute_array, locate, read_manifest, read_samples
-from stylegan.data.sharding.chunks import KEY_BYTES, LabelKind, Rejected, path_digest, sample_key
-from stylegan.data.shardset import settings_key
+from stylegan.data.dataset_card import REJECTED, Rejected, read_rejected
+from stylegan.data.index import attribute_array, find_manifest, locate, read_samples
+from stylegan.data.sharding.chunks import KEY_BYTES, LabelKind, path_digest, sample_key
+from stylegan.data.shardset import Manifest, settings_key
 from stylegan.data.sources.base import Source, SourceImage
-from stylegan.errors import StepError, UnavailableError
-from stylegan.records import digest
+from stylegan.errors import DamagedError
+from stylegan.records import Record, digest
+
+logger = logging.getLogger("stylegan")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Work:
         todo: int64, indices in `Source.images` of the images to shard, in canonical order.
         known: for each of `todo`, the sha256 of the bytes in the parent if nothing but the bytes can differ, otherwise
             None; empty without a parent.
-        manifest: of the parent; empty without one.
+        manifest: of the parent; None without one.
         kept_rows: int64, rows of the parent's table that stay.
         carried: rejects of the parent that stay.
     """
@@ -61,7 +65,7 @@ class Work:
     change: Change
     todo: np.ndarray
     known: Sequence[bytes | None] = ()
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest | None = None
     kept_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     carried: Sequence[Rejected] = ()
 
@@ -138,7 +142,7 @@ class _Parent:
     """A finished set that the shards of a listing can build on."""
 
     key: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     table: pa.Table  # key, token, label, source_sha256, attributes
     rejected: list[Rejected]
 
@@ -146,33 +150,68 @@ class _Parent:
 def _find_parent(source: Source, data: DataConfig, root: str) -> _Parent | None:
     """Return the newest set if it can be built on: the same kind of labels, a whole table and every tar.
 
+    A set that is damaged is named in a warning, and everything is made anew.
+
     Raises:
-        UnavailableError: the store does not answer.
+        DamagedError: the file that names the newest set is damaged.
+        StepError: the store does not answer.
     """
+    key = read_pointer(newest_uri(source, data, root))
+    if key is None:
+        return None
+    uri = storage.join(storage.absolute(root), "datasets", key)
     try:
-        key = str(storage.read_json(newest_uri(source, data, root))["key"])
-        uri = storage.join(storage.absolute(root), "datasets", key)
-        manifest = read_manifest(uri)
-        if not _same_kind_of_labels(source, manifest) or not _has_all_tars(uri, manifest):
+        manifest = find_manifest(uri)
+        if manifest is None or not _same_kind_of_labels(source, manifest):
+            return None
+        if not _has_all_tars(uri, manifest):
+            logger.warning("%s: tars that it lists are gone; all images are sharded anew", uri)
             return None
         columns = ["key", "token", "label", "source_sha256"]
         if source.attribute_names:
             columns.append("attributes")
         return _Parent(key, manifest, read_samples(uri, manifest, columns), read_rejected(uri))
     except FileNotFoundError:
-        return None
-    except UnavailableError:
-        raise
-    except StepError:  # damaged: everything is made anew
+        logger.warning("%s: missing; all images are sharded anew", storage.join(uri, REJECTED))
+    except DamagedError as error:
+        logger.warning("%s; until then all images are sharded anew", error)
+    return None
+
+
+class _Pointer(Record):
+    """A file that leads to a set: the name of its folder."""
+
+    key: Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
+def read_pointer(uri: str) -> str | None:
+    """Return the key in a file that leads to a set, None without such a file. Raises DamagedError if it holds none."""
+    cure = (
+        "run `stylegan shard` with the images as they were then, which writes it anew; or delete it, and all images are "
+        "sharded anew"
+    )
+    try:
+        return storage.read_json(uri, _Pointer, cure=cure).key
+    except FileNotFoundError:
         return None
 
 
-def _same_kind_of_labels(source: Source, manifest: dict[str, Any]) -> bool:
+def write_pointer(uri: str, key: str) -> None:
+    """Let a file lead to a set; it is written only if it does not do so already."""
+    try:
+        if read_pointer(uri) == key:
+            return
+    except DamagedError:
+        logger.warning("%s: is damaged; it is written anew", uri)
+    storage.write_json(uri, {"key": key})
+
+
+def _same_kind_of_labels(source: Source, manifest: Manifest) -> bool:
     has_classes = bool(source.label_names) == bool(manifest["label_names"])
     return has_classes and list(source.attribute_names) == manifest["attribute_names"]
 
 
-def _has_all_tars(uri: str, manifest: dict[str, Any]) -> bool:
+def _has_all_tars(uri: str, manifest: Manifest) -> bool:
     """Return whether every tar of a manifest exists; each folder is listed once."""
     wanted: dict[str, set[str]] = {}
     for level in manifest["datasets"]:
@@ -275,7 +314,7 @@ def _carry(
         unlabelled = labelled and image.label is None
         stays = image.token == reject["token"] and unlabelled == (reject["kind"] == "unlabelled")
         # A duplicate stays a reject only while the image that it repeats stays.
-        if stays and (reject["kind"] != "duplicate" or bytes.fromhex(reject["sha256"]) in hashes):
+        if stays and (reject["kind"] != "duplicate" or bytes.fromhex(reject["sha256"] or "") in hashes):
             carried.append((position, reject))
         else:
             again += 1

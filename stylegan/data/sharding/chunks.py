@@ -9,25 +9,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig
+from stylegan.data.dataset_card import Rejected
 from stylegan.data.shardset import FORMAT, level_name, parameters
 from stylegan.data.sources.base import Opener, SourceImage
+from stylegan.errors import DamagedError, one_line
+from stylegan.records import parse
 
 KEY_BYTES = 10  # of the digest of a path, in a sample's key: 20 hex digits
 _CHUNK = b"chunk"  # the entry of the marker's metadata
+_CURE = "delete it and run the same command again, which does this chunk again"
+
+logger = logging.getLogger("stylegan")
 
 LabelKind = Literal["none", "class", "attributes"]
-Rejected = dict[str, Any]  # path, kind, reason, bytes, token, sha256
+
+
+class _Facts(TypedDict):
+    """The metadata of a marker: the digest of the request, and what `FinishedChunk` says of tars and images."""
+
+    digest: str
+    tars: dict[int, tuple[str, int]]
+    rejected: list[Rejected]
+    touched: list[int]
 
 
 @dataclass(frozen=True)
@@ -132,14 +148,25 @@ def read_chunk(uri: str, name: str, columns: list[str] | None = None) -> Finishe
 
     Raises:
         FileNotFoundError: the chunk is not finished.
-        pa.ArrowException: the marker is damaged.
+        DamagedError: the marker is not what was written there.
     """
-    content = pa.BufferReader(storage.read_bytes(marker_uri(uri, name)))
-    with pq.ParquetFile(content, page_checksum_verification=True) as file:
-        facts = json.loads(file.schema_arrow.metadata[_CHUNK])
-        rows = file.read(columns=columns).replace_schema_metadata(None)
-    tars = {int(resolution): tuple(tar) for resolution, tar in facts["tars"].items()}
-    return FinishedChunk(rows, tars, facts["rejected"], facts["touched"])
+    marker = marker_uri(uri, name)
+    facts, rows = _read_marker(marker, lambda file: file.read(columns=columns).replace_schema_metadata(None))
+    missing = set(columns or ()) - set(rows.column_names)
+    if missing:
+        raise DamagedError(f"{marker}: is damaged (it has no column {min(missing)}); {_CURE}")
+    return FinishedChunk(rows, facts["tars"], facts["rejected"], facts["touched"])
+
+
+def _read_marker(marker: str, read: Callable[[pq.ParquetFile], pa.Table]) -> tuple[_Facts, pa.Table]:
+    """Return the metadata of a marker, and what `read` returns of it. Raises as `read_chunk`."""
+    content = storage.read_bytes(marker)
+    try:
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            text, table = (file.schema_arrow.metadata or {}).get(_CHUNK, b""), read(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"{marker}: is damaged ({one_line(error, 200)}); {_CURE}") from error
+    return parse(text, _Facts, origin=marker, cure=_CURE), table
 
 
 def write_marker(recipe: Recipe, request: ChunkRequest, chunk: FinishedChunk) -> None:
@@ -150,13 +177,15 @@ def write_marker(recipe: Recipe, request: ChunkRequest, chunk: FinishedChunk) ->
 
 
 def is_finished(recipe: Recipe, request: ChunkRequest) -> bool:
-    """Return whether the marker of exactly this request exists."""
+    """Return whether the marker of exactly this request exists and is whole; a damaged one is named in a warning."""
     try:
-        content = storage.read_bytes(marker_uri(recipe.uri, request.name))
-        metadata = pq.read_schema(pa.BufferReader(content)).metadata
-        return bool(json.loads(metadata[_CHUNK])["digest"] == request.digest(recipe))
-    except (FileNotFoundError, pa.ArrowException, TypeError, KeyError, ValueError):
-        return False  # missing, damaged, or without a digest
+        facts, _ = _read_marker(marker_uri(recipe.uri, request.name), pq.ParquetFile.read)
+    except FileNotFoundError:
+        return False
+    except DamagedError as error:
+        logger.warning("%s", error)
+        return False
+    return facts["digest"] == request.digest(recipe)
 
 
 class Rows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stylegan.data.dataset_card import Rejected
 from stylegan.data.index import attribute_array
-from stylegan.data.sharding.chunks import Rejected, duplicate
+from stylegan.data.sharding.chunks import duplicate
 from stylegan.data.shardset import FORMAT, PIXEL_FIELDS
 
 _ROWS = 65_536  # of a row group of the table, at least
@@ -53,7 +54,7 @@ class Merged:
     duplicates: list[Rejected]
 
 
-def merge(parts: Sequence[Part], file: Path, *, manifest: dict[str, Any], reject_duplicates: bool) -> Merged:
+def merge(parts: Sequence[Part], file: Path, *, manifest: Mapping[str, Any], reject_duplicates: bool) -> Merged:
     """Write the table of a set.
 
     Args:
@@ -154,7 +155,7 @@ class Fingerprint:
     It does not depend on paths, tars or the history of a set.
     """
 
-    def __init__(self, manifest: dict[str, Any]) -> None:
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
         settings = {name: manifest["parameters"][name] for name in sorted(PIXEL_FIELDS)}
         names = [FORMAT, settings, list(manifest["label_names"]), list(manifest["attribute_names"])]
         self._digest = hashlib.sha256(json.dumps(names).encode())
@@ -191,7 +192,7 @@ def explain_duplicates(rejected: Iterable[Rejected], tables: Iterator[pa.Table])
     wanted: dict[bytes, list[Rejected]] = {}
     for reject in rejected:
         if reject["kind"] == "duplicate":
-            wanted.setdefault(bytes.fromhex(reject["sha256"]), []).append(reject)
+            wanted.setdefault(bytes.fromhex(reject["sha256"] or ""), []).append(reject)
     if not wanted:
         return
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +20,8 @@ from stylegan.data.index import locate, read_manifest, read_samples
 from stylegan.data.payload import decode
 from stylegan.data.sharding.merge import Fingerprint
 from stylegan.data.sharding.tar_writer import BLOCK, header, label_members, member_name
-from stylegan.data.shardset import FORMAT, MANIFEST
-from stylegan.errors import StepError, UnavailableError
+from stylegan.data.shardset import MANIFEST, LevelEntry, Manifest
+from stylegan.errors import DamagedError, StepError
 
 SHOWN = 20  # problems that are listed for one tar, at most
 
@@ -47,6 +49,7 @@ class TarRequest:
         uri: of the tar.
         sha256: of the tar, by the manifest.
         num_bytes: of the tar, by the manifest.
+        num_samples: in the tar, by the manifest; some may have no row.
         suffix: `npy` or `png`, of the payloads.
         shape: (channels, r, r) of the pixels.
         rows: the columns key, path, label, attributes, offset, size, crc, and sha256 if the pixels are to be compared.
@@ -55,6 +58,7 @@ class TarRequest:
     uri: str
     sha256: str
     num_bytes: int
+    num_samples: int
     suffix: str
     shape: tuple[int, int, int]
     rows: pa.Table
@@ -78,11 +82,8 @@ def verify(uri: str, *, pmap: Pmap = map, progress: Callable[[int, int], None] |
             not answer.
     """
     uri = storage.absolute(uri)
+    _check_place(uri)
     manifest = read_manifest(uri)
-    if manifest.get("format") != FORMAT:
-        raise StepError(
-            f"{storage.join(uri, MANIFEST)}: is of format {manifest.get('format')}, only {FORMAT} is known; shard again"
-        )
 
     # Check the table and the list of rejects.
     table = read_samples(uri, manifest)
@@ -99,7 +100,26 @@ def verify(uri: str, *, pmap: Pmap = map, progress: Callable[[int, int], None] |
     return Verification(len(requests), table.num_rows, tuple(problems))
 
 
-def _check_table_file(uri: str, manifest: dict[str, Any]) -> list[str]:
+def _check_place(uri: str) -> None:
+    """Raise StepError if a folder cannot be a set, before anybody is told to delete something in it."""
+    names = storage.names(uri)
+    if "chunks" in names and MANIFEST not in names:
+        raise StepError(
+            f"{storage.join(uri, MANIFEST)}: missing; the set is not finished: run `stylegan shard` again, which goes on"
+        )
+    if "chunks" in names or any(name.startswith("samples") for name in names):
+        return
+    if not names:
+        what = "there is no such folder, or it is empty"
+    else:
+        what = f"it has {MANIFEST}, but neither chunks/ nor a table" if MANIFEST in names else f"{MANIFEST}: missing"
+    datasets = storage.join(uri, "datasets")
+    sets = [name for name in storage.names(datasets) if not name.endswith(".json")]
+    example = storage.join(datasets, sets[0]) if sets else "{storage.root}/datasets/KEY"
+    raise StepError(f"{uri}: is no set of shards ({what}); give the folder of a set, such as {example}")
+
+
+def _check_table_file(uri: str, manifest: Manifest) -> list[str]:
     table_uri = storage.join(uri, manifest["table"]["url"])
     found = hashlib.sha256(storage.read_bytes(table_uri)).hexdigest()
     if found == manifest["table"]["sha256"]:
@@ -107,7 +127,7 @@ def _check_table_file(uri: str, manifest: dict[str, Any]) -> list[str]:
     return [f"{table_uri}: its SHA-256 is {found[:12]}..., not what the manifest says"]
 
 
-def _check_counts(uri: str, manifest: dict[str, Any], table: pa.Table) -> list[str]:
+def _check_counts(uri: str, manifest: Manifest, table: pa.Table) -> list[str]:
     """Compare the table and `rejected.jsonl` with the manifest."""
     problems = []
 
@@ -130,14 +150,14 @@ def _check_counts(uri: str, manifest: dict[str, Any], table: pa.Table) -> list[s
     try:
         rejected = Counter(reject["kind"] for reject in read_rejected(uri))
         is_whole = storage.read_bytes(rejected_uri)[-1:] in (b"", b"\n")
-    except UnavailableError:
-        raise
-    except (FileNotFoundError, StepError, KeyError, TypeError):
+    except (FileNotFoundError, DamagedError):
         is_whole = False
     if not is_whole:
         problems.append(f"{rejected_uri}: missing or damaged")
     elif rejected != Counter(manifest["rejected"]):
         problems.append(f"{rejected_uri}: has not the lines that the manifest counts")
+    elif rejected.total() != manifest["num_rejected"]:
+        problems.append(f"{rejected_uri}: has {rejected.total()} lines, its manifest says {manifest['num_rejected']}")
     return problems
 
 
@@ -154,7 +174,7 @@ def _rows_by_tar(table: pa.Table) -> Callable[[int], pa.Table]:
     return rows
 
 
-def _request(uri: str, manifest: dict[str, Any], rows: pa.Table, level: dict[str, Any], number: int) -> TarRequest:
+def _request(uri: str, manifest: Manifest, rows: pa.Table, level: LevelEntry, number: int) -> TarRequest:
     """Return the request for one tar of a level; the table has the sha256 of the pixels of the highest level only."""
     resolution, entry = level["resolution"], level["shardlist"][number]
     columns = {"offset": f"offset_{resolution:04d}", "size": f"size_{resolution:04d}", "crc": f"crc_{resolution:04d}"}
@@ -165,6 +185,7 @@ def _request(uri: str, manifest: dict[str, Any], rows: pa.Table, level: dict[str
         uri=locate(uri, entry["url"]),
         sha256=entry["sha256"],
         num_bytes=entry["filesize"],
+        num_samples=entry["nsamples"],
         suffix=level["suffix"],
         shape=(manifest["parameters"]["channels"], resolution, resolution),
         rows=pa.table({name: rows[column] for name, column in columns.items()}),
@@ -195,7 +216,15 @@ def check_tar(request: TarRequest) -> list[str]:
         problems.append(
             f"{request.uri}: its SHA-256 is {found[:12]}..., the manifest says {request.sha256[:12]}...{where}"
         )
+    elif (count := _count_samples(content, request.suffix)) != request.num_samples:
+        problems.append(f"{request.uri}: has {count} samples, the manifest says {request.num_samples}")
     return problems
+
+
+def _count_samples(content: memoryview, suffix: str) -> int:
+    """Count the payloads in a whole tar."""
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        return sum(member.name.endswith(f".{suffix}") for member in tar)
 
 
 def _check_sample(content: memoryview, row: dict[str, Any], request: TarRequest) -> str | None:

@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,18 +35,39 @@ import pyarrow.parquet as pq
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig
-from stylegan.data.dataset_card import REJECTED, read_rejected, write_card
-from stylegan.data.index import locate, read_samples
+from stylegan.data.dataset_card import (
+    CARD,
+    REJECTED,
+    Rejected,
+    read_card,
+    read_preview,
+    read_rejected,
+    write_card,
+)
+from stylegan.data.index import column_names, find_manifest, locate, read_manifest, read_samples
 from stylegan.data.payload import suffix
 from stylegan.data.sharding.build_chunk import build_chunk, move_into_place, scratch
-from stylegan.data.sharding.changes import Work, label_kind, newest_uri, plan_work
-from stylegan.data.sharding.chunks import ChunkRequest, FinishedChunk, Recipe, Rejected, read_chunk, tar_url
+from stylegan.data.sharding.changes import Work, label_kind, newest_uri, plan_work, read_pointer, write_pointer
+from stylegan.data.sharding.chunks import ChunkRequest, FinishedChunk, Recipe, read_chunk, tar_url
 from stylegan.data.sharding.merge import Merged, Part, explain_duplicates, merge
-from stylegan.data.shardset import FORMAT, MANIFEST, ShardSet, level_name, levels, parameters, settings_key, shard_size
+from stylegan.data.shardset import (
+    FORMAT,
+    MANIFEST,
+    ShardSet,
+    TarEntry,
+    level_name,
+    levels,
+    parameters,
+    settings_key,
+    shard_size,
+)
 from stylegan.data.sources.base import Source
-from stylegan.errors import StepError
+from stylegan.errors import DamagedError, StepError
 from stylegan.records import digest
 
+logger = logging.getLogger("stylegan")
+
+_NOT_IN_CARD = {"token", "bytes", "source_sha256", "sha256"}  # columns of the table
 Progress = Callable[[int, int], None]
 Pmap = Callable[[Callable[[ChunkRequest], int], Iterable[ChunkRequest]], Iterator[int]]
 
@@ -64,28 +86,31 @@ def find_shards(source: Source, data: DataConfig, root: str) -> ShardSet | None:
     Return None if there are none yet, or if more images were rejected than `data` allows.
 
     Raises:
+        DamagedError: the manifest is not what was written there.
         StepError: the store does not answer.
     """
-    found = _read_set(_uri(root, shard_key(data, source)))
-    if found is None:
+    uri = _uri(root, shard_key(data, source))
+    manifest = find_manifest(uri)
+    if manifest is None or _count_against(manifest["rejected"]) > data.max_rejected:
         return None
-    shards, manifest = found
-    return shards if _count_against(manifest["rejected"]) <= data.max_rejected else None
+    return ShardSet.from_manifest(uri, manifest)
 
 
 def read_shards(uri: str) -> ShardSet | None:
-    """Return the finished shards in a folder below datasets/, or None if it has none."""
-    found = _read_set(uri)
-    return found[0] if found else None
+    """Return the finished shards in a folder below datasets/, or None if it has none. Raises as `find_shards`."""
+    manifest = find_manifest(uri)
+    return ShardSet.from_manifest(uri, manifest) if manifest else None
 
 
 def find_content(fingerprint: str, root: str) -> ShardSet | None:
-    """Return the finished shards with this fingerprint under `root`, from any source, or None if there are none."""
-    try:
-        key = storage.read_json(_content_uri(root, fingerprint))["key"]
-    except FileNotFoundError:
-        return None
-    return read_shards(_uri(root, key))
+    """Return the finished shards with this fingerprint under `root`, from any source, or None if there are none.
+
+    Raises:
+        DamagedError: the manifest, or the file that leads to the set, is not what was written there.
+        StepError: the store does not answer.
+    """
+    key = read_pointer(_content_uri(root, fingerprint))
+    return read_shards(_uri(root, key)) if key else None
 
 
 def _content_uri(root: str, fingerprint: str) -> str:
@@ -96,18 +121,41 @@ def _uri(root: str, name: str) -> str:
     return storage.join(storage.absolute(root), "datasets", name)
 
 
-def _read_set(uri: str) -> tuple[ShardSet, dict[str, Any]] | None:
-    """Return the record and the manifest of a finished set; None if it has no manifest of this format."""
+def complete_set(shards: ShardSet, source: Source, data: DataConfig, root: str) -> None:
+    """Write what a finished set lacks beside its manifest: the files that lead to it, and its card.
+
+    They are written after the manifest or may be damaged; nothing else would ever write them again. What is there is
+    only read. A card that cannot be made is named in a warning, because a set is whole without it.
+
+    Args:
+        shards: the set of the present listing of `source`, which later listings are compared with from now on.
+
+    Raises:
+        StepError: the store does not answer or refuses.
+    """
+    key = storage.name(shards.uri)
+    write_pointer(newest_uri(source, data, root), key)
+    content = _content_uri(root, shards.fingerprint)
     try:
-        manifest = storage.read_json(storage.join(uri, MANIFEST))
-    except FileNotFoundError:
-        return None
-    if manifest.get("format") != FORMAT:
-        return None
-    return ShardSet.from_manifest(uri, manifest), manifest
+        leads_to_a_set = find_content(shards.fingerprint, root) is not None
+    except DamagedError:
+        leads_to_a_set = False
+    if not leads_to_a_set:
+        write_pointer(content, key)
+
+    if read_card(shards.uri) and read_preview(shards.uri):
+        return
+    try:
+        manifest = read_manifest(shards.uri)
+        columns = [name for name in column_names(manifest) if name not in _NOT_IN_CARD]
+        table, rejected = read_samples(shards.uri, manifest, columns), read_rejected(shards.uri)
+        write_card(shards.uri, manifest, table, rejected, source=data.source)
+        logger.warning("%s: was missing or damaged; written anew", storage.join(shards.uri, CARD))
+    except (FileNotFoundError, StepError) as error:
+        logger.warning("%s: cannot be written anew: %s", storage.join(shards.uri, CARD), error)
 
 
-def _count_against(rejected: dict[str, int]) -> int:
+def _count_against(rejected: Mapping[str, int]) -> int:
     """Return the number of rejects that `data.max_rejected` limits: all but the duplicates."""
     return sum(count for kind, count in rejected.items() if kind != "duplicate")
 
@@ -132,11 +180,12 @@ def write_shards(
     uri = _uri(root, shard_key(data, source))
 
     # Return a finished set. It may have been made when more rejects were allowed.
-    existing = _read_set(uri)
-    if existing is not None:
-        shards, manifest = existing
+    manifest = find_manifest(uri)
+    if manifest is not None:
+        shards = ShardSet.from_manifest(uri, manifest)
         if _count_against(manifest["rejected"]) > data.max_rejected:
-            _check_rejects(read_rejected(uri), data, uri=uri, total=len(source.images))
+            _check_rejects(_known_rejects(uri), manifest["rejected"], data, uri=uri, total=len(source.images))
+        complete_set(shards, source, data, root)
         return shards
 
     # Do the chunks, then finish the set, unless another process has finished it while this one waited.
@@ -144,6 +193,8 @@ def write_shards(
     names = _build(source, data, uri, work, (pmap, progress))
     with scratch(uri, "table") as folder:
         found = find_shards(source, data, root)
+        if found is not None:
+            complete_set(found, source, data, root)
         return found or _finish(_BuiltSet(source, data, storage.absolute(root), uri, work, names), folder)
 
 
@@ -216,22 +267,22 @@ def _finish(made: _BuiltSet, folder: Path) -> ShardSet:
     explain_duplicates(rejected, _row_groups(file))
     lines = "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejected)
     storage.write_bytes(storage.join(made.uri, REJECTED), lines.encode())
-    _check_rejects(rejected, made.data, uri=made.uri, total=len(made.source.images))
+    kinds = Counter(reject["kind"] for reject in rejected)
+    _check_rejects(rejected, kinds, made.data, uri=made.uri, total=len(made.source.images))
 
     # Write the card.
     manifest |= _content_facts(made, chunks, merged, rejected)
-    columns = [name for name in pq.read_schema(file).names if name not in ("token", "bytes", "source_sha256", "sha256")]
+    columns = [name for name in pq.read_schema(file).names if name not in _NOT_IN_CARD]
     write_card(made.uri, manifest, pq.read_table(file, columns=columns), rejected, source=made.data.source)
 
     # Write the manifest, then the files that lead to the set.
     manifest["table"] = _place_table(made, file)
     storage.write_json(storage.join(made.uri, MANIFEST), manifest)
-    key = {"key": storage.name(made.uri)}
-    storage.write_json(newest_uri(made.source, made.data, made.root), key)
-    storage.write_json(_content_uri(made.root, merged.fingerprint), key)
     shards = read_shards(made.uri)
     if shards is None:
         raise StepError(f"{made.uri}: its manifest was removed while it was made; run the same command again")
+    write_pointer(_content_uri(made.root, shards.fingerprint), storage.name(made.uri))
+    complete_set(shards, made.source, made.data, made.root)
     return shards
 
 
@@ -278,18 +329,19 @@ def _content_facts(
     }
 
 
-def _parent_entries(work: Work, resolution: int) -> list[dict[str, Any]]:
+def _parent_entries(work: Work, resolution: int) -> list[TarEntry]:
     """Return the manifest's entries of the parent's tars at one resolution, with URLs relative to the new set."""
     if work.change.parent is None:
         return []
+    assert work.manifest is not None
     level = next(level for level in work.manifest["datasets"] if level["resolution"] == resolution)
     # The folders of all sets are beside each other, so `../` leads to whichever set wrote the tar.
-    return [entry | {"url": f"../{locate(work.change.parent, entry['url'])}"} for entry in level["shardlist"]]
+    return [{**entry, "url": f"../{locate(work.change.parent, entry['url'])}"} for entry in level["shardlist"]]
 
 
-def _own_entries(made: _BuiltSet, chunks: Sequence[FinishedChunk], resolution: int) -> list[dict[str, Any]]:
+def _own_entries(made: _BuiltSet, chunks: Sequence[FinishedChunk], resolution: int) -> list[TarEntry]:
     """Return the manifest's entries of the tars of the chunks at one resolution."""
-    entries = []
+    entries: list[TarEntry] = []
     for name, chunk in zip(made.names, chunks, strict=True):
         sha256, num_bytes = chunk.tars.get(
             resolution, ("", 0)
@@ -319,6 +371,7 @@ def _with_parent(made: _BuiltSet, chunks: Sequence[FinishedChunk]) -> pa.Table:
     """Return the rows of the parent that stay and those of the new chunks, in canonical order."""
     work, size = made.work, shard_size(made.data)
     assert work.change.parent is not None
+    assert work.manifest is not None
 
     # The rows of the parent.
     old = read_samples(_uri(made.root, work.change.parent), work.manifest)
@@ -333,16 +386,36 @@ def _with_parent(made: _BuiltSet, chunks: Sequence[FinishedChunk]) -> pa.Table:
     return whole.take(pa.array(order))
 
 
-def _check_rejects(rejected: Sequence[Rejected], data: DataConfig, *, uri: str, total: int) -> None:
-    """Raise StepError if there are more rejects than `data` allows, or nothing but rejects."""
-    kinds = Counter(reject["kind"] for reject in rejected)
+def _known_rejects(uri: str) -> list[Rejected]:
+    """Return the rejects of a finished set as far as its list is there; its manifest has their number."""
+    try:
+        return read_rejected(uri)
+    except FileNotFoundError:
+        return []
+
+
+def _check_rejects(
+    rejected: Sequence[Rejected], kinds: Mapping[str, int], data: DataConfig, *, uri: str, total: int
+) -> None:
+    """Raise StepError if there are more rejects than `data` allows, or nothing but rejects.
+
+    Args:
+        rejected: the rejects, of which some are named.
+        kinds: the number of rejects by kind.
+        uri: folder of the set.
+        total: number of images of the source.
+    """
     count = _count_against(kinds)
-    if count <= data.max_rejected and len(rejected) < total:
+    if count <= data.max_rejected and sum(kinds.values()) < total:
         return
     shown = [f"{reject['path']} ({reject['reason']})" for reject in rejected if reject["kind"] != "duplicate"]
     named = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds) if kind != "duplicate")
     cure = "all of them" if count == total else f"these images, or set data.max_rejected={count} to leave them out"
+    where = storage.join(uri, REJECTED)
+    examples = f"{'; '.join(shown[:3])}{' ...' if len(shown) > 3 else ''}; all are in {where}"
+    if not rejected:
+        examples = f"their list {where} is missing; delete {storage.join(uri, MANIFEST)} to have it written again"
     raise StepError(
         f"data.source={data.source}: {count} of {total} images cannot be used ({named}), data.max_rejected={data.max_rejected}: "
-        f"{'; '.join(shown[:3])}{' ...' if len(shown) > 3 else ''}; all are in {storage.join(uri, REJECTED)}; repair or remove {cure}"
+        f"{examples}; repair or remove {cure}"
     )

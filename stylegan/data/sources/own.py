@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from stylegan import storage
-from stylegan.data.index import LevelIndex, read_level, read_samples
+from stylegan.data.index import LevelIndex, read_level, read_manifest, read_samples
 from stylegan.data.payload import decode
 from stylegan.data.shardset import MANIFEST, ShardSet
 from stylegan.data.sources import tar
@@ -22,17 +23,23 @@ from stylegan.data.sources.access.locator import Locator
 from stylegan.data.sources.access.ranges import COPY_BELOW, Packed, ReadRange, open_ranges
 from stylegan.data.sources.access.uris import file_token
 from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
-from stylegan.errors import StepError, one_line
+from stylegan.errors import DamagedError, StepError
+from stylegan.records import check
 
 _KIND = "wids-shard-index-v1"
+_CURE = "make the shards again"
 
 
 def is_set(files: Files) -> bool:
     """Return True if a folder has the manifest of a set of shards at its top."""
     if MANIFEST not in files.tokens:
         return False
-    manifest = storage.read_json(files.uri(MANIFEST))
-    return isinstance(manifest, dict) and manifest.get("__kind__") == _KIND
+    index = storage.read_json(files.uri(MANIFEST), Any, cure=_CURE)
+    if isinstance(index, dict) and index.get("__kind__") == _KIND:
+        return True
+    if any(name.startswith("r0004/") for name in files.tokens):  # shards whose manifest was overwritten
+        raise DamagedError(f"{files.uri(MANIFEST)}: is damaged (it is not a manifest of the shards beside it); {_CURE}")
+    return False
 
 
 def list_images(files: Files) -> Listing:
@@ -44,13 +51,20 @@ def list_images(files: Files) -> Listing:
     Raises:
         StepError: the manifest, the table or a tar is damaged, or the index lists a file outside its folder.
     """
-    manifest = storage.read_json(files.uri(MANIFEST))
-    return _list_own(files, manifest) if "table" in manifest else _list_foreign(files, manifest)
+    index = storage.read_json(files.uri(MANIFEST), dict[str, Any], cure=_CURE)
+    return _list_own(files) if "table" in index else _list_foreign(files, index)
+
+
+class _Tar(TypedDict):
+    """An entry of a wids index."""
+
+    url: str
 
 
 def _list_foreign(files: Files, manifest: dict[str, Any]) -> Listing:
     """List the images of the tars that a wids index names."""
-    urls = [entry.get("url", "") for entry in manifest.get("shardlist", [])]
+    entries = check(manifest.get("shardlist", []), list[_Tar], origin=files.uri(MANIFEST), cure=_CURE)
+    urls = [entry["url"] for entry in entries]
     refused = next((url for url in urls if not _is_tar_below(url)), None)
     if refused is not None or not urls:
         raise StepError(
@@ -65,15 +79,11 @@ def _is_tar_below(url: str) -> bool:
     return bool(tar.NAMES.fullmatch(url)) and not url.startswith("/") and ".." not in url.split("/")
 
 
-def _list_own(files: Files, manifest: dict[str, Any]) -> Listing:
+def _list_own(files: Files) -> Listing:
     """List the images of a set that this program wrote, from its table of samples."""
     # Read manifest and table.
-    try:
-        shards = ShardSet.from_manifest(files.root, manifest)
-    except (KeyError, ValueError) as error:
-        raise StepError(
-            f"data.source={files.source}: {MANIFEST} is damaged ({one_line(error)}); make the shards again"
-        ) from error
+    manifest = read_manifest(files.root)
+    shards = ShardSet.from_manifest(files.root, manifest)
     level = read_level(shards, shards.resolutions[-1])
     rows = read_samples(files.root, manifest, ["path", "sha256"])
 

@@ -11,6 +11,7 @@ instead, "is of class k". Classifiers depend on the images alone, not on any gen
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from stylegan import storage
 from stylegan.config.sections import EvaluationConfig, ModelConfig
 from stylegan.data.loading.loader import ImageTable, load_images
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import StepError
+from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.evaluation.features.embedded import SMALLEST_SET, Pmap
 from stylegan.evaluation.metrics.numerics import exact_float32, stream
 from stylegan.evaluation.metrics.ppl import LARGEST_INPUT, average_down
@@ -39,10 +40,14 @@ MODEL = ModelConfig(mbstd_group=1)  # the paper's, whatever the run trains
 
 
 class AttributeNet:
-    """Trained classifiers, one for each attribute, from the bytes of their files."""
+    """Trained classifiers, one for each attribute, from their URIs and the bytes of their files.
 
-    def __init__(self, files: list[bytes], device: str = "cpu") -> None:
-        self.networks = [_load(data).to(device) for data in files]
+    Raises:
+        DamagedError: a file does not hold what was written there.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], device: str = "cpu") -> None:
+        self.networks = [_load(data, uri).to(device) for uri, data in files.items()]
 
     @torch.no_grad()
     def attributes(self, images: Tensor) -> Tensor:
@@ -184,12 +189,18 @@ def _accuracy(network: Discriminator, examples: _Examples) -> float:
     return num_right / len(examples.held_out)
 
 
-def _load(data: bytes) -> Discriminator:
+def _load(data: bytes, uri: str) -> Discriminator:
     """Build a classifier from the bytes of its file; the weights say how large its images are."""
-    state = safetensors.torch.load(data)
-    num_levels = sum(name.startswith("from_rgb.") and name.endswith(".weight") for name in state)
-    with torch.device("meta"):  # draws no weights: loading leaves the global random state alone
-        network = Discriminator(MODEL, resolution=2 << num_levels, channels=state["from_rgb.0.weight"].shape[1])
-    # `load_state_dict` copies, so that in memory the weights have the layout that the layers want.
-    network.to_empty(device="cpu").load_state_dict(state)
+    try:
+        state = safetensors.torch.load(data)
+        num_levels = sum(name.startswith("from_rgb.") and name.endswith(".weight") for name in state)
+        with torch.device("meta"):  # draws no weights: loading leaves the global random state alone
+            network = Discriminator(MODEL, resolution=2 << num_levels, channels=state["from_rgb.0.weight"].shape[1])
+        # `load_state_dict` copies, so that in memory the weights have the layout that the layers want.
+        network.to_empty(device="cpu").load_state_dict(state)
+    except Exception as error:  # damaged and foreign files raise errors of many types
+        raise DamagedError(
+            f"{uri}: is not a classifier of attributes ({one_line(error, 200)}); delete it and run the same command "
+            "again, which trains it anew"
+        ) from error
     return network.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,7 +23,7 @@ from stylegan import storage
 from stylegan.config.sections import EvaluationConfig
 from stylegan.data.loading.loader import load_images
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import ConfigError, StepError
+from stylegan.errors import ConfigError, DamagedError, StepError, one_line
 from stylegan.evaluation.features.embedded_training import train_network
 from stylegan.networks.classifier import Classifier
 from stylegan.progress import Progress
@@ -141,16 +141,24 @@ def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     except FileNotFoundError:
         raise ConfigError(f"evaluation.features={uri}: there is no such file; {allowed}") from None
     try:
+        return _open(data, uri, device)
+    except DamagedError as error:
+        raise ConfigError(f"evaluation.features={error}; {allowed}") from error
+
+
+def _open(data: bytes, uri: str, device: str) -> FeatureNet:
+    """Build a network from the bytes of its file. Raise DamagedError, without a cure, if they hold no such network."""
+    try:
         facts = _read_facts(data)
         with torch.device("meta"):  # draws no weights: loading leaves the global random state alone
             network = Classifier(
                 resolution=facts.resolution, channels=facts.channels, num_classes=len(facts.label_names)
             )
         network.load_state_dict(safetensors.torch.load(data), assign=True)
-    except (ValidationError, ValueError, LookupError, TypeError, RuntimeError, safetensors.SafetensorError):
-        raise ConfigError(
-            f"evaluation.features={uri}: is not a feature network of this version of the program; {allowed}"
-        ) from None
+    except Exception as error:  # damaged and foreign files raise errors of many types
+        raise DamagedError(
+            f"{uri}: is not a feature network of this version of the program ({one_line(error, 200)})"
+        ) from error
     network.to(device).eval().requires_grad_(False)
     return FeatureNet(network, facts, hashlib.sha256(data).hexdigest(), storage.absolute(uri))
 
@@ -181,6 +189,7 @@ def obtain_features(
 
     Raises:
         ConfigError: as `check_embedded`; or fewer than two classes; or the network is for images of another shape.
+        DamagedError: the network in {root}/features is not what was written there.
         StepError: too few images to train on.
     """
     # Train a network that is not in storage yet.
@@ -195,8 +204,15 @@ def obtain_features(
             kind = cast(EmbeddedKind, evaluation.features)
             _train_on_worker(TrainRequest(kind, shards, evaluation.seed, device, uri), pmap)
 
+        # Our own file: the user has no other to give.
+        try:
+            features = _open(storage.read_bytes(uri), uri, "cpu")
+        except DamagedError as error:
+            raise DamagedError(f"{error}; delete it and run the same command again, which trains it anew") from error
+    else:
+        features = load_features(uri)
+
     # Refuse a network for images of another shape.
-    features = load_features(uri)
     shape = (features.facts.channels, features.facts.resolution)
     data_shape = load_images(shards, max(shards.resolutions)).images.shape[1:3]
     if shape != data_shape:

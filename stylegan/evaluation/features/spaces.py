@@ -14,6 +14,7 @@ metric's protocol, so numbers from different networks never compare.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,6 +34,7 @@ from stylegan.evaluation.metric_table import METRICS, Role
 from stylegan.networks.inception import load_inception
 from stylegan.networks.vgg import load_lpips, load_vgg16
 
+logger = logging.getLogger("stylegan")
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
@@ -177,9 +179,20 @@ def _copy_below_root(name: WeightName, evaluation: EvaluationConfig, root: str) 
     """Copy a public weight file to {root}/features and return its URI there and its digest."""
     data, sha256 = weights.fetch(name, getattr(evaluation.weights, name))
     uri = storage.join(storage.absolute(root), "features", f"{name}-{sha256[:10]}.pth")
-    if not storage.exists(uri):
+    if not _holds(uri, sha256):
         storage.write_bytes(uri, data)
     return uri, sha256
+
+
+def _holds(uri: str, sha256: str) -> bool:
+    """Return whether a file has these bytes; one with others is damaged, and named in a warning."""
+    try:
+        found = _sha256(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return False
+    if found != sha256:
+        logger.warning("%s: is damaged (its SHA-256 is %s, not %s); it is written anew", uri, found, sha256)
+    return found == sha256
 
 
 def _sha256(data: bytes) -> str:
@@ -216,11 +229,11 @@ def open_network(network: Network, device: str) -> Any:
     """Load a network to its device, once per process: a FeatureNet, InceptionV3, VGG16, LPIPS or AttributeNet.
 
     Raises:
-        StepError: a file has changed since the digest was taken.
+        StepError: a file has changed since the digest was taken, or is damaged.
     """
-    files = [storage.read_bytes(uri) for uri in network.uris]
-    if weights.join_digests(map(_sha256, files)) != network.sha256:
-        raise StepError(f"{network.uris[0]}: changed during the evaluation; run the same command again")
+    files = {uri: storage.read_bytes(uri) for uri in network.uris}
+    if weights.join_digests(map(_sha256, files.values())) != network.sha256:
+        raise StepError(f"{', '.join(network.uris)}: changed during the evaluation; run the same command again")
     if network.name == "attributes":
         return AttributeNet(files, device)
     published: dict[str, Callable[..., nn.Module]] = {
@@ -229,5 +242,5 @@ def open_network(network: Network, device: str) -> Any:
         "lpips": load_lpips,
     }
     if network.name in published:
-        return published[network.name](*files).to(device)
+        return published[network.name](*files.values()).to(device)
     return load_features(network.uris[0], device)

@@ -18,9 +18,14 @@ logger = logging.getLogger("stylegan")
 
 
 def read_report(folder_uri: str) -> Report | None:
-    """Return the report of a folder, with the present URIs of its figures; None if the folder has no report."""
+    """Return the report of a folder, with the present URIs of its figures; None if the folder has no report.
+
+    Raises:
+        DamagedError: the report is not what was written there.
+    """
+    cure = "delete it and run the same command again, which measures again"
     try:
-        report = Report.model_validate(storage.read_json(storage.join(folder_uri, "report.json")))
+        report = storage.read_json(storage.join(folder_uri, "report.json"), Report, cure=cure)
     except FileNotFoundError:
         return None
     # The storage root may have moved since; the figures are in the report's folder.

@@ -1,5 +1,6 @@
 """Incremental sharding: the work grows with the change, and the content equals that of shards made anew."""
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -171,7 +172,7 @@ def test_changed_labels_are_changed_images(folder, tmp_path):
     )
     data = config(folder)
     old = make(data, tmp_path)
-    labels = storage.read_json(str(folder / "dataset.json"))["labels"]
+    labels = json.loads((folder / "dataset.json").read_bytes())["labels"]
     storage.write_json(
         str(folder / "dataset.json"), {"labels": [[path, int(path == "cat/2.png")] for path, _ in labels]}
     )
@@ -302,3 +303,78 @@ def test_sets_name_their_reader(folder, tmp_path, draw_images):
     nested = draw_images(tmp_path / "above" / "inner", ["cat/1.png", "dog/2.png"]).parent
     assert [open_source(config(path)).reader for path in (folder, nested)] == ["folder", "base"]
     assert unaltered(open_source(config(folder)), config(folder)).reader == "unaltered"
+
+
+def newest(root: Path) -> Path:
+    (pointer,) = Path(root, "datasets").glob("newest-*.json")
+    return pointer
+
+
+def test_a_set_that_lacks_what_leads_to_it_gets_it_at_the_next_call(folder, tmp_path, draw_images):
+    """A process may be killed after the manifest. What it had still to write is written by the next call, which makes no
+    image again, so that a later change builds on that set.
+    """
+    data = config(folder)
+    old = make(data, tmp_path)
+    names = {path.name: path.read_bytes() for path in Path(tmp_path, "datasets").glob("*.json")}
+    assert len(names) == 2
+    for name in names:
+        Path(tmp_path, "datasets", name).unlink()
+    seen: list[int] = []
+    assert make(data, tmp_path, seen) == old
+    assert {path.name: path.read_bytes() for path in Path(tmp_path, "datasets").glob("*.json")} == names
+
+    # Killed when there was an older set already.
+    draw_images(folder / "cat", ["a.png"], size=(30, 31))
+    grown = make(data, tmp_path)
+    newest(tmp_path).write_bytes(names[newest(tmp_path).name])
+    assert make(data, tmp_path, seen) == grown
+    assert seen == []
+    draw_images(folder / "cat", ["b.png"], size=(31, 32))
+    assert change(data, tmp_path) == Change(new=1, changed=0, deleted=0, kept=41, parent=storage.name(grown.uri))
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b"{}"), Path.unlink], ids=["damaged", "missing"])
+@pytest.mark.parametrize("name", ["card.json", "preview.png"])
+def test_a_card_that_is_damaged_or_gone_is_made_anew(folder, tmp_path, caplog, name, harm):
+    data = config(folder)
+    shards = make(data, tmp_path)
+    path = Path(shards.uri, name)
+    content = path.read_bytes()
+    harm(path)
+    assert make(data, tmp_path) == shards
+    assert path.read_bytes() == content
+    assert f"{shards.uri}/card.json: was missing or damaged; written anew" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"key": 3}', b'{"key": "../x"}'])
+def test_a_damaged_file_that_leads_to_the_newest_set_is_told_before_all_is_sharded_anew(
+    folder, tmp_path, draw_images, content
+):
+    data = config(folder)
+    make(data, tmp_path)
+    whole = newest(tmp_path).read_bytes()
+    newest(tmp_path).write_bytes(content)
+    draw_images(folder / "cat", ["a.png"], size=(30, 31))
+    for step in (change, make):
+        with pytest.raises(
+            StepError, match=rf"^{newest(tmp_path)}: is damaged \([^\n]+\); run `stylegan shard` with the"
+        ):
+            step(data, tmp_path)
+    (folder / "cat" / "a.png").unlink()
+    make(data, tmp_path)
+    assert newest(tmp_path).read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "rejected.jsonl", "manifest.json", "r0004/train-000001.tar"])
+def test_why_everything_is_made_anew_is_told(folder, tmp_path, draw_images, caplog, name):
+    """A set that cannot be built on is named in a warning, unless it was deleted as a whole."""
+    data = config(folder)
+    shards = make(data, tmp_path)
+    path = Path(shards.uri, name)
+    path.unlink() if name.endswith(".tar") else path.write_bytes(b"none\n")
+    draw_images(folder / "cat", ["a.png"], size=(30, 31))
+    caplog.clear()
+    assert change(data, tmp_path).parent is None
+    assert (shards.uri if name.endswith(".tar") else str(path)) in caplog.text
+    assert "sharded anew" in caplog.text

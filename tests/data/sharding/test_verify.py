@@ -1,6 +1,8 @@
 """Verification: a whole set has no problems, and every changed byte is found and named."""
 
+import copy
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.index import read_manifest, read_samples
 from stylegan.data.sharding.verify import verify
-from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.sharding.write_shards import read_shards, write_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError
@@ -96,12 +98,72 @@ def test_other_facts_are_proven(shards):
 
 
 def test_what_is_no_set_is_one_line(shards, tmp_path):
-    with pytest.raises(StepError, match=r"manifest\.json: missing"):
-        verify(str(tmp_path))
+    for folder, example in (
+        (tmp_path / "root", rf"such as {shards.uri}$"),  # storage.root instead of the set
+        (tmp_path, r"such as \{storage\.root\}/datasets/KEY$"),
+        (tmp_path / "none", r"no such folder, or it is empty\); give"),
+    ):
+        with pytest.raises(StepError, match=rf"^{folder}: is no set of shards \(.*{example}") as caught:
+            verify(str(folder))
+        assert "delete" not in str(caught.value)
     manifest = read_manifest(shards.uri)
     storage.write_json(storage.join(shards.uri, "manifest.json"), manifest | {"format": 1})
     with pytest.raises(StepError, match="format 1"):
         verify(shards.uri)
+
+
+def test_a_manifest_that_contradicts_itself_is_no_whole_set(shards):
+    """A missing level or tar, other counts or sizes: each is told by `verify`, and where the manifest is read."""
+    whole, uri = read_manifest(shards.uri), storage.join(shards.uri, "manifest.json")
+
+    def change(edit: Callable[[dict], object]) -> None:
+        manifest = copy.deepcopy(whole)
+        edit(manifest)
+        storage.write_json(uri, manifest)
+
+    contradictions: list[Callable[[dict], object]] = [
+        lambda m: m["datasets"].clear(),
+        lambda m: m["datasets"].pop(1),
+        lambda m: m["datasets"].pop(),
+        lambda m: m["datasets"][1].update(shardlist=[]),
+        lambda m: m["datasets"][2]["shardlist"].pop(),
+        lambda m: m["shardlist"].pop(),
+        lambda m: [level["shardlist"].pop() for level in m["datasets"]],
+        lambda m: m["datasets"][0]["shardlist"][0].update(nsamples=6),
+        lambda m: m["datasets"][0]["shardlist"][1].update(url=m["datasets"][0]["shardlist"][0]["url"]),
+        lambda m: m["datasets"][0].update(resolution=8),
+        lambda m: m["datasets"].reverse(),
+        lambda m: m.update(resolutions=[4, 8]),
+        lambda m: m["parameters"].update(resolution=8),
+        lambda m: m.update(num_images=400),
+        lambda m: m.update(num_images=float("nan")),
+        *[lambda m, key=key: m.pop(key) for key in whole if key not in ("__kind__", "wids_version", "parent")],
+    ]
+    for edit in contradictions:
+        change(edit)
+        with pytest.raises(
+            StepError, match=rf"^{uri}: is damaged \([^\n]+\); delete this file and run `stylegan shard`"
+        ):
+            verify(shards.uri)
+        with pytest.raises(StepError, match=rf"^{uri}: is damaged"):
+            read_shards(shards.uri)
+
+    def count_more(manifest: dict) -> None:
+        for entries in (*(level["shardlist"] for level in manifest["datasets"]), manifest["shardlist"]):
+            entries[0]["nsamples"] += 1
+
+    change(count_more)
+    problems = verify(shards.uri).problems
+    assert len(problems) == 3
+    assert all("train-000000.tar: has 5 samples, the manifest says 6" in problem for problem in problems)
+    change(lambda m: m["datasets"][0]["shardlist"][0].update(filesize=3))
+    (problem,) = verify(shards.uri).problems
+    assert "bytes, the manifest says 3" in problem
+    change(lambda m: m.update(num_rejected=1))
+    (problem,) = verify(shards.uri).problems
+    assert problem == f"{shards.uri}/rejected.jsonl: has 0 lines, its manifest says 1"
+    change(lambda m: m.update(of_the_future=1))
+    assert verify(shards.uri).problems == ()
 
 
 def test_rejects_and_parents_are_part_of_the_proof(image_folder, tmp_path, draw_images):

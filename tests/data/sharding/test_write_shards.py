@@ -26,9 +26,9 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.decode import prepare
+from stylegan.data.index import read_manifest
 from stylegan.data.sharding.write_shards import find_content, find_shards, read_shards, shard_key, write_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
@@ -134,7 +134,7 @@ def test_order_mixes_classes(tmp_path, draw_images):
 def test_manifest_is_the_index(image_folder, tmp_path):
     """The manifest lists every tar with its size, samples and SHA-256, the labels, and the settings."""
     shards = make(config(image_folder, images_per_shard=5), tmp_path)
-    manifest = storage.read_json(storage.join(shards.uri, "manifest.json"))
+    manifest = json.loads(Path(shards.uri, "manifest.json").read_bytes())
     assert manifest["__kind__"] == "wids-shard-index-v1"
     assert manifest["fingerprint"] == shards.fingerprint
     assert manifest["label_counts"] == {"cat": 7, "dog": 5}
@@ -162,7 +162,7 @@ def test_manifest_is_the_index(image_folder, tmp_path):
 def test_tars_are_limited_by_their_pixels(image_folder, tmp_path):
     """A tar has at most shard_mb of raw pixels at the final resolution."""
     data = config(image_folder, resolution=512, shard_mb=3)  # an image has 0.79 MB
-    entries = storage.read_json(storage.join(make(data, tmp_path).uri, "manifest.json"))["shardlist"]
+    entries = read_manifest(make(data, tmp_path).uri)["shardlist"]
     assert [entry["nsamples"] for entry in entries] == [3, 3, 3, 3]
 
 
@@ -296,7 +296,7 @@ def test_every_kind_of_reject_is_listed(image_folder, tmp_path, draw_images):
     assert found[copies.pop()]["reason"] == f"the same bytes as {kept}"
     assert all(line["reason"] and line["bytes"] == (image_folder / path).stat().st_size for path, line in found.items())
     assert len({row["path"] for row in rows(shards)} & found.keys()) == 0
-    manifest = storage.read_json(storage.join(shards.uri, "manifest.json"))
+    manifest = json.loads(Path(shards.uri, "manifest.json").read_bytes())
     assert manifest["rejected"] == dict(Counter(line["kind"] for line in found.values()))
 
 
@@ -490,3 +490,17 @@ def test_several_at_once_end_well(image_folder, tmp_path):
         thread.join()
     assert len(done) == 4
     assert tree(done[0].uri) == tree(expected.uri)
+
+
+def test_too_many_rejects_are_told_even_without_their_list(image_folder, tmp_path):
+    """A finished set may have more rejects than are allowed now; its list of them may have been deleted."""
+    (image_folder / "cat" / "bad.png").write_bytes(b"none")
+    shards = make(config(image_folder, max_rejected=1), tmp_path)
+    for content, words in ((None, "is missing; delete"), (b"{}\n", "line 1: is damaged")):
+        path = Path(shards.uri, "rejected.jsonl")
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(StepError, match=rf"{path}.*{words}"):
+            make(config(image_folder), tmp_path)
+    Path(shards.uri, "manifest.json").unlink()
+    assert make(config(image_folder, max_rejected=1), tmp_path) == shards
+    assert json.loads(path.read_bytes())["path"] == "cat/bad.png"
