@@ -422,6 +422,11 @@ def test_a_champion_of_other_making_is_one_line(registry):
     registry.client.set_registered_model_alias("tiny", "champion", "1")
     with pytest.raises(StepError, match=r"no tag stylegan\.report"):
         store.champion(registry.config)
+    for tag in ("{}", "[", "null"):
+        registry.client.set_model_version_tag("tiny", "1", "stylegan.report", tag)
+        line = r"^tiny@champion is version 1, whose tag stylegan\.report: is damaged \([^\n]+\); remove the alias"
+        with pytest.raises(StepError, match=line):
+            store.champion(registry.config)
 
 
 def test_nothing_is_written_into_the_working_folder(

@@ -41,7 +41,9 @@ def test_every_class_is_an_attribute_and_is_learnt(shards: ShardSet, root: str) 
     uris = obtain_attributes(BRIEF, shards, root=root)
     assert [storage.name(uri) for uri in uris] == ["0000.safetensors", "0001.safetensors"]
     table = load_images(shards, 8)
-    logits = AttributeNet([storage.read_bytes(uri) for uri in uris]).attributes(to_float(torch.tensor(table.images)))
+    logits = AttributeNet({uri: storage.read_bytes(uri) for uri in uris}).attributes(
+        to_float(torch.tensor(table.images))
+    )
     right = (logits.numpy() > 0) == attribute_values(shards, table)
     assert right.mean(axis=0).min() > 0.9
 
@@ -79,7 +81,7 @@ def test_what_is_learnt_depends_on_budget_seed_and_data(shards: ShardSet, tmp_pa
 
 def test_a_network_is_the_discriminator_without_minibatch_statistics(shards: ShardSet, root: str) -> None:
     """The logit of an image does not depend on the others in its batch."""
-    net = AttributeNet([storage.read_bytes(uri) for uri in obtain_attributes(BRIEF, shards, root=root)])
+    net = AttributeNet({uri: storage.read_bytes(uri) for uri in obtain_attributes(BRIEF, shards, root=root)})
     images = to_float(torch.tensor(load_images(shards, 8).images[:9]))
     torch.testing.assert_close(net.attributes(images)[:2], net.attributes(images[:2]))
 
@@ -121,7 +123,9 @@ def test_attributes_of_the_shards_are_learnt_one_by_one(described: ShardSet, roo
     assert set(map(tuple, values[:, :2].tolist())) == {(False, False), (False, True), (True, False), (True, True)}
     assert values[:, 2].all()
     uris = obtain_attributes(BRIEF, described, root=root)
-    logits = AttributeNet([storage.read_bytes(uri) for uri in uris]).attributes(to_float(torch.tensor(table.images[:])))
+    logits = AttributeNet({uri: storage.read_bytes(uri) for uri in uris}).attributes(
+        to_float(torch.tensor(table.images[:]))
+    )
     assert ((logits.numpy() > 0) == values).mean(axis=0).min() > 0.9
 
 
@@ -145,3 +149,12 @@ def test_too_few_images_are_a_reason(shards: ShardSet, root: str) -> None:
     few = shards.model_copy(update={"num_images": 9, "fingerprint": "few"})
     with pytest.raises(StepError, match="9 images are too few to train attribute classifiers; at least 10"):
         obtain_attributes(BRIEF, few, root=root)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", bytes(64)])
+def test_a_damaged_network_is_named_with_its_cure(content: bytes) -> None:
+    line = (
+        r"^s/0000\.safetensors: is not a classifier of attributes \([^\n]+\); delete it and run the same command again"
+    )
+    with pytest.raises(StepError, match=line):
+        AttributeNet({"s/0000.safetensors": content})

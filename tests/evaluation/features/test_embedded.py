@@ -170,6 +170,20 @@ def test_a_damaged_network_is_refused(net: FeatureNet, tmp_path: Path) -> None:
         load_features(uri)
 
 
+def test_our_own_network_is_trained_anew_after_the_damaged_file_is_deleted(
+    shards: ShardSet, net: FeatureNet, root: str
+) -> None:
+    """It is not the user's file, so the cure is not another setting."""
+    whole = storage.read_bytes(net.uri)
+    for content in (b"", b"{}", whole[:-100]):
+        storage.write_bytes(net.uri, content)
+        with pytest.raises(
+            StepError, match=rf"^{net.uri}: is not a feature network [^\n]+; delete it and run the same"
+        ):
+            obtain_features(settings(net.facts.kind), shards, root=root)
+    storage.write_bytes(net.uri, whole)
+
+
 def test_a_network_for_other_images_is_refused(net: FeatureNet, shards: ShardSet, root: str) -> None:
     small = shards.model_copy(update={"resolutions": (4,)})
     with pytest.raises(ConfigError, match="measures 8x8 grey images, the data set has 4x4 grey"):
