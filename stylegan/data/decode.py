@@ -8,10 +8,15 @@ How each kind of file is treated:
 - ICC profile of grey, RGB or CMYK: the colours are converted to sRGB (perceptual intent). A profile changes nothing if
   it is broken, does not fit the mode, or equals sRGB within one unit of 255. Without a profile, pixels count as sRGB.
   gAMA and cHRM chunks are ignored.
-- 16-bit grey (PNG, TIFF; also as 32-bit integers up to 65535), 16-bit RGB and RGBA PNG: v becomes round(v / 257). Other
-  16-bit colour (grey with alpha, TIFF, JPEG 2000): the high byte is used. Floating point and larger integers have no
-  agreed range and are `unreadable`.
-- Alpha channel, transparent palette entry or transparent colour: the picture is laid on white.
+- 16-bit grey (PNG, TIFF, PGM, JPEG 2000; also as 32-bit integers up to 65535), 16-bit RGB and RGBA PNG: v becomes
+  round(v / 257). 12-bit grey TIFF: round(v / 4095 * 255). Other 16-bit colour (grey with alpha, TIFF, JPEG 2000): the
+  high byte is used. Floating point, signed bytes and larger integers have no agreed range and are `unreadable`.
+- Grey TIFF whose zero is white: turned around, at every depth.
+- Alpha channel, transparent palette entry or transparent colour: the picture is laid on white. The transparent colour of
+  a PNG is compared with all bits of the file.
+- A fourth channel that is no alpha: left out. It is none in a TGA whose header says so, in a BMP without a mask for it,
+  and where it is zero everywhere in a TGA, a BMP, or a TIFF or JPEG 2000 that does not say what it is.
+- Texts of any length in a PNG: left out. ICC profiles of up to 16 MB are used.
 - Palette: its colours are used. 1 bit: black and white.
 - CMYK without a profile, YCbCr, LAB: Pillow's conversion to RGB.
 - Colour where one channel is wanted: luma of ITU-R 601. Grey where three channels are wanted: three equal ones.
@@ -35,17 +40,18 @@ from io import BytesIO
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from stylegan.config.sections import DataConfig
-from stylegan.data.colour import from_16_bit, to_screen
+from stylegan.data.colour import to_screen
+from stylegan.data.containers import ORIENTED_BY, check_layout, completed, shortened
 from stylegan.errors import one_line
 
 Filter = Literal["lanczos", "bicubic", "box"]
 RejectKind = Literal["unreadable", "truncated", "too large", "too small"]
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
+_WITH_ALPHA = ("LA", "La", "RGBA", "RGBa")
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
-_ORIENTED_BY = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 # CelebA's crop: 128x128 around (89, 121) of the aligned images, as in StyleGAN's and ProGAN's tools.
 CELEBA_SIZE, CELEBA_BOX = (178, 218), (25, 57, 153, 185)
 
@@ -105,8 +111,9 @@ def decode(content: bytes, channels: Literal[1, 3], data: DataConfig | None = No
         image = _open_image(content)
         if data is not None:
             _check_size(image.size, data)
+        check_layout(image, content)
         image.load()
-        return to_screen(_upright(_all_bits(image, content)), channels)
+        return to_screen(_upright(completed(image, content)), channels)
     except Exception as error:  # decoders of damaged files raise nearly anything
         _refuse(error, content)
 
@@ -114,7 +121,7 @@ def decode(content: bytes, channels: Literal[1, 3], data: DataConfig | None = No
 def read_shape(content: bytes) -> tuple[int, int, int]:
     """Return width, height and channels of a picture as it is stored, from its header.
 
-    A palette counts as RGB. Transparency counts as one more channel.
+    A palette counts as RGB. Transparency counts as one more channel, also that of a transparent colour.
 
     Raises:
         UnreadableImage: not an image in a known format.
@@ -123,7 +130,8 @@ def read_shape(content: bytes) -> tuple[int, int, int]:
         image = _open_image(content)
     except Exception as error:
         _refuse(error, content)
-    channels = len(image.getbands()) if image.mode != "P" else 3 + image.has_transparency_data
+    colours = 3 if image.mode in ("P", "PA") else len(image.getbands()) - (image.mode in _WITH_ALPHA)
+    channels = colours + image.has_transparency_data
     return image.width, image.height, channels
 
 
@@ -132,13 +140,17 @@ def _open_image(content: bytes) -> ImageFile.ImageFile:
 
     That check warns or fails at a limit that is global to the process. The limit here is that of the config.
     """
-    file, failure = BytesIO(content), None
+    short, profile = shortened(content)
+    file, failure = BytesIO(short), None
     for accepts, opener in _openers():
         if accepts and accepts(content[:16]) is not True:
             continue
         try:
             file.seek(0)
-            return opener(file, "")
+            image: ImageFile.ImageFile = opener(file, "")
+            if profile is not None:
+                image.info["icc_profile"] = profile
+            return image
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             failure = failure or (error if accepts else None)
     raise failure or UnidentifiedImageError()
@@ -213,24 +225,9 @@ def _boxes_end(content: bytes) -> int:
     return start if start >= len(content) else len(content) + 1
 
 
-def _all_bits(image: Image.Image, content: bytes) -> Image.Image:
-    """Round the values of a 16-bit RGB or RGBA PNG to 8 bit; return any other picture unchanged.
-
-    Pillow keeps only the high bytes. Here the low bytes are read as well, so that the value can be rounded.
-    """
-    if image.format != "PNG" or image.mode not in ("RGB", "RGBA") or content[24] != 16 or content[25] == 4:
-        return image
-    low = PngImagePlugin.PngImageFile(BytesIO(content))
-    low.tile = [tile._replace(args=f"{image.mode};16L") for tile in low.tile]
-    low.load()
-    rounded = Image.fromarray(from_16_bit(np.asarray(image).astype(np.uint32) * 256 + np.asarray(low)))
-    rounded.info = image.info
-    return rounded
-
-
 def _upright(image: Image.Image) -> Image.Image:
     """Turn a picture upright by its EXIF orientation."""
-    if not any(name in image.info for name in _ORIENTED_BY):
+    if not any(name in image.info for name in ORIENTED_BY):
         return image
     # Pillow's parser of EXIF data raises nearly anything if they are damaged, but the picture itself is whole.
     with contextlib.suppress(Exception):
