@@ -38,3 +38,15 @@ class DivergedError(StepError):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an exception as one line of at most `limit` characters; its type if it has no message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """Return a foreign text as it may be shown, in at most `limit` characters.
+
+    Line breaks, other control characters, marks that turn the direction of writing and halves of characters are
+    written as escapes, such as `\\n`.
+    """
+    begun = text[: limit + 1]
+    if not begun.isprintable():
+        begun = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in begun)
+    return begun if len(begun) <= limit else f"{begun[: limit - 1]}\u2026"

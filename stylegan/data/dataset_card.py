@@ -220,7 +220,7 @@ def read_rejected(uri: str, limit: int | None = None) -> list[Rejected]:
         DamagedError: the list is not what was written.
         StepError: the store does not answer.
     """
-    cure = f"delete {storage.join(uri, MANIFEST)} and run `stylegan shard` again, which writes both anew"
+    cure = f"delete {storage.join(uri, MANIFEST)} and shard its images again, which writes both anew"
     return storage.read_json_lines(storage.join(uri, REJECTED), Rejected, cure=cure, limit=limit)
 
 

@@ -105,7 +105,7 @@ def _check_place(uri: str) -> None:
     names = storage.names(uri)
     if "chunks" in names and MANIFEST not in names:
         raise StepError(
-            f"{storage.join(uri, MANIFEST)}: missing; the set is not finished: run `stylegan shard` again, which goes on"
+            f"{storage.join(uri, MANIFEST)}: missing; the set is not finished: shard its images again, which goes on"
         )
     if "chunks" in names or any(name.startswith("samples") for name in names):
         return

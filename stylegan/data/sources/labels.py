@@ -5,6 +5,7 @@ A label is a class number or a vector of attributes. A label file is a `dataset.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import posixpath
@@ -16,7 +17,7 @@ from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.sources.access.uris import check_uri
 from stylegan.data.sources.base import ABOVE, LABEL_FILES, Label, Listing, SourceImage
-from stylegan.errors import ConfigError, StepError, one_line
+from stylegan.errors import ConfigError, StepError, one_line, shown
 
 MAX_CLASSES = 100_000
 MAX_ATTRIBUTES = 10_000
@@ -39,8 +40,22 @@ def label_images(data: DataConfig, listing: Listing, images: list[SourceImage]) 
 
     Raises:
         ConfigError: the source does not have the labels that are asked for.
-        StepError: the label file cannot be read, or does not fit the images.
+        StepError: the label file cannot be read, does not fit the images, or a name of a class is no text.
     """
+    labelled = _find_labels(data, listing, images)
+    for name in (*labelled.label_names, *labelled.attribute_names):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise StepError(
+                f"data.source={shown(data.source, 300)}: has the class or attribute {shown(name)}, which is no text in UTF-8; rename it "
+                "or set data.labels=none"
+            ) from None
+    return labelled
+
+
+def _find_labels(data: DataConfig, listing: Listing, images: list[SourceImage]) -> Labelled:
+    """Do the work of `label_images` without a look at the names."""
     if data.labels == "none":
         return _without(images)
 
@@ -135,7 +150,17 @@ def _names(source: str, names: tuple[str, ...], num: int) -> tuple[str, ...]:
         raise StepError(
             f"data.source={source}: has the label {num - 1}; must be a whole number from 0 to {MAX_CLASSES - 1}"
         )
-    return names or tuple(str(number) for number in range(num))
+    return distinct(names) or tuple(str(number) for number in range(num))
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes, with their number behind those that an earlier class has already."""
+    found: dict[str, None] = {}
+    for number, name in enumerate(names):
+        while name in found:
+            name = f"{name} ({number})"
+        found[name] = None
+    return tuple(found)
 
 
 # --- label files ------------------------------------------------------------------------------------------------------
@@ -200,36 +225,80 @@ def _require_images(where: str, labels: dict[str, Label], known: set[str]) -> No
     for path in labels:
         if path not in known:
             raise StepError(
-                f"{where} names {path}, which is not there; add the image, remove its line or set data.labels=none"
+                f"{where} names {shown(path)}, which is not there; add the image, remove its line or set data.labels=none"
             )
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse foreign JSON. Raise ValueError if it is not JSON, or is nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _parse_json(where: str, content: bytes) -> dict[str, Label] | None:
     """Return path and label of each image in a label file of StyleGAN2-ADA's form, or None if the file has no labels.
 
     Raises:
-        StepError: the file has another form, or a label has a wrong value.
+        StepError: the file has another form, a label has a wrong value, or an image has two different labels.
     """
     # Read the pairs of path and label.
     try:
-        entries = json.loads(content)["labels"]
-        if entries is None:
-            return None
-        labels = {path.replace("\\", "/"): label for path, label in entries}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise StepError(f"{where} is not of the form {_JSON_FORM}; mend it or set data.labels=none") from None
+        document = parse_json(content)
+    except ValueError as error:
+        raise _wrong_form(where, f"it is not JSON ({one_line(error, 100)})") from None
+    if not isinstance(document, dict) or "labels" not in document:
+        raise _wrong_form(where, "it has no entry `labels`")
+    entries = document["labels"]
+    if entries is None:
+        return None
+    if not isinstance(entries, list):
+        raise _wrong_form(where, f"`labels` is {shown(repr(entries))}")
+    pairs: dict[str, Any] = {}
+    for row, entry in enumerate(entries, start=1):
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+            raise _wrong_form(where, f"entry {row} of `labels` is {shown(repr(entry))}")
+        _add(where, pairs, entry[0].replace("\\", "/"), entry[1])
 
-    # Attribute vectors.
-    if any(isinstance(label, list) for label in labels.values()):
-        return _json_vectors(where, labels)
+    # Attribute vectors, or class numbers.
+    if any(isinstance(label, list) for label in pairs.values()):
+        return _json_vectors(where, pairs)
+    for path, label in pairs.items():
+        if label is not None:
+            class_number(f"{where} gives {shown(path)}", label)
+    return pairs or None
 
-    # Class numbers.
-    for path, label in labels.items():
-        if label is not None and (type(label) is not int or not 0 <= label < MAX_CLASSES):
-            raise StepError(
-                f"{where} gives {path} the label {label!r}; must be a whole number from 0 to {MAX_CLASSES - 1}"
-            )
-    return labels or None
+
+def _wrong_form(where: str, reason: str) -> StepError:
+    return StepError(f"{where} is not of the form {_JSON_FORM}: {reason}; mend it or set data.labels=none")
+
+
+def _add(where: str, labels: dict[str, Any], path: str, label: Any) -> None:
+    """Note the label of an image. Raise StepError if it has another one already."""
+    if path in labels and labels[path] != label:
+        raise StepError(
+            f"{where} gives {shown(path)} two labels, {shown(repr(labels[path]))} and {shown(repr(label))}; remove one of them "
+            "or set data.labels=none"
+        )
+    labels[path] = label
+
+
+def class_number(where: str, value: Any) -> int:
+    """Return a value that is a class number.
+
+    Args:
+        where: beginning of error messages, such as `a.cls gives`.
+
+    Raises:
+        StepError: the value is anything else than a whole number from 0 to MAX_CLASSES - 1.
+    """
+    if type(value) is not int or not 0 <= value < MAX_CLASSES:
+        raise StepError(
+            f"{where} the label {shown(repr(value))}; must be a whole number from 0 to {MAX_CLASSES - 1}, or a vector of 0 and 1; "
+            "mend it or set data.labels=none"
+        )
+    return value
 
 
 def _json_vectors(where: str, entries: dict[str, Any]) -> dict[str, Label]:
@@ -246,10 +315,10 @@ def _json_vectors(where: str, entries: dict[str, Any]) -> dict[str, Label]:
             not isinstance(label, list) or len(label) != length or not 0 < length <= MAX_ATTRIBUTES
         ):
             raise StepError(
-                f"{where} gives {path} the label {json.dumps(label)[:80]}, where others have {length} attributes; "
-                "all labels must be vectors of one length"
+                f"{where} gives {shown(path)} the label {shown(repr(label))}, where others have {length} attributes; "
+                f"all labels must be vectors of one length, from 1 to {MAX_ATTRIBUTES}"
             )
-        labels[path] = None if label is None else binary(f"{where} gives {path}", label, signs)
+        labels[path] = None if label is None else binary(f"{where} gives {shown(path)}", label, signs)
     return labels
 
 
@@ -261,11 +330,13 @@ def binary(where: str, values: Sequence[Any], signs: set[Any]) -> tuple[int, ...
         signs: the values that meant "no" in this source so far, 0 or -1. This function adds to it.
 
     Raises:
-        StepError: the vector has another value, or the source has both 0 and -1.
+        StepError: the vector is empty, has another value, or the source has both 0 and -1.
     """
+    if not values:
+        raise StepError(f"{where} no attributes; must be 0 or 1, or -1 or 1, for one attribute or more")
     for value in values:
         if value not in (-1, 0, 1):
-            raise StepError(f"{where} the attribute {str(value)[:40]!r}; must be 0 or 1, or -1 or 1")
+            raise StepError(f"{where} the attribute '{shown(str(value), 40)}'; must be 0 or 1, or -1 or 1")
     signs.update(int(value) for value in values if value < 1)
     if len(signs) > 1:
         raise StepError(
@@ -286,18 +357,26 @@ def _parse_table(where: str, content: bytes) -> tuple[tuple[str, ...], dict[str,
         StepError: the content is not such a table, or a value is not allowed.
     """
     # Read the rows.
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise StepError(f"{where} is not text in UTF-8 ({error}); give a .json, or a table of attributes") from None
-    rows = _celeba_rows(text) if text.partition("\n")[0].strip().isdigit() else csv.reader(StringIO(text))
+    if text.lstrip()[:1] in ("{", "["):
+        raise StepError(
+            f"{where} is JSON, not a table of attributes; give {_JSON_FORM} in a file whose name ends in .json"
+        )
+    lines = text.splitlines()
+    celeba = bool(lines) and lines[0].strip().isdigit()
+    rows = _celeba_rows(lines) if celeba else csv.reader(StringIO(text, newline=""))
 
     # The header, then the vectors.
     try:
         names = tuple(name.strip() for name in next(rows)[1:])
-        if not names or len(set(names)) < len(names):
+        if not all(names) or not 0 < len(names) == len(set(names)) <= MAX_ATTRIBUTES:
             raise StepError(
-                f"{where}: its header must name the image and then one attribute or more, each once; it names {len(names)}"
+                f"{where}: its header must name the image and then from 1 to {MAX_ATTRIBUTES} attributes, each once; it names "
+                f"{len(names)}, {shown(', '.join(names))}"
             )
         return names, _vectors(where, names, rows)
     except (StopIteration, csv.Error) as error:
@@ -306,17 +385,14 @@ def _parse_table(where: str, content: bytes) -> tuple[tuple[str, ...], dict[str,
         ) from None
 
 
-def _celeba_rows(text: str) -> Iterator[list[str]]:
+def _celeba_rows(lines: list[str]) -> Iterator[list[str]]:
     """Yield the rows of a `list_attr_celeba.txt`, beginning with a header.
 
     The first line of the file is the number of images, the second the names of the attributes. Each other line is an
     image.
     """
-    lines = iter(text.splitlines())
-    next(lines)
-    yield ["image_id", *next(lines).split()]
-    for line in lines:
-        yield line.split()
+    for number, line in enumerate(lines[1:]):
+        yield ["image_id", *line.split()] if number == 0 else line.split()
 
 
 def _vectors(where: str, names: tuple[str, ...], rows: Iterator[list[str]]) -> dict[str, Label]:
@@ -325,17 +401,17 @@ def _vectors(where: str, names: tuple[str, ...], rows: Iterator[list[str]]) -> d
     known: dict[tuple[str, ...], tuple[int, ...]] = {}  # texts of a row -> vector, so that equal vectors are one object
     labels: dict[str, Label] = {}
     for row in rows:
-        if not row:
+        if not any(field.strip() for field in row):
             continue
         if len(row) != len(names) + 1:
             raise StepError(
-                f"{where} gives {row[0]} {len(row) - 1} attributes, but its header names {len(names)}; mend that line"
+                f"{where} gives {shown(row[0])} {len(row) - 1} attributes, but its header names {len(names)}; mend that line"
             )
         texts = tuple(row[1:])
         if texts not in known:
             values = [_NUMBERS.get(text.strip(), text) for text in texts]
-            known[texts] = binary(f"{where} gives {row[0]}", values, signs)
-        labels[row[0].strip().replace("\\", "/")] = known[texts]
+            known[texts] = binary(f"{where} gives {shown(row[0])}", values, signs)
+        _add(where, labels, row[0].strip().replace("\\", "/"), known[texts])
     return labels
 
 
@@ -357,7 +433,8 @@ def _matched(where: str, images: list[SourceImage], rows: dict[str, Label]) -> d
         if len(labels) == len(rows) and len(set(forms)) == len(forms) and not labels.keys().isdisjoint(forms):
             _require_images(where, labels, set(forms))
             return {image.path: labels[name] for image, name in zip(images, forms, strict=True) if name in labels}
-    first = next(iter(rows), "nothing")
+    if not rows:
+        raise StepError(f"{where} has no row with an image; give each image a row or set data.labels=none")
     raise StepError(
-        f"{where} names {first}, which is not there; add the image, remove its line or set data.labels=none"
+        f"{where} names {shown(next(iter(rows)))}, which is not there; add the image, remove its line or set data.labels=none"
     )

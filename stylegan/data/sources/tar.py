@@ -1,20 +1,23 @@
 """List and read tars: of image files, gzipped or not, and WebDataset shards with labels in `.cls` and `.json`.
 
-The files of one sample share a key, by webdataset's own rule (`base_plus_ext`): everything up to the first dot of the
-last part of the name. In three points this module stays more permissive than `webdataset.tariterators.group_by_keys`,
-because existing data sets would lose or change labels otherwise (see `_sample_key` for a fourth, about unusual names):
+webdataset joins the files of a sample by the name up to its first dot, so `x.jpg`, `x.seg.png` and `x.cls` are one
+sample. Many sets have dots in the names of their images: for `22.05.png` and `22.06.png` that rule gives one sample with
+two labels. Both conventions work here, because an image takes the label that is closest to it:
 
-- The files of a sample may be anywhere in their tar. webdataset joins only files that follow each other, so a tar with
-  all images first and all labels after them would have no labels.
-- Only the last extension decides, and in lower case only: `0001.left.png` and `0001.right.png` are two images with one
-  label, `0001.info.cls` is a label, and `0001.CLS` is not. webdataset takes all extensions together, after lower-casing
-  them.
-- Of two labels of one sample the last one counts. webdataset refuses such a tar.
+1. the one of the same name without its last ending: `22.05.cls` for `22.05.png`,
+2. else the one of a name that becomes the same when parts are cut off at the end: `x.cls` for `x.seg.png`,
+3. else those up to the first dot that have no image of their own: `x.info.cls` for `x.png` and `x.left.png`.
+
+Two different labels at the same distance are refused. A label file without an image is passed over, whatever it holds.
+Every image counts: of a sample with several images each one is an image of the set with the label of the sample.
+
+Two rules are more permissive than webdataset's. The files of a sample may be anywhere in their tar. Only the last
+ending decides what a file is, and labels have it in lower case: `x.CLS` is none.
 """
 
 from __future__ import annotations
 
-import json
+import posixpath
 import re
 import zlib
 from collections.abc import Iterator
@@ -22,18 +25,32 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 from stylegan.data.sources.access.locator import Locator
 from stylegan.data.sources.access.ranges import COPY_BELOW, Packed, open_ranges
 from stylegan.data.sources.access.tarwalk import DamagedTar, Member, is_packed, open_tar, walk
 from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, is_image, is_junk, is_label_file
-from stylegan.data.sources.labels import binary
-from stylegan.errors import StepError
+from stylegan.data.sources.labels import binary, class_number, parse_json
+from stylegan.errors import StepError, shown
 
 NAMES = re.compile(r".*\.(tar|tar\.gz|tgz)", re.IGNORECASE)
 _ENDING = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 _LARGEST_LABEL = 2**20  # bytes of a .cls or .json
+
+
+class _LabelFile(NamedTuple):
+    """A label file in a tar.
+
+    Attributes:
+        name: its name.
+        label: its label, or None if it has none.
+        wrong: what is wrong with it, if anything. It matters only if an image has this label.
+    """
+
+    name: str
+    label: Label
+    wrong: StepError | None = None
 
 
 @dataclass
@@ -43,13 +60,13 @@ class _Shard:
     Attributes:
         images: the images, in the order of the tar.
         files: files that may contain the labels of all images, such as `dataset.json`.
-        labels: label of each sample by its key.
+        labels: the label files, by their names up to the first dot.
         num_bytes: size of the unpacked tar, without its end.
     """
 
     images: list[Member] = field(default_factory=list)
     files: list[Member] = field(default_factory=list)
-    labels: dict[str, Label] = field(default_factory=dict)
+    labels: dict[str, list[_LabelFile]] = field(default_factory=dict)
     num_bytes: int = 0
 
 
@@ -72,8 +89,9 @@ def list_images(files: Files) -> Listing:
                 f"{zlib.crc32(token.encode()):08x}"  # members have no checksum, so a changed tar changes all its tokens
             )
 
+            stems = {_stem(member.name) for member in shard.images} if shard.labels else set()
             for member in shard.images:
-                label = shard.labels.get(_sample_key(member.name)) if shard.labels else None
+                label = _label_of(files.source, member.name, shard.labels, stems) if shard.labels else None
                 images.append(SourceImage(above + member.name, label, f"{member.size}-{member.mtime}-{mark}"))
                 locator.add(above + member.name, number, member.offset, member.size)
                 image_bytes += member.size
@@ -110,41 +128,80 @@ def _scan(files: Files, tar: str) -> _Shard:
             elif is_label_file(member.name, files.label_file):
                 shard.files.append(member)
             elif files.labels and member.name.endswith((".cls", ".json")) and member.size <= _LARGEST_LABEL:
-                shard.labels[_sample_key(member.name)] = _read_label(files.source, member, content)
+                label_file = _read_label_file(files.source, member, content)
+                if label_file.label is not None or label_file.wrong is not None:
+                    shard.labels.setdefault(_first_part(member.name), []).append(label_file)
     return shard
 
 
-def _sample_key(name: str) -> str:
-    """Return the part of a member's name that all files of its sample share.
-
-    webdataset's rule finds no key for a few names, such as one with a line break in a folder that has a dot. Their key
-    is everything up to the first dot of the last part.
-    """
-    from webdataset.tariterators import base_plus_ext  # imports torch, which takes a second: only for tars with labels
-
-    key, _ = base_plus_ext(name)
-    if key is None:
-        folder, slash, last = name.rpartition("/")
-        return folder + slash + last.partition(".")[0]
-    return str(key)
+def _stem(name: str) -> str:
+    """Return a name without its last ending."""
+    return posixpath.splitext(name)[0]
 
 
-def _read_label(source: str, member: Member, content: IO[bytes]) -> Label:
-    """Read the label of a sample; `content` is at the first byte of its file.
+def _first_part(name: str) -> str:
+    """Return a name up to the first dot of its last part, the key of its sample in webdataset."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
 
-    A `.cls` contains a class number as text. A `.json` may contain an object with a class number or a vector of
-    attributes as `label`, `cls`, `class` or `attributes`; None without any of these.
+
+def _label_of(source: str, name: str, labels: dict[str, list[_LabelFile]], stems: set[str]) -> Label:
+    """Return the label of the image `name`, or None.
+
+    Args:
+        labels: as in `_Shard`.
+        stems: the names of all images of the tar without their endings.
 
     Raises:
-        DamagedTar: the tar ends within the label.
-        StepError: the file contains something else.
+        StepError: the label is wrong, or there are two different ones.
+    """
+    found = labels.get(_first_part(name), [])
+    stem, shorter = _stem(name), ""
+    closest: list[_LabelFile] = []
+    while found and not closest and stem != shorter:
+        closest = [file for file in found if _stem(file.name) == stem]
+        stem, shorter = _stem(stem), stem
+    closest = closest or [file for file in found if _stem(file.name) not in stems]
+    for file in closest:
+        if file.wrong is not None:
+            raise file.wrong
+        if file.label != closest[0].label:
+            raise StepError(
+                f"data.source={source}: {shown(closest[0].name)} and {shown(file.name)} give {shown(name)} different labels, "
+                f"{shown(str(closest[0].label))} and {shown(str(file.label))}; remove one of them or set data.labels=none"
+            )
+    return closest[0].label if closest else None
+
+
+def _read_label_file(source: str, member: Member, content: IO[bytes]) -> _LabelFile:
+    """Read a label file; `content` is at its first byte.
+
+    Raises:
+        DamagedTar: the tar ends within the file.
     """
     data = content.read(member.size)
     if len(data) < member.size:
         raise DamagedTar("it is cut short")
-    where = f"data.source={source}: {member.name} gives"
     try:
-        value = json.loads(data)
+        return _LabelFile(member.name, _parse_label(f"data.source={source}: {shown(member.name)} gives", data))
+    except StepError as error:
+        return _LabelFile(member.name, None, error)
+
+
+def _parse_label(where: str, data: bytes) -> Label:
+    """Return the label in a label file.
+
+    A `.cls` contains a class number as text. A `.json` may contain an object with a class number or a vector of
+    attributes as `label`, `cls`, `class` or `attributes`; None without any of these.
+
+    Args:
+        where: beginning of error messages.
+
+    Raises:
+        StepError: the file contains something else.
+    """
+    try:
+        value = parse_json(data)
     except ValueError:
         raise StepError(
             f"{where} no label but {data[:40]!r}; a .cls must hold a number, a .json an object; mend it or set data.labels=none"
@@ -154,13 +211,4 @@ def _read_label(source: str, member: Member, content: IO[bytes]) -> Label:
         value = next((value[key] for key in keys if value.get(key) is not None), None)
     if isinstance(value, list):
         return binary(where, value, set())
-    return _check_class(where, value)
-
-
-def _check_class(where: str, value: Any) -> int | None:
-    """Return a class number, or None for None. Raise StepError for any other value."""
-    if value is not None and (type(value) is not int or value < 0):
-        raise StepError(
-            f"{where} the label {str(value)[:40]!r}; must be a whole number from 0, or 0s and 1s; mend it or set data.labels=none"
-        )
-    return value
+    return None if value is None else class_number(where, value)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stylegan.errors import ConfigError, StepError
@@ -172,3 +174,107 @@ def test_wrong_tables_are_one_line(celeba, opened, text, words):
     assert words in str(caught.value)
     assert "table.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"labels": {"a.png": 1}}', "is not of the form"),
+        (b'{"labels": {"ab": 1}}', "`labels` is {'ab': 1}"),
+        (b'{"labels": "ab"}', "`labels` is 'ab'"),
+        (b'{"labels": [["cat/0.png", 1], "ab"]}', "entry 2 of `labels` is 'ab'"),
+        (b'{"labels": [["cat/0.png", 1, 2]]}', "entry 1 of `labels` is ['cat/0.png', 1, 2]"),
+        (b'{"labels": [[1, 2]]}', "entry 1 of `labels` is [1, 2]"),
+        (b'{"labels": [[["cat/0.png"], 1]]}', "entry 1 of"),
+        (b'{"labels": [["cat/0.png", 1], ["cat/0.png", 2]]}', "gives cat/0.png two labels, 1 and 2"),
+        (b'{"labels": [["cat/0.png", 1], ["cat\\\\0.png", 2]]}', "gives cat/0.png two labels"),
+        (b'{"labels": [["cat/0.png", true]]}', "the label True; must be a whole number"),
+        (b'{"labels": [["cat/0.png", NaN]]}', "the label nan"),
+        (b'{"labels": [["cat/0.png", Infinity]]}', "the label inf"),
+        (b'{"labels": [["cat/0.png", "cat"]]}', "the label 'cat'"),
+        (b'{"labels": [["cat/0.png", {"a": 1}]]}', "the label {'a': 1}"),
+        (b'{"labels": [["cat/0.png", 1], ["cat/1.png", "cat"]]}', "cat/1.png the label 'cat'"),
+        (b'{"labels": [["cat/0.png", 1000000]]}', "the label 1000000; must be a whole number from 0 to 99999"),
+        (b'{"labels": [["cat/0.png", 1' + b"0" * 5000 + b"]]}", "it is not JSON"),
+        (b'{"labels": [["cat/0.png", [0, 1]], ["cat/1.png", 1]]}', "cat/1.png the label 1, where others have 2"),
+        (b'{"labels": [["cat/0.png", [0, "x"]]]}', "the attribute 'x'"),
+        (b'{"labels": [["cat/0.png", [0, [1]]]]}', "the attribute '[1]'"),
+        (b'{"labels": [["cat/0.png", []]]}', "must be vectors of one length, from 1"),
+        (b'{"labels": [["cat/\\ud800\\n.png", 1]]}', r"names cat/\ud800\n.png, which is not there"),
+        (b"[" * 200_000, "it is not JSON (nested too deeply)"),
+        (b"", "it is not JSON"),
+        (b'["a"]', "it has no entry `labels`"),
+        (b"\xff", "it is not JSON"),
+    ],
+)
+def test_odd_dataset_json_is_one_line(image_folder, opened, text, words):
+    """Any shape and type gives one line with the file, the entry, its value and the cure."""
+    (image_folder / "dataset.json").write_bytes(text)
+    with pytest.raises(StepError) as caught:
+        opened(image_folder)
+    message = str(caught.value)
+    assert words in message
+    assert "dataset.json" in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_label_files_in_any_encoding(celeba, opened, encoding, ends):
+    """JSON and tables may have any line ends, and be UTF-8 or UTF-16."""
+    names = [f"00000{number}.png" for number in (1, 2, 3)]
+    text = json.dumps({"labels": [[name, list(vector)] for name, vector in zip(names, VECTORS, strict=True)]}, indent=1)
+    (celeba / "mine.json").write_bytes(text.replace("\n", ends).encode(encoding))
+    assert [image.label for image in opened(celeba, label_file="mine.json").images] == VECTORS
+    if encoding != "utf-16-le":  # a table needs the mark at its beginning
+        rows = [
+            "name,Smiling,Male",
+            *(f'"{name}",{a},{b}' for name, (a, b) in zip(names, VECTORS, strict=True)),
+            "",
+            " ",
+        ]
+        (celeba / "mine.csv").write_bytes(ends.join(rows).encode(encoding))
+        assert [image.label for image in opened(celeba, label_file="mine.csv").images] == VECTORS
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,Smiling\n000001.png,0\n000001.png,1\n", "gives 000001.png two labels, (0,) and (1,)"),
+        ("a,Smiling\n000001.png,nan\n", "the attribute 'nan'"),
+        ("a,Smiling\n000001.png,1e400\n", "the attribute '1e400'"),
+        ("a,Smiling\n000001.png,\n", "the attribute ''"),
+        ("a,Smiling\n000001.png,0,1\n", "gives 000001.png 2 attributes, but its header names 1"),
+        ('a,Smiling\n"000001.png,0\n000002.png,1\n', "attributes, but its header names 1"),
+        ("a,Smiling\n" + "x" * 200_000 + ",0\n", "is not a table of attributes (field larger"),
+        ("a;Smiling\n000001.png;0\n", "it names 0"),
+        ("a,,Smiling\n", "it names 2, , Smiling"),
+        ("a,Smiling\n", "has no row with an image"),
+        ("3\n", "is not a table of attributes"),
+        ("3\nSmiling\n000001.jpg\n", "gives 000001.jpg 0 attributes"),
+        ('{"file_name": "000001.png", "label": 1}\n', "is JSON, not a table"),
+        ("a,Smiling\n\u202e\x1b[2Jx.png,0\n", r"names \u202e\x1b[2Jx.png, which is not there"),
+    ],
+)
+def test_odd_tables_are_one_line(celeba, opened, text, words):
+    """A table of any shape gives one line with the file, the row and its value."""
+    (celeba / "table.csv").write_text(text)
+    with pytest.raises(StepError) as caught:
+        opened(celeba, label_file="table.csv")
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_names_of_classes(tmp_path, opened):
+    """Equal names are kept apart, and a name that is no text is refused."""
+    rows = pa.table({"image": [b"a", b"b", b"c"], "label": [0, 1, 2]})
+
+    def named(*names):
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+        described = json.dumps({"info": {"features": features}})
+        pq.write_table(rows.replace_schema_metadata({"huggingface": described}), tmp_path / "a.parquet")
+        return opened(tmp_path / "a.parquet")
+
+    assert named("crane", "crane", "crane (1)").label_names == ("crane", "crane (1)", "crane (1) (2)")
+    with pytest.raises(StepError, match=r"has the class or attribute a\\ud800, which is no text in UTF-8; rename"):
+        named("a\ud800", "b", "c")

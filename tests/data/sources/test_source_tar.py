@@ -94,7 +94,7 @@ def test_json_beside_images(tmp_path, opened, documents, label_names, attribute_
     ("samples", "words"),
     [
         ([{"png": b"x", "cls": b"cat"}], r"00000000\.cls gives no label but b'cat'; a \.cls must hold a number"),
-        ([{"png": b"x", "cls": b"-1"}], r"00000000\.cls gives the label '-1'; must be a whole number from 0"),
+        ([{"png": b"x", "cls": b"-1"}], r"00000000\.cls gives the label -1; must be a whole number from 0"),
         ([{"png": b"x", "json": b'{"label": "cat"}'}], "gives the label 'cat'"),
         ([{"png": b"x", "json": b'{"attributes": [0, 2]}'}], "the attribute '2'; must be 0 or 1"),
         (
@@ -158,7 +158,17 @@ PNG = b"x"
         (["a.png", "b.png", "a.cls 1", "b.cls 0"], {"a.png": 1, "b.png": 0}),
         (["a.left.png", "a.right.png", "a.info.cls 1"], {"a.left.png": 1, "a.right.png": 1}),
         (["a.PNG", "a.CLS 1", "b.png", "b.cls 0"], {"a.PNG": None, "b.png": 0}),
-        (["a.png", "a.jpg", "a.cls 0", "a.cls 1"], {"a.png": 1, "a.jpg": 1}),
+        (["a.png", "a.jpg", "a.cls 1", "a.cls 1"], {"a.png": 1, "a.jpg": 1}),
+        (["x.jpg", "x.seg.png", "x.cls 1", "y.jpg", "y.cls 0"], {"x.jpg": 1, "x.seg.png": 1, "y.jpg": 0}),
+        (["a.cls 1", "a.json {}", "a.png"], {"a.png": 1}),
+        # Names with dots: the closest label counts.
+        (["22.05.png", "22.05.cls 0", "22.06.png", "22.06.cls 1"], {"22.05.png": 0, "22.06.png": 1}),
+        (["a.1.b.jpg", "a.2.b.jpg", "a.2.cls 1", "a.1.cls 0"], {"a.1.b.jpg": 0, "a.2.b.jpg": 1}),
+        (["a.png", "a.1.png", "a.1.cls 1", "a.cls 0"], {"a.png": 0, "a.1.png": 1}),
+        (["a.1.png", "a.2.png", "a.2.cls 0", "a.2.json {}"], {"a.1.png": None, "a.2.png": 0}),
+        (["d.1/a.1.png", "d.1/a.1.cls 1", "d.1/a.2.png", "d.1/a.2.cls 0"], {"a.1.png": 1, "a.2.png": 0}),
+        # Labels of no image do not matter.
+        (["a.png", "a.cls 0", "b.cls cat", "notes.json [1, 2]"], {"a.png": 0}),
         # Names for which webdataset finds no key.
         (["x.y\n/a.png", "x.y\n/a.cls 1", "x.y\n/b.png", "x.y\n/b.cls 0"], {"a.png": 1, "b.png": 0}),
     ],
@@ -168,6 +178,34 @@ def test_files_of_one_sample(tmp_path, opened, members, labels):
     files = [(name, label.encode() or PNG) for name, _, label in (member.partition(" ") for member in members)]
     source = opened(write(tmp_path / "a.tar", files))
     assert {image.path: image.label for image in source.images} == labels
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        ["a.png", "a.cls 0", "a.cls 1"],
+        ["a.png", "a.cls 0", 'a.json {"label": 1}'],
+        ["a.left.png", "a.cls 0", 'a.json {"attributes": [1]}'],
+        ["a.png", "a.1.cls 0", "a.2.cls 1"],
+    ],
+)
+def test_two_labels_for_one_image(tmp_path, opened, members):
+    """Two different labels are refused in one line that names both files."""
+    files = [(name, label.encode() or PNG) for name, _, label in (member.partition(" ") for member in members)]
+    with pytest.raises(StepError, match=r"a\..* and a\..* give a\..* different labels, .*; remove one") as caught:
+        opened(write(tmp_path / "a.tar", files))
+    assert "\n" not in str(caught.value)
+    assert len(opened(tmp_path / "a.tar", "none").images) == 1
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b'{"label": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"NaN", b"true", b"1.5", b"{"]
+)
+def test_odd_label_files(tmp_path, opened, text):
+    """A label file of any content gives one line with its name."""
+    with pytest.raises(StepError, match=r"a\.json gives .*data\.labels=none") as caught:
+        opened(write(tmp_path / "a.tar", [("a.png", PNG), ("a.json", text)]))
+    assert "\n" not in str(caught.value)
 
 
 def test_tars_without_labels_import_no_torch(tmp_path):
