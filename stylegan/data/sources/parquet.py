@@ -1,8 +1,14 @@
-"""List and read Parquet and Arrow files with encoded images in a column, the form of Hugging Face's data sets."""
+"""List and read Parquet and Arrow files with encoded images in a column, the form of Hugging Face's data sets.
+
+A label column may have any type that holds a class or attributes; `_LABEL_KINDS` says which. A label column of another
+type is refused, never passed over. The classes of several files are put together by their names.
+
+Nothing in a file is trusted. Arrow's readers check what they parse, but follow the offsets in an Arrow file into memory
+wherever they lead, so these are validated before a value is read. Any failure of a reader is a damaged file.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import re
@@ -22,7 +28,8 @@ from stylegan.data.cache import local_copy
 from stylegan.data.sources.access.ranges import open_file, whole
 from stylegan.data.sources.access.unpacked import kept, made
 from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
-from stylegan.errors import StepError, one_line
+from stylegan.data.sources.labels import binary, class_number, distinct, parse_json
+from stylegan.errors import StepError, one_line, shown
 
 NAMES = re.compile(r".*\.(parquet|arrow)", re.IGNORECASE)
 _IMAGES = ("image", "img", "images", "picture", "png", "jpg", "jpeg", "webp", "bytes")
@@ -35,6 +42,20 @@ class _Columns(NamedTuple):
     image: str
     label: str | None
     names: tuple[str, ...]
+
+
+class _Labels(NamedTuple):
+    """The labels in a file.
+
+    Attributes:
+        kind: `numbers`, `texts`, `attributes`, or `none` if no row has a label.
+        values: a class number, a text, a vector of 0 and 1, or None for each row.
+        names: names of the classes, if the schema has some; only for numbers.
+    """
+
+    kind: str
+    values: list[Any]
+    names: tuple[str, ...] = ()
 
 
 class _Table(NamedTuple):
@@ -67,93 +88,134 @@ def list_images(files: Files) -> Listing:
     paths = [path for path in files.tokens if NAMES.fullmatch(path)]
     tables: dict[str, _Table] = {}
     images: list[SourceImage] = []
-    values: list[Any] = []
-    names: tuple[str, ...] = ()
+    found: dict[str, _Labels] = {}
     with ThreadPoolExecutor(8) as pool:
-        for path, (table, columns, label_column) in zip(paths, pool.map(partial(_scan, files), paths), strict=True):
+        for path, (table, labels) in zip(paths, pool.map(partial(_scan, files), paths), strict=True):
             prefix = f"{posixpath.splitext(path)[0]}/" if len(paths) > 1 else ""
             tables[prefix] = table
             images += [SourceImage(f"{prefix}{row:08d}", None, table.token) for row in range(table.starts[-1])]
-            values += label_column
-            names = names or columns.names
+            found[path] = labels
 
     # Number the labels of all files together.
-    labels, names = _labels(values, names)
-    labelled = [SourceImage(image.path, label, image.token) for image, label in zip(images, labels, strict=True)]
+    values, names = _together(f"data.source={files.source}", found)
+    labelled = [SourceImage(image.path, label, image.token) for image, label in zip(images, values, strict=True)]
     return Listing(labelled, partial(_open_tables, tables), reader="parquet", label_names=names)
 
 
-def _scan(files: Files, path: str) -> tuple[_Table, _Columns, list[Any]]:
-    """Return the row groups, the columns and the values of the label column of one file, without reading its images.
+def _scan(files: Files, path: str) -> tuple[_Table, _Labels]:
+    """Return the row groups and the labels of one file, without reading its images.
 
     Raises:
-        StepError: the file cannot be read.
+        StepError: the file cannot be read, or its columns are not those of a set of images.
     """
-    import pyarrow as pa
-
     uri, token = files.uri(path), files.tokens[path]
     where = f"data.source={files.source}: {path}"
-    scan = _scan_arrow if path.lower().endswith(".arrow") else _scan_parquet
+    scan = _scan_arrow if _is_arrow(path) else _scan_parquet
+    with _explained(where, " is not readable"):
+        return scan(where, uri, token, files.labels)
+
+
+@contextmanager
+def _explained(where: str, what: str) -> Iterator[None]:
+    """Raise StepError for every failure of Arrow's readers in the block.
+
+    They raise nearly anything for a damaged file, such as MemoryError for a length that is wrong.
+    """
     try:
-        return scan(where, uri, token)
-    except (pa.ArrowException, OSError) as error:
-        raise StepError(f"{where} is not readable ({one_line(error)}); get the file again") from error
+        yield
+    except StepError:
+        raise
+    except Exception as error:
+        raise StepError(f"{where}{what} ({shown(one_line(error), 200)}); get the file again") from error
 
 
-def _scan_parquet(where: str, uri: str, token: str) -> tuple[_Table, _Columns, list[Any]]:
+def _is_arrow(path: str) -> bool:
+    return path.lower().endswith(".arrow")
+
+
+def _scan_parquet(where: str, uri: str, token: str, labelled: bool) -> tuple[_Table, _Labels]:
     """Do the work of `_scan` for a Parquet file."""
     with _parquet(uri, token) as file:
-        columns = _columns(where, file.schema_arrow)
+        columns = _columns(where, file.schema_arrow, labelled)
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         starts = (0, *accumulate(group.num_rows for group in groups))
-        labels = file.read(columns=[columns.label])[columns.label].to_pylist() if columns.label else [None] * starts[-1]
+        labels = _Labels("none", [None] * starts[-1])
+        if columns.label is not None:
+            labels = _read_labels(where, columns, file.read(columns=[columns.label])[columns.label])
+        if len(labels.values) != starts[-1]:
+            raise ValueError(f"{len(labels.values)} labels for {starts[-1]} rows")
         parts = [group.column(number) for group in groups for number in range(group.num_columns)]
         size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == columns.image)
         size += 8 * (starts[-1] + len(groups))  # the offsets that `_unpack_group` writes
-        return _Table(uri, token, columns.image, size, starts), columns, labels
+        return _Table(uri, token, columns.image, size, starts), labels
 
 
-def _scan_arrow(where: str, uri: str, token: str) -> tuple[_Table, _Columns, list[Any]]:
+def _scan_arrow(where: str, uri: str, token: str, labelled: bool) -> tuple[_Table, _Labels]:
     """Do the work of `_scan` for an Arrow file."""
     with _arrow(uri, token) as table:
-        columns = _columns(where, table.schema)
-        starts = (0, *accumulate(len(chunk) for chunk in table[columns.image].chunks))
-        labels = table[columns.label].to_pylist() if columns.label else [None] * starts[-1]
-        return _Table(uri, token, columns.image, 0, starts), columns, labels
+        columns = _columns(where, table.schema, labelled)
+        chunks = _valid(table[columns.image]).chunks
+        starts = (0, *accumulate(len(chunk) for chunk in chunks))
+        labels = _Labels("none", [None] * starts[-1])
+        if columns.label is not None:
+            labels = _read_labels(where, columns, _valid(table[columns.label]))
+        return _Table(uri, token, columns.image, 0, starts), labels
 
 
-def _columns(where: str, schema: Any) -> _Columns:
+def _valid(column: Any) -> Any:
+    """Return a column of an Arrow file. Raise ArrowInvalid if its offsets lead out of its buffers, or a text is none."""
+    column.validate(full=True)
+    return column
+
+
+def _columns(where: str, schema: Any, labelled: bool) -> _Columns:
     """Find the columns with images and labels.
 
     Use the description that Hugging Face's `datasets` writes into the schema if there is one. Without it, take a column
     with a usual name, else the only column of a suitable type.
 
+    Args:
+        labelled: whether labels are wanted.
+
     Raises:
-        StepError: no column contains bytes, or several do and none has a usual name.
+        StepError: no column contains bytes, or several do and none has a usual name; or the type of the column with the
+            images or the labels cannot be read.
     """
     # Read the description: column name -> feature.
     try:
-        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        described = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         features = {name: feature for name, feature in described.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         features = {}
 
     # The images.
-    encoded = [name for name in schema.names if _is_bytes(schema.field(name).type)]
+    kinds = {name: _plain_type(schema.field(name).type) for name in schema.names}
+    encoded = [name for name, kind in kinds.items() if _is_bytes(kind) or _is_bytes(_item(kind))]
     image = _choose([name for name in encoded if features.get(name, {}).get("_type") == "Image"] or encoded, _IMAGES)
     if image is None:
         raise StepError(
-            f"{where} has the columns {', '.join(schema.names)[:200]}; one of them must hold the bytes of images, and be named "
+            f"{where} has the columns {shown(', '.join(schema.names), 200)}; one of them must hold the bytes of images, and be named "
             f"{_IMAGES[0]} if several do"
         )
+    if not _is_bytes(kinds[image]):
+        raise StepError(
+            f"{where} has several images in a row of the column {shown(image)}; give each image its own row"
+        )
+    if not labelled:
+        return _Columns(image, None, ())
 
     # The labels and the names of their classes.
     label = _choose([name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"], _LABELS)
     if label is None:
-        usual = [name for name in schema.names if name in _LABELS and _is_label(schema.field(name).type)]
-        label = _choose(usual, _LABELS)
+        usual = [name for name in schema.names if name in _LABELS and name != image]
+        label = _choose([name for name in usual if _kind_of_label(kinds[name])] or usual, _LABELS)
+    if label is not None and _kind_of_label(kinds[label]) is None:
+        raise StepError(
+            f"{where} has labels of the type {shown(str(kinds[label]))} in the column {shown(label)}; they must be numbers, texts, or "
+            "vectors of 0 and 1: mend it or set data.labels=none"
+        )
     names = features.get(label or "", {}).get("names")
-    return _Columns(image, label, tuple(map(str, names)) if isinstance(names, list) else ())
+    return _Columns(image, label, distinct(tuple(map(str, names))) if isinstance(names, list) else ())
 
 
 def _choose(names: list[str], usual: tuple[str, ...]) -> str | None:
@@ -161,34 +223,153 @@ def _choose(names: list[str], usual: tuple[str, ...]) -> str | None:
     return next((name for name in usual if name in names), names[0] if len(names) == 1 else None)
 
 
+def _plain_type(kind: Any) -> Any:
+    """Return the type of the values behind a dictionary, an encoding of runs or an extension."""
+    import pyarrow as pa
+
+    while True:
+        if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        elif isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        else:
+            return kind
+
+
+def _plain(array: Any) -> Any:
+    """Return an array with the values themselves, without a dictionary, an encoding of runs or an extension."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    while True:
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        elif pa.types.is_run_end_encoded(array.type):
+            array = pc.run_end_decode(array)
+        elif isinstance(array.type, pa.BaseExtensionType):
+            array = array.storage
+        else:
+            return array
+
+
 def _is_bytes(kind: Any) -> bool:
-    """Return True if a type of Arrow is binary, or a struct with a binary field `bytes`."""
+    """Return True if a type of Arrow is binary of any layout, or a struct with a binary field `bytes`."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        return any(field.name == "bytes" and _is_bytes(_plain_type(field.type)) for field in kind)
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests) and not pa.types.is_decimal(kind)
 
 
-def _is_label(kind: Any) -> bool:
-    """Return True if a type of Arrow is integer or text, or a dictionary of these."""
+def _item(kind: Any) -> Any:
+    """Return the type of the items of a list of any layout, or the type of nothing."""
     import pyarrow as pa
 
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_integer(inner) or pa.types.is_string(inner) or pa.types.is_large_string(inner))
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    views = (pa.types.is_list_view, pa.types.is_large_list_view)
+    return _plain_type(kind.value_type) if any(test(kind) for test in (*tests, *views)) else pa.null()
 
 
-def _labels(values: list[Any], names: tuple[str, ...]) -> tuple[list[Label], tuple[str, ...]]:
-    """Return the labels and the names of their classes.
+# --- labels -----------------------------------------------------------------------------------------------------------
 
-    Whole numbers are class numbers; negative ones and nulls become None. Texts are numbered in sorted order and are the
-    names.
+
+def _kind_of_label(kind: Any) -> str | None:
+    """Return how labels of a type are read, or None if they cannot be.
+
+    `numbers`: class numbers, also as floats and decimals. `booleans`: the classes false and true. `texts`: names of
+    classes. `attributes`: vectors of 0 and 1. `none`: no row has a value.
     """
-    texts = sorted({value for value in values if isinstance(value, str)})
-    if texts:
+    import pyarrow.types as types
+
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return "numbers"
+    if types.is_boolean(kind):
+        return "booleans"
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "texts"
+    if types.is_null(kind):
+        return "none"
+    item = _item(kind)
+    is_number = types.is_integer(item) or types.is_floating(item) or types.is_boolean(item)
+    return "attributes" if is_number else None
+
+
+def _read_labels(where: str, columns: _Columns, column: Any) -> _Labels:
+    """Return the labels in a column.
+
+    Raises:
+        StepError: a value is no label.
+    """
+    kind = _kind_of_label(_plain_type(column.type))
+    values = [value for chunk in column.chunks for value in _plain(chunk).to_pylist()]
+    where = f"{where}: the column {shown(columns.label or '')} gives row"
+    if all(value is None for value in values):
+        return _Labels("none", values, columns.names)
+    if kind == "texts":
+        return _Labels("texts", values)
+    if kind == "booleans":
+        numbers = [None if value is None else int(value) for value in values]
+        return _Labels("numbers", numbers, columns.names or ("false", "true"))
+    if kind == "attributes":
+        signs: set[Any] = set()
+        vectors = [
+            None if value is None else binary(f"{where} {row}", value, signs) for row, value in enumerate(values)
+        ]
+        return _Labels("attributes", vectors)
+    numbers = [_number(f"{where} {row}", value) for row, value in enumerate(values)]
+    highest = max((number for number in numbers if number is not None), default=-1)
+    if columns.names and highest >= len(columns.names):
+        raise StepError(
+            f"{where} {numbers.index(highest)} has the label {highest} but names only {len(columns.names)}; mend it or set data.labels=none"
+        )
+    return _Labels("numbers" if highest >= 0 else "none", numbers, columns.names)
+
+
+def _number(where: str, value: Any) -> int | None:
+    """Return a class number, or None for a null, a NaN and a negative number, which all mean that there is no label."""
+    if value is None or value != value:
+        return None
+    if value % 1:  # not zero for infinity either
+        return class_number(where, value)
+    return None if value < 0 else class_number(where, int(value))
+
+
+def _together(where: str, found: dict[str, _Labels]) -> tuple[list[Label], tuple[str, ...]]:
+    """Return the labels of all files, and the names of their classes.
+
+    Texts are numbered in sorted order and are the names. Numbers keep their value if all files have the same names, or
+    none. Files with different names are put together by the names, in the order in which the sorted files name them.
+
+    Args:
+        where: beginning of error messages.
+        found: path of each file -> its labels.
+
+    Raises:
+        StepError: the files have labels of different kinds, or some have names for their classes and others have none.
+    """
+    given = {path: labels for path, labels in found.items() if labels.kind != "none"}
+    kinds = {(labels.kind, bool(labels.names)): path for path, labels in sorted(given.items(), reverse=True)}
+    if len(kinds) > 1:
+        first, second, *_ = (
+            f"{path} has {kind}{' with names' * named}" for (kind, named), path in reversed(kinds.items())
+        )
+        raise StepError(
+            f"{where}: its files have labels of different kinds, {first} and {second}; give files of one kind or set data.labels=none"
+        )
+    values = [value for labels in found.values() for value in labels.values]
+    if any(labels.kind == "texts" for labels in given.values()):
+        texts = sorted({value for value in values if value is not None})
         numbers = {text: number for number, text in enumerate(texts)}
-        return [None if value is None else numbers[str(value)] for value in values], tuple(texts)
-    return [value if isinstance(value, int) and value >= 0 else None for value in values], names
+        return [None if value is None else numbers[value] for value in values], tuple(texts)
+
+    names = tuple(dict.fromkeys(name for _, labels in sorted(found.items()) for name in labels.names))
+    numbers = {name: number for number, name in enumerate(names)}
+    mapped: list[Label] = []
+    for labels in found.values():
+        own = [numbers[name] for name in labels.names]
+        mapped += [own[value] if own and value is not None else value for value in labels.values]
+    return mapped, names
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -211,7 +392,7 @@ def _open_tables(tables: dict[str, _Table]) -> Iterator[Read]:
             with lock:
                 if prefix not in readers:
                     table = tables[prefix]
-                    open_rows = _arrow_rows if table.uri.lower().endswith(".arrow") else _parquet_rows
+                    open_rows = _arrow_rows if _is_arrow(table.uri) else _parquet_rows
                     readers[prefix] = stack.enter_context(open_rows(table))
             return readers[prefix](int(row))
 
@@ -222,14 +403,23 @@ def _open_tables(tables: dict[str, _Table]) -> Iterator[Read]:
 def _arrow_rows(table: _Table) -> Iterator[Callable[[int], bytes]]:
     """Yield a function that reads one row. The file is mapped into memory, so only the bytes of the row are read."""
     with _arrow(table.uri, table.token) as content:
-        chunks = content[table.column].chunks
+        with _explained(table.uri, " is damaged"):
+            chunks = [_binary(chunk) for chunk in _valid(content[table.column]).chunks]
 
         def read(row: int) -> bytes:
             group = bisect_right(table.starts, row) - 1
-            value = chunks[group][row - table.starts[group]].as_py()
-            return _present(value["bytes"] if isinstance(value, dict) else value)
+            return _present(chunks[group][row - table.starts[group]].as_py())
 
         yield read
+
+
+def _binary(array: Any) -> Any:
+    """Return the bytes of images in an array of any type that `_is_bytes` accepts."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = _plain(array)
+    return _binary(pc.struct_field(array, "bytes")) if pa.types.is_struct(array.type) else array
 
 
 @contextmanager
@@ -259,14 +449,12 @@ def _unpack_group(table: _Table, group: int, out: IO[bytes]) -> None:
     import pyarrow.compute as pc
 
     # Read the column.
-    try:
+    with _explained(table.uri, f": row group {group} is damaged"):
         with _parquet(table.uri, table.token) as file:
             column = file.read_row_group(group, columns=[table.column])[table.column]
-        if pa.types.is_struct(column.type):
-            column = pc.struct_field(column, "bytes")
-        values = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in column.chunks])
-    except (pa.ArrowException, OSError) as error:
-        raise StepError(f"{table.uri}: row group {group} is damaged ({one_line(error)}); get the file again") from error
+        values = pa.concat_arrays([_binary(chunk).cast(pa.large_binary()) for chunk in column.chunks])
+        if len(values) != table.starts[group + 1] - table.starts[group]:
+            raise ValueError(f"{len(values)} rows")
 
     # Write the offsets, counted from the beginning of the file, then the images. A null takes no bytes.
     lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
