@@ -70,6 +70,7 @@ class Manifest(TypedDict):
     resolutions: list[PositiveInt]
     parent: NotRequired[str | None]
     fingerprint: Annotated[str, Field(min_length=1)]
+    images_fingerprint: NotRequired[str]
     num_images: PositiveInt
     num_rejected: NonNegativeInt
     rejected: dict[str, NonNegativeInt]
@@ -112,6 +113,8 @@ class ShardSet(Record):
     Attributes:
         uri: the folder.
         fingerprint: digest of the pixels, the labels and their order, and of nothing else.
+        images_fingerprint: the fingerprint that the same images would have without labels: digest of the pixels and
+            their order. None in a labelled set that an earlier version made.
         num_images: images that count; duplicates and other rejects do not.
         resolutions: 4, 8, ... up to the final one.
         label_names: names of the classes; empty without class numbers.
@@ -128,11 +131,13 @@ class ShardSet(Record):
     label_names: tuple[str, ...]
     attribute_names: tuple[str, ...] = ()
     num_rejected: int
+    images_fingerprint: str | None = None
 
     @classmethod
     def from_manifest(cls, uri: str, manifest: Mapping[str, Any]) -> ShardSet:
         """Return the record of the set in a folder. Raises KeyError or ValueError if the manifest does not describe one."""
-        return cls(uri=uri, **{name: manifest[name] for name in cls.model_fields if name != "uri"})
+        given = {name: manifest[name] for name in cls.model_fields if name not in ("uri", "images_fingerprint")}
+        return cls(uri=uri, images_fingerprint=manifest.get("images_fingerprint"), **given)
 
     def up_to(self, resolution: int) -> ShardSet:
         """Return the same images without the resolutions above `resolution`: the view of a stage below the last one."""

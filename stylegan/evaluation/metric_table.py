@@ -50,6 +50,7 @@ class MetricFacts:
         roles: the networks that the metric needs; its keys end with the name of the first one.
         settings: the settings of the `evaluation` section that decide its values. Networks, seed, chunk size and
             resolution decide every metric and are not listed.
+        interval_settings: the settings that decide its intervals only. Values compare whatever these are.
         meter: `module:class` of its `Meter`, imported when the metric is measured.
         gate: the names under which `registry.gate.metric` may ask for it; empty for a curve.
         quick: True if it may be measured beside training, on few images.
@@ -63,6 +64,7 @@ class MetricFacts:
     roles: tuple[Role, ...]
     settings: tuple[str, ...]
     meter: str
+    interval_settings: tuple[str, ...] = ()
     gate: tuple[str, ...] = ()
     quick: bool = False
     of_images: bool = False
@@ -89,6 +91,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         roles=("pooled",),
         settings=("num_images", "num_reals"),
         meter="stylegan.evaluation.meters:FrechetMeter",
+        interval_settings=("bootstrap",),
         gate=("fid",),
         quick=True,
         of_images=True,

@@ -23,12 +23,13 @@ from typing import Any, Protocol
 
 from stylegan import storage
 from stylegan.config.resolutions import at_resolution
-from stylegan.config.sections import EvaluationConfig
+from stylegan.config.sections import EvaluationConfig, WeightsConfig
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.evaluation.engine import evaluate
 from stylegan.evaluation.metric_table import METRICS
+from stylegan.evaluation.protocol import network_settings, newer_versions
 from stylegan.evaluation.report import EVALUATION_VERSION, Report
 from stylegan.records import digest
 from stylegan.training.curves import Row, read_rows
@@ -87,7 +88,10 @@ def rows_name(config: Config, resolution: int) -> str | None:
     settings = {
         metric: {name: getattr(evaluation, name) for name in METRICS[metric].settings} for metric in evaluation.metrics
     }
-    return f"metrics-{digest([EVALUATION_VERSION, settings, evaluation.features, evaluation.seed])}.jsonl"
+    networks = network_settings(evaluation)
+    more: list[Any] = [] if networks["weights"] == WeightsConfig() else [networks["weights"]]
+    more += newer_versions(evaluation)
+    return f"metrics-{digest([EVALUATION_VERSION, settings, networks['features'], evaluation.seed, *more])}.jsonl"
 
 
 def lacks_end(job: StageJob) -> bool:

@@ -1,7 +1,9 @@
 """The keys of a run's steps: digests by which finished work is found in storage.
 
 A key is a digest of the keys that a step depends on, of the part of the config that it uses, and of a version constant.
-Data enters by its content (the fingerprint of its shards), so moving a folder repeats nothing. `storage`, `ray`,
+Data enters by its content (the fingerprint of its shards), so moving a folder repeats nothing. Labels are part of what a
+conditional model is trained on, and of what an evaluation measures with. An unconditional model is trained on the
+images and their order alone, so its stages stay when labels are added, removed or corrected. `storage`, `ray`,
 `tracking`, `snapshots` and `registry` are not part of what is trained or measured.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
+from stylegan.evaluation.protocol import deciding_settings
 from stylegan.evaluation.report import EVALUATION_VERSION
 from stylegan.records import Record, digest
 from stylegan.training.schedule import stages
@@ -38,21 +41,43 @@ class Keys(Record):
     run_id: str
 
 
-def make_keys(config: Config, shards: ShardSet) -> Keys:
-    """Compute the keys of every step after sharding."""
+def stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
+    """Compute the keys of the stages, the first stage first."""
     keys, below = list[str](), ""
     common = config.training.model_dump(mode="json", exclude=set(IN_STAGE))
     # Workers and intervals are not part of what is trained, but for the batch that `auto` makes of the workers. The
     # final resolution is, since the weights of the penalties are given there.
-    label_names = shards.label_names if config.model.conditional else None
-    data = [shards.fingerprint, config.data.resolution, config.data.channels, label_names]
+    labels = config.model.conditional
+    fingerprint = shards.fingerprint if labels else shards.images_fingerprint or shards.fingerprint
+    data = [fingerprint, config.data.resolution, config.data.channels, shards.label_names if labels else None]
     for stage in stages(config):
         below = digest([VERSIONS["train"], below, config.seed, data, config.model, common, stage])
         keys.append(below)
-    evaluation = digest([VERSIONS["evaluate"], below, shards.fingerprint, config.evaluation])
+    return tuple(keys)
+
+
+def former_stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
+    """Compute the keys that the stages had in version 0.1, where labels were part of every stage."""
+    return stage_keys(config, shards.model_copy(update={"images_fingerprint": None}))
+
+
+def make_keys(config: Config, shards: ShardSet, stages: tuple[str, ...] | None = None) -> Keys:
+    """Compute the keys of every step after sharding.
+
+    Args:
+        config: a network that `evaluation.features` names by its URI is read, because it counts by its content.
+        shards: the data set.
+        stages: the keys of the stages if they are not `stage_keys(config, shards)`.
+
+    Raises:
+        ConfigError: `evaluation.features` names a file that does not exist.
+    """
+    stages = stages or stage_keys(config, shards)
+    measured = deciding_settings(config.evaluation)
+    evaluation = digest([VERSIONS["evaluate"], stages[-1], shards.fingerprint, *measured])
     run_id = f"{config.name}-{evaluation}"
     registration = digest([VERSIONS["register"], run_id, config.model_name])
-    return Keys(stages=tuple(keys), evaluation=evaluation, registration=registration, run_id=run_id)
+    return Keys(stages=stages, evaluation=evaluation, registration=registration, run_id=run_id)
 
 
 def gate_key(config: Config, version: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import DamagedError
 from stylegan.evaluation.page.write_page import PAGE, read_report
 from stylegan.evaluation.report import Report
-from stylegan.pipeline.keys import gate_key, make_keys
+from stylegan.pipeline.keys import Keys, former_stage_keys, gate_key, make_keys, stage_keys
 from stylegan.records import Record
 from stylegan.registry.gate import Verdict
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import MARKER, Checkpoint, check_place
+from stylegan.training.state import MARKER, Checkpoint, check_place, checkpoints
 
 
 class _StoredVerdict(Record):
@@ -30,10 +32,36 @@ class Run:
     def __init__(self, config: Config, shards: ShardSet) -> None:
         self.config, self.shards = config, shards
         self.stages = stages(config)
-        self.keys = make_keys(config, shards)
         self.root = storage.absolute(config.storage.root)
-        self.uri = storage.join(self.root, "runs", self.keys.run_id)
-        self._verdict_uri = storage.join(self.uri, "verdict.json")
+        self._stages_uri = storage.join(self.root, "stages")
+        self._stage_keys = self._find_stage_keys()
+
+    def _find_stage_keys(self) -> tuple[str, ...]:
+        """Return the keys of the stages: those of version 0.1 if storage has as much under them, so that it goes on."""
+        keys, former = stage_keys(self.config, self.shards), former_stage_keys(self.config, self.shards)
+        if former == keys:
+            return keys
+        there = set(storage.names(self._stages_uri))
+
+        def reach(found: tuple[str, ...]) -> int:
+            names = map(_stage_folder, self.stages, found)
+            return max((number for number, name in enumerate(names, start=1) if name in there), default=0)
+
+        return former if reach(former) and reach(former) >= reach(keys) else keys
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The keys of all steps. Raises ConfigError as `make_keys`; the stages need only `stage_key`."""
+        return make_keys(self.config, self.shards, self._stage_keys)
+
+    @property
+    def uri(self) -> str:
+        """The folder of what only this run has made."""
+        return storage.join(self.root, "runs", self.run_id)
+
+    @property
+    def _verdict_uri(self) -> str:
+        return storage.join(self.uri, "verdict.json")
 
     @property
     def run_id(self) -> str:
@@ -52,11 +80,11 @@ class Run:
 
     def stage_key(self, stage: Stage) -> str:
         """Return the key of one of its stages."""
-        return self.keys.stages[self.config.resolutions.index(stage.resolution)]
+        return self._stage_keys[self.config.resolutions.index(stage.resolution)]
 
     def stage_uri(self, stage: Stage) -> str:
         """Return a stage's folder. It is named by its key, so runs that share a stage share its checkpoints."""
-        return storage.join(self.root, "stages", f"{stage.resolution:04d}-{self.stage_key(stage)}")
+        return storage.join(self._stages_uri, _stage_folder(stage, self.stage_key(stage)))
 
     def job(self, stage: Stage, previous: Checkpoint | None) -> StageJob:
         """Return what a worker needs to train a stage that starts at the end of the stage below."""
@@ -93,6 +121,15 @@ class Run:
             )
         return record if storage.exists(storage.join(record.uri, MARKER)) else None
 
+    def is_needed(self, stage: Stage, target: Stage | None = None) -> bool:
+        """Return whether an unfinished stage has to be trained on the way to `target` (the last stage if unset).
+
+        It has not if a later stage has a checkpoint: that one is finished, or goes on from there.
+        """
+        highest = (target or self.stages[-1]).resolution
+        later = [other for other in self.stages if stage.resolution < other.resolution <= highest]
+        return not any(checkpoints(self.stage_uri(other)) for other in later)
+
     def find_report(self) -> Report | None:
         """Return the report of the evaluation, None if it is not finished."""
         return read_report(self.uri)
@@ -117,3 +154,7 @@ class Run:
         """Write a verdict for `find_verdict`."""
         found = _StoredVerdict(key=gate_key(self.config, verdict.challenger), applied=applied, verdict=verdict)
         storage.write_json(self._verdict_uri, found.model_dump(mode="json"))
+
+
+def _stage_folder(stage: Stage, key: str) -> str:
+    return f"{stage.resolution:04d}-{key}"

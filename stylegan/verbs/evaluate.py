@@ -36,9 +36,10 @@ from stylegan.evaluation.features.spaces import check_features
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import PAGE, compare_published, read_report, write_page
+from stylegan.evaluation.protocol import deciding_settings
 from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
 from stylegan.outputs import output_folder, write_output
-from stylegan.pipeline.keys import make_keys
+from stylegan.pipeline.run import Run
 from stylegan.records import Record, digest
 from stylegan.retry import use_settings
 from stylegan.training.state import load_model
@@ -152,7 +153,7 @@ def _key(subject: _Subject) -> str:
             subject.identity,
             subject.shards.fingerprint,
             subject.shards.resolutions,
-            subject.config.evaluation,
+            *deciding_settings(subject.config.evaluation),
         ]
     )
 
@@ -184,7 +185,7 @@ def _open_generator(model: Model, request: Request, given: Config | None) -> _Su
 
 def _own_folder(model: Model, config: Config, shards: ShardSet) -> str | None:
     """Return the folder of the model's run if it holds the very report that is asked for, else None."""
-    if not model.run_uri or make_keys(config, shards).run_id != storage.name(model.run_uri):
+    if not model.run_uri or Run(config, shards).run_id != storage.name(model.run_uri):
         return None
     report = read_report(model.run_uri)
     same = report is not None and report.checkpoint_uri.split("/")[-2:] == model.checkpoint_uri.split("/")[-2:]

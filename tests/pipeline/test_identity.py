@@ -3,8 +3,13 @@
 import pytest
 
 from stylegan.config.file import build
+from stylegan.config.sections import EvaluationConfig
 from stylegan.data.shardset import ShardSet
-from stylegan.pipeline.keys import gate_key, make_keys
+from stylegan.errors import ConfigError
+from stylegan.evaluation import protocol
+from stylegan.evaluation.protocol import deciding_settings
+from stylegan.evaluation.quick import rows_name
+from stylegan.pipeline.keys import former_stage_keys, gate_key, make_keys
 
 TREE = {"name": "t", "data": {"source": "digits", "resolution": 32}, "training": {"start_resolution": 8}}
 SHARDS = ShardSet(
@@ -112,6 +117,118 @@ def test_classes_matter_to_conditional_models_only():
     renamed = SHARDS.model_copy(update={"label_names": ("a", "c")})
     assert keys(renamed).stages == keys().stages
     assert keys(renamed, model__conditional=True).stages != keys(model__conditional=True).stages
+
+
+def test_labels_are_part_of_the_stages_of_conditional_models_only():
+    """Added, removed and corrected labels keep the stages of an unconditional model. Every evaluation is done again."""
+    plain = SHARDS.model_copy(update={"label_names": (), "images_fingerprint": "f"})
+    labelled = SHARDS.model_copy(update={"fingerprint": "g", "images_fingerprint": "f"})
+    corrected = labelled.model_copy(update={"fingerprint": "h"})
+    assert keys(plain).stages == keys(labelled).stages == keys(corrected).stages
+    assert len({keys(shards).evaluation for shards in (plain, labelled, corrected)}) == 3
+    conditional = {keys(shards, model__conditional=True).stages for shards in (labelled, corrected)}
+    assert len(conditional) == 2
+    other_images = labelled.model_copy(update={"images_fingerprint": "i"})
+    assert keys(other_images).stages != keys(labelled).stages
+
+
+def test_an_unlabelled_set_and_a_set_of_version_0_1_keep_their_keys():
+    plain = SHARDS.model_copy(update={"label_names": ()})
+    assert keys(plain.model_copy(update={"images_fingerprint": "f"})) == keys(plain)
+    assert former_stage_keys(build(TREE), SHARDS.model_copy(update={"images_fingerprint": "i"})) == keys().stages
+
+
+EVALUATED = {"evaluation__metrics": ["fid", "pr"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluation__metrics": ["pr", "fid", "pr"]},
+        {"evaluation__is_splits": 5},
+        {"evaluation__kid_subsets": 7},
+        {"evaluation__psi": [0.5]},
+        {"evaluation__ppl_epsilon": 1e-3},
+        {"evaluation__separability_samples": 64},
+        {"evaluation__attributes_kimg": 1},
+        {"evaluation__weights": {"inception": "/elsewhere/weights.pth"}},
+    ],
+)
+def test_what_no_metric_reads_is_not_part_of_an_evaluation(change):
+    assert keys(**EVALUATED | change) == keys(**EVALUATED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        (EVALUATED, {"evaluation__metrics": ["fid"]}),
+        (EVALUATED, {"evaluation__num_images": 9}),
+        (EVALUATED, {"evaluation__num_reals": 9}),
+        (EVALUATED, {"evaluation__bootstrap": 0}),
+        (EVALUATED, {"evaluation__seed": 1}),
+        (EVALUATED, {"evaluation__features": "rotation"}),
+        ({"evaluation__metrics": ["is"]}, {"evaluation__is_splits": 5}),
+        (
+            {"evaluation__metrics": ["separability"], "evaluation__features": "inception"},
+            {"evaluation__attributes_kimg": 1},
+        ),
+    ],
+)
+def test_what_a_metric_reads_is_part_of_an_evaluation(settings, change):
+    settings = {"registry__gate": {"metric": settings["evaluation__metrics"][0]}} | settings
+    assert keys(**settings | change).evaluation != keys(**settings).evaluation
+
+
+def test_weight_files_count_by_their_content():
+    """A copy of the public file is that file, wherever it is; another file is known by the digest behind its URI."""
+    published = EVALUATED | {"evaluation__features": "inception"}
+    other = "#sha256=" + "a" * 64
+    found = [
+        keys(**published, evaluation__weights=weights)
+        for weights in (
+            {},
+            {"inception": "/a.pth"},
+            {"inception": f"/a.pth{other}"},
+            {"inception": f"s3://b/c.pth{other}"},
+        )
+    ]
+    assert found[0] == found[1]
+    assert found[2] == found[3] != found[0]
+    assert keys(**published, evaluation__weights={"lpips": f"/a.pth{other}"}) == found[0]  # no metric reads it
+
+
+def test_a_network_counts_by_its_content(tmp_path):
+    """Another network in the same place measures anew; the same network in another place does not."""
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    first.write_bytes(b"one")
+    second.write_bytes(b"one")
+    config = build(TREE | {"snapshots": {"metrics_kimg": {4: 0, 32: 1.0}}, "evaluation": {"features": str(first)}})
+    old, quick = keys(evaluation__features=str(first)), rows_name(config, 32)
+    assert keys(evaluation__features=str(second)) == old
+    first.write_bytes(b"two")
+    assert keys(evaluation__features=str(first)).evaluation != old.evaluation
+    assert rows_name(config, 32) != quick
+    first.unlink()
+    with pytest.raises(ConfigError, match="there is no such file"):
+        keys(evaluation__features=str(first))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "other"),
+    [
+        ("REFERENCE_VERSION", {"metrics": ["fid"]}, {"metrics": ["ppl_wend"]}),
+        (
+            "ATTRIBUTES_VERSION",
+            {"metrics": ["separability"], "features": "inception"},
+            {"metrics": ["fid"], "features": "inception"},
+        ),
+    ],
+)
+def test_the_version_of_a_part_counts_where_it_is_used(monkeypatch, name, settings, other):
+    before = [deciding_settings(EvaluationConfig(**each)) for each in (settings, other)]
+    monkeypatch.setattr(protocol, name, 99)
+    after = [deciding_settings(EvaluationConfig(**each)) for each in (settings, other)]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True]
 
 
 def test_run_id_starts_with_the_name():

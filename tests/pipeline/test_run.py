@@ -14,9 +14,9 @@ SHARDS = ShardSet(uri="x", fingerprint="f", num_images=100, resolutions=(4, 8), 
 VERDICT = Verdict(promote=True, reasons=("better",), champion=None, challenger="3")
 
 
-def run_at(root, **sections) -> Run:
+def run_at(root, shards=SHARDS, **sections) -> Run:
     tree = {"name": "t", "storage": {"root": str(root)}, "data": {"source": "digits", "resolution": 8}}
-    return Run(build(tree | sections), SHARDS)
+    return Run(build(tree | sections), shards)
 
 
 @pytest.fixture
@@ -44,6 +44,42 @@ def test_a_stage_whose_checkpoint_is_gone_is_not_finished(trained):
     (stage,) = trained.stages
     storage.delete(trained.find_stage(stage).uri)
     assert trained.find_stage(stage) is None
+
+
+STAGES = {"training": {"start_resolution": 4}}
+LABELLED = SHARDS.model_copy(update={"label_names": ("a", "b"), "images_fingerprint": "i"})
+
+
+def checkpoint(run: Run, number: int, *, done: bool = True) -> None:
+    """Write the records of a checkpoint of a stage, as its end or on the way there."""
+    stage = run.stages[number]
+    record = {"uri": f"{run.stage_uri(stage)}/checkpoint-000001000", "run_id": "r", "resolution": stage.resolution}
+    record |= {"nimg": 1000, "digest": run.stage_key(stage)}
+    storage.write_json(f"{record['uri']}/checkpoint.json", record)
+    if done:
+        storage.write_json(f"{run.stage_uri(stage)}/done.json", record)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_stage_with_a_checkpoint_needs_nothing_below_it(tmp_path, done):
+    run = run_at(tmp_path, **STAGES)
+    assert [run.is_needed(stage) for stage in run.stages] == [True, True]
+    checkpoint(run, 1, done=done)
+    assert [run.is_needed(stage) for stage in run.stages] == [False, True]
+    assert run.is_needed(run.stages[0], target=run.stages[0])
+
+
+def test_stages_of_version_0_1_go_on_under_their_keys(tmp_path):
+    """Labels were part of them; they stay where they are, unless there is more under the key without labels."""
+    former = run_at(tmp_path, **STAGES, shards=LABELLED.model_copy(update={"images_fingerprint": None}))
+    fresh = run_at(tmp_path, **STAGES, shards=LABELLED)
+    assert {former.stage_key(stage) for stage in former.stages}.isdisjoint(map(fresh.stage_key, fresh.stages))
+    checkpoint(former, 0)
+    found = run_at(tmp_path, **STAGES, shards=LABELLED)
+    assert found.keys == former.keys
+    assert found.find_stage(found.stages[0]) is not None
+    checkpoint(fresh, 1)
+    assert run_at(tmp_path, **STAGES, shards=LABELLED).keys == fresh.keys
 
 
 def test_a_job_names_the_folder_and_key_of_its_stage(trained):

@@ -42,6 +42,8 @@ class Merged:
 
     Attributes:
         num_images: rows of the table.
+        fingerprint: of pixels and labels.
+        images_fingerprint: of the pixels alone.
         labels: int64 [num_classes], number of images of each class.
         tars: int64, numbers of the tars that contain a living sample. The column `tar` of the table counts only these.
         duplicates: the rejects among the rows.
@@ -49,6 +51,7 @@ class Merged:
 
     num_images: int
     fingerprint: str
+    images_fingerprint: str
     labels: np.ndarray
     tars: np.ndarray
     duplicates: list[Rejected]
@@ -68,7 +71,7 @@ def merge(parts: Sequence[Part], file: Path, *, manifest: Mapping[str, Any], rej
     tars = _living_tars(parts, alive)
 
     # Write the living rows with the new numbers of their tars.
-    content = Fingerprint(manifest)
+    content, images = Fingerprint(manifest), Fingerprint(manifest, labelled=False)
     labels = np.zeros(len(manifest["label_names"]), np.int64)
     count = 0
     with _TableFile(file) as out:
@@ -76,11 +79,12 @@ def merge(parts: Sequence[Part], file: Path, *, manifest: Mapping[str, Any], rej
             numbers = np.searchsorted(tars, table["tar"].to_numpy()).astype(np.int32)
             table = table.set_column(table.column_names.index("tar"), "tar", pa.array(numbers))
             content.update(table)
+            images.update(table)
             if len(labels):
                 labels += np.bincount(table["label"].to_numpy(), minlength=len(labels))
             count += table.num_rows
             out.write(table)
-    return Merged(count, content.hexdigest(), labels, tars, duplicates)
+    return Merged(count, content.hexdigest(), images.hexdigest(), labels, tars, duplicates)
 
 
 def _find_duplicates(parts: Sequence[Part]) -> tuple[np.ndarray, list[Rejected]]:
@@ -152,18 +156,21 @@ class _TableFile:
 class Fingerprint:
     """The digest of the pixels and labels in canonical order, and of the settings and names that decide their meaning.
 
-    It does not depend on paths, tars or the history of a set.
+    It does not depend on paths, tars or the history of a set. With `labelled=False` it is the digest that the same rows
+    would have without labels.
     """
 
-    def __init__(self, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, manifest: Mapping[str, Any], *, labelled: bool = True) -> None:
         settings = {name: manifest["parameters"][name] for name in sorted(PIXEL_FIELDS)}
-        names = [FORMAT, settings, list(manifest["label_names"]), list(manifest["attribute_names"])]
-        self._digest = hashlib.sha256(json.dumps(names).encode())
+        names = [list(manifest[key]) if labelled else [] for key in ("label_names", "attribute_names")]
+        self._labelled = labelled
+        self._digest = hashlib.sha256(json.dumps([FORMAT, settings, *names]).encode())
 
     def update(self, table: pa.Table) -> None:
         """Add rows, with the columns label, attributes (if the set has them) and sha256."""
-        columns = [table["label"].to_numpy().astype("<i4")[:, None].view(np.uint8)]
-        if "attributes" in table.column_names:
+        labels = table["label"].to_numpy() if self._labelled else np.full(table.num_rows, -1)
+        columns = [labels.astype("<i4")[:, None].view(np.uint8)]
+        if self._labelled and "attributes" in table.column_names:
             columns.append(attribute_array(table))
         columns.append(binary_array(table["sha256"]))
         self._digest.update(np.concatenate(columns, axis=1).tobytes())

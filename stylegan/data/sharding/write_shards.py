@@ -320,6 +320,7 @@ def _content_facts(
         )
     return {
         "fingerprint": merged.fingerprint,
+        "images_fingerprint": merged.images_fingerprint,
         "num_images": merged.num_images,
         "num_rejected": len(rejected),
         "rejected": dict(sorted(Counter(reject["kind"] for reject in rejected).items())),

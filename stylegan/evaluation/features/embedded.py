@@ -34,6 +34,9 @@ SMALLEST_SET = 10  # images; fewer leave too few to hold out
 METADATA = "stylegan.features"  # one key, because safetensors writes several in random order
 EmbeddedKind = Literal["classifier", "rotation"]
 EMBEDDED_KINDS = get_args(EmbeddedKind)
+ALLOWED = (
+    "use classifier, rotation, inception, or the URI of a .safetensors file that classifier or rotation has written"
+)
 Pmap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
@@ -125,6 +128,11 @@ def check_embedded(evaluation: EvaluationConfig, labelled: bool) -> None:
         load_features(evaluation.features)
 
 
+def digest_of_features(uri: str) -> str:
+    """Return the SHA-256 of the file of a network. Raises ConfigError if there is no such file."""
+    return hashlib.sha256(_read_file(uri)).hexdigest()
+
+
 def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     """Read a network that `obtain_features` has written.
 
@@ -133,17 +141,11 @@ def load_features(uri: str, device: str = "cpu") -> FeatureNet:
     Raises:
         ConfigError: there is no such file, or it is not a feature network of this version.
     """
-    allowed = (
-        "use classifier, rotation, inception, or the URI of a .safetensors file that classifier or rotation has written"
-    )
-    try:
-        data = storage.read_bytes(storage.absolute(uri))
-    except FileNotFoundError:
-        raise ConfigError(f"evaluation.features={uri}: there is no such file; {allowed}") from None
+    data = _read_file(uri)
     try:
         return _open(data, uri, device)
     except DamagedError as error:
-        raise ConfigError(f"evaluation.features={error}; {allowed}") from error
+        raise ConfigError(f"evaluation.features={error}; {ALLOWED}") from error
 
 
 def _open(data: bytes, uri: str, device: str) -> FeatureNet:
@@ -161,6 +163,13 @@ def _open(data: bytes, uri: str, device: str) -> FeatureNet:
         ) from error
     network.to(device).eval().requires_grad_(False)
     return FeatureNet(network, facts, hashlib.sha256(data).hexdigest(), storage.absolute(uri))
+
+
+def _read_file(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(storage.absolute(uri))
+    except FileNotFoundError:
+        raise ConfigError(f"evaluation.features={uri}: there is no such file; {ALLOWED}") from None
 
 
 def _read_facts(data: bytes) -> FeatureFacts:

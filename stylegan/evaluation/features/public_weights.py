@@ -98,6 +98,12 @@ def needed(evaluation: EvaluationConfig) -> tuple[WeightName, ...]:
     return tuple(name for name in KNOWN if name in wanted)
 
 
+def pinned_digest(name: WeightName, uri: str | None) -> str | None:
+    """Return the digest that `URI#sha256=DIGEST` pins to another file than the public one, None for the public file."""
+    _, _, digest = (uri or "").partition(PINNED)
+    return digest if digest not in ("", KNOWN[name].sha256) else None
+
+
 @dataclass(frozen=True)
 class Location:
     """The place of a weight file.

@@ -28,7 +28,7 @@ from PIL import Image
 
 from stylegan.config.sections import DataConfig
 from stylegan.data.decode import prepare
-from stylegan.data.index import read_manifest
+from stylegan.data.index import read_manifest, read_samples
 from stylegan.data.sharding.write_shards import find_content, find_shards, read_shards, shard_key, write_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
@@ -211,6 +211,24 @@ def test_fingerprint_is_of_content_alone(image_folder, tmp_path, draw_images):
     prints.append(make(config(image_folder), tmp_path).fingerprint)
     assert len({plain.fingerprint, *prints}) == 6
     assert read_shards(plain.uri) == plain
+
+
+def test_labels_change_neither_the_order_of_images_nor_their_fingerprint(tmp_path, draw_images):
+    """A label file that is added, corrected or removed leaves the fingerprint of the images as it is."""
+    folder = draw_images(tmp_path / "images", [f"{number}.png" for number in range(8)])
+    found = [make(config(folder), tmp_path)]
+    for labels in ([number % 2 for number in range(8)], [0] * 7 + [1], [[number % 2, 1] for number in range(8)]):
+        table = {"labels": [[f"{number}.png", label] for number, label in enumerate(labels)]}
+        (folder / "dataset.json").write_text(json.dumps(table))
+        found.append(make(config(folder), tmp_path))
+    found.append(make(config(folder, labels="none"), tmp_path))
+    assert {shards.images_fingerprint for shards in found} == {found[0].fingerprint}
+    assert [shards.fingerprint == found[0].fingerprint for shards in found] == [True, False, False, False, True]
+    assert len({shards.fingerprint for shards in found}) == 4
+    orders = [read_samples(shards.uri, read_manifest(shards.uri), ["path"]) for shards in found]
+    assert all(order == orders[0] for order in orders)
+    draw_images(folder, ["0.png"], mode="L")
+    assert make(config(folder), tmp_path).images_fingerprint != found[0].fingerprint
 
 
 def test_unlabelled_set_has_no_cls(image_folder, tmp_path):
