@@ -43,6 +43,8 @@ OPTIONS: dict[str, Any] = {
 
 
 def _state(done: Done[Any]) -> Any:
+    if done.record is None:
+        return Completed(name="Cached", message="not needed: a later stage has gone beyond it")
     if done.cached:
         return Completed(name="Cached", message="taken from storage", data=done.record)
     return done.record
@@ -57,8 +59,8 @@ def shard(pipeline: Pipeline) -> ShardSet:
 
 
 @task(name="train", task_run_name="train {stage.name}", **OPTIONS)
-def train(pipeline: Pipeline, shards: ShardSet, stage: Stage, previous: Checkpoint | None) -> Checkpoint:
-    """Train one resolution stage as a Ray Train run."""
+def train(pipeline: Pipeline, shards: ShardSet, stage: Stage, previous: Checkpoint | None) -> Checkpoint | None:
+    """Train one resolution stage as a Ray Train run; None if nothing needs it any more."""
     return _state(pipeline.train(shards, stage, previous))
 
 

@@ -38,11 +38,9 @@ def train_flow(config: Config | str, overrides: list[str] | None = None) -> Summ
         config = load(config, overrides or [])
     with Pipeline(config) as pipeline:
         shards = tasks.call(tasks.shard, pipeline)
-        checkpoints: list[Checkpoint] = []
+        checkpoints: list[Checkpoint | None] = [None]
         for stage in stages(config):
-            checkpoints.append(
-                tasks.call(tasks.train, pipeline, shards, stage, checkpoints[-1] if checkpoints else None)
-            )
+            checkpoints.append(tasks.call(tasks.train, pipeline, shards, stage, checkpoints[-1]))
         report = tasks.call(tasks.evaluate, pipeline, shards, checkpoints[-1])
         version = tasks.call(tasks.register, pipeline, shards, checkpoints[-1], report)
         verdict = tasks.call(tasks.gate, pipeline, shards, version, report)

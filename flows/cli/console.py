@@ -103,7 +103,7 @@ def print_plan(plan: Plan, config: Config) -> None:
     for step in plan.steps:
         table.add_row(
             step.name,
-            "[green]cached[/]" if step.state == "cached" else "run",
+            step.state if step.state == "run" else f"[green]{step.state}[/]",
             f"{step.images:,}" if step.images else "",
             f"~{duration(step.seconds)}" if step.seconds else "",
             f"{step.memory_gib:.2f} GiB" if step.memory_gib else "",

@@ -23,10 +23,10 @@ from stylegan.training.state import newest_checkpoint
 
 
 class PlannedStep(Record):
-    """One step: whether `run` would take it from storage or do it, and why."""
+    """One step: whether `run` would take it from storage, leave it out or do it, and why."""
 
     name: str
-    state: Literal["cached", "run"]
+    state: Literal["cached", "not needed", "run"]
     reason: str
     images: int = 0  # still to be shown or generated
     seconds: float | None = None  # estimate of what is left; None where nothing is known
@@ -64,7 +64,7 @@ def make_plan(config: Config) -> Plan:
     ready = True
     for stage in run.stages:
         steps.append(_plan_stage(run, stage, ready))
-        ready = steps[-1].state == "cached"
+        ready = steps[-1].state != "run"
     report = run.find_report()  # valid even if a stage has to be trained again
     steps.append(_plan_evaluate(config, report, ready))
     steps += _plan_registry(run, report)
@@ -99,12 +99,15 @@ def _missing_weights(config: Config) -> tuple[str, ...]:
 
 
 def _plan_stage(run: Run, stage: Stage, ready: bool) -> PlannedStep:
-    """Plan one stage; `ready` says that the stage below is finished."""
-    done = run.find_stage(stage) if ready else None
+    """Plan one stage; `ready` says that the stage below is finished or not needed."""
+    done = run.find_stage(stage)
     if done:
         reason = f"finished at {done.nimg / 1000:g} kimg"
         return PlannedStep(name=f"train {stage.name}", state="cached", reason=reason)
-    newest = newest_checkpoint(run.stage_uri(stage)) if ready else None
+    if not run.is_needed(stage):
+        reason = "a later stage is finished or goes on from its own checkpoint"
+        return PlannedStep(name=f"train {stage.name}", state="not needed", reason=reason)
+    newest = newest_checkpoint(run.stage_uri(stage))
     left = stage.end_nimg - (newest.nimg if newest else stage.start_nimg)
     if newest:
         reason = f"goes on from {newest.nimg / 1000:g} of {stage.end_nimg / 1000:g} kimg"

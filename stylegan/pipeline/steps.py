@@ -51,13 +51,13 @@ from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
 
 logger = logging.getLogger("stylegan")
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R", bound=BaseModel | None)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """A step's record, and whether it was taken from storage."""
+    """A step's record, and whether it was taken from storage. The record of a stage that nothing needs is None."""
 
     record: R
     cached: bool
@@ -165,10 +165,22 @@ class Pipeline:
         check_data(self.config, record.num_images, record.label_names, record.attribute_names)
         return _done("shard", record, found)
 
-    def train(self, shards: ShardSet, stage: Stage, previous: Checkpoint | None) -> Done[Checkpoint]:
-        """Train one stage on Ray.
+    def train(
+        self, shards: ShardSet, stage: Stage, previous: Checkpoint | None, *, target: Stage | None = None
+    ) -> Done[Checkpoint | None]:
+        """Train one stage on Ray, unless it is finished or a later one has gone beyond it.
 
         Its curves, quick metrics and grids go to MLflow while it trains (all at once if it was trained before).
+
+        Args:
+            shards: the images.
+            stage: the stage.
+            previous: the end of the stage below; None for the first stage, and if that stage was not needed.
+            target: the stage to get to; the last one if unset.
+
+        Returns:
+            The last checkpoint of the stage. None if its checkpoints are gone and a later stage, up to `target`, is
+            finished or has a checkpoint to go on from.
 
         Raises:
             ConfigError: the cluster can never hold its workers.
@@ -176,13 +188,17 @@ class Pipeline:
         """
         run = self.run(shards)
         job, found = run.job(stage, previous), run.find_stage(stage)
-        show = None if found else partial(_show, Progress(f"train {stage.name}", stage.num_images), stage)
+        needed = found is None and run.is_needed(stage, target)
+        show = partial(_show, Progress(f"train {stage.name}", stage.num_images), stage) if needed else None
         quick = rows_name(self.config, stage.resolution)
         with StageRelay(self.tracked(shards), job.uri, quick=quick, on_rows=show):
-            record = found or self._train(job)
+            record = self._train(job) if needed else found
             if found and lacks_end(job):  # it was stopped while the end of the stage was measured
                 with self._quick_metrics(job):
                     pass
+        if record is None:
+            logger.info("train %s: not needed, a later stage has gone beyond it", stage.name)
+            return Done(None, cached=True)
         return _done(f"train {stage.name}", record, found)
 
     def _train(self, job: StageJob) -> Checkpoint:
@@ -307,12 +323,13 @@ class Pipeline:
 
     def train_until(self, resolution: int) -> Done[Checkpoint]:
         """Write the shards and train all stages up to one resolution."""
-        shards, done = self.shard().record, None
-        for stage in stages(self.config):
-            if stage.resolution <= resolution:
-                done = self.train(shards, stage, done.record if done else None)
-        assert done is not None
-        return done
+        shards, checkpoint = self.shard().record, None
+        wanted = [stage for stage in stages(self.config) if stage.resolution <= resolution]
+        for stage in wanted:
+            done = self.train(shards, stage, checkpoint, target=wanted[-1])
+            checkpoint = done.record
+        assert checkpoint is not None  # the target is always needed
+        return Done(checkpoint, done.cached)
 
     def evaluate_trained(self) -> tuple[Done[Report], list[Comparison], str]:
         """Evaluate the end of the last stage; return also the published figures beside its own, and the URI of the page.
@@ -348,7 +365,7 @@ class Pipeline:
     def summarize(
         self,
         shards: ShardSet,
-        checkpoints: Sequence[Checkpoint],
+        checkpoints: Sequence[Checkpoint | None],
         report: Report,
         version: ModelVersion,
         verdict: Verdict,
@@ -360,7 +377,7 @@ class Pipeline:
             run_id=run.run_id,
             mlflow_run_id=self.tracked(shards).mlflow_run_id,
             shards=shards,
-            checkpoints=tuple(checkpoints),
+            checkpoints=tuple(checkpoint for checkpoint in checkpoints if checkpoint),
             stages=tuple(found[-1]["metrics"] for found in rows if found),
             report=report,
             version=versions.find_version(self.config, run.keys.registration) or version,

@@ -21,6 +21,7 @@ from stylegan.config.resolutions import at_resolution
 from stylegan.data.loading.lazy_images import filling
 from stylegan.data.loading.loader import ImageTable, LoaderSettings, batches, load_images, prefetch
 from stylegan.data.loading.order import sample_indices, upcoming
+from stylegan.errors import StepError
 from stylegan.retry import use_settings
 from stylegan.training import distributed
 from stylegan.training.background import Background
@@ -136,8 +137,8 @@ def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[
         The state, and the image count of its checkpoint; None at the start of the stage.
 
     Raises:
-        StepError: the ranks do not see the same storage or do not have the same weights; or as `start_stage` and
-            `resume_stage`.
+        StepError: the ranks do not see the same storage or do not have the same weights, there is neither a checkpoint
+            nor a stage below to start from; or as `start_stage` and `resume_stage`.
     """
     config, stage, num_labels = job.config, job.stage, len(job.label_names)
 
@@ -153,6 +154,11 @@ def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[
     check_shared(job, storage.exists(reals) and nimg[0] == nimg[distributed.rank()], device)
 
     # Load or make the state, and check that it is the same on all ranks.
+    if newest is None and job.previous is None and stage.resolution > config.training.start_resolution:
+        raise StepError(
+            f"{job.uri}: its checkpoints are gone, and so is the end of the stage below; run the same command again, "
+            "which trains that stage first"
+        )
     if newest:
         state = resume_stage(config, stage, newest, num_labels=num_labels, key=job.key, device=device)
     else:

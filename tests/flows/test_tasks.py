@@ -53,6 +53,18 @@ def test_a_mistake_of_the_user_is_not_tried_again():
     assert ran == 1
 
 
+def test_a_step_that_is_not_needed_shows_as_cached_and_gives_none():
+    @task(task_run_name="step", **tasks.OPTIONS)
+    def step():
+        return tasks._state(Done(None, cached=True))
+
+    @flow(persist_result=False)
+    def once():
+        return tasks.call(step), step(return_state=True).name
+
+    assert once() == (None, "Cached")
+
+
 def test_a_cached_step_shows_as_cached_and_still_gives_its_record():
     @task(task_run_name="step", **tasks.OPTIONS)
     def step():

@@ -2,8 +2,39 @@
 
 import pytest
 
+from stylegan import storage
 from stylegan.config.file import build
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.sources.open_source import open_source
 from stylegan.pipeline.plan import make_plan
+from stylegan.pipeline.run import Run
+
+
+def test_a_plan_leaves_out_what_nothing_needs(tmp_path, image_folder):
+    """A finished stage needs none of those below it; one that is under way needs none either, and is not finished."""
+    tree = {
+        "name": "t",
+        "storage": {"root": str(tmp_path / "root")},
+        "data": {"source": str(image_folder), "resolution": 16},
+        "training": {"start_resolution": 4, "batch": 4},
+    }
+    config = build(tree)
+    shards = write_shards(open_source(config.data), config.data, config.storage.root)
+    run = Run(config, shards)
+
+    def stages() -> list[tuple[str, str]]:
+        steps = make_plan(config).steps
+        return [(step.name, step.state) for step in steps if step.name.startswith("train")]
+
+    names = ["train 4x4", "train 8x8", "train 16x16"]
+    assert stages() == [(name, "run") for name in names]
+    last = run.stages[-1]
+    record = {"uri": f"{run.stage_uri(last)}/checkpoint-001000000", "run_id": "r", "resolution": 16, "digest": "d"}
+    storage.write_json(f"{record['uri']}/checkpoint.json", record | {"nimg": 10})
+    assert stages() == list(zip(names, ["not needed", "not needed", "run"], strict=True))
+    storage.write_json(f"{run.stage_uri(last)}/done.json", record | {"nimg": 10})
+    assert stages() == list(zip(names, ["not needed", "not needed", "cached"], strict=True))
+
 
 TREE = {"name": "t", "data": {"source": "digits", "resolution": 32}, "training": {"start_resolution": 8}}
 

@@ -10,7 +10,7 @@ from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
-from stylegan.pipeline.steps import Pipeline
+from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
 from stylegan.training.state import Checkpoint
 
@@ -94,6 +94,23 @@ def test_steps_out_of_order_name_the_step_that_comes_first(pipeline):
         StepError, match=r"register: stage 8x8 .* is not trained yet; run `.*stylegan train CONFIG` first"
     ):
         pipeline.register_evaluated()
+
+
+def test_a_stage_below_a_finished_one_is_not_trained_again(make_config, monkeypatch):
+    """Its folder was deleted to save space; asked for by itself it would be trained."""
+    monkeypatch.setattr(Pipeline, "_train", lambda _, job: pytest.fail(f"trains {job.stage.name}"))
+    with Pipeline(make_config(training={"batch": 4, "start_resolution": 4})) as opened:
+        run = opened.run(SHARDS)
+        low, high = run.stages
+        record = Checkpoint(
+            uri=f"{run.stage_uri(high)}/checkpoint-000001000", run_id="r", resolution=8, nimg=1000, digest="d"
+        )
+        storage.write_json(f"{record.uri}/checkpoint.json", record.model_dump())
+        storage.write_json(f"{run.stage_uri(high)}/done.json", record.model_dump())
+        assert opened.train(SHARDS, low, None) == Done(None, cached=True)
+        assert opened.train(SHARDS, high, None) == Done(record, cached=True)
+        with pytest.raises(pytest.fail.Exception, match="trains 4x4"):
+            opened.train(SHARDS, low, None, target=low)
 
 
 @pytest.mark.parametrize(
