@@ -1,7 +1,7 @@
 """Repeat requests to a store that throttles, times out or drops connections, instead of failing with it.
 
-A request is repeated, less and less often, for $STYLEGAN_PATIENCE seconds (600 if unset). `use_settings` sets that from
-`storage.patience_s`. What a store refuses for good (no such file, no permission) fails at once.
+A request is repeated, less and less often, for $STYLEGAN_PATIENCE seconds (600 if unset). `storage_settings` sets that
+from `storage.patience_s`. What a store refuses for good (no such file, no permission) fails at once.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import random
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from stylegan.config.sections import StorageConfig
@@ -54,15 +55,45 @@ TRANSIENT_CODES = {
 
 _last_lines: dict[str, float] = {}  # store -> time of the newest line about it
 
+PATIENCE, CACHE_GB = "STYLEGAN_PATIENCE", "STYLEGAN_CACHE_GB"
+_blocks_lock = threading.Lock()
+_blocks: list[dict[str, str | None]] = []  # the settings of the open blocks, below them those of the environment
 
-def use_settings(config: StorageConfig) -> None:
-    """Set `storage.patience_s` and `storage.cache_gb` for this process and for those it starts from now on.
 
-    Both are kept in environment variables. If `cache_gb` is None, $STYLEGAN_CACHE_GB stays as it is.
+@contextmanager
+def storage_settings(config: StorageConfig | None) -> Iterator[None]:
+    """Apply `storage.patience_s` and `storage.cache_gb` to this process, and to those it starts, during the block.
+
+    Both are environment variables, which are as before after the block: no run sees the settings of another. If
+    `cache_gb` is None, $STYLEGAN_CACHE_GB is that of the environment, also inside the block of another config. Of
+    blocks that are open at the same time, in any threads, the newest holds. None changes nothing.
     """
-    os.environ["STYLEGAN_PATIENCE"] = str(config.patience_s)
-    if config.cache_gb is not None:
-        os.environ["STYLEGAN_CACHE_GB"] = str(config.cache_gb)
+    if config is None:
+        yield
+        return
+    with _blocks_lock:
+        if not _blocks:
+            _blocks.append({name: os.environ.get(name) for name in (PATIENCE, CACHE_GB)})
+        cache_gb = _blocks[0][CACHE_GB] if config.cache_gb is None else str(config.cache_gb)
+        settings = {PATIENCE: str(config.patience_s), CACHE_GB: cache_gb}
+        _blocks.append(settings)
+        _apply(settings)
+    try:
+        yield
+    finally:
+        with _blocks_lock:
+            _blocks[:] = [block for block in _blocks if block is not settings]
+            _apply(_blocks[-1])
+            if len(_blocks) == 1:
+                _blocks.clear()
+
+
+def _apply(settings: dict[str, str | None]) -> None:
+    for name, value in settings.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def patient(action: Callable[[], R], uri: str) -> R:
@@ -75,7 +106,7 @@ def patient(action: Callable[[], R], uri: str) -> R:
     Raises:
         Exception: that of the last attempt, if it is not transient or the patience is over.
     """
-    limit, pause = float(os.environ.get("STYLEGAN_PATIENCE") or 600), FIRST_PAUSE
+    limit, pause = float(os.environ.get(PATIENCE) or 600), FIRST_PAUSE
     first_failure: float | None = None
     while True:
         try:

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
@@ -131,11 +132,35 @@ def test_kinds_of_errors(tmp_path):
     assert is_transient(translated)
 
 
-def test_settings_reach_child_processes(monkeypatch):
-    """Both are environment variables; without `cache_gb` the variable keeps its value."""
+def in_use() -> tuple[str | None, str | None]:
+    """Return the two settings as child processes see them."""
+    return os.environ.get("STYLEGAN_PATIENCE"), os.environ.get("STYLEGAN_CACHE_GB")
+
+
+@pytest.mark.parametrize("outside", [("1", "3"), (None, None)])
+def test_settings_are_those_of_the_block(monkeypatch, outside):
+    """Both are environment variables, which child processes see; without `cache_gb` it is that of the environment."""
+    for name, value in zip(("STYLEGAN_PATIENCE", "STYLEGAN_CACHE_GB"), outside, strict=True):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    with retry.storage_settings(StorageConfig(patience_s=77, cache_gb=1.5)):
+        assert in_use() == ("77.0", "1.5")
+        with retry.storage_settings(StorageConfig()):
+            assert in_use() == ("600", outside[1])
+        with retry.storage_settings(None):
+            assert in_use() == ("77.0", "1.5")
+    assert in_use() == outside
+    with suppress(ZeroDivisionError), retry.storage_settings(StorageConfig(cache_gb=1)):
+        raise ZeroDivisionError
+    assert in_use() == outside
+
+
+def test_blocks_of_several_threads_leave_nothing_behind(monkeypatch):
+    """The one that was opened first may end first."""
     monkeypatch.setenv("STYLEGAN_PATIENCE", "1")
-    monkeypatch.setenv("STYLEGAN_CACHE_GB", "3")
-    retry.use_settings(StorageConfig(patience_s=77))
-    assert (os.environ["STYLEGAN_PATIENCE"], os.environ["STYLEGAN_CACHE_GB"]) == ("77.0", "3")
-    retry.use_settings(StorageConfig(cache_gb=1.5))
-    assert os.environ["STYLEGAN_CACHE_GB"] == "1.5"
+    first, second = (retry.storage_settings(StorageConfig(patience_s=seconds)) for seconds in (2, 3))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert in_use()[0] == "3.0"
+    second.__exit__(None, None, None)
+    assert in_use()[0] == "1"

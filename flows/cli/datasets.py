@@ -15,6 +15,7 @@ from stylegan.config.tree import Config
 from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError
+from stylegan.retry import storage_settings
 
 if TYPE_CHECKING:
     from stylegan.data.sharding.verify import Verification
@@ -67,7 +68,7 @@ def make_shards(config: Config) -> Done[ShardSet]:
     from stylegan.cluster.session import ray_session
     from stylegan.pipeline.steps import Pipeline
 
-    with ray_session():
+    with ray_session(), storage_settings(config.storage):
         return Pipeline(config).shard()
 
 
@@ -107,10 +108,10 @@ def _verify(target: str, overrides: list[str]) -> Verification:
             raise ConfigError(f"--set {overrides[0]}: belongs to a config; {target} is the URI of a set")
         return verify(target, progress=progress)
     config = load(target, overrides)
-    shards = find_shards(open_source(config.data), config.data, storage.absolute(config.storage.root))
-    if shards is None:
-        raise StepError(
-            f"shard --verify: the images of {target} are not sharded yet; run `{config.command('shard')}` first"
-        )
-    with ray_session():
+    with ray_session(), storage_settings(config.storage):
+        shards = find_shards(open_source(config.data), config.data, storage.absolute(config.storage.root))
+        if shards is None:
+            raise StepError(
+                f"shard --verify: the images of {target} are not sharded yet; run `{config.command('shard')}` first"
+            )
         return verify(shards.uri, pmap=cpu_map(config, shards.num_images), progress=progress)

@@ -17,7 +17,7 @@ from stylegan.config.tree import Config
 from stylegan.errors import StepError, UserError
 from stylegan.evaluation.features import public_weights as weights
 from stylegan.records import Record
-from stylegan.retry import use_settings
+from stylegan.retry import storage_settings
 from stylegan.tracking.connection import check_server, resolve_uri
 
 # Returns what works, in words; raises UserError with what does not.
@@ -46,7 +46,6 @@ class Examination(Record):
 def examine(config: Config | None) -> Examination:
     """Check what a run of this config needs; without a config, what the defaults need on this machine."""
     settings = config.storage if config else StorageConfig()
-    use_settings(settings.model_copy(update={"patience_s": 5.0}))  # a store that is away is reported, not waited for
     checks: list[tuple[str, Check]] = [
         ("storage", _storage),
         ("data", _data),
@@ -56,7 +55,8 @@ def examine(config: Config | None) -> Examination:
         ("prefect", _prefect),
         ("ray", _ray),
     ]
-    return Examination(findings=tuple(_try(name, check, config) for name, check in checks))
+    with storage_settings(settings.model_copy(update={"patience_s": 5.0})):  # a store that is away is not waited for
+        return Examination(findings=tuple(_try(name, check, config) for name, check in checks))
 
 
 def weight_checks(config: Config) -> list[tuple[str, Check]]:

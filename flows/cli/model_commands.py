@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flows.cli.arguments import AsJson, OutputFile, Overrides, RegistryConfig, registry_config
 from flows.cli.console import print_result
+from stylegan.retry import storage_settings
 
 
 def sample(
@@ -36,7 +37,9 @@ def sample(
     from stylegan.verbs import sample as sampling
 
     settings = registry_config(config, overrides)
-    record = sampling.sample(settings, model, seeds=sampling.parse_seeds(seeds), psi=psi, label=label, out=out)
+    numbers = sampling.parse_seeds(seeds)
+    with storage_settings(settings.storage if settings else None):
+        record = sampling.sample(settings, model, seeds=numbers, psi=psi, label=label, out=out)
     print_result(record, f"{record.num_images} images of {record.checkpoint_uri} in {record.path}", as_json, out=out)
 
 
@@ -78,5 +81,7 @@ def export(
     """
     from stylegan.verbs import exchange
 
-    record = exchange.export(registry_config(config, overrides), model, out)
+    settings = registry_config(config, overrides)
+    with storage_settings(settings.storage if settings else None):
+        record = exchange.export(settings, model, out)
     print_result(record, f"{record.checkpoint_uri} in {record.path}, {record.num_bytes:,} bytes", as_json, out=out)

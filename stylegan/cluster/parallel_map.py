@@ -18,7 +18,7 @@ from stylegan.data.shardset import ShardSet, shard_size
 from stylegan.data.sources.base import Source
 from stylegan.errors import UnavailableError, UserError
 from stylegan.progress import Progress
-from stylegan.retry import use_settings
+from stylegan.retry import storage_settings
 from stylegan.training.schedule import stages
 
 T = TypeVar("T")
@@ -48,13 +48,13 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
 
 def shard_in_parallel(source: Source, config: Config) -> ShardSet:
     """Write the shards of a listing below `storage.root` with the map of `cpu_map`. Raises as `write_shards`."""
-    use_settings(config.storage)
     num_images = len(source.images)
     progress = Progress("shard", num_images)
     progress.update(0)  # the rate counts from here
-    return write_shards(
-        source, config.data, config.storage.root, pmap=cpu_map(config, num_images), progress=progress.reach
-    )
+    with storage_settings(config.storage):
+        return write_shards(
+            source, config.data, config.storage.root, pmap=cpu_map(config, num_images), progress=progress.reach
+        )
 
 
 def cpu_map(config: Config, num_images: int) -> Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]:
@@ -83,8 +83,8 @@ def _map_on_cpus(config: Config, function: Callable[[T], R], items: Iterable[T])
     connect(config.ray)
 
     def call(shared: Callable[[T], R], item: T) -> R:  # pickled by value: a worker need not import this file and torch
-        use_settings(config.storage)
-        return shared(item)
+        with storage_settings(config.storage):
+            return shared(item)
 
     task = ray.remote(num_cpus=1, num_gpus=0, max_retries=3)(call)
     # The function is sent once: it may carry the places of all members of an archive, and Ray refuses tasks of 95 MiB.
@@ -122,6 +122,6 @@ def _call(function: Callable[[T], R], item: T, cpus: float, settings: StorageCon
     """Run on a worker: apply the storage settings and thread count of the driver's config, then call the function."""
     import torch
 
-    use_settings(settings)
     torch.set_num_threads(max(int(cpus), 1))
-    return function(item)
+    with storage_settings(settings):
+        return function(item)

@@ -17,6 +17,7 @@ from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.run import Run
 from stylegan.records import Record
 from stylegan.registry.versions import find_version
+from stylegan.retry import storage_settings
 from stylegan.training.cost import Cost, stage_cost
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import newest_checkpoint
@@ -52,6 +53,11 @@ def make_plan(config: Config) -> Plan:
     Raises:
         ConfigError, StepError: the source or the storage cannot be read.
     """
+    with storage_settings(config.storage):
+        return _make_plan(config)
+
+
+def _make_plan(config: Config) -> Plan:
     source = open_source(config.data)
     check_data(config, len(source.images), source.label_names, source.attribute_names)
     root = storage.absolute(config.storage.root)

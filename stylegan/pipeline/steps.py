@@ -40,7 +40,7 @@ from stylegan.records import Record
 from stylegan.registry import versions
 from stylegan.registry.gate import Verdict, comparable, judge
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
-from stylegan.retry import use_settings
+from stylegan.retry import storage_settings
 from stylegan.tracking.connection import check_server, resolve_uri
 from stylegan.tracking.open_run import open_run
 from stylegan.tracking.runs import TrackedRun
@@ -88,12 +88,12 @@ def _done(step: str, record: R, found: R | None) -> Done[R]:
 class Pipeline:
     """The steps of one config.
 
-    As a context manager it holds what the steps share: the Ray session and the MLflow run, each opened at first use.
+    As a context manager it holds what the steps share: the settings of storage, and the Ray session and the MLflow run,
+    each opened at first use.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        use_settings(config.storage)
         self._stack = ExitStack()
         self._run: Run | None = None
         self._tracked: TrackedRun | None = None
@@ -110,6 +110,7 @@ class Pipeline:
             )
         check_server(resolve_uri(self.config))
         check_address(self.config.ray)
+        self._stack.enter_context(storage_settings(self.config.storage))
         self._stack.enter_context(ray_session())
         return self
 

@@ -22,7 +22,7 @@ from stylegan.data.loading.lazy_images import filling
 from stylegan.data.loading.loader import ImageTable, LoaderSettings, batches, load_images, prefetch
 from stylegan.data.loading.order import sample_indices, upcoming
 from stylegan.errors import StepError
-from stylegan.retry import use_settings
+from stylegan.retry import storage_settings
 from stylegan.training import distributed
 from stylegan.training.background import Background
 from stylegan.training.checkpoints import CheckpointWriter, OnCheckpoint, check_shared
@@ -55,9 +55,13 @@ def train_stage(
         StepError: shards or checkpoints are damaged or belong to another config, storage refuses, the ranks disagree,
             or training diverged. All files that were complete in storage by then remain.
     """
+    with storage_settings(job.config.storage):
+        return _train_stage(job, distributed.select_device(device), on_checkpoint)
+
+
+def _train_stage(job: StageJob, device: torch.device, on_checkpoint: OnCheckpoint | None) -> Checkpoint:
     # Open the data.
-    config, stage, device = job.config, job.stage, distributed.select_device(device)
-    use_settings(config.storage)
+    config, stage = job.config, job.stage
     table = load_images(
         job.shards, stage.resolution, settings=LoaderSettings(config.data.max_corrupt, config.storage.cache_gb)
     )

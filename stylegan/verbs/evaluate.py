@@ -41,7 +41,7 @@ from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
 from stylegan.outputs import output_folder, write_output
 from stylegan.pipeline.run import Run
 from stylegan.records import Record, digest
-from stylegan.retry import use_settings
+from stylegan.retry import storage_settings
 from stylegan.training.state import load_model
 from stylegan.verbs.find_model import Model, look_up, run_config, tried
 
@@ -108,15 +108,20 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
     """
     copy_to = output_folder(out) if out is not None else None
     given = load(request.config, request.overrides) if request.config else None
-    model = look_up(given, request.model, root=_given_root(request))
-    with ray_session():  # shared by sharding and measuring
+    with ray_session(), storage_settings(given.storage if given else None):  # shared by sharding and measuring
+        model = look_up(given, request.model, root=_given_root(request))
         subject = _open_images(request, given) if model is None else _open_generator(model, request, given)
-        config, shards = subject.config, subject.shards
-        use_settings(config.storage)
-        check_features(config.evaluation, labelled=bool(shards.label_names))
-        folder = subject.folder or storage.join(config.storage.root, "evaluations", _key(subject))
-        found = read_report(folder)
-        report = found or _measure(subject, folder)
+        with storage_settings(subject.config.storage):
+            return _evaluate(subject, out)
+
+
+def _evaluate(subject: _Subject, out: str | None) -> Evaluation:
+    """Take the report from storage or measure, and write its page."""
+    config, shards = subject.config, subject.shards
+    check_features(config.evaluation, labelled=bool(shards.label_names))
+    folder = subject.folder or storage.join(config.storage.root, "evaluations", _key(subject))
+    found = read_report(folder)
+    report = found or _measure(subject, folder)
     published = compare_published(report, config, shards.num_images)
     facts = {"Measured": subject.name, "Compared with": f"{config.data.source}, {shards.num_images:,} images"}
     page = write_page(report, folder, title=subject.name, published=published, facts=facts, data=read_card(shards.uri))

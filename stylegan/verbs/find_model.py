@@ -87,7 +87,7 @@ def _runs_folder(config: Config | None, root: str | None = None) -> str:
 
 
 def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:
-    """Return the config in a run's folder; its storage.root is where the folder is now.
+    """Return the config in a run's folder; its storage.root is where the folder is now, unless that is overridden.
 
     Raises:
         ConfigError: the overrides are wrong.
@@ -97,15 +97,13 @@ def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:
     text = storage.read_bytes(uri)
     try:
         tree = parse(text.decode(), uri)
-        config = build(tree, uri)
+        build(tree, uri)
     except (ValueError, RecursionError) as error:  # ConfigError is a ValueError
         raise DamagedError(
-            f"{uri}: is damaged ({one_line(error)}); run `stylegan run` with the config of this run again, which writes "
-            "this file"
+            f"{uri}: is damaged ({one_line(error)}); run the config of this run again, which writes this file"
         ) from error
-    if overrides:
-        config = build(tree, uri, overrides)
-    return config.model_copy(update={"storage": StorageConfig(root=root_of(run_uri))})
+    tree["storage"] = {**(tree.get("storage") or {}), "root": root_of(run_uri)}
+    return build(tree, uri, overrides)
 
 
 def root_of(run_uri: str) -> str:

@@ -71,6 +71,15 @@ def test_a_root_that_has_moved_is_followed(run, tmp_path):
     assert run_config(str(found.run_uri), ["seed=3"]).seed == 3
 
 
+def test_all_settings_of_storage_are_those_of_the_run_or_overridden(run):
+    config, folder, _ = run
+    patient = config.model_copy(update={"storage": config.storage.model_copy(update={"patience_s": 7, "cache_gb": 2})})
+    storage.write_bytes(f"{folder}/config.yaml", dump(patient).encode())
+    assert run_config(folder).storage == patient.storage
+    changed = run_config(folder, ["storage.patience_s=9", "storage.root=/elsewhere"]).storage
+    assert (changed.patience_s, changed.cache_gb, changed.root) == (9, 2, "/elsewhere")
+
+
 def test_a_run_without_a_checkpoint_says_how_to_go_on(run):
     config, folder, checkpoint = run
     shutil.rmtree(Path(checkpoint).parent)
