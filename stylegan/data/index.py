@@ -88,6 +88,12 @@ def read_level(shards: ShardSet, resolution: int) -> LevelIndex:
     )
 
 
+def image_shape(shards: ShardSet) -> tuple[int, int, int]:
+    """Return (channels, r, r) of the images at the largest resolution. Raises StepError as `read_manifest`."""
+    resolution = max(shards.resolutions)
+    return read_manifest(shards.uri)["parameters"]["channels"], resolution, resolution
+
+
 class _AnyFormat(TypedDict):
     """What manifests of all formats have."""
 

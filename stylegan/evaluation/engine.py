@@ -10,19 +10,30 @@ image is flipped. Labels of conditional generators follow the data set (v1 gives
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 
 import numpy as np
 
 from stylegan import storage
 from stylegan.config.sections import EvaluationConfig, Metric
-from stylegan.data.loading.loader import ImageTable, load_images
+from stylegan.data.index import image_shape
+from stylegan.data.loading.loader import DEFAULT_LOADING, ImageTable, LoaderSettings
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.features.embedded import Pmap
 from stylegan.evaluation.features.spaces import Network, obtain_spaces
 from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_truncation
-from stylegan.evaluation.generate import CHUNK_SIZE, REALS, Pass, SampleChunk, Subject, read_generator, sha256
+from stylegan.evaluation.generate import (
+    CHUNK_SIZE,
+    REALS,
+    Pass,
+    SampleChunk,
+    Subject,
+    open_images,
+    read_generator,
+    sha256,
+)
 from stylegan.evaluation.meters import Context, ManifoldMeter, Meter, Outcome, TruncationMeter, make_meter
 from stylegan.evaluation.metric_table import Role
 from stylegan.evaluation.protocol import count_reals, metric_keys, protocol_of, settings_of, value_key
@@ -45,6 +56,7 @@ def evaluate(
     device: str = "cpu",
     out_uri: str | None = None,
     alpha: float = 1.0,
+    loading: LoaderSettings = DEFAULT_LOADING,
 ) -> Report:
     """Measure the generator of a checkpoint.
 
@@ -57,6 +69,7 @@ def evaluate(
         device: torch device of the workers.
         out_uri: folder for figures; None: no figures.
         alpha: weight of the generator's newest resolution in [0, 1]; below 1 during a fade-in.
+        loading: settings of loading the reals, as training has them.
 
     Raises:
         ConfigError: the networks of `evaluation.features` cannot be read or trained for these images.
@@ -66,7 +79,8 @@ def evaluate(
     uri = storage.join(storage.absolute(checkpoint_uri), "generator.safetensors")
     data = read_generator(uri)
     generator, label_names = load_generator(data, uri)
-    table = load_images(shards, max(shards.resolutions))
+    token = uuid.uuid4().hex
+    table = open_images(shards, loading, token)
     _require_match(generator, label_names, table, checkpoint_uri=checkpoint_uri, shards=shards)
 
     # Obtain the feature networks, and measure.
@@ -76,10 +90,12 @@ def evaluate(
         images=None,
         shards=shards,
         label_weights=_label_weights(table, generator.num_labels),
-        spaces=obtain_spaces(evaluation, shards, root=root, device=device, pmap=pmap),
+        spaces=obtain_spaces(evaluation, shards, root=root, device=device, pmap=pmap, loading=loading),
         evaluation=evaluation,
         device=device,
         alpha=alpha,
+        loading=loading,
+        token=token,
     )
     return _Evaluation(subject, generator, root=root, pmap=pmap).run(checkpoint_uri, out_uri)
 
@@ -93,6 +109,7 @@ def evaluate_images(
     pmap: Pmap = map,
     device: str = "cpu",
     out_uri: str | None = None,
+    loading: LoaderSettings = DEFAULT_LOADING,
 ) -> Report:
     """Measure images instead of a generator, e.g. a folder that `write_shards` has sharded: fid, kid, is, pr.
 
@@ -101,14 +118,14 @@ def evaluate_images(
 
     Args:
         images: the images to measure, at the resolution of the reals; `checkpoint_uri` of the report is their URI.
-        shards, evaluation, root, pmap, device, out_uri: as for `evaluate`.
+        shards, evaluation, root, pmap, device, out_uri, loading: as for `evaluate`.
 
     Raises:
         ConfigError: the networks of `evaluation.features` cannot be read or trained for these reals.
         StepError: the images have another shape than the reals.
     """
     # Both sets must have the same shape.
-    shape, real_shape = (load_images(part, max(part.resolutions)).images.shape[1:] for part in (images, shards))
+    shape, real_shape = image_shape(images), image_shape(shards)
     if shape != real_shape:
         raise StepError(
             f"{images.uri}: holds images of shape {list(shape)}, the reference set has {list(real_shape)}; give reals "
@@ -123,9 +140,11 @@ def evaluate_images(
         images=images,
         shards=shards,
         label_weights=(),
-        spaces=obtain_spaces(evaluation, shards, root=root, device=device, pmap=pmap),
+        spaces=obtain_spaces(evaluation, shards, root=root, device=device, pmap=pmap, loading=loading),
         evaluation=evaluation,
         device=device,
+        loading=loading,
+        token=uuid.uuid4().hex,
     )
     return _Evaluation(subject, None, root=root, pmap=pmap).run(images.uri, out_uri)
 
@@ -148,9 +167,12 @@ class _Evaluation:
 
     def run(self, uri: str, out_uri: str | None) -> Report:
         """Run all passes, compute all metrics and draw all figures. `uri` becomes the report's `checkpoint_uri`."""
-        self._stream()
-        report = self._report(uri)
-        figures = self._draw(out_uri) if out_uri else {}
+        try:
+            self._stream()
+            report = self._report(uri)
+            figures = self._draw(out_uri) if out_uri else {}
+        finally:
+            open_images.cache_clear()  # lets the cache of decoded images remove what this process has opened
         return report.model_copy(update={"figures": figures})
 
     def _skip(self, metric: Metric, reason: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from stylegan import storage
-from stylegan.data.loading.loader import load_images
 from stylegan.evaluation.features.embedded import Pmap
 from stylegan.evaluation.generate import CHUNK_SIZE, GENERATED, Pass, SampleChunk, Subject, truncated
 from stylegan.evaluation.work import PictureRequest, draw_pictures
@@ -20,7 +19,7 @@ EXTREMES = 16  # images of best.png and of worst.png
 def draw_grid(subject: Subject, out_uri: str, pmap: Pmap) -> str:
     """Write grid.png: reals on the left, the measured images without truncation on the right. Return its URI."""
     # A square of each; places without an image stay black.
-    reals = load_images(subject.shards, max(subject.shards.resolutions)).images
+    reals = subject.open(subject.shards).images
     side = _columns(reals.shape[-1])
     num_fakes = min(side**2, subject.images.num_images) if subject.images else side**2
     fakes = _images(subject, GENERATED, range(num_fakes), pmap)

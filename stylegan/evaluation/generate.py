@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stylegan import storage
 from stylegan.config.sections import EvaluationConfig
+from stylegan.data.loading.loader import DEFAULT_LOADING, ImageTable, LoaderSettings, load_images
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.features.spaces import Spaces
@@ -73,6 +74,8 @@ class Subject:
         evaluation: the settings.
         device: the torch device of the workers.
         alpha: the weight of the generator's newest resolution in [0, 1]; below 1 during a fade-in.
+        loading: the settings of loading stored images.
+        token: identifies the evaluation: a process keeps open what it has opened for it.
     """
 
     generator_uri: str
@@ -84,6 +87,12 @@ class Subject:
     evaluation: EvaluationConfig
     device: str
     alpha: float = 1.0
+    loading: LoaderSettings = DEFAULT_LOADING
+    token: str = ""
+
+    def open(self, stored: ShardSet) -> ImageTable:
+        """Open the reals, or the measured images: the index is read once in each process of an evaluation."""
+        return open_images(stored, self.loading, self.token)
 
 
 @dataclass(frozen=True)
@@ -247,6 +256,12 @@ def read_generator(uri: str) -> bytes:
 def sha256(data: bytes) -> str:
     """Return the digest of a file's bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+@lru_cache(maxsize=2)  # the reals and the measured images
+def open_images(stored: ShardSet, loading: LoaderSettings, token: str) -> ImageTable:
+    """Load stored images at their largest resolution, once per process for each token. Raises as `load_images`."""
+    return load_images(stored, max(stored.resolutions), settings=loading)
 
 
 def generator_of(subject: Subject) -> Generator:

@@ -25,6 +25,7 @@ from stylegan import storage
 from stylegan.config.resolutions import at_resolution
 from stylegan.config.sections import EvaluationConfig, WeightsConfig
 from stylegan.config.tree import Config
+from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.evaluation.engine import evaluate
@@ -102,18 +103,26 @@ def lacks_end(job: StageJob) -> bool:
 
 @dataclass(frozen=True)
 class QuickRequest:
-    """A request to the worker: measure the generator in the folder `uri`; `alpha` weighs its newest resolution."""
+    """A request to the worker: measure the generator in the folder `uri`. The other fields are as for `evaluate`."""
 
     uri: str
     shards: ShardSet
     evaluation: EvaluationConfig
     root: str
     alpha: float
+    loading: LoaderSettings
 
 
 def measure_quickly(request: QuickRequest) -> Report:
     """Measure in this process, and return the report without intervals and figures."""
-    return evaluate(request.uri, request.shards, request.evaluation, root=request.root, alpha=request.alpha)
+    return evaluate(
+        request.uri,
+        request.shards,
+        request.evaluation,
+        root=request.root,
+        alpha=request.alpha,
+        loading=request.loading,
+    )
 
 
 class QuickMetrics:
@@ -222,8 +231,10 @@ class QuickMetrics:
 
         # Measure the copy, with the reals and the fade-in of its stage.
         shards, alpha = job.shards.up_to(job.stage.resolution), job.stage.alpha(checkpoint.nimg)
+        loading = LoaderSettings.of(job.config)
         try:
-            report = self.worker.call(measure_quickly, QuickRequest(folder, shards, self.evaluation, self.root, alpha))
+            request = QuickRequest(folder, shards, self.evaluation, self.root, alpha, loading)
+            report = self.worker.call(measure_quickly, request)
         finally:
             storage.delete(folder)
         self._keep(checkpoint, report)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan.data.loading.loader import load_images
 from stylegan.evaluation.features.spaces import manifold_features, open_network, recognise
 from stylegan.evaluation.generate import REALS, SampleChunk, generator_of
 from stylegan.evaluation.metrics.numerics import exact_float32
@@ -80,7 +79,7 @@ def _batches(chunk: SampleChunk, rows: Collection[int] | None = None) -> Iterato
         return
 
     # Images of shards.
-    table = load_images(stored, max(stored.resolutions)).images
+    table = subject.open(stored).images
     for batch in chunk.batches(table.shape[-1], rows):
         pixels = table[chunk.first + batch.start : chunk.first + batch.stop]
         yield batch, {"images": to_float(torch.tensor(pixels, device=subject.device))}

@@ -23,6 +23,7 @@ from stylegan.cluster.stage_launch import launch_stage
 from stylegan.config.file import dump
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
+from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import complete_set, find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
@@ -251,6 +252,7 @@ class Pipeline:
             pmap=self._parallel_map,
             device=device,
             out_uri=out,
+            loading=LoaderSettings.of(config),
         )
 
     def _parallel_map(self, function: Any, items: Iterable[T]) -> Iterator[Any]:

@@ -62,9 +62,7 @@ def train_stage(
 def _train_stage(job: StageJob, device: torch.device, on_checkpoint: OnCheckpoint | None) -> Checkpoint:
     # Open the data.
     config, stage = job.config, job.stage
-    table = load_images(
-        job.shards, stage.resolution, settings=LoaderSettings(config.data.max_corrupt, config.storage.cache_gb)
-    )
+    table = load_images(job.shards, stage.resolution, settings=LoaderSettings.of(config))
 
     # Open the state, and start the data order at its image count.
     state, resumed_at = open_stage(job, table, device)

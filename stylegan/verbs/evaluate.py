@@ -25,6 +25,7 @@ from stylegan.config.sections import DataConfig, Metric
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
 from stylegan.data.decode import UnreadableImage
+from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import complete_set, find_content, find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.base import Source
@@ -112,10 +113,10 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
         model = look_up(given, request.model, root=_given_root(request))
         subject = _open_images(request, given) if model is None else _open_generator(model, request, given)
         with storage_settings(subject.config.storage):
-            return _evaluate(subject, out)
+            return _evaluate(subject, copy_to)
 
 
-def _evaluate(subject: _Subject, out: str | None) -> Evaluation:
+def _evaluate(subject: _Subject, copy_to: str | None) -> Evaluation:
     """Take the report from storage or measure, and write its page."""
     config, shards = subject.config, subject.shards
     check_features(config.evaluation, labelled=bool(shards.label_names))
@@ -199,7 +200,12 @@ def _own_folder(model: Model, config: Config, shards: ShardSet) -> str | None:
 
 def _shards_of(model: Model, config: Config) -> ShardSet | None:
     """Return the shards of the model's run, even if its source has changed or moved; None if other images are asked for."""
-    if not model.run_uri or run_config(model.run_uri).data != config.data:
+    if not model.run_uri:
+        return None
+    # Limits decide whether a set may be used, and `incremental` how it was made. The images are the same.
+    limits = {"max_corrupt", "max_rejected", "incremental"}
+    given, own = (data.model_dump(exclude=limits) for data in (config.data, run_config(model.run_uri).data))
+    if given != own:
         return None
     report = read_report(model.run_uri)
     return find_content(report.dataset_fingerprint, config.storage.root) if report else None
@@ -296,7 +302,13 @@ def _measure(subject: _Subject, folder: str) -> Report:
     check_address(config.ray)
     device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
     report = subject.evaluate(
-        subject.shards, config.evaluation, root=config.storage.root, pmap=pmap, device=device, out_uri=folder
+        subject.shards,
+        config.evaluation,
+        root=config.storage.root,
+        pmap=pmap,
+        device=device,
+        out_uri=folder,
+        loading=LoaderSettings.of(config),
     )
     storage.write_json(storage.join(folder, "report.json"), report.model_dump(mode="json"))
     return report

@@ -13,10 +13,15 @@ import torch
 from PIL import Image
 
 from stylegan import storage
-from stylegan.config.sections import EvaluationConfig
-from stylegan.data.loading.loader import load_images
+from stylegan.config.sections import DataConfig, EvaluationConfig
+from stylegan.data.index import read_level
+from stylegan.data.loading import loader
+from stylegan.data.loading.loader import LoaderSettings, load_images
+from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation import engine, figures, generate
 from stylegan.evaluation.engine import evaluate, evaluate_images
 from stylegan.evaluation.features.embedded import obtain_features
 from stylegan.evaluation.metrics.fid import Moments, frechet_distance
@@ -310,3 +315,65 @@ def test_moments_of_the_reals_are_kept_exactly(shards: ShardSet, root: str, meas
     ]
     assert 120 in {moments.count for moments in found}
     assert frechet_distance(found[0], found[0]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.fixture
+def undecoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let no image be decoded before it is asked for, into a cache of its own; small chunks ask several times."""
+    monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loader, "AT_ONCE", 0)
+    for module in (engine, figures, generate):
+        monkeypatch.setattr(module, "CHUNK_SIZE", 32)
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_the_index_is_read_once_whatever_the_number_of_chunks(
+    shards: ShardSet,
+    evaluation: EvaluationConfig,
+    root: str,
+    checkpoint: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also while most of the images are still to be decoded."""
+    evaluate(checkpoint(), shards, only(evaluation, "ppl_wend"), root=root)  # trains the network
+    calls = []
+    monkeypatch.setattr(loader, "read_level", lambda *arguments: calls.append(1) or read_level(*arguments))
+    monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / "other"))
+    workers = Workers()
+    some = only(evaluation, "fid", seed=77)
+    evaluate(checkpoint(), shards, some, root=root, pmap=workers, out_uri=str(tmp_path))
+    assert workers.passes.count("reals") == 4
+    assert len(calls) == 2  # by the feature network's own training, which the seed is part of, and by the evaluation
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_damaged_samples_are_tolerated_as_in_training(
+    evaluation: EvaluationConfig, checkpoint: Callable[..., str], draw_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The same limit holds for the networks that are trained on the images, for the reals, and for the figures."""
+    names = [f"{kind}/{number}.png" for kind in ("a", "b") for number in range(40)]
+    folder = draw_images(tmp_path / "images", names, size=(8, 8), mode="L")
+    data = DataConfig(source=str(folder), resolution=8, channels=1, duplicates="keep")
+    damaged = write_shards(open_source(data), data, str(tmp_path / "root"))
+    index = read_level(damaged, 8)
+    for number in (2, 5, 7):
+        uri = index.tars[index.tar[number]].uri
+        content = bytearray(storage.read_bytes(uri))
+        content[index.offset[number] + index.size[number] // 2] ^= 4
+        storage.write_bytes(uri, bytes(content))
+
+    def measure(max_corrupt: int, *metrics: str) -> Report:
+        return evaluate(
+            checkpoint(),
+            damaged,
+            only(evaluation, *metrics, num_images=20),
+            root=str(tmp_path / "root"),
+            out_uri=str(tmp_path / "out"),
+            loading=LoaderSettings(max_corrupt=max_corrupt),
+        )
+
+    for metrics in (("fid",), ()):  # without metrics the figure of the reals is drawn all the same
+        with pytest.raises(StepError, match=r"data.max_corrupt=2"):
+            measure(2, *metrics)
+    assert measure(3, "fid").metrics

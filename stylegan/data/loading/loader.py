@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stylegan.config.sections import DataConfig
+from stylegan.config.tree import Config
 from stylegan.data.cache import Entry, explain_disk_errors
 from stylegan.data.index import read_level
 from stylegan.data.loading.lazy_images import Images
@@ -41,6 +42,14 @@ class LoaderSettings:
 
     max_corrupt: int = DataConfig.model_fields["max_corrupt"].default
     cache_gb: float | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> LoaderSettings:
+        """Return the settings of a run: all of its steps load images alike."""
+        return cls(config.data.max_corrupt, config.storage.cache_gb)
+
+
+DEFAULT_LOADING = LoaderSettings()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from stylegan import storage
 from stylegan.config.sections import EvaluationConfig, ModelConfig
-from stylegan.data.loading.loader import ImageTable, load_images
+from stylegan.data.loading.loader import DEFAULT_LOADING, ImageTable, LoaderSettings, load_images
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.evaluation.features.embedded import SMALLEST_SET, Pmap
@@ -73,7 +73,13 @@ def attribute_values(shards: ShardSet, table: ImageTable) -> np.ndarray:
 
 
 def obtain_attributes(
-    evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map
+    evaluation: EvaluationConfig,
+    shards: ShardSet,
+    *,
+    root: str,
+    device: str = "cpu",
+    pmap: Pmap = map,
+    loading: LoaderSettings = DEFAULT_LOADING,
 ) -> list[str]:
     """Return the URIs of the classifiers in {root}/features, in the order of the attributes; train the missing ones.
 
@@ -83,6 +89,7 @@ def obtain_attributes(
         root: storage root.
         device: torch device of the training.
         pmap: carries each training to a worker.
+        loading: the settings of loading the images.
 
     Raises:
         StepError: the images have neither attributes nor classes, or are too few to train on. The message becomes the
@@ -105,7 +112,7 @@ def obtain_attributes(
     # Train the missing ones.
     finished = set(storage.names(folder))
     requests = [
-        AttributeRequest(shards, index, kimg, seed, device, uri)
+        AttributeRequest(shards, index, kimg, seed, device, uri, loading)
         for index, uri in enumerate(uris)
         if storage.name(uri) not in finished
     ]
@@ -126,12 +133,13 @@ class AttributeRequest:
     seed: int
     device: str
     uri: str
+    loading: LoaderSettings = DEFAULT_LOADING
 
 
 def train_attribute(request: AttributeRequest) -> float:
     """Train and write one classifier, and return its accuracy on held-out images. Runs on any worker."""
     # Examples and first weights, both from named streams.
-    table = load_images(request.shards, max(request.shards.resolutions))
+    table = load_images(request.shards, max(request.shards.resolutions), settings=request.loading)
     examples = _Examples(table, attribute_values(request.shards, table)[:, request.index], request)
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
         torch.manual_seed(stream("attribute", request.index, request.seed, "weights").initial_seed())

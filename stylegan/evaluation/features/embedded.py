@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from stylegan import storage
 from stylegan.config.sections import EvaluationConfig
-from stylegan.data.loading.loader import load_images
+from stylegan.data.index import image_shape
+from stylegan.data.loading.loader import DEFAULT_LOADING, LoaderSettings, load_images
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, DamagedError, StepError, one_line
 from stylegan.evaluation.features.embedded_training import train_network
@@ -182,7 +183,13 @@ def _read_facts(data: bytes) -> FeatureFacts:
 
 
 def obtain_features(
-    evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map
+    evaluation: EvaluationConfig,
+    shards: ShardSet,
+    *,
+    root: str,
+    device: str = "cpu",
+    pmap: Pmap = map,
+    loading: LoaderSettings = DEFAULT_LOADING,
 ) -> FeatureNet:
     """Return the network that `evaluation.features` names, on the CPU.
 
@@ -195,6 +202,7 @@ def obtain_features(
         root: storage root.
         device: torch device of the training.
         pmap: carries the training to a worker.
+        loading: the settings of loading the images.
 
     Raises:
         ConfigError: as `check_embedded`; or fewer than two classes; or the network is for images of another shape.
@@ -211,7 +219,7 @@ def obtain_features(
         uri = storage.join(storage.absolute(root), "features", f"{evaluation.features}-{key}.safetensors")
         if not storage.exists(uri):
             kind = cast(EmbeddedKind, evaluation.features)
-            _train_on_worker(TrainRequest(kind, shards, evaluation.seed, device, uri), pmap)
+            _train_on_worker(TrainRequest(kind, shards, evaluation.seed, device, uri, loading), pmap)
 
         # Our own file: the user has no other to give.
         try:
@@ -223,7 +231,7 @@ def obtain_features(
 
     # Refuse a network for images of another shape.
     shape = (features.facts.channels, features.facts.resolution)
-    data_shape = load_images(shards, max(shards.resolutions)).images.shape[1:3]
+    data_shape = image_shape(shards)[:2]
     if shape != data_shape:
         raise ConfigError(
             f"evaluation.features={uri}: measures {_shown_shape(*shape)} images, the data set has "
@@ -247,6 +255,7 @@ class TrainRequest:
     seed: int
     device: str
     uri: str
+    loading: LoaderSettings = DEFAULT_LOADING
 
 
 def _train_on_worker(request: TrainRequest, pmap: Pmap) -> None:
@@ -270,7 +279,7 @@ def _train_on_worker(request: TrainRequest, pmap: Pmap) -> None:
 def train_features(request: TrainRequest) -> float:
     """Train and write one network, and return its accuracy on held-out images. Runs on any worker."""
     shards = request.shards
-    table = load_images(shards, max(shards.resolutions))
+    table = load_images(shards, max(shards.resolutions), settings=request.loading)
     label_names = shards.label_names if request.kind == "classifier" else ("0", "90", "180", "270")
     network, accuracy = train_network(
         request.kind, table, num_classes=len(label_names), seed=request.seed, device=request.device

@@ -24,11 +24,18 @@ from torch import Tensor, nn
 
 from stylegan import storage
 from stylegan.config.sections import EvaluationConfig
+from stylegan.data.loading.loader import DEFAULT_LOADING, LoaderSettings
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.features import public_weights as weights
 from stylegan.evaluation.features.attributes import AttributeNet, attribute_names, obtain_attributes
-from stylegan.evaluation.features.embedded import FeatureNet, Pmap, check_embedded, load_features, obtain_features
+from stylegan.evaluation.features.embedded import (
+    FeatureNet,
+    Pmap,
+    check_embedded,
+    load_features,
+    obtain_features,
+)
 from stylegan.evaluation.features.public_weights import PUBLISHED, WeightName
 from stylegan.evaluation.metric_table import METRICS, Role
 from stylegan.networks.inception import load_inception
@@ -112,7 +119,13 @@ def check_features(evaluation: EvaluationConfig, labelled: bool) -> None:
 
 
 def obtain_spaces(
-    evaluation: EvaluationConfig, shards: ShardSet, *, root: str, device: str = "cpu", pmap: Pmap = map
+    evaluation: EvaluationConfig,
+    shards: ShardSet,
+    *,
+    root: str,
+    device: str = "cpu",
+    pmap: Pmap = map,
+    loading: LoaderSettings = DEFAULT_LOADING,
 ) -> Spaces:
     """Return the networks that the metrics need; let workers train those that are trained on the shards.
 
@@ -123,6 +136,7 @@ def obtain_spaces(
             because a worker may be unable to reach their source.
         device: torch device of the training.
         pmap: `map`, or a parallel one that carries the training to workers.
+        loading: the settings of loading the images to train on.
 
     Raises:
         ConfigError: as `check_features` and `obtain_features`.
@@ -134,7 +148,8 @@ def obtain_spaces(
 
     # One embedded network for every role.
     if evaluation.features != "inception":
-        return _embedded(obtain_features(evaluation, shards, root=root, device=device, pmap=pmap), roles, evaluation)
+        features = obtain_features(evaluation, shards, root=root, device=device, pmap=pmap, loading=loading)
+        return _embedded(features, roles, evaluation)
 
     # The published networks.
     files = {name: _copy_below_root(name, evaluation, root) for name in weights.needed(evaluation)}
@@ -149,7 +164,8 @@ def obtain_spaces(
     missing: dict[Role, str] = {}
     if "attributes" in roles:
         try:
-            uris = tuple(obtain_attributes(evaluation, shards, root=root, device=device, pmap=pmap))
+            found = obtain_attributes(evaluation, shards, root=root, device=device, pmap=pmap, loading=loading)
+            uris = tuple(found)
             sha256 = weights.join_digests(_sha256(storage.read_bytes(uri)) for uri in uris)
             networks["attributes"] = Network("attributes", uris, sha256)
         except StepError as error:
