@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from stylegan.errors import DamagedError, one_line
@@ -90,17 +90,20 @@ def picture_bytes(image: Image.Image, ending: str) -> bytes:
 
 
 def open_picture(data: bytes, origin: str, *, cure: str) -> Image.Image:
-    """Decode a picture that this program stored.
+    """Decode a PNG file that this program stored.
+
+    `Image.open` refuses large pictures, because a stranger's small file may decode to gigabytes. A grid of 14 x 14
+    images of 1024x1024 is as large, and our own.
 
     Args:
         data: the bytes of its file.
         origin, cure: the file, and how to get it again, for the error message.
 
     Raises:
-        DamagedError: the bytes are not a whole picture.
+        DamagedError: the bytes are not a whole PNG file.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
         image.load()
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise DamagedError(f"{origin}: is not a picture ({one_line(error, 200)}); {cure}") from error

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan.images import grid, picture_bytes, png_bytes, quantise, to_float, to_uint8
+from stylegan.errors import DamagedError
+from stylegan.images import grid, open_picture, picture_bytes, png_bytes, quantise, thumbnail, to_float, to_uint8
 
 BYTES = torch.arange(256, dtype=torch.uint8)
 
@@ -73,3 +74,24 @@ def test_a_picture_larger_than_its_format_allows():
         with pytest.raises(ValueError, match=f"{width}x1 pixels do not fit into a {ending} file; use .png"):
             picture_bytes(Image.new("L", (width, 1)), ending)
     assert picture_bytes(Image.new("L", (65_501, 1)), ".png").startswith(b"\x89PNG")
+
+
+def test_our_own_pictures_may_be_larger_than_a_stranger_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses to open twice its limit, by default 179 million pixels: a grid of 14 x 14 images of 1024x1024."""
+    large = png_bytes(Image.new("L", (300, 200), 7))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(large))
+    picture = open_picture(large, "x.png", cure="draw it again")
+    assert picture.size == (300, 200)
+    assert Image.open(io.BytesIO(thumbnail(picture, side=30))).size == (30, 20)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
+def test_a_damaged_picture_is_one_line(damage: str) -> None:
+    png = bytearray(png_bytes(Image.effect_noise((64, 64), 90)))
+    if damage == "flipped":
+        png[200] ^= 1
+    content = {"cut": png[:300], "empty": b"", "text": b"no picture", "flipped": png}[damage]
+    with pytest.raises(DamagedError, match=r"x\.png: is not a picture .*; draw it again"):
+        open_picture(bytes(content), "x.png", cure="draw it again")

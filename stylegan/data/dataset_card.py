@@ -174,7 +174,7 @@ def read_preview(uri: str) -> Image.Image | None:
     """Return the sheet of images in the folder of a set, None if it is missing; a damaged one is named in a warning."""
     preview_uri = storage.join(uri, PREVIEW)
     try:
-        return open_picture(storage.read_bytes(preview_uri), preview_uri, cure="`stylegan shard` writes it anew")
+        return open_picture(storage.read_bytes(preview_uri), preview_uri, cure="sharding again writes it anew")
     except FileNotFoundError:
         return None
     except DamagedError as error:

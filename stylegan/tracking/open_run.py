@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from stylegan.tracking.runs import TrackedRun
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+logger = logging.getLogger("stylegan")
 RUN_TAG = "stylegan.run_id"
 MAX_PARAMS, MAX_VALUE, MAX_DIGEST = 100, 6000, 36  # MLflow's limits
 MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at once
@@ -126,7 +128,7 @@ def _log_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> Non
     card = read_card(shards.uri)
     if card is None or client.list_artifacts(mlflow_run_id, "data"):
         return
-    preview = read_preview(shards.uri)
+    preview = read_preview(shards.uri)  # a picture for people ends no run
     if preview is not None:
         client.log_image(mlflow_run_id, preview, artifact_file="data/preview.png")
     try:

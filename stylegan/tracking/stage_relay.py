@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
 
 from stylegan import storage
-from stylegan.errors import StepError
+from stylegan.errors import StepError, one_line
 from stylegan.tracking.runs import TrackedRun
 from stylegan.training.curves import STATS, Row, read_rows
 
+logger = logging.getLogger("stylegan")
 POLL_SECONDS = 2.0
 
 
@@ -36,6 +38,7 @@ class StageRelay:
         self.run, self.stage_uri, self.poll_seconds = run, stage_uri, poll_seconds
         self.quick = quick  # name of the file of quick metrics in the stage's folder; None: there is none
         self.on_rows = on_rows or (lambda rows: None)  # called with all rows of the stage at every sweep
+        self._left_out: set[int] = set()  # kimg of grids that cannot be logged
         self._stop = threading.Event()
         # The thread logs in the context of the flow run that started it, if there is one.
         self._thread = threading.Thread(
@@ -67,9 +70,18 @@ class StageRelay:
         folder = storage.join(self.stage_uri, "samples")
         for name in storage.names(folder):
             kimg, _, kind = name.partition(".")
-            if kind == "png" and kimg.isdigit() and int(kimg) not in self.run.sample_steps:
-                uri = storage.join(folder, name)
-                self.run.log_sample(int(kimg), storage.read_bytes(uri), uri)
+            if kind == "png" and kimg.isdigit() and int(kimg) not in self.run.sample_steps | self._left_out:
+                self._log_sample(int(kimg), storage.join(folder, name))
+
+    def _log_sample(self, kimg: int, uri: str) -> None:
+        """Log one grid. A picture that cannot be logged is left out: it is for people, and must not end the relay."""
+        try:
+            self.run.log_sample(kimg, storage.read_bytes(uri), uri)
+        except StepError:
+            raise  # storage or MLflow is away for a moment
+        except Exception as error:
+            self._left_out.add(kimg)
+            logger.warning("%s is left out of MLflow: %s", uri, one_line(error))
 
     def _poll(self) -> None:
         while not self._stop.wait(self.poll_seconds):

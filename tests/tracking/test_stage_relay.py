@@ -1,11 +1,13 @@
 """A stage's curves, quick metrics and grids on their way into MLflow."""
 
 import json
+import logging
 import math
 import time
 
 import pytest
 from mlflow_runs import images, png, points, row
+from PIL import Image
 
 from stylegan.errors import StepError
 from stylegan.tracking.stage_relay import StageRelay
@@ -87,6 +89,23 @@ def test_a_store_that_fails_for_a_moment_is_tried_again(opened, tmp_path):
         wait_for(lambda: points(run))
         assert relay._thread.is_alive()
     assert points(run) == [(5, 0.0)]
+
+
+def test_a_picture_that_cannot_be_logged_does_not_end_the_relay(opened, tmp_path, monkeypatch, caplog):
+    """It is left out, once, with its name; larger ones than Pillow opens for strangers are logged."""
+    run, stage = opened(), tmp_path / "stage"
+    write_stage(stage, [row(1)], [2])
+    (stage / "samples" / "000001.png").write_bytes(png()[:40])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with caplog.at_level(logging.WARNING, "stylegan"), StageRelay(run, str(stage), poll_seconds=0.02) as relay:
+        wait_for(lambda: images(run))
+        time.sleep(0.1)
+        assert relay._thread.is_alive()
+        write_stage(stage, [row(1), row(2)], [2, 3])
+    assert [step for step, _ in points(run)] == [1, 2]
+    assert images(run) == ["images/samples+step+2"] * 2 + ["images/samples+step+3"] * 2
+    (line,) = [line for line in caplog.messages if "left out" in line]
+    assert "samples/000001.png" in line
 
 
 def test_the_last_sweep_tells_of_a_store_that_stays_broken(opened, tmp_path):
