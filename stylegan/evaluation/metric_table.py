@@ -165,7 +165,8 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         settings=("num_images", "num_reals", "psi", "truncated_layers"),
         meter="stylegan.evaluation.meters:TruncationMeter",
         # The row of psi = 1 takes the images of the shared pass.
-        own_images=lambda evaluation: sum(psi != 1 for psi in evaluation.psi) * evaluation.num_images,
+        shared_images=lambda evaluation: evaluation.num_images if 1 in evaluation.psi else 0,
+        own_images=lambda evaluation: len(set(evaluation.psi) - {1}) * evaluation.num_images,
     ),
 }
 

@@ -39,7 +39,7 @@ from stylegan.pipeline.run import Run
 from stylegan.progress import Progress
 from stylegan.records import Record
 from stylegan.registry import versions
-from stylegan.registry.gate import Verdict, comparable, judge
+from stylegan.registry.gate import Verdict, comparable, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
 from stylegan.tracking.connection import check_server, resolve_uri
@@ -300,7 +300,9 @@ class Pipeline:
         champion_version, champion = versions.champion(self.config) or (None, None)
         gate = self.config.registry.gate
         other = champion is not None and champion.checkpoint_uri != report.checkpoint_uri
-        if champion and other and not comparable(report, champion, gate.metric):
+        # Without an interval of its own the challenger loses anyway; measured like it, the champion would lose its own.
+        tested = champion is not None and not lacks_interval(report, champion, gate)
+        if champion and other and tested and not comparable(report, champion, gate):
             champion = self._evaluate_again(run.shards, champion)
         verdict = judge(report, champion, gate, challenger_version=version.version, champion_version=champion_version)
         run.write_verdict(verdict, applied=False)

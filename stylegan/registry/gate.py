@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from stylegan.config.sections import GateConfig
-from stylegan.evaluation.metric_table import better, describe
+from stylegan.evaluation.metric_table import METRICS, better, describe
 from stylegan.evaluation.report import Report
 from stylegan.records import Record
 
@@ -34,10 +34,14 @@ def judge(
 
     - Its value is strictly better, by at least gate.min_improvement of the champion's value. Lower is better for
       distances, path lengths and separability; higher for the Inception score, precision, recall, density and coverage.
-    - With gate.use_intervals, and where both reports have a 95 % interval, the difference exceeds sqrt(a^2 + b^2), with
-      a and b half the widths of the intervals. Two independent measurements of equal models exceed that bound in the
-      better direction once in 40 times; ours share their reference images, so it is rarer. Half widths are used and not
-      the ends, because the bootstrapped interval of a FID need not be centred on the FID.
+    - With gate.use_intervals, the difference exceeds sqrt(a^2 + b^2), with a and b half the widths of the 95 %
+      intervals. Two independent measurements of equal models exceed that bound in the better direction once in 40
+      times; ours share their reference images, so it is rarer. Half widths are used and not the ends, because the
+      bootstrapped interval of a FID need not be centred on the FID. Where only one of the two has an interval, nobody
+      is promoted. Where neither has one, as for separability, the value decides alone and the reason says so.
+
+    A champion whose value is not finite, and so cannot be better, loses to any challenger. Its other metrics do not
+    matter.
 
     Args:
         challenger, champion: what was measured; no champion means a first model.
@@ -48,8 +52,10 @@ def judge(
     if not obstacles and champion is not None:
         if challenger_version == champion_version:
             obstacles = [f"Version {challenger_version} is the champion already."]
-        obstacles = obstacles or _differences(challenger, champion, gate.metric, f"version {champion_version}")
-        obstacles = obstacles or _defects(champion, gate.metric, f"the champion, version {champion_version}")
+        obstacles = obstacles or _differences(challenger, champion, gate, f"version {champion_version}")
+        if challenger_version != champion_version and lacks_interval(challenger, champion, gate):
+            obstacles.append(_untested(challenger, gate, f"version {challenger_version}"))
+        obstacles = obstacles or _absences(champion, gate.metric, f"the champion, version {champion_version}")
     promote, reasons = not obstacles, obstacles
     if not obstacles:
         key = metric_key(challenger, gate.metric) or gate.metric
@@ -64,9 +70,13 @@ def judge(
     return Verdict(promote=promote, reasons=tuple(reasons), champion=champion_version, challenger=challenger_version)
 
 
-def comparable(challenger: Report, champion: Report, metric: str) -> bool:
-    """Return whether `metric` can decide between two reports: same key, same protocol, same reference images."""
-    return not _other_measurements(challenger, champion, metric, "")
+def comparable(challenger: Report, champion: Report, gate: GateConfig) -> bool:
+    """Return whether the gate's metric can decide between two reports.
+
+    It can if it has the same key, the same protocol and the same reference images, and if the champion has an interval
+    where the gate needs one. A champion that has not can be measured again.
+    """
+    return not _other_measurements(challenger, champion, gate, "")
 
 
 def metric_key(report: Report, metric: str) -> str | None:
@@ -82,26 +92,53 @@ def _defects(report: Report, metric: str, whose: str) -> list[str]:
         for key, value in report.metrics.items()
         if not math.isfinite(value)
     ]
-    if metric_key(report, metric) is None:
-        skipped = next(
-            (why for key, why in sorted(report.skipped.items()) if key == metric or key.startswith(f"{metric}_")), None
-        )
-        have = ", ".join(f"{key} {value:.6g}" for key, value in sorted(report.metrics.items())) or "none"
-        why = f"was skipped: {skipped.rstrip('.')}" if skipped else f"is missing; measured: {have}"
-        found.append(f"The gate's metric {metric} of {whose} {why}.")
-    return found
+    return found + _absences(report, metric, whose)
 
 
-def _differences(challenger: Report, champion: Report, metric: str, whose: str) -> list[str]:
+def _absences(report: Report, metric: str, whose: str) -> list[str]:
+    """Return why a report has no value of the metric; empty if it has one."""
+    if metric_key(report, metric) is not None:
+        return []
+    skipped = next(
+        (why for key, why in sorted(report.skipped.items()) if key == metric or key.startswith(f"{metric}_")), None
+    )
+    have = ", ".join(f"{key} {value:.6g}" for key, value in sorted(report.metrics.items())) or "none"
+    why = f"was skipped: {skipped.rstrip('.')}" if skipped else f"is missing; measured: {have}"
+    return [f"The gate's metric {metric} of {whose} {why}."]
+
+
+def lacks_interval(report: Report, other: Report, gate: GateConfig) -> bool:
+    """Return whether the gate's test is impossible because a report has no interval, while the other one has.
+
+    Two values that are not both finite are not tested.
+    """
+    key, others = metric_key(report, gate.metric), metric_key(other, gate.metric)
+    if not gate.use_intervals or key is None or others is None:
+        return False
+    finite = math.isfinite(report.metrics[key]) and math.isfinite(other.metrics[others])
+    return finite and key not in report.intervals and others in other.intervals
+
+
+def _untested(report: Report, gate: GateConfig, whose: str) -> str:
+    """Return the reason for `lacks_interval`, with the settings that decide whether there is an interval."""
+    settings = next((facts.interval_settings for facts in METRICS.values() if gate.metric in facts.gate), ())
+    cure = f"mend {' and '.join(f'evaluation.{name}' for name in settings)}, or " if settings else ""
+    return (
+        f"{metric_key(report, gate.metric)} of {whose} has no 95 % interval, the value that it is compared with has one: "
+        f"chance cannot be excluded; {cure}set registry.gate.use_intervals=false or promote by hand."
+    )
+
+
+def _differences(challenger: Report, champion: Report, gate: GateConfig, whose: str) -> list[str]:
     """Return why two reports cannot be compared; empty if they can."""
     if challenger.checkpoint_uri == champion.checkpoint_uri:
         return [f"It is the same checkpoint as the champion, {whose}: {champion.checkpoint_uri}."]
-    return _other_measurements(challenger, champion, metric, whose)
+    return _other_measurements(challenger, champion, gate, whose)
 
 
-def _other_measurements(challenger: Report, champion: Report, metric: str, whose: str) -> list[str]:
-    found = []
-    key, other = metric_key(challenger, metric), metric_key(champion, metric)
+def _other_measurements(challenger: Report, champion: Report, gate: GateConfig, whose: str) -> list[str]:
+    found = [_untested(champion, gate, f"the champion, {whose},")] if lacks_interval(champion, challenger, gate) else []
+    key, other = metric_key(challenger, gate.metric), metric_key(champion, gate.metric)
     if key and other and key != other:
         found.append(
             f"Measured as {key}, the champion, {whose}, as {other}: "
@@ -130,6 +167,8 @@ def _compare(key: str, challenger: Report, champion: Report, gate: GateConfig) -
     direction = better(key)
     sign = 1 if direction == "higher" else -1
     value, old = challenger.metrics[key], champion.metrics[key]
+    if not math.isfinite(old):
+        return True, f"{key} is {_shown(key, challenger)}, and the champion's is {old:g}, not a finite number"
     gain = sign * (value - old)
     limit = old + sign * gate.min_improvement * abs(old)
     enough = sign * (value - limit) >= 0 and gain > 0
@@ -138,6 +177,8 @@ def _compare(key: str, challenger: Report, champion: Report, gate: GateConfig) -
         f"{key} is {_shown(key, challenger)} against {_shown(key, champion)}{_change(value, old)}; asked for "
         f"{_asked(key, old, limit, gate.min_improvement)}"
     )
+    if chance is None and gate.use_intervals and enough:
+        reason += "; neither value has a 95 % interval, so chance is not excluded"
     if chance is None or gain <= 0:
         return enough, reason
     if gain > chance:

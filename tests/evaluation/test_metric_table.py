@@ -195,7 +195,7 @@ def test_a_row_names_a_meter_and_settings_that_exist(metric: Metric) -> None:
     facts = METRICS[metric]
     assert issubclass(pkgutil.resolve_name(facts.meter), Meter)
     fields = set(EvaluationConfig.model_fields) | (set() if facts.quick else {"truncated_layers"})
-    assert set(facts.settings) <= fields
+    assert set(facts.settings) | set(facts.interval_settings) <= fields
     assert facts.roles
     assert set(facts.roles) <= set(ROLES)
 
@@ -213,10 +213,13 @@ def test_no_two_metrics_report_the_same_value() -> None:
     assert len(set(values)) == len(values)
 
 
+@pytest.mark.parametrize("psi", [(0.5, 0.7), (0.5, 0.5, 1.0)])
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_plan_counts_the_images_that_the_meter_wants(metric: Metric, checkpoint: Callable[..., str]) -> None:
-    """A path length takes two images per sample."""
-    evaluation = EvaluationConfig(metrics=(metric,), num_images=300, num_reals=300, psi=(0.5, 0.7))
+def test_a_plan_counts_the_images_that_the_meter_wants(
+    metric: Metric, psi: tuple[float, ...], checkpoint: Callable[..., str]
+) -> None:
+    """A path length takes two images per sample. Without truncation an image is one of the shared pass."""
+    evaluation = EvaluationConfig(metrics=(metric,), num_images=300, num_reals=300, psi=psi)
     with open(f"{checkpoint()}/generator.safetensors", "rb") as file:
         generator, _ = load_generator(file.read())
     meter = make_meter(metric, context_of(evaluation, generator))

@@ -10,7 +10,7 @@ from stylegan.config.file import build
 from stylegan.config.sections import GateConfig
 from stylegan.errors import ConfigError
 from stylegan.evaluation.report import Report
-from stylegan.registry.gate import comparable, judge, metric_key
+from stylegan.registry.gate import comparable, judge, lacks_interval, metric_key
 
 
 def report(
@@ -129,10 +129,28 @@ def test_the_champion_itself_needs_no_promotion():
     assert only_reason(verdict) == "Version 3 is the champion already."
 
 
-def test_a_champion_without_a_finite_value_is_no_comparison():
-    verdict = decide(report(1.0, checkpoint="b"), report(math.nan))
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_champion_without_a_finite_value_loses_to_one_that_has_it(bad):
+    """It could never be beaten, and would block every later challenger."""
+    champion = report(bad, intervals={"fid_classifier": (bad, bad)})
+    for challenger in (report(1.0, checkpoint="b"), within(1.0, 0.5, checkpoint="b")):
+        verdict = decide(challenger, champion)
+        assert verdict.promote
+        assert f"the champion's is {bad:g}, not a finite number" in only_reason(verdict)
+    assert not decide(report(1.0, checkpoint="b", protocol="p2"), champion).promote  # it is measured again first
+
+
+def test_only_the_gate_s_metric_of_the_champion_must_be_finite():
+    champion = report(10.0, ppl_zfull_classifier=math.nan)
+    assert decide(report(9.0, checkpoint="b"), champion).promote
+    assert not decide(report(11.0, checkpoint="b"), champion).promote
+    assert not decide(report(9.0, checkpoint="b", ppl_zfull_classifier=math.nan), report(10.0)).promote
+
+
+def test_a_champion_that_lacks_the_gate_s_metric_is_no_comparison():
+    verdict = decide(report(1.0, checkpoint="b", protocols={"fid_classifier": "p1"}), report(None, kid_classifier=1.0))
     assert not verdict.promote
-    assert "champion" in only_reason(verdict)
+    assert "The gate's metric fid of the champion, version 1 is missing" in only_reason(verdict)
 
 
 def test_the_metric_is_found_by_its_name_without_the_feature_space():
@@ -182,12 +200,34 @@ def test_intervals_that_do_not_hold_their_value_count_by_their_width():
     assert not decide(high, report(9.6, intervals={"fid_classifier": (10.1, 11.1)})).promote
 
 
-@pytest.mark.parametrize("bare", [True, False])
-def test_one_interval_alone_decides_nothing(bare):
-    one, other = report(9.9, checkpoint="b"), within(10.0, 5.0)
-    if not bare:
-        one, other = within(9.9, 5.0, checkpoint="b"), report(10.0)
-    assert decide(one, other).promote
+def test_a_challenger_without_an_interval_does_not_skip_the_test():
+    """evaluation.bootstrap is no part of the protocol."""
+    challenger, champion = report(1.0, checkpoint="b"), within(10.0, 5.0)
+    verdict = decide(challenger, champion)
+    assert not verdict.promote
+    reason = only_reason(verdict)
+    assert "fid_classifier of version 2 has no 95 % interval" in reason
+    assert "mend evaluation.bootstrap, or set registry.gate.use_intervals=false" in reason
+    assert decide(challenger, champion, use_intervals=False).promote
+    assert lacks_interval(challenger, champion, GateConfig())
+    other_images = decide(report(1.0, checkpoint="b", images="f2"), champion)
+    assert any("has no 95 % interval" in reason for reason in other_images.reasons)
+
+
+def test_a_champion_without_an_interval_is_to_be_measured_again():
+    challenger, champion = within(1.0, 0.5, checkpoint="b"), report(10.0)
+    assert not comparable(challenger, champion, GateConfig())
+    assert comparable(challenger, champion, GateConfig(use_intervals=False))
+    verdict = decide(challenger, champion)
+    assert not verdict.promote
+    assert "fid_classifier of the champion, version 1, has no 95 % interval" in only_reason(verdict)
+
+
+def test_two_values_without_intervals_decide_alone_and_the_reason_says_so():
+    verdict = decide(report(9.0, checkpoint="b"), report(10.0))
+    assert verdict.promote
+    assert "neither value has a 95 % interval, so chance is not excluded" in only_reason(verdict)
+    assert "interval" not in only_reason(decide(report(9.0, checkpoint="b"), report(10.0), use_intervals=False))
 
 
 def test_intervals_can_be_left_out_of_the_decision():
@@ -263,10 +303,11 @@ def test_another_feature_network_is_no_comparison():
 
 def test_comparable_tells_whether_the_champion_must_be_measured_again():
     one = report(protocols={"fid_classifier": "q", "kid_classifier": "r"}, kid_classifier=1.0)
-    assert comparable(one, report(protocols={"fid_classifier": "q"}), "fid")
-    assert not comparable(one, report(protocols={"fid_classifier": "q2"}), "fid")
-    assert not comparable(one, report(protocols={"fid_classifier": "q"}, images="f2"), "fid")
-    assert not comparable(one, report(protocols={"fid_classifier": "q"}), "kid")  # it has none: to be measured
+    fid, kid = GateConfig(metric="fid"), GateConfig(metric="kid")
+    assert comparable(one, report(protocols={"fid_classifier": "q"}), fid)
+    assert not comparable(one, report(protocols={"fid_classifier": "q2"}), fid)
+    assert not comparable(one, report(protocols={"fid_classifier": "q"}, images="f2"), fid)
+    assert not comparable(one, report(protocols={"fid_classifier": "q"}), kid)  # it has none: to be measured
 
 
 @pytest.mark.parametrize(("metrics", "gate"), [(["pr"], "recall"), (["fid", "pr"], "coverage"), (["is"], "is")])
