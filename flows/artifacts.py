@@ -14,6 +14,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.errors import DamagedError
 from stylegan.images import open_picture, thumbnail
 from stylegan.pipeline.steps import Summary
+from stylegan.registry.gate import describe_verdict
 
 logger = logging.getLogger("stylegan")
 LISTED_COUNTS = 100  # classes or attributes in the Markdown table of a data set
@@ -76,8 +77,8 @@ def _publish_picture(uri: str, *, key: str, description: str) -> None:
 def _run_markdown(summary: Summary) -> str:
     verdict, version = summary.verdict, summary.version
     lines = [
-        f"## {version.name} version {version.version}: {'promoted to champion' if verdict.promote else 'not promoted'}",
-        *(f"- {reason}" for reason in verdict.reasons),
+        f"## {version.name} version {version.version}: {', '.join(version.aliases) or 'no alias'}",
+        describe_verdict(verdict, version.aliases),
         "",
         "| metric | value |",
         "|---|---|",

@@ -22,6 +22,7 @@ from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.outputs import is_standard_output
 from stylegan.progress import duration
+from stylegan.registry.gate import describe_verdict
 from stylegan.training.schedule import PENALTIES
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def print_summary(config: Config, summary: Summary) -> None:
     print(f"samples     {summary.grid}")
     print(f"report      {summary.page}")
     print(f"model       {version.name} version {version.version}, alias {', '.join(version.aliases) or 'none'}")
-    print(f"gate        {'promoted' if verdict.promote else 'not promoted'}: {' '.join(verdict.reasons)}")
+    print(f"gate        {describe_verdict(verdict, version.aliases)}")
     print("\nLook at it:")
     for line in ui_commands(config, summary):
         print(f"  {line}")

@@ -16,6 +16,7 @@ from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.run import Run
 from stylegan.records import Record
+from stylegan.registry.gate import describe_verdict
 from stylegan.registry.versions import find_version
 from stylegan.retry import storage_settings
 from stylegan.training.cost import Cost, stage_cost
@@ -167,8 +168,8 @@ def _plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
 
     verdict, applied = run.find_verdict(version.version) if version else (None, False)
     judged = verdict if applied else None
-    if judged:
-        reason = " ".join(judged.reasons)
+    if judged and version:
+        reason = describe_verdict(judged, version.aliases)
     else:
         reason = "not judged by this gate yet" if version else "waits for register"
     return [register, PlannedStep(name="gate", state="cached" if judged else "run", reason=reason)]

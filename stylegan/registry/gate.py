@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from stylegan.config.sections import GateConfig
 from stylegan.evaluation.metric_table import METRICS, better, describe
@@ -17,6 +18,21 @@ class Verdict(Record):
     reasons: tuple[str, ...]
     champion: str | None
     challenger: str
+
+
+def describe_verdict(verdict: Verdict, aliases: Collection[str]) -> str:
+    """Return the verdict with its reasons, and what has become of the version since.
+
+    Args:
+        verdict: what was decided when the version was judged.
+        aliases: those that the version has in the registry now. People move them too.
+    """
+    decision = f"{'promoted' if verdict.promote else 'not promoted'}: {' '.join(verdict.reasons)}"
+    if verdict.promote == ("champion" in aliases):
+        return decision
+    if verdict.promote:
+        return f"not champion now (alias {', '.join(sorted(aliases)) or 'none'}); when it was judged it was {decision}"
+    return f"champion now, by another decision; when it was judged it was {decision}"
 
 
 def judge(

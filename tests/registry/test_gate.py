@@ -10,7 +10,7 @@ from stylegan.config.file import build
 from stylegan.config.sections import GateConfig
 from stylegan.errors import ConfigError
 from stylegan.evaluation.report import Report
-from stylegan.registry.gate import comparable, judge, lacks_interval, metric_key
+from stylegan.registry.gate import Verdict, comparable, describe_verdict, judge, lacks_interval, metric_key
 
 
 def report(
@@ -328,6 +328,22 @@ def configured(metrics, gate):
     return build(
         {"name": "t", "data": data, "evaluation": {"metrics": metrics}, "registry": {"gate": {"metric": gate}}}
     )
+
+
+@pytest.mark.parametrize(
+    ("promote", "aliases", "shown"),
+    [
+        (True, ("champion",), "promoted: Why."),
+        (False, ("challenger",), "not promoted: Why."),
+        (False, (), "not promoted: Why."),
+        (True, ("previous",), "not champion now (alias previous); when it was judged it was promoted: Why."),
+        (True, (), "not champion now (alias none); when it was judged it was promoted: Why."),
+        (False, ("champion",), "champion now, by another decision; when it was judged it was not promoted: Why."),
+    ],
+)
+def test_a_verdict_is_shown_with_what_the_registry_says_now(promote, aliases, shown):
+    verdict = Verdict(promote=promote, reasons=("Why.",), champion=None, challenger="2")
+    assert describe_verdict(verdict, aliases) == shown
 
 
 finite = st.floats(0, 1e6)
