@@ -11,7 +11,8 @@ image is flipped. Labels of conditional generators follow the data set (v1 gives
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -75,6 +76,24 @@ def evaluate(
         ConfigError: the networks of `evaluation.features` cannot be read or trained for these images.
         StepError: the checkpoint has no generator, one for other images, or one whose images are not finite.
     """
+    subject, generator = _subject_of_generator(
+        checkpoint_uri, shards, evaluation, root=root, pmap=pmap, device=device, alpha=alpha, loading=loading
+    )
+    return _Evaluation(subject, generator, root=root, pmap=pmap).run(checkpoint_uri, out_uri)
+
+
+def _subject_of_generator(
+    checkpoint_uri: str,
+    shards: ShardSet,
+    evaluation: EvaluationConfig,
+    *,
+    root: str,
+    pmap: Pmap,
+    device: str,
+    alpha: float,
+    loading: LoaderSettings,
+) -> tuple[Subject, Generator]:
+    """Read a generator and obtain the networks that measure it. Arguments and errors as for `evaluate`."""
     # Read the generator, which must be for images of these shards.
     uri = storage.join(storage.absolute(checkpoint_uri), "generator.safetensors")
     data = read_generator(uri)
@@ -97,7 +116,7 @@ def evaluate(
         loading=loading,
         token=token,
     )
-    return _Evaluation(subject, generator, root=root, pmap=pmap).run(checkpoint_uri, out_uri)
+    return subject, generator
 
 
 def evaluate_images(
@@ -124,6 +143,22 @@ def evaluate_images(
         ConfigError: the networks of `evaluation.features` cannot be read or trained for these reals.
         StepError: the images have another shape than the reals.
     """
+    evaluation = evaluation.model_copy(update={"num_images": min(evaluation.num_images, images.num_images)})
+    subject = _subject_of_images(images, shards, evaluation, root=root, pmap=pmap, device=device, loading=loading)
+    return _Evaluation(subject, None, root=root, pmap=pmap).run(images.uri, out_uri)
+
+
+def _subject_of_images(
+    images: ShardSet,
+    shards: ShardSet,
+    evaluation: EvaluationConfig,
+    *,
+    root: str,
+    pmap: Pmap,
+    device: str,
+    loading: LoaderSettings,
+) -> Subject:
+    """Obtain the networks that measure images. Arguments and errors as for `evaluate_images`."""
     # Both sets must have the same shape.
     shape, real_shape = image_shape(images), image_shape(shards)
     if shape != real_shape:
@@ -132,9 +167,7 @@ def evaluate_images(
             "of the same resolution and channels"
         )
 
-    # Obtain the feature networks, and measure.
-    evaluation = evaluation.model_copy(update={"num_images": min(evaluation.num_images, images.num_images)})
-    subject = Subject(
+    return Subject(
         generator_uri="",
         generator_sha256="",
         images=images,
@@ -146,7 +179,43 @@ def evaluate_images(
         loading=loading,
         token=uuid.uuid4().hex,
     )
-    return _Evaluation(subject, None, root=root, pmap=pmap).run(images.uri, out_uri)
+
+
+def redraw(
+    measured: str | ShardSet,
+    shards: ShardSet,
+    evaluation: EvaluationConfig,
+    names: Collection[str],
+    *,
+    root: str,
+    pmap: Pmap = map,
+    device: str = "cpu",
+    out_uri: str,
+    loading: LoaderSettings = DEFAULT_LOADING,
+) -> None:
+    """Draw figures of an evaluation again, because their files are gone. Nothing else is measured.
+
+    The best and the worst images are found among all of them, so these take a pass of `evaluation.num_images` images.
+
+    Args:
+        measured: the URI of the checkpoint, or the images that were measured instead.
+        names: of the figures, as in `Report.figures`.
+        shards, evaluation, root, pmap, device, out_uri, loading: as for `evaluate`.
+
+    Raises:
+        ConfigError, StepError: as for `evaluate`.
+    """
+    num_images = evaluation.num_images if isinstance(measured, str) else min(evaluation.num_images, measured.num_images)
+    metrics: tuple[Metric, ...] = ("pr",) if {"best", "worst"} & set(names) else ()
+    evaluation = evaluation.model_copy(update={"metrics": metrics, "num_images": num_images})
+    generator: Generator | None = None
+    if isinstance(measured, str):
+        subject, generator = _subject_of_generator(
+            measured, shards, evaluation, root=root, pmap=pmap, device=device, alpha=1.0, loading=loading
+        )
+    else:
+        subject = _subject_of_images(measured, shards, evaluation, root=root, pmap=pmap, device=device, loading=loading)
+    _Evaluation(subject, generator, root=root, pmap=pmap).redraw(out_uri, names)
 
 
 class _Evaluation:
@@ -167,13 +236,17 @@ class _Evaluation:
 
     def run(self, uri: str, out_uri: str | None) -> Report:
         """Run all passes, compute all metrics and draw all figures. `uri` becomes the report's `checkpoint_uri`."""
-        try:
+        with _closing_images():
             self._stream()
             report = self._report(uri)
-            figures = self._draw(out_uri) if out_uri else {}
-        finally:
-            open_images.cache_clear()  # lets the cache of decoded images remove what this process has opened
+            figures = self._draw(out_uri, self._drawable()) if out_uri else {}
         return report.model_copy(update={"figures": figures})
+
+    def redraw(self, out_uri: str, names: Collection[str]) -> None:
+        """Run the passes that these figures need, and draw them."""
+        with _closing_images():
+            self._stream()
+            self._draw(out_uri, names)
 
     def _skip(self, metric: Metric, reason: str) -> None:
         """Record the reason for all keys of a metric."""
@@ -260,15 +333,32 @@ class _Evaluation:
         report.skipped.update(self.skipped)
         return report
 
-    def _draw(self, out_uri: str) -> dict[str, str]:
-        """Draw the figures that the meters allow, and return their URIs by name."""
-        figures = {"grid": draw_grid(self.subject, out_uri, self.pmap)}
+    def _drawable(self) -> set[str]:
+        """Return the names of the figures that the meters allow."""
+        kinds = {type(meter) for meter in self.meters.values()}
+        extremes = {"best", "worst"} if ManifoldMeter in kinds else set()
+        return {"grid"} | extremes | ({"truncation"} if TruncationMeter in kinds else set())
+
+    def _draw(self, out_uri: str, names: Collection[str]) -> dict[str, str]:
+        """Draw these figures, and return their URIs by name. The best and the worst images are always drawn together."""
+        figures = {}
+        if "grid" in names:
+            figures["grid"] = draw_grid(self.subject, out_uri, self.pmap)
+        if "truncation" in names:
+            figures["truncation"] = draw_truncation(self.subject, out_uri, self.pmap)
         for meter in self.meters.values():
-            if isinstance(meter, TruncationMeter):
-                figures["truncation"] = draw_truncation(self.subject, out_uri, self.pmap)
-            if isinstance(meter, ManifoldMeter):
+            if {"best", "worst"} & set(names) and isinstance(meter, ManifoldMeter):
                 figures |= draw_extremes(self.subject, meter.realism(self.references), out_uri, self.pmap)
         return figures
+
+
+@contextmanager
+def _closing_images() -> Iterator[None]:
+    """Close what the block has opened, so that the cache of decoded images may remove it."""
+    try:
+        yield
+    finally:
+        open_images.cache_clear()
 
 
 def _share(meter: Meter, chunk: SampleChunk, products: Products) -> Products:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -27,11 +27,11 @@ from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import complete_set, find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
-from stylegan.errors import ConfigError, StepError, UnavailableError
-from stylegan.evaluation.engine import evaluate
+from stylegan.errors import ConfigError, StepError, UnavailableError, UserError, one_line
+from stylegan.evaluation.engine import evaluate, redraw
 from stylegan.evaluation.features import public_weights
 from stylegan.evaluation.page.published import Comparison
-from stylegan.evaluation.page.write_page import compare_published, write_page
+from stylegan.evaluation.page.write_page import compare_published, missing_figures, write_page
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
@@ -216,11 +216,15 @@ class Pipeline:
         run = self.run(shards)
         found = run.find_report()
         report = found
-        if report is None or not storage.exists(run.grid_uri):
-            self._place_grid(run)
         if report is None:
             report = self._evaluate(shards, checkpoint.uri, out=run.uri)
             storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
+        elif missing := missing_figures(report):
+            with _decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
+                redraw(checkpoint.uri, shards, self.config.evaluation, missing, out_uri=run.uri, **self._means())
+        if found is None or not storage.exists(run.grid_uri):
+            with _decoration("evaluate: the sample grid"):
+                storage.write_bytes(run.grid_uri, storage.read_bytes(self._last_samples(run)))
 
         page = write_page(
             report,
@@ -229,6 +233,7 @@ class Pipeline:
             published=self.published(shards, report),
             facts={"Run": run.run_id, "Images": self.config.data.source},
             data=read_card(shards.uri),
+            anew=found is None,
         )
         self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page)
         return _done("evaluate", report, found)
@@ -242,30 +247,27 @@ class Pipeline:
         return storage.absolute(self.config.storage.root)
 
     def _evaluate(self, shards: ShardSet, checkpoint_uri: str, *, out: str | None) -> Report:
-        config = self.config
-        device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
-        return evaluate(
-            checkpoint_uri,
-            shards,
-            config.evaluation,
-            root=self._root,
-            pmap=self._parallel_map,
-            device=device,
-            out_uri=out,
-            loading=LoaderSettings.of(config),
-        )
+        return evaluate(checkpoint_uri, shards, self.config.evaluation, out_uri=out, **self._means())
+
+    def _means(self) -> dict[str, Any]:
+        """Return by what means an evaluation is carried out, as arguments of `evaluate` and `redraw`."""
+        return {
+            "root": self._root,
+            "pmap": self._parallel_map,
+            "device": "cuda" if self.config.workers_at(self.config.data.resolution).gpus_per_worker else "cpu",
+            "loading": LoaderSettings.of(self.config),
+        }
 
     def _parallel_map(self, function: Any, items: Iterable[T]) -> Iterator[Any]:
         return parallel_map(function, items, self.config)
 
-    def _place_grid(self, run: Run) -> None:
-        """Copy the last sample grid of the last stage to where people look for it, if the stage still has one."""
+    def _last_samples(self, run: Run) -> str:
+        """Return the URI of the last sample grid. Raises StepError if there is none."""
         folder = storage.join(run.stage_uri(run.stages[-1]), "samples")
-        last = max((name for name in storage.names(folder) if name[0].isdigit()), default=None)
-        if last is None:
-            logger.warning("evaluate: %s has no sample grid any more", folder)
-        else:
-            storage.write_bytes(run.grid_uri, storage.read_bytes(storage.join(folder, last)))
+        names = [name for name in storage.names(folder) if name[0].isdigit()]
+        if not names:
+            raise StepError(f"{folder}: holds no sample grid")
+        return storage.join(folder, max(names))
 
     def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
         """Register a version of the model, as challenger."""
@@ -390,6 +392,21 @@ class Pipeline:
             grid=run.grid_uri,
             page=run.page_uri,
         )
+
+
+@contextmanager
+def _decoration(what: str) -> Iterator[None]:
+    """Let a block write what is only for people to look at: if that is impossible, it is left out with a warning.
+
+    Raises:
+        UnavailableError: storage or a worker is away for a moment.
+    """
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except (UserError, FileNotFoundError) as error:
+        logger.warning("%s is gone and cannot be made again: %s", what, one_line(error))
 
 
 def _show(progress: Progress, stage: Stage, rows: list[Row]) -> None:

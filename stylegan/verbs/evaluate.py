@@ -10,7 +10,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 from pydantic import field_serializer
@@ -31,12 +30,12 @@ from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.base import Source
 from stylegan.data.sources.open_source import open_source
 from stylegan.data.sources.unaltered import measured, unaltered
-from stylegan.errors import ConfigError, StepError
-from stylegan.evaluation.engine import evaluate, evaluate_images
+from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
+from stylegan.evaluation.engine import evaluate, evaluate_images, redraw
 from stylegan.evaluation.features.spaces import check_features
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.page.published import Comparison
-from stylegan.evaluation.page.write_page import PAGE, compare_published, read_report, write_page
+from stylegan.evaluation.page.write_page import PAGE, compare_published, missing_figures, read_report, write_page
 from stylegan.evaluation.protocol import deciding_settings
 from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
 from stylegan.outputs import output_folder, write_output
@@ -123,9 +122,24 @@ def _evaluate(subject: _Subject, copy_to: str | None) -> Evaluation:
     folder = subject.folder or storage.join(config.storage.root, "evaluations", _key(subject))
     found = read_report(folder)
     report = found or _measure(subject, folder)
+    if missing := missing_figures(report):
+        try:
+            redraw(subject.measured, shards, config.evaluation, missing, out_uri=folder, **_means(config))
+        except UnavailableError:
+            raise
+        except UserError as error:  # they are only for people to look at
+            logger.warning("the figures %s are gone and cannot be made again: %s", ", ".join(sorted(missing)), error)
     published = compare_published(report, config, shards.num_images)
     facts = {"Measured": subject.name, "Compared with": f"{config.data.source}, {shards.num_images:,} images"}
-    page = write_page(report, folder, title=subject.name, published=published, facts=facts, data=read_card(shards.uri))
+    page = write_page(
+        report,
+        folder,
+        title=subject.name,
+        published=published,
+        facts=facts,
+        data=read_card(shards.uri),
+        anew=found is None,
+    )
     if copy_to is not None:
         report, page = _copy(report, folder, copy_to)
     return Evaluation(
@@ -148,7 +162,7 @@ class _Subject:
     identity: str  # digest of the content
     config: Config  # of this evaluation
     shards: ShardSet
-    evaluate: Callable[..., Report]
+    measured: str | ShardSet  # the checkpoint, or the images
     folder: str | None = None
 
 
@@ -184,7 +198,7 @@ def _open_generator(model: Model, request: Request, given: Config | None) -> _Su
         identity=hashlib.sha256(weights).hexdigest(),
         config=config,
         shards=shards,
-        evaluate=partial(evaluate, model.checkpoint_uri),
+        measured=model.checkpoint_uri,
         folder=_own_folder(model, config, shards),
     )
 
@@ -226,7 +240,7 @@ def _open_images(request: Request, given: Config | None) -> _Subject:
     )  # an image that was drawn twice counts twice
     images = _shard(unaltered(source, data), config.model_copy(update={"data": data}))
     shards = _shard(open_source(config.data), config)
-    return _Subject(request.model, "images", images.fingerprint, config, shards, partial(evaluate_images, images))
+    return _Subject(request.model, "images", images.fingerprint, config, shards, images)
 
 
 def _open_source(request: Request, given: Config | None) -> Source:
@@ -294,24 +308,29 @@ def _shard(source: Source, config: Config) -> ShardSet:
 
 def _measure(subject: _Subject, folder: str) -> Report:
     """Measure on Ray, and write report and figures into the folder."""
-    config = subject.config
+    config, measured = subject.config, subject.measured
+    means = _means(config)
+    if isinstance(measured, str):
+        report = evaluate(measured, subject.shards, config.evaluation, out_uri=folder, **means)
+    else:
+        report = evaluate_images(measured, subject.shards, config.evaluation, out_uri=folder, **means)
+    storage.write_json(storage.join(folder, "report.json"), report.model_dump(mode="json"))
+    return report
+
+
+def _means(config: Config) -> dict[str, Any]:
+    """Return by what means an evaluation is carried out, as arguments of `evaluate`, `evaluate_images` and `redraw`."""
 
     def pmap(function: Callable[[T], Any], items: Iterable[T]) -> Iterator[Any]:
         return parallel_map(function, items, config)
 
     check_address(config.ray)
-    device = "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu"
-    report = subject.evaluate(
-        subject.shards,
-        config.evaluation,
-        root=config.storage.root,
-        pmap=pmap,
-        device=device,
-        out_uri=folder,
-        loading=LoaderSettings.of(config),
-    )
-    storage.write_json(storage.join(folder, "report.json"), report.model_dump(mode="json"))
-    return report
+    return {
+        "root": config.storage.root,
+        "pmap": pmap,
+        "device": "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu",
+        "loading": LoaderSettings.of(config),
+    }
 
 
 def _copy(report: Report, folder: str, out: str) -> tuple[Report, str]:

@@ -22,7 +22,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation import engine, figures, generate
-from stylegan.evaluation.engine import evaluate, evaluate_images
+from stylegan.evaluation.engine import evaluate, evaluate_images, redraw
 from stylegan.evaluation.features.embedded import obtain_features
 from stylegan.evaluation.metrics.fid import Moments, frechet_distance
 from stylegan.evaluation.report import Report
@@ -377,3 +377,35 @@ def test_damaged_samples_are_tolerated_as_in_training(
         with pytest.raises(StepError, match=r"data.max_corrupt=2"):
             measure(2, *metrics)
     assert measure(3, "fid").metrics
+
+
+def test_figures_are_drawn_again_as_they_were(
+    measured: Report, shards: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path
+) -> None:
+    """Only those that are asked for, and only the passes that they need."""
+    workers = Workers()
+    redraw(
+        measured.checkpoint_uri,
+        shards,
+        evaluation,
+        {"grid", "truncation"},
+        root=root,
+        pmap=workers,
+        out_uri=str(tmp_path),
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"grid.png", "truncation.png"}
+    assert set(workers.passes) == {"PictureRequest"}
+    redraw(measured.checkpoint_uri, shards, evaluation, {"worst"}, root=root, pmap=workers, out_uri=str(tmp_path))
+    assert set(workers.passes) == {"PictureRequest", "generated"}
+    for name, uri in measured.figures.items():
+        assert np.array_equal(pixels(uri), pixels(str(tmp_path / f"{name}.png")))
+
+
+def test_figures_of_images_are_drawn_again(
+    shards: ShardSet, unlabelled: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path
+) -> None:
+    some = only(evaluation, "pr")
+    report = evaluate_images(unlabelled, shards, some, root=root, out_uri=str(tmp_path / "first"))
+    redraw(unlabelled, shards, some, set(report.figures), root=root, out_uri=str(tmp_path / "again"))
+    for name, uri in report.figures.items():
+        assert np.array_equal(pixels(uri), pixels(str(tmp_path / "again" / f"{name}.png")))

@@ -1,9 +1,14 @@
 """The steps away from Ray: what is taken from storage, what is refused before any work, and the gate with a real registry."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
 from stylegan import storage
+from stylegan.data.dataset_card import CARD, PREVIEW
+from stylegan.data.index import read_level
+from stylegan.data.loading import loader
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.report import Report
@@ -166,3 +171,68 @@ def test_a_stale_verdict_is_judged_again(pipeline, trained):
     verdict = pipeline.gate(SHARDS, version, report).record
     assert (verdict.promote, verdict.champion) == (False, other.version)
     assert versions.champion(pipeline.config)[0] == other.version
+
+
+@pytest.fixture
+def small(make_config, image_folder, monkeypatch):
+    """small(**sections): the steps of a small run away from Ray, its shards, and the checkpoint of its last stage."""
+    monkeypatch.setattr(Pipeline, "_parallel_map", lambda _, function, items: map(function, items))
+    opened = ExitStack()
+
+    def make(**sections):
+        data = {"source": str(image_folder), "resolution": 8} | sections.pop("data", {})
+        given = {"evaluation": {"metrics": [], "num_images": 20}, "training": {"batch": 4}} | sections
+        pipeline = opened.enter_context(Pipeline(make_config(data=data, **given)))
+        shards = pipeline.shard().record
+        run = pipeline.run(shards)
+        uri = storage.join(run.stage_uri(run.stages[-1]), "checkpoint-000001000")
+        generator = Generator(pipeline.config.model, resolution=8, channels=3)
+        storage.write_bytes(storage.join(uri, "generator.safetensors"), save_generator(generator, ()))
+        storage.write_bytes(storage.join(run.stage_uri(run.stages[-1]), "samples", "000001.png"), b"grid")
+        return pipeline, shards, Checkpoint(uri=uri, run_id="r", resolution=8, nimg=1000, digest="d")
+
+    with opened:
+        yield make
+
+
+def test_what_is_made_from_records_is_made_again_when_it_is_gone(small, caplog):
+    """Page, figures, sample grid and the data set's card; a new report replaces the page of the old one."""
+    pipeline, shards, checkpoint = small()
+    run = pipeline.run(shards)
+    assert not pipeline.evaluate(shards, checkpoint).cached
+    figure = storage.join(run.uri, "grid.png")
+    made = [run.page_uri, run.grid_uri, figure, *(storage.join(shards.uri, name) for name in (CARD, PREVIEW))]
+    before = {uri: storage.read_bytes(uri) for uri in made}
+    for uri in made:
+        storage.delete(uri)
+    assert pipeline.shard().cached
+    assert pipeline.evaluate(shards, checkpoint).cached
+    assert {uri: storage.read_bytes(uri) for uri in made} == before
+
+    storage.delete(storage.join(run.uri, "report.json"))
+    storage.write_bytes(run.page_uri, b"the page of another report")
+    assert not pipeline.evaluate(shards, checkpoint).cached
+    assert storage.read_bytes(run.page_uri) == before[run.page_uri]
+
+    # What cannot be made again is named, and ends nothing.
+    for uri in (figure, run.grid_uri, checkpoint.uri, storage.join(run.stage_uri(run.stages[-1]), "samples")):
+        storage.delete(uri)
+    assert pipeline.evaluate(shards, checkpoint).cached
+    assert "the figures grid is gone and cannot be made again" in caplog.text
+    assert "the sample grid is gone and cannot be made again" in caplog.text
+
+
+def test_an_evaluation_tolerates_as_many_damaged_samples_as_training(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(loader, "AT_ONCE", 0)
+    for number, limit in enumerate((1, 0)):
+        monkeypatch.setenv("STYLEGAN_CACHE", str(tmp_path / f"cache-{number}"))
+        pipeline, shards, checkpoint = small(data={"max_corrupt": limit}, evaluation={"metrics": [], "seed": number})
+        if number == 0:
+            index = read_level(shards, 8)
+            content = bytearray(storage.read_bytes(index.tars[0].uri))
+            content[index.offset[2] + index.size[2] // 2] ^= 4
+            storage.write_bytes(index.tars[0].uri, bytes(content))
+            assert pipeline.evaluate(shards, checkpoint).record.figures
+        else:
+            with pytest.raises(StepError, match=r"data\.max_corrupt=0"):
+                pipeline.evaluate(shards, checkpoint)

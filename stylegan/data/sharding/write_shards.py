@@ -37,6 +37,7 @@ from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.dataset_card import (
     CARD,
+    MEAN,
     REJECTED,
     Rejected,
     read_card,
@@ -143,7 +144,7 @@ def complete_set(shards: ShardSet, source: Source, data: DataConfig, root: str) 
     if not leads_to_a_set:
         write_pointer(content, key)
 
-    if read_card(shards.uri) and read_preview(shards.uri):
+    if read_card(shards.uri) and read_preview(shards.uri) and storage.exists(storage.join(shards.uri, MEAN)):
         return
     try:
         manifest = read_manifest(shards.uri)

@@ -57,6 +57,7 @@ def write_page(
     published: Sequence[Comparison] = (),
     facts: Mapping[str, str] | None = None,
     data: DatasetCard | None = None,
+    anew: bool = False,
 ) -> str:
     """Write report.html with the figures inside, unless it exists already, and return its URI.
 
@@ -64,12 +65,18 @@ def write_page(
         report: the report, with the URIs of its figures.
         folder_uri: the folder for the page.
         title, published, facts, data: as for `html.render`.
+        anew: the report has just been made, so a page that exists is that of another one and is replaced.
     """
     uri = storage.join(folder_uri, PAGE)
-    if not storage.exists(uri):
+    if anew or not storage.exists(uri):
         page = render(report, images=_read_figures(report), published=published, title=title, facts=facts, data=data)
         storage.write_bytes(uri, page.encode())
     return uri
+
+
+def missing_figures(report: Report) -> set[str]:
+    """Return the names of the figures of a report whose files are gone."""
+    return {name for name, uri in report.figures.items() if not storage.exists(uri)}
 
 
 def _read_figures(report: Report) -> dict[str, bytes]:

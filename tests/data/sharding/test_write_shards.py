@@ -29,7 +29,14 @@ from PIL import Image
 from stylegan.config.sections import DataConfig
 from stylegan.data.decode import prepare
 from stylegan.data.index import read_manifest, read_samples
-from stylegan.data.sharding.write_shards import find_content, find_shards, read_shards, shard_key, write_shards
+from stylegan.data.sharding.write_shards import (
+    find_content,
+    find_shards,
+    read_shards,
+    restore_card,
+    shard_key,
+    write_shards,
+)
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError
@@ -229,6 +236,19 @@ def test_labels_change_neither_the_order_of_images_nor_their_fingerprint(tmp_pat
     assert all(order == orders[0] for order in orders)
     draw_images(folder, ["0.png"], mode="L")
     assert make(config(folder), tmp_path).images_fingerprint != found[0].fingerprint
+
+
+@pytest.mark.parametrize("gone", ["card.json", "preview.png", "mean.png"])
+def test_a_card_that_is_gone_is_made_again(image_folder, tmp_path, gone):
+    """The same bytes; a whole card is left alone."""
+    data = config(image_folder)
+    shards = make(data, tmp_path)
+    before = tree(shards.uri)
+    restore_card(shards, data)
+    Path(shards.uri, gone).unlink()
+    assert tree(shards.uri) != before
+    restore_card(shards, data)
+    assert tree(shards.uri) == before
 
 
 def test_unlabelled_set_has_no_cls(image_folder, tmp_path):

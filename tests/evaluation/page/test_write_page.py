@@ -6,7 +6,7 @@ import pytest
 
 from stylegan.config.file import build
 from stylegan.data.dataset_card import read_card
-from stylegan.evaluation.page.write_page import compare_published, read_report, write_page
+from stylegan.evaluation.page.write_page import compare_published, missing_figures, read_report, write_page
 from stylegan.evaluation.report import Report
 
 
@@ -21,6 +21,21 @@ def test_a_page_is_written_once_with_the_figures(measured: Report, tmp_path, cap
     assert "figure extra is gone" in caplog.text
     write_page(report, str(tmp_path), title="second")
     assert (tmp_path / "report.html").read_text() == page
+    (tmp_path / "report.html").unlink()
+    write_page(report, str(tmp_path), title="third")
+    assert "third" in (tmp_path / "report.html").read_text()
+
+
+def test_a_new_report_gets_a_new_page(measured: Report, tmp_path):
+    write_page(measured, str(tmp_path), title="first")
+    write_page(measured, str(tmp_path), title="second", anew=True)
+    assert "second" in (tmp_path / "report.html").read_text()
+
+
+def test_figures_that_are_gone_are_named(measured: Report, tmp_path):
+    assert missing_figures(measured) == set()
+    report = measured.model_copy(update={"figures": measured.figures | {"extra": str(tmp_path / "gone.png")}})
+    assert missing_figures(report) == {"extra"}
 
 
 def test_a_page_describes_the_data_set(measured: Report, shards, tmp_path):
