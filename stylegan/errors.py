@@ -24,6 +24,10 @@ class UnavailableError(StepError):
     """A store, server or cluster refused or did not answer; the same step may work a little later."""
 
 
+class ExhaustedError(UnavailableError):
+    """What was waited for as long, or tried as often, as the config allows: no part of the program tries it again."""
+
+
 class DamagedError(StepError):
     """A stored file does not hold what this program wrote there: it was cut, overwritten, or belongs to something else.
 

@@ -2,6 +2,9 @@
 
 A request is repeated, less and less often, for $STYLEGAN_PATIENCE seconds (600 if unset). `storage_settings` sets that
 from `storage.patience_s`. What a store refuses for good (no such file, no permission) fails at once.
+
+The patience is counted from the beginning of an outage, which all requests of a process to a store share. Once it is
+over, every request is tried once and fails at once, until one succeeds: what waits in a queue does not wait again.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ R = TypeVar("R")
 logger = logging.getLogger("stylegan")
 SECONDS_BETWEEN_LINES = 30.0  # in the log, about the same store: many threads may wait for it
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0  # seconds between two attempts
+SAME_OUTAGE = 60.0  # seconds: after a longer time without a request, a failure begins a new outage
 
 # Classes of errors, by name, since the packages that define them are imported only when they are used. An error counts
 # if its class or a base of that has the name.
@@ -54,6 +58,9 @@ TRANSIENT_CODES = {
 }
 
 _last_lines: dict[str, float] = {}  # store -> time of the newest line about it
+_outages: dict[
+    str, tuple[float, float]
+] = {}  # store -> times of the first and the newest failure since its last answer
 
 PATIENCE, CACHE_GB = "STYLEGAN_PATIENCE", "STYLEGAN_CACHE_GB"
 _blocks_lock = threading.Lock()
@@ -106,20 +113,51 @@ def patient(action: Callable[[], R], uri: str) -> R:
     Raises:
         Exception: that of the last attempt, if it is not transient or the patience is over.
     """
-    limit, pause = float(os.environ.get(PATIENCE) or 600), FIRST_PAUSE
-    first_failure: float | None = None
+    store, limit, pause = store_of(uri), patience(), FIRST_PAUSE
+    own_failure: float | None = None  # others may still be served while a store throttles this request
     while True:
+        began = time.monotonic()
         try:
-            return action()
+            result = action()
         except Exception as error:
-            now = time.monotonic()
-            first_failure = now if first_failure is None else first_failure
-            if not is_transient(error) or now - first_failure >= limit:
+            if not is_transient(error):
                 raise
-            _log_waiting(uri, error, now - first_failure)
+            now = time.monotonic()
+            own_failure = now if own_failure is None else own_failure
+            waited = now - min(own_failure, _note_failure(store, began, now))
+            if waited >= limit:
+                raise
+            _log_waiting(uri, error, waited)
+        else:
+            _outages.pop(store, None)
+            return result
         # The random part keeps workers from repeating their requests all at the same moment.
-        time.sleep(min(pause * random.uniform(0.5, 1), first_failure + limit - now))
+        time.sleep(min(pause * random.uniform(0.5, 1), limit - waited))
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def patience() -> float:
+    """Return the seconds for which this process waits for a store."""
+    return float(os.environ.get("STYLEGAN_PATIENCE") or 600)
+
+
+def store_of(uri: str) -> str:
+    """Return the part of a URI that names the store: protocol and bucket, or host."""
+    return "/".join(uri.split("/")[:3])
+
+
+def _note_failure(store: str, began: float, now: float) -> float:
+    """Return when the present outage of a store began.
+
+    Args:
+        began: time at which the failed attempt began.
+        now: time at which it failed.
+    """
+    first, newest = _outages.get(store, (now, now))
+    if began - newest > SAME_OUTAGE:
+        first = now
+    _outages[store] = (first, now)
+    return first
 
 
 def is_transient(error: BaseException) -> bool:
@@ -158,7 +196,7 @@ def answer_of(error: BaseException) -> tuple[int | None, str]:
 
 def _log_waiting(uri: str, error: Exception, waited: float) -> None:
     """Log that a store is waited for, at most once in `SECONDS_BETWEEN_LINES` for each store."""
-    now, store = time.monotonic(), "/".join(uri.split("/")[:3])
+    now, store = time.monotonic(), store_of(uri)
     if now - _last_lines.get(store, float("-inf")) < SECONDS_BETWEEN_LINES:
         return
     _last_lines[store] = now

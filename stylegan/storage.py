@@ -1,7 +1,10 @@
 """Read and write every byte of storage through fsspec; a URI is a local path or any fsspec URL.
 
-Writes are whole and atomic: a temporary file and a rename locally, one put on object stores. So a reader sees the old
-bytes or the new ones. A folder counts as complete once its marker file exists, and the marker is written last.
+Writes are whole, atomic and durable. Locally that is a temporary file, a rename, and a sync of the file and of the folder
+that names it; on object stores it is one put. So a reader sees the old bytes or the new ones, and a power cut leaves one
+or the other. A folder counts as complete once its marker file exists, and the marker is written last.
+
+Several processes and machines write to the same store, so nothing here remembers what a store contained a moment ago.
 
 Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), never from a config.
 Requests to a store that throttles, times out or drops connections are repeated, see retry.py.
@@ -9,6 +12,7 @@ Requests to a store that throttles, times out or drops connections are repeated,
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -18,21 +22,23 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import lru_cache, wraps
 from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
 
 import fsspec
+from fsspec.dircache import DirCache
 
-from stylegan.errors import DamagedError, StepError, UnavailableError, one_line
+from stylegan.errors import DamagedError, ExhaustedError, StepError, one_line
 from stylegan.records import parse
 from stylegan.retry import answer_of, patient
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+PARTIAL = ".partial"  # ending of local files that are still being written
 PIECE = 16 * 2**20  # bytes; larger files are downloaded in pieces, so that a reset costs one of them
 # Packages whose errors are those of a store.
 STORE_PACKAGES = {
@@ -71,31 +77,56 @@ def absolute(uri: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the fsspec file system of a URI, and the path in it.
+    """Return the fsspec file system of a URI, and the path in it. It caches no listings.
 
     Raises:
         StepError: no such protocol, or its package is not installed.
     """
-    options: dict[str, Any] = {}
-    if uri.startswith(("s3://", "s3a://")):
-        # s3fs caches listings per process, which go stale with several writers. A dead connection ends after a minute.
-        config = {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard"}}
-        options = {"use_listings_cache": False, "config_kwargs": config}
-    elif uri.startswith(("http://", "https://")):
-        from aiohttp import ClientTimeout
-
-        # By default aiohttp gives up on any file after five minutes, and ignores HTTPS_PROXY.
-        options = {
-            "client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}
-        }
     try:
-        fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **options))
-        fs.retries = 1  # s3fs retries without a configurable deadline; the retry is ours
-        return fs, path
+        fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **_options(uri)))
     except (ValueError, ImportError) as error:
         raise StepError(
             f"storage: cannot use {uri}: {error}; give a folder or a URL such as s3://bucket/path"
         ) from error
+    _forget_listings(fs)
+    return fs, path
+
+
+def _options(uri: str) -> dict[str, Any]:
+    """Return the options of the stores of a URI, by protocol: a chained URL such as `simplecache::s3://...` has several."""
+    # A dead connection ends after a minute.
+    s3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard"}}}
+    options: dict[str, Any] = {}
+    for part in uri.split("::"):
+        protocol = part.partition("://")[0]
+        if protocol in ("s3", "s3a"):
+            options[protocol] = s3
+        elif protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            # By default aiohttp gives up on any file after five minutes, and ignores HTTPS_PROXY.
+            timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
+            options[protocol] = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+    return options
+
+
+def _forget_listings(fs: Any) -> None:
+    """Switch off the listings cache of a file system, and of those that it is chained to.
+
+    fsspec shares one instance among all users of a store in a process. Its listings also answer questions about single
+    files, and never expire, so another writer's files would not exist here. The switch is set on the instance, because
+    not every store takes it as an option.
+    """
+    while fs is not None:
+        fs.retries = 1  # s3fs retries without a configurable deadline; the retry is ours
+        cache = getattr(fs, "dircache", None)
+        if not isinstance(cache, DirCache):
+            if cache:
+                fs.invalidate_cache()  # a store with a cache of its own kind
+        elif cache.use_listings_cache:
+            cache.use_listings_cache = False
+            cache.clear()
+        fs = getattr(fs, "fs", None)
 
 
 def _guarded(action: str, *, writes: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -126,7 +157,8 @@ def _guarded(action: str, *, writes: bool = False) -> Callable[[Callable[P, R]],
                         f"storage: cannot {action} {uri}: a folder is in the place of this file; move it away, then run "
                         "the same command again"
                     ) from error
-                kind = StepError if is_local(uri) else UnavailableError
+                # A remote store has been waited for if that could help, so nothing waits for it again.
+                kind = StepError if is_local(uri) else ExhaustedError
                 raise kind(
                     f"storage: cannot {action} {uri}: {one_line(error)}; check free space, permissions and credentials "
                     "of that store, then run the same command again"
@@ -160,6 +192,18 @@ def read_range(uri: str, start: int, length: int) -> bytes:
         raise
 
 
+@_guarded("read")
+def read_from(uri: str, start: int) -> bytes:
+    """Read a file from the byte `start` on to its end; nothing beyond it."""
+    fs, path = filesystem(uri)
+    try:
+        return cast(bytes, fs.cat_file(path, start=start))
+    except Exception as error:
+        if answer_of(error)[0] == 416:  # range not satisfiable
+            return b""
+        raise
+
+
 @_guarded("write", writes=True)
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file; readers never see a part of it. Raise StepError if the store refuses."""
@@ -168,31 +212,75 @@ def write_bytes(uri: str, data: bytes) -> None:
         fs.pipe_file(path, data)
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     write_local(target, data)
 
 
 def write_local(path: Path, data: bytes) -> None:
-    """Atomically write and fsync a local file outside storage.root. Raise OSError if the disk refuses."""
-    with replacing(path) as partial, open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a local file outside storage.root, atomically and durably. Raise OSError if the disk refuses."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a partial file that takes the place of `path` at the end of the block.
+    """Yield the path of a partial file that takes the place of `path` at the end of the block, atomically and durably.
 
-    Nobody sees a half-written file under its name. If the block fails, the partial file is removed and `path` stays as
-    it was.
+    Nobody sees a half-written file under its name, not even after a power cut. If the block fails, the partial file is
+    removed and `path` stays as it was. Every local file that counts as whole once it exists is written here or by
+    `place`.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = path.with_name(f".{path.name}.{boot_id()[:8]}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         yield partial
-        os.replace(partial, path)
+        place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def place(file: Path, target: Path) -> None:
+    """Rename a finished local file to its place on the same disk, atomically and durably."""
+    _sync(file)
+    os.replace(file, target)
+    _sync(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a local folder and those above it, durably; do nothing if it exists."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in reversed(missing):
+        _sync(part.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # file systems without it for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def own_partials(folder: Path) -> Iterator[Path]:
+    """Yield the partial files in a local folder that processes of this machine have begun since it started.
+
+    Others may belong to another machine that shares the folder and is still writing them.
+    """
+    yield from folder.glob(f".*.{boot_id()[:8]}-*{PARTIAL}")
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str:
+    """Return an identifier of this machine since it was started: no other machine and no later start has the same."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    import psutil
+
+    return f"{uuid.getnode():012x}-{psutil.boot_time():.0f}"
 
 
 def read_json(uri: str, kind: type[T], *, cure: str) -> T:
@@ -273,7 +361,7 @@ def names(uri: str) -> list[str]:
     if entries == [path]:  # a file lists itself
         return []
     last_parts = [name(entry) for entry in entries]
-    return sorted(part for part in last_parts if part and not part.endswith(".partial"))
+    return sorted(part for part in last_parts if part and not part.endswith(PARTIAL))
 
 
 @_guarded("delete")
@@ -289,7 +377,7 @@ def download(uri: str, local: str | Path) -> None:
     """Copy one file to this machine, atomically. Its length must be what the store reports."""
     fs, path = filesystem(uri)
     target = Path(local)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     info = fs.info(path)
     num_bytes = info.get("size")
     # HTTP servers say whether they serve ranges (`partial`); other stores always do.
@@ -400,6 +488,6 @@ def upload(local: str | Path, uri: str) -> None:
         fs.put_file(str(local), path)
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with replacing(target) as partial:
         shutil.copyfile(local, partial)

@@ -63,6 +63,34 @@ def s3_server() -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(scope="session")
+def gcs_server() -> Iterator[Callable[[], str]]:
+    """Return a function that makes an empty bucket on a server of Google's JSON API and returns its URL.
+
+    The environment variables of this process and its children name the server.
+    """
+    from gcp_storage_emulator.server import create_server
+
+    server = create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    host, port = server._api._httpd.server_address
+    numbers = count()
+
+    def fresh_bucket() -> str:
+        import gcsfs
+
+        name = f"gcs-bucket-{next(numbers)}"
+        gcsfs.GCSFileSystem(skip_instance_cache=True).mkdir(name)
+        return f"gs://{name}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks another API, by gRPC
+        patch.setenv("NO_PROXY", host)
+        yield fresh_bucket
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def faulty_s3(s3_server: Callable[[], str]) -> Callable[..., AbstractContextManager[Faults]]:
     """Return a context manager, used as `with faulty_s3(seed=1, rate=0.3) as faults`.
 
@@ -157,7 +185,7 @@ def make_config(tmp_path: Path, empty_database: Path) -> Callable[..., Any]:
 
 # `make test-fast` leaves out tests that start an engine and files that train, export or measure for long.
 ENGINE_FOLDERS = ("integration", "flows", "tracking", "registry", "cluster", "verbs")
-ENGINE_FIXTURES = {"s3_server", "faulty_s3", "empty_database"}
+ENGINE_FIXTURES = {"s3_server", "gcs_server", "faulty_s3", "empty_database"}
 SLOW_FILES = {
     "test_ablations.py",
     "test_against_plain.py",
@@ -192,7 +220,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         fixtures = ENGINE_FIXTURES & set(getattr(item, "fixturenames", ()))
-        if folder in ENGINE_FOLDERS or fixtures or "[s3" in item.name:
+        if folder in ENGINE_FOLDERS or fixtures or "[s3" in item.name or "[gcs" in item.name:
             item.add_marker("engine")
         if item.path.name in SLOW_FILES:
             item.add_marker("slow")

@@ -164,3 +164,51 @@ def test_blocks_of_several_threads_leave_nothing_behind(monkeypatch):
     assert in_use()[0] == "3.0"
     second.__exit__(None, None, None)
     assert in_use()[0] == "1"
+
+
+def refuse() -> None:
+    raise ConnectionError("away")
+
+
+def test_an_outage_is_waited_for_once(monkeypatch):
+    """Requests that come after the patience is over are tried once each, until the store answers again."""
+    monkeypatch.setenv("STYLEGAN_PATIENCE", "0.3")
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    attempts = []
+
+    def failing() -> None:
+        attempts.append(1)
+        raise ConnectionError("away")
+
+    with pytest.raises(ConnectionError):
+        patient(failing, "s3://outage/a")
+    assert len(attempts) > 2
+    for name in ("b", "c", "a"):
+        attempts.clear()
+        with pytest.raises(ConnectionError):
+            patient(failing, f"s3://outage/{name}")
+        assert len(attempts) == 1
+
+    # Another store, and this one once it has answered, are waited for again.
+    for uri in ("s3://another/a", "s3://outage/a"):
+        attempts.clear()
+        with pytest.raises(ConnectionError):
+            patient(failing, uri)
+        assert (len(attempts) > 2) == (uri == "s3://another/a")
+    patient(lambda: None, "s3://outage/d")
+    attempts.clear()
+    with pytest.raises(ConnectionError):
+        patient(failing, "s3://outage/a")
+    assert len(attempts) > 2
+
+
+def test_an_old_outage_is_over(monkeypatch):
+    """A store that nobody has asked for a while is waited for anew."""
+    monkeypatch.setenv("STYLEGAN_PATIENCE", "0.3")
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "SAME_OUTAGE", -1.0)
+    for _ in range(2):
+        answers = iter([refuse, refuse, lambda: None])
+        patient(lambda answers=answers: next(answers)(), "s3://old/a")
+        with pytest.raises(ConnectionError):
+            patient(refuse, "s3://old/a")

@@ -2,22 +2,24 @@
 
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from stylegan import storage
 from stylegan.errors import StepError
 
 
-@pytest.fixture(params=["local", "s3", "memory"])
+@pytest.fixture(params=["local", "s3", "gcs", "memory"])
 def root(request, tmp_path) -> str:
     """Return a root for each kind of store: a folder, a bucket and a file system in memory."""
-    if request.param == "s3":
-        return request.getfixturevalue("s3_server")() + "/root"
+    if request.param in ("s3", "gcs"):
+        return request.getfixturevalue(f"{request.param}_server")() + "/root"
     return str(tmp_path / "root") if request.param == "local" else f"memory://{tmp_path.name}"
 
 
@@ -47,6 +49,129 @@ def test_looking_up_listing_and_deleting(root, tmp_path):
     assert (tmp_path / "copy" / "deep.bin").read_bytes() == b"x"
     storage.delete(f"{root}/a/1")
     assert storage.names(f"{root}/a") == ["2.bin"]
+
+
+class ListedFileSystem(MemoryFileSystem):
+    """A store in memory that answers from its listings cache wherever it can, as many stores on the network do."""
+
+    protocol = "listed"
+    store: dict = {}
+    pseudo_dirs: list = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix(f"{cls.protocol}://"))
+
+    def ls(self, path, detail=True, **kwargs):
+        path = self._strip_protocol(path)
+        if path in self.dircache:
+            found = self.dircache[path]
+        else:
+            found = self.dircache[path] = super().ls(path, detail=True)
+        return found if detail else [info["name"] for info in found]
+
+    def info(self, path, **kwargs):
+        path = self._strip_protocol(path)
+        parent = self._parent(path)
+        if parent in self.dircache:
+            found = [info for info in self.dircache[parent] if info["name"] == path]
+            if not found:
+                raise FileNotFoundError(path)
+            return found[0]
+        return super().info(path)
+
+    def exists(self, path, **kwargs):
+        try:
+            self.ls(self._parent(self._strip_protocol(path)))  # `info` is answered from it
+            return bool(self.info(path))
+        except FileNotFoundError:
+            return False
+
+
+class OwnCacheFileSystem(ListedFileSystem):
+    """The same with a cache of its own kind."""
+
+    protocol = "owncache"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.dircache = {}
+
+    def invalidate_cache(self, path=None):
+        self.dircache.clear()
+
+
+@pytest.mark.parametrize("kind", ["s3", "gcs", "listed", "owncache"])
+def test_what_others_write_is_seen(kind, request):
+    """A process never answers from what it listed before: other processes and machines write to the same store."""
+    if kind in ("s3", "gcs"):
+        root = request.getfixturevalue(f"{kind}_server")() + "/root"
+    else:
+        for store in (ListedFileSystem, OwnCacheFileSystem):
+            fsspec.register_implementation(store.protocol, store, clobber=True)
+        root = f"{kind}://root"
+    other, path = fsspec.url_to_fs(root, skip_instance_cache=True, use_listings_cache=False)
+    other.pipe_file(f"{path}/a/1.bin", b"one")
+
+    # This process looks around, so that it has something to remember.
+    assert storage.names(f"{root}/a") == ["1.bin"]
+    assert not storage.exists(f"{root}/a/2.bin")
+    assert storage.size(f"{root}/a/1.bin") == 3
+    assert [name for name in storage.filesystem(root)[0].find(storage.filesystem(root)[1]) if "2" in name] == []
+
+    # Another process writes and deletes.
+    other.pipe_file(f"{path}/a/1.bin", b"longer")
+    other.pipe_file(f"{path}/a/2.bin", b"two")
+    other.pipe_file(f"{path}/b/3.bin", b"three")
+    assert storage.names(root) == ["a", "b"]
+    assert storage.names(f"{root}/a") == ["1.bin", "2.bin"]
+    assert storage.exists(f"{root}/a/2.bin")
+    assert storage.size(f"{root}/a/1.bin") == 6
+    assert storage.read_bytes(f"{root}/a/1.bin") == b"longer"
+    with storage.open_read(f"{root}/a/1.bin") as file:
+        assert file.read() == b"longer"
+    other.invalidate_cache()
+    other.rm_file(f"{path}/a/2.bin")
+    assert storage.names(f"{root}/a") == ["1.bin"]
+    assert not storage.exists(f"{root}/a/2.bin")
+
+
+def test_options_reach_the_store_behind_a_chain(s3_server):
+    """A cache in front of a bucket, as `data.source` may have one, does not hide the bucket's timeouts."""
+    fs, _ = storage.filesystem(f"simplecache::{s3_server()}/x")
+    assert fs.fs.config_kwargs["read_timeout"] == 60
+    assert not fs.fs.dircache.use_listings_cache
+
+
+def test_a_file_is_read_from_an_offset(root):
+    """To its end, and nothing beyond it."""
+    storage.write_bytes(f"{root}/a.bin", b"abcdef")
+    assert storage.read_from(f"{root}/a.bin", 0) == b"abcdef"
+    assert storage.read_from(f"{root}/a.bin", 4) == b"ef"
+    assert storage.read_from(f"{root}/a.bin", 6) == storage.read_from(f"{root}/a.bin", 99) == b""
+    with pytest.raises(FileNotFoundError):
+        storage.read_from(f"{root}/none.bin", 0)
+
+
+def test_local_writes_are_durable(tmp_path, monkeypatch):
+    """A file is synced before it gets its name, then the folder that names it, and so is each new folder."""
+    calls = []
+    path_of = lambda descriptor: os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path)
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(path_of(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("rename"), replace(old, new)))
+    (tmp_path / "source").write_bytes(b"x")
+    for write in (
+        lambda uri: storage.write_bytes(uri, b"x"),
+        lambda uri: storage.upload(tmp_path / "source", uri),
+        lambda uri: storage.download(str(tmp_path / "source"), uri),
+    ):
+        calls.clear()
+        write(f"{tmp_path}/a/b/file")
+        assert calls[:2] == [".", "a"]
+        assert calls[2].startswith("a/b/.file.")
+        assert calls[3:] == ["rename", "a/b"]
+        shutil.rmtree(tmp_path / "a")
 
 
 def test_missing_file_is_file_not_found(root, tmp_path):

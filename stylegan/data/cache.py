@@ -10,6 +10,10 @@ A process that uses an entry holds a shared lock on its folder. The lock ends wi
 ends. When room is needed, entries that nobody holds are removed, the least recently used one first. Nothing else below
 the cache folder is ever touched.
 
+Machines may share the cache folder, such as one in a home on NFS, whose locks hold between machines. What a machine has
+not finished carries the machine in its name, and no other machine removes it. Beside a finished file stands its size,
+without which the file does not count as whole.
+
 Exclusive locks are those of `filelock`. Shared locks are made here, because an entry is removed together with its lock
 file.
 """
@@ -267,14 +271,32 @@ def local_copy(uri: str, token: str) -> Iterator[Path]:
         return
     with _hold_entry("archives", hashlib.sha256(f"{uri}\n{token}".encode()).hexdigest()[:24]) as folder:
         path = folder / (posixpath.basename(urlsplit(uri).path)[-100:] or "archive")
-        if not path.exists():
+        if not is_whole(path):
             num_bytes = storage.size(uri)
             with explain_disk_errors(), alone(folder / "making"):
-                if not path.exists():  # another process may have copied it while this one waited
+                if not is_whole(path):  # another process may have copied it while this one waited
                     _clear_partial(folder)
                     _require(folder, uri, num_bytes)
                     storage.download(uri, path)
+                    mark_whole(path)
         yield path
+
+
+def mark_whole(path: Path) -> None:
+    """Record the size of a finished file of an entry, for `is_whole`. Raise OSError if the disk refuses."""
+    storage.write_local(_size_file(path), str(path.stat().st_size).encode())
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file of an entry was finished and still has the size that it had then."""
+    try:
+        return path.stat().st_size == int(_size_file(path).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _size_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.size")
 
 
 @contextmanager
@@ -297,8 +319,8 @@ def _require(folder: Path, uri: str, num_bytes: int) -> None:
 
 
 def _clear_partial(folder: Path) -> None:
-    """Remove the partial files that killed downloads left in an entry."""
-    for partial in folder.glob(".*.partial"):
+    """Remove the partial files that killed downloads of this machine left in an entry."""
+    for partial in storage.own_partials(folder):
         partial.unlink(missing_ok=True)
 
 

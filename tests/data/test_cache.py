@@ -13,6 +13,7 @@ import pytest
 
 from stylegan import storage
 from stylegan.data.cache import Entry, cache_root, exclusive_folder, limit, local_copy, reserve
+from stylegan.data.sources.access.unpacked import unpacked
 from stylegan.errors import StepError
 
 
@@ -62,6 +63,37 @@ def test_copy_is_made_once_by_many():
     for thread in threads:
         thread.join()
     assert seen == [(seen[0][0], True)] * 8
+
+
+def test_a_copy_that_was_cut_is_made_again(cache):
+    """After a power cut a file may be shorter than it was written: then it does not count as whole, nor without its size."""
+    fsspec.filesystem("memory").pipe_file("/cache-test/cut.bin", b"abc" * 1000)
+    for damage in (lambda path: os.truncate(path, 7), lambda path: (path.parent / f".{path.name}.size").unlink()):
+        with local_copy("memory://cache-test/cut.bin", "t") as path:
+            damage(path)
+        with local_copy("memory://cache-test/cut.bin", "t") as path:
+            assert path.read_bytes() == b"abc" * 1000
+    with unpacked("cut", 3, lambda file: file.write(b"abc")) as path:
+        os.truncate(path, 1)
+    with unpacked("cut", 3, lambda file: file.write(b"abc")) as path:
+        assert path.read_bytes() == b"abc"
+
+
+def test_partial_files_of_other_machines_stay(cache, monkeypatch):
+    """A download removes what a killed one of this machine left, but not what another machine may be writing."""
+    fsspec.filesystem("memory").pipe_file("/cache-test/part.bin", b"abc")
+    with local_copy("memory://cache-test/part.bin", "t") as path:
+        path.unlink()
+    names = []
+    for machine in ("one", "two"):
+        monkeypatch.setattr(storage, "boot_id", lambda machine=machine: f"{machine:x<8}")
+        with pytest.raises(KeyError), storage.replacing(path) as partial:  # what a kill would leave
+            names.append(partial)
+            raise KeyError
+    for partial in names:
+        partial.write_bytes(b"a")
+    with local_copy("memory://cache-test/part.bin", "t") as path:
+        assert [partial.exists() for partial in names] == [True, False]
 
 
 def test_least_recently_used_goes_first(cache):

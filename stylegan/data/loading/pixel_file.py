@@ -1,6 +1,6 @@
 """Decoded images as raw pixels in a local file that all processes of a machine fill and read together.
 
-{cache}/images/{name}/
+{cache}/images/{name}.{boot}/   boot: `storage.boot_id` of the machine that fills it
     images.npy          uint8 [N, C, r, r], sparse: only decoded images take space
     flags-{boot}        one byte per image: MISSING, GOOD or REPLACED; valid until the machine starts again
     labels.npy, attributes.npy
@@ -8,6 +8,10 @@
 
 The pixels of an image are written before its flag, so a process that sees the flag sees the pixels. All writes are
 plain ones: with a writable memory map, a full disk would end the process with SIGBUS instead of an error.
+
+Only processes of one machine, from one start to the next, fill a file together: between machines that share the cache
+folder, and across a power cut, a flag says nothing about the pixels. A complete file serves every machine. Entries that
+nobody needs any more are left to the limit of the cache.
 """
 
 from __future__ import annotations
@@ -16,10 +20,8 @@ import fcntl
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,14 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import NonNegativeInt
 
-from stylegan.data.cache import Entry, alone, reserve
+from stylegan.data.cache import Entry, alone, cache_root, reserve
 from stylegan.errors import DamagedError
 from stylegan.records import Record, parse
-from stylegan.storage import write_local
+from stylegan.storage import boot_id, write_local
 
 logger = logging.getLogger("stylegan")
 
 MISSING, GOOD, REPLACED = 0, 1, 2
+MARKER = "complete.json"
 
 
 class PixelFile:
@@ -55,9 +58,10 @@ class PixelFile:
     """
 
     def __init__(self, name: str, shape: tuple[int, int, int, int], *, cache_gb: float | None = None) -> None:
-        self.entry = Entry("images", name)
-        self.folder, self.shape = self.entry.folder, shape
-        self.image_bytes = int(np.prod(shape[1:]))
+        self.shape, self.image_bytes = shape, int(np.prod(shape[1:]))
+        finished = (entry for entry in _complete_entries(name) if self._is_whole(entry.folder / "images.npy"))
+        self.entry = next(finished, None) or Entry("images", f"{name}.{boot_id()}")
+        self.folder = self.entry.folder
         self._file, self._flag_file = self.folder / "images.npy", self.folder / f"flags-{boot_id()}"
         with alone(self.folder / "making"):
             self._create()
@@ -67,34 +71,36 @@ class PixelFile:
         self.flags = np.asarray(np.memmap(self._flag_file, np.uint8, "r"))
 
     def _create(self) -> None:
-        """Create the files that are missing. Files of another length, and flags from before a restart, are replaced."""
-        size = len(self._header()) + self.shape[0] * self.image_bytes
-
-        # The pixels.
-        if not self._file.exists() or self._file.stat().st_size != size or not self._has_header():
+        """Create the files that are missing, and make a file of another length anew."""
+        # The pixels. A complete file of another machine is whole, so the files are those of this machine.
+        if not self._is_whole(self._file):
             for old in self.folder.glob("[!.]*"):
                 if old.name != "making":
                     old.unlink()
             with open(self._file, "wb") as file:
                 file.write(self._header())
-                file.truncate(size)
+                file.truncate(self._num_bytes)
 
-        # The flags: after a restart, those of a complete file are known from its marker.
+        # The flags; those of a complete file are known from its marker. Flags of other machines stay.
         marker = read_marker(self.folder)
         if marker is not None and max(marker, default=0) >= self.shape[0]:
-            (self.folder / "complete.json").unlink()  # of other images
+            (self.folder / MARKER).unlink()  # of other images
             marker = None
         if not self._flag_file.exists() or self._flag_file.stat().st_size != self.shape[0]:
-            for old in self.folder.glob("flags-*"):
-                old.unlink()
             flags = np.full(self.shape[0], MISSING if marker is None else GOOD, np.uint8)
             flags[marker or []] = REPLACED
             write_local(self._flag_file, flags.tobytes())
 
-    def _has_header(self) -> bool:
-        header = self._header()
-        with open(self._file, "rb") as file:
-            return file.read(len(header)) == header
+    @property
+    def _num_bytes(self) -> int:
+        return len(self._header()) + self.shape[0] * self.image_bytes
+
+    def _is_whole(self, file: Path) -> bool:
+        """Return whether a file has the length and the header of these images."""
+        if not file.exists() or file.stat().st_size != self._num_bytes:
+            return False
+        with open(file, "rb") as stored:
+            return stored.read(len(self._header())) == self._header()
 
     def _header(self) -> bytes:
         header = BytesIO()
@@ -134,7 +140,7 @@ class PixelFile:
         with open(self._file, "rb") as file:
             os.fsync(file.fileno())
         replaced = np.flatnonzero(self.flags == REPLACED).tolist()
-        write_local(self.folder / "complete.json", json.dumps({"replaced": replaced}).encode())
+        write_local(self.folder / MARKER, json.dumps({"replaced": replaced}).encode())
         self.complete = True
 
     def write_labels(self, labels: np.ndarray, attributes: np.ndarray | None) -> None:
@@ -177,21 +183,34 @@ def read_complete(name: str) -> Complete | None:
     Raises:
         OSError: the disk refuses.
     """
-    entry = Entry("images", name)
-    if read_marker(entry.folder) != []:
-        return None
-    try:
-        images, labels = np.load(entry.folder / "images.npy", mmap_mode="r"), np.load(entry.folder / "labels.npy")
-        attributes = np.load(entry.folder / "attributes.npy") if (entry.folder / "attributes.npy").exists() else None
-    except (OSError, ValueError, EOFError):  # a file was cut short
-        return None
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
-        return None
-    if not _is_array(labels, np.int64, (len(images),)):
-        return None
-    if attributes is not None and not _is_array(attributes, np.uint8, (len(images), *np.shape(attributes)[1:])):
-        return None
-    return Complete(entry, np.asarray(images), labels, attributes)
+    for entry in _complete_entries(name):
+        folder = entry.folder
+        if read_marker(folder) != []:
+            continue
+        try:
+            images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+            attributes = np.load(folder / "attributes.npy") if (folder / "attributes.npy").exists() else None
+        except (OSError, ValueError, EOFError):  # a file was cut short
+            continue
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+            continue
+        if not _is_array(labels, np.int64, (len(images),)):
+            continue
+        if attributes is not None and not _is_array(attributes, np.uint8, (len(images), *np.shape(attributes)[1:])):
+            continue
+        return Complete(entry, np.asarray(images), labels, attributes)
+    return None
+
+
+def _complete_entries(name: str) -> Iterator[Entry]:
+    """Yield the entries with a marker, held: that of this machine first, then those of other machines and starts."""
+    own, folder = f"{name}.{boot_id()}", cache_root() / "images"
+    found = sorted({path.parent.name for path in folder.glob(f"{name}.*/{MARKER}")}, key=lambda other: other != own)
+    # Earlier versions of this program gave every entry the plain name.
+    for other in [*found, *([name] if (folder / name / MARKER).exists() else [])]:
+        entry = Entry("images", other)
+        if read_marker(entry.folder) is not None:  # it may have been removed before it was held
+            yield entry
 
 
 def _is_array(value: Any, dtype: type, shape: tuple[int, ...]) -> bool:
@@ -215,7 +234,7 @@ class _Marker(Record):
 
 def read_marker(folder: Path) -> list[int] | None:
     """Return the numbers of the replaced images of a complete file; None if it is not complete."""
-    path = folder / "complete.json"
+    path = folder / MARKER
     try:
         return parse(path.read_bytes(), _Marker, origin=str(path), cure="its images are decoded again").replaced
     except OSError:
@@ -223,15 +242,6 @@ def read_marker(folder: Path) -> list[int] | None:
     except DamagedError as error:
         logger.warning("%s", error)
         return None
-
-
-@lru_cache(maxsize=1)
-def boot_id() -> str:
-    """Return an identifier that changes when the machine starts again; without one, an identifier of this process."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return uuid.uuid4().hex
 
 
 def _write_at(descriptor: int, data: memoryview, position: int) -> None:

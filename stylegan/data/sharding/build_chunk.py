@@ -92,8 +92,8 @@ def scratch(uri: str, name: str) -> Iterator[Path]:
 def move_into_place(file: Path, uri: str) -> None:
     """Move a complete file of a scratch folder to its URI in the set."""
     if storage.is_local(uri):
-        Path(uri).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, uri)
+        storage.make_folder(Path(uri).parent)
+        storage.place(file, Path(uri))
     else:
         storage.upload(file, uri)
 

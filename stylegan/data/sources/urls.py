@@ -188,7 +188,7 @@ def _fetch(url: str) -> bytes:
     except FileNotFoundError:
         raise OSError(f"{_shown(url)}: no such file") from None
     except UnavailableError as error:
-        raise UnavailableError(_redacted(url, error)) from None
+        raise type(error)(_redacted(url, error)) from None
 
 
 def _fetch_web(url: str) -> bytes:

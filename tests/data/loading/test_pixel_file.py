@@ -63,7 +63,43 @@ def test_flags_end_with_the_boot(monkeypatch):
     assert (again.images == IMAGES).all()
 
 
-def test_complete_file_needs_nothing_else(cache):
+def test_machines_share_a_cache_folder(monkeypatch):
+    """Each fills a file of its own, and neither takes anything from the other; a complete file serves all of them."""
+    machine = monkeypatch.setattr
+    machine(pixel_file, "boot_id", lambda: "one")
+    first = PixelFile("x", SHAPE)
+    write(first, 0, 1)
+    machine(pixel_file, "boot_id", lambda: "two")
+    second = PixelFile("x", SHAPE)
+    assert not second.flags.any()
+    write(second, 8, 9)
+    machine(pixel_file, "boot_id", lambda: "one")
+    assert PixelFile("x", SHAPE).flags.tolist() == [1, 1] + [0] * 8
+    write(first, *range(2, 10))
+    first.write_labels(np.arange(10), None)
+    first.finish()
+    machine(pixel_file, "boot_id", lambda: "two")
+    write(second, 7)
+    assert second.flags.tolist() == [0] * 7 + [1, 1, 1]
+    assert (read_complete("x").images == IMAGES).all()
+    assert PixelFile("x", SHAPE).folder == first.folder
+    machine(pixel_file, "boot_id", lambda: "one")
+    assert first.flags.all()
+
+
+def test_files_of_a_machine_are_held_against_the_limit(monkeypatch):
+    """A machine that needs room removes what nobody holds, and not what another machine fills."""
+    monkeypatch.setattr(pixel_file, "boot_id", lambda: "one")
+    first = PixelFile("x", SHAPE)
+    forgotten = PixelFile("y", SHAPE).folder
+    monkeypatch.setattr(pixel_file, "boot_id", lambda: "two")
+    PixelFile("z", SHAPE, cache_gb=0)
+    assert not forgotten.exists()
+    write(first, *range(10))
+    assert first.flags.all()
+
+
+def test_complete_file_needs_nothing_else():
     """Labels and attributes are stored beside the images. A file with a replaced image, or cut short, is not used as it
     is.
     """
@@ -79,7 +115,8 @@ def test_complete_file_needs_nothing_else(cache):
     write(file, 3, flag=REPLACED)
     file.finish()
     assert read_complete("x") is None
-    os.truncate(cache / "images" / "x" / "images.npy", 200)
+    os.truncate(file.folder / "images.npy", 200)
+    assert read_complete("x") is None
     file = PixelFile("x", SHAPE)
     assert not file.complete
     assert not file.flags.any()

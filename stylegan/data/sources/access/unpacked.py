@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from stylegan import storage
-from stylegan.data.cache import Entry, alone, cache_root, explain_disk_errors, reserve
+from stylegan.data.cache import Entry, alone, cache_root, explain_disk_errors, is_whole, mark_whole, reserve
 from stylegan.errors import StepError
 
 
@@ -55,10 +55,10 @@ def made(folder: Path, name: str, num_bytes: int, make: Callable[[IO[bytes]], No
         StepError: the folder would be larger than the cache may be, or it cannot be written.
     """
     path = folder / name
-    if path.exists():
+    if is_whole(path):
         return path
     with explain_disk_errors(), alone(folder / f"making-{name}"):
-        if not path.exists():  # another process may have made it while this one waited
+        if not is_whole(path):  # another process may have made it while this one waited
             granted = reserve(folder, num_bytes)
             if granted < num_bytes:
                 raise StepError(
@@ -67,4 +67,5 @@ def made(folder: Path, name: str, num_bytes: int, make: Callable[[IO[bytes]], No
                 )
             with storage.replacing(path) as partial, open(partial, "wb") as file:
                 make(file)
+            mark_whole(path)
     return path
