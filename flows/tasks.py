@@ -6,7 +6,9 @@ Prefect's own result cache stays off, since it cannot know that storage was empt
 
 from __future__ import annotations
 
+import time
 from typing import Any, TypeVar
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,26 +18,44 @@ from prefect.tasks import Task
 
 from flows.artifacts import publish_shards
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import UnavailableError, UserError
+from stylegan.errors import ExhaustedError, UnavailableError, UserError
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry.gate import Verdict
 from stylegan.registry.versions import ModelVersion
+from stylegan.retry import patience
 from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint
 
 R = TypeVar("R")
 
 
+# How often a step is tried again after a crash. After a server that does not answer, the patience decides; no other limit
+# is reached then.
+CRASHES, ATTEMPTS = 2, 2_100
+
+_first_failures: dict[UUID, float] = {}  # task run -> time of its first failure
+
+
 def _may_work_later(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether to retry: after a crash or a store or server that did not answer, but not after a user's mistake."""
+    """Return whether to try a step again.
+
+    After a crash it is tried again, `CRASHES` times. After a server that does not answer it is tried again until
+    `storage.patience_s` is over, counted from its first failure. What was waited for already is not tried again, nor is
+    a user's mistake.
+    """
     error = state.result(raise_on_failure=False)
-    return isinstance(error, UnavailableError) or not isinstance(error, UserError)
+    if not isinstance(error, UserError):
+        return task_run.run_count <= CRASHES
+    if not isinstance(error, UnavailableError) or isinstance(error, ExhaustedError):
+        return False
+    now = time.monotonic()
+    return now - _first_failures.setdefault(task_run.id, now) < patience()
 
 
 OPTIONS: dict[str, Any] = {
-    "retries": 2,
-    "retry_delay_seconds": [5, 30],
+    "retries": ATTEMPTS,
+    "retry_delay_seconds": [5, 30, 60, 300],  # the last one for all further attempts
     "retry_condition_fn": _may_work_later,
     "cache_policy": NO_CACHE,
     "persist_result": False,

@@ -156,8 +156,11 @@ def test_a_file_is_read_from_an_offset(root):
 def test_local_writes_are_durable(tmp_path, monkeypatch):
     """A file is synced before it gets its name, then the folder that names it, and so is each new folder."""
     calls = []
-    path_of = lambda descriptor: os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path)
     replace = os.replace
+
+    def path_of(descriptor):
+        return os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path)
+
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(path_of(descriptor)))
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("rename"), replace(old, new)))
     (tmp_path / "source").write_bytes(b"x")

@@ -16,7 +16,7 @@ from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet, shard_size
 from stylegan.data.sources.base import Source
-from stylegan.errors import UnavailableError, UserError
+from stylegan.errors import ExhaustedError, UserError
 from stylegan.progress import Progress
 from stylegan.retry import storage_settings
 from stylegan.training.schedule import stages
@@ -103,7 +103,10 @@ def _in_order(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[Any]:
 
 
 def result_of(reference: Any) -> Any:
-    """Return the result of a task or of an actor's call. Raises what was raised there, UnavailableError if it was lost."""
+    """Return the result of a task or of an actor's call. Raises what was raised there, ExhaustedError if it was lost.
+
+    Ray has started a lost task again as often as it may.
+    """
     import ray
 
     try:
@@ -113,7 +116,7 @@ def result_of(reference: Any) -> Any:
             raise type(error.cause)(str(error.cause)) from error
         raise
     except ray.exceptions.RayError as error:
-        raise UnavailableError(
+        raise ExhaustedError(
             f"a Ray task was lost ({type(error).__name__}); give its node more memory or lower ray.workers, then run again"
         ) from error
 

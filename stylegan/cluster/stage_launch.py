@@ -9,30 +9,55 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 from stylegan import storage
 from stylegan.cluster.resources import check_resources, worker_bundle
-from stylegan.errors import DivergedError, StepError, UnavailableError, UserError
+from stylegan.errors import DivergedError, ExhaustedError, StepError, UnavailableError, UserError
+from stylegan.training import distributed
 from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint
 
+logger = logging.getLogger("stylegan")
+
 
 def launch_stage(job: StageJob) -> Checkpoint:
     """Train one stage with its own workers and return the record of its last checkpoint.
 
+    The workers are started again, as often as ray.max_failures allows, after a failure that may not come again. Ray
+    itself starts none again: it would not tell a lost worker from a mistake.
+
     Raises:
         ConfigError: the cluster can never hold the workers.
-        StepError: a worker failed more often than ray.max_failures allows, or met something it cannot work with.
+        StepError: a worker met something it cannot work with.
+        ExhaustedError: storage did not answer, or workers were lost more often than ray.max_failures allows.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
+
+    check_resources(job.config, [job.stage])
+    for attempt in count():
+        try:
+            return _fit(job)
+        except TrainingFailedError as error:
+            failure = _explain(job.stage, error)
+            if not isinstance(failure, UnavailableError) or isinstance(failure, ExhaustedError):
+                raise failure from error
+            if attempt >= job.config.ray.max_failures:
+                raise ExhaustedError(str(failure)) from error
+            logger.warning("%s; starting its workers again, from the newest checkpoint", failure)
+    raise AssertionError("unreachable")
+
+
+def _fit(job: StageJob) -> Checkpoint:
+    """Train with one set of workers. Raises TrainingFailedError if one fails, StepError if training diverges."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = job.config
     need = config.workers_at(job.stage.resolution)
-    check_resources(config, [job.stage])
     use_gpu = bool(need.gpus_per_worker)
     trainer = TorchTrainer(
         _train_worker,
@@ -43,18 +68,17 @@ def launch_stage(job: StageJob) -> Checkpoint:
             resources_per_worker=worker_bundle(config.ray, need),
             placement_strategy="PACK",
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=distributed.timeout(config.storage.patience_s)
+        ),
         run_config=RunConfig(
             name=f"{job.run_id}-{job.stage.resolution:04d}-{job.key}",
-            failure_config=FailureConfig(max_failures=config.ray.max_failures, controller_failure_limit=1),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
             **_ray_storage(config.storage.root),
         ),
     )
-    try:
-        with _quiet_ray_train():
-            result = trainer.fit()
-    except TrainingFailedError as error:
-        raise _explain(job.stage, error) from error
+    with _quiet_ray_train():
+        result = trainer.fit()
     if "diverged" in result.return_value:
         raise StepError(f"train {job.stage.name}: {result.return_value['diverged']}")
     return Checkpoint.model_validate(result.return_value)

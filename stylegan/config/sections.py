@@ -75,8 +75,10 @@ class StorageConfig(Section):
     patience_s: float = Field(
         600,
         ge=0,
-        description="Seconds for which a request is repeated while its store throttles, times out or drops the "
-        "connection. After that the step fails. 0: the step fails at the first such error.",
+        le=7 * 86_400,
+        description="Seconds for which a step waits for a store that throttles, times out or drops the connection, or "
+        "for an MLflow server that does not answer. After that the step fails. 0: it fails at the first such error. At "
+        "most a week.",
     )
     cache_gb: float | None = Field(
         None,
@@ -581,8 +583,8 @@ class RayConfig(Section):
     max_failures: int = Field(
         2,
         ge=0,
-        description="How often the workers of a stage are restarted after a failure, each time from the newest "
-        "checkpoint. 0: never.",
+        description="How often the workers of a stage are started again after one was lost, each time from the newest "
+        "checkpoint. An error that would come again ends the step at once. 0: never.",
     )
     stages: dict[int, RayStageOverride] = Field(
         {}, description="Exceptions for single stages, by resolution: `{8: {workers: 1}}`."

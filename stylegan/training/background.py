@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
+from stylegan.errors import ExhaustedError
+
 T = TypeVar("T")
 logger = logging.getLogger("stylegan")
 
@@ -29,18 +31,39 @@ class Background:
 
     An error of a job is raised again in the calling thread, once, by the next call of a method or at the end of the
     block. If another error ends the block, the error of the job is logged instead. The end of the block always waits
-    for all jobs, so that everything copied by then is written.
+    for all jobs, so that everything copied by then is written. Only a store that was waited for in vain is not tried
+    again: the jobs that are left then fail at once, with the same error.
     """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, "background")
         self._jobs: deque[Future[Any]] = deque()  # jobs whose outcome nobody has read yet, oldest first
+        self._newest: dict[str, Future[Any]] = {}  # destination -> the newest job that writes it
+        self._exhausted: ExhaustedError | None = None
 
-    def submit(self, job: Callable[[], object]) -> Future[Any]:
-        """Run a job after all earlier ones; return its future. Raises the error of an earlier job that has failed."""
+    def submit(self, job: Callable[[], object], *, destination: str | None = None) -> Future[Any]:
+        """Run a job after all earlier ones; return its future. Raises the error of an earlier job that has failed.
+
+        Args:
+            destination: the file that the job writes whole, if only its newest content counts. An earlier job for it
+                that has not begun is left out.
+        """
         self.check()
-        self._jobs.append(self._executor.submit(job))
+        if destination in self._newest and self._newest[destination].cancel():
+            self._jobs.remove(self._newest[destination])
+        self._jobs.append(self._executor.submit(self._run, job))
+        if destination is not None:
+            self._newest[destination] = self._jobs[-1]
         return self._jobs[-1]
+
+    def _run(self, job: Callable[[], object]) -> object:
+        if self._exhausted is not None:
+            raise self._exhausted
+        try:
+            return job()
+        except ExhaustedError as error:
+            self._exhausted = error
+            raise
 
     def check(self) -> None:
         """Raise the error of a job that has failed since the last call."""
@@ -61,8 +84,8 @@ class Background:
         self._executor.shutdown()
         if error is None:
             self.wait()
-        for job in self._jobs:
-            if (failure := job.exception()) is not None and failure is not error:
+        for failure in {job.exception(): None for job in self._jobs}:
+            if failure is not None and failure is not error:
                 logger.warning("train: %s", failure)  # only one error can be raised: the one that ends the block
         self._jobs.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
 from functools import partial
 from typing import cast
@@ -18,6 +19,7 @@ from stylegan.training.curves import STATS, Curves
 from stylegan.training.job import StageJob
 from stylegan.training.state import Checkpoint, TrainState, checkpoint_uri, newest_checkpoint, prune, save_checkpoint
 
+WAIT_SECONDS = 60.0  # after which the other ranks hear that rank 0 still writes
 OnCheckpoint = Callable[[dict[str, float]], None]  # called with the newest point of the curves in a checkpoint
 
 
@@ -71,14 +73,25 @@ class CheckpointWriter:
         """
         if self._point is None:
             return
-        if self._writing is not None:
-            self._writing.result()
-        distributed.barrier()
+        while not self._is_written():
+            pass
         if not self._shared:
             self._read_newest()
         point, self._point = self._point, None
         if self.on_checkpoint:
             self.on_checkpoint(point)
+
+    def _is_written(self) -> bool:
+        """Wait for a short while, and return on all ranks whether the last checkpoint is written.
+
+        The others hear from rank 0 in time, however long it waits for storage: their communication never times out.
+        """
+        written = True
+        if self._writing is not None:
+            written = not futures.wait([self._writing], WAIT_SECONDS).not_done
+            if written:
+                self._writing.result()
+        return bool(distributed.gather(torch.tensor(int(written), device=self.state.device)).all())
 
     def finish(self) -> Checkpoint:
         """Wait for all work in the background and return the newest checkpoint. Raises StepError as `wait`."""

@@ -19,7 +19,9 @@ from stylegan.training.schedule import PENALTIES
 from stylegan.training.state import TrainState
 
 STATS = "stats.jsonl"
-WRITE_SECONDS = 2.0  # at least, between two writes of the file: an object store only takes whole files
+# Between two writes of the file pass at least WRITE_SECONDS, and so many that on average no more than WRITE_BYTES are
+# written in a second: an object store only takes whole files, and the file grows.
+WRITE_SECONDS, WRITE_BYTES = 2.0, 50_000
 
 
 class Row(TypedDict):
@@ -82,14 +84,15 @@ class Curves:
         state.sums, state.steps, state.measured = {}, 0, {}
 
         # Write the file, unless it was written just before.
-        if self._point_time - self._write_time > WRITE_SECONDS:
+        num_bytes = sum(map(len, self._lines))
+        if self._point_time - self._write_time > max(WRITE_SECONDS, num_bytes / WRITE_BYTES):
             self.write()
 
     def write(self) -> None:
         """Write all points to storage in the background (rank 0)."""
         self._write_time, content = self._point_time, self.content()
         if distributed.rank() == 0:
-            self.background.submit(lambda: storage.write_bytes(self.uri, content()))
+            self.background.submit(lambda: storage.write_bytes(self.uri, content()), destination=self.uri)
 
     def content(self) -> Callable[[], bytes]:
         """Freeze the lines so far; the returned function renders the file later, on any thread."""

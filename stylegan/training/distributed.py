@@ -5,15 +5,17 @@ With one process the functions here do nothing, so that the loop never asks whet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stylegan.errors import StepError
+from stylegan.errors import UnavailableError
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
+TIMEOUT = 1800  # seconds that a rank waits for the others, beside the time that one may wait for storage
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio: its multiples spread over all 64 bits
 
 
@@ -23,6 +25,14 @@ def select_device(device: torch.device | str) -> torch.device:
     if numbered.type == "cuda":
         torch.cuda.set_device(numbered)
     return numbered
+
+
+def timeout(patience_s: float) -> int:
+    """Return the seconds after which a rank that waits for the others gives up.
+
+    One of them may be waiting for storage meanwhile, for as long as an outage is waited for: `storage.patience_s`.
+    """
+    return math.ceil(TIMEOUT + patience_s)
 
 
 def rank() -> int:
@@ -71,7 +81,7 @@ def check_agreement(networks: dict[str, nn.Module], nimg: int) -> None:
     All ranks apply the same gradients, so their networks must never drift apart.
 
     Raises:
-        StepError: two ranks differ; raised on all ranks, with the network, the parameter and the ranks.
+        UnavailableError: two ranks differ; raised on all ranks, with the network, the parameter and the ranks.
     """
     if world_size() == 1:
         return
@@ -89,7 +99,7 @@ def check_agreement(networks: dict[str, nn.Module], nimg: int) -> None:
     groups: dict[int, list[int]] = {}
     for number, value in enumerate(prints[:, differing[0]].tolist()):
         groups.setdefault(value, []).append(number)
-    raise StepError(
+    raise UnavailableError(
         f"ranks disagree at {nimg} images: {list(tensors)[differing[0]]} (the first of {len(differing)} tensors) "
         f"differs between ranks {' and '.join(str(ranks) for ranks in groups.values())}; run the same command again, "
         "which resumes from the newest checkpoint; if it happens again, search the nodes of these ranks for a faulty "

@@ -5,7 +5,7 @@ from prefect import flow, task
 from pydantic import BaseModel
 
 from flows import tasks
-from stylegan.errors import StepError, UnavailableError
+from stylegan.errors import ExhaustedError, StepError, UnavailableError
 from stylegan.pipeline.steps import Done
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -37,14 +37,23 @@ def attempts(*errors):
     return len(ran), result
 
 
-def test_a_store_that_does_not_answer_is_tried_again():
-    assert attempts(UnavailableError("away"), UnavailableError("away"))[1] == Record(number=3)
+def test_a_server_that_does_not_answer_is_tried_again_until_the_patience_is_over(monkeypatch):
+    monkeypatch.setenv("STYLEGAN_PATIENCE", "60")
+    assert attempts(*[UnavailableError("away")] * 4)[1] == Record(number=5)
+    monkeypatch.setenv("STYLEGAN_PATIENCE", "0")
+    ran, error = attempts(UnavailableError("away"), UnavailableError("away"))
+    assert (ran, type(error)) == (1, UnavailableError)
+
+
+def test_what_was_waited_for_in_vain_is_not_tried_again():
+    ran, error = attempts(ExhaustedError("a store was away for all of the patience"))
+    assert (ran, type(error)) == (1, ExhaustedError)
 
 
 def test_a_crash_is_tried_again_but_not_for_ever():
     ran, error = attempts(*[OSError("crash")] * 5)
     assert isinstance(error, OSError)
-    assert ran == 1 + tasks.OPTIONS["retries"]
+    assert ran == 1 + tasks.CRASHES
 
 
 def test_a_mistake_of_the_user_is_not_tried_again():

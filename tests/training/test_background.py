@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from stylegan.errors import StepError
+from stylegan.errors import ExhaustedError, StepError
 from stylegan.training.background import Background, HostCopy
 
 
@@ -61,6 +61,40 @@ def test_what_was_submitted_is_done_when_training_fails():
     with pytest.raises(ZeroDivisionError):
         diverge_after([lambda number=number: done.append(number) for number in range(3)])
     assert done == [0, 1, 2]
+
+
+def test_only_the_newest_content_of_a_file_is_written():
+    """Contents that are overtaken while they wait are left out; other jobs are not, and keep their order."""
+    done, go = [], threading.Event()
+    with Background() as background:
+        background.submit(lambda: (go.wait(10), done.append("first")), destination="curves")
+        for number in range(3):
+            background.submit(lambda number=number: done.append(f"curves {number}"), destination="curves")
+            background.submit(lambda number=number: done.append(f"grid {number}"))
+        background.check()
+        go.set()
+    assert done == ["first", "grid 0", "grid 1", "curves 2", "grid 2"]
+
+
+def test_a_store_that_was_waited_for_in_vain_is_not_tried_again(caplog):
+    """The jobs behind the one that waited fail at once, with its error, which is raised once."""
+    tried, go = [], threading.Event()
+
+    def outage():
+        tried.append(1)
+        go.wait(10)
+        raise ExhaustedError("away")
+
+    def run_block():
+        with Background() as background:
+            for _ in range(4):
+                background.submit(outage)
+            go.set()
+
+    with pytest.raises(ExhaustedError, match="away"):
+        run_block()
+    assert tried == [1]
+    assert "away" not in caplog.text
 
 
 def test_copy_keeps_its_values_when_the_original_changes():
