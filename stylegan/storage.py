@@ -26,7 +26,7 @@ from functools import lru_cache, wraps
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar, cast
+from typing import IO, Any, Generic, ParamSpec, TypeVar, cast
 
 import fsspec
 from fsspec.dircache import DirCache
@@ -319,11 +319,57 @@ def read_json_lines(uri: str, kind: type[T], *, cure: str, limit: int | None = N
     else:
         with open_read(uri) as file:
             lines = list(islice(file, limit))
+    return _parse_lines(uri, lines, kind, cure=cure)
+
+
+def _parse_lines(uri: str, lines: list[bytes], kind: type[T], *, cure: str, first: int = 1) -> list[T]:
+    """Parse lines of a file; `first` is the number of the first one."""
     return [
         parse(line, kind, origin=f"{uri}, line {number}", cure=cure)
-        for number, line in enumerate(lines, start=1)
+        for number, line in enumerate(lines, start=first)
         if line.endswith(b"\n")
     ]
+
+
+class GrowingLines(Generic[T]):
+    """A file of one JSON value per line that others extend, or write anew from some line on.
+
+    Attributes:
+        values: the values read until now.
+    """
+
+    def __init__(self, uri: str, kind: type[T], *, cure: str) -> None:
+        self.uri, self._kind, self._cure = uri, kind, cure
+        self._forget()
+
+    def _forget(self) -> None:
+        self.values: list[T] = []
+        self._end, self._last = 0, b""  # offset behind the last line read, and that line
+
+    def read(self) -> list[T]:
+        """Read what was added since the last call, or all of a file that was written anew; return all values.
+
+        A file that does not exist has none. A last line without a newline is left out: it is still being written.
+
+        Raises:
+            DamagedError: a line is not such a value.
+            StepError: storage refuses.
+        """
+        try:
+            added = read_from(self.uri, self._end - len(self._last))
+            if not added.startswith(self._last):  # another line stands there now
+                self._forget()
+                added = read_bytes(self.uri)
+        except FileNotFoundError:
+            self._forget()
+            return self.values
+        lines = [line for line in added[len(self._last) :].splitlines(keepends=True) if line.endswith(b"\n")]
+        if lines:
+            first = len(self.values) + 1
+            self.values += _parse_lines(self.uri, lines, self._kind, cure=self._cure, first=first)
+            self._end += sum(map(len, lines))
+            self._last = lines[-1]
+        return self.values
 
 
 @_guarded("look up")

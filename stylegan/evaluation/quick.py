@@ -39,7 +39,7 @@ from stylegan.training.schedule import crossed
 from stylegan.training.state import Checkpoint, newest_checkpoint
 
 logger = logging.getLogger("stylegan")
-POLL_SECONDS = 2.0  # between two searches for a new checkpoint
+POLL_SECONDS = 10.0  # between two searches for a new checkpoint, each of which lists the stage
 # The end of a stage waits for its last metrics: LEAST_SECONDS, or this share of the stage's time if that is longer.
 LEAST_SECONDS = 180.0
 SHARE = 0.1

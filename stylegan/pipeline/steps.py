@@ -134,7 +134,10 @@ class Pipeline:
         return self._run
 
     def tracked(self, shards: ShardSet) -> TrackedRun:
-        """Return the MLflow run of this pipeline run, opened or continued at the first call."""
+        """Return the MLflow run of this pipeline run, opened at the first call.
+
+        A finished run is not continued before a step does something new.
+        """
         if self._tracked is None:
             run = self.run(shards)
             storage.write_bytes(storage.join(run.uri, "config.yaml"), dump(self.config).encode())
@@ -193,7 +196,10 @@ class Pipeline:
         needed = found is None and run.is_needed(stage, target)
         show = partial(_show, Progress(f"train {stage.name}", stage.num_images), stage) if needed else None
         quick = rows_name(self.config, stage.resolution)
-        with StageRelay(self.tracked(shards), job.uri, quick=quick, on_rows=show):
+        tracked = self.tracked(shards)
+        if needed:
+            tracked.start()
+        with StageRelay(tracked, job.uri, quick=quick, on_rows=show):
             record = self._train(job) if needed else found
             if found and lacks_end(job):  # it was stopped while the end of the stage was measured
                 with self._quick_metrics(job):
@@ -217,6 +223,7 @@ class Pipeline:
         found = run.find_report()
         report = found
         if report is None:
+            self.tracked(shards).start()
             report = self._evaluate(shards, checkpoint.uri, out=run.uri)
             storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
         elif missing := missing_figures(report):
@@ -273,14 +280,14 @@ class Pipeline:
         """Register a version of the model, as challenger."""
         key = self.run(shards).keys.registration
         found = versions.find_version(self.config, key)
-        record = found or versions.register(
-            self.config,
-            mlflow_run_id=self.tracked(shards).mlflow_run_id,
-            checkpoint=checkpoint.uri,
-            report=report,
-            key=key,
+        if found:
+            return _done("register", found, found)
+        tracked = self.tracked(shards)
+        tracked.start()
+        record = versions.register(
+            self.config, mlflow_run_id=tracked.mlflow_run_id, checkpoint=checkpoint.uri, report=report, key=key
         )
-        return _done("register", record, found)
+        return _done("register", record, None)
 
     def gate(self, shards: ShardSet, version: ModelVersion, report: Report) -> Done[Verdict]:
         """Judge the version against the champion and move the aliases.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stylegan import storage
 from stylegan.commands import shell_command
 from stylegan.config.file import dump, flatten
 from stylegan.config.tree import Config
-from stylegan.data.dataset_card import read_card, read_preview, read_rejected
+from stylegan.data.dataset_card import DatasetCard, read_card, read_preview, read_rejected
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.tracking.connection import artifact_location, connect, explained, resolve_uri
@@ -19,15 +22,20 @@ from stylegan.tracking.runs import TrackedRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 logger = logging.getLogger("stylegan")
-RUN_TAG = "stylegan.run_id"
+RUN_TAG, PARENT_TAG = "stylegan.run_id", "mlflow.parentRunId"
+CARD_FILE = "data/card.json"
 MAX_PARAMS, MAX_VALUE, MAX_DIGEST = 100, 6000, 36  # MLflow's limits
 MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at once
 
 
 def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: str | None = None) -> TrackedRun:
     """Continue the MLflow run of `run_id`, or create it; log params, config.yaml and data set if it lacks them.
+
+    A finished run that lacks nothing is only read: it stays finished until something new is logged. A run that cannot be
+    opened ends as FAILED.
 
     Args:
         config: its flattened values become params, once.
@@ -43,18 +51,38 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
     client = connect(uri)
     with explained(uri, f"open the run {run_id}"):
         experiment_id = _experiment(client, config)
-        mlflow_run_id = _find_run(client, experiment_id, run_id) or _create_run(client, experiment_id, run_id)
-        client.update_run(mlflow_run_id, status="RUNNING")
-        if parent:
-            client.set_tag(mlflow_run_id, "mlflow.parentRunId", parent)
-        _log_params(client, mlflow_run_id, flatten(config))
-        client.log_text(mlflow_run_id, dump(config), "config.yaml")
-        if shards:
-            _log_dataset(client, mlflow_run_id, config.data.source, shards)
-            _log_card(client, mlflow_run_id, shards)
-        run = TrackedRun(client, uri, mlflow_run_id)
-        run.start_system_metrics()
+        found = _find_run(client, experiment_id, run_id)
+        mlflow_run_id = str(found.info.run_id) if found else _create_run(client, experiment_id, run_id)
+        with _ended_if_it_fails(client, mlflow_run_id):
+            if parent and not (found and found.data.tags.get(PARENT_TAG) == parent):
+                client.set_tag(mlflow_run_id, PARENT_TAG, parent)
+            run = TrackedRun(client, uri, mlflow_run_id, partial(_describe, client, mlflow_run_id, config, shards))
+            finished = found is not None and found.info.status == "FINISHED"
+            if not finished or (shards and _lacks_card(client, mlflow_run_id, shards)):
+                run.start()
     return run
+
+
+@contextmanager
+def _ended_if_it_fails(client: MlflowClient, mlflow_run_id: str) -> Iterator[None]:
+    """End a run that the block began to run and then failed to open; without this it would show as running for ever."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(Exception):  # the error of the block is the one to report
+            if client.get_run(mlflow_run_id).info.status == "RUNNING":
+                client.set_terminated(mlflow_run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+
+
+def _describe(client: MlflowClient, mlflow_run_id: str, config: Config, shards: ShardSet | None) -> None:
+    """Log params, config.yaml and data set, as far as the run lacks them."""
+    _log_params(client, mlflow_run_id, flatten(config))
+    client.log_text(mlflow_run_id, dump(config), "config.yaml")
+    if shards:
+        _log_dataset(client, mlflow_run_id, config.data.source, shards)
+        if _lacks_card(client, mlflow_run_id, shards):
+            _log_card(client, mlflow_run_id, shards)
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:
@@ -82,11 +110,11 @@ def _experiment(client: MlflowClient, config: Config) -> str:
     return str(found.experiment_id)
 
 
-def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> str | None:
+def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
     found = client.search_runs(
         [experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1, order_by=["attributes.start_time ASC"]
     )
-    return str(found[0].info.run_id) if found else None
+    return found[0] if found else None
 
 
 def _create_run(client: MlflowClient, experiment_id: str, run_id: str) -> str:
@@ -123,11 +151,18 @@ def _log_dataset(client: MlflowClient, mlflow_run_id: str, source: str, shards: 
     client.log_inputs(mlflow_run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
-def _log_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> None:
-    """Log card, preview and rejects of the data set below data/; sets of older versions have no card."""
+def _lacks_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> bool:
+    """Return whether the data set has a card and the run has not all of it: the card is logged last of data/."""
     card = read_card(shards.uri)
-    if card is None or client.list_artifacts(mlflow_run_id, "data"):
-        return
+    if card is None:  # sets of older versions have none
+        return False
+    sizes = {file.path: file.file_size for file in client.list_artifacts(mlflow_run_id, "data")}
+    num_bytes = len(_card_text(card).encode())
+    return sizes.get(CARD_FILE, -1) not in (num_bytes, None)  # None: a store that does not tell
+
+
+def _log_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> None:
+    """Log preview, rejects and card of the data set below data/, in place of what an interrupted run left there."""
     preview = read_preview(shards.uri)  # a picture for people ends no run
     if preview is not None:
         client.log_image(mlflow_run_id, preview, artifact_file="data/preview.png")
@@ -136,6 +171,23 @@ def _log_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> Non
     except FileNotFoundError:  # somebody deleted the list
         rows = []
     if rows:
-        columns = {name: [row.get(name) for row in rows] for name in ("kind", "path", "reason", "bytes")}
-        client.log_table(mlflow_run_id, columns, "data/rejected.json")
-    client.log_text(mlflow_run_id, card.model_dump_json(indent=1), "data/card.json")
+        _log_table(client, mlflow_run_id, rows, "data/rejected.json")
+    card = read_card(shards.uri)
+    if card is not None:
+        client.log_text(mlflow_run_id, _card_text(card), CARD_FILE)
+
+
+def _card_text(card: DatasetCard) -> str:
+    return card.model_dump_json(indent=1)
+
+
+def _log_table(client: MlflowClient, mlflow_run_id: str, rows: list[dict], file: str) -> None:
+    """Log rejects as a table that MLflow's page shows. MLflow's own `log_table` would append to a table that is there."""
+    import pandas
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+    columns = {name: [row.get(name) for row in rows] for name in ("kind", "path", "reason", "bytes")}
+    client.log_text(mlflow_run_id, pandas.DataFrame(columns).to_json(orient="split", index=False), file)
+    logged = json.loads(client.get_run(mlflow_run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    if (entry := {"path": file, "type": "table"}) not in logged:
+        client.set_tag(mlflow_run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*logged, entry]))

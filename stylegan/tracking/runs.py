@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from stylegan import storage
@@ -28,20 +28,41 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stylegan")
 
 CLOCK = "progress/kimg"  # in every row, so its last step is the last step of the run
+SAME_PACE = (
+    360  # points of the system metrics before their interval doubles; an hour at MLflow's first interval of 10 s
+)
 MAX_METRICS = 1000  # of one request, MLflow's limit
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class TrackedRun:
-    """The MLflow run of one pipeline run, as `open_run` returns it. Its methods may be called from any thread."""
+    """The MLflow run of one pipeline run, as `open_run` returns it. Its methods may be called from any thread.
 
-    def __init__(self, client: MlflowClient, uri: str, mlflow_run_id: str) -> None:
+    A run that was finished stays so, to the end of its time, until there is something new to log.
+    """
+
+    def __init__(
+        self, client: MlflowClient, uri: str, mlflow_run_id: str, describe: Callable[[], None] = lambda: None
+    ) -> None:
         self.client, self.uri, self.mlflow_run_id = client, uri, mlflow_run_id
+        self._describe = describe  # logs params, config and data set, as far as the run lacks them
+        self._started = self._running = False  # whether `start` is done; whether this object shows the run as running
         self._last_step: int | None = None  # None: ask MLflow
         self._quick_steps: dict[str, set[int]] = {}  # by metric; ask MLflow for one that is missing
         self.sample_steps = set(_image_steps(client, mlflow_run_id))
         self._lock = threading.RLock()
         self._monitor: Any = None
+
+    def start(self) -> None:
+        """Show the run as running from now on, with params, config, data set and system metrics; do nothing if it is."""
+        with self._lock, explained(self.uri, "continue the run"):
+            if self._started:
+                return
+            self._running = True
+            self.client.update_run(self.mlflow_run_id, status="RUNNING")
+            self._describe()
+            self.start_system_metrics()
+            self._started = True
 
     @property
     def last_step(self) -> int:
@@ -62,6 +83,8 @@ class TrackedRun:
                 if row["nimg"] // 1000 > step:
                     step = row["nimg"] // 1000
                     new.append((step, row["metrics"] | {CLOCK: row["nimg"] / 1000}))
+            if new:
+                self.start()
             for batch in _batches(new):
                 self._last_step = None  # ask again if this fails: the batch may be in the store all the same
                 self.client.log_batch(self.mlflow_run_id, metrics=batch)
@@ -74,6 +97,8 @@ class TrackedRun:
             for row in rows:
                 step = row["nimg"] // 1000
                 new = {name: value for name, value in row["metrics"].items() if step not in self._steps_of(name)}
+                if new:
+                    self.start()
                 for name in new:
                     del self._quick_steps[name]  # ask again: the batch may be in the store even if logging it fails
                 for batch in _batches([(step, new)] if new else []):
@@ -90,9 +115,11 @@ class TrackedRun:
             if kimg not in self.sample_steps:
                 try:
                     image = open_picture(png, origin, cure="MLflow goes without it")
-                    self.client.log_image(self.mlflow_run_id, image, key="samples", step=kimg, synchronous=True)
                 except DamagedError as error:  # a picture is never worth a run
                     logger.warning("%s", error)
+                else:
+                    self.start()
+                    self.client.log_image(self.mlflow_run_id, image, key="samples", step=kimg, synchronous=True)
                 self.sample_steps.add(kimg)
 
     def log_report(self, report: Report, *, nimg: int, page_uri: str | None = None) -> None:
@@ -108,6 +135,7 @@ class TrackedRun:
             there = self.client.get_run(self.mlflow_run_id).data.metrics
             new = {f"eval/{name}": value for name, value in report.metrics.items() if f"eval/{name}" not in there}
             for batch in _batches([(step, new)] if new else []):
+                self.start()
                 self.client.log_batch(self.mlflow_run_id, metrics=batch)
             files = {
                 file.path
@@ -115,25 +143,27 @@ class TrackedRun:
                 for file in self.client.list_artifacts(self.mlflow_run_id, folder)
             }
             if "report.json" not in files:
+                self.start()
                 self.client.log_text(self.mlflow_run_id, report.model_dump_json(indent=1), "report.json")
             if page_uri and "report.html" not in files:
+                self.start()
                 self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
             for name, uri in report.figures.items():
                 if f"figures/{name}.png" not in files:
                     self._log_figure(name, uri)
 
     def finish(self, status: Status) -> None:
-        """Stop the system metrics and close the run."""
+        """Stop the system metrics and close the run; do nothing to a run that was finished and got nothing new."""
         with self._lock, explained(self.uri, f"close the run as {status}"):
-            self.stop_system_metrics()
-            self.client.set_terminated(self.mlflow_run_id, status)
+            if self._running:
+                self._started = self._running = False
+                self.stop_system_metrics()
+                self.client.set_terminated(self.mlflow_run_id, status)
 
     def start_system_metrics(self) -> None:
-        """Log CPU, memory, disk, network and GPU of this machine until the run is finished."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
+        """Log CPU, memory, disk, network and GPU of this machine until the run is finished, ever more rarely."""
         with quiet():
-            self._monitor = SystemMetricsMonitor(self.mlflow_run_id, resume_logging=True, tracking_uri=self.uri)
+            self._monitor = _system_monitor(self.mlflow_run_id, self.uri)
             self._monitor.start()
 
     def stop_system_metrics(self) -> None:
@@ -152,7 +182,30 @@ class TrackedRun:
         except DamagedError as error:
             logger.warning("evaluate: figure %s: %s", name, error)
             return
+        self.start()
         self.client.log_image(self.mlflow_run_id, image, artifact_file=f"figures/{name}.png")
+
+
+def _system_monitor(mlflow_run_id: str, uri: str) -> Any:
+    """Return MLflow's monitor, which logs means over ever more samples: the rows of a long run stay few.
+
+    After each `SAME_PACE` points, counted over the whole life of the run, a point stands for twice as long as before.
+    """
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    class Monitor(SystemMetricsMonitor):
+        def monitor(self) -> None:
+            self._pace()
+            super().monitor()
+
+        def publish_metrics(self, metrics: dict[str, float]) -> None:
+            super().publish_metrics(metrics)
+            self._pace()
+
+        def _pace(self) -> None:
+            self.samples_before_logging = 2 ** (self._logging_step // SAME_PACE)
+
+    return Monitor(mlflow_run_id, resume_logging=True, tracking_uri=uri)
 
 
 def _batches(rows: list[tuple[int, dict[str, float]]]) -> Iterator[list[Metric]]:

@@ -6,15 +6,17 @@ import contextvars
 import logging
 import threading
 from collections.abc import Callable
+from itertools import count
 from types import TracebackType
 
 from stylegan import storage
 from stylegan.errors import StepError, one_line
 from stylegan.tracking.runs import TrackedRun
-from stylegan.training.curves import STATS, Row, read_rows
+from stylegan.training.curves import STATS, Row, growing_rows
 
 logger = logging.getLogger("stylegan")
-POLL_SECONDS = 2.0
+POLL_SECONDS = 2.0  # between two reads of what was added to the curves
+RARELY = 15  # polls between two looks at quick metrics and grids, which come seldom and cost a listing
 
 
 class StageRelay:
@@ -36,7 +38,9 @@ class StageRelay:
         on_rows: Callable[[list[Row]], None] | None = None,
     ) -> None:
         self.run, self.stage_uri, self.poll_seconds = run, stage_uri, poll_seconds
-        self.quick = quick  # name of the file of quick metrics in the stage's folder; None: there is none
+        self._rows = growing_rows(storage.join(stage_uri, STATS))
+        # `quick` is the name of the file of quick metrics in the stage's folder; None: there is none.
+        self._quick = growing_rows(storage.join(stage_uri, quick)) if quick else None
         self.on_rows = on_rows or (lambda rows: None)  # called with all rows of the stage at every sweep
         self._left_out: set[int] = set()  # kimg of grids that cannot be logged
         self._stop = threading.Event()
@@ -62,11 +66,17 @@ class StageRelay:
 
     def sweep(self) -> None:
         """Copy what is new. Raises StepError if storage or MLflow refuses."""
-        rows = read_rows(storage.join(self.stage_uri, STATS))
-        self.on_rows(rows)
+        self._copy_rows()
+        self._copy_rest()
+
+    def _copy_rows(self) -> None:
+        rows = self._rows.read()
+        self.on_rows(list(rows))
         self.run.log_rows(rows)
-        if self.quick:
-            self.run.log_quick(read_rows(storage.join(self.stage_uri, self.quick)))
+
+    def _copy_rest(self) -> None:
+        if self._quick:
+            self.run.log_quick(self._quick.read())
         folder = storage.join(self.stage_uri, "samples")
         for name in storage.names(folder):
             kimg, _, kind = name.partition(".")
@@ -84,8 +94,12 @@ class StageRelay:
             logger.warning("%s is left out of MLflow: %s", uri, one_line(error))
 
     def _poll(self) -> None:
-        while not self._stop.wait(self.poll_seconds):
+        for number in count(1):
+            if self._stop.wait(self.poll_seconds):
+                return
             try:
-                self.sweep()
+                self._copy_rows()
+                if number % RARELY == 0:
+                    self._copy_rest()
             except (StepError, OSError):
                 continue  # storage or MLflow is away for a moment: the next poll or the last sweep catches up

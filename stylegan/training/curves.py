@@ -175,8 +175,10 @@ def read_rows(uri: str) -> list[Row]:
         DamagedError: a line is not a point.
         StepError: storage refuses.
     """
+    return growing_rows(uri).read()
+
+
+def growing_rows(uri: str) -> storage.GrowingLines[Row]:
+    """Return a reader of a file of points that reads only what was added since its last call."""
     cure = "delete it and run the same command again; the points that it held are lost, MLflow keeps those that it has"
-    try:
-        return storage.read_json_lines(uri, Row, cure=cure)
-    except FileNotFoundError:
-        return []
+    return storage.GrowingLines(uri, Row, cure=cure)

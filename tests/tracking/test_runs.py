@@ -10,6 +10,7 @@ from mlflow_runs import SHARDS, images, png, points, row
 
 from stylegan.errors import StepError
 from stylegan.evaluation.report import Report
+from stylegan.tracking import runs
 from stylegan.tracking.open_run import open_run
 
 
@@ -123,6 +124,19 @@ def test_system_metrics_go_on_where_they_stopped(opened, monkeypatch):
     steps = [step for step, _ in points(run, "system/cpu_utilization_percentage")]
     assert len(steps) >= 4
     assert steps == sorted(set(steps))
+
+
+def test_system_metrics_of_a_long_run_stay_few(opened, monkeypatch):
+    """The interval of the points doubles again and again, also over interruptions; a point is the mean of all samples."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.001")
+    monkeypatch.setattr(runs, "SAME_PACE", 3)
+    for steps in (7, 10):
+        run = opened()
+        deadline = time.monotonic() + 20
+        while run._monitor._logging_step < steps and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert run._monitor.samples_before_logging == 2 ** (run._monitor._logging_step // 3) >= 4
+        run.finish("KILLED")
 
 
 def test_two_runs_at_once_do_not_mix(make_config):

@@ -9,6 +9,7 @@ import pytest
 from mlflow_runs import images, png, points, row
 from PIL import Image
 
+from stylegan import storage
 from stylegan.errors import StepError
 from stylegan.tracking.stage_relay import StageRelay
 
@@ -39,6 +40,41 @@ def test_a_stage_is_followed_while_it_trains(opened, tmp_path):
     assert [row(0), row(1)] in shown
     assert shown[-1] == [row(0), row(1), row(2), row(3)]
     assert images(run) == ["images/samples+step+1"] * 2 + ["images/samples+step+3"] * 2
+
+
+def test_only_what_was_added_is_read(opened, tmp_path, monkeypatch):
+    """A file that grows is read from its last line on, and a file that was written anew is read whole; listings are rare."""
+    read, listed, read_from, names = [], [], storage.read_from, storage.names
+
+    def counting(uri, start):
+        data = read_from(uri, start)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(storage, "read_from", counting)
+    monkeypatch.setattr(storage, "names", lambda uri: (listed.append(uri), names(uri))[1])
+    run, rows = opened(), [row(kimg) for kimg in range(50)]
+    relay = StageRelay(run, str(tmp_path))
+    for count in (30, 31, 31, 50):
+        write_stage(tmp_path, rows[:count], tail='{"nimg"')
+        relay._copy_rows()
+    line = len(json.dumps(rows[20])) + 1
+    assert read[0] > 25 * line
+    assert all(num_bytes < 4 * line for num_bytes in read[1:3])
+    assert read[3] < 25 * line
+    assert [step for step, _ in points(run)] == list(range(50))
+    assert listed == []
+
+    # Training went on from an older checkpoint: the last points are made again, with other times, and more follow.
+    anew = [*rows[:20], *(row(kimg, 7.0) for kimg in range(20, 52))]
+    write_stage(tmp_path, anew[:25])
+    relay._copy_rows()
+    assert relay._rows.values == anew[:25]
+    write_stage(tmp_path, anew)
+    relay.sweep()
+    assert relay._rows.values == anew
+    assert [step for step, _ in points(run)] == list(range(52))
+    assert len(listed) == 1
 
 
 def test_finished_stages_are_replayed_and_only_once(opened, tmp_path):
