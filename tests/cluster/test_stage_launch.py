@@ -1,10 +1,16 @@
 """The error of a failed stage; the launches themselves are tested in tests/integration/test_ray.py."""
 
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
 from ray.train import WorkerGroupError
 
-from stylegan.cluster.stage_launch import _explain
+from stylegan.cluster import stage_launch
+from stylegan.cluster.stage_launch import _explain, launch_stage
 from stylegan.config.file import build
-from stylegan.errors import StepError, UnavailableError
+from stylegan.errors import ExhaustedError, StepError, UnavailableError
+from stylegan.training import distributed
 from stylegan.training.schedule import stages
 
 STAGE = stages(build({"name": "t", "data": {"source": "digits", "resolution": 8}}))[0]
@@ -30,3 +36,53 @@ def test_a_lost_worker_may_work_later():
     error = explained(RuntimeError("line one\nout of memory"))
     assert type(error) is UnavailableError
     assert "out of memory" in str(error)
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """Return attempts(*failures, max_failures=2): a launch whose fits fail in turn, each by the error of a worker.
+
+    Returns how many fits there were, and the record or the error.
+    """
+
+    def launch(*failures, max_failures=2):
+        fits, config = (
+            [],
+            build({"name": "t", "data": {"source": "digits", "resolution": 8}, "ray": {"max_failures": max_failures}}),
+        )
+
+        def fit(job):
+            fits.append(job)
+            if len(fits) <= len(failures):
+                raise WorkerGroupError("failed", {0: failures[len(fits) - 1]})
+            return "record"
+
+        monkeypatch.setattr(stage_launch, "check_resources", lambda *_: None)
+        monkeypatch.setattr(stage_launch, "_fit", fit)
+        try:
+            result = launch_stage(SimpleNamespace(config=config, stage=STAGE))
+        except StepError as error:
+            result = error
+        return len(fits), result
+
+    return launch
+
+
+@pytest.mark.parametrize("error", [StepError("shard 3 is damaged"), ExhaustedError("s3://b was away for 600 s")])
+def test_what_would_come_again_is_not_tried_again(attempts, error):
+    """Neither a mistake nor a store for which a worker has waited already."""
+    fits, failure = attempts(error)
+    assert (fits, type(failure), str(failure)) == (1, type(error), f"train 8x8: {error}")
+
+
+def test_lost_workers_are_started_again_as_often_as_the_config_allows(attempts):
+    lost = RuntimeError("out of memory")
+    assert attempts(lost, lost) == (3, "record")
+    for allowed in (0, 2):
+        fits, failure = attempts(*[lost] * 5, max_failures=allowed)
+        assert (fits, type(failure)) == (allowed + 1, ExhaustedError)
+    assert attempts(lost, StepError("wrong"))[0] == 2
+
+
+def test_ranks_wait_longer_for_each_other_than_one_may_wait_for_storage():
+    assert distributed.timeout(7200) > 7200 + dist.default_pg_timeout.total_seconds() - 1

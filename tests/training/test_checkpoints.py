@@ -1,14 +1,23 @@
 """Checkpoints in the background: training goes on, one is written at a time, and a refusal ends the stage."""
 
 import threading
+import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from contents import assert_same, curves, training_state
 
 from stylegan import storage
 from stylegan.errors import StepError
+from stylegan.training import checkpoints as checkpoints_module
 from stylegan.training import loop
+from stylegan.training.background import Background
+from stylegan.training.checkpoints import CheckpointWriter
 from stylegan.training.curves import read_rows
 from stylegan.training.loop import train_stage
 from stylegan.training.state import checkpoints, newest_checkpoint
@@ -109,3 +118,26 @@ def test_curves_on_storage_never_end_before_a_checkpoint_that_counts(job, monkey
     monkeypatch.setattr(storage, "write_bytes", watched)
     train_stage(stage)
     assert seen == [(4, 4), (8, 8), (12, 12), (16, 16)]
+
+
+def wait_for_slow_storage(rank, folder):
+    """Write a checkpoint on rank 0 for longer than the ranks may wait for each other."""
+    seconds = 3
+    limit = timedelta(seconds=seconds)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=limit)
+    checkpoints_module.WAIT_SECONDS = 0.5
+    state = SimpleNamespace(G_ema=torch.nn.Linear(1, 1), nimg=0, device=torch.device("cpu"))
+    with Background() as background:
+        writer = CheckpointWriter(SimpleNamespace(), state, background, None)
+        if rank == 0:
+            writer._writing = background.submit(lambda: time.sleep(2 * seconds))
+        writer._point, writer._shared = {}, True
+        writer.wait()
+        Path(folder, f"{rank}.txt").write_text(str(writer._writing is None or writer._writing.done()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_the_other_ranks_wait_for_storage_however_long_it_takes(tmp_path):
+    mp.spawn(wait_for_slow_storage, (str(tmp_path),), nprocs=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["True", "True"]
