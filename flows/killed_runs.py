@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from pathlib import Path
 
 import psutil
 from prefect.client.orchestration import get_client
@@ -17,18 +19,34 @@ from prefect.client.schemas.filters import (
 from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
+from stylegan.records import digest
+
 PID_TAG = "process:"
 
 
 def process_tag() -> str:
-    """Return the tag of this process: host, pid and start time (pids are reused)."""
-    return f"{PID_TAG}{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+    """Return the tag of this process: where its pid counts, pid and start time (pids are reused)."""
+    return f"{PID_TAG}{_place()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+
+
+def _place() -> str:
+    """Return the name of the place whose pids this process sees: a machine, or a container on it.
+
+    Hosts and containers may have the same name and share a Prefect server, so the name alone does not tell. It stays
+    the same when the machine is started again.
+    """
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        facts.append(Path("/etc/machine-id").read_text().strip())
+    with contextlib.suppress(OSError):
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return f"{facts[0]}-{digest(facts)}"
 
 
 def _is_gone(tag: str) -> bool:
-    """Return whether the tag names a process of this machine that no longer runs."""
-    host, pid, started = tag.removeprefix(PID_TAG).rsplit(":", 2)
-    if host != socket.gethostname():
+    """Return whether the tag names a process of this place that no longer runs."""
+    place, pid, started = tag.removeprefix(PID_TAG).rsplit(":", 2)
+    if place != _place():
         return False
     try:
         return (

@@ -15,6 +15,7 @@ def check(config: UncheckedConfig) -> None:
 
     The message is one line that names the keys, their values, what is allowed and the cure.
     """
+    _check_storage(config)
     _check_data(config)
     _check_stages(config)
     _check_batches(config)
@@ -26,6 +27,15 @@ def check(config: UncheckedConfig) -> None:
     _check_metrics(config)
     _check_quick_metrics(config)
     _check_gate(config)
+
+
+def _check_storage(config: UncheckedConfig) -> None:
+    root = config.storage.root
+    if "::" in root and "://" in root:
+        raise ValueError(
+            f"storage.root={root}: a chained URL may answer from copies that other machines do not see change; give the "
+            f"URL of the store itself, {root.rpartition('::')[2]}"
+        )
 
 
 def _check_data(config: UncheckedConfig) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stylegan import storage
 from stylegan.commands import shell_command
@@ -181,13 +181,13 @@ def _card_text(card: DatasetCard) -> str:
     return card.model_dump_json(indent=1)
 
 
-def _log_table(client: MlflowClient, mlflow_run_id: str, rows: list[dict], file: str) -> None:
+def _log_table(client: MlflowClient, mlflow_run_id: str, rows: Sequence[Mapping[str, Any]], file: str) -> None:
     """Log rejects as a table that MLflow's page shows. MLflow's own `log_table` would append to a table that is there."""
-    import pandas
     from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-    columns = {name: [row.get(name) for row in rows] for name in ("kind", "path", "reason", "bytes")}
-    client.log_text(mlflow_run_id, pandas.DataFrame(columns).to_json(orient="split", index=False), file)
+    columns = ("kind", "path", "reason", "bytes")
+    table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
+    client.log_text(mlflow_run_id, json.dumps(table), file)
     logged = json.loads(client.get_run(mlflow_run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     if (entry := {"path": file, "type": "table"}) not in logged:
         client.set_tag(mlflow_run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*logged, entry]))

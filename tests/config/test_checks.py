@@ -199,3 +199,11 @@ def test_learning_rates_follow_the_batch(scaling, factor):
 def test_eight_workers_with_automatic_batches_need_no_scaling():
     config = configured(1024, training={"batch": "auto", "learning_rate_scaling": "linear"}, ray={"workers": 8})
     assert [config.learning_rate_at(r) for r in config.resolutions] == [0.001] * 4 + [0.0015, 0.002, 0.003, 0.003]
+
+
+def test_a_root_behind_a_cache_is_refused():
+    """Other machines would not see what changes; the line gives the URL to use."""
+    with pytest.raises(ConfigError, match=r"storage\.root=simplecache::s3://b/x: a chained URL .* itself, s3://b/x"):
+        build(
+            {"name": "t", "data": {"source": "digits", "resolution": 8}, "storage": {"root": "simplecache::s3://b/x"}}
+        )

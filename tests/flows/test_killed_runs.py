@@ -30,3 +30,14 @@ def test_a_run_whose_process_is_gone_becomes_crashed_and_a_living_one_stays():
             return ended, client.read_flow_run(killed.id).state.name
 
     assert lives() == (1, "Crashed")
+
+
+def test_a_run_of_another_machine_or_container_stays(monkeypatch):
+    """Its pid does not exist here, though its host has the same name."""
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    tag = killed_runs.process_tag().replace(str(os.getpid()), gone.stdout.strip())
+    assert killed_runs._is_gone(tag)
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[another]")
+    assert not killed_runs._is_gone(tag)

@@ -177,15 +177,23 @@ def write_marker(recipe: Recipe, request: ChunkRequest, chunk: FinishedChunk) ->
 
 
 def is_finished(recipe: Recipe, request: ChunkRequest) -> bool:
-    """Return whether the marker of exactly this request exists and is whole; a damaged one is named in a warning."""
+    """Return whether the marker of exactly this request exists with its tars; a damaged one is named in a warning."""
     try:
         facts, _ = _read_marker(marker_uri(recipe.uri, request.name), pq.ParquetFile.read)
+        return facts["digest"] == request.digest(recipe) and _has_tars(recipe.uri, request.name, facts["tars"])
     except FileNotFoundError:
         return False
     except DamagedError as error:
         logger.warning("%s", error)
         return False
-    return facts["digest"] == request.digest(recipe)
+
+
+def _has_tars(uri: str, name: str, tars: dict[int, tuple[str, int]]) -> bool:
+    """Return whether local tars have the sizes that the marker gives; an object store takes whole files only."""
+    return not storage.is_local(uri) or all(
+        storage.size(storage.join(uri, tar_url(resolution, name))) == num_bytes
+        for resolution, (_, num_bytes) in tars.items()
+    )
 
 
 class Rows:

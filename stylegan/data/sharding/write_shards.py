@@ -54,6 +54,7 @@ from stylegan.data.sharding.merge import Merged, Part, explain_duplicates, merge
 from stylegan.data.shardset import (
     FORMAT,
     MANIFEST,
+    Manifest,
     ShardSet,
     TarEntry,
     level_name,
@@ -91,7 +92,7 @@ def find_shards(source: Source, data: DataConfig, root: str) -> ShardSet | None:
         StepError: the store does not answer.
     """
     uri = _uri(root, shard_key(data, source))
-    manifest = find_manifest(uri)
+    manifest = _find_whole(uri)
     if manifest is None or _count_against(manifest["rejected"]) > data.max_rejected:
         return None
     return ShardSet.from_manifest(uri, manifest)
@@ -99,7 +100,7 @@ def find_shards(source: Source, data: DataConfig, root: str) -> ShardSet | None:
 
 def read_shards(uri: str) -> ShardSet | None:
     """Return the finished shards in a folder below datasets/, or None if it has none. Raises as `find_shards`."""
-    manifest = find_manifest(uri)
+    manifest = _find_whole(uri)
     return ShardSet.from_manifest(uri, manifest) if manifest else None
 
 
@@ -120,6 +121,22 @@ def _content_uri(root: str, fingerprint: str) -> str:
 
 def _uri(root: str, name: str) -> str:
     return storage.join(storage.absolute(root), "datasets", name)
+
+
+def _find_whole(uri: str) -> Manifest | None:
+    """Return the manifest of a finished set.
+
+    None if it has no manifest of this format, or not the table of that manifest: it is then finished anew, from the
+    chunks that are there. Raises as `find_manifest`.
+    """
+    manifest = find_manifest(uri)
+    if manifest is None:
+        return None
+    try:
+        num_bytes = storage.size(storage.join(uri, manifest["table"]["url"]))
+    except FileNotFoundError:
+        return None
+    return manifest if num_bytes == manifest["table"]["filesize"] else None
 
 
 def complete_set(shards: ShardSet, source: Source, data: DataConfig, root: str) -> None:
@@ -181,7 +198,7 @@ def write_shards(
     uri = _uri(root, shard_key(data, source))
 
     # Return a finished set. It may have been made when more rejects were allowed.
-    manifest = find_manifest(uri)
+    manifest = _find_whole(uri)
     if manifest is not None:
         shards = ShardSet.from_manifest(uri, manifest)
         if _count_against(manifest["rejected"]) > data.max_rejected:

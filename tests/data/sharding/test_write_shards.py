@@ -509,6 +509,44 @@ def _make_in_process(arguments: tuple[DataConfig, str]) -> ShardSet:
     return make(*arguments)
 
 
+def test_what_a_power_cut_left_is_not_taken_as_whole(image_folder, tmp_path):
+    """A cut table or a table that is gone ends the set, a cut tar its chunk: the same command makes the same bytes."""
+    data = config(image_folder, incremental=True)
+    shards = make(data, tmp_path)
+    whole, table = tree(shards.uri), Path(shards.uri, "samples.parquet")
+    for damage in (lambda: os.truncate(table, 100), table.unlink):
+        damage()
+        assert find_shards(open_source(data), data, str(tmp_path)) is None
+        assert make(data, tmp_path) == shards
+        assert tree(shards.uri) == whole
+    for damage in (lambda tar: os.truncate(tar, 700), Path.unlink):
+        Path(shards.uri, "manifest.json").unlink()
+        damage(Path(shards.uri, "r0008", "train-000000.tar"))
+        assert make(data, tmp_path) == shards
+        assert tree(shards.uri) == whole
+
+
+def test_tars_and_table_are_durable(image_folder, tmp_path, monkeypatch):
+    """Each file of a set is synced before it gets its name, and its folder after that, before the manifest is written."""
+    synced, names, replace = [], [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def watched(old, new):
+        assert str(old) in synced
+        names.append(str(new))
+        replace(old, new)
+        synced.append("renamed")
+
+    monkeypatch.setattr(os, "replace", watched)
+    shards = make(config(image_folder), tmp_path)
+    files = {str(path) for path in Path(shards.uri).rglob("*") if path.is_file()}
+    assert files <= set(names)
+    assert names.index(f"{shards.uri}/samples.parquet") < names.index(f"{shards.uri}/manifest.json")
+    for place in ("r0004", "r0008", "r0016", "chunks", ""):
+        last = len(synced) - 1 - synced[::-1].index(str(Path(shards.uri, place)))
+        assert "renamed" in synced[:last]
+
+
 def test_several_at_once_end_well(image_folder, tmp_path):
     """Processes and threads that start together all get the same whole set."""
     data, done = config(image_folder, images_per_shard=2), []
