@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stylegan import storage
+from stylegan.training import curves as curves_module
 from stylegan.training.background import Background
 from stylegan.training.curves import Curves, Stopwatch, read_rows
 from stylegan.training.state import start_stage
@@ -52,6 +53,18 @@ def test_content_is_that_of_its_moment(curves):
     opened.add_point()
     assert [json.loads(line) for line in content().splitlines()] == rows[:2]
     assert len(opened.content()().splitlines()) == 3
+
+
+@pytest.mark.parametrize(("num_bytes", "written"), [(100, True), (10 * curves_module.WRITE_BYTES, False)])
+def test_a_large_file_is_written_more_rarely(curves, monkeypatch, num_bytes, written):
+    """Five seconds after the last write: the whole file is written again each time, and grows."""
+    opened, writes = curves([]), []
+    monkeypatch.setattr(opened, "write", lambda: writes.append(1))
+    opened._lines.append(" " * num_bytes)
+    opened._write_time -= 5
+    opened.state.sums, opened.state.steps = {"loss/d": torch.tensor(6.0)}, 4
+    opened.add_point()
+    assert bool(writes) == written
 
 
 def test_stopwatch_adds_up_blocks_and_begins_anew():

@@ -71,7 +71,7 @@ def test_decoded_once(image_folder, tmp_path, cache):
     assert np.shares_memory(second.images, second.images[:])
     with pytest.raises(ValueError, match="read-only"):
         second.images[0] = 0
-    assert [path.name for path in (cache / "images").iterdir()] == [f"{shards.fingerprint}-r0016"]
+    assert [path.stem for path in (cache / "images").iterdir()] == [f"{shards.fingerprint}-r0016"]
 
 
 def test_broken_cache_is_made_again(image_folder, tmp_path, cache):
@@ -170,7 +170,7 @@ def test_processes_share_the_work(image_folder, tmp_path, cache):
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         sums = pool.starmap(_sum_of_images, [(shards, 16)] * 8, chunksize=1)
     assert sums == [load_images(shards, 16).images.astype(int).sum()] * 8
-    assert [path.name for path in (cache / "images").iterdir()] == [f"{shards.fingerprint}-r0016"]
+    assert [path.stem for path in (cache / "images").iterdir()] == [f"{shards.fingerprint}-r0016"]
 
 
 def some_table() -> ImageTable:
