@@ -6,6 +6,7 @@ Prefect's own result cache stays off, since it cannot know that storage was empt
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, TypeVar
 from uuid import UUID
@@ -28,6 +29,7 @@ from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint
 
 R = TypeVar("R")
+logger = logging.getLogger("stylegan")
 
 
 # How often a step is tried again after a crash. After a server that does not answer, the patience decides; no other limit
@@ -50,7 +52,10 @@ def _may_work_later(task: Task[..., Any], task_run: TaskRun, state: State[Any]) 
     if not isinstance(error, UnavailableError) or isinstance(error, ExhaustedError):
         return False
     now = time.monotonic()
-    return now - _first_failures.setdefault(task_run.id, now) < patience()
+    left = _first_failures.setdefault(task_run.id, now) + patience() - now
+    if left > 0:
+        logger.warning("%s (trying again for another %.0f s)", error, left)
+    return left > 0
 
 
 OPTIONS: dict[str, Any] = {

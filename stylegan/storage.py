@@ -40,6 +40,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 PARTIAL = ".partial"  # ending of local files that are still being written
 PIECE = 16 * 2**20  # bytes; larger files are downloaded in pieces, so that a reset costs one of them
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}  # that have a listings cache and an option for it
 # Packages whose errors are those of a store.
 STORE_PACKAGES = {
     "botocore",
@@ -94,13 +95,15 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _options(uri: str) -> dict[str, Any]:
     """Return the options of the stores of a URI, by protocol: a chained URL such as `simplecache::s3://...` has several."""
-    # A dead connection ends after a minute.
-    s3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard"}}}
     options: dict[str, Any] = {}
     for part in uri.split("::"):
         protocol = part.partition("://")[0]
+        if protocol in OBJECT_STORES:
+            options[protocol] = {"use_listings_cache": False}  # so it is off in a process that a copy is sent to, too
         if protocol in ("s3", "s3a"):
-            options[protocol] = s3
+            # A dead connection ends after a minute.
+            config = {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard"}}
+            options[protocol]["config_kwargs"] = config
         elif protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 

@@ -1,6 +1,7 @@
 """Tests of storage: whole writes, uploads, downloads, and one line for whatever a store refuses."""
 
 import os
+import pickle
 import re
 import shutil
 import threading
@@ -117,7 +118,9 @@ def test_what_others_write_is_seen(kind, request):
     assert storage.names(f"{root}/a") == ["1.bin"]
     assert not storage.exists(f"{root}/a/2.bin")
     assert storage.size(f"{root}/a/1.bin") == 3
-    assert [name for name in storage.filesystem(root)[0].find(storage.filesystem(root)[1]) if "2" in name] == []
+    assert [
+        name for name in storage.filesystem(root)[0].find(storage.filesystem(root)[1]) if name.endswith("2.bin")
+    ] == []
 
     # Another process writes and deletes.
     other.pipe_file(f"{path}/a/1.bin", b"longer")
@@ -134,6 +137,15 @@ def test_what_others_write_is_seen(kind, request):
     other.rm_file(f"{path}/a/2.bin")
     assert storage.names(f"{root}/a") == ["1.bin"]
     assert not storage.exists(f"{root}/a/2.bin")
+
+
+@pytest.mark.parametrize("kind", ["s3", "gcs"])
+def test_a_copy_in_another_process_caches_no_listings_either(kind, request):
+    """Ray gets the file system of a root and sends it to its own processes."""
+    fs, _ = storage.filesystem(request.getfixturevalue(f"{kind}_server")())
+    content = pickle.dumps(fs)
+    type(fs).clear_instance_cache()
+    assert not pickle.loads(content).dircache.use_listings_cache
 
 
 def test_options_reach_the_store_behind_a_chain(s3_server):

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from contents import assert_same, training_state
@@ -129,6 +130,22 @@ def test_the_newest_checkpoint_is_that_of_most_images(job):
     assert checkpoints(stage.uri) == [checkpoint_uri(stage.uri, nimg) for nimg in (8, 24, 100_000_000)]
     newest = newest_checkpoint(stage.uri)
     assert (newest.uri, newest.nimg, newest.digest) == (checkpoint_uri(stage.uri, 100_000_000), 100_000_000, "k")
+
+
+@pytest.mark.parametrize("server", ["s3_server", "gcs_server"])
+def test_the_newest_checkpoint_of_another_process_is_seen(request, server):
+    """Also by a process that has looked before: otherwise ranks would disagree about where to resume."""
+    uri = request.getfixturevalue(server)() + "/stages/0004-x"
+    other, path = fsspec.url_to_fs(uri, skip_instance_cache=True, use_listings_cache=False)
+    assert newest_checkpoint(uri) is None
+    for nimg in (4, 8):
+        folder = checkpoint_uri(path, nimg)
+        record = Checkpoint(uri=folder, run_id="r", resolution=4, nimg=nimg, digest="k")
+        other.pipe_file(f"{folder}/training.pt", b"x")
+        other.pipe_file(f"{folder}/{MARKER}", record.model_dump_json().encode())
+        assert newest_checkpoint(uri).nimg == nimg
+    other.rm_file(f"{folder}/{MARKER}")
+    assert newest_checkpoint(uri).nimg == 4
 
 
 def test_a_checkpoint_that_was_moved_has_its_new_uri(job, tmp_path):
