@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -43,32 +42,23 @@ def shortened(content: bytes) -> tuple[bytes, bytes | None]:
     """
     if not content.startswith(_PNG):
         return content, None
-    kept: list[bytes | memoryview] = [_PNG]
-    position, profile = len(_PNG), None
-    for kind, data in _png_chunks(content):
-        end = position + 12 + len(data)
-        chunk: bytes | memoryview = memoryview(content)[position:end]
-        if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            chunk = _short_text(kind, data, chunk)
-        elif kind == b"iCCP" and (found := _long_profile(data)):
-            chunk, profile = b"", found
-        kept.append(chunk)
-        position = end
-    return b"".join([*kept, memoryview(content)[position:]]), profile
-
-
-def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield kind and data of each whole chunk of a PNG."""
-    position = len(_PNG)
+    kept: list[bytes | memoryview] = []
+    profile, done, position, view = None, 0, len(_PNG), memoryview(content)
     while position + 12 <= len(content):
         size, kind = struct.unpack_from(">I4s", content, position)
-        if position + 12 + size > len(content):
-            return
-        yield kind, content[position + 8 : position + 8 + size]
-        position += 12 + size
+        end = position + 12 + size
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and end <= len(content):
+            data, chunk = content[position + 8 : end - 4], content[position:end]
+            found = _long_profile(data) if kind == b"iCCP" else None
+            short = b"" if found else chunk if kind == b"iCCP" else _short_text(kind, data, chunk)
+            profile = found or profile
+            kept += [view[done:position], short]
+            done = end
+        position = end
+    return (b"".join([*kept, view[done:]]) if kept else content), profile
 
 
-def _short_text(kind: bytes, data: bytes, chunk: bytes | memoryview) -> bytes | memoryview:
+def _short_text(kind: bytes, data: bytes, chunk: bytes) -> bytes:
     """Return the chunk of a text, its beginning as another chunk if it is long, or nothing if it is of no use."""
     name, _, rest = data.partition(b"\0")
     if name.decode("latin-1") not in ORIENTED_BY:

@@ -211,6 +211,10 @@ def _read_labels(files: Files, path: str, num_images: int) -> list[Label]:
         array = np.load(io.BytesIO(storage.read_bytes(files.uri(beside))), allow_pickle=False)
     except Exception as error:  # NumPy raises nearly anything at damaged files
         raise StepError(f"{where} is no NumPy array ({one_line(error)}); get it again or delete it") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise StepError(
+            f"{where} holds no array of numbers; it must be one array of one-hot classes or attributes: get it again or delete it"
+        )
     if array.ndim != 2 or len(array) != num_images:
         raise StepError(
             f"{where} has the shape {array.shape}; must be [{num_images}, number of labels], a row for each image of {path}"

@@ -24,7 +24,7 @@ from stylegan.data.sources.access.locator import Locator
 from stylegan.data.sources.access.ranges import whole
 from stylegan.data.sources.access.uris import is_secret, require_package, without_secrets
 from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
-from stylegan.errors import StepError, UnavailableError, one_line
+from stylegan.errors import StepError, UnavailableError, one_line, shown
 
 NAMES = re.compile(r".*\.(txt|csv|tsv)", re.IGNORECASE)
 # Seconds between attempts to read from a web server. They are few, because one of many servers may never answer, and
@@ -65,6 +65,7 @@ def list_images(files: Files) -> Listing:
 
     # Name the images, and note where their URLs are.
     unlabelled, texts, locator, protocols = [], [], Locator(2), set()
+    given: dict[str, str | None] = {}  # path -> label
     for line in _lines(where, name, content):
         protocol = line.url.partition("://")[0]
         if protocol not in protocols:
@@ -75,6 +76,11 @@ def list_images(files: Files) -> Listing:
         locator.add(path, line.start, len(line.url.encode()))
         unlabelled.append(SourceImage(path, None, f"{zlib.crc32(unsigned.encode()):08x}"))
         texts.append(line.label)
+        if files.labels and given.setdefault(path, line.label) != line.label:
+            raise StepError(
+                f"{where}: gives {shown(path)} two labels, {shown(repr(given[path]))} and {shown(repr(line.label))}; remove one of "
+                "its lines or set data.labels=none"
+            )
 
     # Number the labels.
     labels, names = _labels(texts)
@@ -99,7 +105,7 @@ def _lines(where: str, name: str, content: bytes) -> Iterator[_Line]:
     for number, raw in enumerate(content.splitlines(keepends=True)):
         # Split the line into fields. Only the first line may begin with a byte order mark.
         text = raw.decode("utf-8-sig" if number == 0 else "utf-8", errors="replace").strip("\r\n")
-        fields = next(csv.reader([text], delimiter=delimiter), []) if delimiter in text or header else [text]
+        fields = _fields(f"{where}: line {number + 1}", text, delimiter) if delimiter in text or header else [text]
 
         # The header of a table, or a line with a URL; remarks and empty lines are skipped.
         if number == 0 and "url" in [field.strip().lower() for field in fields]:
@@ -114,6 +120,14 @@ def _lines(where: str, name: str, content: bytes) -> Iterator[_Line]:
                 )
             yield _Line(url, start + offset, label)
         start += len(raw)
+
+
+def _fields(where: str, text: str, delimiter: str) -> list[str]:
+    """Return the fields of a line of a table. Raise StepError if it is none."""
+    try:
+        return next(csv.reader([text], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise StepError(f"{where} is no line of a table ({one_line(error)}); mend that line") from None
 
 
 def _url_and_label(header: list[str] | None, fields: list[str], text: str) -> tuple[str, str | None]:

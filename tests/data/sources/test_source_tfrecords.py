@@ -113,6 +113,10 @@ def test_labels_of_no_length(tmp_path, opened):
         (np.zeros(5, np.float32), r"has the shape \(5,\)"),
         (np.full((5, 2), 0.5, np.float32), "other values than 0 and 1"),
         (np.array([[{}]] * 5, dtype=object), "is no NumPy array"),
+        (np.array([["1", "0"]] * 5), "holds no array of numbers"),
+        (np.zeros((5, 2), [("a", "f4")]), "holds no array of numbers"),
+        (np.full((5, 2), np.nan, np.float32), "other values than 0 and 1"),
+        (np.full((5, 2), -1, np.int64), "other values than 0 and 1"),
     ],
 )
 def test_wrong_labels_are_one_line(tmp_path, opened, labels, words):

@@ -134,6 +134,12 @@ def test_names_from_urls_lead_nowhere(tmp_path, opened):
         ("local://etc/passwd\n", "not a file of this machine", StepError),
         ("zip://a.png::file:///etc/a.zip\n", "not a file of this machine", StepError),
         ("url,label\n,1\n", "line 2 contains ''; must be a URL", StepError),
+        (
+            "url,label\nhttps://host/a.png,cat\nhttps://host/a.png,dog\n",
+            "gives host/a.png two labels, 'cat' and 'dog'; remove one of its lines",
+            StepError,
+        ),
+        ("url,label\nhttps://host/a.png," + "x" * 200_000, "line 2 is no line of a table (field larger", StepError),
         ("gs4://bucket/a.png\n", "unknown store gs4://", ConfigError),
         ("# nothing\n", "contains no image", StepError),
     ],
