@@ -139,13 +139,18 @@ def _scan_parquet(where: str, uri: str, token: str, labelled: bool) -> tuple[_Ta
         columns = _columns(where, file.schema_arrow, labelled)
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         starts = (0, *accumulate(group.num_rows for group in groups))
+        size = 0
+        for group in groups:
+            for part in map(group.column, range(group.num_columns)):
+                if part.path_in_schema.split(".")[0] == columns.image:
+                    if part.num_values != group.num_rows:
+                        raise ValueError(f"{part.num_values} images for {group.num_rows} rows")
+                    size += part.total_uncompressed_size
         labels = _Labels("none", [None] * starts[-1])
         if columns.label is not None:
             labels = _read_labels(where, columns, file.read(columns=[columns.label])[columns.label])
         if len(labels.values) != starts[-1]:
             raise ValueError(f"{len(labels.values)} labels for {starts[-1]} rows")
-        parts = [group.column(number) for group in groups for number in range(group.num_columns)]
-        size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == columns.image)
         size += 8 * (starts[-1] + len(groups))  # the offsets that `_unpack_group` writes
         return _Table(uri, token, columns.image, size, starts), labels
 
