@@ -11,7 +11,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from stylegan import storage
 from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import DamagedError
+from stylegan.errors import DamagedError, decoration, shown
 from stylegan.images import open_picture, thumbnail
 from stylegan.pipeline.steps import Summary
 from stylegan.registry.gate import describe_verdict
@@ -20,6 +20,7 @@ logger = logging.getLogger("stylegan")
 LISTED_COUNTS = 100  # classes or attributes in the Markdown table of a data set
 
 
+@decoration("the artifacts of this run")
 def publish_run(summary: Summary) -> None:
     """Create the artifacts of a finished run: a table of metrics, the verdict as Markdown, and the sample grid."""
     key, report = _key(summary.run_id), summary.report
@@ -32,6 +33,7 @@ def publish_run(summary: Summary) -> None:
     _publish_picture(summary.grid, key=f"{key}-samples", description=f"Samples of {summary.run_id}")
 
 
+@decoration("the artifacts of this data set")
 def publish_shards(shards: ShardSet) -> None:
     """Create the artifacts of a data set: a table of rejects, a sheet of images, and its card as Markdown."""
     card = read_card(shards.uri)
@@ -108,4 +110,4 @@ def _card_markdown(card: DatasetCard, shards: ShardSet) -> str:
 
 def _cell(text: str) -> str:
     """Escape text for a Markdown table: class names come from folders and may hold anything."""
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", shown(text))

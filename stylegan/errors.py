@@ -4,8 +4,16 @@
 - `StepError`: a step cannot work with what it was given (data, storage, a server). Exit code 1; finished work is kept.
 
 The message names the thing, its value, what is allowed and the cure. Any other exception is a defect of the program and
-keeps its traceback.
+keeps its traceback, unless it concerns only what people look at: see `decoration`.
 """
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger("stylegan")
 
 
 class UserError(Exception):
@@ -54,3 +62,20 @@ def shown(text: str, limit: int = 80) -> str:
     if not begun.isprintable():
         begun = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in begun)
     return begun if len(begun) <= limit else f"{begun[: limit - 1]}\u2026"
+
+
+@contextmanager
+def decoration(what: str) -> Iterator[None]:
+    """Log a failure of the block as a warning: what only people look at never fails a step.
+
+    Failures with a message for the user are raised: they concern the store or the data, not the looks.
+
+    Args:
+        what: names what the block makes, such as `the card of this set`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        logger.warning("%s could not be made: %s", what, shown(f"{type(error).__name__}: {one_line(error)}", 200))

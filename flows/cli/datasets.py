@@ -14,7 +14,7 @@ from stylegan.config.file import load
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import ConfigError, StepError
+from stylegan.errors import ConfigError, StepError, shown
 from stylegan.retry import storage_settings
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _counts_table(card: DatasetCard) -> Table:
     table.add_column("attribute" if card.counted == "attributes" else "class")
     table.add_column("images", justify="right")
     for name, number in list(card.counts.items())[:LISTED]:
-        table.add_row(escape(name), f"{number:,}")
+        table.add_row(escape(shown(name)), f"{number:,}")
     if len(card.counts) > LISTED:
         table.add_row(f"... and {len(card.counts) - LISTED:,} more", "")
     return table

@@ -25,7 +25,7 @@ from stylegan import storage
 from stylegan.data import payload
 from stylegan.data.index import attribute_array, locate
 from stylegan.data.shardset import MANIFEST
-from stylegan.errors import DamagedError, StepError
+from stylegan.errors import DamagedError, StepError, decoration, shown
 from stylegan.images import open_picture
 from stylegan.records import Record
 
@@ -345,8 +345,9 @@ def _sheet(uri: str, manifest: Mapping[str, Any], table: pa.Table) -> Image.Imag
             picture = Image.fromarray(pictures[row]).resize((cell, cell), Image.Resampling.NEAREST)
             sheet.paste(picture, (x * (cell + 2), head + y * (cell + 2)))
 
-    for x, name in enumerate(names):
-        _write_name(sheet, name, x * (cell + 2), cell)
+    with decoration("the names above the images of preview.png"):
+        for x, name in enumerate(names):
+            _write_name(sheet, name, x * (cell + 2), cell)
     return sheet
 
 
@@ -364,11 +365,12 @@ def _columns(manifest: Mapping[str, Any], table: pa.Table) -> tuple[list[list[in
 def _write_name(sheet: Image.Image, name: str, left: int, width: int) -> None:
     """Write a class name above its column; cut it off with an ellipsis if it is wider."""
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    shown, num_letters = name, len(name)
-    while num_letters and draw.textlength(shown, font) > width:
+    text = shown(name)
+    num_letters = len(text)
+    while num_letters and draw.textlength(text, font) > width:
         num_letters -= 1
-        shown = f"{name[:num_letters]}\u2026"
-    draw.text((left, 0), shown, fill="black", font=font)
+        text = f"{text[:num_letters]}\u2026"
+    draw.text((left, 0), text, fill="black", font=font)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -16,7 +16,7 @@ from stylegan.config.file import dump, flatten
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import DatasetCard, read_card, read_preview, read_rejected
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import StepError
+from stylegan.errors import StepError, shown
 from stylegan.tracking.connection import artifact_location, connect, explained, resolve_uri
 from stylegan.tracking.runs import TrackedRun
 
@@ -29,6 +29,7 @@ RUN_TAG, PARENT_TAG = "stylegan.run_id", "mlflow.parentRunId"
 CARD_FILE = "data/card.json"
 MAX_PARAMS, MAX_VALUE, MAX_DIGEST = 100, 6000, 36  # MLflow's limits
 MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at once
+MAX_NAMES = 1000  # of classes in the description of the data set
 
 
 def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: str | None = None) -> TrackedRun:
@@ -140,7 +141,8 @@ def _log_dataset(client: MlflowClient, mlflow_run_id: str, source: str, shards: 
     digest = shards.fingerprint[:MAX_DIGEST]
     if there and any(item.dataset.digest == digest for item in there.dataset_inputs):
         return
-    facts = shards.model_dump(mode="json", include={"num_images", "resolutions", "label_names", "num_rejected"})
+    facts = shards.model_dump(mode="json", include={"num_images", "resolutions", "num_rejected"})
+    facts["label_names"] = [shown(name) for name in shards.label_names[:MAX_NAMES]]
     dataset = Dataset(
         name=source[-500:],
         digest=digest,

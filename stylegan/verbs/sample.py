@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stylegan.config.tree import Config
-from stylegan.errors import ConfigError
+from stylegan.errors import ConfigError, shown
 from stylegan.images import PICTURE_FORMATS, grid, picture_bytes, to_uint8
 from stylegan.networks.generator import MAX_PSI, Generator, is_psi, random_noise
 from stylegan.outputs import ending, output_file, write_output
@@ -109,4 +109,4 @@ def _labels(label: str | None, names: tuple[str, ...], count: int) -> Tensor | N
         return torch.full((count,), names.index(label))
     if label.isdecimal() and int(label) < len(names):
         return torch.full((count,), int(label))
-    raise ConfigError(f"--label {label}: no such class; the classes are {', '.join(names)}")
+    raise ConfigError(f"--label {label}: no such class; the classes are {shown(', '.join(names), 300)}")

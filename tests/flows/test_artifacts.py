@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 def test_a_data_set_shows_card_rejects_and_preview(draw_images, tmp_path):
     """Artifacts of the shard task, also when the set was there already; names of classes cannot break the table."""
-    source = draw_images(tmp_path / "images", [f"{c}/{i}.png" for c in ("a", "b|*") for i in range(3)])
+    source = draw_images(
+        tmp_path / "images", [f"{c}/{i}.png" for c in ("a", "b|*", "two\nlines\x1b") for i in range(3)]
+    )
     (source / "a" / "broken.png").write_bytes(b"no image")
     data = {"source": str(source), "resolution": 8, "max_rejected": 1}
     tree = {"name": "t", "data": data, "storage": {"root": str(tmp_path / "root")}}
@@ -33,6 +35,7 @@ def test_a_data_set_shows_card_rejects_and_preview(draw_images, tmp_path):
     assert "unreadable" in found["rejected"].data
     assert "a/broken.png" in found["rejected"].data
     preview = Image.open(io.BytesIO(base64.b64decode(found["preview"].data.partition(",")[2])))
-    assert preview.size == (2 * 66 - 2, 14 + 3 * 66 - 2)
-    assert f"## Data set {shards.fingerprint}: 6 images" in found["card"].data
+    assert preview.size == (3 * 66 - 2, 14 + 3 * 66 - 2)
+    assert f"## Data set {shards.fingerprint}: 9 images" in found["card"].data
     assert "| b\\|\\* | 3 |" in found["card"].data
+    assert r"| two\\nlines\\x1b | 3 |" in found["card"].data

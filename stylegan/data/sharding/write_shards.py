@@ -64,7 +64,7 @@ from stylegan.data.shardset import (
     shard_size,
 )
 from stylegan.data.sources.base import Source
-from stylegan.errors import DamagedError, StepError
+from stylegan.errors import DamagedError, StepError, decoration
 from stylegan.records import digest
 
 logger = logging.getLogger("stylegan")
@@ -291,7 +291,8 @@ def _finish(made: _BuiltSet, folder: Path) -> ShardSet:
     # Write the card.
     manifest |= _content_facts(made, chunks, merged, rejected)
     columns = [name for name in pq.read_schema(file).names if name not in _NOT_IN_CARD]
-    write_card(made.uri, manifest, pq.read_table(file, columns=columns), rejected, source=made.data.source)
+    with decoration("the card of this set"):
+        write_card(made.uri, manifest, pq.read_table(file, columns=columns), rejected, source=made.data.source)
 
     # Write the manifest, then the files that lead to the set.
     manifest["table"] = _place_table(made, file)

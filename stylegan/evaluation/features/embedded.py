@@ -24,7 +24,7 @@ from stylegan.config.sections import EvaluationConfig
 from stylegan.data.index import image_shape
 from stylegan.data.loading.loader import DEFAULT_LOADING, LoaderSettings, load_images
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import ConfigError, DamagedError, StepError, one_line
+from stylegan.errors import ConfigError, DamagedError, StepError, one_line, shown
 from stylegan.evaluation.features.embedded_training import train_network
 from stylegan.networks.classifier import Classifier
 from stylegan.progress import Progress
@@ -263,7 +263,7 @@ def _train_on_worker(request: TrainRequest, pmap: Pmap) -> None:
     shards, progress = request.shards, Progress(f"evaluate: {request.kind} features", request.shards.num_images)
     if request.kind == "classifier" and len(shards.label_names) < 2:
         raise ConfigError(
-            f"evaluation.features=classifier: the images have only the class {shards.label_names[0]!r}, at least 2 "
+            f"evaluation.features=classifier: the images have only the class {shown(shards.label_names[0])!r}, at least 2 "
             "are needed; set evaluation.features=rotation"
         )
     if shards.num_images < SMALLEST_SET:

@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
-from stylegan.errors import StepError, one_line
+from stylegan.errors import StepError, one_line, shown
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def separability(scores: Sequence[AttributeScore]) -> tuple[float, float]:
     Raises:
         StepError: an attribute could not be scored. The message becomes the skip reason.
     """
-    failed = [f"{score.name}: {score.error}" for score in scores if score.error]
+    failed = [f"{shown(score.name)}: {score.error}" for score in scores if score.error]
     if failed:
         more = f" ({len(failed) - 1} more)" if len(failed) > 1 else ""
         raise StepError(f"{len(failed)} of {len(scores)} attributes cannot be scored; {failed[0]}{more}")

@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from stylegan.data.dataset_card import DatasetCard, Spread
+from stylegan.errors import shown
 from stylegan.evaluation.metric_table import describe, rank, split_key
 from stylegan.evaluation.page.charts import Chart, Point, line_chart
 from stylegan.evaluation.page.published import Comparison
@@ -287,7 +288,7 @@ def _attribute_rows(attributes: Mapping[str, Mapping[str, Any]]) -> list[Attribu
             (space, row[key], 100 * row[key] / longest) for space, key in spaces.items() if row.get(key) is not None
         )
         share = f"{row['share']:.1%}" if row.get("share") is not None else DASH
-        rows.append(AttributeRow(name, share, bars, row.get("error") or ""))
+        rows.append(AttributeRow(shown(name), share, bars, row.get("error") or ""))
     return sorted(rows, key=lambda row: max((entropy for _, entropy, _ in row.bars), default=-1.0), reverse=True)
 
 
@@ -350,7 +351,9 @@ def _count_rows(card: DatasetCard) -> list[tuple[str, str, str, float]]:
     if len(ordered) > MOST_COUNTS:
         ordered = ordered[: MOST_COUNTS // 2] + ordered[-MOST_COUNTS // 2 :]
     longest = max((count for _, count in ordered), default=0) or 1
-    return [(name, f"{count:,}", f"{count / card.num_images:.1%}", 100 * count / longest) for name, count in ordered]
+    return [
+        (shown(name), f"{count:,}", f"{count / card.num_images:.1%}", 100 * count / longest) for name, count in ordered
+    ]
 
 
 # --- published figures ------------------------------------------------------------------------------------------------

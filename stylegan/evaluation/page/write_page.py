@@ -70,7 +70,7 @@ def write_page(
     uri = storage.join(folder_uri, PAGE)
     if anew or not storage.exists(uri):
         page = render(report, images=_read_figures(report), published=published, title=title, facts=facts, data=data)
-        storage.write_bytes(uri, page.encode())
+        storage.write_bytes(uri, page.encode(errors="backslashreplace"))
     return uri
 
 

@@ -21,19 +21,21 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from PIL import Image
 
 from stylegan.config.sections import DataConfig
+from stylegan.data import dataset_card
+from stylegan.data.dataset_card import read_card
 from stylegan.data.decode import prepare
 from stylegan.data.index import read_manifest, read_samples
 from stylegan.data.sharding.write_shards import (
     find_content,
     find_shards,
     read_shards,
-    restore_card,
     shard_key,
     write_shards,
 )
@@ -244,10 +246,9 @@ def test_a_card_that_is_gone_is_made_again(image_folder, tmp_path, gone):
     data = config(image_folder)
     shards = make(data, tmp_path)
     before = tree(shards.uri)
-    restore_card(shards, data)
     Path(shards.uri, gone).unlink()
     assert tree(shards.uri) != before
-    restore_card(shards, data)
+    assert make(data, tmp_path) == shards
     assert tree(shards.uri) == before
 
 
@@ -580,3 +581,32 @@ def test_too_many_rejects_are_told_even_without_their_list(image_folder, tmp_pat
     Path(shards.uri, "manifest.json").unlink()
     assert make(config(image_folder, max_rejected=1), tmp_path) == shards
     assert json.loads(path.read_bytes())["path"] == "cat/bad.png"
+
+
+ODD_NAMES = ["two\nlines", "x" * 5000, "\u202eright to left", "חתול", "😀", "\x1b[2J\x00", "", "<b>&|`*"]
+
+
+def test_class_names_of_any_text(tmp_path):
+    """Such names are kept as they are, and shown on one line; they fail no step."""
+    images = [saved(number) for number in range(len(ODD_NAMES))]
+    pq.write_table(pa.table({"image": images, "label": ODD_NAMES}), tmp_path / "a.parquet")
+    shards = make(config(tmp_path / "a.parquet"), tmp_path / "root")
+    assert set(shards.label_names) == set(ODD_NAMES)
+    assert read_card(shards.uri).counts == dict.fromkeys(sorted(ODD_NAMES), 1)
+    assert Path(shards.uri, "preview.png").exists()
+
+
+def saved(seed: int) -> bytes:
+    """Return a PNG of noise."""
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_card_that_cannot_be_made_is_a_warning(image_folder, tmp_path, monkeypatch, caplog):
+    """The set is finished without it."""
+    monkeypatch.setattr(dataset_card, "_png", lambda image: 1 / 0)
+    shards = make(config(image_folder), tmp_path / "root")
+    assert shards.num_images == 12
+    assert read_card(shards.uri) is None
+    assert "the card of this set could not be made: ZeroDivisionError" in caplog.text
