@@ -41,7 +41,7 @@ def publish_shards(shards: ShardSet) -> None:
         return
     key = f"data-{_key(shards.fingerprint.lower())}"
     rows = [
-        {"reason": kind, "images": number, "such as": ", ".join(card.examples.get(kind, ()))}
+        {"reason": kind, "images": number, "such as": printable(", ".join(card.examples.get(kind, ())))}
         for kind, number in card.rejected.items()
     ]
     description = f"Images of {card.source} that were left out; all are in {storage.join(shards.uri, REJECTED)}"

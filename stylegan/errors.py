@@ -5,19 +5,29 @@
 
 The message names the thing, its value, what is allowed and the cure. Any other exception is a defect of the program and
 keeps its traceback, unless it concerns only what people look at: see `decoration`.
+
+Names of files and classes come from elsewhere, and may contain line breaks and codes that act on a terminal. `printable`
+makes them safe to show.
 """
 
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger("stylegan")
+# Characters that would end a line, start a code of the terminal, turn the direction of writing or fail to be encoded.
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"  # of category Cf, but parts of ordinary words and emoji
 
 
 class UserError(Exception):
     """A failure that its message explains completely. It is printed as one line, never with a traceback."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(UserError, ValueError):
@@ -49,18 +59,29 @@ class DivergedError(StepError):
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an exception as one line of at most `limit` characters; its type if it has no message."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    return printable(" ".join(str(error).split()))[:limit] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Return foreign text, such as the name of a file, as one line that does nothing to a terminal.
+
+    Control characters, line breaks, marks of the direction of writing and bytes that are no text become escapes such as
+    `\\n` and `\\x1b`. All other characters stay, so the result can be passed through again.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    if unicodedata.category(letter) not in _UNPRINTABLE or letter in _JOINERS:
+        return letter
+    return letter.encode("unicode_escape").decode()
 
 
 def shown(text: str, limit: int = 80) -> str:
-    """Return a foreign text as it may be shown, in at most `limit` characters.
-
-    Line breaks, other control characters, marks that turn the direction of writing and halves of characters are
-    written as escapes, such as `\\n`.
-    """
-    begun = text[: limit + 1]
-    if not begun.isprintable():
-        begun = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in begun)
+    """Return foreign text as `printable` does, in at most `limit` characters."""
+    begun = printable(text[: limit + 1])
     return begun if len(begun) <= limit else f"{begun[: limit - 1]}\u2026"
 
 

@@ -1,8 +1,40 @@
-"""Texts of errors."""
+"""Messages are one line, whatever the names in them contain."""
+
+import pickle
 
 import pytest
 
-from stylegan.errors import StepError, decoration, shown
+from stylegan.errors import ConfigError, StepError, decoration, one_line, printable, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\r\tc\x85d\u2028e", r"a\nb\r\tc\x85d\u2028e"),
+        ("\x1b[31mred\x9b0m\x07\x00", r"\x1b[31mred\x9b0m\x07\x00"),
+        ("\u202egnp.exe\u200f", r"\u202egnp.exe\u200f"),
+        ("caf\udce9.png", r"caf\udce9.png"),
+        ("猫\u3000é e\u0301 \u00a0 👩\u200d🎨 a\\nb", "猫\u3000é e\u0301 \u00a0 👩\u200d🎨 a\\nb"),
+    ],
+)
+def test_printable(text, shown):
+    """What acts on a terminal or ends a line is escaped; words of all languages stay, and a second pass changes nothing."""
+    assert printable(text) == shown
+    assert printable(shown) == shown
+    assert shown.encode()
+
+
+@pytest.mark.parametrize("kind", [ConfigError, StepError])
+def test_errors_of_users_are_one_line(kind):
+    """A name inside a message cannot break its line, here or in another process."""
+    error = pickle.loads(pickle.dumps(kind("data.source=a\n\x1b[2J: wrong")))
+    assert str(error) == r"data.source=a\n\x1b[2J: wrong"
+
+
+def test_one_line():
+    """An error of another library becomes one line, without its line breaks."""
+    assert one_line(ValueError("two\n  lines \x1b[0m")) == r"two lines \x1b[0m"
+    assert one_line(ValueError()) == "ValueError"
 
 
 def test_foreign_texts_are_shown_on_one_line():

@@ -20,6 +20,7 @@ from rich.table import Table
 from flows.cli import reports
 from stylegan.commands import shell_command
 from stylegan.config.tree import Config
+from stylegan.errors import printable
 from stylegan.outputs import is_standard_output
 from stylegan.progress import duration
 from stylegan.registry.gate import describe_verdict
@@ -47,7 +48,9 @@ class Handler(logging.Handler):
             self._draw(*progress)
         else:
             style = "yellow" if record.levelno >= logging.WARNING else ""
-            self.console.print(record.getMessage(), style=style, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(
+                printable(record.getMessage()), style=style, highlight=False, markup=False, soft_wrap=True
+            )
 
     def _draw(self, name: str, done: float, total: float, text: str) -> None:
         if self.bars is None:
@@ -90,7 +93,7 @@ def logging_to_terminal() -> Iterator[None]:
 
 def print_error(message: str) -> None:
     """Print one line on standard error."""
-    print(f"stylegan: {message}", file=sys.stderr)
+    print(f"stylegan: {printable(message)}", file=sys.stderr)
 
 
 def print_plan(plan: Plan, config: Config) -> None:
@@ -108,7 +111,7 @@ def print_plan(plan: Plan, config: Config) -> None:
             f"{step.images:,}" if step.images else "",
             f"~{duration(step.seconds)}" if step.seconds else "",
             f"{step.memory_gib:.2f} GiB" if step.memory_gib else "",
-            escape(step.reason),
+            escape(printable(step.reason)),
         )
     seconds = [step.seconds for step in plan.steps if step.seconds]
     Console().print(table)
@@ -156,7 +159,7 @@ def print_record(record: BaseModel, cached: bool) -> None:
                 print(f"    {name:<28} {item:.5g}" if isinstance(item, float) else f"    {name:<28} {item}")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            print(f"  {key:<18} {shown}")
+            print(f"  {key:<18} {printable(str(shown))}")
 
 
 def print_examination(examination: Examination) -> None:

@@ -14,7 +14,7 @@ from stylegan.config.file import load
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import ConfigError, StepError, shown
+from stylegan.errors import ConfigError, StepError, printable, shown
 from stylegan.retry import storage_settings
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def _rejects_table(card: DatasetCard) -> Table:
         table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "such as")
     for kind, number in card.rejected.items():
         paths = card.examples.get(kind, ())[:PATHS]
-        table.add_row(kind, f"{number:,}", escape(", ".join(paths) + (" ..." if number > len(paths) else "")))
+        table.add_row(
+            kind, f"{number:,}", escape(printable(", ".join(paths)) + (" ..." if number > len(paths) else ""))
+        )
     return table
 
 
@@ -87,7 +89,7 @@ def verify_shards(target: str, overrides: list[str], *, as_json: bool) -> None:
         print(json.dumps(vars(found)), flush=True)
     else:
         for problem in found.problems:
-            print(problem)
+            print(printable(problem))
     if found.problems:
         raise StepError(f"shard --verify {target}: {len(found.problems)} problem(s), each in a line of the output")
     if not as_json:

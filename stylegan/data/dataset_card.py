@@ -25,7 +25,7 @@ from stylegan import storage
 from stylegan.data import payload
 from stylegan.data.index import attribute_array, locate
 from stylegan.data.shardset import MANIFEST
-from stylegan.errors import DamagedError, StepError, decoration, shown
+from stylegan.errors import DamagedError, StepError, decoration, printable, shown
 from stylegan.images import open_picture
 from stylegan.records import Record
 
@@ -189,7 +189,7 @@ def describe_card(card: DatasetCard) -> Iterator[str]:
     median = f"median {widths.median:g}x{heights.median:g}"
     colours = "grey" if card.channels == 1 else "RGB"
     size = f"{card.num_bytes / 1e6:,.1f} MB in all resolutions"
-    yield f"images      {card.resolution}x{card.resolution} {colours} from {card.source}, {size}"
+    yield f"images      {card.resolution}x{card.resolution} {colours} from {printable(card.source)}, {size}"
     yield f"originals   {widths.min}x{heights.min} to {widths.max}x{heights.max}, {median}{enlarged}"
     yield f"labels      {f'{len(card.counts):,} {card.counted}' if card.counted else 'none'}"
 
