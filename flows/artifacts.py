@@ -11,7 +11,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from stylegan import storage
 from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import DamagedError, decoration, shown
+from stylegan.errors import DamagedError, decoration, printable, shown
 from stylegan.images import open_picture, thumbnail
 from stylegan.pipeline.steps import Summary
 from stylegan.registry.gate import describe_verdict

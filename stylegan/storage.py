@@ -18,6 +18,7 @@ import json
 import os
 import posixpath
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 PARTIAL = ".partial"  # ending of local files that are still being written
+# Folder below the working folder for what cannot be in a remote storage.root, such as MLflow's SQLite file.
+EMBEDDED = "stylegan-local"
 PIECE = 16 * 2**20  # bytes; larger files are downloaded in pieces, so that a reset costs one of them
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}  # that have a listings cache and an option for it
 # Packages whose errors are those of a store.
@@ -153,7 +156,7 @@ def _guarded(action: str, *, writes: bool = False) -> Callable[[Callable[P, R]],
                 return patient(lambda: function(*args, **kwargs), uri)
             except Exception as error:
                 missing = isinstance(error, FileNotFoundError) and not writes
-                if missing or isinstance(error, StepError) or not _is_storage_error(error):
+                if missing or isinstance(error, StepError) or not is_storage_error(error):
                     raise
                 if isinstance(error, IsADirectoryError):
                     raise DamagedError(
@@ -172,7 +175,8 @@ def _guarded(action: str, *, writes: bool = False) -> Callable[[Callable[P, R]],
     return decorate
 
 
-def _is_storage_error(error: Exception) -> bool:
+def is_storage_error(error: BaseException) -> bool:
+    """Return whether an exception is one of a disk or a store, not of what was read."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in STORE_PACKAGES
 
 
@@ -180,7 +184,24 @@ def _is_storage_error(error: Exception) -> bool:
 def read_bytes(uri: str) -> bytes:
     """Read a whole file. Raise FileNotFoundError if it does not exist, StepError if the store does not answer."""
     fs, path = filesystem(uri)
+    if is_local(uri):
+        with open_regular(path) as file:
+            return file.read()
     return cast(bytes, fs.cat_file(path))
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a local file for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a socket or a device: reading one may never end.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "is a pipe, a socket or a device, not a file", str(path))
 
 
 @_guarded("read")

@@ -111,7 +111,8 @@ def _verify(target: str, overrides: list[str]) -> Verification:
         return verify(target, progress=progress)
     config = load(target, overrides)
     with ray_session(), storage_settings(config.storage):
-        shards = find_shards(open_source(config.data), config.data, storage.absolute(config.storage.root))
+        source = open_source(config.data, config.storage.root)
+        shards = find_shards(source, config.data, storage.absolute(config.storage.root))
         if shards is None:
             raise StepError(
                 f"shard --verify: the images of {target} are not sharded yet; run `{config.command('shard')}` first"

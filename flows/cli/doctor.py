@@ -94,7 +94,7 @@ def _data(config: Config | None) -> str:
 
     if config is None:
         return "give a CONFIG to look at its data"
-    source = open_source(config.data)
+    source = open_source(config.data, config.storage.root)
     check_data(config, len(source.images), source.label_names, source.attribute_names)
     if source.attribute_names:
         labels = f"{len(source.attribute_names)} attributes"
@@ -109,7 +109,7 @@ def _metrics(config: Config | None) -> str:
 
     if config is None:
         return "the embedded classifier needs no weights"
-    check_features(config.evaluation, labelled=bool(open_source(config.data).label_names))
+    check_features(config.evaluation, labelled=bool(open_source(config.data, config.storage.root).label_names))
     features = config.evaluation.features
     what = "public networks, see below" if features == "inception" else "is there or trained on demand"
     return f"evaluation.features={features}: {what}"

@@ -59,7 +59,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def _make_plan(config: Config) -> Plan:
-    source = open_source(config.data)
+    source = open_source(config.data, config.storage.root)
     check_data(config, len(source.images), source.label_names, source.attribute_names)
     root = storage.absolute(config.storage.root)
     shards = find_shards(source, config.data, root)

@@ -155,7 +155,7 @@ class Pipeline:
             StepError: the images cannot be used, or storage refuses.
         """
         # Check the listing; no image is read.
-        source = open_source(self.config.data)
+        source = open_source(self.config.data, self.config.storage.root)
         check_data(self.config, len(source.images), source.label_names, source.attribute_names)
 
         # Weights that cannot be had end a run now, not after days of training.
@@ -368,7 +368,9 @@ class Pipeline:
     def _trained(self, step: str) -> tuple[ShardSet, Checkpoint]:
         """Return the shards and the end of the last stage. Raises StepError if there is none."""
         stage = stages(self.config)[-1]
-        shards = find_shards(open_source(self.config.data), self.config.data, self.config.storage.root)
+        shards = find_shards(
+            open_source(self.config.data, self.config.storage.root), self.config.data, self.config.storage.root
+        )
         found = self.run(shards).find_stage(stage) if shards else None
         if shards is None or found is None:
             raise StepError(

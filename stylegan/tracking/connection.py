@@ -157,7 +157,7 @@ def _shown(uri: str) -> str:
 
 def _embedded_folder(config: Config) -> str:
     root = config.storage.root
-    return storage.absolute(root) if storage.is_local(root) else os.path.join(os.getcwd(), "stylegan-local")
+    return storage.absolute(root) if storage.is_local(root) else os.path.join(os.getcwd(), storage.EMBEDDED)
 
 
 def _sqlite_path(uri: str) -> str:

@@ -189,7 +189,7 @@ def _open_generator(model: Model, request: Request, given: Config | None) -> _Su
             raise ConfigError(
                 f"--metrics {metric}: evaluation.features=rotation knows no attributes; take it out, or set another"
             )
-    shards = _shards_of(model, config) or _shard(open_source(config.data), config)
+    shards = _shards_of(model, config) or _shard(open_source(config.data, config.storage.root), config)
     shards = shards.up_to(max(generator.resolution, shards.resolutions[0]))  # a stage is measured at its own resolution
     weights = storage.read_bytes(storage.join(model.checkpoint_uri, "generator.safetensors"))
     return _Subject(
@@ -239,13 +239,14 @@ def _open_images(request: Request, given: Config | None) -> _Subject:
         update=as_they_are | {"source": request.model}
     )  # an image that was drawn twice counts twice
     images = _shard(unaltered(source, data), config.model_copy(update={"data": data}))
-    shards = _shard(open_source(config.data), config)
+    shards = _shard(open_source(config.data, config.storage.root), config)
     return _Subject(request.model, "images", images.fingerprint, config, shards, images)
 
 
 def _open_source(request: Request, given: Config | None) -> Source:
     try:
-        return open_source(DataConfig(source=request.model, resolution=4, labels="none"))
+        root = given.storage.root if given else _given_root(request)
+        return open_source(DataConfig(source=request.model, resolution=4, labels="none"), root)
     except ConfigError:
         what = tried(given, request.model, root=_given_root(request))
         raise ConfigError(

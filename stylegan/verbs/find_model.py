@@ -156,7 +156,7 @@ def _below(root: str, checkpoint_uri: str) -> str:
 def _last_checkpoint(name: str, config: Config) -> str:
     """Return the end of the last stage of a run that is not evaluated yet."""
     stage = stages(config)[-1]
-    shards = find_shards(open_source(config.data), config.data, config.storage.root)
+    shards = find_shards(open_source(config.data, config.storage.root), config.data, config.storage.root)
     found = Run(config, shards).find_stage(stage) if shards else None
     if found is None:
         raise StepError(

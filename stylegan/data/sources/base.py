@@ -6,13 +6,19 @@ together give the signature of a source, which is part of the key of its shards.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import posixpath
 import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, pairwise
@@ -21,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stylegan import storage
-from stylegan.errors import StepError
+from stylegan.data.decode import UnreadableImage
+from stylegan.errors import StepError, UnavailableError, UserError, one_line
 
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
@@ -46,6 +53,23 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 LABEL_FILES = ("dataset.json", "list_attr_celeba.txt", "list_attr_celeba.csv")  # used without `data.label_file`
+LARGEST = 2**30  # bytes of one encoded image; more cannot be a picture and would fill the memory
+NO_PICTURES, DEAD_LINKS = "files without the ending of a picture", "links to nothing"  # counted in `Files.left_out`
+
+# What parsers raise at damaged bytes. Reading the same bytes again would end in the same way.
+DAMAGE = (
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    UnreadableImage,
+)
 
 # Prefix for the path of a label file above the common folder of all images. No path of an image begins with it.
 ABOVE = "../"
@@ -108,6 +132,7 @@ class Files(NamedTuple):
         label_file: `data.label_file`.
         labels: whether the format should read its own labels.
         query: query of the URL including its `?`, or nothing.
+        left_out: counts what a listing leaves out on purpose, by a few words for it.
     """
 
     source: str
@@ -116,6 +141,7 @@ class Files(NamedTuple):
     label_file: str | None = None
     labels: bool = True
     query: str = ""
+    left_out: Counter[str] = Counter()  # one for each listing: `open_source` makes a new one
 
     def uri(self, path: str) -> str:
         """Return the complete URI of one file."""
@@ -183,9 +209,58 @@ def safe_path(source: str, name: str) -> str:
     return name
 
 
-def stat_token(stat: os.stat_result) -> str:
+def stat_token(facts: os.stat_result) -> str:
     """Return the token of a local file, from its size and modification time."""
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
+
+
+def require_regular(path: str, facts: os.stat_result) -> None:
+    """Raise StepError if a local path is neither a file nor a folder: reading a pipe or a device may never end."""
+    if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
+        raise StepError(
+            f"data.source={path}: is a pipe, a socket or a device; copy its content to a file and give that"
+        )
+
+
+def require_size(num_bytes: int) -> None:
+    """Raise UnreadableImage if a file, member or row is larger than any picture, before it is read."""
+    if num_bytes > LARGEST:
+        raise UnreadableImage(f"{num_bytes:,} bytes; at most {LARGEST:,} are allowed for one image", "too large")
+
+
+@contextmanager
+def explained(source: str) -> Iterator[None]:
+    """Raise StepError, in one line with the cure, for every failure of the block to list or open a source.
+
+    Args:
+        source: `data.source`, for messages.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise StepError(
+            f"data.source={source}: is damaged, or not what its name says ({type(error).__name__}: {one_line(error)}); "
+            "copy or make it again"
+        ) from error
+    except Exception as error:
+        if not storage.is_storage_error(error):
+            raise
+        kind = StepError if storage.is_local(source) else UnavailableError
+        raise kind(
+            f"data.source={source}: cannot be read: {one_line(error)}; check that it is there and may be read, "
+            "then run the same command again"
+        ) from error
+
+
+@contextmanager
+def open_explained(opener: Opener, source: str) -> Iterator[Read]:
+    """Yield the read function of an opener. Failures to open become StepError, as `explained` says."""
+    with ExitStack() as stack:
+        with explained(source):
+            read = stack.enter_context(opener())
+        yield read
 
 
 def info_token(info: dict[str, Any]) -> str:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from stylegan import storage
+from stylegan.data.sources.access.own_folders import OwnFolders
 from stylegan.data.sources.base import (
+    DEAD_LINKS,
+    LARGEST,
+    NO_PICTURES,
     Files,
     Listing,
     Read,
     SourceImage,
     info_token,
+    is_image,
     is_junk,
     is_label_file,
+    require_size,
     stat_token,
 )
-from stylegan.errors import StepError, one_line
+from stylegan.errors import StepError
 from stylegan.retry import patient
 
 PAGE = 1000  # objects of a bucket in one answer to a listing request; S3 allows no more
@@ -34,57 +44,93 @@ def list_images(files: Files, images: list[SourceImage]) -> Listing:
         images: the images that `walk` found.
     """
     label_files = {path: token for path, token in files.tokens.items() if is_label_file(path, files.label_file)}
-    return Listing(images, partial(_open_folder, files.root), reader="folder", files=label_files, folders=True)
+    files.left_out[NO_PICTURES] += len(files.tokens) - len(label_files)
+    large = {image.path: size for image in images if (size := _size(image.token)) > LARGEST}
+    opener = partial(_open_folder, files.root, large)
+    return Listing(images, opener, reader="folder", files=label_files, folders=True)
 
 
-def walk(root: str) -> Iterator[tuple[str, str]]:
+def _size(token: str) -> int:
+    """Return the size in bytes that the token of a file begins with; 0 if its store does not tell sizes."""
+    size = token.partition("-")[0]
+    return int(size) if size.isdigit() else 0
+
+
+def walk(files: Files, own: OwnFolders) -> Iterator[tuple[str, str]]:
     """Yield the relative path and the token of every file at any depth, except hidden files and those in `__MACOSX`.
 
+    Args:
+        files: the folder; what is left out of it is counted there.
+        own: folders to leave out.
+
     Raises:
-        StepError: a folder cannot be listed.
+        OSError: a folder cannot be listed, or a file in it cannot be looked up.
+        StepError: two files would have the same path.
     """
-    return _walk_local(root) if storage.is_local(root) else _walk_remote(root)
+    return _walk_local(files, own) if storage.is_local(files.root) else _walk_remote(files, own)
 
 
-def _walk_local(root: str) -> Iterator[tuple[str, str]]:
+def _walk_local(files: Files, own: OwnFolders) -> Iterator[tuple[str, str]]:
     """Do the work of `walk` for a local folder, following links."""
 
     def refuse(error: OSError) -> None:
-        raise StepError(f"data.source={root}: cannot be listed: {error}; check its permissions") from error
+        raise error
 
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        # Do not enter junk, nor a link back to a folder above, which would never end.
-        here = Path(os.path.realpath(folder))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            and name != "__MACOSX"
-            and not here.is_relative_to(os.path.realpath(os.path.join(folder, name)))
-        ]
+    # Each folder on the way -> the places of all folders above it and of itself, without links.
+    places: dict[str, tuple[str, ...]] = {files.root: (os.path.realpath(files.root),)}
+    for folder, folders, names in os.walk(files.root, onerror=refuse, followlinks=True):
+        above = places.pop(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        for name in list(folders):
+            path = os.path.join(folder, name)
+            linked = os.path.islink(path)
+            place = os.path.realpath(path) if linked else os.path.join(above[-1], name)
+            # Do not enter a link back to a folder above, which would never end, nor what this program writes.
+            if linked and any(Path(known).is_relative_to(place) for known in above):
+                folders.remove(name)
+            elif own.contain(LocalFileSystem, place):
+                folders.remove(name)
+                files.left_out["folders that this program writes"] += 1
+            else:
+                places[path] = (*above, place)
 
-        # Yield the files, except links to a missing file.
-        above = os.path.relpath(folder, root)
-        prefix = "" if above == "." else f"{above}/"
+        prefix = os.path.relpath(folder, files.root) + "/" if folder != files.root else ""
         for name in names:
-            if not name.startswith("."):
-                try:
-                    yield prefix + name, stat_token(os.stat(f"{folder}/{name}"))
-                except FileNotFoundError:
-                    continue
+            facts = None if name.startswith(".") else _facts(files, os.path.join(folder, name))
+            if facts is not None:
+                yield prefix + name, stat_token(facts)
 
 
-def _walk_remote(root: str) -> Iterator[tuple[str, str]]:
-    """Do the work of `walk` for a folder at a URL."""
+def _facts(files: Files, path: str) -> os.stat_result | None:
+    """Return the facts about a local file; None for links to nothing, pipes, sockets and devices, which are counted."""
     try:
-        fs, top = storage.filesystem(root)
-        listed = _walk_s3(fs, top, root) if root.startswith(("s3://", "s3a://")) else _find(fs, top, root)
-        for name, token in listed:
-            path = name.removeprefix(top).lstrip("/")
-            if path and not is_junk(path):
-                yield path, token
+        facts = os.stat(path)
     except OSError as error:
-        raise StepError(f"data.source={root}: cannot be listed: {one_line(error)}; check its permissions") from error
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        files.left_out[DEAD_LINKS] += 1
+        return None
+    if not stat.S_ISREG(facts.st_mode):
+        files.left_out["pipes, sockets and devices"] += 1
+        return None
+    return facts
+
+
+def _walk_remote(files: Files, own: OwnFolders) -> Iterator[tuple[str, str]]:
+    """Do the work of `walk` for a folder at a URL."""
+    fs, top = storage.filesystem(files.root)
+    s3 = files.root.startswith(("s3://", "s3a://"))
+    for name, token in _walk_s3(fs, top, files.root) if s3 else _find(fs, top, files.root):
+        path = name.removeprefix(top).removeprefix("/")
+        if own.contain(type(fs), name):
+            files.left_out["files that this program writes"] += 1
+        elif path and not is_junk(path):
+            if s3 and is_image(path) and not {"", ".", ".."}.isdisjoint(path.split("/")):
+                raise StepError(
+                    f"data.source={files.source}: the key {name!r} has an empty part, `.` or `..` between its slashes, "
+                    "which no file of a folder can have; copy that object to another key, or delete it"
+                )
+            yield path, token
 
 
 def _find(fs: Any, top: str, root: str) -> Iterator[tuple[str, str]]:
@@ -113,9 +159,21 @@ def _walk_s3(fs: Any, top: str, root: str) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _open_folder(root: str) -> Iterator[Read]:
-    """Yield a function that returns the bytes of one file."""
-    if storage.is_local(root):
-        yield lambda path: Path(root, path).read_bytes()
-    else:
-        yield lambda path: storage.read_bytes(storage.join(root, path))
+def _open_folder(root: str, large: dict[str, int]) -> Iterator[Read]:
+    """Yield a function that returns the bytes of one file.
+
+    Args:
+        large: path of each file that is larger than any picture -> its size. These are not read.
+    """
+
+    def read(path: str) -> bytes:
+        require_size(large.get(path, 0))
+        return storage.read_bytes(f"{root}/{path}")
+
+    yield read if not storage.is_local(root) else partial(_read_local, root)
+
+
+def _read_local(root: str, path: str) -> bytes:
+    with storage.open_regular(f"{root}/{path}") as file:
+        require_size(os.fstat(file.fileno()).st_size)
+        return file.read(LARGEST)

@@ -7,17 +7,20 @@ format is used.
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.sources import cifar, digits, folder, lsun, mnist, own, parquet, tar, tfrecords, urls, zip
+from stylegan.data.sources.access.own_folders import OwnFolders, own_folders
 from stylegan.data.sources.access.uris import check_uri, expand, file_token, is_pattern
 from stylegan.data.sources.base import (
     IMAGE_SUFFIXES,
@@ -25,13 +28,18 @@ from stylegan.data.sources.base import (
     Listing,
     Source,
     SourceImage,
+    explained,
     in_order,
     is_image,
+    open_explained,
     relative,
     signature,
 )
 from stylegan.data.sources.labels import label_images
 from stylegan.errors import ConfigError, StepError
+
+logger = logging.getLogger("stylegan")
+_logged: set[str] = set()
 
 
 class _Format(NamedTuple):
@@ -68,17 +76,25 @@ _ALLOWED = (
 )
 
 
-def open_source(data: DataConfig) -> Source:
+def open_source(data: DataConfig, root: str | None = None) -> Source:
     """List the images of `data.source`, with the labels that `data.labels` and `data.label_file` ask for.
 
     Folders that contain all images (`cifar10` if every path is like `cifar10/cat/1.png`) are not classes. They are
     removed from the paths.
 
+    Args:
+        root: `storage.root`. If it is below the source, nothing in it becomes an image.
+
     Raises:
-        ConfigError: the source does not exist, or it does not have the labels that are asked for.
+        ConfigError: the source does not exist or is `root`, or it does not have the labels that are asked for.
         StepError: the source cannot be read, contains no image, or its label file does not fit its images.
     """
-    listing = _list(data)
+    with explained(data.source):
+        return _open(data, root)
+
+
+def _open(data: DataConfig, root: str | None) -> Source:
+    listing = _list(data, root)
     if not listing.images:
         raise StepError(
             f"data.source={data.source}: contains no image; known endings are {' '.join(sorted(IMAGE_SUFFIXES))}"
@@ -91,34 +107,66 @@ def open_source(data: DataConfig) -> Source:
         images=labelled.images,
         label_names=labelled.label_names,
         attribute_names=labelled.attribute_names,
-        open=listing.open,
+        open=partial(open_explained, listing.open, data.source),
         reader=listing.reader,
     )
 
 
-def _list(data: DataConfig) -> Listing:
+def _list(data: DataConfig, root: str | None) -> Listing:
     """List the images of a source in whatever form it has."""
     # The digits inside scikit-learn have no URI.
     if data.source == "digits":
         return digits.list_images()
     uri = check_uri("data.source", data.source)
-    files = Files(data.source, uri, {}, data.label_file, labels=data.labels == "auto" and data.label_file is None)
+    own_labels = data.labels == "auto" and data.label_file is None
+    files = Files(data.source, uri, {}, data.label_file, own_labels, left_out=Counter())
+    listing = _list_uri(files, root)
+    _log_left_out(files)
+    return listing
+
+
+def _log_left_out(files: Files) -> None:
+    """Log how many files the listing leaves out, once for each process: a run lists its source several times."""
+    counts = ", ".join(f"{what} ({number:,})" for what, number in sorted(files.left_out.items()) if number)
+    line = f"data.source={files.source}: left out: {counts}"
+    if counts and line not in _logged:
+        _logged.add(line)
+        logger.info(line)
+
+
+def _list_uri(files: Files, root: str | None) -> Listing:
+    """List the images at an absolute path or URL."""
+    uri = files.root
 
     # Several files that a pattern names.
     if is_pattern(uri):
-        root, tokens = expand(uri)
-        return _list_files(files._replace(root=root, tokens=tokens))
+        folder_uri, tokens = expand(uri)
+        ours = own_folders(folder_uri, None if root is None or storage.absolute(root) == folder_uri else root)
+        if storage.is_local(uri):
+            tokens = {path: token for path, token in tokens.items() if not ours.contain_file(f"{folder_uri}/{path}")}
+        return _list_files(files._replace(root=folder_uri, tokens=tokens))
 
     # A folder.
-    if not storage.exists(uri):
+    if not _exists(uri):
         raise ConfigError(f"data.source={uri}: no such folder or file; {_ALLOWED}")
     if _is_folder(uri):
-        return _list_folder(files)
+        return _list_folder(files, own_folders(uri, root))
 
     # One file. A local name may contain a question mark; in a URL it begins the query.
     address, mark, query = (uri, "", "") if storage.is_local(uri) else uri.partition("?")
-    root, _, name = address.rpartition("/")
-    return _list_files(files._replace(root=root, tokens={name: file_token(uri)}, query=mark + query))
+    folder_uri, _, name = address.rpartition("/")
+    return _list_files(files._replace(root=folder_uri, tokens={name: file_token(uri)}, query=mark + query))
+
+
+def _exists(uri: str) -> bool:
+    """Return True if there is a file or folder. Raises OSError if the path of a local one cannot be followed."""
+    if not storage.is_local(uri):
+        return storage.exists(uri)
+    try:
+        os.stat(uri)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        return False
+    return True
 
 
 def _is_folder(uri: str) -> bool:
@@ -156,7 +204,7 @@ def _list_files(files: Files) -> Listing:
     return chosen.list_images(files)
 
 
-def _list_folder(files: Files) -> Listing:
+def _list_folder(files: Files, ours: OwnFolders) -> Listing:
     """List the images in a folder.
 
     The images are those inside its data files if one format has at least as many files as there are image files.
@@ -167,7 +215,7 @@ def _list_folder(files: Files) -> Listing:
     """
     # Separate image files from all others.
     images: list[SourceImage] = []
-    for path, token in folder.walk(files.root):
+    for path, token in folder.walk(files, ours):
         if is_image(path):
             images.append(SourceImage(path, None, token))
         else:

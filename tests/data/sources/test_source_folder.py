@@ -2,13 +2,17 @@
 
 import os
 import shutil
+import socket
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
 
 import fsspec
 import pytest
 
+from stylegan.config.sections import DataConfig
 from stylegan.data.sources import folder
+from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError, StepError
 
 
@@ -162,3 +166,133 @@ def test_images_beside_the_archive_they_came_from(image_folder, opened):
     """A folder with more images than archives is a folder of images."""
     (image_folder / "images.tar").write_bytes(b"whatever")
     assert len(opened(image_folder).images) == 12
+
+
+def test_what_is_no_file_is_left_out_and_counted(image_folder, opened, caplog):
+    """Pipes, sockets, devices and links to nothing are no images, however they are named, and nothing waits for them."""
+    caplog.set_level("INFO", "stylegan")
+    os.mkfifo(image_folder / "cat/pipe.png")
+    os.symlink("/dev/zero", image_folder / "cat/zero.png")
+    os.symlink("loop.png", image_folder / "cat/loop.png")
+    os.symlink("gone.png", image_folder / "cat/gone.png")
+    (image_folder / "cat/notes.txt").write_text("hello")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.path.relpath(image_folder / "cat/socket.png"))
+    with listener:
+        assert len(opened(image_folder).images) == 12
+    assert caplog.messages == [
+        f"data.source={image_folder}: left out: files without the ending of a picture (1), links to nothing (2), "
+        "pipes, sockets and devices (3)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "list.txt", "x.parquet", "data.mdb", "x.tfrecords", "dataset"])
+def test_source_that_is_a_pipe(tmp_path, opened, name):
+    """A pipe is refused, whatever its name promises."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(StepError, match="is a pipe, a socket or a device; copy its content to a file"):
+        opened(tmp_path / name)
+
+
+def test_label_file_that_is_a_pipe(image_folder, tmp_path, opened):
+    """A label file is read again and again, so it cannot be a pipe."""
+    os.mkfifo(tmp_path / "labels.json")
+    with pytest.raises(StepError, match=r"labels\.json: .*is a pipe, a socket or a device"):
+        opened(image_folder, label_file=str(tmp_path / "labels.json"))
+
+
+def test_image_replaced_by_a_pipe_after_listing(image_folder, opened):
+    source = opened(image_folder)
+    (image_folder / "cat/0.png").unlink()
+    os.mkfifo(image_folder / "cat/0.png")
+    with source.open() as read, pytest.raises(OSError, match="is a pipe"):
+        read("cat/0.png")
+
+
+def test_folders_that_link_to_each_other(image_folder, opened, listed):
+    """Such links are followed once, not for ever."""
+    os.symlink("../dog", image_folder / "cat" / "l")
+    os.symlink("../cat", image_folder / "dog" / "l")
+    paths = [path for path, _ in listed(opened(image_folder))]
+    assert len(paths) == 24
+    assert not [path for path in paths if "l/l" in path]
+
+
+def test_failures_to_list_or_open_are_one_line(image_folder, tmp_path, opened, monkeypatch):
+    """A path that cannot be followed, a folder that refuses, and a file that is gone when it is opened name the path."""
+    with pytest.raises(StepError, match=r"data\.source=.*: cannot be read: .*File name too long.*; check that it is"):
+        opened(tmp_path / ("x" * 300 + ".zip"))
+    os.symlink("loop.tar", tmp_path / "loop.tar")
+    with pytest.raises(StepError, match=r"cannot be read: .*Too many levels of symbolic links: .*loop\.tar"):
+        opened(tmp_path / "loop.tar")
+    shutil.make_archive(str(tmp_path / "a"), "zip", image_folder)
+    source = opened(tmp_path / "a.zip")
+    (tmp_path / "a.zip").unlink()
+    with pytest.raises(StepError, match=r"cannot be read: .*No such file or directory: .*a\.zip"), source.open():
+        pass
+
+    def refuse(path, *_, **__):
+        if str(path).endswith("cat/3.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path)
+
+    stat = os.stat
+    monkeypatch.setattr(folder.os, "stat", refuse)
+    with pytest.raises(StepError, match=r"cannot be read: .*Permission denied: .*cat/3\.png"):
+        opened(image_folder)
+
+
+# --- the program's own folders -----------------------------------------------------------------------------------------
+
+
+def with_own_files(root: Path, draw_images) -> Path:
+    """Draw pictures where the pipeline would write them."""
+    return draw_images(root, ["datasets/0a/preview.png", "stages/0004/samples/1.png", "mlartifacts/1/grid.png"])
+
+
+@pytest.mark.parametrize("name", ["out", "cat/out", "../link/out", "./cat/../out"])
+def test_storage_inside_the_source_is_left_out(image_folder, tmp_path, draw_images, opened, listed, monkeypatch, name):
+    """Pictures of the pipeline are no training images, however its folder is named: relative, with `..`, by a link."""
+    before = opened(image_folder)
+    os.symlink(image_folder, tmp_path / "link")
+    with_own_files(image_folder / name, draw_images)
+    monkeypatch.chdir(image_folder)
+    for root in (name, str(image_folder / name), f"file://{image_folder / name}"):
+        for source in (image_folder, ".", tmp_path / "link"):
+            found = open_source(DataConfig(source=str(source), resolution=16), root)
+            assert (listed(found), found.signature) == (listed(before), before.signature)
+
+
+def test_storage_reached_by_a_link_in_the_source_is_left_out(image_folder, tmp_path, draw_images, opened):
+    os.symlink(with_own_files(tmp_path / "out", draw_images).parent, image_folder / "up")
+    assert len(open_source(DataConfig(source=str(image_folder), resolution=16), str(tmp_path / "out")).images) == 12
+
+
+def test_cache_inside_the_source_is_left_out(image_folder, draw_images, opened, monkeypatch):
+    monkeypatch.setenv("STYLEGAN_CACHE", str(image_folder / "cache"))
+    draw_images(image_folder / "cache", ["archives/0a/1.png"])
+    assert len(opened(image_folder).images) == 12
+
+
+def test_storage_inside_a_source_in_a_bucket_is_left_out(image_folder, upload, opened, listed):
+    """The same holds for prefixes of a bucket, and a longer name with the same beginning is no part of the storage."""
+
+    uri = upload(image_folder)
+    fsspec.filesystem("s3").pipe({f"{uri}/out/datasets/0a/preview.png": b"x", f"{uri}/outside/1.png": b"x"})
+    data = DataConfig(source=uri, resolution=16, labels="none")
+    paths = [path for path, _ in listed(open_source(data, f"{uri}/out/"))]
+    assert len(paths) == 13
+    assert "outside/1.png" in paths
+    assert len(open_source(data, f"{uri}/elsewhere").images) == 14
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_storage_that_is_the_source_is_refused(image_folder, upload, remote):
+    uri = upload(image_folder) if remote else str(image_folder)
+    with pytest.raises(ConfigError, match=r"is storage\.root itself"):
+        open_source(DataConfig(source=uri, resolution=16), f"{uri}/")
+
+
+def test_source_inside_the_storage(image_folder):
+    """Images may be beside what the pipeline writes."""
+    assert len(open_source(DataConfig(source=str(image_folder), resolution=16), str(image_folder.parent)).images) == 12

@@ -18,7 +18,7 @@ from braceexpand import braceexpand
 
 from stylegan import storage
 from stylegan.commands import pip_install
-from stylegan.data.sources.base import info_token, stat_token
+from stylegan.data.sources.base import info_token, require_regular, stat_token
 from stylegan.errors import ConfigError, StepError, one_line
 from stylegan.retry import patient
 
@@ -113,10 +113,12 @@ def file_token(uri: str) -> str:
 
     Raises:
         FileNotFoundError: no such file.
-        StepError: the store refuses to describe the file.
+        StepError: the store refuses to describe the file, or it is a pipe or a device.
     """
     if storage.is_local(uri):
-        return stat_token(os.stat(uri))
+        facts = os.stat(uri)
+        require_regular(uri, facts)
+        return stat_token(facts)
     try:
         fs, path = storage.filesystem(uri)
         return info_token(patient(lambda: fs.info(path), without_secrets(uri)))

@@ -1,0 +1,58 @@
+"""Know the folders that this program writes, so that its pictures and shards never become images of a source."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from stylegan import storage
+from stylegan.data.cache import cache_root
+from stylegan.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OwnFolders:
+    """Places of folders to leave out of a listing: the class of a file system and a path in it, without links if local."""
+
+    places: tuple[tuple[type, str], ...] = ()
+
+    def contain(self, fs: type, path: str) -> bool:
+        """Return whether a path is one of the folders or in one; a local path must have no links."""
+        return any(fs is ours and _is_below(path, folder) for ours, folder in self.places)
+
+    def contain_file(self, path: str) -> bool:
+        """Return whether a local file is in one of the folders, wherever its links lead."""
+        return bool(self.places) and self.contain(*_place(path))
+
+
+def own_folders(source: str, root: str | None) -> OwnFolders:
+    """Return the folders to leave out of the listing of a source: `storage.root`, the cache, and MLflow's local files.
+
+    A source inside one of them is what the user wants, so that folder does not count.
+
+    Args:
+        source: URI of the source.
+        root: `storage.root`; None if nothing is written.
+
+    Raises:
+        ConfigError: the source is `storage.root` itself.
+    """
+    place = _place(source)
+    if root is not None and _place(root) == place:
+        raise ConfigError(
+            f"data.source={source}: is storage.root itself, where pictures of the pipeline would become training images; "
+            "set storage.root to another folder, or data.source to a folder in it"
+        )
+    found = [str(cache_root())] if root is None else [root, str(cache_root()), storage.EMBEDDED]
+    places = [_place(storage.absolute(folder)) for folder in found]
+    return OwnFolders(tuple(ours for ours in places if not (ours[0] is place[0] and _is_below(place[1], ours[1]))))
+
+
+def _place(uri: str) -> tuple[type[Any], str]:
+    fs, path = storage.filesystem(storage.absolute(uri))
+    return type(fs), os.path.realpath(path) if storage.is_local(uri) else path.rstrip("/")
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
