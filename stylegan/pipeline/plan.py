@@ -8,7 +8,7 @@ from stylegan import storage
 from stylegan.config.sections import EvaluationConfig
 from stylegan.config.tree import Config
 from stylegan.data.sharding.changes import Change, plan_change
-from stylegan.data.sharding.write_shards import find_shards
+from stylegan.data.sharding.write_shards import count_unread, find_shards
 from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.features import public_weights
 from stylegan.evaluation.metric_table import METRICS
@@ -67,7 +67,9 @@ def _make_plan(config: Config) -> Plan:
         return _plan_without_data(config, plan_change(source, config.data, root))
 
     run = Run(config, shards)
-    steps = [PlannedStep(name="shard", state="cached", reason=f"{shards.num_images} images are in {shards.uri}")]
+    unread = count_unread(shards)
+    again = f"; {unread} that could not be read are tried again" if unread else ""
+    steps = [PlannedStep(name="shard", state="cached", reason=f"{shards.num_images} images are in {shards.uri}{again}")]
     ready = True
     for stage in run.stages:
         steps.append(_plan_stage(run, stage, ready))

@@ -159,16 +159,18 @@ class Pipeline:
         check_data(self.config, len(source.images), source.label_names, source.attribute_names)
 
         # Weights that cannot be had end a run now, not after days of training.
-        found = find_shards(source, self.config.data, self.config.storage.root)
+        finished = find_shards(source, self.config.data, self.config.storage.root, final=True)
+        found = finished or find_shards(source, self.config.data, self.config.storage.root)
         if found is None or self.run(found).find_report() is None:
             public_weights.fetch_all(self.config.evaluation)
         if found is not None:
             complete_set(found, source, self.config.data, self.config.storage.root)
 
-        # The images themselves; some may not be readable, so the check is repeated with those that are.
-        record = found or shard_in_parallel(source, self.config)
+        # The images themselves; some may not be readable, so the check is repeated with those that are. Images that an
+        # open set lacks are tried again.
+        record = finished or shard_in_parallel(source, self.config)
         check_data(self.config, record.num_images, record.label_names, record.attribute_names)
-        return _done("shard", record, found)
+        return _done("shard", record, found if record == found else None)
 
     def train(
         self, shards: ShardSet, stage: Stage, previous: Checkpoint | None, *, target: Stage | None = None

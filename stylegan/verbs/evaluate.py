@@ -27,7 +27,7 @@ from stylegan.data.decode import UnreadableImage
 from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import complete_set, find_content, find_shards
 from stylegan.data.shardset import ShardSet
-from stylegan.data.sources.base import Source
+from stylegan.data.sources.base import Source, explained
 from stylegan.data.sources.open_source import open_source
 from stylegan.data.sources.unaltered import measured, unaltered
 from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
@@ -257,7 +257,7 @@ def _open_source(request: Request, given: Config | None) -> Source:
 def _shape(source: Source) -> tuple[int, int]:
     """Return side and channels of the first image, which all others must have."""
     first = source.images[0]
-    with source.open() as read:
+    with source.open() as read, explained(source.uri):
         try:
             width, height, channels = measured(read(first.path))
         except UnreadableImage as error:

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ from stylegan.data.dataset_card import Rejected
 from stylegan.data.decode import UnreadableImage, crop, decode, prepare, pyramid
 from stylegan.data.payload import LARGEST_RAW, encode, encode_raw, suffix
 from stylegan.data.sharding.chunks import (
+    UNREAD,
     ChunkRequest,
     FinishedChunk,
     Recipe,
@@ -33,13 +34,15 @@ from stylegan.data.sharding.chunks import (
     Sample,
     duplicate,
     is_finished,
+    read_chunk,
     sample_key,
     tar_url,
+    to_read_again,
     write_marker,
 )
 from stylegan.data.sharding.tar_writer import TarFile, header, label_members, member_name
 from stylegan.data.shardset import level_name, levels
-from stylegan.data.sources.base import Read
+from stylegan.data.sources.base import DAMAGE, Read, require_size
 from stylegan.errors import StepError, one_line
 
 _GROUP_BYTES = 2**19  # of raw pixels
@@ -59,11 +62,39 @@ def build_chunk(recipe: Recipe, request: ChunkRequest) -> int:
     Raises:
         StepError: the source or the store does not answer, or the disk refuses.
     """
-    if not is_finished(recipe, request):
+    if not _is_done(recipe, request):
         with scratch(recipe.uri, request.name) as folder:
-            if not is_finished(recipe, request):  # another process may have finished it while this one waited
+            if not _is_done(recipe, request):  # another process may have finished it while this one waited
                 _write_chunk(recipe, request, folder)
     return len(request.images)
+
+
+def _is_done(recipe: Recipe, request: ChunkRequest) -> bool:
+    """Return whether the chunk is finished, and none of the images that it could not read can be read by now."""
+    if not is_finished(recipe, request):
+        return False
+    rejected = read_chunk(recipe.uri, request.name, ["key"]).rejected
+    again = [reject["path"] for reject in rejected if to_read_again(reject)]
+    return not again or not _any_readable(recipe, again)
+
+
+def _any_readable(recipe: Recipe, paths: Sequence[str]) -> bool:
+    """Return whether the source can read one of these images. Raises StepError if its store does not answer."""
+    with recipe.open() as read, ThreadPoolExecutor(_READERS, "unread") as pool:
+
+        def can_read(path: str) -> bool:
+            try:
+                read(path)
+            except StepError:
+                raise
+            except Exception:
+                return False
+            return True
+
+        try:
+            return any(pool.map(can_read, paths))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -187,13 +218,7 @@ def _results(recipe: Recipe, request: ChunkRequest) -> Iterator[Iterator[Sample 
     Raises:
         StepError: the source cannot be opened.
     """
-    with ExitStack() as stack:
-        try:
-            read = stack.enter_context(recipe.open())
-        except OSError as error:
-            raise StepError(
-                f"data.source={recipe.data.source}: cannot be read: {error}; check that it is still there, then run the same command again"
-            ) from error
+    with recipe.open() as read:
         results = _in_threads(recipe, request, _Stopwatch(read))
         try:
             yield _without_twins(results, recipe.data)
@@ -272,7 +297,7 @@ def _process(number: int, recipe: Recipe, request: ChunkRequest, read: Read) -> 
     """Read, check and prepare one image of a request.
 
     Raises:
-        StepError: the source does not answer; every other problem makes the image a reject.
+        StepError: the source does not answer. Every other problem makes the image a reject.
     """
     image, data = request.images[number], recipe.data
     rejected: Rejected = {
@@ -284,13 +309,20 @@ def _process(number: int, recipe: Recipe, request: ChunkRequest, read: Read) -> 
         "sha256": None,
     }
 
-    # Read it. A failure concerns this image alone: deleted since the listing, not permitted, damaged in its archive.
+    # Read it. A failure concerns this image alone. It is final only if the bytes themselves prove it, such as a wrong
+    # checksum in an archive. A missing file, a refused permission or a dead link may be there again later.
     try:
         content = read(image.path)
+        num_bytes = len(content) if isinstance(content, bytes) else content.nbytes
+        require_size(num_bytes)
     except StepError:
         raise
-    except Exception as error:
+    except UnreadableImage as error:
+        return rejected | {"kind": error.kind, "reason": str(error)}
+    except DAMAGE as error:
         return rejected | {"reason": f"cannot be read: {one_line(error)}"}
+    except Exception as error:
+        return rejected | {"kind": UNREAD, "reason": f"could not be read: {one_line(error)}"}
     raw = content if isinstance(content, bytes) else content.tobytes()
     rejected["bytes"] = len(raw)
 

@@ -20,7 +20,7 @@ from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.dataset_card import REJECTED, Rejected, read_rejected
 from stylegan.data.index import attribute_array, find_manifest, locate, read_samples
-from stylegan.data.sharding.chunks import KEY_BYTES, LabelKind, path_digest, sample_key
+from stylegan.data.sharding.chunks import KEY_BYTES, LabelKind, path_digest, sample_key, to_read_again
 from stylegan.data.shardset import Manifest, settings_key
 from stylegan.data.sources.base import Source, SourceImage
 from stylegan.errors import DamagedError
@@ -106,6 +106,19 @@ def newest_uri(source: Source, data: DataConfig, root: str) -> str:
     return storage.join(storage.absolute(root), "datasets", f"newest-{name}.json")
 
 
+def shard_key(data: DataConfig, source: Source) -> str:
+    """Return the digest of everything that decides the shards: the listing with its labels, and the settings.
+
+    No image is opened for it.
+    """
+    return digest({"source": source.signature, "settings": settings_key(data)})
+
+
+def open_uri(source: Source, data: DataConfig, root: str) -> str:
+    """Return the URI of the file that names the newest open set of a listing: one that lacks images not read yet."""
+    return storage.join(storage.absolute(root), "datasets", shard_key(data, source), "open.json")
+
+
 def label_kind(source: Source) -> LabelKind:
     """Return the kind of label that the images of a source have."""
     if source.label_names:
@@ -120,7 +133,10 @@ def plan_work(source: Source, data: DataConfig, root: str) -> Work:
         StepError: the store does not answer.
     """
     order, keys = _canonical(source.images)
-    parent = _find_parent(source, data, root) if data.incremental else None
+    # An open set of this very listing is completed, whatever `data.incremental` says about changed listings.
+    parent = _find_parent(source, open_uri(source, data, root), root)
+    if parent is None and data.incremental:
+        parent = _find_parent(source, newest_uri(source, data, root), root)
     if parent is not None:
         work = _compare(source, order, keys, parent)
         if work is not None:
@@ -147,8 +163,8 @@ class _Parent:
     rejected: list[Rejected]
 
 
-def _find_parent(source: Source, data: DataConfig, root: str) -> _Parent | None:
-    """Return the newest set if it can be built on: the same kind of labels, a whole table and every tar.
+def _find_parent(source: Source, pointer: str, root: str) -> _Parent | None:
+    """Return the set that a file names if it can be built on: the same kind of labels, a whole table and every tar.
 
     A set that is damaged is named in a warning, and everything is made anew.
 
@@ -156,7 +172,7 @@ def _find_parent(source: Source, data: DataConfig, root: str) -> _Parent | None:
         DamagedError: the file that names the newest set is damaged.
         StepError: the store does not answer.
     """
-    key = read_pointer(newest_uri(source, data, root))
+    key = read_pointer(pointer)
     if key is None:
         return None
     uri = storage.join(storage.absolute(root), "datasets", key)
@@ -186,10 +202,7 @@ class _Pointer(Record):
 
 def read_pointer(uri: str) -> str | None:
     """Return the key in a file that leads to a set, None without such a file. Raises DamagedError if it holds none."""
-    cure = (
-        "run `stylegan shard` with the images as they were then, which writes it anew; or delete it, and all images are "
-        "sharded anew"
-    )
+    cure = "shard the images as they were then, which writes it anew; or delete it, and all images are sharded anew"
     try:
         return storage.read_json(uri, _Pointer, cure=cure).key
     except FileNotFoundError:
@@ -313,8 +326,9 @@ def _carry(
         image = source.images[int(order[position])]
         unlabelled = labelled and image.label is None
         stays = image.token == reject["token"] and unlabelled == (reject["kind"] == "unlabelled")
-        # A duplicate stays a reject only while the image that it repeats stays.
-        if stays and (reject["kind"] != "duplicate" or bytes.fromhex(reject["sha256"] or "") in hashes):
+        # A duplicate stays a reject only while the image that it repeats stays. What was never read is tried again.
+        repeats = reject["kind"] != "duplicate" or bytes.fromhex(reject["sha256"] or "") in hashes
+        if stays and repeats and not to_read_again(reject):
             carried.append((position, reject))
         else:
             again += 1

@@ -29,6 +29,7 @@ from stylegan.errors import DamagedError, one_line
 from stylegan.records import parse
 
 KEY_BYTES = 10  # of the digest of a path, in a sample's key: 20 hex digits
+UNREAD = "unread"  # kind of the rejects whose reading failed for a reason outside their bytes
 _CHUNK = b"chunk"  # the entry of the marker's metadata
 _CURE = "delete it and run the same command again, which does this chunk again"
 
@@ -254,6 +255,11 @@ def _as_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", use_dictionary=["label"], write_page_checksum=True)
     return sink.getvalue().to_pybytes()
+
+
+def to_read_again(reject: Rejected) -> bool:
+    """Return whether a reject was never read, so that its bytes prove nothing and a later attempt may succeed."""
+    return reject["bytes"] is None
 
 
 def duplicate(path: str, token: str, num_bytes: int, source_sha256: bytes) -> Rejected:

@@ -9,6 +9,7 @@
     manifest.json                written last: a set with a manifest is complete
 {root}/datasets/newest-*.json    key of the newest set of a source and its settings, which the next one can build on
 {root}/datasets/content-*.json   key of the set with a given fingerprint
+{root}/datasets/{key}/open.json  key of the newest set of this listing that lacks images not read yet
 
 Images are sorted by the digests of their paths, so that any prefix is a fair sample, and cut into chunks. A chunk makes
 one tar for each resolution. Workers share nothing, so any number of them writes the same bytes. A set that builds on an
@@ -48,8 +49,17 @@ from stylegan.data.dataset_card import (
 from stylegan.data.index import column_names, find_manifest, locate, read_manifest, read_samples
 from stylegan.data.payload import suffix
 from stylegan.data.sharding.build_chunk import build_chunk, move_into_place, scratch
-from stylegan.data.sharding.changes import Work, label_kind, newest_uri, plan_work, read_pointer, write_pointer
-from stylegan.data.sharding.chunks import ChunkRequest, FinishedChunk, Recipe, read_chunk, tar_url
+from stylegan.data.sharding.changes import (
+    Work,
+    label_kind,
+    newest_uri,
+    open_uri,
+    plan_work,
+    read_pointer,
+    shard_key,
+    write_pointer,
+)
+from stylegan.data.sharding.chunks import UNREAD, ChunkRequest, FinishedChunk, Recipe, read_chunk, tar_url
 from stylegan.data.sharding.merge import Merged, Part, explain_duplicates, merge
 from stylegan.data.shardset import (
     FORMAT,
@@ -60,11 +70,10 @@ from stylegan.data.shardset import (
     level_name,
     levels,
     parameters,
-    settings_key,
     shard_size,
 )
 from stylegan.data.sources.base import Source
-from stylegan.errors import DamagedError, StepError, decoration
+from stylegan.errors import DamagedError, StepError, UnavailableError, decoration
 from stylegan.records import digest
 
 logger = logging.getLogger("stylegan")
@@ -74,18 +83,13 @@ Progress = Callable[[int, int], None]
 Pmap = Callable[[Callable[[ChunkRequest], int], Iterable[ChunkRequest]], Iterator[int]]
 
 
-def shard_key(data: DataConfig, source: Source) -> str:
-    """Return the digest of everything that decides the shards: the listing with its labels, and the settings.
-
-    No image is opened for it.
-    """
-    return digest({"source": source.signature, "settings": settings_key(data)})
-
-
-def find_shards(source: Source, data: DataConfig, root: str) -> ShardSet | None:
+def find_shards(source: Source, data: DataConfig, root: str, *, final: bool = False) -> ShardSet | None:
     """Return the finished shards of this listing under `root`.
 
     Return None if there are none yet, or if more images were rejected than `data` allows.
+
+    Args:
+        final: whether an open set, which lacks images that could not be read so far, counts as none.
 
     Raises:
         DamagedError: the manifest is not what was written there.
@@ -93,9 +97,18 @@ def find_shards(source: Source, data: DataConfig, root: str) -> ShardSet | None:
     """
     uri = _uri(root, shard_key(data, source))
     manifest = _find_whole(uri)
+    if manifest is None and not final and (key := read_pointer(open_uri(source, data, root))):
+        uri = _uri(root, key)
+        manifest = _find_whole(uri)
     if manifest is None or _count_against(manifest["rejected"]) > data.max_rejected:
         return None
     return ShardSet.from_manifest(uri, manifest)
+
+
+def count_unread(shards: ShardSet) -> int:
+    """Return the number of images that an open set lacks because they could not be read; 0 for any other set."""
+    manifest = _find_whole(shards.uri)
+    return manifest["rejected"].get(UNREAD, 0) if manifest else 0
 
 
 def read_shards(uri: str) -> ShardSet | None:
@@ -185,6 +198,10 @@ def write_shards(
 
     Chunks that an earlier attempt finished are not done again. Any number of processes may call this at the same time.
 
+    Images whose reading fails for a reason outside their bytes (missing, not permitted, no answer) are left out for
+    now. The set without them is open: it has a folder and a key of its own, and the next call tries to read these
+    images, and only these.
+
     Args:
         source: the listing that `open_source(data)` returned.
         pmap: called like `map`; may work on the chunks in any order and in any process. Its function contains what all
@@ -194,6 +211,7 @@ def write_shards(
     Raises:
         StepError: more than `data.max_rejected` images cannot be used, no image can, or the source, disk or store
             refuses.
+        UnavailableError: there would be few enough rejects if all images could be read.
     """
     uri = _uri(root, shard_key(data, source))
 
@@ -210,7 +228,7 @@ def write_shards(
     work = plan_work(source, data, root)
     names = _build(source, data, uri, work, (pmap, progress))
     with scratch(uri, "table") as folder:
-        found = find_shards(source, data, root)
+        found = find_shards(source, data, root, final=True)
         if found is not None:
             complete_set(found, source, data, root)
         return found or _finish(_BuiltSet(source, data, storage.absolute(root), uri, work, names), folder)
@@ -218,7 +236,12 @@ def write_shards(
 
 @dataclass(frozen=True)
 class _BuiltSet:
-    """A set whose chunks are all done: `names` are those of the chunks."""
+    """A set whose chunks are all done.
+
+    Attributes:
+        uri: the folder of the chunks and their tars. It becomes that of the set, unless the set is open.
+        names: those of the chunks.
+    """
 
     source: Source
     data: DataConfig
@@ -264,6 +287,17 @@ def _num_threads(data: DataConfig) -> int:
 def _finish(made: _BuiltSet, folder: Path) -> ShardSet:
     """Merge the rows of all chunks, check the rejects, and write all other files, the manifest last."""
     chunks = [read_chunk(made.uri, name, ["label"]) for name in made.names]
+    rejected = [*made.work.carried, *(reject for chunk in chunks for reject in chunk.rejected)]
+
+    # An open set has a folder of its own. If the images that could not be read before still cannot, it is there.
+    uri = _folder(made, chunks, rejected)
+    if uri != made.uri and (found := read_shards(uri)) is not None:
+        rejects = read_rejected(uri)
+        complete_set(found, made.source, made.data, made.root)
+        write_pointer(open_uri(made.source, made.data, made.root), storage.name(uri))
+        kinds = Counter(reject["kind"] for reject in rejects)
+        _check_rejects(rejects, kinds, made.data, uri=uri, total=len(made.source.images))
+        return found
     manifest: dict[str, Any] = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
@@ -280,29 +314,41 @@ def _finish(made: _BuiltSet, folder: Path) -> ShardSet:
     merged = merge(_parts(made, chunks), file, manifest=manifest, reject_duplicates=made.data.duplicates == "reject")
 
     # Write the rejects, and stop if there are too many.
-    rejected = [*made.work.carried, *(reject for chunk in chunks for reject in chunk.rejected), *merged.duplicates]
+    rejected += merged.duplicates
     rejected.sort(key=lambda reject: reject["path"])
     explain_duplicates(rejected, _row_groups(file))
     lines = "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejected)
-    storage.write_bytes(storage.join(made.uri, REJECTED), lines.encode())
+    storage.write_bytes(storage.join(uri, REJECTED), lines.encode())
     kinds = Counter(reject["kind"] for reject in rejected)
-    _check_rejects(rejected, kinds, made.data, uri=made.uri, total=len(made.source.images))
+    if uri == made.uri:
+        _check_rejects(rejected, kinds, made.data, uri=uri, total=len(made.source.images))
 
     # Write the card.
-    manifest |= _content_facts(made, chunks, merged, rejected)
+    manifest |= _content_facts(made, chunks, merged, rejected, uri)
     columns = [name for name in pq.read_schema(file).names if name not in _NOT_IN_CARD]
     with decoration("the card of this set"):
-        write_card(made.uri, manifest, pq.read_table(file, columns=columns), rejected, source=made.data.source)
+        write_card(uri, manifest, pq.read_table(file, columns=columns), rejected, source=made.data.source)
 
     # Write the manifest, then the files that lead to the set.
-    manifest["table"] = _place_table(made, file)
-    storage.write_json(storage.join(made.uri, MANIFEST), manifest)
-    shards = read_shards(made.uri)
+    manifest["table"] = _place_table(made, file, uri)
+    storage.write_json(storage.join(uri, MANIFEST), manifest)
+    shards = read_shards(uri)
     if shards is None:
-        raise StepError(f"{made.uri}: its manifest was removed while it was made; run the same command again")
-    write_pointer(_content_uri(made.root, shards.fingerprint), storage.name(made.uri))
+        raise StepError(f"{uri}: its manifest was removed while it was made; run the same command again")
+    write_pointer(_content_uri(made.root, shards.fingerprint), storage.name(uri))
     complete_set(shards, made.source, made.data, made.root)
+    if uri != made.uri:  # an open set is kept even if it lacks too many images: the next attempt reads only these
+        write_pointer(open_uri(made.source, made.data, made.root), storage.name(uri))
+        _check_rejects(rejected, kinds, made.data, uri=uri, total=len(made.source.images))
     return shards
+
+
+def _folder(made: _BuiltSet, chunks: Sequence[FinishedChunk], rejected: Sequence[Rejected]) -> str:
+    """Return the folder of the set: that of its chunks if every image was read or none can be used, else one of its own."""
+    unread = sorted(reject["path"] for reject in rejected if reject["kind"] == UNREAD)
+    if not unread or not (len(made.work.kept_rows) or any(chunk.rows.num_rows or chunk.touched for chunk in chunks)):
+        return made.uri
+    return _uri(made.root, digest({"set": storage.name(made.uri), "unread": unread}))
 
 
 def _row_groups(file: Path) -> Iterator[pa.Table]:
@@ -311,23 +357,23 @@ def _row_groups(file: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
-def _place_table(made: _BuiltSet, file: Path) -> dict[str, Any]:
+def _place_table(made: _BuiltSet, file: Path, uri: str) -> dict[str, Any]:
     """Move the table into the set and return its entry of the manifest."""
     name = f"samples-{made.work.change.parent}.parquet" if made.work.change.parent else "samples.parquet"
     with open(file, "rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     facts = {"url": name, "filesize": file.stat().st_size, "sha256": sha256}
-    move_into_place(file, storage.join(made.uri, name))
+    move_into_place(file, storage.join(uri, name))
     return facts
 
 
 def _content_facts(
-    made: _BuiltSet, chunks: Sequence[FinishedChunk], merged: Merged, rejected: Sequence[Rejected]
+    made: _BuiltSet, chunks: Sequence[FinishedChunk], merged: Merged, rejected: Sequence[Rejected], uri: str
 ) -> dict[str, Any]:
     """Return the entries of the manifest that describe the content."""
     datasets = []
     for resolution in levels(made.data):
-        entries = _parent_entries(made.work, resolution) + _own_entries(made, chunks, resolution)
+        entries = _parent_entries(made.work, resolution) + _own_entries(made, chunks, resolution, uri)
         shardlist = [entries[number] for number in merged.tars.tolist()]
         datasets.append(
             {
@@ -359,14 +405,15 @@ def _parent_entries(work: Work, resolution: int) -> list[TarEntry]:
     return [{**entry, "url": f"../{locate(work.change.parent, entry['url'])}"} for entry in level["shardlist"]]
 
 
-def _own_entries(made: _BuiltSet, chunks: Sequence[FinishedChunk], resolution: int) -> list[TarEntry]:
-    """Return the manifest's entries of the tars of the chunks at one resolution."""
+def _own_entries(made: _BuiltSet, chunks: Sequence[FinishedChunk], resolution: int, uri: str) -> list[TarEntry]:
+    """Return the manifest's entries of the tars of the chunks at one resolution, with URLs relative to the folder `uri`."""
+    above = "" if uri == made.uri else f"../{storage.name(made.uri)}/"
     entries: list[TarEntry] = []
     for name, chunk in zip(made.names, chunks, strict=True):
         sha256, num_bytes = chunk.tars.get(
             resolution, ("", 0)
         )  # a chunk without samples has no tar, and no row names it
-        url = tar_url(resolution, name)
+        url = above + tar_url(resolution, name)
         entries.append({"url": url, "nsamples": chunk.rows.num_rows, "filesize": num_bytes, "sha256": sha256})
     return entries
 
@@ -425,8 +472,15 @@ def _check_rejects(
         uri: folder of the set.
         total: number of images of the source.
     """
-    count = _count_against(kinds)
+    count, unread = _count_against(kinds), kinds.get(UNREAD, 0)
     if count <= data.max_rejected and sum(kinds.values()) < total:
+        if unread:
+            first = next((reject for reject in rejected if reject["kind"] == UNREAD), None)
+            example = f", such as {first['path']} ({first['reason']})" if first else ""
+            logger.warning(
+                f"data.source={data.source}: goes on without {unread} image(s) that could not be read{example}; sharding "
+                "again tries these"
+            )
         return
     shown = [f"{reject['path']} ({reject['reason']})" for reject in rejected if reject["kind"] != "duplicate"]
     named = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds) if kind != "duplicate")
@@ -435,7 +489,10 @@ def _check_rejects(
     examples = f"{'; '.join(shown[:3])}{' ...' if len(shown) > 3 else ''}; all are in {where}"
     if not rejected:
         examples = f"their list {where} is missing; delete {storage.join(uri, MANIFEST)} to have it written again"
-    raise StepError(
+    if unread:
+        cure += "; those that are unread are tried again by the same command"
+    kind = UnavailableError if count - unread <= data.max_rejected and unread else StepError
+    raise kind(
         f"data.source={data.source}: {count} of {total} images cannot be used ({named}), data.max_rejected={data.max_rejected}: "
         f"{examples}; repair or remove {cure}"
     )

@@ -1,5 +1,6 @@
 """Incremental sharding: the work grows with the change, and the content equals that of shards made anew."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ from stylegan.data import payload
 from stylegan.data.index import read_level, read_manifest, read_samples
 from stylegan.data.sharding.changes import Change, plan_change
 from stylegan.data.sharding.verify import verify
-from stylegan.data.sharding.write_shards import find_shards, read_shards, write_shards
+from stylegan.data.sharding.write_shards import count_unread, find_shards, read_shards, shard_key, write_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.data.sources.unaltered import unaltered
-from stylegan.errors import StepError
+from stylegan.errors import StepError, UnavailableError
 
 
 @pytest.fixture
@@ -378,3 +379,147 @@ def test_why_everything_is_made_anew_is_told(folder, tmp_path, draw_images, capl
     assert change(data, tmp_path).parent is None
     assert (shards.uri if name.endswith(".tar") else str(path)) in caplog.text
     assert "sharded anew" in caplog.text
+
+
+# --- images that could not be read -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def away(monkeypatch) -> dict[str, OSError]:
+    """Return a dictionary from the end of a path to the error that reading it raises; it also notes what was read."""
+    broken: dict[str, OSError] = {}
+    open_regular = storage.open_regular
+
+    def refuse(path: str):
+        if Path(path).parent.name in ("cat", "dog"):
+            reads.append(Path(path).name)
+        error = next((error for end, error in broken.items() if path.endswith(end)), None)
+        if error is not None:
+            raise error
+        return open_regular(path)
+
+    reads.clear()
+    monkeypatch.setattr(storage, "open_regular", refuse)
+    return broken
+
+
+reads: list[str] = []
+PASSING = [
+    PermissionError(errno.EACCES, "Permission denied"),
+    FileNotFoundError(errno.ENOENT, "No such file or directory"),
+    OSError(errno.EIO, "Input/output error"),
+    TimeoutError("timed out"),
+    ConnectionResetError("reset by peer"),
+    OSError(errno.ESTALE, "Stale file handle"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING)
+@pytest.mark.parametrize("incremental", [True, False])
+def test_read_that_failed_is_tried_again(folder, tmp_path, away, error, incremental):
+    """The same command after the repair reads that image, and it alone, and gives what it would have given at once."""
+    data = config(folder, incremental=incremental)
+    away["cat/2.png"] = error
+    with pytest.raises(UnavailableError, match=r"1 of 40 images cannot be used \(1 unread\).*tried again by the same"):
+        make(data, tmp_path)
+    assert find_shards(open_source(data), data, str(tmp_path)) is None
+    with pytest.raises(UnavailableError, match="1 unread"):
+        make(data, tmp_path)
+    away.clear()
+    reads.clear()
+    shards = make(data, tmp_path)
+    assert set(reads) == {"2.png"}
+    assert (shards.num_images, shards.num_rejected) == (40, 0)
+    assert find_shards(open_source(data), data, str(tmp_path), final=True) == shards
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+
+
+def test_open_set_is_used_and_completed_later(folder, tmp_path, away):
+    """If `max_rejected` allows it, the set goes without unread images. They are tried again; each result has its own key."""
+    data = config(folder, max_rejected=2)
+    away |= {"cat/2.png": PASSING[0], "dog/3.png": PASSING[1]}
+    first = make(data, tmp_path)
+    before = {path: path.read_bytes() for path in Path(first.uri).parent.rglob("*.tar")}
+    assert (first.num_images, first.num_rejected, count_unread(first)) == (38, 2, 2)
+    assert find_shards(open_source(data), data, str(tmp_path)) == first
+    assert find_shards(open_source(data), data, str(tmp_path), final=True) is None
+    assert change(data, tmp_path).kept == 38
+    reads.clear()
+    assert make(data, tmp_path) == first
+    assert set(reads) == {"2.png", "3.png"}
+
+    # One of them comes back, then the other.
+    del away["cat/2.png"]
+    second = make(data, tmp_path)
+    assert (second.num_images, count_unread(second)) == (39, 1)
+    away.clear()
+    last = make(data, tmp_path)
+    assert find_shards(open_source(data), data, str(tmp_path), final=True) == last
+    assert len({first.uri, second.uri, last.uri}) == 3
+    assert {path: path.read_bytes() for path in before} == before
+    assert_as_made_anew(last, data, tmp_path / "fresh")
+    assert [verify(shards.uri).problems for shards in (first, second, last)] == [(), (), ()]
+
+
+def test_changed_source_reads_again_what_was_unread(folder, tmp_path, away, draw_images):
+    """A new listing builds on an open set, without its failures."""
+    data = config(folder, max_rejected=1)
+    away["cat/2.png"] = PASSING[0]
+    make(data, tmp_path)
+    away.clear()
+    draw_images(folder / "cat", ["new.png"], size=(30, 31))
+    reads.clear()
+    shards = make(data, tmp_path)
+    assert set(reads) == {"new.png", "2.png"}
+    assert (shards.num_images, shards.num_rejected) == (41, 0)
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+
+
+def test_source_that_is_away_leaves_nothing_behind(folder, tmp_path, away):
+    """If no image can be read, there is no set at all; the same command works once they can."""
+    data = config(folder, max_rejected=40)
+    away[".png"] = PASSING[2]
+    with pytest.raises(UnavailableError, match=r"40 of 40 images cannot be used \(40 unread\)"):
+        make(data, tmp_path)
+    assert not list(tmp_path.rglob("manifest.json"))
+    away.clear()
+    shards = make(data, tmp_path)
+    assert shards.num_images == 40
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+
+
+def test_chunk_of_a_killed_attempt_is_done_again_if_its_images_can_be_read(folder, tmp_path, away):
+    """The marker of a finished chunk does not keep a failure that is over; without a repair the chunk stays."""
+    data = config(folder, max_rejected=1)
+    away["cat/2.png"] = PASSING[0]
+    (source, key) = open_source(data), shard_key(data, open_source(data))
+    first = make(data, tmp_path)
+    tars = {path: path.stat().st_mtime_ns for path in (tmp_path / "datasets" / key).rglob("*.tar")}
+    shutil.rmtree(first.uri)
+    (tmp_path / "datasets" / key / "open.json").unlink()
+    for pointer in (tmp_path / "datasets").glob("newest-*"):
+        pointer.unlink()
+    reads.clear()
+    assert make(data, tmp_path) == first
+    assert set(reads) == {"2.png"}
+    assert {path: path.stat().st_mtime_ns for path in tars} == tars
+
+    shutil.rmtree(first.uri)
+    away.clear()
+    shards = make(data, tmp_path)
+    assert find_shards(source, data, str(tmp_path), final=True) == shards
+    assert_as_made_anew(shards, data, tmp_path / "fresh")
+
+
+def test_what_the_bytes_prove_is_final(folder, tmp_path, away):
+    """A damaged picture is not read again, unless it changes."""
+    (folder / "cat/2.png").write_bytes(b"no picture")
+    data = config(folder)
+    for _ in range(2):
+        with pytest.raises(StepError, match=r"\(1 unreadable\)") as caught:
+            make(data, tmp_path)
+        assert not isinstance(caught.value, UnavailableError)
+    reads.clear()
+    shards = make(data.model_copy(update={"max_rejected": 1}), tmp_path)
+    assert reads == []
+    assert find_shards(open_source(data), config(folder, max_rejected=1), str(tmp_path), final=True) == shards
