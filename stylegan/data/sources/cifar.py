@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stylegan import storage
-from stylegan.data.sources.access.tarwalk import open_tar, walk
+from stylegan.data.sources.access.tarwalk import Member, open_tar, walk
 from stylegan.data.sources.base import Files, Listing
 from stylegan.data.sources.blocks import Block, list_blocks
 from stylegan.errors import StepError, one_line
@@ -59,7 +59,7 @@ def _contents(files: Files, wanted: re.Pattern[str]) -> Iterator[tuple[str, byte
             with open_tar(files.source, files.uri(path), token) as content:
                 for member in walk(files.source, content):
                     last = member.name.rpartition("/")[2]
-                    if wanted.fullmatch(last) and member.size <= _LARGEST:
+                    if isinstance(member, Member) and wanted.fullmatch(last) and member.size <= _LARGEST:
                         yield last, content.read(member.size)
         elif wanted.fullmatch(name):
             yield name, storage.read_bytes(files.uri(path))

@@ -20,17 +20,31 @@ from __future__ import annotations
 import posixpath
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import IO, NamedTuple
 
+from stylegan.data.sources.access.links import Link, follow
 from stylegan.data.sources.access.locator import Locator
 from stylegan.data.sources.access.ranges import COPY_BELOW, Packed, open_ranges
-from stylegan.data.sources.access.tarwalk import DamagedTar, Member, is_packed, open_tar, walk
-from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, is_image, is_junk, is_label_file
+from stylegan.data.sources.access.tarwalk import DEVICE, DamagedTar, Member, Special, is_packed, open_tar, walk
+from stylegan.data.sources.base import (
+    NO_PICTURES,
+    Files,
+    Label,
+    Listing,
+    Read,
+    SourceImage,
+    is_image,
+    is_junk,
+    is_label_file,
+    require_size,
+)
 from stylegan.data.sources.labels import binary, class_number, parse_json
 from stylegan.errors import StepError, shown
 
@@ -80,11 +94,12 @@ def list_images(files: Files) -> Listing:
     images: list[SourceImage] = []
     label_files: dict[str, str] = {}
     locator, packed, image_bytes = Locator(3), [], 0
+    prefixes = _prefixes(tars)
     with ThreadPoolExecutor(8) as pool:  # scanning a remote tar mostly waits
         for number, shard in enumerate(pool.map(partial(_scan, files), tars)):
             tar, token = tars[number], files.tokens[tars[number]]
             packed.append(Packed(files.uri(tar), token, shard.num_bytes if is_packed(tar) else 0))
-            above = f"{_ENDING.sub('', tar)}/" if len(tars) > 1 else ""
+            above = prefixes[number]
             mark = (
                 f"{zlib.crc32(token.encode()):08x}"  # members have no checksum, so a changed tar changes all its tokens
             )
@@ -99,6 +114,7 @@ def list_images(files: Files) -> Listing:
             for member in shard.files:
                 label_files[above + member.name] = f"{member.size}-{member.mtime}-{mark}"
                 locator.add(above + member.name, number, member.offset, member.size)
+    _require_distinct(files.source, prefixes, images)
     opener = partial(_open_members, tuple(packed), locator.seal(), image_bytes < COPY_BELOW * len(images))
     return Listing(images, opener, reader="tar", files=label_files, folders=len(tars) == 1)
 
@@ -111,15 +127,56 @@ def _open_members(tars: tuple[Packed, ...], locator: Locator, copy: bool) -> Ite
         locator: number of the tar, offset and size of each member.
         copy: copy remote tars to this machine as a whole.
     """
-    with open_ranges(tars, copy=copy) as read:
-        yield lambda path: read(*locator[path])
+    with open_ranges(tars, copy=copy) as read_range:
+
+        def read(path: str) -> bytes:
+            number, offset, size = locator[path]
+            require_size(size)
+            return read_range(number, offset, size)
+
+        yield read
+
+
+def _prefixes(tars: list[str]) -> list[str]:
+    """Return what the paths of each tar begin with: its name without its ending, unless another tar has that too."""
+    if len(tars) < 2:
+        return [""] * len(tars)
+    stems = [_ENDING.sub("", tar) for tar in tars]
+    counts = Counter(stems)
+    return [f"{stem if counts[stem] == 1 else tar}/" for stem, tar in zip(stems, tars, strict=True)]
+
+
+def _require_distinct(source: str, prefixes: list[str], images: list[SourceImage]) -> None:
+    """Raise StepError if images of two tars have one path, as `b/1.png` of `a.tar` and `1.png` of `a/b.tar` do."""
+    ordered = sorted(prefixes)
+    nested = [inner for outer, inner in pairwise(ordered) if inner.startswith(outer)]
+    for path, places in _tars_by_path(nested, images).items():
+        if len(places) > 1:
+            raise StepError(
+                f"data.source={source}: two of its tars contain {path}; rename one of them, so that all images have different paths"
+            )
+
+
+def _tars_by_path(nested: list[str], images: list[SourceImage]) -> dict[str, set[str]]:
+    """Return the marks of the tars of each image whose path begins with one of the prefixes."""
+    marks: dict[str, set[str]] = {}
+    for image in images if nested else ():
+        if image.path.startswith(tuple(nested)):
+            marks.setdefault(image.path, set()).add(image.token.rpartition("-")[2])
+    return marks
 
 
 def _scan(files: Files, tar: str) -> _Shard:
     """Read the headers of one tar, and the labels of its samples if they are wanted."""
-    shard = _Shard()
+    shard, links = _Shard(), []
     with open_tar(files.source, files.uri(tar), files.tokens[tar]) as content:
         for member in walk(files.source, content):
+            if isinstance(member, Link):
+                links.append(member)
+            elif isinstance(member, Special):
+                _leave_out(files, tar, member)
+            if not isinstance(member, Member):
+                continue
             shard.num_bytes = member.offset + member.size
             if is_junk(member.name):
                 continue
@@ -131,7 +188,37 @@ def _scan(files: Files, tar: str) -> _Shard:
                 label_file = _read_label_file(files.source, member, content)
                 if label_file.label is not None or label_file.wrong is not None:
                     shard.labels.setdefault(_first_part(member.name), []).append(label_file)
+            elif not member.name.endswith("/"):  # old tars have folders as empty files with such names
+                files.left_out[NO_PICTURES] += 1
+    if links:
+        for name, member in follow(files, links, partial(_find, files, tar)):
+            (shard.images if is_image(name) else shard.files).append(member._replace(name=name))
     return shard
+
+
+def _leave_out(files: Files, tar: str, member: Special) -> None:
+    """Count a pipe or device. Raise StepError for any other special member that may be an image or a label file."""
+    if member.form == DEVICE:
+        files.left_out["pipes, sockets and devices"] += 1
+    elif files.wants(member.name):
+        raise StepError(
+            f"data.source={files.source}: {member.name} in {tar} is {member.form}, which is not read; make the tar again without "
+            "`--sparse` and `--multi-volume`"
+        )
+
+
+def _find(files: Files, tar: str, paths: set[str]) -> tuple[dict[str, Member], set[str]]:
+    """Return the members of a tar with these paths, and those of the paths that are folders with images or label files."""
+    found: dict[str, Member] = {}
+    folders: set[str] = set()
+    with open_tar(files.source, files.uri(tar), files.tokens[tar]) as content:
+        for member in walk(files.source, content):
+            if isinstance(member, Member) and member.name in paths:
+                found[member.name] = member
+            if not isinstance(member, Special) and files.wants(member.name):
+                parts = member.name.split("/")
+                folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts))} & paths
+    return found, folders
 
 
 def _stem(name: str) -> str:

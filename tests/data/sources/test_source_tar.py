@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import fsspec
 import pytest
 import webdataset as wds
 
+from stylegan.data.decode import UnreadableImage
 from stylegan.data.sources.access.tarwalk import walk
 from stylegan.errors import StepError
 
@@ -229,15 +231,125 @@ def test_names_that_lead_out_are_refused(tmp_path, opened, name, format):
         opened(write(tmp_path / "evil.tar", [("good.png", b"x"), (name, b"x")], format))
 
 
-def test_links_in_tars_are_left_out(tmp_path, opened, contents):
-    """A link could lead anywhere, so only files count."""
-    path = tmp_path / "links.tar"
-    with tarfile.open(path, "w") as archive:
-        for kind, name in ((tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.png"), (tarfile.REGTYPE, "real.png")):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/passwd"
-            archive.addfile(info)
-    assert list(contents(opened(path))) == ["real.png"]
+def linked(folder: Path) -> Path:
+    """Add a hard link, links to files (one by way of another link), a link to nothing and one to a folder above."""
+    (folder / "bird").mkdir()
+    os.link(folder / "cat/0.png", folder / "bird/hard.png")
+    os.symlink("../dog/1.png", folder / "bird/soft.png")
+    os.symlink("soft.png", folder / "bird/chain.png")
+    os.symlink("nothing.txt", folder / "bird/notes.txt")
+    os.symlink("..", folder / "bird/up")
+    (folder / "bird/blob").write_bytes(b"content without an ending")
+    os.symlink("blob", folder / "bird/blob.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["images.tar", "images.tar.gz"])
+@pytest.mark.parametrize("format", ["gnu", "posix", "ustar"])
+def test_links_in_tars_give_what_they_give_in_the_folder(image_folder, opened, listed, contents, name, format):
+    """Hard and symbolic links inside a tar are followed, as they are in a folder."""
+    folder = opened(linked(image_folder))
+    path = image_folder.parent / name
+    subprocess.run(["tar", "-caf", path, f"--format={format}", "-C", image_folder, "."], check=True)
+    source = opened(path)
+    assert (listed(source), source.label_names) == (listed(folder), folder.label_names)
+    assert contents(source) == contents(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "hard"),
+    [
+        ("soft.png", "/etc/passwd", False),
+        ("soft.png", "../outside.png", False),
+        ("a/soft.png", "nothing.png", False),
+        ("hard.png", "/etc/passwd", True),
+        ("hard.png", "gone.png", True),
+        ("loop.png", "loop.png", False),
+        ("more", "/data/more", False),
+        ("more", "cats", False),
+        ("dataset.json", "../dataset.json", False),
+    ],
+)
+def test_links_that_cannot_be_followed_are_refused(tmp_path, opened, name, target, hard):
+    """A link that may lead to images which the tar lacks is an error with the cure, never a silent loss."""
+    path = write(tmp_path / "links.tar", [("cats/a.png", b"x"), ("b.png", b"y")])
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.LNKTYPE if hard else tarfile.SYMTYPE, target
+        archive.addfile(info)
+    with pytest.raises(StepError, match=r"link to .*; make the archive again with the files that links lead to"):
+        opened(path)
+
+
+@pytest.mark.parametrize("format", ["gnu", "posix"])
+def test_sparse_members_are_refused(image_folder, opened, format):
+    """A sparse picture is named; other members that are sparse, with maps of any length, do not matter."""
+    for name, parts in (("notes.bin", 100), ("cat/sparse.bmp", 2)):
+        with open(image_folder / name, "wb") as file:
+            for number in range(parts):
+                file.seek(number * 2**16)
+                file.write(b"x" * 4096)
+    path = image_folder.parent / "sparse.tar"
+    tar = ["tar", "-cSf", path, f"--format={format}", "-C", image_folder]
+    subprocess.run([*tar, "."], check=True)
+    with pytest.raises(StepError, match=r"cat/sparse\.bmp in sparse\.tar is a sparse file, which is not read"):
+        opened(path)
+    subprocess.run([*tar, "--exclude=sparse.bmp", "."], check=True)
+    assert len(opened(path).images) == 12
+
+
+def test_incremental_and_labelled_tars(image_folder, opened, listed):
+    """GNU tar's incremental archives have lists of names in place of folders, and a label of the volume."""
+    folder = opened(image_folder)
+    path = image_folder.parent / "a.tar"
+    state = image_folder.parent / "state"
+    subprocess.run(["tar", "-cf", path, "-g", state, "-V", "label", "-C", image_folder, "."], check=True)
+    assert listed(opened(path)) == listed(folder)
+
+
+def test_last_member_of_a_name_counts(tmp_path, opened, contents):
+    """As when the tar is unpacked, also for names that differ only by `./`."""
+    path = write(tmp_path / "a.tar", [("a.png", b"1"), ("b.png", b"2"), ("./a.png", b"3")])
+    assert contents(opened(path)) == {"a.png": b"3", "b.png": b"2"}
+
+
+def test_tars_whose_paths_would_be_the_same(tmp_path, opened, contents):
+    """Tars that differ in their ending alone keep their images apart; if paths are the same otherwise, that is refused."""
+    write(tmp_path / "a.tar", [("1.png", b"1")])
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(write(tmp_path / "b.tar", [("1.png", b"2")]).read_bytes()))
+    (tmp_path / "b.tar").unlink()
+    assert contents(opened(tmp_path)) == {"a.tar/1.png": b"1", "a.tar.gz/1.png": b"2"}
+    (tmp_path / "x/a").mkdir(parents=True)
+    write(tmp_path / "x/a.tar", [("b/1.png", b"1"), ("b/1.png", b"2")])
+    write(tmp_path / "x/a/b.tar", [("1.png", b"1"), ("2.png", b"1")])
+    with pytest.raises(StepError, match=r"two of its tars contain a/b/1\.png"):
+        opened(tmp_path / "x")
+
+
+@pytest.mark.parametrize("stray", [b"[{'no': json}]", b'[{"file": "a.png", "bbox": [1, 2, 3, 4]}]', b'"text"', b"{}"])
+def test_json_of_no_image_is_no_label(tmp_path, opened, stray):
+    """A file beside the images that belongs to none of them is no label, whatever it contains."""
+    members = [("annotations.json", stray), ("cat/a.png", b"x"), ("dog/b.png", b"y"), ("dog/notes.cls", b"hello")]
+    assert opened(write(tmp_path / "a.tar", members)).label_names == ("cat", "dog")
+
+
+def test_member_too_large_for_a_picture(tmp_path, opened, monkeypatch):
+    """It is refused by its size, before it is read."""
+    monkeypatch.setattr("stylegan.data.sources.base.LARGEST", 1000)
+    source = opened(write(tmp_path / "a.tar", [("a.tif", bytes(1001)), ("b.tif", bytes(1000))]))
+    with source.open() as read:
+        assert len(read("b.tif")) == 1000
+        with pytest.raises(UnreadableImage, match=r"1,001 bytes; at most 1,000 are allowed") as caught:
+            read("a.tif")
+    assert caught.value.kind == "too large"
+
+
+def test_tar_without_an_end_mark(tmp_path, opened, caplog):
+    """Some programs write no end mark, so it is not required; the log says that the tar may be cut short."""
+    path = write(tmp_path / "a.tar", [("a.png", b"x"), ("b.png", b"y")])
+    path.write_bytes(path.read_bytes()[:1024])
+    assert len(opened(path).images) == 1
+    assert "has no end mark after byte 1024; it may be cut short" in caplog.text
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -112,9 +111,11 @@ def _local(file: Packed) -> Iterator[Path]:
 
 
 def _gunzip(file: Packed, out: IO[bytes]) -> None:
-    """Write the content of a .gz. Raise StepError if it is damaged."""
+    """Write as many bytes of a .gz as its members take: more may follow without end. Raise StepError if it is damaged."""
+    left = file.unpacked
     try:
         with local_copy(file.uri, file.token) as path, gzip.open(path) as content:
-            shutil.copyfileobj(content, out, 2**20)
+            while left and (piece := content.read(min(left, 2**20))):
+                left -= out.write(piece)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise StepError(f"{file.uri}: cannot be unpacked ({one_line(error)}); copy or make it again") from error

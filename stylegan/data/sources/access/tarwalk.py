@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import IO, NamedTuple
 
 from stylegan import storage
 from stylegan.data.cache import local_copy
+from stylegan.data.sources.access.links import Link
 from stylegan.data.sources.access.ranges import open_file
 from stylegan.data.sources.base import safe_path
 from stylegan.errors import StepError, one_line
@@ -17,6 +19,10 @@ from stylegan.errors import StepError, one_line
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
 _LONGEST_NAME = 2**16
+_LARGEST = 2**62  # bytes of a member; more is no place in any file
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, whatever size their headers say
+DEVICE = "a pipe or a device"
+logger = logging.getLogger("stylegan")
 
 
 class Member(NamedTuple):
@@ -35,6 +41,18 @@ class Member(NamedTuple):
     mtime: int
 
 
+class Special(NamedTuple):
+    """A member that is not stored as a plain file: a sparse file, a part of a file, a device, or of an unknown type.
+
+    Attributes:
+        name: relative path, checked by `safe_path`.
+        form: what it is, in a few words.
+    """
+
+    name: str
+    form: str
+
+
 class DamagedTar(Exception):
     """The file is no tar, or is cut short. The message says what is wrong, without naming the file."""
 
@@ -49,8 +67,8 @@ def open_tar(source: str, uri: str, token: str) -> Iterator[IO[bytes]]:
     """Open a tar for `walk`, unpacked. A remote gzipped tar is copied to this machine first.
 
     Raises:
-        StepError: the file cannot be read, is no tar, or is cut short. Errors of this kind in the block become
-            StepError too.
+        OSError: the file cannot be read.
+        StepError: it is no tar, or is cut short. Errors of this kind in the block become StepError too.
     """
     try:
         if is_packed(uri):
@@ -64,14 +82,10 @@ def open_tar(source: str, uri: str, token: str) -> Iterator[IO[bytes]]:
         raise StepError(
             f"data.source={source}: {name} is not a readable tar ({one_line(error)}); copy or make it again"
         ) from error
-    except OSError as error:
-        raise StepError(
-            f"data.source={source}: {storage.name(uri)} cannot be read: {one_line(error)}; check its permissions"
-        ) from error
 
 
-def walk(source: str, file: IO[bytes]) -> Iterator[Member]:
-    """Yield every regular file; `file` is then at the first byte of its content. Links and devices are left out.
+def walk(source: str, file: IO[bytes]) -> Iterator[Member | Link | Special]:
+    """Yield every member but folders; `file` is then at the first byte of the content of a `Member`.
 
     Args:
         source: `data.source`, for messages.
@@ -81,32 +95,83 @@ def walk(source: str, file: IO[bytes]) -> Iterator[Member]:
         DamagedTar: a header is wrong, or the last member is incomplete.
         StepError: a name leads out of the archive.
     """
-    position, renamed, resized = 0, "", -1
+    position = 0
+    all_records: dict[str, str] = {}
+    records: dict[str, str] = {}
     while True:
         # Read one header; an empty block or the end of the file ends the archive.
         header = file.read(_BLOCK)
-        if (not header and position) or header == _EMPTY:
+        if not header and position:
+            logger.warning(f"data.source={source}: has no end mark after byte {position}; it may be cut short")
+            return
+        if header == _EMPTY:
             return
         kind, size = header[156:157], _check_header(header, position)
         start = position + _BLOCK
-        if resized >= 0 and kind not in b"Lxg":
-            size = resized
 
-        # `L` (GNU) and `x` (PAX) describe the member that follows.
-        if kind == b"L":
-            renamed = _read(file, size, _LONGEST_NAME).rstrip(b"\0").decode(errors="surrogateescape")
-        elif kind == b"x":
-            records = _pax_records(_read(file, size, 16 * _LONGEST_NAME))
-            renamed = records.get("path", renamed)
-            resized = int(records.get("size", -1))
-        elif kind in (b"0", b"\0", b"7"):
-            yield Member(safe_path(source, renamed or _name(header)), start, size, _number(header[136:148]))
-        if kind not in b"Lxg":
-            renamed, resized = "", -1
+        # These describe the member that follows (PAX and GNU), or all that follow (`g`).
+        if kind in b"xXgLK":
+            description = _read(file, size, _LONGEST_NAME if kind in b"LK" else 16 * _LONGEST_NAME)
+            if kind in b"LK":
+                key = "path" if kind == b"L" else "linkpath"
+                records = records | {key: description.rstrip(b"\0").decode(errors="surrogateescape")}
+            elif kind == b"g":
+                all_records = all_records | _pax_records(description)
+            else:
+                records = records | _pax_records(description)
+        else:
+            facts, records = all_records | records if records else all_records, {}
+            size = _size(facts, size) if kind not in _WITHOUT_CONTENT else 0
+            if kind == b"S":
+                start = _after_sparse_map(file, header, start)
+            if kind not in b"5DVN":  # folders, the label of a volume, and lists of old names
+                yield _member(source, header, facts, start, size)
 
         # Skip the content, which is padded to whole blocks.
         position = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
         _skip(file, start + size, position)
+
+
+def _member(source: str, header: bytes, facts: dict[str, str], start: int, size: int) -> Member | Link | Special:
+    """Return a member that is no folder.
+
+    Args:
+        facts: the records that describe it.
+        start: first byte of its content.
+        size: bytes of its content.
+    """
+    kind = header[156:157]
+    sparse = bool(facts) and any(key.startswith("GNU.sparse.") for key in facts)
+    name = safe_path(source, facts.get("GNU.sparse.name") or facts.get("path") or _name(header))
+    if kind in b"12":
+        target = facts.get("linkpath") or header[157:257].partition(b"\0")[0].decode(errors="surrogateescape")
+        return Link(name, target, hard=kind == b"1")
+    if sparse or kind == b"S":
+        return Special(name, "a sparse file")
+    if kind in (b"0", b"\0", b"7"):
+        return Member(name, start, size, _number(header[136:148]))
+    if kind in b"346":
+        return Special(name, DEVICE)
+    return Special(name, "a part of a file" if kind == b"M" else f"a member of the unknown type {kind!r}")
+
+
+def _size(facts: dict[str, str], size: int) -> int:
+    """Return the bytes of a member's content: what its records say, else its header."""
+    given = facts.get("size", str(size))
+    if not given.isdecimal() or int(given) > _LARGEST:
+        raise DamagedTar(f"a member has the size {given[:40]!r}")
+    return int(given)
+
+
+def _after_sparse_map(file: IO[bytes], header: bytes, start: int) -> int:
+    """Return the first byte of the content of an old sparse file, after the blocks of its map that follow the header."""
+    more = header[482:483] != b"\0"
+    while more:
+        block = file.read(_BLOCK)
+        if len(block) < _BLOCK:
+            raise DamagedTar("it is cut short")
+        start, more = start + _BLOCK, block[504:505] != b"\0"
+    return start
 
 
 def _skip(file: IO[bytes], end: int, position: int) -> None:
@@ -129,6 +194,7 @@ def _check_header(header: bytes, position: int) -> int:
         )
     try:
         wanted, size = _number(header[148:156]), _number(header[124:136])
+        _number(header[136:148])
     except ValueError:
         wanted, size = -1, 0
     # The checksum is the sum of all bytes, with eight blanks in its own field. The low half of Adler-32 is that sum
