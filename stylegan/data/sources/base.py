@@ -190,14 +190,17 @@ def is_junk(path: str) -> bool:
     return "/." in path or path.startswith((".", "__MACOSX/")) or "/__MACOSX/" in path
 
 
-def safe_path(source: str, name: str) -> str:
+def safe_path(source: str, name: str, *, backslash: bool = True) -> str:
     """Return the name of an archive member as a path: parts separated by `/`, without `./` and empty parts.
+
+    Args:
+        backslash: whether a backslash separates parts too.
 
     Raises:
         StepError: the name is absolute or contains `..`. Unpacking such an archive would write files outside the target
             folder, so none of it is used.
     """
-    if "\\" in name:
+    if backslash and "\\" in name:
         name = name.replace("\\", "/")
     if not name.startswith("/") and (name.startswith("./") or "//" in name or "/./" in name):
         name = "/".join(part for part in name.split("/") if part not in ("", "."))

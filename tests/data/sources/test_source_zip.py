@@ -1,12 +1,16 @@
 """Tests of zips: the same images as in a folder, and refusal of damaged or malicious archives."""
 
+import os
+import struct
 import tracemalloc
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from stylegan.data.decode import UnreadableImage
 from stylegan.errors import StepError
 
 
@@ -111,3 +115,110 @@ def test_broken_and_encrypted_archives(tmp_path, image_folder, opened):
     path.write_bytes(content)
     with pytest.raises(StepError, match="is encrypted; make the archive again"):
         opened(path)
+
+
+def raw_zip(path: Path, members: list[tuple[bytes, bytes, bytes]]) -> Path:
+    """Write a zip of (name, content, extra field of the directory), as `zip` of Linux does: without the flag for UTF-8."""
+    body = index = b""
+    for name, content, extra in members:
+        facts = struct.pack("<HHHHHII", 20, 0, 0, 0, 33, zlib.crc32(content), len(content))
+        facts += struct.pack("<IHH", len(content), len(name), 0)
+        index += b"PK\1\2\x14\0" + facts[:-2] + struct.pack("<HHHHII", len(extra), 0, 0, 0, 0, len(body)) + name + extra
+        body += b"PK\3\4" + facts + name + content
+    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, len(members), len(members), len(index), len(body), 0)
+    path.write_bytes(body + index + end)
+    return path
+
+
+def unicode_path(name: bytes, text: str) -> bytes:
+    """Return Info-ZIP's extra field for a Unicode name."""
+    content = b"\1" + zlib.crc32(name).to_bytes(4, "little") + text.encode()
+    return struct.pack("<HH", 0x7075, len(content)) + content
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "path"),
+    [
+        ("猫/あ.png".encode(), b"", "猫/あ.png"),
+        (b"caf\x82/a.png", b"", "café/a.png"),  # code page 437
+        ("ソ.png".encode("cp932"), b"", "â\\.png"),  # Shift-JIS, whose second byte is that of a backslash
+        (b"cats\\a.png", b"", "cats/a.png"),
+        (b"c\x82ts\\a.png", unicode_path(b"c\x82ts\\a.png", "猫\\a.png"), "猫/a.png"),
+        (b"caf\x82/a.png", unicode_path(b"another name", "猫/a.png"), "café/a.png"),
+    ],
+)
+def test_names_without_the_flag_for_utf_8(tmp_path, opened, contents, name, extra, path):
+    """Names are UTF-8 if they can be, else those of the extra field or of code page 437."""
+    source = opened(raw_zip(tmp_path / "a.zip", [(name, b"x", extra), (b"top.png", b"y", b"")]))
+    assert contents(source) == {path: b"x", "top.png": b"y"}
+
+
+def test_labels_of_names_without_the_flag(tmp_path, opened, listed):
+    """The names of a dataset.json are those of the images."""
+    labels = '{"labels": [["あ.png", 0], ["い.png", 1]]}'.encode()
+    members = [("あ.png".encode(), b"x", b""), ("い.png".encode(), b"y", b""), (b"dataset.json", labels, b"")]
+    assert listed(opened(raw_zip(tmp_path / "a.zip", members))) == [("あ.png", 0), ("い.png", 1)]
+
+
+def with_link(path: Path, name: str, target: str) -> Path:
+    """Add a symbolic link to a zip, as `zip -y` does."""
+    with zipfile.ZipFile(path, "a") as archive:
+        info = zipfile.ZipInfo(name)
+        info.create_system, info.external_attr = 3, 0o120777 << 16
+        archive.writestr(info, target)
+    return path
+
+
+def test_links_in_zips(image_folder, opened, listed, contents):
+    """A link to a member gives what it gives in a folder; any other that may lead to images is refused."""
+    path = with_link(zipped(image_folder), "dog/soft.png", "../cat/0.png")
+    os.symlink("../cat/0.png", image_folder / "dog/soft.png")
+    folder, source = opened(image_folder), opened(path)
+    assert listed(source) == listed(folder)
+    assert contents(source) == contents(folder)
+    with pytest.raises(
+        StepError, match=r"gone\.png is a symbolic link to /x/gone\.png, which is not a file of the archive"
+    ):
+        opened(with_link(path, "gone.png", "/x/gone.png"))
+
+
+def test_zip_that_is_emptied_after_listing(image_folder, opened):
+    """Each image that is gone fails by itself, and no process dies of it."""
+    path = zipped(image_folder)
+    source = opened(path)
+    with source.open() as read:
+        path.write_bytes(b"")
+        with pytest.raises(zipfile.BadZipFile, match="is not where the directory says"):
+            read("cat/0.png")
+    with source.open() as read, pytest.raises(zipfile.BadZipFile):
+        read("cat/0.png")
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "refused"),
+    [
+        (6, b"\xff", True),  # version
+        (46, b"\xff", True),  # name
+        (20, b"\xff" * 8, False),  # sizes
+        (20, b"\xfe" * 4, False),
+        (24, b"\xfe" * 4, False),
+        (42, b"\xfe" * 4, False),  # place
+    ],
+)
+def test_damaged_directories(tmp_path, opened, offset, value, refused):
+    """A directory that cannot be parsed refuses the archive; wrong sizes or places are the fault of that member."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("é.png", b"x" * 30)
+        archive.writestr("b.png", b"y" * 30)
+    content = path.read_bytes()
+    entry = content.index(b"PK\1\2") + offset
+    path.write_bytes(content[:entry] + value + content[entry + len(value) :])
+    if refused:
+        with pytest.raises(StepError, match=r"not a readable \.zip"):
+            opened(path)
+        return
+    with opened(path).open() as read:
+        assert read("b.png") == b"y" * 30
+        with pytest.raises((zipfile.BadZipFile, UnreadableImage)):
+            read("é.png")
