@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import errno
 import io
+import ipaddress
 import json
 import os
 import posixpath
 import shutil
+import socket
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -44,6 +46,8 @@ PARTIAL = ".partial"  # ending of local files that are still being written
 EMBEDDED = "stylegan-local"
 PIECE = 16 * 2**20  # bytes; larger files are downloaded in pieces, so that a reset costs one of them
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}  # that have a listings cache and an option for it
+# Addresses of metadata services that are not link-local: of AWS (IPv6), Alibaba, Oracle and Azure.
+METADATA_ADDRESSES = {"fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"}
 # Packages whose errors are those of a store.
 STORE_PACKAGES = {
     "botocore",
@@ -80,14 +84,17 @@ def absolute(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))) if is_local(uri) else uri.rstrip("/")
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(uri: str, *, cautious: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the fsspec file system of a URI, and the path in it. It caches no listings.
+
+    Args:
+        cautious: whether a web server at an address of `is_metadata_address` is refused, also behind a name or a redirect.
 
     Raises:
         StepError: no such protocol, or its package is not installed.
     """
     try:
-        fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **_options(uri)))
+        fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **_options(uri, cautious)))
     except (ValueError, ImportError) as error:
         raise StepError(
             f"storage: cannot use {uri}: {error}; give a folder or a URL such as s3://bucket/path"
@@ -96,7 +103,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, path
 
 
-def _options(uri: str) -> dict[str, Any]:
+def _options(uri: str, cautious: bool) -> dict[str, Any]:
     """Return the options of the stores of a URI, by protocol: a chained URL such as `simplecache::s3://...` has several."""
     options: dict[str, Any] = {}
     for part in uri.split("::"):
@@ -113,6 +120,8 @@ def _options(uri: str) -> dict[str, Any]:
             # By default aiohttp gives up on any file after five minutes, and ignores HTTPS_PROXY.
             timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
             options[protocol] = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+            if cautious:
+                options[protocol]["get_client"] = _cautious_client
     return options
 
 
@@ -133,6 +142,32 @@ def _forget_listings(fs: Any) -> None:
             cache.use_listings_cache = False
             cache.clear()
         fs = getattr(fs, "fs", None)
+
+
+def is_metadata_address(host: str) -> bool:
+    """Return whether a host is an address, link-local or known, at which clouds give credentials to their machines."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_link_local or str(address) in METADATA_ADDRESSES
+
+
+async def _cautious_client(**options: Any) -> Any:
+    """Return a client whose sockets refuse addresses of metadata services, after names and redirects are resolved."""
+    import aiohttp
+
+    def connect(facts: Any) -> socket.socket:
+        family, kind, protocol, _, address = facts
+        if is_metadata_address(address[0]):
+            raise PermissionError(
+                errno.EACCES, f"{address[0]} is an address of a metadata service, which is never read"
+            )
+        return socket.socket(family, kind, protocol)
+
+    options.pop("loop", None)  # the running one
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=connect), **options)
 
 
 def _guarded(action: str, *, writes: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -15,15 +15,18 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from fsspec.asyn import sync
 
 from stylegan import storage
 from stylegan.data.cache import local_copy
+from stylegan.data.decode import UnreadableImage
 from stylegan.data.sources.access.locator import Locator
 from stylegan.data.sources.access.ranges import whole
 from stylegan.data.sources.access.uris import is_secret, require_package, without_secrets
-from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
+from stylegan.data.sources.base import LARGEST, Files, Label, Listing, Read, SourceImage, require_size
 from stylegan.errors import StepError, UnavailableError, one_line, shown
 
 NAMES = re.compile(r".*\.(txt|csv|tsv)", re.IGNORECASE)
@@ -32,7 +35,7 @@ NAMES = re.compile(r".*\.(txt|csv|tsv)", re.IGNORECASE)
 PAUSES = (1.0, 4.0, 10.0)
 # URLs of files on this machine, and chained URLs, which may contain them. A list from elsewhere must not read such
 # files.
-_LOCAL = re.compile(r"^(file|local)://|::")
+_LOCAL = re.compile(r"^(file|local)://|::(?![0-9a-fA-F:.%]*\])")  # the latter is no IPv6 address
 _TEMPORARY = (408, 425, 429)  # HTTP statuses 4xx after which the same request may work
 
 
@@ -65,22 +68,23 @@ def list_images(files: Files) -> Listing:
 
     # Name the images, and note where their URLs are.
     unlabelled, texts, locator, protocols = [], [], Locator(2), set()
-    given: dict[str, str | None] = {}  # path -> label
+    urls: dict[str, tuple[str, str | None]] = {}  # path -> URL without its signature, and label
     for line in _lines(where, name, content):
         protocol = line.url.partition("://")[0]
         if protocol not in protocols:
             require_package(where, f"{protocol}://")
             protocols.add(protocol)
         unsigned = _unsigned(line.url)
-        path = _path(unsigned)
+        path = _distinct(_path(unsigned), unsigned, urls)
+        other = urls.setdefault(path, (unsigned, line.label))[1]
+        if files.labels and other != line.label:
+            raise StepError(
+                f"{where}: gives {shown(path)} two labels, {shown(repr(other))} and {shown(repr(line.label))}; remove one of "
+                "its lines or set data.labels=none"
+            )
         locator.add(path, line.start, len(line.url.encode()))
         unlabelled.append(SourceImage(path, None, f"{zlib.crc32(unsigned.encode()):08x}"))
         texts.append(line.label)
-        if files.labels and given.setdefault(path, line.label) != line.label:
-            raise StepError(
-                f"{where}: gives {shown(path)} two labels, {shown(repr(given[path]))} and {shown(repr(line.label))}; remove one of "
-                "its lines or set data.labels=none"
-            )
 
     # Number the labels.
     labels, names = _labels(texts)
@@ -113,10 +117,15 @@ def _lines(where: str, name: str, content: bytes) -> Iterator[_Line]:
         elif text.strip() and not text.startswith("#"):
             url, label = _url_and_label(header, fields, text)
             offset = raw.find(url.encode())  # -1 if the line was quoted or decoded in a way that changed the URL
-            if not re.match(r"[a-z][a-z0-9+.-]*://[^/]", url) or offset < 0 or _LOCAL.search(url):
+            if not re.match(r"[a-z][a-z0-9+.-]*://[^/]", url) or offset < 0 or _LOCAL.search(url) or _is_split(url):
                 raise StepError(
                     f"{where}: line {number + 1} contains {_shown(url)!r}; must be a URL such as https://host/image.png, not a file of "
                     "this machine: mend that line"
+                )
+            if storage.is_metadata_address(urlsplit(url).hostname or ""):
+                raise StepError(
+                    f"{where}: line {number + 1} contains {_shown(url)!r}, an address at which clouds give credentials to their machines; "
+                    "remove that line"
                 )
             yield _Line(url, start + offset, label)
         start += len(raw)
@@ -130,6 +139,14 @@ def _fields(where: str, text: str, delimiter: str) -> list[str]:
         raise StepError(f"{where} is no line of a table ({one_line(error)}); mend that line") from None
 
 
+def _is_split(url: str) -> bool:
+    """Return whether a URL cannot be parsed, such as one with half an IPv6 address."""
+    try:
+        return not urlsplit(url).netloc
+    except ValueError:
+        return True
+
+
 def _url_and_label(header: list[str] | None, fields: list[str], text: str) -> tuple[str, str | None]:
     """Return the URL and the label of a line."""
     if header is None:
@@ -140,7 +157,10 @@ def _url_and_label(header: list[str] | None, fields: list[str], text: str) -> tu
 
 def _shown(url: str) -> str:
     """Return the beginning of a URL without its secrets, for messages."""
-    return without_secrets(url)[:80]
+    try:
+        return without_secrets(url)[:80]
+    except ValueError:  # it cannot be parsed, so nobody knows where its secrets are
+        return url.partition("://")[0] + "://..."
 
 
 def _unsigned(url: str) -> str:
@@ -158,6 +178,13 @@ def _path(url: str) -> str:
     folders = [part for part in unquote(parts.path).split("/") if part not in ("", ".", "..")]
     path = "/".join([parts.netloc.replace("..", "_"), *folders])
     return f"{path}-{hashlib.sha256(parts.query.encode()).hexdigest()[:12]}" if parts.query else path
+
+
+def _distinct(path: str, url: str, known: dict[str, tuple[str, str | None]]) -> str:
+    """Return the path, with a digest of the URL if another URL has that path already: `http://` or `//` make no path."""
+    if known.get(path, (url,))[0] == url:
+        return path
+    return f"{path}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
 
 def _labels(texts: list[str | None]) -> tuple[list[Label], tuple[str, ...]]:
@@ -198,7 +225,9 @@ def _fetch(url: str) -> bytes:
     if url.startswith(("http://", "https://")):
         return _fetch_web(url)
     try:
-        return storage.read_bytes(url)
+        data = storage.read_range(url, 0, LARGEST + 1)
+        require_size(len(data))
+        return data
     except FileNotFoundError:
         raise OSError(f"{_shown(url)}: no such file") from None
     except UnavailableError as error:
@@ -207,17 +236,43 @@ def _fetch(url: str) -> bytes:
 
 def _fetch_web(url: str) -> bytes:
     """Return the bytes at a URL of a web server, with retries, or raise OSError."""
-    fs, path = storage.filesystem(url)
+    fs, path = storage.filesystem(url, cautious=True)
     for pause in (*PAUSES, None):
         try:
-            return fs.cat_file(path)
+            return sync(fs.loop, _get, fs, path)
+        except UnreadableImage:
+            raise
         except Exception as error:  # from aiohttp, asyncio or the socket: all of them concern only this URL
-            status = getattr(error, "status", 404 if isinstance(error, FileNotFoundError) else None)
-            refused = status is not None and 400 <= status < 500 and status not in _TEMPORARY
+            status = getattr(error, "status", None)
+            refused = (status is not None and 400 <= status < 500 and status not in _TEMPORARY) or isinstance(
+                getattr(error, "os_error", error), PermissionError
+            )
             if refused or pause is None:
                 raise OSError(_redacted(url, error)) from None
         time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+async def _get(fs: Any, url: str) -> bytes:
+    """Return the bytes at a URL.
+
+    Raises:
+        OSError: it is answered with a page, such as one that asks for a login or says that the server is busy.
+        UnreadableImage: it is answered with more bytes than any picture has. These are not read.
+    """
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url)) as answer:
+        answer.raise_for_status()
+        require_size(answer.content_length or 0)
+        parts, num_bytes = [], 0
+        async for part in answer.content.iter_any():
+            parts.append(part)
+            num_bytes += len(part)
+            require_size(num_bytes)
+    data = b"".join(parts)
+    if data[:512].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise OSError("the answer is a page, not an image")
+    return data
 
 
 def _redacted(url: str, error: Exception) -> str:

@@ -1,11 +1,13 @@
 """Tests of lists of URLs."""
 
 import pickle
+import socket
 from http.server import BaseHTTPRequestHandler
 
 import fsspec
 import pytest
 
+from stylegan.data.decode import UnreadableImage
 from stylegan.data.sources import urls
 from stylegan.errors import ConfigError, StepError
 
@@ -22,9 +24,11 @@ def web(monkeypatch, serve) -> str:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            status = {"/secret.png": 403, "/gone.png": 404, "/broken.png": 503}.get(path, 200)
-            body = path.encode()
+            status = {"/secret.png": 403, "/gone.png": 404, "/broken.png": 503, "/moved.png": 302}.get(path, 200)
+            body = b"<!DOCTYPE html><p>log in" if path == "/login.png" else path.encode()
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", self.path.partition("?to=")[2])
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -151,3 +155,83 @@ def test_wrong_lists_are_one_line(tmp_path, opened, text, words, kind):
         opened(tmp_path / "list.csv")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ADDRESSES = ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "100.100.100.200"]
+
+
+@pytest.mark.parametrize("host", ADDRESSES)
+@pytest.mark.parametrize("protocol", ["http", "ftp"])
+def test_addresses_of_metadata_services_are_refused(tmp_path, opened, protocol, host):
+    """A list from elsewhere must not make this machine fetch its own credentials."""
+    (tmp_path / "list.txt").write_text(f"https://host/a.png\n{protocol}://user@{host}/latest/meta-data.png\n")
+    with pytest.raises(StepError, match=r"line 2 contains .*an address at which clouds give credentials"):
+        opened(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("way", ["redirect", "name", "number"])
+def test_ways_to_a_metadata_service_are_refused(tmp_path, web, opened, monkeypatch, way):
+    """Neither a redirect nor a name nor another way to write the address gets past the check of its socket."""
+    known = socket.getaddrinfo
+
+    def resolve(host, *arguments, **options):
+        return known("169.254.169.254" if host == "metadata.test" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    ways = {"redirect": f"{web}/moved.png?to=http://169.254.169.254/a.png", "name": "http://metadata.test/a.png"}
+    (tmp_path / "list.txt").write_text(ways.get(way, "http://2852039166/a.png"))
+    source = opened(tmp_path / "list.txt")
+    with source.open() as read, pytest.raises(OSError, match=r"moved|metadata|2852039166") as caught:
+        read(source.images[0].path)
+    assert way != "name" or "is an address of a metadata service" in str(caught.value)
+
+
+def test_redirects_are_followed(tmp_path, web, opened, contents):
+    (tmp_path / "list.txt").write_text(f"{web}/moved.png?to=/a.png")
+    assert list(contents(opened(tmp_path / "list.txt")).values()) == [b"/a.png"]
+
+
+def test_page_in_place_of_an_image(tmp_path, web, opened):
+    """A page that asks for a login is an answer of the server, and proves nothing about the image."""
+    (tmp_path / "list.txt").write_text(f"{web}/login.png")
+    source = opened(tmp_path / "list.txt")
+    with source.open() as read, pytest.raises(OSError, match="the answer is a page, not an image"):
+        read(source.images[0].path)
+
+
+def test_answers_larger_than_any_picture(tmp_path, web, opened, monkeypatch):
+    monkeypatch.setattr("stylegan.data.sources.base.LARGEST", 10)
+    monkeypatch.setattr(urls, "LARGEST", 10)
+    fsspec.filesystem("memory").pipe("/listed/large.png", bytes(100))
+    (tmp_path / "list.txt").write_text(f"{web}/1234567890.png\nmemory://listed/large.png\n{web}/a.png")
+    source = opened(tmp_path / "list.txt")
+    with source.open() as read:
+        for image in source.images:
+            if image.path.endswith("/a.png"):
+                assert read(image.path) == b"/a.png"
+                continue
+            with pytest.raises(UnreadableImage, match="at most 10 are allowed"):
+                read(image.path)
+
+
+def test_urls_of_one_path_are_kept_apart(tmp_path, web, opened, contents):
+    """URLs that differ by their protocol, by `//` or by escapes alone are different images; a repeated URL is one."""
+    host = web.removeprefix("http://")
+    lines = [f"{web}/a/b.png", f"{web}/a//b.png", f"{web}/a%2Fb.png", f"{web}/a/./b.png", f"{web}/a/b.png?token=x"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    found = contents(opened(tmp_path / "list.txt"))
+    assert sorted(found.values()) == [b"/a%2Fb.png", b"/a//b.png", b"/a/b.png", b"/a/b.png"]
+    assert found[f"{host}/a/b.png"] == b"/a/b.png"
+
+
+def test_url_with_two_labels_is_refused(tmp_path, opened):
+    (tmp_path / "list.csv").write_text("url,label\nhttps://h/a.png,cat\nhttps://h/a.png?token=x,dog\n")
+    with pytest.raises(StepError, match=r"gives https://h/a\.png two labels; keep one line"):
+        opened(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("url", ["http://[::1/a.png", "http://[x]/a.png", "http://?a.png"])
+def test_urls_that_cannot_be_parsed(tmp_path, opened, url):
+    (tmp_path / "list.txt").write_text(url)
+    with pytest.raises(StepError, match="line 1 contains"):
+        opened(tmp_path / "list.txt")
