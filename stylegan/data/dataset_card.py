@@ -232,7 +232,13 @@ def _counts(manifest: Mapping[str, Any], table: pa.Table) -> dict[str, int]:
         numbers = attribute_array(table).sum(0, dtype=np.int64)
     else:
         return {}
-    return dict(zip(names, numbers.tolist(), strict=True))
+    return dict(zip(_distinct(names), numbers.tolist(), strict=True))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return names that are all different: one that several classes share gets the number of its class, from 0."""
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def _count_rejected(rejected: Iterable[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:

@@ -125,10 +125,10 @@ def _walk_remote(files: Files, own: OwnFolders) -> Iterator[tuple[str, str]]:
         if own.contain(type(fs), name):
             files.left_out["files that this program writes"] += 1
         elif path and not is_junk(path):
-            if s3 and is_image(path) and not {"", ".", ".."}.isdisjoint(path.split("/")):
+            if s3 and is_image(path) and "" in path.split("/"):
                 raise StepError(
-                    f"data.source={files.source}: the key {name!r} has an empty part, `.` or `..` between its slashes, "
-                    "which no file of a folder can have; copy that object to another key, or delete it"
+                    f"data.source={files.source}: the key {name!r} has nothing between two slashes, as no file of a folder can have; "
+                    "copy that object to another key, or delete it"
                 )
             yield path, token
 

@@ -12,8 +12,9 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -70,6 +71,9 @@ _FORMATS = (
 )
 _TRAINING = re.compile(r"(^|[^a-z])(train|training|data_batch)([^a-z]|$)", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(^|[^a-z])(test|val|valid|validation|t10k)([^a-z]|$)", re.IGNORECASE)
+_PART = re.compile(r"train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?|holdout", re.IGNORECASE)
+# Readers whose listings may name an image twice: the last member of an archive counts, and a URL is a URL.
+_REPEATING = {"zip", "tar", "urls"}
 _ALLOWED = (
     "give a folder of images; a .zip, .tar, .tar.gz or shards such as train-{000000..000009}.tar; CIFAR, MNIST, LSUN (LMDB), .tfrecords, "
     ".parquet or .arrow; a list of URLs (.txt, .csv, .tsv); each local or at an fsspec URL; or `digits`"
@@ -99,8 +103,15 @@ def _open(data: DataConfig, root: str | None) -> Source:
         raise StepError(
             f"data.source={data.source}: contains no image; known endings are {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
+    ordered = in_order(listing.images)
+    if len(ordered) < len(listing.images) and listing.reader not in _REPEATING:
+        first = next(image.path for image, after in pairwise(sorted(listing.images)) if image.path == after.path)
+        raise StepError(
+            f"data.source={data.source}: two of its images would have the path {first}; rename one of the files that contain them"
+        )
     listing = relative(listing)
     labelled = label_images(data, listing, in_order(listing.images))
+    _refuse_parts(data, labelled.label_names, labelled.images)
     return Source(
         uri=data.source,
         signature=signature(labelled.images, (labelled.label_names, labelled.attribute_names)),
@@ -110,6 +121,20 @@ def _open(data: DataConfig, root: str | None) -> Source:
         open=partial(open_explained, listing.open, data.source),
         reader=listing.reader,
     )
+
+
+def _refuse_parts(data: DataConfig, names: Sequence[str], images: Sequence[SourceImage]) -> None:
+    """Raise StepError if the classes are folders for training and test, which nobody wants a network to tell apart."""
+    parts = len(names) > 1 and all(_PART.fullmatch(name) for name in names)
+    if (
+        data.labels == "auto"
+        and parts
+        and all(image.path.startswith(tuple(f"{name}/" for name in names)) for image in images)
+    ):
+        raise StepError(
+            f"data.source={data.source}: its folders {', '.join(names)} look like parts of a set, not like classes; give one of them, set "
+            "data.labels=none to use them all, or data.labels=folder if they are classes"
+        )
 
 
 def _list(data: DataConfig, root: str | None) -> Listing:

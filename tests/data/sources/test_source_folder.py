@@ -7,10 +7,12 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
+import boto3
 import fsspec
 import pytest
 
 from stylegan.config.sections import DataConfig
+from stylegan.data.decode import UnreadableImage
 from stylegan.data.sources import folder
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError, StepError
@@ -296,3 +298,61 @@ def test_storage_that_is_the_source_is_refused(image_folder, upload, remote):
 def test_source_inside_the_storage(image_folder):
     """Images may be beside what the pipeline writes."""
     assert len(open_source(DataConfig(source=str(image_folder), resolution=16), str(image_folder.parent)).images) == 12
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("Train", "val"), ("training", "validation", "test")])
+def test_folders_for_training_and_test_are_no_classes(tmp_path, draw_images, opened, parts):
+    """They are refused unless the config says what they are; as some classes among others they are fine."""
+    draw_images(tmp_path, [f"{part}/{number}.png" for part in parts for number in range(2)])
+    with pytest.raises(StepError, match="look like parts of a set, not like classes; give one of them"):
+        opened(tmp_path)
+    assert opened(tmp_path, "folder").label_names == tuple(sorted(parts))
+    assert opened(tmp_path, "none").label_names == ()
+    assert opened(tmp_path / parts[0]).label_names == ()
+    draw_images(tmp_path, ["cat/1.png"])
+    assert len(opened(tmp_path).label_names) == len(parts) + 1
+
+
+@pytest.mark.parametrize("key", ["top//a.png", "top/x//b.png"])
+def test_keys_of_a_bucket_that_no_folder_can_have(s3_server, opened, key):
+    """Such a key would get the path of another one."""
+    bucket = s3_server()
+    fsspec.filesystem("s3").pipe({f"{bucket}/top/a.png": b"x", f"{bucket}/top/x//notes.txt": b"x"})
+    assert len(opened(f"{bucket}/top").images) == 1
+    boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"y")
+    with pytest.raises(StepError, match="has nothing between two slashes"):
+        opened(f"{bucket}/top")
+
+
+def test_odd_keys_of_a_bucket_stay_apart(s3_server, opened, contents):
+    """Blanks, percent signs, capitals and normal forms tell keys apart."""
+    bucket = s3_server()
+    paths = [
+        "x/a.png",
+        " x/a.png",
+        "x/ a.png",
+        "x/%61.png",
+        "X/a.png",
+        "x/a.PNG",
+        "x/\u00e9.png",
+        "x/e\u0301.png",
+        "x/a?b.png",
+    ]
+    for number, path in enumerate(paths):
+        boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=f"top/{path}", Body=b"%d" % number)
+    boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key="top/x/folder.png/", Body=b"")
+    found = contents(opened(f"{bucket}/top", "none"))
+    assert found == {path: b"%d" % number for number, path in enumerate(paths)}
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_file_too_large_for_a_picture(image_folder, upload, opened, monkeypatch, remote):
+    """It is refused by its size, without being read."""
+    (image_folder / "cat/0.png").write_bytes(bytes(5000))
+    uri = upload(image_folder) if remote else image_folder
+    monkeypatch.setattr("stylegan.data.sources.base.LARGEST", 4000)
+    monkeypatch.setattr(folder, "LARGEST", 4000)
+    with opened(uri).open() as read:
+        assert len(read("cat/1.png")) < 4000
+        with pytest.raises(UnreadableImage, match="5,000 bytes; at most 4,000 are allowed for one image"):
+            read("cat/0.png")

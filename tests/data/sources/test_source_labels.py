@@ -278,3 +278,19 @@ def test_names_of_classes(tmp_path, opened):
     assert named("crane", "crane", "crane (1)").label_names == ("crane", "crane (1)", "crane (1) (2)")
     with pytest.raises(StepError, match=r"has the class or attribute a\\ud800, which is no text in UTF-8; rename"):
         named("a\ud800", "b", "c")
+
+
+@pytest.mark.parametrize("name", ["labels.json", "labels.csv"])
+def test_image_with_two_labels_is_refused(image_folder, tmp_path, opened, name):
+    """A label file that contradicts itself is refused; a repeated line is harmless."""
+    entries = [["cat/0.png", [1]], ["cat\\0.png", [0]]]
+    rows = ["image,old", *(f"{path},{label[0]}" for path, label in entries)]
+    for count in (2, 1):
+        text = (
+            json.dumps({"labels": entries[:count] * 2}) if name.endswith("json") else "\n".join(rows[: count + 1] * 1)
+        )
+        (tmp_path / name).write_text(text)
+        if count == 2:
+            with pytest.raises(StepError, match=r"gives cat/0\.png (two labels|twice, with different attributes)"):
+                opened(image_folder, label_file=str(tmp_path / name))
+    assert opened(image_folder, label_file=str(tmp_path / name)).images[0].label == (1,)
