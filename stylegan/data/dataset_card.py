@@ -64,7 +64,7 @@ class DatasetCard(Record):
         counted: what `counts` counts by; None without labels.
         counts: images by class or by attribute; empty without labels. An image may have several attributes.
         rejected: number of rejects by kind (`unreadable`, `truncated`, `too large`, `too small`, `duplicate`,
-            `unlabelled`).
+            `unlabelled`, `unread`).
         examples: a few paths for each kind of reject; `rejected.jsonl` has all of them.
         num_duplicates: rejects that have the bytes of another image.
         widths: of the originals, turned upright.

@@ -108,7 +108,8 @@ class Source:
         open: returns a context manager that yields a read function. The function takes a `SourceImage.path` and returns
             the bytes of an encoded image, or uint8 pixels [H, W] or [H, W, 3]. `open` can be pickled and called in any
             process. The read function may be called from several threads. It raises StepError if the store does not
-            answer; any other exception concerns only the image that was read.
+            answer. Any other exception concerns only the image that was read: one of `DAMAGE` proves that its bytes are
+            unusable, and after any other a later attempt may succeed.
         reader: name of the code that `open` reads with. It is part of the key under which the newest set of a source is
             found, so it must never change.
     """
