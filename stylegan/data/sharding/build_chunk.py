@@ -337,6 +337,8 @@ def _process(number: int, recipe: Recipe, request: ChunkRequest, read: Read) -> 
     try:
         pixels, size = _square(content, data)
     except UnreadableImage as error:
+        if isinstance(error.__cause__, MemoryError):  # says nothing about the image
+            return rejected | {"kind": UNREAD, "reason": "does not fit into the memory of this machine", "bytes": None}
         return rejected | {"kind": error.kind, "reason": str(error)}
     payloads = None
     if _group_size(data) == 1:

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import threading
 import time
+import zipfile
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from stylegan.config.sections import DataConfig
+from stylegan.data.decode import UnreadableImage
 from stylegan.data.sharding.build_chunk import build_chunk
 from stylegan.data.sharding.chunks import ChunkRequest, Recipe, marker_uri, read_chunk, sample_key, tar_url
 from stylegan.data.sources.base import SourceImage
@@ -134,3 +136,41 @@ def test_known_bytes_are_touched_not_written(tmp_path):
     chunk = read_chunk(str(tmp_path), "000007")
     assert chunk.touched == [0]
     assert chunk.rows["path"].to_pylist() == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PermissionError(13, "Permission denied"), "unread"),
+        (FileNotFoundError(2, "No such file"), "unread"),
+        (OSError(5, "Input/output error"), "unread"),
+        (MemoryError(), "unread"),
+        (RuntimeError("session is closed"), "unread"),
+        (zipfile.BadZipFile("the checksum of the member is wrong"), "unreadable"),
+        (EOFError("10 bytes of 20"), "unreadable"),
+        (UnreadableImage("2,000,000,000 bytes", "too large"), "too large"),
+    ],
+)
+def test_only_what_the_bytes_prove_is_a_reject(tmp_path, error, kind):
+    """The marker says of each failed read whether it is final."""
+
+    def fail(path: str) -> np.ndarray:
+        if path == "bad.png":
+            raise error
+        return read(path)
+
+    build_chunk(*work(tmp_path, ["0.png", "bad.png"], open=partial(nullcontext, fail)))
+    (reject,) = read_chunk(str(tmp_path), "000007").rejected
+    assert (reject["path"], reject["kind"], reject["bytes"]) == ("bad.png", kind, None)
+
+
+def test_memory_that_is_full_is_no_reject(tmp_path, monkeypatch):
+    """A picture that does not fit into memory now may fit elsewhere."""
+
+    def full(*_: object) -> None:
+        raise UnreadableImage("no memory") from MemoryError()
+
+    monkeypatch.setattr("stylegan.data.sharding.build_chunk.prepare", full)
+    build_chunk(*work(tmp_path, ["0.png"]))
+    (reject,) = read_chunk(str(tmp_path), "000007").rejected
+    assert (reject["kind"], reject["bytes"]) == ("unread", None)
