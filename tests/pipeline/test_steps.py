@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 
+import fsspec
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
+from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
 from stylegan.training.state import Checkpoint
@@ -64,6 +66,28 @@ def test_shards_are_taken_from_storage_the_second_time(make_config, image_folder
     assert (first.cached, second.cached) == (False, True)
     assert first.record == second.record
     assert first.record.num_images == 12
+
+
+def test_images_that_could_not_be_read_are_tried_again(make_config, image_folder, tmp_path):
+    """An open set counts as cached while nothing changes, and the plan says that it will be tried again."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/again/{number}.png": (image_folder / f"cat/{number}.png").read_bytes() for number in range(6)})
+    (tmp_path / "list.txt").write_text("".join(f"memory://again/{number}.png\n" for number in range(7)))
+    config = make_config(
+        data={"source": str(tmp_path / "list.txt"), "resolution": 8, "max_rejected": 1},
+        evaluation={"metrics": []},
+        training={"batch": 4},
+    )
+    first, second = Pipeline(config).shard(), Pipeline(config).shard()
+    assert (first.cached, second.cached) == (False, True)
+    assert first.record == second.record
+    assert make_plan(config).steps[0].reason.endswith("; 1 that could not be read are tried again")
+
+    memory.pipe("/again/6.png", (image_folder / "cat/6.png").read_bytes())
+    third, fourth = Pipeline(config).shard(), Pipeline(config).shard()
+    assert (third.cached, fourth.cached) == (False, True)
+    assert (first.record.num_images, third.record.num_images, third.record.num_rejected) == (6, 7, 0)
+    assert "tried again" not in make_plan(config).steps[0].reason
 
 
 def test_weights_that_cannot_be_had_end_a_run_before_anything_is_written(

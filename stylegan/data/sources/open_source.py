@@ -167,7 +167,7 @@ def _list_uri(files: Files, root: str | None) -> Listing:
     if is_pattern(uri):
         folder_uri, tokens = expand(uri)
         ours = own_folders(folder_uri, None if root is None or storage.absolute(root) == folder_uri else root)
-        if storage.is_local(uri):
+        if "*" in uri or "[" in uri:  # names in braces are what the user wants
             tokens = {path: token for path, token in tokens.items() if not ours.contain_file(f"{folder_uri}/{path}")}
         return _list_files(files._replace(root=folder_uri, tokens=tokens))
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -268,6 +269,18 @@ def test_storage_inside_the_source_is_left_out(image_folder, tmp_path, draw_imag
 def test_storage_reached_by_a_link_in_the_source_is_left_out(image_folder, tmp_path, draw_images, opened):
     os.symlink(with_own_files(tmp_path / "out", draw_images).parent, image_folder / "up")
     assert len(open_source(DataConfig(source=str(image_folder), resolution=16), str(tmp_path / "out")).images) == 12
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_pattern_that_reaches_the_storage(image_folder, upload, remote):
+    """Shards of the pipeline are no shards of the source."""
+    for name in ("in/a.tar", "out/datasets/0a/r0016/train.tar"):
+        (image_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(image_folder / name, "w") as archive:
+            archive.add(image_folder / "cat/0.png", "0.png")
+    uri = upload(image_folder) if remote else image_folder
+    assert len(open_source(DataConfig(source=f"{uri}/**/*.tar", resolution=16)).images) == 2
+    assert len(open_source(DataConfig(source=f"{uri}/**/*.tar", resolution=16), f"{uri}/out").images) == 1
 
 
 def test_cache_inside_the_source_is_left_out(image_folder, draw_images, opened, monkeypatch):

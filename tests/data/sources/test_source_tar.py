@@ -307,6 +307,13 @@ def test_incremental_and_labelled_tars(image_folder, opened, listed):
     assert listed(opened(path)) == listed(folder)
 
 
+def test_file_that_is_packed_twice(image_folder, opened, listed):
+    """`tar` packs it as a hard link to itself."""
+    path = image_folder.parent / "a.tar"
+    subprocess.run(["tar", "-cf", path, "-C", image_folder, "cat", "dog", "cat/0.png"], check=True)
+    assert listed(opened(path)) == listed(opened(image_folder))
+
+
 def test_last_member_of_a_name_counts(tmp_path, opened, contents):
     """As when the tar is unpacked, also for names that differ only by `./`."""
     path = write(tmp_path / "a.tar", [("a.png", b"1"), ("b.png", b"2"), ("./a.png", b"3")])

@@ -72,7 +72,7 @@ def _end(link: Link, by_name: Mapping[str, Link]) -> str | None:
             return ""
         if path.startswith(("/", "../")) or path == "..":
             return None
-        if path not in by_name:
+        if path not in by_name or (link.hard and path == link.name):  # `tar` packs a file that is named twice so
             return path
         link = by_name[path]
     return None

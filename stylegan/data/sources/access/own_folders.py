@@ -21,9 +21,9 @@ class OwnFolders:
         """Return whether a path is one of the folders or in one; a local path must have no links."""
         return any(fs is ours and _is_below(path, folder) for ours, folder in self.places)
 
-    def contain_file(self, path: str) -> bool:
-        """Return whether a local file is in one of the folders, wherever its links lead."""
-        return bool(self.places) and self.contain(*_place(path))
+    def contain_file(self, uri: str) -> bool:
+        """Return whether a file is in one of the folders, wherever links lead."""
+        return self.contain(*_place(uri))
 
 
 def own_folders(source: str, root: str | None) -> OwnFolders:
