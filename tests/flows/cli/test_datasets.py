@@ -38,6 +38,18 @@ def test_shard_prints_what_the_set_holds_and_what_was_left_out(capsys, write, la
     assert "originals   24x20 to 24x20, median 24x20\n" in out
 
 
+def test_names_do_nothing_to_the_terminal(capsys, write, draw_images, tmp_path):
+    """Line breaks and escape codes in the names of classes and files are shown as escapes, in every table and message."""
+    source = draw_images(tmp_path / "images", ["a\n\x1b[2Jb/1.png", *(f"c/{number}.png" for number in range(2, 6))])
+    (source / "c/\x1b[31mred\n.png").write_bytes(b"junk")
+    assert r"c/\x1b[31mred\n.png (not an image in a known format)" in fail(capsys, 1, "shard", write(source))
+    assert main(["shard", write(source, data={"max_rejected": 1})]) == 0
+    written = capsys.readouterr()
+    assert "\x1b" not in written.out + written.err
+    assert r"a\n\x1b[2Jb" in written.out
+    assert r"c/\x1b[31mred\n.png" in written.out
+
+
 def test_verify_proves_a_set_or_names_the_damage(capsys, write, labelled, tmp_path):
     """By config or by URI; a flipped byte is a line that names the tar, and the exit code 1."""
     config = write(labelled, data={"max_rejected": 1})
