@@ -328,3 +328,14 @@ def test_paths(tmp_path, monkeypatch):
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_not_read(tmp_path, kind):
+    """Reading a pipe or a device may never end, so it is refused at once."""
+    path = "/dev/zero"
+    if kind == "pipe":
+        path = str(tmp_path / "pipe")
+        os.mkfifo(path)
+    with pytest.raises(StepError, match="is a pipe, a socket or a device, not a file"):
+        storage.read_bytes(path)

@@ -308,6 +308,14 @@ def test_storage_that_is_the_source_is_refused(image_folder, upload, remote):
         open_source(DataConfig(source=uri, resolution=16), f"{uri}/")
 
 
+@pytest.mark.parametrize("name", ["datasets", "stages", "runs/"])
+def test_folders_of_the_pipeline_are_no_sources(tmp_path, draw_images, name):
+    with_own_files(tmp_path, draw_images)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError, match="is a folder that the pipeline writes"):
+        open_source(DataConfig(source=str(tmp_path / name), resolution=16), str(tmp_path))
+
+
 def test_source_inside_the_storage(image_folder):
     """Images may be beside what the pipeline writes."""
     assert len(open_source(DataConfig(source=str(image_folder), resolution=16), str(image_folder.parent)).images) == 12

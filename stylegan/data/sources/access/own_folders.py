@@ -10,6 +10,8 @@ from stylegan import storage
 from stylegan.data.cache import cache_root
 from stylegan.errors import ConfigError
 
+_FOLDERS = ("datasets", "stages", "runs", "mlartifacts")  # below `storage.root`
+
 
 @dataclass(frozen=True)
 class OwnFolders:
@@ -36,13 +38,15 @@ def own_folders(source: str, root: str | None) -> OwnFolders:
         root: `storage.root`; None if nothing is written.
 
     Raises:
-        ConfigError: the source is `storage.root` itself.
+        ConfigError: the source is `storage.root` itself, or the whole of a folder that the pipeline has in it.
     """
     place = _place(source)
-    if root is not None and _place(root) == place:
+    own = [] if root is None else [_place(root), *(_place(storage.join(root, name)) for name in _FOLDERS)]
+    if place in own:
+        what = "storage.root itself" if place == own[0] else "a folder that the pipeline writes"
         raise ConfigError(
-            f"data.source={source}: is storage.root itself, where pictures of the pipeline would become training images; "
-            "set storage.root to another folder, or data.source to a folder in it"
+            f"data.source={source}: is {what}, where pictures of the pipeline would become training images; "
+            "set data.source to the folder of the images alone, or to one set in {storage.root}/datasets"
         )
     found = [str(cache_root())] if root is None else [root, str(cache_root()), storage.EMBEDDED]
     places = [_place(storage.absolute(folder)) for folder in found]
