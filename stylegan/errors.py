@@ -17,6 +17,8 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from stylegan.uris import redact
+
 logger = logging.getLogger("stylegan")
 # Characters that would end a line, start a code of the terminal, turn the direction of writing or fail to be encoded.
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -24,10 +26,14 @@ _JOINERS = "\u200c\u200d"  # of category Cf, but parts of ordinary words and emo
 
 
 class UserError(Exception):
-    """A failure that its message explains completely. It is printed as one line, never with a traceback."""
+    """A failure that its message explains completely. It is printed as one line, never with a traceback.
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
+    Whoever wrote the message, secrets of URLs in it are redacted and it is made printable: it ends on terminals, in
+    logs and in Prefect.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(printable(message)))
 
 
 class ConfigError(UserError, ValueError):
@@ -58,8 +64,11 @@ class DivergedError(StepError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Return the message of an exception as one line of at most `limit` characters; its type if it has no message."""
-    return printable(" ".join(str(error).split()))[:limit] or type(error).__name__
+    """Return the message of an exception as one line of at most `limit` characters; its type if it has no message.
+
+    Secrets of URLs are redacted.
+    """
+    return redact(printable(" ".join(str(error).split())))[:limit] or type(error).__name__
 
 
 def printable(text: str) -> str:

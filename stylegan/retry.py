@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from stylegan.config.sections import StorageConfig
 from stylegan.errors import StepError, one_line
+from stylegan.uris import redact
 
 R = TypeVar("R")
 logger = logging.getLogger("stylegan")
@@ -202,4 +203,4 @@ def _log_waiting(uri: str, error: Exception, waited: float) -> None:
     _last_lines[store] = now
     status, code = answer_of(error)
     reason = f"{status} {code}".strip() if status else one_line(error)
-    logger.warning("waiting for %s: %s, %.0f s so far", uri, reason, waited)
+    logger.warning("waiting for %s: %s, %.0f s so far", redact(uri), reason, waited)

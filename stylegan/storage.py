@@ -33,10 +33,13 @@ from typing import IO, Any, Generic, ParamSpec, TypeVar, cast
 
 import fsspec
 from fsspec.dircache import DirCache
+from fsspec.implementations.local import LocalFileSystem
 
 from stylegan.errors import DamagedError, ExhaustedError, StepError, one_line
 from stylegan.records import parse
 from stylegan.retry import answer_of, patient
+from stylegan.uris import is_local as is_local
+from stylegan.uris import local_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,11 +67,6 @@ STORE_PACKAGES = {
 }
 
 
-def is_local(uri: str) -> bool:
-    """Return whether the URI is a path on this machine."""
-    return "://" not in uri or uri.startswith("file://")
-
-
 def join(uri: str, *parts: str) -> str:
     """Append path parts to a URI."""
     return posixpath.join(uri, *parts)
@@ -81,7 +79,7 @@ def name(uri: str) -> str:
 
 def absolute(uri: str) -> str:
     """Return the absolute path of a local URI, and any other URI without a slash at its end."""
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))) if is_local(uri) else uri.rstrip("/")
+    return local_path(uri) if is_local(uri) else uri.rstrip("/")
 
 
 def filesystem(uri: str, *, cautious: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -93,6 +91,8 @@ def filesystem(uri: str, *, cautious: bool = False) -> tuple[fsspec.AbstractFile
     Raises:
         StepError: no such protocol, or its package is not installed.
     """
+    if is_local(uri):
+        return LocalFileSystem(), local_path(uri)  # as it is: fsspec splits a path at `::`
     try:
         fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **_options(uri, cautious)))
     except (ValueError, ImportError) as error:

@@ -15,7 +15,14 @@ STOREYS = [
     # The table of metrics is plain data, which the config is checked against: it belongs to the ground, not to its
     # room.
     ["stylegan.evaluation.metric_table"],
-    ["stylegan.errors", "stylegan.commands", "stylegan.records", "stylegan.progress", "stylegan.images"],
+    [
+        "stylegan.uris",
+        "stylegan.errors",
+        "stylegan.commands",
+        "stylegan.records",
+        "stylegan.progress",
+        "stylegan.images",
+    ],
     ["stylegan.config"],
     ["stylegan.retry", "stylegan.storage", "stylegan.outputs"],
     ["stylegan.data", "stylegan.networks"],

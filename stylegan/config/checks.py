@@ -5,6 +5,7 @@ Every mistake is one line: `key=value: what is wrong; the cure`.
 
 from __future__ import annotations
 
+from stylegan.config.addresses import check_addresses
 from stylegan.config.resolutions import at_resolution
 from stylegan.config.sections import UncheckedConfig
 from stylegan.evaluation.metric_table import METRICS
@@ -15,6 +16,7 @@ def check(config: UncheckedConfig) -> None:
 
     The message is one line that names the keys, their values, what is allowed and the cure.
     """
+    check_addresses(config)
     _check_storage(config)
     _check_data(config)
     _check_stages(config)

@@ -11,17 +11,42 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from stylegan.config.tree import Config
+from stylegan.config.yaml_text import Keys, read_argument, write
+from stylegan.config.yaml_text import read as read_yaml
 from stylegan.errors import ConfigError
+
+MAX_SHOWN = 200  # characters of a wrong value in a message
+# Pydantic's errors about types, as what is allowed.
+_TYPES = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list such as [a, b]",
+    "dict_type": "must be a table such as {a: 1}",
+    "model_type": "must be a section, a table of keys",
+    "model_attributes_type": "must be a section, a table of keys",
+}
+
+
+@dataclass
+class _Tree:
+    """The plain values of a config, and the place that each was read from: `faces.yaml: line 3`, "" for `--set`."""
+
+    values: dict[Any, Any]
+    places: dict[Keys, str]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -29,40 +54,58 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: YAML file; a `base:` key names another one (relative to it) whose values it replaces key by key.
-        overrides: `key.path=value` strings, the value read as YAML; later ones win.
+        overrides: `key.path=value` strings; later ones win. A value is read as YAML, but text without quotes is taken
+            whole: `data.source=/data/set #2`.
 
     Raises:
         ConfigError: file missing, not YAML, unknown key or value not allowed; the message is one line.
     """
-    config = build(_read_with_bases(Path(path), ()), str(path), overrides)
+    config = _build(_read_with_bases(Path(path), ()), str(path), overrides)
     config._arguments = (str(path), *(argument for override in overrides for argument in ("--set", override)))
     return config
 
 
 def build(tree: dict[str, Any], origin: str = "config", overrides: Sequence[str] = ()) -> Config:
-    """Check plain values and return them as a `Config`.
+    """Check plain values, as Python or JSON has them, and return them as a `Config`.
 
     Args:
-        tree: the values as nested dicts; not changed.
+        tree: the values as nested dicts; not changed. The keys of tables by resolution may be text, as in JSON.
         origin: named in errors.
         overrides: as in `load`.
 
     Raises:
         ConfigError: as in `load`.
     """
-    if overrides:
-        tree = copy.deepcopy(tree)
+    return _build(_Tree(copy.deepcopy(tree), {}), origin, overrides)
+
+
+def read(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
+    """Check the text of a complete config, as `dump` writes it, and return it as a `Config`.
+
+    Args:
+        text: YAML without a `base:`.
+        origin: named in errors.
+        overrides: as in `load`.
+
+    Raises:
+        ConfigError: as in `load`.
+    """
+    return _build(_parse(text, origin), origin, overrides)
+
+
+def _build(tree: _Tree, origin: str, overrides: Sequence[str]) -> Config:
     for override in overrides:
         _apply_override(tree, override)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree.values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(error)}") from None
+        place, problem = _explain(error, tree.places)
+        raise ConfigError(f"{place or origin}: {problem}") from None
 
 
 def dump(config: Config) -> str:
     """Return the complete config as YAML; `load` reads it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return write(config.model_dump(mode="json"))
 
 
 def flatten(config: Config) -> dict[str, str]:
@@ -80,102 +123,164 @@ def flatten(config: Config) -> dict[str, str]:
     return flat
 
 
-def parse(text: str, origin: str) -> dict[str, Any]:
-    """Read YAML text as a dict of plain values.
-
-    Args:
-        text: `key: value` lines.
-        origin: named in errors.
-
-    Raises:
-        ConfigError: not YAML, or something else than `key: value` lines.
-    """
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "unreadable"
-        raise ConfigError(f"{origin}: not valid YAML{line} ({reason}); correct the file") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{origin}: must hold `key: value` lines, found {type(tree).__name__}; see configs/quickstart.yaml"
-        )
-    return tree
+def _parse(text: str, origin: str) -> _Tree:
+    """Read YAML text as plain values. Raises ConfigError: not YAML, or something else than `key: value` lines."""
+    found = read_yaml(text, origin)
+    if not isinstance(found.value, dict):
+        kind = {"NoneType": "nothing", "list": "a list"}.get(type(found.value).__name__, "a single value")
+        raise ConfigError(f"{origin}: must hold `key: value` lines, found {kind}; see configs/quickstart.yaml")
+    return _Tree(found.value, {keys: f"{origin}: line {line}" for keys, line in found.lines.items()})
 
 
-def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> _Tree:
     """Read a file and the files below its `base:` keys; `above` are the files that led to it."""
     if path.resolve() in above:
         raise ConfigError(f"{path}: its `base:` files lead back to itself; remove the loop")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such config file; give the path of a YAML file such as configs/quickstart.yaml"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: line {line}: is not UTF-8 text; save the file as UTF-8") from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
-    tree = parse(text, str(path))
-    base = tree.pop("base", None)
+    tree = _parse(text, str(path))
+    base, place = tree.values.pop("base", None), tree.places.get(("base",), str(path))
     if base is None:
         return tree
-    return _merge(_read_with_bases(path.parent / str(base), (*above, path.resolve())), tree)
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{place}: base={base!r}: must be the path of another config, relative to this one")
+    return _merge(_read_with_bases(path.parent / base, (*above, path.resolve())), tree)
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: _Tree, changes: _Tree) -> _Tree:
     """Return `base` with its values replaced by those of `changes`, key by key at every depth."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+
+    def replace(old: dict[Any, Any], new: dict[Any, Any], path: Keys) -> dict[Any, Any]:
+        merged = dict(old)
+        for key, value in new.items():
+            below, here = (*path, str(key)), merged.get(key)
+            if isinstance(here, dict) and isinstance(value, dict):
+                merged[key] = replace(here, value, below)
+            else:
+                _forget(places, below)
+                merged[key] = value
+        return merged
+
+    places = dict(base.places)
+    values = replace(base.values, changes.values, ())
+    return _Tree(values, places | changes.places)
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _forget(places: dict[Keys, str], path: Keys) -> None:
+    """Remove the places of a value that is replaced, and of all values in it."""
+    for keys in [keys for keys in places if keys[: len(path)] == path]:
+        del places[keys]
+
+
+def _apply_override(tree: _Tree, override: str) -> None:
     """Change `tree` in place as a `key.path=value` string says."""
+    place = f"--set {override}"
     keys, equals, text = override.partition("=")
-    if not equals or not all(keys.split(".")):
-        raise ConfigError(f"--set {override}: must be key.path=value, e.g. --set training.batch=32")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    path = tuple(keys.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"{place}: must be key.path=value, e.g. --set training.batch=32")
+    value = read_argument(text, place)
 
     # Walk down to the dict that contains the last key; make what is missing on the way.
-    node: dict[Any, Any] = tree
-    *path, last = (int(key) if key.isdecimal() else key for key in keys.split("."))
-    for depth, key in enumerate(path):
+    node = tree.values
+    for depth in range(1, len(path)):
+        key = _key_in(node, path[depth - 1])
         child = node.get(key)
         if child is None:
-            child = node[key] = _default_table([str(part) for part in path[: depth + 1]])
-        elif not isinstance(child, dict):  # a plain value stands for all resolutions
-            child = node[key] = {4: child}
+            child = node[key] = _default_table(path[:depth])
+        elif not isinstance(child, dict):
+            if not _is_table(path[:depth]):
+                raise ConfigError(f"{place}: {'.'.join(path[:depth])} is a single value; it has no key {path[depth]}")
+            child = node[key] = {4: child}  # a plain value stands for all resolutions
         node = child
-    node[last] = value
+    node[_key_in(node, path[-1])] = value
+    _forget(tree.places, path)
+    tree.places[path] = ""
 
 
-def _default_table(path: list[str]) -> dict[Any, Any]:
+def _key_in(node: dict[Any, Any], text: str) -> Any:
+    """Return the key of a table that a part of a path means. Resolutions are numbers in YAML, text in JSON."""
+    known = next((key for key in node if str(key) == text), None)
+    if known is not None:
+        return known
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,8}", text) else text
+
+
+def _is_table(path: Keys) -> bool:
+    """Return whether the key at `path` has one value for all resolutions, or a table of them."""
+    field = _field_at(path)
+    kinds = [field.annotation, *get_args(field.annotation)] if field else []
+    plain = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
+    return any(get_origin(kind) is dict and get_args(kind)[0] is int for kind in plain)
+
+
+def _default_table(path: Keys) -> dict[Any, Any]:
     """Return the default table of the key at `path`, so that overriding one entry keeps the others; else {}."""
     field = _field_at(path)
     return dict(field.default) if field and isinstance(field.default, dict) else {}
 
 
-def _explain(error: ValidationError) -> str:
-    """Return one line about the first problem: key, value and what is allowed."""
+def _explain(error: ValidationError, places: dict[Keys, str]) -> tuple[str, str]:
+    """Return the place of the first problem, "" if it has none, and one line: key, value, what is allowed, the cure."""
     problem = min(error.errors(), key=_comes_later)
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if part != "[key]"]
     key = ".".join(location) or "config"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not location:  # a check of several values, whose message begins with the first key
+        return _place(places, re.split("[=: ]", message)[0].split(".")), message
+    place = _place(places, location)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}; {_suggest(location)}"
+        return place, f"unknown key {key}; {_suggest(location)}"
     if problem["type"] == "missing":
         field = _field_at(location)
         meaning = field.description if field and field.description else "set it in the file or with --set"
-        return f"{key} is missing; {meaning.rstrip('.')}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not location:
-        return message
-    return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+        return place, f"{key} is missing; {meaning.rstrip('.')}"
+    return place, f"{key}={_shown(problem['input'])}: {_allowed(problem['type'], message, problem['input'])}"
+
+
+def _place(places: dict[Keys, str], location: Sequence[str]) -> str:
+    """Return the place of the innermost part of a key that was written anywhere; "" if it was not."""
+    parts = (tuple(location[:depth]) for depth in range(len(location), 0, -1))
+    return next((places[part] for part in parts if part in places), "")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _allowed(kind: str, message: str, value: Any) -> str:
+    """Return what is allowed in place of a value, and how to write it if it only has another type."""
+    if kind not in _TYPES:
+        return f"{message[0].lower()}{message[1:]}"
+    if value is None:
+        return f"{_TYPES[kind]}; write one, or remove the key to get its default"
+    cure = _in_type(kind, value)
+    return f"{_TYPES[kind]}; write {cure}" if cure else _TYPES[kind]
+
+
+def _in_type(kind: str, value: Any) -> str | None:
+    """Return a value as it is written in another type, None if that is not clear."""
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f"'{json.dumps(value)}', in quotes, for a text"
+    if kind == "bool_type":
+        meant = {"yes": "true", "on": "true", "y": "true", "1": "true", "true": "true", "1.0": "true"}
+        meant |= {"no": "false", "off": "false", "n": "false", "0": "false", "false": "false", "0.0": "false"}
+        return meant.get(str(value).lower())
+    if kind in ("int_type", "float_type") and isinstance(value, str | float):
+        with suppress(ValueError, OverflowError):
+            number = float(str(value).replace("_", ""))
+            return f"{int(number)}" if number.is_integer() else f"{number:g}" if kind == "float_type" else None
+    return None
 
 
 def _comes_later(problem: ErrorDetails) -> bool:
@@ -193,13 +298,13 @@ def _suggest(location: list[str]) -> str:
     return f"known here: {', '.join(names)}"
 
 
-def _field_at(path: list[str]) -> FieldInfo | None:
+def _field_at(path: Sequence[str]) -> FieldInfo | None:
     """Return the field of the key at `path`, None if there is no such key."""
     section = _section_at(path[:-1])
     return section.model_fields.get(path[-1]) if section else None
 
 
-def _section_at(path: list[str]) -> type[BaseModel] | None:
+def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
     """Return the model that checks the section at `path`, also inside a table by resolution: training.stages.8."""
     model: Any = Config
     for part in path:

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from stylegan.config.resolutions import RESOLUTIONS, spread
 from stylegan.config.tree import Config
+from stylegan.config.yaml_text import write
 
 FOLDER = Path(__file__).parents[2] / "configs"
 README, SCHEMA = FOLDER / "README.md", FOLDER / "config.schema.json"
@@ -233,8 +233,7 @@ def _as_yaml(value: Any) -> str:
     """Return a default as one line of YAML, ready to be pasted."""
     if isinstance(value, dict):
         value = {int(key) if key.isdecimal() else key: item for key, item in value.items()}
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return write(value, inline=True)
 
 
 def _allowed(value: Schema) -> str:
@@ -269,10 +268,15 @@ def _number(option: Schema) -> str:
     if kind == "integer" and "exclusiveMaximum" in option:
         option = {"minimum": option["minimum"], "maximum": option["exclusiveMaximum"] - 1}
     if "minimum" in option and "maximum" in option:
-        return f"{kind} from {option['minimum']} to {option['maximum']}"
+        return f"{kind} from {_digits(option['minimum'])} to {_digits(option['maximum'])}"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {_shortest(option[bound])}" for bound, sign in signs.items() if bound in option]
+    bounds = [f"{sign} {_digits(option[bound])}" for bound, sign in signs.items() if bound in option]
     return " ".join([kind, " and ".join(bounds)]).strip()
+
+
+def _digits(bound: float) -> str:
+    """Return a bound with a comma after every three digits."""
+    return f"{_shortest(bound):,}"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_WHOLE = re.compile("[1-9][0-9]{0,8}")
 RESOLUTIONS = tuple(2**k for k in range(2, 11))
 
 # Images per step over all GPUs in StyleGAN's published training script, by number of GPUs and resolution. An entry
@@ -19,7 +21,20 @@ OFFICIAL_BATCH: dict[int, dict[int, int]] = {
 
 def spread(value: Any) -> Any:
     """Turn a plain value, which holds for all resolutions, into a table: `8` becomes `{4: 8}`."""
-    return value if isinstance(value, dict) else {4: value}
+    return whole_keys(value) if isinstance(value, dict) else {4: value}
+
+
+def whole_keys(table: Any) -> Any:
+    """Turn the keys of a table into numbers where they are the text of one, as in JSON: `{"4": 8}` becomes `{4: 8}`.
+
+    Raises ValueError if a resolution is there as number and as text.
+    """
+    if not isinstance(table, dict):
+        return table
+    whole = {int(key) if isinstance(key, str) and _WHOLE.fullmatch(key) else key: item for key, item in table.items()}
+    if len(whole) < len(table):
+        raise ValueError("a resolution is given twice, as a number and as text; remove one")
+    return whole
 
 
 def known_resolutions(table: dict[int, T]) -> dict[int, T]:

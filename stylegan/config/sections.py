@@ -10,6 +10,7 @@ reads it from YAML.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, field_validator
@@ -21,6 +22,7 @@ from stylegan.config.resolutions import (
     known_resolutions,
     official_batch,
     spread,
+    whole_keys,
 )
 
 T = TypeVar("T")
@@ -43,25 +45,73 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 STYLEGAN_METRICS: tuple[Metric, ...] = ("fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability")
 
 
-def _batch(value: Any) -> int | Literal["auto"]:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ValueError("input should be greater than or equal to 1 and whole, or `auto` for the official table")
+MOST_IMAGES = 10**9  # no data set, batch or evaluation has more
+MOST_KIMG = 1e9
+LONGEST_NAME = 200  # characters; a run's folders are a little longer, and a file name has 255 at most
+
+
+def _count_or(word: str, least: int, most: int, meaning: str) -> PlainValidator:
+    """Return the validator of a whole number from `least` to `most`, or a word."""
+
+    def check(value: Any) -> Any:
+        if value == word or (type(value) is int and least <= value <= most):
+            return value
+        wanted = f"greater than or equal to {least}" if type(value) is int and value < least else f"at most {most}"
+        raise ValueError(f"input should be {wanted} and whole, or `{word}` {meaning}")
+
+    number = Annotated[int, Field(ge=least, le=most)]
+    return PlainValidator(check, json_schema_input_type=number | Literal[word])
+
+
+def _no_truth(value: Any) -> Any:
+    """Refuse what Python takes for 0 or 1, and floats: a Literal of numbers would accept them."""
+    if type(value) is not int:
+        raise ValueError("input should be 1 or 3")
+    return value
+
+
+def _whole_above_one(value: float | None) -> float | None:
+    if value is not None and value > 1 and value != int(value):
+        raise ValueError("must be whole above 1: Ray shares one GPU among workers, but gives no part of a second one")
+    return value
+
+
+def _none_or_an_image(kimg: float) -> float:
+    if 0 < kimg < 0.001:
+        raise ValueError("must be 0, or at least 0.001, which is one image")
+    return kimg
+
+
+def _own_resources(table: dict[str, float]) -> dict[str, float]:
+    for name in table:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_:./-]*", name) or len(name) > LONGEST_NAME:
+            raise ValueError(f"{name!r} is no name of a resource: letters, digits, and _ : . / -")
+        if name.upper() in ("CPU", "GPU"):
+            raise ValueError(f"{name} is not one of your own resources; set ray.{name.lower()}s_per_worker")
+    return table
 
 
 # A value for each resolution: an entry holds from its resolution up to the next entry, e.g. {4: 128, 32: 64}.
 PerResolution = Annotated[dict[int, T], Field(min_length=1), BeforeValidator(spread), AfterValidator(known_resolutions)]
-Count = Annotated[int, Field(ge=1)]
-Batch = Annotated[int | Literal["auto"], PlainValidator(_batch, json_schema_input_type=Count | Literal["auto"])]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+MostImages = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
+Batch = Annotated[int | Literal["auto"], _count_or("auto", 1, 2**20, "for the official table")]
+NumReals = Annotated[int | Literal["all"], _count_or("all", 2, MOST_IMAGES, "for every image")]
+Kimg = Annotated[float, Field(ge=0, le=MOST_KIMG)]
+Distance = Annotated[float, Field(ge=0.001, le=MOST_KIMG)]  # one image at least
+Rate = Annotated[float, Field(gt=0, le=100)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+CPUs = Annotated[float, Field(ge=0.0001, le=10_000)]  # 0.0001: the finest share that Ray counts
+GPUs = Annotated[float, Field(ge=0, le=1000), AfterValidator(_whole_above_one)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """Base of every config section: immutable, and unknown keys are errors."""
+    """Base of every config section: immutable, and unknown keys are errors.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    Types are strict: text is no number, 1 is not true, 1.0 is no whole number. Only a whole number may stand for a float.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class StorageConfig(Section):
@@ -83,6 +133,7 @@ class StorageConfig(Section):
     cache_gb: float | None = Field(
         None,
         ge=0,
+        le=1e6,
         description="Size limit, in GB, of the local cache `$STYLEGAN_CACHE` of decoded images and of archives. Images "
         "that do not fit are decoded again every time; an archive that does not fit fails the step. 0: nothing is "
         "cached. `null`: `$STYLEGAN_CACHE_GB`, else half of the disk's free space.",
@@ -100,7 +151,7 @@ class DataConfig(Section):
         description="Side of the final images in pixels, a power of two from 4 to 1024.",
         json_schema_extra={"enum": list(RESOLUTIONS)},
     )
-    channels: Literal[1, 3] = Field(
+    channels: Annotated[Literal[1, 3], BeforeValidator(_no_truth)] = Field(
         3, description="Channels of the images: 1 is grey, 3 is RGB. Images of other modes are converted."
     )
     labels: Literal["auto", "none", "folder", "file"] = Field(
@@ -126,11 +177,15 @@ class DataConfig(Section):
         "pixels.",
     )
     min_size: int = Field(
-        0, ge=0, description="Images whose shorter side is below this, in pixels, are rejected. 0: no such limit."
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Images whose shorter side is below this, in pixels, are rejected. 0: no such limit.",
     )
     max_pixels: int = Field(
         89_478_485,
         ge=1,
+        le=2**40,
         description="Images with more pixels than this (width x height) are rejected before they are decoded.",
     )
     duplicates: Literal["reject", "keep"] = Field(
@@ -139,12 +194,14 @@ class DataConfig(Section):
     max_rejected: int = Field(
         0,
         ge=0,
+        le=MOST_IMAGES,
         description="Maximum number of rejected images, not counting duplicates. With more of them the step fails.",
     )
-    images_per_shard: int = Field(4096, ge=1, description="Maximum number of images in one tar.")
+    images_per_shard: int = Field(4096, ge=1, le=MOST_IMAGES, description="Maximum number of images in one tar.")
     shard_mb: int = Field(
         512,
         ge=1,
+        le=1_000_000,
         description="Maximum size of one tar, in MB of raw pixels at the final resolution. The smaller of this limit "
         "and `images_per_shard` holds.",
     )
@@ -156,6 +213,7 @@ class DataConfig(Section):
     max_corrupt: int = Field(
         100,
         ge=0,
+        le=MOST_IMAGES,
         description="Maximum number of damaged samples. Training replaces each by another sample of the same label; "
         "with more of them the step fails.",
     )
@@ -172,29 +230,34 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The networks G (mapping and synthesis) and D. The defaults are StyleGAN v1, config F (Karras et al. 2019)."""
 
-    latent_size: int = Field(512, ge=1, description="Dimensions of z and of w.")
+    latent_size: int = Field(512, ge=1, le=65_536, description="Dimensions of z and of w.")
     mapping_layers: int = Field(
-        8, ge=0, description="Dense layers of the mapping network. 0: w is the normalised z (configs A and B)."
+        8, ge=0, le=100, description="Dense layers of the mapping network. 0: w is the normalised z (configs A and B)."
     )
     mapping_fmaps: int = Field(
-        512, ge=1, description="Units of each hidden layer of the mapping network; its last layer has `latent_size`."
+        512,
+        ge=1,
+        le=65_536,
+        description="Units of each hidden layer of the mapping network; its last layer has `latent_size`.",
     )
     mapping_lrmul: float = Field(
-        0.01, gt=0, description="Learning rate of the mapping network, as a multiple of the rate of G."
+        0.01, gt=0, le=1000, description="Learning rate of the mapping network, as a multiple of the rate of G."
     )
     fmap_base: int = Field(
         8192,
         ge=1,
+        le=2**24,
         description="Channels of G and D at resolution r: min(`fmap_base` / 2^(s * `fmap_decay`), `fmap_max`) with s = "
         "log2(r) - 1, rounded down, at least 1.",
     )
     fmap_decay: float = Field(
         1.0,
         ge=0,
+        le=10,
         description="How fast channels decrease with the resolution. 1: they halve at every doubling. 0: they stay the "
         "same.",
     )
-    fmap_max: int = Field(512, ge=1, description="Maximum number of channels, at any resolution.")
+    fmap_max: int = Field(512, ge=1, le=65_536, description="Maximum number of channels, at any resolution.")
     styles: bool = Field(
         True,
         description="AdaIN: w sets the style of every layer. `false`: w feeds the first layer only (configs A and B), "
@@ -233,6 +296,7 @@ class ModelConfig(Section):
     mbstd_group: int = Field(
         4,
         ge=1,
+        le=65_536,
         description="Images in a group of the minibatch standard deviation of D; every worker's share of a batch must "
         "be whole groups. 1: no minibatch standard deviation.",
     )
@@ -245,19 +309,17 @@ class ModelConfig(Section):
 class StageOverride(Section):
     """Values for exactly one stage, by its resolution. A key that is `null` follows the schedule of `training`."""
 
-    fade_kimg: float | None = Field(
-        None, ge=0, description="Length of this stage's fade-in, in kimg. The first stage has none."
+    fade_kimg: Kimg | None = Field(
+        None, description="Length of this stage's fade-in, in kimg. The first stage has none."
     )
-    stable_kimg: float | None = Field(
+    stable_kimg: Kimg | None = Field(
         None,
-        ge=0,
         description="Length of this stage's training after the fade-in, in kimg. `training.total_kimg` overrules it in "
         "the last stage.",
     )
-    batch: int | None = Field(None, ge=1, description="Images per step of this stage, over all workers.")
-    learning_rate: float | None = Field(
+    batch: int | None = Field(None, ge=1, le=2**20, description="Images per step of this stage, over all workers.")
+    learning_rate: Rate | None = Field(
         None,
-        gt=0,
         description="Learning rate of this stage, used as it is: `learning_rate_scaling` does not change it.",
     )
 
@@ -268,11 +330,11 @@ class RotationConfig(Section):
     `training.rotation: {}` turns it on with the values of the paper; `null` is off.
     """
 
-    weight_d: float = Field(
-        1.0, ge=0, description="Weight (the paper's beta) of the rotation loss on real images, which trains D."
+    weight_d: Weight = Field(
+        1.0, description="Weight (the paper's beta) of the rotation loss on real images, which trains D."
     )
-    weight_g: float = Field(
-        0.2, ge=0, description="Weight (the paper's alpha) of the rotation loss on generated images, which trains G."
+    weight_g: Weight = Field(
+        0.2, description="Weight (the paper's alpha) of the rotation loss on generated images, which trains G."
     )
     fraction: float = Field(
         0.25,
@@ -281,9 +343,8 @@ class RotationConfig(Section):
         description="Share of the batch that is rotated, each image by 0, 90, 180 and 270 degrees. It must give every "
         "worker the same whole number of images, at least one.",
     )
-    decay_kimg: float | None = Field(
+    decay_kimg: Distance | None = Field(
         None,
-        gt=0,
         description="`weight_g` falls linearly to 0 over this many kimg, counted from the start of the run. `null`: it "
         "stays constant.",
     )
@@ -307,21 +368,20 @@ class TrainingConfig(Section):
         "ProGAN at 4.",
         json_schema_extra={"enum": list(RESOLUTIONS)},
     )
-    fade_kimg: PerResolution[NotNegative] = Field(
+    fade_kimg: PerResolution[Kimg] = Field(
         {4: 600.0},
         description="Length, in kimg, of the fade-in of each new resolution. 0: no fade-in. The first stage never has "
         "one.",
     )
-    stable_kimg: PerResolution[NotNegative] = Field(
+    stable_kimg: PerResolution[Kimg] = Field(
         {4: 600.0}, description="Length, in kimg, of each stage's training after its fade-in."
     )
-    total_kimg: float | None = Field(
+    total_kimg: Distance | None = Field(
         None,
-        gt=0,
         description="Length of the whole run in kimg: the last stage continues until it is reached. `null`: the last "
         "stage has the length that `stable_kimg` gives it.",
     )
-    stages: dict[int, StageOverride] = Field(
+    stages: Annotated[dict[int, StageOverride], BeforeValidator(whole_keys)] = Field(
         {}, description="Exceptions for single stages, by resolution: `{64: {batch: 16}}`."
     )
     batch: PerResolution[Batch] = Field(
@@ -330,12 +390,12 @@ class TrainingConfig(Section):
         "GPU. `auto`: the script's table for the number of workers of the stage, rounded down to whole "
         "minibatch-standard-deviation groups per worker.",
     )
-    max_batch_per_worker: PerResolution[Count] | None = Field(
+    max_batch_per_worker: PerResolution[MostImages] | None = Field(
         None,
         description="Maximum number of images per step on one worker, for its memory: larger batches are cut. "
         "Resolutions below the first entry have no limit. `null`: no limit.",
     )
-    learning_rate: PerResolution[Positive] = Field(
+    learning_rate: PerResolution[Rate] = Field(
         {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003}, description="Learning rate of Adam, for G and D."
     )
     learning_rate_scaling: Literal["none", "sqrt", "linear"] = Field(
@@ -346,6 +406,7 @@ class TrainingConfig(Section):
     minibatch_repeats: int = Field(
         4,
         ge=1,
+        le=1_000_000,
         description="Steps between two schedule updates. Between them the weight of the fading resolution stays "
         "constant.",
     )
@@ -353,33 +414,31 @@ class TrainingConfig(Section):
         "nonsaturating",
         description="GAN loss of G and D. `wgan` needs `gp_weight`, `r1_gamma`, `r2_gamma` or `model.spectral_norm`.",
     )
-    r1_gamma: float = Field(
+    r1_gamma: Weight = Field(
         10.0,
-        ge=0,
         description="Weight gamma of the R1 penalty, gamma / 2 times the squared norm of D's gradient at real images "
         "(Mescheder et al. 2018). It holds at `data.resolution`; a stage n doublings below uses gamma / 4^n. 0: off.",
     )
-    r2_gamma: float = Field(
-        0.0, ge=0, description="Weight gamma of the R2 penalty: the same as R1 at generated images. 0: off."
+    r2_gamma: Weight = Field(
+        0.0, description="Weight gamma of the R2 penalty: the same as R1 at generated images. 0: off."
     )
-    gp_weight: float = Field(
+    gp_weight: Weight = Field(
         0.0,
-        ge=0,
         description="Weight of the gradient penalty of WGAN-GP, at points between real and generated images (10 in the "
         "paper). 0: off. Not together with `r1_gamma` or `r2_gamma`.",
     )
     gp_target: float = Field(
-        1.0, gt=0, description="Gradient norm that `gp_weight` asks for, measured at `data.resolution`."
+        1.0, gt=0, le=1e6, description="Gradient norm that `gp_weight` asks for, measured at `data.resolution`."
     )
-    drift_weight: float = Field(
+    drift_weight: Weight = Field(
         0.0,
-        ge=0,
         description="Weight of the squared score of real images, which keeps scores near 0 (0.001 in ProGAN). 0: off. "
         "Only with the losses `wgan` and `hinge`.",
     )
     penalty_interval: int = Field(
         1,
         ge=1,
+        le=1_000_000,
         description="Steps between two gradient penalties. 1: they are part of every step. k > 1: every k-th step has "
         "them, as an update of their own with k times the weight (the lazy regularisation of StyleGAN2).",
     )
@@ -404,10 +463,9 @@ class TrainingConfig(Section):
     adam_beta2: float = Field(
         0.99, ge=0, lt=1, description="Adam: decay of the mean of the squared gradients, per step."
     )
-    adam_eps: float = Field(1e-8, gt=0, description="Adam: constant added to the denominator of an update.")
-    ema_kimg: float = Field(
+    adam_eps: float = Field(1e-8, gt=0, le=1, description="Adam: constant added to the denominator of an update.")
+    ema_kimg: Kimg = Field(
         10.0,
-        ge=0,
         description="Half-life, in kimg, of the moving average of G's weights that is evaluated and registered. 0: a "
         "copy of G.",
     )
@@ -421,19 +479,25 @@ class SnapshotsConfig(Section):
     sample grid and, if they are on, a probe and quick metrics.
     """
 
-    checkpoint_kimg: PerResolution[Positive] = Field(
+    checkpoint_kimg: PerResolution[Distance] = Field(
         {4: 100.0, 64: 50.0, 256: 20.0},
         description="Distance of checkpoints, in kimg. A killed run loses at most this much training.",
     )
     keep: int = Field(
-        2, ge=1, description="Newest checkpoints kept of a stage that is training. A finished stage keeps its last one."
+        2,
+        ge=1,
+        le=1_000_000,
+        description="Newest checkpoints kept of a stage that is training. A finished stage keeps its last one.",
     )
-    log_kimg: PerResolution[Positive] = Field({4: 10.0}, description="Distance of points on the curves, in kimg.")
-    samples_kimg: PerResolution[Positive] = Field({4: 100.0}, description="Distance of sample grids, in kimg.")
+    log_kimg: PerResolution[Distance] = Field({4: 10.0}, description="Distance of points on the curves, in kimg.")
+    samples_kimg: PerResolution[Distance] = Field({4: 100.0}, description="Distance of sample grids, in kimg.")
     grid: int = Field(
-        8, ge=1, description="Rows, and columns, of a sample grid. A conditional model has one class in each column."
+        8,
+        ge=1,
+        le=100,
+        description="Rows, and columns, of a sample grid. A conditional model has one class in each column.",
     )
-    probe_kimg: PerResolution[Positive] | None = Field(
+    probe_kimg: PerResolution[Distance] | None = Field(
         None,
         description="Distance, in kimg, of the points of the forgetting curve: the accuracy of a linear classifier on "
         "D's features. Needs class labels. `null`: off.",
@@ -441,18 +505,22 @@ class SnapshotsConfig(Section):
     probe_images: int = Field(
         2000,
         ge=20,
+        le=MOST_IMAGES,
         description="Images of the forgetting curve; one half fits the classifier, the other half scores it. All "
         "images, if there are fewer.",
     )
     metrics: tuple[QuickMetric, ...] = Field(
-        ("fid",), description="Quick metrics: measured beside training, on few images, if `metrics_kimg` is above 0."
+        ("fid",),
+        strict=False,
+        description="Quick metrics: measured beside training, on few images, if `metrics_kimg` is above 0.",
     )
-    metrics_kimg: PerResolution[NotNegative] = Field(
+    metrics_kimg: PerResolution[Annotated[Kimg, AfterValidator(_none_or_an_image)]] = Field(
         {4: 0.0}, description="Distance of quick metrics, in kimg. 0: none at these resolutions."
     )
     metrics_images: int = Field(
         5000,
         ge=2,
+        le=MOST_IMAGES,
         description="Generated images of a quick metric, and the maximum number of real images it is compared with.",
     )
 
@@ -478,6 +546,7 @@ class EvaluationConfig(Section):
 
     metrics: tuple[Metric, ...] = Field(
         STYLEGAN_METRICS,
+        strict=False,
         description="Metrics of the finished model. `fid`, `kid`: distance of the two sets of images. `is`: Inception "
         "Score. `pr`: precision, recall, density and coverage. `ppl_*`: perceptual path length in z or w, over full "
         "paths or their ends. `separability`: linear separability of attributes. `fid_mixing`, `truncation`: curves "
@@ -486,33 +555,45 @@ class EvaluationConfig(Section):
     num_images: int = Field(
         50_000,
         ge=2,
+        le=MOST_IMAGES,
         description="Generated images for `fid`, `kid`, `is` and `pr`, and for each point of `fid_mixing` and "
         "`truncation`.",
     )
-    num_reals: Count | Literal["all"] = Field(
+    num_reals: NumReals = Field(
         50_000,
         description="Real images to compare with: this many from the start of the shards, whose order is random. "
         "`all`: every image.",
     )
     bootstrap: int = Field(
-        16, ge=0, description="Bootstrap replicates behind the 95 % interval of FID. 0 or 1: no interval."
+        16, ge=0, le=100_000, description="Bootstrap replicates behind the 95 % interval of FID. 0 or 1: no interval."
     )
-    kid_subsets: int = Field(100, ge=2, description="Random subsets that KID is averaged over.")
+    kid_subsets: int = Field(100, ge=2, le=1_000_000, description="Random subsets that KID is averaged over.")
     kid_subset_size: int = Field(
-        1000, ge=2, description="Images of each KID subset, on either side. All images, if there are fewer."
+        1000,
+        ge=2,
+        le=1_000_000,
+        description="Images of each KID subset, on either side. All images, if there are fewer.",
     )
     is_splits: int = Field(
-        10, ge=1, description="Equal parts of the generated images that the Inception Score is averaged over."
+        10,
+        ge=1,
+        le=1_000_000,
+        description="Equal parts of the generated images that the Inception Score is averaged over.",
     )
     psi: tuple[Share, ...] = Field(
         (0.3, 0.5, 0.7, 0.85, 1.0),
         min_length=1,
+        max_length=1000,
+        strict=False,
         description="Points of the `truncation` curve: w is scaled by psi around its mean in the first 8 layers. 1: no "
         "truncation.",
     )
-    ppl_samples: int = Field(100_000, ge=2, description="Pairs of images for each path length.")
+    ppl_samples: int = Field(100_000, ge=2, le=MOST_IMAGES, description="Pairs of images for each path length.")
     ppl_epsilon: float = Field(
-        1e-4, gt=0, description="Step between the two images of a pair, as a share of the path between two latents."
+        1e-4,
+        gt=0,
+        le=1,
+        description="Step between the two images of a pair, as a share of the path between two latents.",
     )
     ppl_crop: bool = Field(
         True,
@@ -522,11 +603,13 @@ class EvaluationConfig(Section):
     separability_samples: int = Field(
         200_000,
         ge=4,
+        le=MOST_IMAGES,
         description="Latents for `separability`. Of each attribute the half with the most confident answers is used.",
     )
     attributes_kimg: float = Field(
         150.0,
-        gt=0,
+        ge=0.001,
+        le=MOST_KIMG,
         description="Training of each attribute classifier, in thousands of images. Only with `features: inception`.",
     )
     features: str = Field(
@@ -549,11 +632,9 @@ class EvaluationConfig(Section):
 class RayStageOverride(Section):
     """Workers and resources of exactly one stage, by its resolution. A key that is `null` follows `ray`."""
 
-    workers: int | None = Field(None, ge=1, description="Workers of this stage.")
-    cpus_per_worker: float | None = Field(None, gt=0, description="CPU cores of each worker of this stage.")
-    gpus_per_worker: float | None = Field(
-        None, ge=0, description="GPUs of each worker of this stage. 0: it trains on CPUs."
-    )
+    workers: int | None = Field(None, ge=1, le=10_000, description="Workers of this stage.")
+    cpus_per_worker: CPUs | None = Field(None, description="CPU cores of each worker of this stage.")
+    gpus_per_worker: GPUs | None = Field(None, description="GPUs of each worker of this stage. 0: it trains on CPUs.")
 
 
 class RayConfig(Section):
@@ -565,28 +646,31 @@ class RayConfig(Section):
 
     address: str | None = Field(
         None,
+        pattern=r"^(auto|local|(ray://)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})$",
         description="Ray cluster to join: `host:port` of its head, or `auto` for the one that this machine belongs to. "
         "`null`: start Ray on this machine.",
     )
-    workers: int = Field(1, ge=1, description="Workers of a stage; each trains on an equal share of every batch.")
-    cpus_per_worker: float = Field(
-        1, gt=0, description="CPU cores that Ray reserves for each worker, which are also its threads."
+    workers: int = Field(
+        1, ge=1, le=10_000, description="Workers of a stage; each trains on an equal share of every batch."
     )
-    gpus_per_worker: float = Field(
+    cpus_per_worker: CPUs = Field(
+        1, description="CPU cores that Ray reserves for each worker, which are also its threads."
+    )
+    gpus_per_worker: GPUs = Field(
         0,
-        ge=0,
         description="GPUs that Ray reserves for each worker. 0: it trains on CPUs. Below 1: workers share a GPU.",
     )
-    resources_per_worker: dict[str, float] = Field(
-        {}, description="Custom Ray resources that each worker reserves, amounts by name: `{a100: 1}`."
-    )
+    resources_per_worker: Annotated[
+        dict[str, Annotated[float, Field(ge=0, le=1e15)]], AfterValidator(_own_resources)
+    ] = Field({}, description="Custom Ray resources that each worker reserves, amounts by name: `{a100: 1}`.")
     max_failures: int = Field(
         2,
         ge=0,
+        le=1_000_000,
         description="How often the workers of a stage are started again after one was lost, each time from the newest "
         "checkpoint. An error that would come again ends the step at once. 0: never.",
     )
-    stages: dict[int, RayStageOverride] = Field(
+    stages: Annotated[dict[int, RayStageOverride], BeforeValidator(whole_keys)] = Field(
         {}, description="Exceptions for single stages, by resolution: `{8: {workers: 1}}`."
     )
 
@@ -599,7 +683,12 @@ class TrackingConfig(Section):
         description="MLflow tracking URI: `http://...`, `sqlite:///...` or another database. `null`: a SQLite file "
         "below `storage.root`, or below the working folder if `storage.root` is remote.",
     )
-    experiment: str = Field("stylegan", min_length=1, description="Name of the MLflow experiment.")
+    experiment: str = Field(
+        "stylegan",
+        max_length=256,  # of the column in MLflow's database
+        pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$",
+        description="Name of the MLflow experiment, without blanks at its ends.",
+    )
 
 
 class GateConfig(Section):
@@ -607,6 +696,8 @@ class GateConfig(Section):
 
     metric: str = Field(
         "fid",
+        pattern=r"^[a-z0-9_]+$",
+        max_length=LONGEST_NAME,
         description="Metric that decides, without the name of its network: `fid`, `recall`. It must be among "
         "`evaluation.metrics`.",
     )
@@ -628,7 +719,8 @@ class RegistryConfig(Section):
 
     name: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]*$",
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9 _-]*[A-Za-z0-9_-])?$",  # MLflow refuses / : . % and quotes
+        max_length=LONGEST_NAME,
         description="Name in the MLflow registry: letters, digits, blanks, _ and -. `null`: the `name` of the config.",
     )
     gate: GateConfig = GateConfig()
@@ -642,6 +734,7 @@ class UncheckedConfig(Section):
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]*$",
+        max_length=LONGEST_NAME,
         description="Lower case letters, digits and dashes: the first part of the run id, and the name of the "
         "registered model.",
     )

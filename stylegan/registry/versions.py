@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 REGISTERED = "stylegan.registered"  # without it the registration was interrupted
 MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors")
 
 
 class StaleVerdictError(StepError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stylegan import storage
-from stylegan.config.file import build, parse
+from stylegan.config.file import read
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import find_shards
@@ -94,16 +94,14 @@ def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:
         DamagedError: the file is not what the run wrote there.
     """
     uri = storage.join(run_uri, "config.yaml")
-    text = storage.read_bytes(uri)
+    text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
     try:
-        tree = parse(text.decode(), uri)
-        build(tree, uri)
-    except (ValueError, RecursionError) as error:  # ConfigError is a ValueError
+        read(text, uri)
+    except ConfigError as error:
         raise DamagedError(
             f"{uri}: is damaged ({one_line(error)}); run the config of this run again, which writes this file"
         ) from error
-    tree["storage"] = {**(tree.get("storage") or {}), "root": root_of(run_uri)}
-    return build(tree, uri, overrides)
+    return read(text, uri, [f"storage.root={root_of(run_uri)}", *overrides])
 
 
 def root_of(run_uri: str) -> str:

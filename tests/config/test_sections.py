@@ -1,6 +1,10 @@
 """Tests of reading configs: merging, overriding, and mistakes as one line that names key, value and cure."""
 
+import json
+import math
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 
 from stylegan.config.file import build, dump, flatten, load
 from stylegan.config.resolutions import RESOLUTIONS, at_resolution
+from stylegan.config.sections import Section
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError
 from stylegan.records import digest
@@ -53,11 +58,15 @@ def test_folder_instead_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: [a\nb: 2", "not valid YAML at line 2"),
-        ("", "must hold `key: value` lines, found NoneType"),
-        ("- a\n- b", "found list"),
-        ("name: a\n\tb: c", "not valid YAML at line 2"),
-        ("name: \x01", "not valid YAML"),
+        ("name: [a\nb: 2", "line 2: not valid YAML"),
+        ("", "must hold `key: value` lines, found nothing"),
+        ("- a\n- b", "found a list"),
+        ("name", "found a single value"),
+        (
+            "name: a\n\tb: c",
+            "line 2: not valid YAML (found character '\\t' that cannot start any token); replace the tab",
+        ),
+        ("name: a\nseed: \x01", "line 2: not valid YAML"),
     ],
 )
 def test_bad_yaml(tmp_path, text, words):
@@ -86,7 +95,7 @@ def test_bad_yaml(tmp_path, text, words):
         ("training.fade_kimg=-1", "training.fade_kimg.4=-1"),
         ("training.learning_rate=.nan", "training.learning_rate.4=nan: input should be a finite number"),
         ("training.total_kimg=.inf", "training.total_kimg=inf: input should be a finite number"),
-        ("snapshots.log_kimg=0", "snapshots.log_kimg.4=0: input should be greater than 0"),
+        ("snapshots.log_kimg=0", "snapshots.log_kimg.4=0: input should be greater than or equal to 0.001"),
         (
             "training.start_resolution=64",
             "training.start_resolution=64: must be a power of two from 4 to data.resolution=32",
@@ -249,3 +258,186 @@ def test_what_could_not_train_is_refused(tmp_path, override, words):
 )
 def test_shipped_configs_are_sound(path):
     assert load(path).resolutions
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("seed: yes", "line 3: seed='yes': must be a whole number"),
+        ("seed: true", "line 3: seed=True: must be a whole number"),
+        ("seed: 1.0", "line 3: seed=1.0: must be a whole number; write 1"),
+        ("seed: '12'", "seed='12': must be a whole number; write 12"),
+        ("seed: 1_000", "seed='1_000': must be a whole number; write 1000"),
+        ("seed: 1e3", "seed=1000.0: must be a whole number; write 1000"),
+        ("seed: 12:30", "seed='12:30': must be a whole number"),
+        ("seed: 0b101", "seed='0b101': must be a whole number"),
+        ("seed: 2026-11-26", "seed='2026-11-26': must be a whole number"),
+        ("seed:", "seed=None: must be a whole number; write one, or remove the key to get its default"),
+        ("seed: 0123", "line 3: seed: 0123 begins with a zero"),
+        ("model:\n  noise: yes", "line 4: model.noise='yes': must be true or false; write true"),
+        ("model:\n  noise: 0", "model.noise=0: must be true or false; write false"),
+        ("model:\n  noise: 'true'", "model.noise='true': must be true or false; write true"),
+        ("model: {style_mixing_prob: '0.5'}", "must be a number; write 0.5"),
+        ("model: {style_mixing_prob: true}", "model.style_mixing_prob=True: must be a number"),
+        ("model:", "model=None: must be a section"),
+        ("model: [noise]", "model=['noise']: must be a section"),
+        ("tracking: {experiment: 123}", "line 3: tracking.experiment=123: must be text; write '123', in quotes"),
+        ("tracking: {experiment: true}", "write 'true', in quotes"),
+        ("training: {fade_kimg: no}", "line 3: training.fade_kimg.4='no': must be a number"),
+        ("training: {fade_kimg: {4: 1, '4': 2}}", "a resolution is given twice"),
+        ("training: {stages: {8: {batch: 4}, '8': {batch: 8}}}", "a resolution is given twice"),
+        ("training: {batch: true}", "training.batch.4=True: input should be"),
+        ("training: {stages: {true: {batch: 4}}}", "the key true is no name"),
+        ("evaluation: {metrics: fid}", "line 3: evaluation.metrics='fid': must be a list such as [a, b]"),
+        ("evaluation: {num_reals: 1.0}", "evaluation.num_reals=1.0"),
+        ("evaluation: {num_reals: true}", "evaluation.num_reals=True"),
+        ("evaluation: {psi: ['0.5']}", "line 3: evaluation.psi.0='0.5': must be a number; write 0.5"),
+        ("snapshots: {metrics_kimg: 1e-6}", "must be 0, or at least 0.001"),
+        ("training: {total_kimg: 1e999}", "input should be a finite number"),
+        ("training: {batch: 8}\ntraining: {mirror: true}", "line 4: training: is given twice (first in line 3)"),
+    ],
+)
+def test_types_are_strict_and_the_message_has_line_key_and_cure(tmp_path, lines, words):
+    path = written(tmp_path, f"name: small\ndata: {{source: digits, resolution: 32}}\n{lines}\n")
+    message = mistake(path)
+    assert message.startswith(f"{path}: ")
+    assert words in message
+
+
+def test_channels_are_a_number(tmp_path):
+    """Python takes true and 1.0 for 1."""
+    for value in ("true", "1.0"):
+        assert f"data.channels={value.title()}: input should be 1 or 3" in mistake(
+            written(tmp_path, SMALL), f"data.channels={value}"
+        )
+
+
+def test_the_line_is_that_of_the_file_which_has_the_value(tmp_path):
+    """A value of a base is a mistake in the base; one that was replaced is a mistake in the file, or of --set."""
+    base = written(
+        tmp_path,
+        "data: {source: digits, resolution: 32}\nmodel:\n  noise: yes\ntraining:\n  batch:\n    4: x\n",
+        "base.yaml",
+    )
+    top = written(tmp_path, "base: base.yaml\nname: a\ntraining: {batch: 8}\n", "top.yaml")
+    assert mistake(top).startswith(f"{base}: line 3: model.noise='yes'")
+    top.write_text("base: base.yaml\nname: a\ntraining:\n  batch: 0\nmodel: {noise: true}\n")
+    assert mistake(top).startswith(f"{top}: line 4: training.batch.4=0")
+    assert mistake(top, "training.batch=true").startswith(f"{top}: training.batch.4=True")
+
+
+def test_checks_of_several_values_name_the_line_too(tmp_path):
+    path = written(tmp_path, "name: a\ndata: {source: digits, resolution: 32}\ntraining:\n  start_resolution: 64\n")
+    assert mistake(path).startswith(f"{path}: line 4: training.start_resolution=64: ")
+
+
+def test_a_file_of_another_encoding(tmp_path):
+    """A byte order mark is no part of the first key; other encodings are refused with the line."""
+    path = tmp_path / "a.yaml"
+    text = "name: a\ndata: {source: /data/größe, resolution: 8}\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load(path).data.source == "/data/größe"
+    for encoding, line in (("latin-1", 2), ("utf-16", 1)):
+        path.write_bytes(text.encode(encoding))
+        assert f"{path}: line {line}: is not UTF-8 text; save the file as UTF-8" in mistake(path)
+
+
+def test_a_base_that_is_no_path(tmp_path):
+    assert "line 1: base=5: must be the path of another config" in mistake(written(tmp_path, "base: 5\nname: a"))
+
+
+@pytest.mark.parametrize("source", ["/data/set #2", "/data/a: b", "s3://b/{000..009}.tar", "[ab]*.png", "-", "yes"])
+def test_text_of_an_override_is_taken_whole(tmp_path, source):
+    assert load(written(tmp_path, SMALL), [f"data.source={source}"]).data.source == source
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("name.x=1", "--set name.x=1: name is a single value; it has no key x"),
+        ("seed=", "--set seed=: has no value"),
+        ("name=123", "name=123: must be text; write '123', in quotes"),
+        ("seed= 5", "seed=' 5': must be a whole number; write 5"),
+        ("training=batch: 4", "training='batch: 4': must be a section"),
+    ],
+)
+def test_overrides_that_are_half_right(tmp_path, override, words):
+    assert words in mistake(written(tmp_path, SMALL), override)
+
+
+def test_json_means_the_same(tmp_path):
+    """A deployment hands a config over as JSON, in which the keys of tables are text, and lists are lists."""
+    config = load(
+        written(tmp_path, SMALL), ["training.batch.16=16", "training.stages.16.fade_kimg=1", "evaluation.psi=[1]"]
+    )
+    tree = json.loads(config.model_dump_json())
+    assert set(tree["training"]["batch"]) > {"4", "16"}
+    assert build(tree) == config
+    assert build(tree, "config", ["training.batch.16=32"]).batch_at(16) == 32
+    assert build(tree, "config", ["training.stages.16.batch=4"]).training.stages[16].fade_kimg == 1
+
+
+def numeric_fields(model=Config, path=()):
+    """Yield the path of every numeric field, and a table's with its resolution."""
+    for name, field in model.model_fields.items():
+        text = str(field.annotation) + str(field.metadata)
+        section = next(
+            (
+                kind
+                for kind in (field.annotation, *get_args(field.annotation))
+                if isinstance(kind, type) and issubclass(kind, Section)
+            ),
+            None,
+        )
+        if section:
+            yield from numeric_fields(section, (*path, name))
+        elif (
+            ("int" in text or "float" in text)
+            and "bool" not in text
+            and name not in ("stages", "psi", "resources_per_worker")
+        ):
+            yield (*path, name)
+
+
+def test_no_number_is_without_bounds():
+    """No field takes a negative number, one beyond any machine, one that is none, or another type."""
+    paths = list(numeric_fields())
+    assert len(paths) > 70
+    for path in paths:
+        for value in (-1, 1e300, 10**30, True, "7", math.nan, -math.inf):
+            tree = {"name": "a", "data": {"source": "digits", "resolution": 8}}
+            section = tree
+            for key in path[:-1]:
+                section = section.setdefault(key, {})
+            section[path[-1]] = value
+            with pytest.raises(ConfigError, match=re.escape(".".join(path))) as caught:
+                build(tree)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("ray.resources_per_worker={a100: -1}", "ray.resources_per_worker.a100=-1"),
+        ("ray.resources_per_worker={a100: .nan}", "finite number"),
+        ("ray.resources_per_worker={GPU: 1}", "set ray.gpus_per_worker"),
+        ("ray.resources_per_worker={'a b': 1}", "'a b' is no name of a resource"),
+        ("ray.workers=0", "ray.workers=0"),
+        ("ray.gpus_per_worker=1.5", "must be whole above 1"),
+        ("ray.stages.8.gpus_per_worker=-1", "ray.stages.8.gpus_per_worker=-1"),
+        ("ray.address=head", "ray.address='head'"),
+        ("ray.address=me:secret@head:6379", "ray.address="),
+        (f"name={'a' * 201}", "at most 200 characters"),
+        ("name=-a", "name='-a'"),
+        ("name=..", "name='..'"),
+        ("registry.name='a '", "registry.name='a '"),
+        ("registry.name=a:b", "registry.name='a:b'"),
+        (f"registry.name={'a' * 245}", "at most 200 characters"),
+        ("tracking.experiment=' a'", "tracking.experiment=' a'"),
+        ('tracking.experiment="a\\nb"', "tracking.experiment="),
+        (f"tracking.experiment={'a' * 501}", "at most 256 characters"),
+        ("registry.gate.metric='f i d'", "registry.gate.metric='f i d'"),
+    ],
+)
+def test_names_and_resources_that_an_engine_would_refuse_later(tmp_path, override, words):
+    assert words in mistake(written(tmp_path, SMALL), override)

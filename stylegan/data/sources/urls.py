@@ -25,9 +25,10 @@ from stylegan.data.cache import local_copy
 from stylegan.data.decode import UnreadableImage
 from stylegan.data.sources.access.locator import Locator
 from stylegan.data.sources.access.ranges import whole
-from stylegan.data.sources.access.uris import is_secret, require_package, without_secrets
+from stylegan.data.sources.access.uris import require_package
 from stylegan.data.sources.base import LARGEST, Files, Label, Listing, Read, SourceImage, require_size
 from stylegan.errors import StepError, UnavailableError, one_line, shown
+from stylegan.uris import is_secret, without_secrets
 
 NAMES = re.compile(r".*\.(txt|csv|tsv)", re.IGNORECASE)
 # Seconds between attempts to read from a web server. They are few, because one of many servers may never answer, and

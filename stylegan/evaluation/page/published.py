@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
+from stylegan.config.yaml_text import read
 from stylegan.errors import ConfigError
 from stylegan.evaluation.features.public_weights import KNOWN, join_digests
 from stylegan.evaluation.metric_table import describe, rank, split_key
@@ -141,7 +140,8 @@ def compare(report: Report, *, row: str = "f", dataset: str | None = None) -> li
 
 @functools.cache
 def _published() -> dict[str, Any]:
-    return yaml.safe_load(files("stylegan.evaluation.page").joinpath("published.yaml").read_text(encoding="utf-8"))
+    text = files("stylegan.evaluation.page").joinpath("published.yaml").read_text(encoding="utf-8")
+    return dict(read(text, "published.yaml").value)
 
 
 def _all_figures() -> Iterator[Figure]:

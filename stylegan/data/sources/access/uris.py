@@ -11,21 +11,19 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import fsspec
 from braceexpand import braceexpand
 
 from stylegan import storage
 from stylegan.commands import pip_install
+from stylegan.config.addresses import refuse_secret
 from stylegan.data.sources.base import info_token, require_regular, stat_token
 from stylegan.errors import ConfigError, StepError, one_line
 from stylegan.retry import patient
+from stylegan.uris import without_secrets
 
-_SECRET = re.compile(
-    r"(x-(amz|goog|ms)-.*|awsaccesskeyid|googleaccessid|sig|signature|expires|sas|s[eprtv]|.*(token|secret|password|passwd|credential|api_?key).*|key|pwd|auth)",
-    re.IGNORECASE,
-)
 _PACKAGES = {
     "gs": "gcsfs",
     "gcs": "gcsfs",
@@ -62,28 +60,12 @@ def check_uri(key: str, uri: str) -> str:
     """
     if storage.is_local(uri):
         return storage.absolute(uri)
-    parts = urlsplit(uri)
-    secrets = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if is_secret(name)]
-    if "@" in parts.netloc and (parts.password is not None or parts.scheme in ("http", "https", "ftp")):
-        secrets.append("user:password@")
-    if secrets:
-        raise ConfigError(
-            f"{key}={without_secrets(uri)}: carries credentials ({secrets[0]}), which would be kept with every run; give the URL without "
-            "them and put them into the environment or the profile of that store"
-        )
+    try:
+        refuse_secret(key, uri)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     require_package(key, uri)
-    return uri if parts.query else uri.rstrip("/")
-
-
-def without_secrets(uri: str) -> str:
-    """Return a URL that may be shown: without user, query and fragment."""
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if parts.scheme else uri
-
-
-def is_secret(name: str) -> bool:
-    """Return True if a query parameter contains a key, the signature of a URL or the time when that signature expires."""
-    return bool(_SECRET.fullmatch(name))
+    return uri if urlsplit(uri).query else uri.rstrip("/")
 
 
 def require_package(key: str, uri: str) -> None:
