@@ -25,7 +25,7 @@ from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry.gate import Verdict
 from stylegan.registry.versions import ModelVersion
 from stylegan.retry import patience
-from stylegan.training.schedule import Stage
+from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
 
 R = TypeVar("R")
@@ -78,7 +78,7 @@ def _state(done: Done[Any]) -> Any:
 @task(name="shard", task_run_name="shard", **OPTIONS)
 def shard(pipeline: Pipeline) -> ShardSet:
     """Write images as WebDataset shards; card, rejects and a sheet of images become artifacts."""
-    done = pipeline.shard()
+    done = pipeline.shard(then=stages(pipeline.config))
     publish_shards(done.record)
     return _state(done)
 

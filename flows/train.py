@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
 from flows import artifacts, killed_runs, tasks
-from stylegan.config.file import load
+from stylegan.config.file import build, load
 from stylegan.config.tree import Config
 from stylegan.pipeline.steps import Pipeline, Summary
 from stylegan.training.schedule import stages
@@ -20,22 +21,34 @@ FLOW_NAME = "stylegan-train"
 
 def _run_name() -> str:
     config = flow_run.parameters.get("config")
+    if isinstance(config, dict):
+        return str(config.get("name"))
     return config.name if isinstance(config, Config) else Path(str(config)).stem
 
 
+def _checked(config: Config | dict[str, Any] | str, overrides: list[str]) -> Config:
+    """Return the config with its overrides, checked by the same rules in whatever form it came."""
+    if isinstance(config, str):
+        return load(config, overrides)
+    values = config.model_dump(mode="json") if isinstance(config, Config) else config
+    return build(values, "config", overrides)
+
+
 @flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False)
-def train_flow(config: Config | str, overrides: list[str] | None = None) -> Summary:
+def train_flow(config: Config | dict[str, Any] | str, overrides: list[str] | None = None) -> Summary:
     """Turn images into a registered, judged model; go on where an earlier run of the same config stopped.
 
     Args:
-        config: the config, or the path of its YAML file (as in a deployment).
-        overrides: `key.path=value` strings on top of a YAML file.
+        config: the config, its values as JSON has them, or the path of its YAML file; the last two in deployments.
+        overrides: `key.path=value` strings on top of it.
+
+    Raises:
+        ConfigError: the config is not valid; nothing was started.
     """
     logging.getLogger("stylegan").setLevel(logging.INFO)
     killed_runs.tag_process()  # first, so that a run killed at any moment can be recognised
     killed_runs.end_killed_runs(FLOW_NAME)
-    if isinstance(config, str):
-        config = load(config, overrides or [])
+    config = _checked(config, overrides or [])
     with Pipeline(config) as pipeline:
         shards = tasks.call(tasks.shard, pipeline)
         checkpoints: list[Checkpoint | None] = [None]

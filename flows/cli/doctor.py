@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import uuid
 from collections.abc import Callable
 from functools import partial
 
@@ -16,9 +13,12 @@ from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
 from stylegan.errors import StepError, UserError
 from stylegan.evaluation.features import public_weights as weights
+from stylegan.pipeline.preflight import try_writing
 from stylegan.records import Record
 from stylegan.retry import storage_settings
 from stylegan.tracking.connection import check_server, resolve_uri
+from stylegan.tracking.open_run import check_experiment
+from stylegan.uris import redact
 
 # Returns what works, in words; raises UserError with what does not.
 Check = Callable[[Config | None], str]
@@ -66,7 +66,7 @@ def weight_checks(config: Config) -> list[tuple[str, Check]]:
 
 def _try(name: str, check: Check, config: Config | None) -> Finding:
     try:
-        return Finding(name=name, ok=True, detail=check(config))
+        return Finding(name=name, ok=True, detail=redact(check(config)))
     except UserError as error:
         return Finding(name=name, ok=False, detail=str(error))
 
@@ -74,14 +74,7 @@ def _try(name: str, check: Check, config: Config | None) -> Finding:
 def _storage(config: Config | None) -> str:
     root = storage.absolute(config.storage.root if config else "stylegan-data")
     existed = storage.exists(root)
-    probe = storage.join(root, f".doctor-{uuid.uuid4().hex[:8]}")
-    storage.write_bytes(probe, b"probe")
-    if storage.read_bytes(probe) != b"probe":
-        raise StepError(f"storage.root={root}: a file that was just written reads back differently; check that store")
-    storage.delete(probe)
-    if not existed and storage.is_local(root):
-        with contextlib.suppress(OSError):  # a run that has started meanwhile keeps it
-            os.rmdir(root)
+    try_writing(root)
     if not storage.is_local(root):
         return f"{root} can be written and read"
     folder = root if existed else "."
@@ -134,6 +127,7 @@ def _mlflow(config: Config | None) -> str:
         return "SQLite below storage.root unless tracking.uri is set"
     uri = resolve_uri(config)
     check_server(uri)
+    check_experiment(config)
     return f"{uri} answers" if uri.startswith("http") else uri
 
 

@@ -86,11 +86,11 @@ def _fit(job: StageJob) -> Checkpoint:
 
 def _ray_storage(root: str) -> dict[str, Any]:
     """Return where Ray keeps a few small files of its own: below the root, with the credentials of everything else."""
-    folder = storage.join(storage.absolute(root), "ray")
-    if storage.is_local(folder):
-        return {"storage_path": folder}
     import pyarrow.fs
 
+    folder = storage.join(storage.absolute(root), "ray")
+    if storage.is_local(folder):  # with a file system, Ray takes the path as it is and not for a URL
+        return {"storage_path": folder, "storage_filesystem": pyarrow.fs.LocalFileSystem()}
     filesystem, path = storage.filesystem(folder)
     return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))}
 

@@ -16,6 +16,7 @@ from stylegan.uris import find_secret, is_local, local_path, redact
 
 KINDS_OF_FEATURES = ("classifier", "rotation", "inception")
 MAX_NAME, MAX_PATH = 255, 3800  # bytes of a file name and of a path on Linux (4,095), less what is appended to a root
+MAX_SHOWN = 200  # characters of an address in a message
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, halves of characters, ends of lines
 # Stores whose URLs have nothing between `://` and the path.
 _WITHOUT_HOST = ("file", "local", "memory", "sqlite")
@@ -70,14 +71,14 @@ def refuse_secret(key: str, uri: str) -> None:
         place = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     where = f"such as {place}" if place else "or the profile of that store (~/.netrc, ~/.config/fsspec/conf.json)"
     raise ValueError(
-        f"{key}={redact(uri)}: carries credentials ({secret}), which would be kept with every run; give it without them "
+        f"{key}={_short(uri)}: carries credentials ({secret}), which would be kept with every run; give it without them "
         f"and put them into the environment, {where}"
     )
 
 
 def check_form(key: str, uri: str) -> None:
     """Raise ValueError if an address is empty, has unseen characters, or looks like a URL and is none."""
-    shown = f"{key}={redact(uri)!r}"
+    shown = f"{key}={_short(uri)!r}"
     if not uri:
         raise ValueError(f"{key}='': is empty; give a path or URL, or remove the key")
     if uri != uri.strip() or any(unicodedata.category(letter) in _UNSEEN for letter in uri):
@@ -97,12 +98,18 @@ def check_form(key: str, uri: str) -> None:
         raise ValueError(f"{shown}: names nothing after ://; give a URL such as s3://bucket/path")
     if uri.startswith("file://") and not rest.startswith("/"):
         raise ValueError(f"{shown}: must be a whole path after file://, such as file:///{rest}; or give a plain path")
-    if is_local(uri):
-        _check_length(shown, local_path(uri))
+    if "{" not in uri:  # a pattern may name many files
+        _check_length(shown, local_path(uri) if is_local(uri) else uri)
+
+
+def _short(uri: str) -> str:
+    """Return an address as it may be shown."""
+    text = redact(uri)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _check_length(shown: str, path: str) -> None:
-    long = next((part for part in path.split("/") if len(part.encode()) > MAX_NAME), None)
+    long = is_local(path) and next((part for part in path.split("/") if len(part.encode()) > MAX_NAME), None)
     if long:
         raise ValueError(f"{shown}: the name {long[:20]}... has more than {MAX_NAME} bytes; use a shorter one")
     if len(path.encode()) > MAX_PATH:

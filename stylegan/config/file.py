@@ -244,7 +244,11 @@ def _explain(error: ValidationError, places: dict[Keys, str]) -> tuple[str, str]
         field = _field_at(location)
         meaning = field.description if field and field.description else "set it in the file or with --set"
         return place, f"{key} is missing; {meaning.rstrip('.')}"
-    return place, f"{key}={_shown(problem['input'])}: {_allowed(problem['type'], message, problem['input'])}"
+    shown = f"{key}={_shown(problem['input'])}"
+    field = _field_at(location)
+    if problem["type"] == "string_pattern_mismatch" and field and field.description:
+        return place, f"{shown}: has another form than is allowed: {field.description.rstrip('.')}"
+    return place, f"{shown}: {_allowed(problem['type'], message, problem['input'])}"
 
 
 def _place(places: dict[Keys, str], location: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from stylegan.evaluation.features import public_weights
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
+from stylegan.pipeline.preflight import check_root
 from stylegan.pipeline.run import Run
 from stylegan.records import Record
 from stylegan.registry.gate import describe_verdict
@@ -59,6 +60,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def _make_plan(config: Config) -> Plan:
+    check_root(config.storage.root)
     source = open_source(config.data, config.storage.root)
     check_data(config, len(source.images), source.label_names, source.attribute_names)
     root = storage.absolute(config.storage.root)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from stylegan import storage
 from stylegan.cluster.parallel_map import parallel_map, shard_in_parallel
-from stylegan.cluster.session import check_address, connect, ray_session
+from stylegan.cluster.session import connect, ray_session
 from stylegan.cluster.spare_worker import SpareWorker
 from stylegan.cluster.stage_launch import launch_stage
 from stylegan.config.file import dump
@@ -27,14 +27,14 @@ from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import complete_set, find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
-from stylegan.errors import ConfigError, StepError, UnavailableError, UserError, one_line
+from stylegan.errors import StepError, UnavailableError, UserError, one_line
 from stylegan.evaluation.engine import evaluate, redraw
-from stylegan.evaluation.features import public_weights
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, write_page
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
+from stylegan.pipeline.preflight import check_places, check_root, check_work
 from stylegan.pipeline.run import Run
 from stylegan.progress import Progress
 from stylegan.records import Record
@@ -42,7 +42,6 @@ from stylegan.registry import versions
 from stylegan.registry.gate import Verdict, comparable, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
-from stylegan.tracking.connection import check_server, resolve_uri
 from stylegan.tracking.open_run import open_run
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
@@ -103,14 +102,9 @@ class Pipeline:
         """Check what can be checked before any work.
 
         Raises:
-            ConfigError, StepError: MLflow or Ray does not answer, or its address cannot work.
+            ConfigError, StepError: storage, MLflow or Ray cannot be used; see preflight.py.
         """
-        if self.config.storage.root.startswith("memory://"):
-            raise ConfigError(
-                "storage.root=memory://: workers cannot see the memory of another process; use a folder or a bucket"
-            )
-        check_server(resolve_uri(self.config))
-        check_address(self.config.ray)
+        check_places(self.config)
         self._stack.enter_context(storage_settings(self.config.storage))
         self._stack.enter_context(ray_session())
         return self
@@ -146,23 +140,30 @@ class Pipeline:
 
     # --- the steps ---
 
-    def shard(self) -> Done[ShardSet]:
-        """Write the images as shards.
+    def shard(self, then: Sequence[Stage] = ()) -> Done[ShardSet]:
+        """Write the images as shards, after checking that the run can go on to its end.
+
+        Args:
+            then: the stages that are trained next.
 
         Raises:
-            ConfigError: the source does not exist or lacks the labels that the config asks for, or public weights that
-                the config needs cannot be had.
+            ConfigError: the source does not exist or lacks the labels that the config asks for, public weights that
+                the config needs cannot be had, or the cluster cannot hold the workers of a stage.
             StepError: the images cannot be used, or storage refuses.
         """
+        check_root(self.config.storage.root)
+
         # Check the listing; no image is read.
         source = open_source(self.config.data, self.config.storage.root)
         check_data(self.config, len(source.images), source.label_names, source.attribute_names)
 
-        # Weights that cannot be had end a run now, not after days of training.
+        # What cannot be done later ends a run now, not after days of training.
         finished = find_shards(source, self.config.data, self.config.storage.root, final=True)
         found = finished or find_shards(source, self.config.data, self.config.storage.root)
         if found is None or self.run(found).find_report() is None:
-            public_weights.fetch_all(self.config.evaluation)
+            check_work(
+                self.config, [stage for stage in then if found is None or self._is_to_train(found, stage, then[-1])]
+            )
         if found is not None:
             complete_set(found, source, self.config.data, self.config.storage.root)
 
@@ -210,6 +211,10 @@ class Pipeline:
             logger.info("train %s: not needed, a later stage has gone beyond it", stage.name)
             return Done(None, cached=True)
         return _done(f"train {stage.name}", record, found)
+
+    def _is_to_train(self, shards: ShardSet, stage: Stage, target: Stage) -> bool:
+        run = self.run(shards)
+        return run.find_stage(stage) is None and run.is_needed(stage, target)
 
     def _train(self, job: StageJob) -> Checkpoint:
         with self._quick_metrics(job):
@@ -339,8 +344,8 @@ class Pipeline:
 
     def train_until(self, resolution: int) -> Done[Checkpoint]:
         """Write the shards and train all stages up to one resolution."""
-        shards, checkpoint = self.shard().record, None
         wanted = [stage for stage in stages(self.config) if stage.resolution <= resolution]
+        shards, checkpoint = self.shard(then=wanted).record, None
         for stage in wanted:
             done = self.train(shards, stage, checkpoint, target=wanted[-1])
             checkpoint = done.record

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from stylegan import storage
 from stylegan.config.tree import Config
-from stylegan.errors import ConfigError, StepError, UnavailableError
+from stylegan.errors import ConfigError, StepError, UnavailableError, one_line
+from stylegan.uris import file_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 8.0  # a name with an IPv4 and an IPv6 address is tried twice
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
+# What SQLAlchemy hands to SQLite from behind the `?` of a URI.
+SQLITE_OPTIONS = ("uri", "mode", "cache", "timeout", "check_same_thread", "isolation_level", "detect_types", "nolock")
 REMOTE = {"botocore", "boto3", "requests", "urllib3"}  # packages whose errors come from a store on the network
 
 _quiet_lock = threading.Lock()
@@ -37,37 +40,50 @@ _quiet_levels: list[int] = []
 
 def resolve_uri(config: Config) -> str:
     """Return the tracking URI: `tracking.uri`, else SQLite below a local `storage.root`, else below the working folder."""
-    return config.tracking.uri or f"sqlite:///{_embedded_folder(config)}/mlflow.db"
+    return config.tracking.uri or sqlite_uri(f"{_embedded_folder(config)}/mlflow.db")
 
 
 def artifact_location(config: Config) -> str | None:
-    """Return where a new experiment keeps its artifacts; None leaves it to the server."""
+    """Return where a new experiment keeps its artifacts, as a URL; None leaves it to the server."""
     uri = resolve_uri(config)
     if uri.startswith(("http://", "https://", "databricks")):
         return None
-    if uri.startswith("sqlite:") or storage.is_local(config.storage.root):
-        return f"{_embedded_folder(config)}/mlartifacts"
+    if _is_sqlite(uri) or storage.is_local(config.storage.root):
+        return file_url(f"{_embedded_folder(config)}/mlartifacts")  # MLflow takes a path for a URL, too
     return storage.join(storage.absolute(config.storage.root), "mlartifacts")
 
 
+def sqlite_uri(path: str) -> str:
+    """Return the tracking URI of a SQLite file.
+
+    For SQLAlchemy a path ends at the first `?`. Such a path is written as a URL of SQLite's own, with the name of the
+    driver, since MLflow makes a folder `file:` of `sqlite:///file:`.
+    """
+    return f"sqlite+pysqlite:///file:{quote(path)}?uri=true" if "?" in path else f"sqlite:///{path}"
+
+
 def check_server(uri: str) -> None:
-    """Check that MLflow can be expected behind this URI.
+    """Check that MLflow can be expected behind this URI. Its login is that of the environment, or in the URI.
 
     Raises:
         ConfigError: MLflow 3 does not work with such a URI.
         StepError: the SQLite file cannot be written.
         UnavailableError: nothing answers there (within 20 s).
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"tracking.uri={uri}: {one_line(error)}; correct it") from None
     kind = parts.scheme.split("+")[0]
     if kind in ("http", "https"):
         _check_http(uri.rstrip("/"))
     elif kind in DATABASE_PORTS:
-        _check_port(uri, parts.hostname or "localhost", parts.port or DATABASE_PORTS[kind])
+        _check_port(uri, parts.hostname or "localhost", port or DATABASE_PORTS[kind])
     elif kind in ("", "file"):
         path = storage.absolute(uri)
         raise ConfigError(
-            f"tracking.uri={uri}: MLflow 3 does not write to plain folders; use sqlite:///{path}/mlflow.db"
+            f"tracking.uri={uri}: MLflow 3 does not write to plain folders; use {sqlite_uri(f'{path}/mlflow.db')}"
         )
     elif kind == "sqlite":
         _check_sqlite(uri)
@@ -80,6 +96,8 @@ def check_server(uri: str) -> None:
 def connect(uri: str) -> MlflowClient:
     """Return a client for tracking and registry at `uri`. Raises as `check_server` and `explained`."""
     check_server(uri)
+    if _is_sqlite(uri):
+        os.makedirs(os.path.dirname(os.path.abspath(_sqlite_path(uri))), exist_ok=True)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault(
@@ -92,12 +110,12 @@ def connect(uri: str) -> MlflowClient:
         with explained(uri, "open the store"):
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except ImportError as error:  # a database needs a driver, which MLflow does not bring
-        raise ConfigError(f"tracking.uri={_shown(uri)}: {error}; install that package, or use another store") from error
+        raise ConfigError(f"tracking.uri={uri}: {error}; install that package, or use another store") from error
 
 
 def is_empty(uri: str) -> bool:
     """Return whether the URI is a SQLite file that does not exist yet: a query would create it."""
-    return uri.startswith("sqlite:") and not os.path.exists(_sqlite_path(uri))
+    return _is_sqlite(uri) and not os.path.exists(_sqlite_path(uri))
 
 
 @contextmanager
@@ -130,9 +148,9 @@ def explained(uri: str, action: str) -> Iterator[None]:
         kind = _kind_of(error)
         if kind is None:
             raise
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300] or type(error).__name__
+        reason = one_line(getattr(error, "orig", None) or error)
         raise kind(
-            f"MLflow at {_shown(uri)}: cannot {action}: {reason}; check that store, then run the same command again"
+            f"MLflow at {uri}: cannot {action}: {reason}; check that store, then run the same command again"
         ) from error
 
 
@@ -150,27 +168,32 @@ def _kind_of(error: Exception) -> type[StepError] | None:
     return StepError if "alembic" in packages or isinstance(error, (OSError, SQLAlchemyError)) else None
 
 
-def _shown(uri: str) -> str:
-    """Return the URI without its password."""
-    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", uri)
-
-
 def _embedded_folder(config: Config) -> str:
     root = config.storage.root
     return storage.absolute(root) if storage.is_local(root) else os.path.join(os.getcwd(), storage.EMBEDDED)
 
 
+def _is_sqlite(uri: str) -> bool:
+    return uri.partition(":")[0].partition("+")[0] == "sqlite"
+
+
 def _sqlite_path(uri: str) -> str:
     """Return the file of a `sqlite:///...` URI."""
-    return uri.partition(":///")[2].partition("?")[0]
+    path = uri.partition(":///")[2].partition("?")[0]
+    return unquote(path.removeprefix("file:")) if path.startswith("file:") else path
 
 
 def _check_sqlite(uri: str) -> None:
     """Check the SQLite file. MLflow itself would retry for 100 s and then show a traceback of SQLAlchemy."""
     path = Path(_sqlite_path(uri))
+    options = uri.partition("?")[2]
+    if options and not all(option.partition("=")[0] in SQLITE_OPTIONS for option in options.split("&")):
+        whole = sqlite_uri(uri.partition(":///")[2])
+        raise ConfigError(f"tracking.uri={uri}: a path in a URI ends at the first `?`; write it as {whole}")
     folder = next(str(parent) for parent in path.absolute().parents if os.path.exists(parent))
     if os.path.isdir(path):
-        raise ConfigError(f"tracking.uri={uri}: is a folder, not a SQLite file; use sqlite:///{path / 'mlflow.db'}")
+        cure = sqlite_uri(str(path / "mlflow.db"))
+        raise ConfigError(f"tracking.uri={uri}: is a folder, not a SQLite file; use {cure}")
     if not os.path.isdir(folder):
         raise ConfigError(
             f"tracking.uri={uri}: {folder} is a file, not a folder; mend tracking.uri (or storage.root, if that is unset)"
@@ -195,8 +218,9 @@ def _first_bytes(path: Path, count: int) -> bytes:
 
 
 def _check_http(uri: str) -> None:
+    address = re.sub(r"://[^/]*@", "://", uri)  # the page asks for no login
     try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=ANSWER_SECONDS):
+        with urllib.request.urlopen(f"{address}/health", timeout=ANSWER_SECONDS):
             return
     except urllib.error.HTTPError as error:
         if error.code in (

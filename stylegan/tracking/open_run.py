@@ -17,12 +17,12 @@ from stylegan.config.tree import Config
 from stylegan.data.dataset_card import DatasetCard, read_card, read_preview, read_rejected
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError, shown
-from stylegan.tracking.connection import artifact_location, connect, explained, resolve_uri
+from stylegan.tracking.connection import artifact_location, connect, explained, is_empty, resolve_uri
 from stylegan.tracking.runs import TrackedRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 logger = logging.getLogger("stylegan")
 RUN_TAG, PARENT_TAG = "stylegan.run_id", "mlflow.parentRunId"
@@ -86,6 +86,20 @@ def _describe(client: MlflowClient, mlflow_run_id: str, config: Config, shards: 
             _log_card(client, mlflow_run_id, shards)
 
 
+def check_experiment(config: Config) -> None:
+    """Check that runs can be logged to the experiment: it does not exist yet, or was not deleted. Writes nothing.
+
+    Raises:
+        ConfigError, StepError: tracking.uri cannot work, MLflow does not answer, or the experiment was deleted.
+    """
+    uri = resolve_uri(config)
+    if is_empty(uri):
+        return
+    client = connect(uri)
+    with explained(uri, "look up the experiment"):
+        _require_active(client.get_experiment_by_name(config.tracking.experiment), uri)
+
+
 def _experiment(client: MlflowClient, config: Config) -> str:
     """Return the id of the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
@@ -99,16 +113,20 @@ def _experiment(client: MlflowClient, config: Config) -> str:
             found = client.get_experiment_by_name(name)  # another run created it in this moment
             if found is None:
                 raise error
-    if found.lifecycle_stage != "active":
+    _require_active(found, resolve_uri(config))
+    return str(found.experiment_id)
+
+
+def _require_active(found: Experiment | None, uri: str) -> None:
+    """Raise StepError if an experiment was deleted."""
+    if found is not None and found.lifecycle_stage != "active":
         restore = shell_command(
-            *("mlflow", "experiments", "restore", "--experiment-id", found.experiment_id),
-            MLFLOW_TRACKING_URI=resolve_uri(config),
+            "mlflow", "experiments", "restore", "--experiment-id", found.experiment_id, MLFLOW_TRACKING_URI=uri
         )
         raise StepError(
-            f"tracking.experiment={name}: this experiment was deleted in MLflow; restore it with `{restore}` or choose "
-            "another name"
+            f"tracking.experiment={found.name}: this experiment was deleted in MLflow; restore it with `{restore}` or "
+            "choose another name"
         )
-    return str(found.experiment_id)
 
 
 def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:

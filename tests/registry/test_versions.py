@@ -130,7 +130,7 @@ def test_a_finished_version_is_preferred_to_a_newer_one_that_was_cut_short(regis
     assert registry.add(12.5) == first
 
 
-@pytest.mark.parametrize("name", ["cats AND dogs", "a -- b_2", "Name LIKE - "])
+@pytest.mark.parametrize("name", ["cats AND dogs", "a -- b_2", "Name LIKE - _"])
 def test_names_that_look_like_a_query_are_found(make_config, make_checkpoint, make_report, name):
     registry = Registry(make_config(registry={"name": name}), make_checkpoint, make_report)
     version = registry.add(12.5)

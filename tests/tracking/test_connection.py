@@ -37,9 +37,9 @@ def test_the_uri_is_the_one_given_else_sqlite_below_the_root_else_below_the_work
 ):
     monkeypatch.chdir(tmp_path)
     assert resolve_uri(tiny_config("data")) == f"sqlite:///{tmp_path}/data/mlflow.db"
-    assert artifact_location(tiny_config("data")) == f"{tmp_path}/data/mlartifacts"
+    assert artifact_location(tiny_config("data")) == f"file://{tmp_path}/data/mlartifacts"
     assert resolve_uri(tiny_config("s3://b/x")) == f"sqlite:///{tmp_path}/stylegan-local/mlflow.db"
-    assert artifact_location(tiny_config("s3://b/x")) == f"{tmp_path}/stylegan-local/mlartifacts"
+    assert artifact_location(tiny_config("s3://b/x")) == f"file://{tmp_path}/stylegan-local/mlartifacts"
     assert resolve_uri(tiny_config("data", tracking={"uri": "http://host:5000"})) == "http://host:5000"
     assert artifact_location(tiny_config("data", tracking={"uri": "http://host:5000"})) is None
     assert (

@@ -22,14 +22,14 @@ from stylegan.tracking.open_run import open_run
 
 
 def test_a_new_run_holds_params_config_and_dataset(make_config):
-    config = make_config(evaluation={"features": "x" * 7000})
+    config = make_config(evaluation={"psi": [0.123456] * 1000})
     run = open_run(config, "tiny-0123", SHARDS)
     run.stop_system_metrics()
     found = run.client.get_run(run.mlflow_run_id)
     assert found.info.run_name == "tiny-0123"
     assert found.info.status == "RUNNING"
     assert found.data.params == {key: value[:6000] for key, value in flatten(config).items()}
-    assert len(found.data.params["evaluation.features"]) == 6000
+    assert len(found.data.params["evaluation.psi"]) == 6000
     [dataset] = found.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "f" * 36)
     assert json.loads(dataset.dataset.profile)["num_images"] == 5
@@ -37,7 +37,7 @@ def test_a_new_run_holds_params_config_and_dataset(make_config):
     stored = run.client.download_artifacts(run.mlflow_run_id, "config.yaml")
     with open(stored) as file:
         assert config_module.build(yaml.safe_load(file)) == config
-    assert found.info.artifact_uri.startswith(f"{config.storage.root}/mlartifacts/")
+    assert found.info.artifact_uri.startswith(f"file://{config.storage.root}/mlartifacts/")
 
 
 def test_a_run_holds_card_preview_and_rejects_of_its_data(make_config, draw_images, tmp_path):

@@ -1,0 +1,89 @@
+"""Check before the first step what can be known before it, so that a mistake ends a run in seconds and not after days.
+
+`check_places` reads only; every step begins with it. `check_work` comes before work that is not done yet: it tries to
+write, fetches public weights and asks Ray. What the images must have is in `check_data.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Sequence
+
+from stylegan import storage
+from stylegan.cluster.resources import check_resources
+from stylegan.cluster.session import check_address
+from stylegan.config.tree import Config
+from stylegan.errors import ConfigError, StepError
+from stylegan.evaluation.features import public_weights
+from stylegan.tracking.connection import check_server, resolve_uri
+from stylegan.tracking.open_run import check_experiment
+from stylegan.training.schedule import Stage
+
+
+def check_places(config: Config) -> None:
+    """Check that storage, MLflow and Ray are there and can be used; write nothing.
+
+    Raises:
+        ConfigError: an address cannot work.
+        StepError: something does not answer or refuses, or the experiment was deleted in MLflow.
+    """
+    check_root(config.storage.root)
+    check_server(resolve_uri(config))
+    check_address(config.ray)
+    check_experiment(config)
+
+
+def check_work(config: Config, stages: Sequence[Stage]) -> None:
+    """Check that the work of a run can be done: storage takes files, public weights are there, Ray has the workers.
+
+    Args:
+        config: that of the run.
+        stages: those that are to be trained.
+
+    Raises:
+        ConfigError: the cluster can never hold the workers, or a weight file cannot be had.
+        StepError: storage refuses.
+    """
+    try_writing(storage.absolute(config.storage.root))
+    public_weights.fetch_all(config.evaluation)
+    if stages:
+        check_resources(config, stages)
+
+
+def try_writing(root: str) -> None:
+    """Write a small file below a root, read it back and delete it. Raises StepError if that does not work."""
+    existed = storage.exists(root)
+    probe = storage.join(root, f".probe-{uuid.uuid4().hex[:8]}")
+    storage.write_bytes(probe, b"probe")
+    if storage.read_bytes(probe) != b"probe":
+        raise StepError(f"storage.root={root}: a file that was just written reads back differently; check that store")
+    storage.delete(probe)
+    if not existed and storage.is_local(root):
+        with contextlib.suppress(OSError):  # a run that has started meanwhile keeps it
+            os.rmdir(root)
+
+
+def check_root(given: str) -> None:
+    """Check that a root is, or can become, a folder that takes files; write nothing.
+
+    Raises:
+        ConfigError: it is a file, or in the memory of one process.
+        StepError: there is no permission, or its store does not answer.
+    """
+    if given.startswith("memory://"):
+        raise ConfigError(
+            "storage.root=memory://: workers cannot see the memory of another process; use a folder or a bucket"
+        )
+    if not storage.is_local(given):
+        storage.exists(given)  # the store must answer
+        return
+    root = storage.absolute(given)
+    there = root
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise ConfigError(f"storage.root={given}: {there} is not a folder; give another path, or move that file away")
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise StepError(f"storage.root={given}: no permission to write {there}; allow it, or set storage.root")
