@@ -15,8 +15,10 @@ from stylegan.config.tree import Config
 from stylegan.pipeline.steps import Pipeline, Summary
 from stylegan.training.schedule import stages
 from stylegan.training.state import Checkpoint
+from stylegan.uris import redact
 
 FLOW_NAME = "stylegan-train"
+_FORMATTER = logging.Formatter()
 
 
 def _run_name() -> str:
@@ -24,6 +26,14 @@ def _run_name() -> str:
     if isinstance(config, dict):
         return str(config.get("name"))
     return config.name if isinstance(config, Config) else Path(str(config)).stem
+
+
+def _redacted(record: logging.LogRecord) -> bool:
+    """Redact the secrets of URLs in a log record before Prefect stores it, also in the traceback of another library."""
+    record.msg, record.args = redact(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text, record.exc_info = redact(_FORMATTER.formatException(record.exc_info)), None
+    return True
 
 
 def _checked(config: Config | dict[str, Any] | str, overrides: list[str]) -> Config:
@@ -46,6 +56,8 @@ def train_flow(config: Config | dict[str, Any] | str, overrides: list[str] | Non
         ConfigError: the config is not valid; nothing was started.
     """
     logging.getLogger("stylegan").setLevel(logging.INFO)
+    for name in ("stylegan", "prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_redacted)
     killed_runs.tag_process()  # first, so that a run killed at any moment can be recognised
     killed_runs.end_killed_runs(FLOW_NAME)
     config = _checked(config, overrides or [])

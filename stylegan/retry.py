@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from stylegan.config.sections import StorageConfig
-from stylegan.errors import StepError, one_line
+from stylegan.errors import ConfigError, StepError, one_line
 from stylegan.uris import redact
 
 R = TypeVar("R")
@@ -138,8 +138,14 @@ def patient(action: Callable[[], R], uri: str) -> R:
 
 
 def patience() -> float:
-    """Return the seconds for which this process waits for a store."""
-    return float(os.environ.get("STYLEGAN_PATIENCE") or 600)
+    """Return the seconds for which this process waits for a store. Raises ConfigError if $STYLEGAN_PATIENCE is none."""
+    text = os.environ.get(PATIENCE) or "600"
+    try:
+        return StorageConfig(patience_s=float(text)).patience_s
+    except ValueError:
+        raise ConfigError(
+            f"{PATIENCE}={text}: must be seconds from 0 to 604800 (a week); correct it or unset it"
+        ) from None
 
 
 def store_of(uri: str) -> str:

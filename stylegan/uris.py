@@ -82,6 +82,11 @@ def without_secrets(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if parts.scheme else uri
 
 
+def without_login(uri: str) -> str:
+    """Return a URL of a web server without user and password."""
+    return _WEB_USER.sub(r"\1", _LOGIN.sub("://", uri))
+
+
 def redact(text: str) -> str:
     """Return a text in which the passwords, tokens and signatures of URLs, connection strings and headers are `***`."""
     if "=" in text or "%3D" in text.upper():

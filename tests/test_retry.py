@@ -14,7 +14,7 @@ import pytest
 
 from stylegan import retry, storage
 from stylegan.config.sections import StorageConfig
-from stylegan.errors import UnavailableError
+from stylegan.errors import ConfigError, UnavailableError
 from stylegan.retry import is_transient, patient
 
 CONTENT = bytes(range(256)) * 2000
@@ -212,3 +212,10 @@ def test_an_old_outage_is_over(monkeypatch):
         patient(lambda answers=answers: next(answers)(), "s3://old/a")
         with pytest.raises(ConnectionError):
             patient(refuse, "s3://old/a")
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "-1"])
+def test_a_patience_that_is_no_number_is_one_line(monkeypatch, text):
+    monkeypatch.setenv("STYLEGAN_PATIENCE", text)
+    with pytest.raises(ConfigError, match=f"^STYLEGAN_PATIENCE={text}: must be seconds"):
+        patient(lambda: None, "s3://b")

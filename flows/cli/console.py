@@ -25,6 +25,7 @@ from stylegan.outputs import is_standard_output
 from stylegan.progress import duration
 from stylegan.registry.gate import describe_verdict
 from stylegan.training.schedule import PENALTIES
+from stylegan.uris import redact
 
 if TYPE_CHECKING:
     from flows.cli.doctor import Examination
@@ -214,6 +215,6 @@ def ui_commands(config: Config, summary: Summary) -> list[str]:
     sample = shell_command("stylegan", "sample", model, "--seeds", "0-15", "--out", "grid.png", MLFLOW_TRACKING_URI=uri)
     return [
         uri if uri.startswith("http") else f"{mlflow}    # then open http://127.0.0.1:5000",
-        api.removesuffix("/api") if api else f"{prefect}    # then open http://127.0.0.1:4200",
+        redact(api).removesuffix("/api") if api else f"{prefect}    # then open http://127.0.0.1:4200",
         sample,
     ]

@@ -37,7 +37,8 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from stylegan import storage
-from stylegan.errors import StepError
+from stylegan.config.sections import StorageConfig
+from stylegan.errors import ConfigError, StepError
 
 LOCK, RESERVED = ".stylegan-lock", ".stylegan-size"
 ENTRY_KINDS = ("images", "archives")
@@ -187,10 +188,16 @@ def limit(cache_gb: float | None = None) -> int:
     Args:
         cache_gb: the limit in GB. If unset, $STYLEGAN_CACHE_GB; if that is unset too, half of the space that the disk
             would have free with an empty cache.
+
+    Raises:
+        ConfigError: $STYLEGAN_CACHE_GB is no number.
     """
     given = os.environ.get("STYLEGAN_CACHE_GB")
     if cache_gb is None and given:
-        cache_gb = float(given)
+        try:
+            cache_gb = StorageConfig(cache_gb=float(given)).cache_gb
+        except ValueError:
+            raise ConfigError(f"STYLEGAN_CACHE_GB={given}: must be GB from 0 on; correct it or unset it") from None
     if cache_gb is not None:
         return int(cache_gb * 1e9)
     root = cache_root()

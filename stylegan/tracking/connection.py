@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import threading
 import urllib.error
@@ -22,7 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError, UnavailableError, one_line
-from stylegan.uris import file_url
+from stylegan.uris import file_url, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -218,7 +217,7 @@ def _first_bytes(path: Path, count: int) -> bytes:
 
 
 def _check_http(uri: str) -> None:
-    address = re.sub(r"://[^/]*@", "://", uri)  # the page asks for no login
+    address = without_login(uri)  # the page asks for none
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=ANSWER_SECONDS):
             return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stylegan import storage
+from stylegan.config.addresses import refuse_secret
 from stylegan.config.file import read
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
@@ -64,6 +65,10 @@ def tried(config: Config | None, model: str, *, root: str | None = None) -> str:
 
 def look_up(config: Config | None, model: str, *, root: str | None = None) -> Model | None:
     """Return the generator as `find_model` does, or None if the text names no model at all."""
+    try:
+        refuse_secret("MODEL", model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if model.startswith("models:/"):
         return _version(config, model)
     uri = storage.absolute(model)

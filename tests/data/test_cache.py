@@ -14,7 +14,7 @@ import pytest
 from stylegan import storage
 from stylegan.data.cache import Entry, cache_root, exclusive_folder, limit, local_copy, reserve
 from stylegan.data.sources.access.unpacked import unpacked
-from stylegan.errors import StepError
+from stylegan.errors import ConfigError, StepError
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +162,9 @@ def test_limit_comes_from_setting_environment_or_disk(monkeypatch):
     assert limit(1.5) == 1_500_000_000
     monkeypatch.setenv("STYLEGAN_CACHE_GB", "2")
     assert limit() == 2_000_000_000
+    monkeypatch.setenv("STYLEGAN_CACHE_GB", "much")
+    with pytest.raises(ConfigError, match="STYLEGAN_CACHE_GB=much: must be GB"):
+        limit()
     monkeypatch.delenv("STYLEGAN_CACHE_GB")
     free = os.statvfs(cache_root()).f_bavail * os.statvfs(cache_root()).f_frsize
     assert limit() == pytest.approx(free / 2, rel=0.2)

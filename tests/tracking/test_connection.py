@@ -3,6 +3,7 @@
 import http.server
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import tempfile
@@ -46,6 +47,40 @@ def test_the_uri_is_the_one_given_else_sqlite_below_the_root_else_below_the_work
         artifact_location(tiny_config("s3://b/x", tracking={"uri": "postgresql://host/db"})) == "s3://b/x/mlartifacts"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b=c", "a#b", "a b", "größe", "a::b", "50%"])
+def test_everything_of_a_root_with_any_name_lands_in_it(tmp_path, tiny_config, monkeypatch, empty_database, name):
+    """SQLAlchemy and MLflow take paths for URLs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    shutil.copy(empty_database, tmp_path / name / "mlflow.db")
+    run = open_run(tiny_config(tmp_path / name), "tiny-0123", None)
+    run.finish("FINISHED")
+    assert os.listdir(tmp_path) == [name]
+    assert sorted(os.listdir(tmp_path / name)) == ["mlartifacts", "mlflow.db"]
+    assert list((tmp_path / name / "mlartifacts").rglob("config.yaml"))
+    with open(run.client.download_artifacts(run.mlflow_run_id, "config.yaml")) as file:
+        assert "name: tiny" in file.read()
+    assert not server.is_empty(run.uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        (
+            "sqlite:////data/a?b/mlflow.db",
+            "ends at the first `?`; write it as sqlite+pysqlite:///file:/data/a%3Fb/mlflow.db",
+        ),
+        ("http://host:port", "Port could not be cast"),
+        ("postgresql://host:99999/db", "Port out of range"),
+        ("me:x@host", "must start with http://"),
+    ],
+)
+def test_a_uri_that_would_be_read_otherwise_is_refused(uri, says):
+    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+        check_server(uri)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "/some/mlruns", "file:///some/mlruns"])
@@ -95,7 +130,7 @@ def test_what_the_health_page_answers_decides(status, works):
         threading.Thread(target=answering.handle_request, daemon=True).start()
         uri = f"http://127.0.0.1:{answering.server_port}/base/"
         if works:
-            check_server(uri)
+            check_server(uri.replace("127", "me:p@ss/word@127") if status == 401 else uri)
         else:
             with pytest.raises(StepError, match=f"answers {status}"):
                 check_server(uri)

@@ -40,8 +40,8 @@ def test_store_that_refuses_writes(capsys, write, tmp_path, draw_images):
     """A path below a regular file cannot be written by anybody, root included."""
     (tmp_path / "file").write_text("in the way")
     source = draw_images(tmp_path / "images", [f"{i}.png" for i in range(8)])
-    line = fail(capsys, 1, "shard", write(source, storage={"root": str(tmp_path / "file" / "root")}))
-    assert "storage: cannot" in line
+    line = fail(capsys, 2, "shard", write(source, storage={"root": str(tmp_path / "file" / "root")}))
+    assert f"{tmp_path}/file is not a folder" in line
     assert (tmp_path / "file").read_text() == "in the way"
 
 
