@@ -18,8 +18,9 @@ _SECRET_NAME = re.compile(
     r"|.*(token|secret|password|passwd|credential|api_?key|account_?key|access_?key|access_?signature).*|key|pwd|auth)",
     re.IGNORECASE,
 )
-# `user:password@` after `://`. A colon may also begin a port. Passwords with an unquoted slash are common mistakes.
-_LOGIN = re.compile(r"(://[^\s/?#@:]*):(?:[^\s/]*@|(?!\d{1,5}(?:[/?#\s]|$))\S*@)")
+# `user:password@` after `://`. A colon may also begin a port. Up to the last @, since passwords with an unquoted / or @ are
+# a common mistake: rather the host is lost from a message than a part of one is shown.
+_LOGIN = re.compile(r"(://[^\s/?#@:]*):(?!\d{1,5}(?:[/?#\s]|$))\S*@")
 _BARE_LOGIN = re.compile(r"(?<![\w/.:@])([\w.+-]+):[^\s/@:'\"]+@(?=\w)")  # user:password@host without its scheme
 # On the web a user alone is a token.
 _WEB_USER = re.compile(r"((?:https?|ftp)://)[^\s/?#@:]+@", re.IGNORECASE)

@@ -21,6 +21,7 @@ def test_a_path_is_itself_and_comes_back_from_its_url(path):
         "cannot read https://me:CANARY@host/x?y=1",
         "https://CANARY@github.com/a/b",
         "postgresql+psycopg2://me:CA/NA#RY@host/db: refused",
+        "at https://me:p@CANARY/x@host/y: refused",
         "GET https://host/x?a=1&X-Amz-Signature=CANARY&b=2 failed",
         "<a href='https://host/?sig=CANARY'>",
         "https://host/x#access_token=CANARY",
