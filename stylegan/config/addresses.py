@@ -89,7 +89,7 @@ def check_form(key: str, uri: str) -> None:
     if not mark and slashless and (slashless[0].endswith("/") or slashless[1].lower() in stores):
         if len(slashless[1]) == 1:
             raise ValueError(f"{shown}: is a path of Windows; give one of this machine, such as /data/faces")
-        slashes = ":///" if slashless[1] == "file" else "://"
+        slashes = ":///" if slashless[1] in _WITHOUT_HOST else "://"
         right = f"{slashless[1]}{slashes}{uri[slashless.end() :].lstrip('/')}"
         raise ValueError(f"{shown}: is neither a path nor a URL; did you mean {redact(right)}?")
     if mark and not scheme:

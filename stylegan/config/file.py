@@ -268,14 +268,14 @@ def _allowed(kind: str, message: str, value: Any) -> str:
         return f"{message[0].lower()}{message[1:]}"
     if value is None:
         return f"{_TYPES[kind]}; write one, or remove the key to get its default"
+    if kind == "string_type":
+        return f"{_TYPES[kind]}; put it in quotes" if isinstance(value, bool | int | float) else _TYPES[kind]
     cure = _in_type(kind, value)
     return f"{_TYPES[kind]}; write {cure}" if cure else _TYPES[kind]
 
 
 def _in_type(kind: str, value: Any) -> str | None:
     """Return a value as it is written in another type, None if that is not clear."""
-    if kind == "string_type" and isinstance(value, bool | int | float):
-        return f"'{json.dumps(value)}', in quotes, for a text"
     if kind == "bool_type":
         meant = {"yes": "true", "on": "true", "y": "true", "1": "true", "true": "true", "1.0": "true"}
         meant |= {"no": "false", "off": "false", "n": "false", "0": "false", "false": "false", "0.0": "false"}

@@ -56,8 +56,10 @@ def _count_or(word: str, least: int, most: int, meaning: str) -> PlainValidator:
     def check(value: Any) -> Any:
         if value == word or (type(value) is int and least <= value <= most):
             return value
-        wanted = f"greater than or equal to {least}" if type(value) is int and value < least else f"at most {most}"
-        raise ValueError(f"input should be {wanted} and whole, or `{word}` {meaning}")
+        wanted = (
+            f"greater than or equal to {least}" if type(value) is int and value < least else f"whole, at most {most}"
+        )
+        raise ValueError(f"input should be {wanted}, or `{word}` {meaning}")
 
     number = Annotated[int, Field(ge=least, le=most)]
     return PlainValidator(check, json_schema_input_type=number | Literal[word])

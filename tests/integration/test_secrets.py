@@ -1,5 +1,6 @@
 """No password, token or signature reaches what a run stores, prints, logs or tracks."""
 
+import base64
 import functools
 import http.server
 import os
@@ -47,8 +48,6 @@ def image_server(tmp_path, draw_images):
 
 def files_with_the_canary(*folders: Path) -> list[str]:
     """Return the files that contain the canary, as text or as a header of a request."""
-    import base64
-
     needles = [CANARY.encode(), base64.b64encode(":".join(LOGIN).encode())]
     files = [path for folder in folders for path in ([folder] if folder.is_file() else folder.rglob("*"))]
     return [str(path) for path in files if path.is_file() and any(needle in path.read_bytes() for needle in needles)]
@@ -78,6 +77,7 @@ def test_a_run_with_secrets_in_every_legal_place_stores_none(tmp_path, make_plac
     }
     try:
         output = place.run("run", str(place.config))
+        assert files_with_the_canary(tmp_path / "list.txt") == [str(tmp_path / "list.txt")]  # the search works
         assert "model       tiny version 1" in output
         assert (
             files_with_the_canary(place.folder, tmp_path / "cache", ray, tmp_path / "mlflow.db", tmp_path / "artifacts")

@@ -108,3 +108,19 @@ def test_what_is_no_model_is_told_with_all_that_was_tried(tmp_path, monkeypatch)
     assert look_up(None, "faces/12") is None  # a folder that is not there, as long as there is no registry
     with pytest.raises(ConfigError, match="no MLflow registry is named"):
         find_model(None, "faces@champion")
+
+
+@pytest.mark.parametrize("uri", ["https://me:CANARY@host/checkpoint", "https://host/checkpoint?sig=CANARY"])
+def test_a_model_whose_url_holds_a_secret_is_refused(uri):
+    """Its URI would be kept with evaluations and printed."""
+    with pytest.raises(ConfigError, match=r"^MODEL=.*carries credentials") as caught:
+        look_up(None, uri)
+    assert "CANARY" not in str(caught.value)
+
+
+def test_a_stored_config_that_is_wrong_names_its_line(run):
+    run_uri = run[1]
+    uri = f"{run_uri}/config.yaml"
+    storage.write_bytes(uri, storage.read_bytes(uri).replace(b"seed: 0\n", b"seed: '0'\n", 1))
+    with pytest.raises(ConfigError, match=rf"^{uri}: line 2: seed='0': must be a whole number; write 0$"):
+        run_config(run_uri)
