@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 
@@ -53,11 +54,21 @@ def addresses(config: UncheckedConfig) -> Iterator[tuple[str, str]]:
 
 
 def check_addresses(config: UncheckedConfig) -> None:
-    """Raise ValueError at the first address that has a wrong form or holds a secret; the message is one line."""
-    for key, value in addresses(config):
+    """Raise ValueError at the first address of a wrong form, or text of any key with a secret; the message is one line."""
+    for key, value in _texts("", config.model_dump()):
         refuse_secret(key, value)
+    for key, value in addresses(config):
         check_form(key, value)
     _check_root(config.storage.root)
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield every text in a config with its key, so that no field is forgotten."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts(f"{key}.{name}" if key else str(name), item)
 
 
 def refuse_secret(key: str, uri: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from stylegan.config.tree import Config
 from stylegan.config.yaml_text import Keys, read_argument, write
 from stylegan.config.yaml_text import read as read_yaml
 from stylegan.errors import ConfigError
+from stylegan.uris import redact
 
 MAX_SHOWN = 200  # characters of a wrong value in a message
 # Pydantic's errors about types, as what is allowed.
@@ -258,7 +260,7 @@ def _place(places: dict[Keys, str], location: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = redact(repr(value))  # before it is cut
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
@@ -283,6 +285,8 @@ def _in_type(kind: str, value: Any) -> str | None:
     if kind in ("int_type", "float_type") and isinstance(value, str | float):
         with suppress(ValueError, OverflowError):
             number = float(str(value).replace("_", ""))
+            if not math.isfinite(number):
+                return None
             return f"{int(number)}" if number.is_integer() else f"{number:g}" if kind == "float_type" else None
     return None
 

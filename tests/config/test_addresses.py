@@ -14,6 +14,7 @@ KEYS = (
     "evaluation.weights.vgg16",
     "tracking.uri",
 )
+OTHERS = ("tracking.experiment", "registry.name", "name", "ray.address", "registry.gate.metric", "data.crop")
 
 
 def mistake(key: str, value: str) -> str:
@@ -50,6 +51,16 @@ def test_a_secret_is_refused_and_not_repeated(value, cure):
         assert message.startswith(f"config: {key}=")
         assert cure in message
         assert not [part for part in ("CANARY", "NARY", "CA/", "CA#") if part in message]
+
+
+def test_a_secret_in_a_wrong_place_is_not_repeated():
+    """Whatever is wrong with the value, also one that is cut in the message."""
+    for key in OTHERS:
+        for value in ("https://me:CANARY@host/x", f"https://me:{'x' * 190}CANARY@host/x"):
+            assert not {part for part in ("CANARY", "xxx") if part in mistake(key, value)}
+    with pytest.raises(ConfigError) as caught:
+        build(TREE | {"tracking": {"uri": ["https://me:CANARY@host"], "experiment": {"https://me:CANARY@host": 1}}})
+    assert "CANARY" not in str(caught.value)
 
 
 def test_the_login_to_mlflow_has_its_own_place():
