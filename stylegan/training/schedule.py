@@ -44,12 +44,15 @@ class Stage(Record):
         return self.start_nimg + self.num_images
 
     def alpha(self, nimg: int) -> float:
-        """Return the weight in [0, 1] of the new resolution against the old one; 1 - frac(lod) in the papers' terms."""
-        if not self.fade_images:
+        """Return the weight in [0, 1] of the new resolution against the old one; 1 - frac(lod) in the papers' terms.
+
+        It grows every `repeats` steps. It is 1 from the end of the fade on, also between two such steps.
+        """
+        shown = nimg - self.start_nimg
+        if shown >= self.fade_images:
             return 1.0
         update_images = self.batch * self.repeats  # images between two updates of alpha
-        position = (nimg - self.start_nimg) // update_images * update_images
-        return min(position / self.fade_images, 1.0)
+        return shown // update_images * update_images / self.fade_images
 
     def has_penalty(self, nimg: int) -> bool:
         """Return whether the D step at `nimg` has gradient penalties.

@@ -144,6 +144,35 @@ def test_alpha_is_constant_between_two_schedule_updates():
     assert alphas == [0] * 4 + [0.032] * 4 + [0.064] * 4
 
 
+@given(
+    st.integers(1, 64),
+    st.integers(1, 20),
+    st.floats(0.01, 3),
+    st.floats(0, 3),
+    st.sampled_from([{}, {16: {"batch": 12}}]),
+)
+def test_alpha_is_one_from_the_end_of_the_fade_on(batch, repeats, fade, stable, own):
+    """Adam is reset there too, however far apart two updates of the schedule are."""
+    plan = stages(
+        config(16, batch=batch * 4, fade_kimg=fade, stable_kimg=stable, minibatch_repeats=repeats, stages=own)
+    )
+    stage = plan[1]
+    steps = range(stage.start_nimg, stage.end_nimg, stage.batch)
+    end = stage.start_nimg + stage.fade_images
+    assert all(stage.alpha(nimg) == 1 for nimg in (*steps, stage.end_nimg) if nimg >= end)
+    assert all(stage.alpha(nimg) < 1 for nimg in steps if nimg < end)
+    after = [nimg for nimg in steps if nimg >= end]
+    assert [nimg for nimg in steps if stage.resets_optimizers(nimg)] == [stage.start_nimg, *after[:1]]
+
+
+def test_a_stable_part_shorter_than_an_update_of_the_schedule_trains_the_new_resolution_alone():
+    stage = stages(config(16, minibatch_repeats=100, batch=8, fade_kimg=1, stable_kimg=0.1))[1]
+    resets = [
+        nimg - stage.start_nimg for nimg in range(stage.start_nimg, stage.end_nimg, 8) if stage.resets_optimizers(nimg)
+    ]
+    assert (stage.alpha(stage.end_nimg), resets) == (1, [0, 1000])
+
+
 def test_one_stage_can_have_its_own_length_batch_and_rate():
     plan = stages(config(32, stages={16: {"stable_kimg": 1, "fade_kimg": 2, "batch": 4, "learning_rate": 0.5}}))
     assert (plan[1].fade_images, plan[1].stable_images, plan[1].batch, plan[1].learning_rate) == (2000, 1000, 4, 0.5)
