@@ -118,6 +118,25 @@ def native_gamma(gamma: float, levels_below: int) -> float:
     return gamma * 4.0**-levels_below
 
 
+def inner_scale(scale: Tensor | None, weight: float, num_images: int) -> Tensor | None:
+    """Return the factor of the first gradient of a penalty in half precision.
+
+    The first gradient g is computed as s g. The gradient of the loss with respect to s g is then of the size
+    scale weight / num_images * 2 g / s, because the penalty is a squared norm. With s = scale both factors would cancel,
+    and the small weights of coarse stages would make that gradient vanish. The s returned here gives both the same
+    size, so that the range of the number format is used on both sides alike.
+
+    Args:
+        scale: the factor of the loss that contains the penalty; None in single precision.
+        weight: the factor of the squared norm of g in that loss.
+        num_images: the number of images that the loss is the mean of.
+
+    Returns:
+        A power of two, by which nothing is rounded; None if `scale` is None.
+    """
+    return None if scale is None else (scale * (2 * weight / num_images)).log2().div(2).round().exp2()
+
+
 def penalties(
     training: TrainingConfig,
     levels_below: int,
@@ -132,7 +151,7 @@ def penalties(
         levels_below: of the stage, see `native_gamma`.
         scored: images [N, C, H, W] with requires_grad and their scores [N], for each active penalty: r1 (at reals), r2
             (at fakes) and gp (between the two); at least one.
-        scale: of the inner gradients, see `input_gradients`.
+        scale: the factor that the caller gives the total in half precision, see `inner_scale`.
 
     Returns:
         The weighted sum of all penalties, a number; and for the curves the mean of each penalty without its weight (r1
@@ -146,10 +165,12 @@ def penalties(
     means: dict[str, Tensor] = {}
     for name, (images, scores) in scored.items():
         if name == "gp":
+            weight = native_gamma(training.gp_weight, levels_below) / training.gp_target**2  # of the squared norm
+            inner = inner_scale(scale, weight, len(scores))
             means[name] = norm_penalty(
-                scores, images, target=training.gp_target, levels_below=levels_below, scale=scale
+                scores, images, target=training.gp_target, levels_below=levels_below, scale=inner
             ).mean()
         else:
-            means[name] = r1_penalty(scores, images, scale=scale).mean()
+            means[name] = r1_penalty(scores, images, scale=inner_scale(scale, weights[name], len(scores))).mean()
     total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
     return total, {f"loss/{name}": mean for name, mean in means.items()}

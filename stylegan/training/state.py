@@ -63,7 +63,8 @@ class TrainState:
         self.sums: dict[str, Tensor] = {}  # metric -> sum over the steps since the last point
         self.steps = 0  # number of those steps
         self.measured: dict[str, float] = {}  # metric -> value that rank 0 measured for the next point
-        self.skipped = self._per_player(0.0)  # updates skipped in a row because a gradient was not finite
+        # Updates skipped in a row because a gradient was not finite, by their kind (see `update.update`).
+        self.skipped = self._per_player(0.0)
         self.log2_scale = self._per_player(FIRST_LOG2_SCALE)  # of the losses in fp16
 
     def _set_precision(self) -> None:
@@ -142,7 +143,7 @@ class TrainState:
         self.opt_D.load_state_dict(saved["opt_D"])
         self.sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
         self.steps, self.measured = saved["steps"], saved["measured"]
-        self.skipped = {player: value.to(self.device) for player, value in saved["skipped"].items()}
+        self.skipped = {kind: value.to(self.device) for kind, value in saved["skipped"].items()}
         self.log2_scale = {player: value.to(self.device) for player, value in saved["log2_scale"].items()}
 
 

@@ -2,7 +2,13 @@
 
 Every random number of a step is drawn for the global batch, from a generator seeded by (seed, stage, nimg, player), and
 then cut to this rank's share. So a resumed run repeats the draws of the killed one, and the number of ranks changes
-nothing but rounding.
+nothing but rounding. That holds for devices of one kind: a CPU and GPUs of other models draw other numbers from the same
+seed. Among mixed GPUs every rank then has a global batch of its own to cut from, and the samples are as independent as
+ever, but a run cannot be repeated on other machines.
+
+Drawing the global batch on every rank costs little: noise has 2.7 times as many numbers as the image has pixels, and
+the networks take thousands of operations for each of them. Ranks that drew their share only could not draw the same
+numbers for another number of ranks.
 
 Two choices follow from that. Both equal the official code on one GPU: style mixing is decided once per global
 minibatch, and the running average of w follows the mean over all ranks (the official code keeps one average per GPU and
@@ -160,8 +166,10 @@ def discriminator_step(state: TrainState, config: Config, stage: Stage, reals: T
     # Gradient penalties in an update of their own.
     if lazy and stage.has_penalty(state.nimg) and not rotation_only(training):
         scored = {name: (x, score(x)) for name, x in penalty_points(training, images, fakes, draws).items()}
-        penalty, means = losses.penalties(training, stage.levels_below, scored, scale=loss_scale(state, "D", training))
-        update(state, "D", training.penalty_interval * penalty, training)
+        weight, scale = training.penalty_interval, loss_scale(state, "D", training)
+        scale = None if scale is None else weight * scale
+        penalty, means = losses.penalties(training, stage.levels_below, scored, scale=scale)
+        update(state, "D", weight * penalty, training, kind="D by its penalties")
         metrics |= means
 
     # Average of G, and sums for the curves.

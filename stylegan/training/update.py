@@ -13,7 +13,7 @@ from stylegan.errors import DivergedError
 from stylegan.training import distributed
 from stylegan.training.state import TrainState
 
-MAX_SKIPPED = 50  # updates of one player in a row without a finite gradient, after which the stage ends
+MAX_SKIPPED = 50  # updates of one kind in a row without a finite gradient, after which the stage ends
 CHECK_EVERY = 16  # steps between two checks of that number, which wait for the device
 # Dynamic loss scaling for fp16 as in the official code: the exponent of two grows slowly and falls by one at each
 # overflow.
@@ -29,7 +29,7 @@ def loss_scale(state: TrainState, player: str, training: TrainingConfig) -> Tens
     return state.log2_scale[player].exp2() if training.precision == "fp16" else None
 
 
-def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfig) -> None:
+def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfig, *, kind: str | None = None) -> None:
     """Make one step of a player's optimizer. If a gradient is not finite, all ranks skip the step and count it.
 
     Args:
@@ -37,6 +37,8 @@ def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfi
         player: "D" or "G".
         loss: of this rank, a number.
         training: contains the precision.
+        kind: the kind of update, for people. Each kind counts its own skipped updates, so that an update that works
+            does not hide one that never does. Unset: the player's main update.
     """
     network, optimizer = (state.D, state.opt_D) if player == "D" else (state.G, state.opt_G)
     scale = loss_scale(state, player, training)
@@ -56,8 +58,9 @@ def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfi
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
-    # Skipped updates in a row: one more after a failure, otherwise 0.
-    state.skipped[player] = (state.skipped[player] + failed) * failed
+    # Skipped updates of this kind in a row: one more after a failure, otherwise 0.
+    kind = kind or player
+    state.skipped[kind] = (state.skipped.get(kind, torch.zeros_like(failed)) + failed) * failed
 
     # The exponent of the scale: down after a failure, otherwise up.
     if scale is not None:
@@ -66,11 +69,11 @@ def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfi
 
 
 def check_divergence(state: TrainState) -> None:
-    """Raise DivergedError if too many updates of a player in a row were skipped. All ranks raise it or none."""
-    for player, skipped in state.skipped.items():
+    """Raise DivergedError if too many updates of one kind in a row were skipped. All ranks raise it or none."""
+    for kind, skipped in state.skipped.items():
         if skipped >= MAX_SKIPPED:
             raise DivergedError(
-                f"training diverged at {state.nimg} images: {int(skipped)} updates of {player} in a row had gradients "
+                f"training diverged at {state.nimg} images: {int(skipped)} updates of {kind} in a row had gradients "
                 "that are not finite; lower training.learning_rate or raise training.r1_gamma"
             )
 

@@ -11,11 +11,14 @@ from contents import assert_same, curves, train_killed, training_state
 
 from stylegan import storage
 from stylegan.config.file import build
+from stylegan.errors import DivergedError
 from stylegan.training import losses
+from stylegan.training import update as update_module
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import PENALTIES, Stage, stages
 from stylegan.training.state import newest_checkpoint, start_stage
 from stylegan.training.step import Draws, discriminator_step, generate, process_reals
+from stylegan.training.update import check_divergence
 
 BATCH = 8
 
@@ -198,3 +201,40 @@ def test_killed_between_two_penalties_and_resumed_it_is_the_same(job, monkeypatc
     again = train_stage(broken)
     assert_same(training_state(again.uri), training_state(storage.join(whole.uri, storage.name(again.uri))))
     assert curves(broken.uri) == curves(whole.uri)
+
+
+def test_skipped_penalties_end_a_stage_although_the_other_updates_work(monkeypatch):
+    """Each kind of update has a counter of its own: an update of D that works does not reset that of the penalties."""
+    config, stage, state = make(penalty_interval=2)
+    known = losses.penalties
+
+    def broken(*args, **more):
+        penalty, means = known(*args, **more)
+        return penalty * torch.nan, means
+
+    monkeypatch.setattr(losses, "penalties", broken)
+    monkeypatch.setattr(update_module, "MAX_SKIPPED", 3)
+    for _ in range(5):
+        check_divergence(state)
+        discriminator_step(state, config, stage, REALS, None)
+        state.nimg += BATCH
+    assert {kind: int(count) for kind, count in state.skipped.items()} == {"G": 0, "D": 0, "D by its penalties": 3}
+    with pytest.raises(DivergedError, match=r"diverged at 40 images: 3 updates of D by its penalties in a row"):
+        check_divergence(state)
+    saved = state.state_dict()
+    again = start_stage(config, stage, num_labels=0, previous=None)
+    again.load_state_dict(saved)
+    with pytest.raises(DivergedError):
+        check_divergence(again)
+
+    # A penalty that works starts the count anew.
+    monkeypatch.setattr(losses, "penalties", known)
+    state.nimg += BATCH
+    discriminator_step(state, config, stage, REALS, None)
+    check_divergence(state)
+
+
+def test_penalties_that_are_not_lazy_have_no_counter():
+    config, stage, state = make()
+    discriminator_step(state, config, stage, REALS, None)
+    assert set(state.skipped) == {"G", "D"}

@@ -1,5 +1,6 @@
 """Losses and penalties against numbers computed by hand, and the gradients of penalties in D's weights."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import get_args
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from stylegan.config.sections import ModelConfig, TrainingConfig
 from stylegan.networks.discriminator import Discriminator
 from stylegan.training import losses
+from stylegan.training.hardware import set_precision
 from stylegan.training.schedule import PENALTIES
 
 
@@ -184,3 +186,41 @@ def test_penalties_have_their_weights_and_their_metrics_have_none() -> None:
     )
     assert total.item() == pytest.approx(10 / 16 / 2 * 16 + 6 / 16 / 2 * 64 + 7 * 0.25)
     assert set(means) == set(PENALTIES)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "levels_below", "log2_scale"),
+    [("r1", 7, 8), ("r1", 7, 16), ("r1", 7, 22), ("r1", 0, 16), ("gp", 0, 10)],
+)
+def test_penalties_in_half_precision_move_the_weights_as_in_double(
+    penalty: str, levels_below: int, log2_scale: int
+) -> None:
+    """Also at the 8x8 stage of a run to 1024x1024 with a batch of 128, whose weight is 10 / 4^7 / 128."""
+    torch.manual_seed(0)
+    training = TrainingConfig(
+        r1_gamma=10.0 if penalty == "r1" else 0.0, gp_weight=10.0 if penalty == "gp" else 0.0, gp_target=1.0
+    )
+    model = ModelConfig(latent_size=8, mapping_layers=1, mapping_fmaps=16, fmap_base=256, fmap_max=16)
+    D, images = Discriminator(model, resolution=8, channels=3), torch.rand(128 if levels_below else 16, 3, 8, 8) * 2 - 1
+
+    def weight_gradients(precision: str, scale: torch.Tensor | None) -> torch.Tensor:
+        network, x = copy.deepcopy(D), images.clone()
+        if scale is None:
+            network, x = network.double(), x.double()
+        else:
+            set_precision(network, precision)
+        scores = network(x.requires_grad_())
+        total, _ = losses.penalties(training, levels_below, {penalty: (x, scores)}, scale=scale)
+        (total if scale is None else total * scale).backward()
+        found = [p.grad.double().flatten() for p in network.parameters() if p.grad is not None]
+        return torch.cat(found) / (1 if scale is None else scale.double())
+
+    exact, half = weight_gradients("fp32", None), weight_gradients("fp16", torch.tensor(2.0**log2_scale))
+    assert float((half - exact).norm() / exact.norm()) < 0.02
+
+
+def test_inner_scale_is_a_power_of_two_that_splits_the_scale_evenly() -> None:
+    assert losses.inner_scale(None, 1.0, 4) is None
+    inner = losses.inner_scale(torch.tensor(2.0**16), 5 / 4**7, 128)
+    assert inner is not None
+    assert float(inner) == 0.5  # sqrt(65536 * 2 * 5 / 16384 / 128) = 0.56
