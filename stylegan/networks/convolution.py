@@ -135,7 +135,8 @@ class _Convolve(torch.autograd.Function):
         elif y is not None:
             g = act_gradient(g, y)
         elif needs_bias and ctx.has_bias:
-            grad_bias = g.sum((0, 2, 3))
+            # In half precision a sum over all pixels would overflow and lose digits.
+            grad_bias = g.sum((0, 2, 3), dtype=torch.promote_types(g.dtype, torch.float32))
 
         # Gradients of input and weight: one call if nothing is differentiated again, else two that can be.
         if not torch.is_grad_enabled() and needs_x and needs_weight:

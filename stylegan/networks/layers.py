@@ -6,7 +6,7 @@ network, appendix C). Everything here can be differentiated twice, as R1 needs.
 
 Weights are stored in single precision. A convolution casts them to the type of its input, so the type of the first
 features decides the precision of a network. Dense layers stay in single precision: they are small, and w and the scores
-need it.
+need it. `training.precision: tf32` alone rounds their products on GPUs.
 """
 
 from __future__ import annotations

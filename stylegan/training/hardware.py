@@ -31,12 +31,16 @@ def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         keep_freed_memory()
 
-    # Kernels. Sizes stay the same for a whole stage, so that it pays to search for the fastest kernel. By default torch
-    # lets convolutions round to TF32.
+    # Kernels. Sizes stay the same for a whole stage, so that it pays to search for the fastest kernel; the price is that
+    # runs on GPUs are equal but for rounding, as kernels may be chosen differently each time. By default torch
+    # lets convolutions round to TF32. In half precision what stays in single precision stays exact too, and sums of
+    # products are kept in single precision to their end.
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    reduced = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
     cudnn.benchmark = True
-    cudnn.allow_tf32 = matmul.allow_tf32 = training.precision != "fp32"
+    cudnn.allow_tf32 = matmul.allow_tf32 = training.precision == "tf32"
+    matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = False
 
     # Compiled operations.
     try:
@@ -46,6 +50,7 @@ def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
             yield
     finally:
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+        matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = reduced
 
 
 def set_precision(network: nn.Module, precision: str) -> None:

@@ -130,17 +130,24 @@ def test_a_missing_compiler_is_an_error_before_training(tmp_path):
     )
 
 
-def test_settings_of_torch_are_put_back():
-    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    config, _, _ = make(precision="tf32")
-    with tuned(config.training, CPU):
-        assert torch.backends.cudnn.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
-    assert (
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cuda.matmul.allow_tf32,
-    ) == before
+def kernel_settings():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return {
+        "benchmark": cudnn.benchmark,
+        "tf32": (cudnn.allow_tf32, matmul.allow_tf32),
+        "reduced": (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction),
+    }
+
+
+@pytest.mark.parametrize("precision", hardware.COMPUTE_DTYPES)
+def test_only_tf32_rounds_what_is_in_single_precision(precision):
+    """In half precision dense layers, w and the scores stay in single precision. Afterwards torch is as it was."""
+    before = kernel_settings()
+    training = make()[0].training.model_copy(update={"precision": precision})
+    with tuned(training, CPU):
+        rounds = precision == "tf32"
+        assert kernel_settings() == {"benchmark": True, "tf32": (rounds, rounds), "reduced": (False, False)}
+    assert kernel_settings() == before
 
 
 def test_every_precision_of_the_config_has_a_type():
