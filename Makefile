@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart test test-fast stack-test bench bench-training bench-evaluation bench-data bench-metrics lint format \
+.PHONY: help quickstart test test-fast stack-test bench bench-training bench-evaluation bench-data bench-metrics \
+	bench-intervals lint format \
 	config-reference setup clean
 
 help: ## List the targets
@@ -37,6 +38,9 @@ bench-data: setup ## ... of loading and sharding: six minutes
 
 bench-metrics: setup ## ... of metrics once the features are there: three minutes
 	cd tests && ../$(BIN)/python -m benchmarks.bench_metrics $(BENCH)
+
+bench-intervals: setup ## ... of how wide the intervals of metrics are, against chance: three minutes
+	cd tests && ../$(BIN)/python -m benchmarks.bench_intervals $(BENCH)
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check .

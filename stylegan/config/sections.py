@@ -567,7 +567,11 @@ class EvaluationConfig(Section):
         "`all`: every image.",
     )
     bootstrap: int = Field(
-        16, ge=0, le=100_000, description="Bootstrap replicates behind the 95 % interval of FID. 0 or 1: no interval."
+        16,
+        ge=0,
+        le=100_000,
+        description="Groups of generated images that are left out in turn for the 95 % interval of FID (a jackknife). "
+        "0 or 1: no interval.",
     )
     kid_subsets: int = Field(100, ge=2, le=1_000_000, description="Random subsets that KID is averaged over.")
     kid_subset_size: int = Field(
@@ -626,7 +630,7 @@ class EvaluationConfig(Section):
         0,
         ge=0,
         lt=2**32,
-        description="Seed of all random numbers of an evaluation: latents, noise, subsets, bootstrap and the feature "
+        description="Seed of all random numbers of an evaluation: latents, noise, subsets and the feature "
         "networks it trains.",
     )
 

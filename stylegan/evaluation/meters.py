@@ -20,7 +20,7 @@ from stylegan.evaluation.features.spaces import Spaces
 from stylegan.evaluation.generate import GENERATED, Pass, truncated
 from stylegan.evaluation.metric_table import METRICS, Role
 from stylegan.evaluation.metrics.fid import (
-    BootstrapMoments,
+    GroupMoments,
     Moments,
     frechet_distance,
     frechet_interval,
@@ -29,7 +29,7 @@ from stylegan.evaluation.metrics.fid import (
 from stylegan.evaluation.metrics.inception_score import SplitScores
 from stylegan.evaluation.metrics.kid import kernel_distance
 from stylegan.evaluation.metrics.numerics import Estimate
-from stylegan.evaluation.metrics.ppl import cropped_side, trim
+from stylegan.evaluation.metrics.ppl import cropped_side, path_length
 from stylegan.evaluation.metrics.precision_recall import manifold_metrics, realism
 from stylegan.evaluation.metrics.separability import score_attribute, separability
 from stylegan.evaluation.reference import Reference
@@ -124,17 +124,15 @@ def make_meter(metric: Metric, context: Context) -> Meter:
 
 
 class FrechetMeter(Meter):
-    """fid: the Frechet distance, with an interval from bootstrapped generated images."""
+    """fid: the Frechet distance, with an interval from a jackknife over the generated images."""
 
-    def __init__(self, context: Context, metric: Metric, *, replicates: int | None = None) -> None:
+    def __init__(self, context: Context, metric: Metric, *, groups: int | None = None) -> None:
         super().__init__(context, metric)
         num_features = context.spaces["pooled"].num_features
         require_enough(context.num_reals, num_features, "reference")
         require_enough(context.num_images, num_features, "generated")
-        replicates = context.evaluation.bootstrap if replicates is None else replicates
-        self.bootstrap: BootstrapMoments | None = None
-        if replicates > 1:
-            self.bootstrap = BootstrapMoments(num_features, replicates=replicates, seed=context.evaluation.seed)
+        groups = context.evaluation.bootstrap if groups is None else groups
+        self.groups = GroupMoments(num_features, groups=groups) if groups > 1 else None
         self.moments: Moments | None = None
 
     @property
@@ -148,20 +146,20 @@ class FrechetMeter(Meter):
     def add(self, source: Pass, products: Products) -> None:
         moments = Moments.of(products["pooled"])
         self.moments = moments if self.moments is None else self.moments.merge(moments)
-        if self.bootstrap:
-            self.bootstrap.add(products["pooled"])
+        if self.groups:
+            self.groups.add(products["pooled"])
 
     def outcome(self, references: References) -> Outcome:
         assert self.moments is not None
         reference = references["pooled"].moments
         value = frechet_distance(reference, self.moments)
-        if self.bootstrap is None:
+        if self.groups is None:
             return Outcome({"fid": value})
-        return Outcome.of(fid=frechet_interval(reference, self.bootstrap, value))
+        return Outcome.of(fid=frechet_interval(reference, self.groups.groups, value))
 
 
 class KernelMeter(Meter):
-    """kid: the kernel distance, with its bootstrap interval."""
+    """kid: the kernel distance, with its interval."""
 
     def __init__(self, context: Context, metric: Metric) -> None:
         super().__init__(context, metric)
@@ -197,7 +195,7 @@ class InceptionScoreMeter(Meter):
     def __init__(self, context: Context, metric: Metric) -> None:
         super().__init__(context, metric)
         context.spaces["pooled"]
-        self.scores = SplitScores(context.num_images, splits=context.evaluation.is_splits, seed=context.evaluation.seed)
+        self.scores = SplitScores(context.num_images, splits=context.evaluation.is_splits)
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
@@ -283,7 +281,7 @@ class SeparabilityMeter(Meter):
 
 
 class PathMeter(Meter):
-    """ppl_*: one of the four perceptual path lengths, with the interval of the mean of the kept lengths."""
+    """ppl_*: one of the four perceptual path lengths, with its interval."""
 
     def __init__(self, context: Context, metric: Metric) -> None:
         super().__init__(context, metric)
@@ -305,8 +303,7 @@ class PathMeter(Meter):
         self.lengths.append(products["lengths"])
 
     def outcome(self, references: References) -> Outcome:
-        estimate = Estimate.of_mean(trim(np.concatenate(self.lengths)).astype(np.float64))
-        return Outcome.of(**{self.metric: estimate})
+        return Outcome.of(**{self.metric: path_length(np.concatenate(self.lengths))})
 
 
 class MixingMeter(Meter):
@@ -320,7 +317,7 @@ class MixingMeter(Meter):
         assert context.generator is not None  # the table does not allow images
         most = min(MOST_LATENTS, context.generator.num_layers)
         sources = [GENERATED, *(Pass(f"mixing {latents}", latents=latents) for latents in range(2, most + 1))]
-        self.meters = {source: FrechetMeter(context, metric, replicates=0) for source in sources}
+        self.meters = {source: FrechetMeter(context, metric, groups=0) for source in sources}
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
@@ -347,7 +344,7 @@ class TruncationMeter(Meter):
     def __init__(self, context: Context, metric: Metric) -> None:
         super().__init__(context, metric)
         self.meters = {
-            truncated(psi): (FrechetMeter(context, metric, replicates=0), ManifoldMeter(context, metric))
+            truncated(psi): (FrechetMeter(context, metric, groups=0), ManifoldMeter(context, metric))
             for psi in context.evaluation.psi
         }
 

@@ -52,6 +52,8 @@ class MetricFacts:
             resolution decide every metric and are not listed.
         interval_settings: the settings that decide its intervals only. Values compare whatever these are.
         meter: `module:class` of its `Meter`, imported when the metric is measured.
+        intervals: the version of the way in which its intervals are computed. Raised, it keeps the gate from comparing
+            a new interval with an old one, but finished evaluations are still found: the values are the same.
         gate: the names under which `registry.gate.metric` may ask for it; empty for a curve.
         quick: True if it may be measured beside training, on few images.
         of_images: True if images can be measured without their generator.
@@ -65,6 +67,7 @@ class MetricFacts:
     settings: tuple[str, ...]
     meter: str
     interval_settings: tuple[str, ...] = ()
+    intervals: int = 1
     gate: tuple[str, ...] = ()
     quick: bool = False
     of_images: bool = False
@@ -80,6 +83,7 @@ def _path_length(name: str, title: str) -> MetricFacts:
         roles=("distance",),
         settings=("ppl_samples", "ppl_epsilon", "ppl_crop"),
         meter="stylegan.evaluation.meters:PathMeter",
+        intervals=2,
         gate=(name,),
         own_images=lambda evaluation: 2 * evaluation.ppl_samples,  # both ends of each path
     )
@@ -92,6 +96,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         settings=("num_images", "num_reals"),
         meter="stylegan.evaluation.meters:FrechetMeter",
         interval_settings=("bootstrap",),
+        intervals=2,
         gate=("fid",),
         quick=True,
         of_images=True,
@@ -111,6 +116,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         roles=("pooled",),
         settings=("num_images", "num_reals", "kid_subsets", "kid_subset_size"),
         meter="stylegan.evaluation.meters:KernelMeter",
+        intervals=2,
         gate=("kid",),
         quick=True,
         of_images=True,
@@ -124,6 +130,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         roles=("pooled",),
         settings=("num_images", "is_splits"),
         meter="stylegan.evaluation.meters:InceptionScoreMeter",
+        intervals=2,
         gate=("is",),
         quick=True,
         of_images=True,
@@ -139,6 +146,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         roles=("manifold",),
         settings=("num_images", "num_reals"),
         meter="stylegan.evaluation.meters:ManifoldMeter",
+        intervals=2,
         gate=("precision", "recall", "density", "coverage"),
         quick=True,
         of_images=True,

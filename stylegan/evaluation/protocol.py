@@ -45,11 +45,12 @@ def metric_keys(metric: Metric, spaces: Spaces) -> tuple[str, ...]:
 
 
 def protocol_of(metric: Metric, shards: ShardSet, evaluation: EvaluationConfig, spaces: Spaces) -> str:
-    """Return the digest of everything that decides the values of a metric."""
+    """Return the digest of everything that decides the values of a metric and their intervals."""
     facts, values = METRICS[metric], settings_of(shards, evaluation, spaces)
     names = (*facts.settings, "seed", "chunk", "resolution")
     networks = {role: spaces.networks[role].sha256 for role in facts.roles if role in spaces.networks}
-    return digest([PROTOCOL_VERSION, metric, networks, {name: values[name] for name in names}])
+    intervals = [facts.intervals] if facts.intervals > 1 else []
+    return digest([PROTOCOL_VERSION, metric, networks, {name: values[name] for name in names}, *intervals])
 
 
 def deciding_settings(evaluation: EvaluationConfig) -> list[Any]:

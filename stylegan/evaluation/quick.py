@@ -59,7 +59,7 @@ def quick_evaluation(config: Config, resolution: int) -> EvaluationConfig:
     """Return the settings of the quick metrics in the stage of a resolution.
 
     These are the metrics of `config.snapshots` (none where they are off) in the feature space of `config.evaluation`,
-    on few images and without bootstrap.
+    on few images and without the interval of FID.
     """
     snapshots = config.snapshots
     metrics = snapshots.metrics if at_resolution(snapshots.metrics_kimg, resolution) else ()

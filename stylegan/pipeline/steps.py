@@ -319,21 +319,25 @@ class Pipeline:
         # Without an interval of its own the challenger loses anyway; measured like it, the champion would lose its own.
         tested = champion is not None and not lacks_interval(report, champion, gate)
         if champion and other and tested and not comparable(report, champion, gate):
-            champion = self._evaluate_again(run.shards, champion)
+            again = self._evaluate_again(run.shards, champion, "champion")
+            if again is not champion and not comparable(report, again, gate):
+                # The challenger's own report was found, and an earlier version of this program has written it.
+                report = self._evaluate_again(run.shards, report, "challenger")
+            champion = again
         verdict = judge(report, champion, gate, challenger_version=version.version, champion_version=champion_version)
         run.write_verdict(verdict, applied=False)
         return verdict
 
-    def _evaluate_again(self, shards: ShardSet, champion: Report) -> Report:
-        """Measure the champion like the challenger, on these images and under this protocol; if it cannot be, keep its report."""
-        logger.info("gate: the champion was measured on other images or under another protocol; measuring it again")
+    def _evaluate_again(self, shards: ShardSet, report: Report, whose: str) -> Report:
+        """Measure a model on these images and under today's protocol; if it cannot be, keep its report."""
+        logger.info("gate: the %s was measured on other images or under another protocol; measuring it again", whose)
         try:
-            return self._evaluate(shards, champion.checkpoint_uri, out=None)
+            return self._evaluate(shards, report.checkpoint_uri, out=None)
         except UnavailableError:
             raise  # a moment's outage must not become a verdict
         except StepError as error:
-            logger.warning("gate: the champion cannot be measured again: %s", error)
-            return champion
+            logger.warning("gate: the %s cannot be measured again: %s", whose, error)
+            return report
 
     def _apply(self, run: Run, verdict: Verdict) -> Verdict:
         versions.apply_verdict(self.config, verdict)

@@ -52,9 +52,10 @@ def judge(
       distances, path lengths and separability; higher for the Inception score, precision, recall, density and coverage.
     - With gate.use_intervals, the difference exceeds sqrt(a^2 + b^2), with a and b half the widths of the 95 %
       intervals. Two independent measurements of equal models exceed that bound in the better direction once in 40
-      times; ours share their reference images, so it is rarer. Half widths are used and not the ends, because the
-      bootstrapped interval of a FID need not be centred on the FID. Where only one of the two has an interval, nobody
-      is promoted. Where neither has one, as for separability, the value decides alone and the reason says so.
+      times. Both intervals are over generated images, with the same reals, which is what differs between the two. Half
+      widths are used and not the ends, because an end may be cut off at a bound. Where only one of the two has an
+      interval, nobody is promoted. Where neither has one, as for separability, the value decides alone and the reason
+      says so.
 
     A champion whose value is not finite, and so cannot be better, loses to any challenger. Its other metrics do not
     matter.

@@ -25,7 +25,7 @@ import scipy
 import scipy.linalg
 import torch
 
-from stylegan.evaluation.metrics.fid import BootstrapMoments, Moments, frechet_distance, frechet_interval
+from stylegan.evaluation.metrics.fid import GroupMoments, Moments, frechet_distance, frechet_interval
 from stylegan.evaluation.metrics.kid import kernel_distance
 from stylegan.evaluation.metrics.precision_recall import Manifold, manifold_metrics
 
@@ -88,16 +88,16 @@ def bench_frechet(options: argparse.Namespace) -> None:
     # Special cases.
     spent, _ = timed(lambda: frechet_distance(reference, reference))
     print(f"to itself, where digits cancel and singular values are taken: {spent:.2f} s")
-    bench_bootstrap(reference, options)
+    bench_interval(reference, options)
 
 
-def bench_bootstrap(reference: Moments, options: argparse.Namespace) -> None:
-    """Measure the interval: streaming 16 replicates, and computing their distances."""
+def bench_interval(reference: Moments, options: argparse.Namespace) -> None:
+    """Measure the interval: streaming 16 groups, and computing the distances without them."""
     generated = turned(features(options.samples, options.features, seed=2))
-    bootstrap = BootstrapMoments(options.features, seed=0)
-    streaming, _ = timed(lambda: (bootstrap.add(generated), bootstrap.replicates))
+    groups = GroupMoments(options.features)
+    streaming, _ = timed(lambda: (groups.add(generated), groups.groups))
     spent, estimate = timed(
-        lambda: frechet_interval(reference, bootstrap, frechet_distance(reference, Moments.of(generated)))
+        lambda: frechet_interval(reference, groups.groups, frechet_distance(reference, Moments.of(generated)))
     )
     print(
         f"interval {estimate.low:.6g} to {estimate.high:.6g}: "
@@ -106,23 +106,23 @@ def bench_bootstrap(reference: Moments, options: argparse.Namespace) -> None:
 
 
 def stream(count: int, size: int) -> float:
-    """Compute moments and bootstrap of `count` samples in chunks; return the peak memory of this process in MiB."""
+    """Compute moments and groups of `count` samples in chunks; return the peak memory of this process in MiB."""
     torch.set_num_threads(1)
-    rng, moments, bootstrap = np.random.default_rng(0), None, BootstrapMoments(size, seed=0)
+    rng, moments, groups = np.random.default_rng(0), None, GroupMoments(size)
     for start in range(0, count, CHUNK):
         part = rng.standard_normal((min(CHUNK, count - start), size), np.float32)
-        bootstrap.add(part)
+        groups.add(part)
         moments = Moments.of(part) if moments is None else moments.merge(Moments.of(part))
     assert moments is not None
     assert moments.count == count
-    assert len(bootstrap.replicates) == 16
+    assert len(groups.groups) == 16
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def bench_memory(options: argparse.Namespace) -> None:
     """Measure the memory of streaming statistics; ten times the samples must not need more."""
     context = multiprocessing.get_context("spawn")
-    print(f"\nPeak memory of streaming moments with 16 replicates, {options.stream_features} features")
+    print(f"\nPeak memory of streaming moments with 16 groups, {options.stream_features} features")
     for count in (10_000, 100_000):
         with context.Pool(1) as pool:
             print(f"{count:7d} samples: {pool.apply(stream, (count, options.stream_features)):.0f} MiB")

@@ -178,6 +178,39 @@ def test_a_verdict_that_was_not_applied_is_applied_and_not_judged_again(pipeline
     assert versions.champion(pipeline.config)[0] == version.version
 
 
+@pytest.mark.parametrize(
+    ("of_champion", "of_challenger", "measured_again"),
+    [("old", "new", [1000]), ("new", "old", [1000, 2000])],
+)
+def test_reports_of_another_protocol_are_measured_again_before_they_are_compared(
+    of_champion, of_challenger, measured_again, pipeline, trained, monkeypatch
+):
+    """Both are, if an earlier version of the program has measured the challenger."""
+    measured = []
+
+    def evaluate(_shards, uri, *, out):
+        nimg = int(uri.rpartition("-")[2])
+        measured.append(nimg)
+        return trained(nimg, 10.0 if nimg == 1000 else 5.0)[1].model_copy(update={"protocol": "new"})
+
+    monkeypatch.setattr(pipeline, "_evaluate", evaluate)
+    decided = []
+    for nimg, fid, protocol in ((1000, 10.0, of_champion), (2000, 5.0, of_challenger)):
+        checkpoint, report = trained(nimg, fid)
+        report = report.model_copy(update={"protocol": protocol})
+        version = versions.register(
+            pipeline.config,
+            mlflow_run_id=pipeline.tracked(SHARDS).mlflow_run_id,
+            checkpoint=checkpoint.uri,
+            report=report,
+            key=str(nimg),
+        )
+        verdict = pipeline._judge(pipeline.run(SHARDS), version, report)
+        versions.apply_verdict(pipeline.config, verdict)
+        decided.append(verdict.promote)
+    assert (decided, measured) == ([True, True], measured_again)
+
+
 def test_a_stale_verdict_is_judged_again(pipeline, trained):
     """Another version has become champion since: the new verdict compares with that one."""
     checkpoint, report = trained(1000, 10.0)

@@ -19,8 +19,9 @@ epsilons of the largest one, which the square root of a small eigenvalue shows m
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -28,10 +29,10 @@ from scipy.linalg.blas import dtrmm
 from scipy.linalg.lapack import dpstrf
 
 from stylegan.errors import StepError
-from stylegan.evaluation.metrics.numerics import Estimate, poisson_weights, require_features, require_same_width
+from stylegan.evaluation.metrics.numerics import Estimate, group_numbers, require_features, require_same_width
 
-REPLICATES = 16  # of a bootstrap
-BLOCK = 4096  # samples that a bootstrap adds at a time
+GROUPS = 16  # of a jackknife
+BLOCK = 4096  # samples that are added to the groups of a jackknife at a time
 TOLERANCE = 1e-6  # relative error of the distance that eigenvalues may have
 
 
@@ -47,28 +48,16 @@ class Moments:
     m2: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray, weights: np.ndarray | None = None) -> Moments:
-        """Return the moments of feature vectors.
-
-        Args:
-            features: [N >= 1, D], of any float type.
-            weights: how often each vector counts: whole numbers [N], at least 0; unset: once.
+    def of(cls, features: np.ndarray) -> Moments:
+        """Return the moments of feature vectors [N >= 1, D] of any float type.
 
         Raises:
             StepError: no vectors, or values that are not finite.
         """
         values = require_features(np.asarray(features, np.float64), "image")
-        if weights is None:
-            mean = values.mean(axis=0)
-            centred = values - mean
-            return cls(len(values), mean, centred.T @ centred)
-        count = int(weights.sum(dtype=np.int64))
-        held = weights > 0
-        values, weights = values[held], weights[held, None].astype(np.float64)
-        mean = weights[:, 0] @ values / max(count, 1)
+        mean = values.mean(axis=0)
         centred = values - mean
-        centred *= np.sqrt(weights)
-        return cls(count, mean, centred.T @ centred)
+        return cls(len(values), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both sets together (Chan et al. 1983)."""
@@ -80,9 +69,17 @@ class Moments:
         m2 = self.m2 + other.m2 + np.outer(delta, delta) * (self.count * other.count / count)
         return Moments(count, mean, m2)
 
+    def without(self, part: Moments) -> Moments:
+        """Return the moments of the rest of the set; `part` is less than all of it."""
+        count = self.count - part.count
+        mean = self.mean - (part.mean - self.mean) * (part.count / count)
+        delta = part.mean - mean
+        m2 = self.m2 - part.m2 - np.outer(delta, delta) * (count * part.count / self.count)
+        return Moments(count, mean, m2)
+
     @property
     def covariance(self) -> np.ndarray:
-        """The covariance [D, D], divided by N - 1 as np.cov does; zeros for a replicate with a single vector."""
+        """The covariance [D, D], divided by N - 1 as np.cov does; zeros for a single vector."""
         return self.m2 / max(self.count - 1, 1)
 
     @cached_property
@@ -114,18 +111,17 @@ class Moments:
             return cls(int(arrays["count"]), arrays["mean"], arrays["m2"])
 
 
-class BootstrapMoments:
-    """Moments of R Poisson bootstrap replicates of a set whose samples arrive in chunks.
+class GroupMoments:
+    """Moments of the G groups of a jackknife, of a set whose samples arrive in chunks.
 
-    The replicates do not depend on the chunks: how often one contains a sample depends on the sample's number and the
-    seed alone (see `poisson_weights`). Memory: R D^2 8 bytes, which are 0.5 GiB for 16 replicates of 2048 features, and
-    one block of samples.
+    The groups do not depend on the chunks (see `group_numbers`). Memory: G D^2 8 bytes, which are 0.5 GiB for 16 groups
+    of 2048 features, and one block of samples.
     """
 
-    def __init__(self, num_features: int, *, replicates: int = REPLICATES, seed: int) -> None:
+    def __init__(self, num_features: int, *, groups: int = GROUPS) -> None:
         empty = Moments(0, np.zeros(num_features), np.zeros((num_features, num_features)))
-        self._moments = [empty] * replicates
-        self._seed, self._next = seed, 0  # number of the next sample
+        self._moments = [empty] * groups
+        self._next = 0  # number of the next sample
         self._waiting: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:
@@ -144,17 +140,17 @@ class BootstrapMoments:
             self._waiting = [rows[whole:]]
 
     @property
-    def replicates(self) -> list[Moments]:
-        """The moments of every replicate."""
+    def groups(self) -> list[Moments]:
+        """The moments of every group that has a sample."""
         rest, self._waiting = self._waiting, []
         if sum(map(len, rest)):
             self._add_block(np.concatenate(rest))
-        return self._moments
+        return [moments for moments in self._moments if moments.count]
 
     def _add_block(self, rows: np.ndarray) -> None:
-        rows = rows.astype(np.float64)  # once, not for every replicate
-        weights = poisson_weights(self._next, len(rows), replicates=len(self._moments), seed=self._seed)
-        self._moments = [moments.merge(Moments.of(rows, weights[:, r])) for r, moments in enumerate(self._moments)]
+        numbers = group_numbers(self._next, len(rows), len(self._moments))
+        for group in np.unique(numbers):
+            self._moments[group] = self._moments[group].merge(Moments.of(rows[numbers == group]))
         self._next += len(rows)
 
 
@@ -186,21 +182,27 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return _distance(a, b)
 
 
-def frechet_interval(reference: Moments, bootstrap: BootstrapMoments, value: float) -> Estimate:
+def frechet_interval(reference: Moments, groups: Sequence[Moments], value: float) -> Estimate:
     """Return the distance of a generated set with its 95 % interval.
 
-    The interval says how much the distance varies over other images from the same generator. It comes from the spread
-    of the distances of the replicates, not from their mean: a replicate contains 63 % of the samples, some more than
-    once, so its distance is too large, like every FID of fewer samples. The reference is not resampled, and the bias of
-    FID at this number of images is not corrected; comparisons at equal numbers share it.
+    The interval says how much the distance varies over other images from the same generator, by a jackknife with
+    correction of the second order (`Estimate.from_jackknife`). The reference stays as it is, as it does when two
+    generators are compared. The bias of FID at this number of images is not corrected; comparisons at equal numbers
+    share it.
 
     Args:
         reference: moments of the reals.
-        bootstrap: replicates of the generated set.
-        value: the distance of the generated set itself.
+        groups: moments of two or more groups of generated images (`GroupMoments`).
+        value: the distance of all of them.
     """
-    distances = np.array([_distance(reference, replicate) for replicate in bootstrap.replicates])
-    return Estimate.from_replicates(value, distances, lowest=0.0)
+    whole = reduce(Moments.merge, groups)
+    singles, pairs = [], []
+    for group, following in zip(groups, [*groups[1:], groups[0]], strict=True):
+        rest = whole.without(group)
+        singles.append(_distance(reference, rest))
+        if len(groups) > 2:
+            pairs.append(_distance(reference, rest.without(following)))
+    return Estimate.from_jackknife(value, np.array(singles), np.array(pairs) if pairs else None, lowest=0.0)
 
 
 def _distance(a: Moments, b: Moments) -> float:

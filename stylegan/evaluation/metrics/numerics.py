@@ -47,20 +47,57 @@ class Estimate:
     high: float
 
     @classmethod
-    def from_replicates(cls, value: float, replicates: np.ndarray, *, lowest: float = -math.inf) -> Estimate:
-        """Return `value` with the interval that R >= 2 bootstrap replicates give it.
+    def from_jackknife(
+        cls,
+        value: float,
+        singles: np.ndarray,
+        pairs: np.ndarray | None = None,
+        *,
+        lowest: float = -math.inf,
+        highest: float = math.inf,
+    ) -> Estimate:
+        """Return `value` with the interval of a delete-a-group jackknife (Tukey 1958; Kott 2001).
 
-        The interval reaches Student's t times the standard deviation of the replicates to either side. It is centred on
-        the value and not on the replicates: resampling repeats samples, which moves the mean of a distance upwards but
-        keeps its spread.
+        The samples are in G groups of equal size (see `group_numbers`), which are left out in turn. The interval
+        reaches Student's t with G - 1 degrees of freedom times the standard error to either side. Leaving samples out
+        moves a biased statistic like a distance, but all values alike, so only their spread counts.
+
+        A statistic that is quadratic in the samples, like a distance near zero, has noise of the second order, the
+        interaction of two samples. The jackknife counts it twice (Efron and Stein 1981), and a bootstrap even three
+        times. Values without two groups measure that noise, and it is taken off once.
 
         Args:
-            value: the value of the set itself.
-            replicates: values of the R resampled sets.
-            lowest: the smallest value that the quantity can have; no end is below it.
+            value: of all samples.
+            singles: values without each of the G >= 2 groups.
+            pairs: values without the groups g and g + 1 (the last: G - 1 and 0), [G]. None for statistics whose noise
+                of the second order does not matter; without effect for G = 2.
+            lowest, highest: the bounds of the quantity; no end is beyond them.
         """
-        margin = float(t.ppf(0.975, len(replicates) - 1) * np.std(replicates, ddof=1))
-        return cls(value, max(value - margin, lowest), value + margin)
+        groups = len(singles)
+        variance = (groups - 1) / groups * np.square(singles - singles.mean()).sum()
+        if pairs is not None and groups > 2:
+            # Efron and Stein 1981, section 4: terms that contain two groups, without those that contain one.
+            both = value - (groups - 1) / groups * (singles + np.roll(singles, -1)) + (groups - 2) / groups * pairs
+            variance = max(variance - groups * (groups - 1) / 2 * np.var(both, ddof=1), variance / 2)
+        margin = float(t.ppf(0.975, groups - 1) * np.sqrt(variance))
+        return cls(value, max(value - margin, lowest), min(value + margin, highest))
+
+    @classmethod
+    def of_trimmed_mean(cls, values: np.ndarray, low: float, high: float) -> Estimate:
+        """Return the mean of the values in [low, high], two of the order statistics, with its 95 % interval.
+
+        The cut moves with the values beyond it, so they contribute to the error of the mean. The standard error is that
+        of the winsorised values, in which each value beyond the cut is replaced by the cut (Tukey and McLaughlin 1963;
+        Yuen 1974).
+
+        Args:
+            values: [N], independent; at least two in [low, high].
+            low, high: the smallest and the largest value that counts.
+        """
+        kept = values[(values >= low) & (values <= high)]
+        mean, deviation = float(np.mean(kept)), float(np.std(np.clip(values, low, high), ddof=1))
+        margin = float(t.ppf(0.975, len(kept) - 1)) * deviation * math.sqrt(len(values)) / len(kept)
+        return cls(mean, mean - margin, mean + margin)
 
     @classmethod
     def of_mean(cls, values: np.ndarray) -> Estimate:
@@ -80,31 +117,21 @@ class Estimate:
         return cls(share, max(min(centre - margin, share), 0.0), min(max(centre + margin, share), 1.0))
 
 
-# P(X <= k) of a Poisson variable with mean 1. Larger k add less than float64 can hold.
-_POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(18)])
+def group_numbers(first: int, count: int, groups: int) -> np.ndarray:
+    """Return the groups, from 0, of the samples first ... first + count - 1 in a jackknife of so many groups.
 
-
-def poisson_weights(first: int, count: int, *, replicates: int, seed: int) -> np.ndarray:
-    """Return how often each bootstrap replicate contains each sample: uint8 [count, replicates], mean 1.
-
-    The weights of a sample depend on its number and the seed alone. A set may therefore be cut into chunks anywhere,
-    and any worker may count them (the Poisson bootstrap: Hanley and MacGibbon 2006; Chamandy et al. 2012).
-
-    Args:
-        first, count: the samples first ... first + count - 1.
-        replicates: the number of replicates.
-        seed: of all weights of one evaluation.
+    The group of a sample depends on its number alone. A set may therefore be cut into chunks anywhere.
     """
-    key = int.from_bytes(hashlib.sha256(repr((seed, "bootstrap")).encode()).digest()[:16], "big")
+    return np.arange(first, first + count) % groups
 
-    # Philox counts in blocks of four numbers. Each sample owns whole blocks, at a position that its number gives.
-    blocks = -(-replicates // 4)
-    raw = np.random.Philox(key=key, counter=first * blocks).random_raw(count * blocks * 4)
 
-    # Invert the distribution function at uniform numbers in [0, 1).
-    uniform = (raw >> np.uint64(11)) * 2.0**-53
-    weights = np.searchsorted(_POISSON, uniform, side="right").astype(np.uint8)
-    return weights.reshape(count, blocks * 4)[:, :replicates]
+def deletions(groups: int) -> np.ndarray:
+    """Return which groups count in each value of a jackknife, bool [1 + 2 G, G].
+
+    The rows are: all groups, then all but each one, then all but each one and the next (see `Estimate.from_jackknife`).
+    """
+    missing = np.eye(groups, dtype=bool)
+    return np.concatenate([np.ones((1, groups), bool), ~missing, ~(missing | np.roll(missing, 1, axis=1))])
 
 
 def require_features(features: np.ndarray, what: str) -> np.ndarray:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stylegan.evaluation.metrics.numerics import Estimate
+
 LARGEST_INPUT = 256  # pixels of a side; larger images are averaged down, after the crop and before the distance
 
 Map = Callable[[Tensor], Tensor]
@@ -94,10 +96,11 @@ def average_down(images: Tensor) -> Tensor:
     return functional.avg_pool2d(images, factor) if factor > 1 else images
 
 
-def trim(lengths: np.ndarray) -> np.ndarray:
-    """Drop the outliers: keep the values from the 1st (rounded down) to the 99th percentile (rounded up).
+def path_length(lengths: np.ndarray) -> Estimate:
+    """Return the perceptual path length of [N] single lengths, with its 95 % interval.
 
-    The mean of the kept values is the perceptual path length.
+    It is the mean of the lengths from the 1st percentile (rounded down) to the 99th (rounded up). What is outside counts
+    as an outlier.
     """
     low, high = np.percentile(lengths, 1, method="lower"), np.percentile(lengths, 99, method="higher")
-    return lengths[(lengths >= low) & (lengths <= high)]
+    return Estimate.of_trimmed_mean(lengths.astype(np.float64), float(low), float(high))

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from stylegan.errors import StepError
-from stylegan.evaluation.metrics.numerics import Estimate, require_features, require_same_width
+from stylegan.evaluation.metrics.numerics import Estimate, group_numbers, require_features, require_same_width
 
 TILE = 2048  # points on a side of a tile
+GROUPS = 32  # of the jackknife
 # Squared distances below this fraction of the squared norms count as 0: the features, mostly float32, are not more
 # precise.
 SAME = 1e-12
@@ -26,13 +27,14 @@ SLACK = 1 + 1e-9
 
 @dataclass(frozen=True)
 class Manifold:
-    """Points [N, D] and the squared distances [N, K] to their K nearest other points, ascending.
+    """Points [N, D], and the squared distances [N, K] and numbers [N, K] of their K nearest other points, ascending.
 
     One manifold can be compared with many sets.
     """
 
     points: Tensor
     nearest: Tensor
+    neighbours: Tensor
 
     @classmethod
     def of(cls, features: np.ndarray, *, neighbours: int = 5, what: str = "reference", device: str = "cpu") -> Manifold:
@@ -54,23 +56,48 @@ class Manifold:
             )
         points = torch.from_numpy(np.ascontiguousarray(features, np.float32)).to(device)
         nearest = torch.full((len(points), neighbours + 1), torch.inf, dtype=torch.float64, device=device)
+        numbers = torch.zeros_like(nearest, dtype=torch.int64)
         for rows, columns, distances in _tiles(points, points):
-            nearest[rows] = _smallest(nearest[rows], distances)
+            if columns == rows:
+                distances.fill_diagonal_(-1)  # the point itself comes before its copies
+            _keep_smallest(nearest, numbers, rows, columns, distances)
             if columns != rows:  # distances are symmetric: this tile, transposed, is the one below the diagonal
-                nearest[columns] = _smallest(nearest[columns], distances.T)
-        return cls(points, nearest[:, 1:])  # column 0 is the distance to the point itself
+                _keep_smallest(nearest, numbers, columns, rows, distances.T)
+        return cls(points, nearest[:, 1:], numbers[:, 1:])  # column 0 is the point itself
 
     def radii(self, k: int) -> Tensor:
         """Return the squared radii [N] of the balls that reach to the k-th neighbour, float64."""
         return self.nearest[:, k - 1] * SLACK
 
+    def radii_without(self, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the larger balls that a jackknife makes: those with one of the k neighbours in the group left out.
+
+        Args:
+            k: neighbour that the balls reach to.
+            groups: the group of each point, int64 [N].
+
+        Returns:
+            For each of the k neighbours, the squared radius [N, k] of the ball that reaches to the k-th of the
+            neighbours outside its group, float64; and that group [N, k]. A ball reaches to the last neighbour known if
+            fewer than k are outside.
+        """
+        of_neighbours = groups[self.neighbours]
+        left_out = of_neighbours[:, :k]
+        radii = torch.empty(left_out.shape, dtype=self.nearest.dtype, device=self.nearest.device)
+        for slot in range(k):
+            reached = (of_neighbours != left_out[:, slot, None]).cumsum(dim=1) >= k
+            reached[:, -1] = True
+            radii[:, slot] = self.nearest.gather(1, reached.int().argmax(dim=1, keepdim=True)).squeeze(1)
+        return radii * SLACK, left_out
+
 
 @dataclass(frozen=True)
 class ManifoldMetrics:
-    """Four metrics with 95 % intervals: Wilson's for the shares, the normal one for density.
+    """Four metrics with 95 % intervals, which say how much a metric varies over other images of the same generator.
 
-    Precision and density are averages over generated images, recall and coverage over reals. An interval says how much
-    the metric varies over other images of the set that it averages over; the balls stay the same.
+    The reals stay the same, as they do when two generators are compared. Precision and density are averages over the
+    generated images in balls that stay the same: their intervals are Wilson's and the normal one. Recall and coverage
+    are shares of the reals, which depend on all generated images together: their intervals come from a jackknife.
     """
 
     precision: Estimate
@@ -95,24 +122,54 @@ def manifold_metrics(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 
     # Make the manifolds of both sets.
     reals = _manifold(real, max(k, k_dc))
     require_same_width(reals.points.shape[1], fake.shape[1])
-    fakes = Manifold.of(fake, neighbours=k, what="generated", device=str(reals.points.device))
+    device = reals.points.device
+    known = max(k, min(2 * k + 2, len(fake) - 1))  # a few more than k, for the balls without a group
+    fakes = Manifold.of(fake, neighbours=known, what="generated", device=str(device))
     ball, ball_dc, fake_ball = reals.radii(k), reals.radii(k_dc), fakes.radii(k)
 
-    # Compare every pair, tile by tile: which images are in a ball of the other set, and in how many balls.
-    precise, recalled, covered = (
-        torch.zeros(len(m.points), dtype=torch.bool, device=m.points.device) for m in (fakes, reals, reals)
-    )
-    counts = torch.zeros(len(fakes.points), dtype=torch.float64, device=fakes.points.device)
+    # Put the generated images into the groups of a jackknife. Row g of a mask [G, M] has the images of group g, or
+    # those whose ball is larger without group g.
+    num_groups = max(min(GROUPS, len(fake)), 2)
+    groups = torch.from_numpy(group_numbers(0, len(fake), num_groups)).to(device)
+    larger, left_out = fakes.radii_without(k, groups)
+    left_out = left_out.masked_fill(left_out == groups[:, None], -1)  # an image is not there without its own group
+    numbers = torch.arange(num_groups, device=device)[:, None]
+    own, *changed = ((numbers == group).float() for group in (groups, *left_out.T))
+
+    # Compare every pair, tile by tile: which images are in a ball of the other set, and in how many balls. For the
+    # reals, count by group the images whose ball they are in, those whose larger ball they are in, and the near ones.
+    precise = torch.zeros(len(fakes.points), dtype=torch.bool, device=device)
+    counts = torch.zeros(len(fakes.points), dtype=torch.float64, device=device)
+    recalled, recalled_without, covered = (torch.zeros(num_groups, len(reals.points), device=device) for _ in range(3))
     for rows, columns, distances in _tiles(fakes.points, reals.points):
         near = distances <= ball_dc[columns]
         precise[rows] |= (distances <= ball[columns]).any(dim=1)
-        recalled[columns] |= (distances <= fake_ball[rows, None]).any(dim=0)
-        covered[columns] |= near.any(dim=0)
         counts[rows] += near.sum(dim=1)
+        covered[:, columns] += own[:, rows] @ near.float()
+        recalled[:, columns] += own[:, rows] @ (distances <= fake_ball[rows, None]).float()
+        for mask, radii in zip(changed, larger.T, strict=True):
+            recalled_without[:, columns] += mask[:, rows] @ (distances <= radii[rows, None]).float()
 
     # Average.
-    precision, recall, coverage = (Estimate.of_share(hits.cpu().numpy()) for hits in (precise, recalled, covered))
-    return ManifoldMetrics(precision, recall, Estimate.of_mean(counts.cpu().numpy() / k_dc), coverage)
+    return ManifoldMetrics(
+        precision=Estimate.of_share(precise.cpu().numpy()),
+        recall=_share_of_reals(recalled, recalled_without),
+        density=Estimate.of_mean(counts.cpu().numpy() / k_dc),
+        coverage=_share_of_reals(covered, torch.zeros_like(covered)),
+    )
+
+
+def _share_of_reals(counts: Tensor, counts_without: Tensor) -> Estimate:
+    """Return the share of reals that a generated image reaches, with its interval from a jackknife over the images.
+
+    Args:
+        counts: the number of images of each group that reach each real, [G, N].
+        counts_without: the number of images that reach it only without a group, or then too, [G, N].
+    """
+    total = counts.sum(dim=0)
+    value = (total > 0).double().mean().item()
+    without = ((total - counts > 0) | (counts_without > 0)).double().mean(dim=1)
+    return Estimate.from_jackknife(value, without.cpu().numpy(), lowest=0.0, highest=1.0)
 
 
 def realism(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3) -> np.ndarray:
@@ -176,8 +233,16 @@ def _tiles(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
             yield slice(i, i + len(x)), slice(j, j + len(y)), distances
 
 
-def _smallest(nearest: Tensor, distances: Tensor) -> Tensor:
-    """Return the K smallest distances [n, K], ascending, of the K so far [n, K] and more [n, m]."""
+def _keep_smallest(nearest: Tensor, numbers: Tensor, rows: slice, columns: slice, distances: Tensor) -> None:
+    """Keep the K smallest distances of some points, ascending, of the K so far and of those to more points.
+
+    Args:
+        nearest, numbers: the distances so far and the points that they lead to, [N, K]; changed in place.
+        rows: the n points.
+        columns: the m points that the distances [n, m] lead to.
+    """
     k = nearest.shape[1]
-    few = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values
-    return torch.cat([nearest, few], dim=1).topk(k, dim=1, largest=False).values
+    few, places = distances.topk(min(k, distances.shape[1]), dim=1, largest=False)
+    joined = torch.cat([numbers[rows], places + columns.start], dim=1)
+    nearest[rows], order = torch.cat([nearest[rows], few], dim=1).topk(k, dim=1, largest=False)
+    numbers[rows] = joined.gather(1, order)

@@ -1,4 +1,4 @@
-"""Moments, the Fréchet distance and its bootstrap."""
+"""Moments, the Fréchet distance and its interval."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from reference import torch_fidelity
 
 from stylegan.errors import StepError
 from stylegan.evaluation.metrics import fid as fid_module
-from stylegan.evaluation.metrics.fid import BootstrapMoments, Moments, frechet_distance, frechet_interval
-from stylegan.evaluation.metrics.numerics import poisson_weights
+from stylegan.evaluation.metrics.fid import GroupMoments, Moments, frechet_distance, frechet_interval
+from stylegan.evaluation.metrics.numerics import Estimate
 
 RNG = np.random.default_rng(0)
 
@@ -98,14 +98,14 @@ def test_other_features_are_refused() -> None:
     with pytest.raises(StepError, match="reference vectors have 8 features, generated ones 7"):
         frechet_distance(Moments.of(sample()), Moments.of(sample(size=7)))
     with pytest.raises(StepError, match="reference vectors have 8 features, generated ones 7"):
-        BootstrapMoments(8, seed=0).add(sample(size=7))
+        GroupMoments(8).add(sample(size=7))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_that_are_not_finite_are_refused(value: float) -> None:
     values = sample()
     values[5, 2] = value
-    for take in (Moments.of, BootstrapMoments(8, seed=0).add):
+    for take in (Moments.of, GroupMoments(8).add):
         with pytest.raises(StepError, match="1 of 200 image feature vectors hold NaN or infinity, first number 5"):
             take(values)
 
@@ -115,17 +115,19 @@ def test_no_features_are_refused() -> None:
         Moments.of(np.empty((0, 8)))
 
 
-def test_weights_count_a_vector_several_times() -> None:
-    values, weights = sample(50), np.arange(50) % 4
-    weighted, repeated = Moments.of(values, weights), Moments.of(np.repeat(values, weights, axis=0))
-    assert weighted.count == repeated.count == weights.sum()
-    np.testing.assert_allclose(weighted.mean, repeated.mean, rtol=1e-12)
-    np.testing.assert_allclose(weighted.m2, repeated.m2, rtol=1e-9, atol=1e-9)
+def test_a_part_taken_off_leaves_the_rest() -> None:
+    values = sample() + 1e4
+    rest, expected = (
+        Moments.of(values).without(Moments.of(values[::3])),
+        Moments.of(np.delete(values, np.s_[::3], axis=0)),
+    )
+    assert rest.count == expected.count
+    np.testing.assert_allclose(rest.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(rest.covariance, expected.covariance, rtol=1e-7, atol=1e-9)
 
 
 def test_nothing_merged_with_something_is_that() -> None:
-    nothing, something = Moments.of(sample(), np.zeros(200, np.uint8)), Moments.of(sample())
-    assert nothing.count == 0
+    nothing, something = Moments(0, np.zeros(8), np.zeros((8, 8))), Moments.of(sample())
     assert nothing.merge(something) is something.merge(nothing) is something
 
 
@@ -174,70 +176,66 @@ def test_distance_equals_torch_fidelity() -> None:
     assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(expected, rel=1e-6)
 
 
-def bootstrap(values: np.ndarray, cuts: list[int]) -> BootstrapMoments:
-    """Return the replicates of a set that arrives in parts."""
-    found = BootstrapMoments(values.shape[1], replicates=5, seed=3)
+def grouped(values: np.ndarray, cuts: list[int], groups: int = 5) -> list[Moments]:
+    """Return the groups of a set that arrives in parts."""
+    found = GroupMoments(values.shape[1], groups=groups)
     for part in np.split(values, cuts):
         if len(part):
             found.add(part)
-    return found
+    return found.groups
 
 
-def test_replicates_are_the_moments_of_resampled_sets() -> None:
+def test_every_fifth_sample_is_in_one_of_five_groups() -> None:
     values = sample()
-    weights = poisson_weights(0, 200, replicates=5, seed=3)
-    for r, found in enumerate(bootstrap(values, []).replicates):
-        expected = Moments.of(np.repeat(values, weights[:, r], axis=0))
-        assert found.count == expected.count
+    for number, found in enumerate(grouped(values, [])):
+        expected = Moments.of(values[number::5])
+        assert found.count == expected.count == 40
         np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("cuts", [[1], [64], [3, 70, 199]])
-def test_replicates_do_not_depend_on_chunks(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_do_not_depend_on_chunks(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     values = sample()
     monkeypatch.setattr(fid_module, "BLOCK", 64)
-    for expected, found in zip(bootstrap(values, []).replicates, bootstrap(values, cuts).replicates, strict=True):
+    for expected, found in zip(grouped(values, []), grouped(values, cuts), strict=True):
         assert found.count == expected.count
         np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
         np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-6)
 
 
-def test_replicates_can_be_read_before_the_last_sample() -> None:
+def test_groups_can_be_read_before_the_last_sample() -> None:
     values = sample()
-    found = bootstrap(values[:150], [])
-    before = [moments.count for moments in found.replicates]
+    found = GroupMoments(8, groups=5)
+    found.add(values[:150])
+    assert [moments.count for moments in found.groups] == [30] * 5
     found.add(values[150:])
-    whole = bootstrap(values, []).replicates
-    assert [moments.count for moments in found.replicates] == [moments.count for moments in whole] != before
+    assert [moments.count for moments in found.groups] == [40] * 5
 
 
-def test_interval_is_as_wide_as_other_samples_differ() -> None:
-    """Its standard deviation is that of the distance over independent generated sets, and it contains the value."""
-    rng = np.random.default_rng(1)
-    reference = Moments.of(rng.standard_normal((5000, 4)))
-    distances, widths = [], []
-    for seed in range(60):
-        values = 1.2 * rng.standard_normal((300, 4)) + 0.3
-        replicates = BootstrapMoments(4, seed=seed)
-        replicates.add(values)
-        distances.append(frechet_distance(reference, Moments.of(values)))
-        estimate = frechet_interval(reference, replicates, distances[-1])
-        assert estimate.low < estimate.value == distances[-1] < estimate.high
-        widths.append(estimate.high - estimate.low)
-    half_width = 2.13 * np.std(distances, ddof=1)  # Student's t of 16 replicates
-    assert 0.8 * half_width < np.mean(widths) / 2 < 1.3 * half_width
+def test_interval_is_the_jackknife_of_whole_sets() -> None:
+    """Sets without one or two groups are measured anew, from their vectors."""
+    reference, values = Moments.of(sample()), sample()
+    numbers = np.arange(200) % 5
+
+    def without(*left_out: int) -> float:
+        return frechet_distance(reference, Moments.of(values[~np.isin(numbers, left_out)]))
+
+    value = without()
+    singles, pairs = (np.array([without(*(g, (g + 1) % 5)[:n]) for g in range(5)]) for n in (1, 2))
+    expected = Estimate.from_jackknife(value, singles, pairs, lowest=0.0)
+    found = frechet_interval(reference, grouped(values, []), value)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
 def test_interval_never_goes_below_zero() -> None:
     values = sample(20)
-    replicates = bootstrap(values, [])
-    assert frechet_interval(Moments.of(values), replicates, 0.0).low == 0
+    assert frechet_interval(Moments.of(values), grouped(values, []), 0.0).low == 0
 
 
-def test_interval_of_very_few_images_is_finite() -> None:
-    """A replicate may contain one of two images, or none."""
-    values = sample(2, 1)
-    replicates = BootstrapMoments(1, replicates=40, seed=0)
-    replicates.add(values)
-    assert {0, 1} <= {moments.count for moments in replicates.replicates}
-    assert np.isfinite(frechet_interval(Moments.of(values), replicates, 1.0).high)
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_interval_of_very_few_images_is_finite(count: int) -> None:
+    """There are more groups than images."""
+    values = sample(count, 1)
+    groups = grouped(values, [], groups=40)
+    assert [moments.count for moments in groups] == [1] * count
+    assert np.isfinite(frechet_interval(Moments.of(values), groups, 1.0).high)

@@ -1,10 +1,10 @@
-"""Named random streams, exact arithmetic, intervals and the weights of the bootstrap."""
+"""Named random streams, exact arithmetic and intervals."""
 
 import numpy as np
 import pytest
 import torch
 
-from stylegan.evaluation.metrics.numerics import Estimate, exact_float32, poisson_weights, stream
+from stylegan.evaluation.metrics.numerics import Estimate, deletions, exact_float32, group_numbers, stream
 
 
 def test_a_stream_depends_on_its_name_alone() -> None:
@@ -32,30 +32,45 @@ def test_exact_arithmetic_ends_with_the_block() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_weights_of_a_sample_depend_on_its_number_and_the_seed_alone() -> None:
-    whole = poisson_weights(0, 100, replicates=6, seed=1)
-    parts = [poisson_weights(first, count, replicates=6, seed=1) for first, count in ((0, 1), (1, 32), (33, 67))]
-    assert np.array_equal(np.concatenate(parts), whole)
-    assert not np.array_equal(poisson_weights(0, 100, replicates=6, seed=2), whole)
+def test_group_of_a_sample_depends_on_its_number_alone() -> None:
+    parts = [group_numbers(first, count, 4) for first, count in ((0, 3), (3, 6), (9, 1))]
+    assert np.concatenate(parts).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
 
 
-def test_weights_are_poisson_with_mean_one_and_independent() -> None:
-    weights = poisson_weights(10**9, 20_000, replicates=5, seed=0)
-    shares = np.bincount(weights.ravel(), minlength=5)[:5] / weights.size
-    np.testing.assert_allclose(shares, np.exp(-1) / np.array([1, 1, 2, 6, 24]), atol=0.006)
-    correlations = np.corrcoef(np.concatenate([weights[1:], weights[:-1]], axis=1), rowvar=False)
-    assert np.abs(correlations - np.eye(10)).max() < 0.03
+def test_deletions_are_all_then_without_one_then_without_two_neighbours() -> None:
+    missing = [np.flatnonzero(~row).tolist() for row in deletions(4)]
+    assert missing == [[], [0], [1], [2], [3], [0, 1], [1, 2], [2, 3], [0, 3]]
 
 
-def test_weights_have_not_changed() -> None:
-    """The intervals of existing reports were computed with these weights."""
-    assert poisson_weights(7, 2, replicates=5, seed=4).tolist() == [[0, 3, 3, 1, 0], [0, 0, 0, 0, 0]]
+def test_jackknife_of_a_mean_is_its_standard_error() -> None:
+    """For groups of one sample this is exact, and the interval is around the value and not around the replicates."""
+    values = np.random.default_rng(0).standard_normal(50)
+    left = deletions(50)
+    replicates = left @ values / left.sum(axis=1)
+    margin = 2.0095752 * values.std(ddof=1) / np.sqrt(50)  # Student's t with 49 degrees of freedom
+    for pairs in (None, replicates[51:]):
+        found = Estimate.from_jackknife(replicates[0], replicates[1:51] + (7 if pairs is None else 0), pairs)
+        assert (found.value, found.low, found.high) == pytest.approx(
+            (values.mean(), values.mean() - margin, values.mean() + margin)
+        )
 
 
-def test_interval_of_replicates_is_around_the_value_and_not_around_them() -> None:
-    found = Estimate.from_replicates(1.0, np.array([4.0, 5.0, 6.0]), lowest=-1.0)
-    assert (found.value, found.low) == (1, -1)
-    assert found.high == pytest.approx(1 + 4.302653)  # Student's t with two degrees of freedom, standard deviation 1
+def test_jackknife_stays_within_the_bounds_of_the_quantity() -> None:
+    found = Estimate.from_jackknife(0.5, np.array([0.0, 1.0]), lowest=0, highest=1)
+    assert (found.low, found.high) == (0, 1)
+
+
+def test_pairs_correct_noise_of_the_second_order() -> None:
+    """The variance of the squared length of a mean near zero is known; single deletions count it twice."""
+    left, ratios = deletions(20), {"single": list[float](), "pairs": list[float]()}
+    for seed in range(200):
+        groups = np.random.default_rng(seed).standard_normal((20, 100))
+        squares = np.square(left @ groups / left.sum(axis=1, keepdims=True)).sum(axis=1)
+        for name, pairs in (("single", None), ("pairs", squares[21:])):
+            found = Estimate.from_jackknife(squares[0], squares[1:21], pairs)
+            ratios[name].append(((found.high - found.value) / 2.093) ** 2 / (2 * 100 / 20**2))
+    assert 1.7 < np.mean(ratios["single"]) < 2.3
+    assert 0.8 < np.mean(ratios["pairs"]) < 1.25
 
 
 def test_intervals_of_means_and_shares_hold_the_truth_as_often_as_they_say() -> None:
@@ -71,3 +86,19 @@ def test_shares_of_all_and_none_are_not_certain(hits: np.ndarray, low: float, hi
     found = Estimate.of_share(hits)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
     assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_trimmed_mean_has_the_error_of_the_winsorised_values() -> None:
+    """By hand: of 0 ... 9, 1 to 8 count, and the others are replaced by 1 and 8."""
+    values = np.arange(10.0)
+    found = Estimate.of_trimmed_mean(values, 1.0, 8.0)
+    deviation = np.std([1, 1, 2, 3, 4, 5, 6, 7, 8, 8], ddof=1)
+    assert found.value == 4.5
+    assert found.high - 4.5 == pytest.approx(2.364624 * deviation / (0.8 * np.sqrt(10)))  # t, 7 degrees of freedom
+
+
+def test_trimmed_mean_without_outliers_is_the_mean() -> None:
+    values = np.random.default_rng(0).standard_normal(5000)
+    trimmed, plain = Estimate.of_trimmed_mean(values, values.min(), values.max()), Estimate.of_mean(values)
+    assert trimmed.value == plain.value
+    assert trimmed.high == pytest.approx(plain.high, abs=1e-4)

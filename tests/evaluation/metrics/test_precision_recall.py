@@ -9,6 +9,7 @@ from reference import torch_fidelity
 
 from stylegan.errors import StepError
 from stylegan.evaluation.metrics import precision_recall
+from stylegan.evaluation.metrics.numerics import Estimate
 from stylegan.evaluation.metrics.precision_recall import Manifold, manifold_metrics, realism
 
 
@@ -146,6 +147,32 @@ def test_intervals_hold_their_values() -> None:
     for estimate in (found.precision, found.recall, found.density, found.coverage):
         assert estimate.low < estimate.value < estimate.high
     assert found.density.high - found.density.low < 4
+
+
+@pytest.mark.parametrize(("num_fake", "shift", "tile"), [(60, 0.3, 2048), (60, 0.3, 7), (20, 0.0, 2048)])
+def test_recall_and_coverage_are_jackknifed_over_the_generated_images(
+    num_fake: int, shift: float, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets without a group are measured anew; 20 images are fewer than the groups, so each is one."""
+    monkeypatch.setattr(precision_recall, "TILE", tile)
+    real, fake = sample(50), sample(num_fake, shift=shift, seed=1)
+    found, groups = manifold_metrics(real, fake), min(precision_recall.GROUPS, num_fake)
+    without = [by_definition(real, fake[np.arange(num_fake) % groups != group]) for group in range(groups)]
+    for name in ("recall", "coverage"):
+        estimate = getattr(found, name)
+        replicates = np.array([values[name] for values in without])
+        expected = Estimate.from_jackknife(estimate.value, replicates, lowest=0, highest=1)
+        assert replicates.std() > 0
+        assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_copies_among_generated_images_are_left_out_with_their_group() -> None:
+    real = sample(50)
+    fake = np.repeat(sample(30, shift=0.2, seed=1), 2, axis=0)[np.random.default_rng(0).permutation(60)]
+    without = [by_definition(real, fake[np.arange(60) % 32 != group])["recall"] for group in range(32)]
+    found = manifold_metrics(real, fake).recall
+    expected = Estimate.from_jackknife(found.value, np.array(without), lowest=0, highest=1)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
