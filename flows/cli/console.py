@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from flows.cli import reports
+from flows.cli.supervisor import terminal
 from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.errors import printable
@@ -77,8 +78,8 @@ class Handler(logging.Handler):
 
 @contextlib.contextmanager
 def logging_to_terminal() -> Iterator[None]:
-    """Send the library's log to standard error inside the block."""
-    console = Console(file=sys.stderr)
+    """Send the library's log to the terminal inside the block."""
+    console = Console(file=terminal())
     handler = Handler(console)
     names = ["stylegan", "stylegan-progress"] if console.is_terminal else ["stylegan"]
     for name in names:
@@ -94,7 +95,7 @@ def logging_to_terminal() -> Iterator[None]:
 
 def print_error(message: str) -> None:
     """Print one line on standard error."""
-    print(f"stylegan: {printable(message)}", file=sys.stderr)
+    print(f"stylegan: {printable(message)}", file=terminal())
 
 
 def print_plan(plan: Plan, config: Config) -> None:
@@ -135,7 +136,7 @@ def print_result(record: BaseModel, text: str, as_json: bool, *, out: str | None
     Args:
         out: the command's `--out`. If that is standard output, the line goes to standard error.
     """
-    with contextlib.redirect_stdout(sys.stderr if out and is_standard_output(out) else sys.stdout):
+    with contextlib.redirect_stdout(terminal() if out and is_standard_output(out) else sys.stdout):
         if as_json:
             print_json(record)
         else:

@@ -1,69 +1,27 @@
-"""The `stylegan` command. Results go to standard output, everything else to standard error.
+"""The `stylegan` command: starts the program under its supervisor.
 
-Exit codes: 0 done (also when the gate says no), 1 a step failed, 2 bad usage or config.
-Each command imports the heavy libraries that it needs, so that help and mistakes are answered at once.
+This file and `supervisor.py` import nothing that takes time, so that a signal is answered from the first moment on.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 
-from cyclopts import App, CycloptsError
-
-from flows.cli import console, model_commands, registry_commands, run_commands
-from stylegan.errors import ConfigError, UserError
-
-app = App(
-    name="stylegan",
-    version=lambda: version("stylegan-pipeline"),
-    help="Train, evaluate and register StyleGAN as a workflow. CONFIG is a YAML file such as configs/quickstart.yaml.",
-)
-COMMANDS = (
-    run_commands.plan,
-    run_commands.run,
-    run_commands.shard,
-    run_commands.train,
-    run_commands.evaluate,
-    run_commands.register,
-    model_commands.sample,
-    model_commands.import_weights,
-    model_commands.export,
-    registry_commands.promote,
-    registry_commands.rollback,
-    run_commands.doctor,
-)
-for command in COMMANDS:
-    app.command(command, version_flags=[])
+from flows.cli import supervisor
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    tokens = sys.argv[1:] if arguments is None else arguments
-    # Behind a command --version is an option of that command, or a mistake: never the version of this program.
-    app.version_flags = ["--version"] if not tokens or tokens[0].startswith("-") else []
-    try:
-        with console.logging_to_terminal():
-            app(
-                tokens,
-                exit_on_error=False,
-                print_error=False,
-                result_action="return_value",
-            )
-    except CycloptsError as error:
-        chain = " ".join(["stylegan", *(error.command_chain or ())])
-        console.print_error(f"{' '.join(str(error).split())} (see `{chain} --help`)")
-        return 2
-    except ConfigError as error:
-        console.print_error(str(error))
-        return 2
-    except UserError as error:
-        console.print_error(str(error))
-        return 1
-    except KeyboardInterrupt:
-        console.print_error("interrupted; the same command goes on from the newest checkpoint")
-        return 130
-    return 0
+    """Run a command and return its exit code.
+
+    Args:
+        arguments: run in this process, without a supervisor; unset are those of the command line, under a supervisor.
+    """
+    if arguments is None:
+        return supervisor.supervise(lambda: main(sys.argv[1:]))
+    from flows.cli import app  # takes seconds
+
+    supervisor.begin()
+    return app.run(arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 from stylegan.commands import shell_command
@@ -51,9 +53,13 @@ def connect(ray_config: RayConfig) -> None:
     check_address(ray_config)
     try:
         dashboard = None if ray_config.address else False
-        ray.init(
-            address=ray_config.address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False
-        )
+        with _own_sigterm():
+            ray.init(
+                address=ray_config.address,
+                include_dashboard=dashboard,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     except Exception as error:
         reason = one_line(error, 200)
         raise StepError(
@@ -61,6 +67,17 @@ def connect(ray_config: RayConfig) -> None:
             "check that the head runs the same Ray version and, for a cluster with tokens, RAY_AUTH_MODE and "
             "RAY_AUTH_TOKEN_PATH"
         ) from error
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM: that of Ray's C++ code prints a stack and aborts the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def check_address(ray_config: RayConfig) -> None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from stylegan import storage
 from stylegan.cluster.resources import check_resources, worker_bundle
@@ -20,6 +24,11 @@ from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint
+from stylegan.training.stop import StageStopped
+
+R = TypeVar("R")
+STOP_SECONDS = 5.0  # for the last checkpoint of a stage that is interrupted
+POLL_SECONDS = 0.3  # between two looks of a worker for a request to stop
 
 logger = logging.getLogger("stylegan")
 
@@ -29,6 +38,9 @@ def launch_stage(job: StageJob) -> Checkpoint:
 
     The workers are started again, as often as ray.max_failures allows, after a failure that may not come again. Ray
     itself starts none again: it would not tell a lost worker from a mistake.
+
+    What interrupts this call (a KeyboardInterrupt, a SystemExit) is raised after the workers have written a checkpoint of
+    the state so far, if they do so within `STOP_SECONDS`.
 
     Raises:
         ConfigError: the cluster can never hold the workers.
@@ -59,9 +71,10 @@ def _fit(job: StageJob) -> Checkpoint:
     config = job.config
     need = config.workers_at(job.stage.resolution)
     use_gpu = bool(need.gpus_per_worker)
+    stop_key = f"stylegan-stop-{uuid.uuid4().hex}"
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "stop_key": stop_key},
         scaling_config=ScalingConfig(
             num_workers=need.workers or 1,
             use_gpu=use_gpu,
@@ -78,7 +91,7 @@ def _fit(job: StageJob) -> Checkpoint:
         ),
     )
     with _quiet_ray_train():
-        result = trainer.fit()
+        result = _interruptible(trainer.fit, on_interrupt=partial(_request_stop, stop_key))
     if "diverged" in result.return_value:
         raise StepError(f"train {job.stage.name}: {result.return_value['diverged']}")
     return Checkpoint.model_validate(result.return_value)
@@ -95,17 +108,73 @@ def _ray_storage(root: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))}
 
 
-def _train_worker(loop_config: dict[str, StageJob]) -> dict[str, Any]:
+def _interruptible(function: Callable[[], R], *, on_interrupt: Callable[[], None]) -> R:
+    """Call a function on another thread, so that signals interrupt this one at once and Ray installs no handler for them.
+
+    What interrupts is raised again after `on_interrupt` was called, and `function` has ended or `STOP_SECONDS` are over.
+    """
+    outcome: Future[R] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, name="stage-launch", daemon=True).start()
+    try:
+        return outcome.result()
+    except BaseException:
+        if not outcome.done():
+            with contextlib.suppress(Exception):  # what interrupts is more important
+                on_interrupt()
+                outcome.result(timeout=STOP_SECONDS)
+        raise
+
+
+def _request_stop(key: str) -> None:
+    """Ask the workers that look for this key to stop."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, b"stop")
+
+
+@contextlib.contextmanager
+def _stop_requests(key: str) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns at once whether a worker is asked to stop."""
+    from ray.experimental.internal_kv import _internal_kv_exists
+
+    asked, over = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(POLL_SECONDS):
+            with contextlib.suppress(Exception):  # the head of the cluster may be away for a moment
+                if _internal_kv_exists(key):
+                    asked.set()
+                    return
+
+    threading.Thread(target=look, name="stop-requests", daemon=True).start()
+    try:
+        yield asked.is_set
+    finally:
+        over.set()
+
+
+def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker; Ray calls it on each, and again after each failure."""
     import ray.train
     import torch
     from ray.train.torch import get_device
 
-    job = loop_config["job"]
+    job: StageJob = loop_config["job"]
     cpus = job.config.workers_at(job.stage.resolution).cpus_per_worker or 1
     torch.set_num_threads(max(int(cpus), 1))
     try:
-        return train_stage(job, device=get_device(), on_checkpoint=ray.train.report).model_dump(mode="json")
+        with _stop_requests(loop_config["stop_key"]) as stop:
+            record = train_stage(job, device=get_device(), on_checkpoint=ray.train.report, stop=stop)
+        return record.model_dump(mode="json")
+    except StageStopped:
+        return {}  # nobody waits for a record any more
     except DivergedError as error:  # the same on every rank; returned, since Ray would restart a failed worker
         return {"diverged": str(error)}
 

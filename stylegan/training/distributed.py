@@ -75,6 +75,13 @@ def gather(value: Tensor) -> Tensor:
     return torch.stack(values)
 
 
+def of_first_rank(values: Tensor) -> Tensor:
+    """Wait for all ranks and return the values of rank 0 on each. NCCL needs `values` on the GPU."""
+    if dist.is_initialized():
+        dist.broadcast(values, src=0)
+    return values
+
+
 def check_agreement(networks: dict[str, nn.Module], nimg: int) -> None:
     """Check that every parameter and buffer is the same on all ranks, bit for bit.
 

@@ -10,7 +10,7 @@ The stage leaves these files in storage:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import numpy as np
@@ -34,11 +34,16 @@ from stylegan.training.samples import write_reals, write_samples
 from stylegan.training.schedule import crossed
 from stylegan.training.state import Checkpoint, TrainState, newest_checkpoint, prune, resume_stage, start_stage
 from stylegan.training.step import discriminator_step, generator_step
+from stylegan.training.stop import StageStopped, StopRequests
 from stylegan.training.update import CHECK_EVERY, check_divergence
 
 
 def train_stage(
-    job: StageJob, *, device: torch.device | str = "cpu", on_checkpoint: OnCheckpoint | None = None
+    job: StageJob,
+    *,
+    device: torch.device | str = "cpu",
+    on_checkpoint: OnCheckpoint | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Checkpoint:
     """Train until `job.stage.end_nimg` and return the record of the last checkpoint.
 
@@ -50,8 +55,11 @@ def train_stage(
         device: where the networks are.
         on_checkpoint: called on every rank for each checkpoint once it is complete, with the newest point of its
             curves.
+        stop: whether the stage is asked to stop early. Rank 0 calls it about once a second, the other ranks follow it.
+            None on every rank or on none.
 
     Raises:
+        StageStopped: as asked, after a checkpoint.
         StepError: shards or checkpoints are damaged or belong to another config, storage refuses, the ranks disagree,
             or training diverged. All files that were complete in storage by then remain.
     """
@@ -77,9 +85,11 @@ def _train_stage(job: StageJob, device: torch.device, on_checkpoint: OnCheckpoin
         prefetch(source, device, ahead=table.ahead) as training_batches,
     ):
         checkpoints = CheckpointWriter(job, state, background, on_checkpoint)
+        stop_requests, begun_at = StopRequests(stop, device), state.nimg
         while True:
-            # Decide whether the stage is done.
+            # Decide whether the stage is done, or is to stop early.
             done = state.nimg >= stage.end_nimg
+            stopped = not done and stop_requests.arrived()
 
             # Report. A checkpoint is written after everything else that is due at its image count, so nothing is left
             # to report right after training has resumed from one.
@@ -98,7 +108,7 @@ def _train_stage(job: StageJob, device: torch.device, on_checkpoint: OnCheckpoin
                     write_samples(job, state, background)
 
                 # Write a checkpoint.
-                if done or is_due(job, state, "checkpoint_kimg"):
+                if done or (stopped and state.nimg > begun_at) or is_due(job, state, "checkpoint_kimg"):
                     checkpoints.write(curves)
 
             # Stop if work in the background has failed, or if training has diverged.
@@ -108,6 +118,9 @@ def _train_stage(job: StageJob, device: torch.device, on_checkpoint: OnCheckpoin
 
             if done:
                 break
+            if stopped:
+                checkpoints.wait()
+                raise StageStopped(f"train {stage.name}: stopped at {state.nimg} images, as asked")
 
             # Reset Adam at the start of the stage and at the end of its fade.
             if stage.resets_optimizers(state.nimg):
