@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from stylegan.commands import shell_command
 from stylegan.errors import StepError
+from stylegan.places import check_place
 
 START_SECONDS = 120  # the very first start migrates the database
 
@@ -26,8 +27,10 @@ def api() -> Iterator[str]:
     """Yield the URL of the Prefect API: the configured one, else a server that runs as long as this context.
 
     Raises:
-        StepError: the configured server does not answer.
+        StepError: the configured server does not answer, or PREFECT_HOME cannot be written.
     """
+    if not os.environ.get("PREFECT_API_URL"):  # checked before the import, which reads and writes there
+        check_place("PREFECT_HOME", os.environ.get("PREFECT_HOME") or "~/.prefect")
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 

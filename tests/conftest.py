@@ -210,6 +210,7 @@ SLOW_FILES = {
     "test_spaces.py",
     "test_spectral_norm.py",
     "test_step.py",
+    "test_stop.py",
     "test_variants.py",
     "test_vgg.py",
 }

@@ -19,6 +19,7 @@ STOREYS = [
         "stylegan.uris",
         "stylegan.errors",
         "stylegan.commands",
+        "stylegan.places",
         "stylegan.records",
         "stylegan.progress",
         "stylegan.images",

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from cyclopts import App, CycloptsError
 
 from flows.cli import console, model_commands, registry_commands, run_commands
-from stylegan.errors import ConfigError, UserError
+from stylegan.errors import ConfigError, UserError, one_line
+from stylegan.places import explain_full_disk
 
 app = App(
     name="stylegan",
@@ -50,7 +51,10 @@ def run(arguments: list[str]) -> int:
     except ConfigError as error:
         console.print_error(str(error))
         return 2
-    except UserError as error:
-        console.print_error(str(error))
+    except Exception as error:
+        full = explain_full_disk(error)
+        if full is None and not isinstance(error, UserError):
+            raise
+        console.print_error(f"{full} ({one_line(error)})" if full else str(error))
         return 1
     return 0

@@ -169,12 +169,10 @@ def _run(program: Callable[[], int], requests: int, log: int) -> int:
         code = program()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        if _stdout_works():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
-    except Exception:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 128 + signal.SIGPIPE
         import traceback
 
         traceback.print_exc(file=_terminal)
@@ -193,6 +191,7 @@ def _interrupt(number: int, _frame: object) -> None:
 
 def _watch(requests: int) -> None:
     """Wait for the request to stop, then interrupt the main thread; end with the supervisor."""
+    import faulthandler
     import threading
 
     asked = os.read(requests, 1)
@@ -201,6 +200,8 @@ def _watch(requests: int) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     if _terminal is not None:
         os.dup2(silence, _terminal.fileno())
+    with suppress(OSError, ValueError):
+        faulthandler.dump_traceback_later(STOP_SECONDS - 2, file=2)  # the log says what did not end in time
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
@@ -215,12 +216,11 @@ class _Terminal(io.FileIO):
             return len(memoryview(data))  # type: ignore[arg-type]
 
 
-def _stdout_works() -> bool:
-    try:
-        sys.stdout.flush()
-        return True
-    except BrokenPipeError:
-        return False
+def _nobody_reads() -> bool:
+    """Return whether the reader of standard output is gone: other pipes and sockets break, too."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _say_stopped(number: int) -> None:

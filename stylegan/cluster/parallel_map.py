@@ -16,7 +16,7 @@ from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet, shard_size
 from stylegan.data.sources.base import Source
-from stylegan.errors import ExhaustedError, UserError
+from stylegan.errors import ExhaustedError, StepError, UserError
 from stylegan.progress import Progress
 from stylegan.retry import storage_settings
 from stylegan.training.schedule import stages
@@ -115,6 +115,11 @@ def result_of(reference: Any) -> Any:
         if isinstance(error.cause, UserError):
             raise type(error.cause)(str(error.cause)) from error
         raise
+    except ray.exceptions.OutOfMemoryError as error:  # after RAY_task_oom_retries
+        raise StepError(
+            "a Ray task was killed again and again because the memory of its node was short; give the node more memory, "
+            "or raise ray.cpus_per_worker, so that fewer tasks run at the same time"
+        ) from error
     except ray.exceptions.RayError as error:
         raise ExhaustedError(
             f"a Ray task was lost ({type(error).__name__}); give its node more memory or lower ray.workers, then run again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from stylegan.commands import shell_command
 from stylegan.config.sections import RayConfig
 from stylegan.errors import StepError, one_line
+from stylegan.places import use_place
 
 # Ray's defaults poll every 2 s and start spare workers: on one machine that doubles the cost of a short stage.
 RAY_ENV = {
@@ -22,6 +24,7 @@ RAY_ENV = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "45",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its future default, which a warning announces at every start
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_oom_retries": "2",  # of a task that Ray kills because memory is short; by default it is repeated for ever
 }
 
 
@@ -51,6 +54,9 @@ def connect(ray_config: RayConfig) -> None:
     for name, value in RAY_ENV.items():
         os.environ.setdefault(name, value)
     check_address(ray_config)
+    if ray_config.address is None:
+        _use_own_token()
+        use_place("RAY_TMPDIR", os.environ.get("RAY_TMPDIR") or "/tmp/ray")
     try:
         dashboard = None if ray_config.address else False
         with _own_sigterm():
@@ -67,6 +73,12 @@ def connect(ray_config: RayConfig) -> None:
             "check that the head runs the same Ray version and, for a cluster with tokens, RAY_AUTH_MODE and "
             "RAY_AUTH_TOKEN_PATH"
         ) from error
+
+
+def _use_own_token() -> None:
+    """Keep the token of a Ray of our own in the environment: Ray would write one below HOME."""
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from stylegan.cluster.spare_worker import SpareWorker
 from stylegan.cluster.stage_launch import launch_stage
 from stylegan.config.file import dump
 from stylegan.config.tree import Config
+from stylegan.data.cache import cache_root
 from stylegan.data.dataset_card import read_card
 from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import complete_set, find_shards
@@ -36,12 +37,14 @@ from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.preflight import check_places, check_root, check_work
 from stylegan.pipeline.run import Run
+from stylegan.places import check_place, use_place
 from stylegan.progress import Progress
 from stylegan.records import Record
 from stylegan.registry import versions
 from stylegan.registry.gate import Verdict, comparable, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
+from stylegan.tracking.connection import resolve_uri, sqlite_file
 from stylegan.tracking.open_run import open_run
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
@@ -105,6 +108,12 @@ class Pipeline:
             ConfigError, StepError: storage, MLflow or Ray cannot be used; see preflight.py.
         """
         check_places(self.config)
+        if storage.is_local(self.config.storage.root):
+            use_place("storage.root", self._root)
+        if database := sqlite_file(resolve_uri(self.config)):
+            use_place("tracking.uri", database.parent)
+        if self.config.ray.address is None:  # otherwise it is the workers that use the cache
+            check_place("STYLEGAN_CACHE", cache_root())
         self._stack.enter_context(storage_settings(self.config.storage))
         self._stack.enter_context(ray_session())
         return self

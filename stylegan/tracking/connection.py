@@ -176,6 +176,11 @@ def _is_sqlite(uri: str) -> bool:
     return uri.partition(":")[0].partition("+")[0] == "sqlite"
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a tracking URI that is a SQLite file, else None."""
+    return Path(_sqlite_path(uri)) if _is_sqlite(uri) else None
+
+
 def _sqlite_path(uri: str) -> str:
     """Return the file of a `sqlite:///...` URI."""
     path = uri.partition(":///")[2].partition("?")[0]

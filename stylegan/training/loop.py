@@ -64,10 +64,12 @@ def train_stage(
             or training diverged. All files that were complete in storage by then remain.
     """
     with storage_settings(job.config.storage):
-        return _train_stage(job, distributed.select_device(device), on_checkpoint)
+        return _train_stage(job, distributed.select_device(device), on_checkpoint, stop)
 
 
-def _train_stage(job: StageJob, device: torch.device, on_checkpoint: OnCheckpoint | None) -> Checkpoint:
+def _train_stage(
+    job: StageJob, device: torch.device, on_checkpoint: OnCheckpoint | None, stop: Callable[[], bool] | None
+) -> Checkpoint:
     # Open the data.
     config, stage = job.config, job.stage
     table = load_images(job.shards, stage.resolution, settings=LoaderSettings.of(config))
