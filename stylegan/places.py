@@ -9,7 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from stylegan.errors import StepError, one_line
+from stylegan.errors import StepError, UserError, one_line
 
 FULL = 8 * 2**20  # bytes: a disk with less free space fails in one way or another
 FULL_WORDS = ("No space left on device", "disk is full", "Disk quota exceeded", "ENOSPC", "OutOfDiskError")
@@ -52,8 +52,8 @@ def explain_full_disk(error: BaseException) -> str | None:
             usage = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists()))
             if usage.free < FULL and usage.total:  # /proc and its like have no size
                 full.append(f"{folder} ({usage.free / 2**20:.1f} MiB free; {setting} moves it)")
-    if not full and not _says_full(error):
-        return None
+    if not full and (not _says_full(error) or (isinstance(error, UserError) and _speaks_of_it(error))):
+        return None  # another failure, or one whose line says so itself and names the folder
     where = f" on the disk of {' and of '.join(full)}" if full else ""
     return f"no space left{where}; free some space, then the same command goes on where it stopped"
 
@@ -63,7 +63,11 @@ def _says_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(word in str(error) for word in FULL_WORDS):
+        if _speaks_of_it(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _speaks_of_it(error: BaseException) -> bool:
+    return any(word in str(error) for word in FULL_WORDS)

@@ -42,3 +42,7 @@ def test_the_full_disk_is_named_though_the_error_does_not_speak_of_it(tmp_path, 
     line = places.explain_full_disk(StepError("a worker failed"))
     assert f"{tmp_path}/not/there (" in line
     assert "MiB free; storage.root moves it)" in line
+
+
+def test_a_line_that_says_so_itself_is_kept():
+    assert places.explain_full_disk(StepError("storage: cannot write /x: [Errno 28] No space left on device")) is None

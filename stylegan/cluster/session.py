@@ -77,8 +77,8 @@ def connect(ray_config: RayConfig) -> None:
 
 def _use_own_token() -> None:
     """Keep the token of a Ray of our own in the environment: Ray would write one below HOME."""
-    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray itself switches to tokens
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ import pytest
 
 from stylegan.cluster import parallel_map
 from stylegan.cluster.parallel_map import cpu_map
-from stylegan.cluster.session import ray_session
+from stylegan.cluster.session import RAY_ENV, ray_session
 from stylegan.config.file import build
-from stylegan.errors import StepError
+from stylegan.errors import StepError, UnavailableError
 
 
 def settings(**sections):
@@ -40,6 +40,20 @@ def test_a_single_item_starts_no_ray(monkeypatch):
     pmap = cpu_map(settings(), 100)
     assert list(pmap(abs, iter([-3]))) == [3]
     assert list(pmap(abs, iter([]))) == []
+
+
+def test_a_task_that_never_fits_into_memory_ends_with_the_cure(monkeypatch):
+    """Ray repeats it as often as RAY_ENV says, not for ever."""
+    import ray
+
+    def killed(_reference):
+        raise ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory")
+
+    monkeypatch.setattr(ray, "get", killed)
+    with pytest.raises(StepError, match="memory of its node was short; give the node more memory, or raise") as caught:
+        parallel_map.result_of(None)
+    assert not isinstance(caught.value, UnavailableError)
+    assert 0 < int(RAY_ENV["RAY_task_oom_retries"]) < 10
 
 
 def test_items_are_done_on_ray_in_order_whatever_training_needs():

@@ -1,5 +1,6 @@
 """The Ray session: addresses where nothing answers, and who leaves Ray at the end."""
 
+import signal
 import socket
 
 import pytest
@@ -41,3 +42,24 @@ def test_ray_starts_at_its_first_use_and_ends_with_the_session_that_started_it()
             connect(RayConfig())  # a second time changes nothing
         assert ray.is_initialized()
     assert not ray.is_initialized()
+
+
+def test_ray_writes_nothing_below_home_and_leaves_the_handler_of_sigterm(tmp_path, monkeypatch):
+    """The token of a Ray of our own stays in the environment. Ray's own handler would abort with a stack of C++."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def handler(_number, _frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with ray_session():
+            connect(RayConfig())
+            assert signal.getsignal(signal.SIGTERM) is handler
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,7 @@
 """The error of a failed stage; the launches themselves are tested in tests/integration/test_ray.py."""
 
+import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +9,7 @@ import torch.distributed as dist
 from ray.train import WorkerGroupError
 
 from stylegan.cluster import stage_launch
-from stylegan.cluster.stage_launch import _explain, launch_stage
+from stylegan.cluster.stage_launch import _explain, _interruptible, launch_stage
 from stylegan.config.file import build
 from stylegan.errors import ExhaustedError, StepError, UnavailableError
 from stylegan.training import distributed
@@ -86,3 +88,33 @@ def test_lost_workers_are_started_again_as_often_as_the_config_allows(attempts):
 
 def test_ranks_wait_longer_for_each_other_than_one_may_wait_for_storage():
     assert distributed.timeout(7200) > 7200 + dist.default_pg_timeout.total_seconds() - 1
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_launch_asks_for_a_checkpoint_and_waits_for_it(interrupt):
+    asked, order = threading.Event(), []
+
+    def train():
+        asked.wait(30)
+        order.append("checkpoint")
+
+    def request():
+        order.append("request")
+        asked.set()
+
+    def raise_it(_number, _frame):
+        raise interrupt
+
+    before = signal.signal(signal.SIGALRM, raise_it)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(interrupt):
+            _interruptible(train, on_interrupt=request)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert order == ["request", "checkpoint"]
+
+
+def test_an_error_of_a_launch_is_raised_without_a_request():
+    with pytest.raises(ZeroDivisionError):
+        _interruptible(lambda: 1 / 0, on_interrupt=lambda: pytest.fail("asked to stop"))
