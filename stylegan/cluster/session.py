@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from stylegan.commands import shell_command
 from stylegan.config.sections import RayConfig
 from stylegan.errors import StepError, one_line
-from stylegan.places import use_place
+from stylegan.places import check_place, use_place
 
 # Ray's defaults poll every 2 s and start spare workers: on one machine that doubles the cost of a short stage.
 RAY_ENV = {
@@ -76,9 +76,12 @@ def connect(ray_config: RayConfig) -> None:
 
 
 def _use_own_token() -> None:
-    """Keep the token of a Ray of our own in the environment: Ray would write one below HOME."""
+    """Give a Ray of our own its token in the environment where Ray could not write one below HOME."""
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray itself switches to tokens
+        try:
+            check_place("RAY_AUTH_TOKEN_PATH", "~/.ray")
+        except StepError:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray itself switches to tokens
 
 
 @contextlib.contextmanager
