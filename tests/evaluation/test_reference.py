@@ -1,6 +1,7 @@
 """References: computed once, stored, and read again."""
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -70,3 +71,20 @@ def test_damaged_files_are_made_again(shards: ShardSet, tmp_path: Path, content:
     assert not again.complete
     fill(again)
     assert open_reference(shards, tmp_path, "moments", "features").complete
+
+
+def test_files_with_any_damage_are_made_again_or_read(shards: ShardSet, tmp_path: Path) -> None:
+    """Bytes that are cut off, set or flipped never end the evaluation."""
+    fill(open_reference(shards, tmp_path, "moments", "features"))
+    files = {path: path.read_bytes() for path in tmp_path.glob("stats/vgg16-*/*")}
+    random = Random(5)
+    for _ in range(150):
+        for path, content in files.items():
+            damaged = bytearray(content[: random.choice([len(content), random.randrange(len(content))])])
+            for _ in range(random.randrange(6)):
+                place = random.choice(
+                    [random.randrange(len(content)), random.randrange(128), len(content) - 1 - random.randrange(200)]
+                )
+                damaged[place : place + 1] = bytes([random.randrange(256)])
+            path.write_bytes(damaged)
+        open_reference(shards, tmp_path, "moments", "features")
