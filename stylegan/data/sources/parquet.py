@@ -210,10 +210,15 @@ def _columns(where: str, schema: Any, labelled: bool) -> _Columns:
         return _Columns(image, None, ())
 
     # The labels and the names of their classes.
-    label = _choose([name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"], _LABELS)
+    classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    label = _choose(classes, _LABELS)
     if label is None:
         usual = [name for name in schema.names if name in _LABELS and name != image]
         label = _choose([name for name in usual if _kind_of_label(kinds[name])] or usual, _LABELS)
+    if label is None and classes:
+        raise StepError(
+            f"{where} has classes in the columns {shown(', '.join(classes), 200)}; name one of them {_LABELS[0]} or set data.labels=none"
+        )
     if label is not None and _kind_of_label(kinds[label]) is None:
         raise StepError(
             f"{where} has labels of the type {shown(str(kinds[label]))} in the column {shown(label)}; they must be numbers, texts, or "

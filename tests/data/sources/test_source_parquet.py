@@ -283,3 +283,13 @@ def test_damaged_offsets_in_arrow(tmp_path, opened, stream):
         opened(path)
     with pytest.raises(StepError, match=r"a\.arrow is damaged"), source.open() as read:
         read("00000001")
+
+
+def test_several_columns_of_classes(tmp_path, opened):
+    """One of them must have a usual name."""
+    features = {"image": {"_type": "Image"}} | dict.fromkeys(("age", "colour", "label"), {"_type": "ClassLabel"})
+    content = table(2, features=features, age=[0, 1], colour=[1, 0])
+    assert [image.label for image in opened(parquet(tmp_path / "a.parquet", content)).images] == [0, 1]
+    with pytest.raises(StepError, match=r"has classes in the columns age, colour; name one of them label or set"):
+        opened(parquet(tmp_path / "a.parquet", content.drop_columns("label")))
+    assert len(opened(tmp_path / "a.parquet", "none").images) == 2
