@@ -386,3 +386,25 @@ def test_jpeg_2000_of_16_bit_and_without_a_word_about_alpha():
     Image.fromarray(pixels).save(file, "JPEG2000", irreversible=False)
     assert (shown(file.getvalue()) == 255).all()
     assert (shown(file.getvalue().replace(b"cdef", b"free")) == pixels[..., :3]).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_transparency_of_palettes_and_of_lossless_files(kind):
+    """A transparent entry of a palette shows white, also around a first picture that is smaller than its canvas."""
+    indices = RNG.integers(0, 4, (SIDE, SIDE)).astype(np.uint8)
+    table = RNG.integers(0, 255, (4, 3)).astype(np.uint8)
+    image = Image.fromarray(indices)
+    image.putpalette(table.tobytes())
+    file = BytesIO()
+    if kind == "WEBP":
+        image.info["transparency"] = 2
+        image.convert("RGBA").save(file, kind, lossless=True)
+    else:
+        image.save(file, kind, transparency=2)
+    wanted = np.where((indices == 2)[..., None], 255, table[indices])
+    assert (shown(file.getvalue()) == wanted).all()
+    if kind == "GIF":
+        content = bytearray(file.getvalue())
+        start = content.index(b"\0\0\0\0" + struct.pack("<HH", SIDE, SIDE))
+        content[6:10], content[start : start + 4] = struct.pack("<HH", SIDE + 2, SIDE + 2), struct.pack("<HH", 1, 1)
+        assert (shown(bytes(content))[[0, -1]] == 255).all()

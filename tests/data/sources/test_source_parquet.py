@@ -287,7 +287,7 @@ def test_damaged_offsets_in_arrow(tmp_path, opened, stream):
 
 def test_several_columns_of_classes(tmp_path, opened):
     """One of them must have a usual name."""
-    features = {"image": {"_type": "Image"}} | dict.fromkeys(("age", "colour", "label"), {"_type": "ClassLabel"})
+    features = {"image": {"_type": "Image"}} | {key: {"_type": "ClassLabel"} for key in ("age", "colour", "label")}
     content = table(2, features=features, age=[0, 1], colour=[1, 0])
     assert [image.label for image in opened(parquet(tmp_path / "a.parquet", content)).images] == [0, 1]
     with pytest.raises(StepError, match=r"has classes in the columns age, colour; name one of them label or set"):
