@@ -78,10 +78,11 @@ def with_quick(config: Config) -> EvaluationConfig:
     return config.evaluation.model_copy(update={"metrics": (*config.evaluation.metrics, *sorted(quick))})
 
 
-def rows_name(config: Config, resolution: int) -> str | None:
+def rows_name(config: Config, resolution: int, shards: ShardSet | None = None) -> str | None:
     """Return the name of the file of rows in a stage's folder, or None if quick metrics are off.
 
-    Other settings have another file.
+    Other settings have another file. So have other labels, where the stage itself does not depend on them: the networks
+    that measure may be trained on labels.
     """
     evaluation = quick_evaluation(config, resolution)
     if not evaluation.metrics:
@@ -92,12 +93,14 @@ def rows_name(config: Config, resolution: int) -> str | None:
     networks = network_settings(evaluation)
     more: list[Any] = [] if networks["weights"] == WeightsConfig() else [networks["weights"]]
     more += newer_versions(evaluation)
+    if shards and not config.model.conditional and shards.images_fingerprint not in (None, shards.fingerprint):
+        more.append(shards.fingerprint)
     return f"metrics-{digest([EVALUATION_VERSION, settings, networks['features'], evaluation.seed, *more])}.jsonl"
 
 
 def lacks_end(job: StageJob) -> bool:
     """Return whether the end of a stage is still to be measured. Raises StepError if storage does not answer."""
-    name = rows_name(job.config, job.stage.resolution)
+    name = rows_name(job.config, job.stage.resolution, job.shards)
     return name is not None and all(row["nimg"] < job.stage.end_nimg for row in read_rows(storage.join(job.uri, name)))
 
 
@@ -259,7 +262,7 @@ class QuickMetrics:
     @property
     def _uri(self) -> str:
         """The file of rows."""
-        return storage.join(self.job.uri, rows_name(self.job.config, self.job.stage.resolution) or "")
+        return storage.join(self.job.uri, rows_name(self.job.config, self.job.stage.resolution, self.job.shards) or "")
 
     @property
     def _name(self) -> str:

@@ -207,7 +207,7 @@ class Pipeline:
         job, found = run.job(stage, previous), run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
         show = partial(_show, Progress(f"train {stage.name}", stage.num_images), stage) if needed else None
-        quick = rows_name(self.config, stage.resolution)
+        quick = rows_name(self.config, stage.resolution, shards)
         tracked = self.tracked(shards)
         if needed:
             tracked.start()

@@ -92,7 +92,7 @@ def save(checkpoint: Callable[..., str]) -> Callable[[StageJob, int], str]:
 
 def rows(job: StageJob) -> list[dict]:
     """Read the rows of a stage."""
-    path = Path(job.uri, str(rows_name(job.config, job.stage.resolution)))
+    path = Path(job.uri, str(rows_name(job.config, job.stage.resolution, job.shards)))
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

@@ -132,6 +132,19 @@ def test_labels_are_part_of_the_stages_of_conditional_models_only():
     assert keys(other_images).stages != keys(labelled).stages
 
 
+def test_quick_metrics_are_of_their_labels():
+    """Their networks may be trained on labels, also where the stage that is measured knows none."""
+    tree = TREE | {"snapshots": {"metrics_kimg": 1.0}}
+    labelled = SHARDS.model_copy(update={"images_fingerprint": "i"})
+    corrected = labelled.model_copy(update={"fingerprint": "g"})
+    plain = SHARDS.model_copy(update={"label_names": (), "images_fingerprint": "f"})
+    names = [rows_name(build(tree), 32, shards) for shards in (labelled, corrected, plain, SHARDS)]
+    assert len(set(names[:3])) == 3
+    assert names[2] == names[3] == rows_name(build(tree), 32)
+    conditional = build(tree | {"model": {"conditional": True}})
+    assert rows_name(conditional, 32, labelled) == rows_name(conditional, 32)
+
+
 def test_an_unlabelled_set_and_a_set_of_version_0_1_keep_their_keys():
     plain = SHARDS.model_copy(update={"label_names": ()})
     assert keys(plain.model_copy(update={"images_fingerprint": "f"})) == keys(plain)
