@@ -216,8 +216,8 @@ class DataConfig(Section):
         100,
         ge=0,
         le=MOST_IMAGES,
-        description="Maximum number of damaged samples. Training replaces each by another sample of the same label; "
-        "with more of them the step fails.",
+        description="Maximum number of damaged samples. Training and evaluation replace each by another sample of the "
+        "same label; with more of them the step fails.",
     )
 
     @field_validator("resolution")
@@ -716,7 +716,8 @@ class GateConfig(Section):
     )
     use_intervals: bool = Field(
         True,
-        description="Also require a difference that the 95 % intervals of the two values do not explain by chance.",
+        description="Also require a difference that the 95 % intervals of the two values do not explain by chance. A "
+        "version without an interval is not promoted while the champion has one.",
     )
 
 
