@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Collection
 from contextlib import suppress
 
-import fsspec
-
 from stylegan import storage
+from stylegan.config.addresses import check_form
 from stylegan.errors import ConfigError, StepError, one_line
 
 STDOUT = "-"
@@ -135,19 +133,10 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _checked(out: str) -> str:
     """Return the URI of an output. Raise ConfigError if it is none that something can be written to."""
-    if not out.strip() or "\0" in out:
-        raise ConfigError(f"--out {out!r}: must name a place; give a path or a URL such as s3://bucket/name")
-    slashes = re.match(r"(?:\w+::)*([A-Za-z][A-Za-z0-9+.-]*):(/*)", out)
-    if (
-        slashes
-        and slashes[2] != "//"
-        and slashes[1] in fsspec.available_protocols()
-        and slashes[1] not in ("file", "local")
-    ):
-        rest = out[slashes.end() :].lstrip("/")
-        raise ConfigError(
-            f"--out {out}: a URL has two slashes after {slashes[1]}:; did you mean {slashes[1]}://{rest}?"
-        )
+    try:
+        check_form("--out", out)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     uri = storage.absolute(out)
     if uri.startswith(("http://", "https://", "data:")):
         raise ConfigError(f"--out {out}: nothing can be written there; give a path or a URL such as s3://bucket/name")

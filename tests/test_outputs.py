@@ -109,15 +109,15 @@ def test_a_file_mounted_alone_is_written_in_place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        ("", "must name a place"),
-        ("  ", "must name a place"),
+        ("", "is empty"),
+        ("  ", "begins or ends with a blank"),
         ("{}/x.gif", "must end in .png, which says what is written"),
         ("{}/grid", "must end in .png"),
         ("{}", "is a folder; give the name of a file in it"),
         ("{}/new/", "is a folder"),
         ("{}/file/x.png", "Not a directory"),
         ("{}/loop.png", "cannot be written"),
-        ("{}/" + "n" * 300 + ".png", "cannot be written"),
+        ("{}/" + "n" * 300 + ".png", "has more than 255 bytes"),
         ("{}/socket", "a socket or a disk"),
         ("s3:/bucket/x.png", "did you mean s3://bucket/x.png?"),
         ("gs:bucket/x.png", "did you mean gs://bucket/x.png?"),
@@ -148,6 +148,6 @@ def test_folders(tmp_path, s3_server):
     assert output_folder(str(tmp_path / "link")) == str(tmp_path / "link")
     assert output_folder(str(tmp_path / "new" / "folder")) == str(tmp_path / "new" / "folder")
     assert output_folder("s3://bucket/a/") == "s3://bucket/a"
-    for bad, says in ((tmp_path / "file", "is a file"), ("s3:/bucket", "did you mean s3://bucket?"), ("", "a place")):
+    for bad, says in ((tmp_path / "file", "is a file"), ("s3:/bucket", "did you mean s3://bucket?"), ("", "is empty")):
         with pytest.raises(ConfigError, match=says.replace("?", r"\?")):
             output_folder(str(bad))

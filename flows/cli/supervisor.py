@@ -185,8 +185,9 @@ def _run(program: Callable[[], int], requests: int, log: int) -> int:
 
 def _interrupt(number: int, _frame: object) -> None:
     global _received
-    _received = number
-    raise KeyboardInterrupt
+    if _received is None:  # a second interruption would break into what the first one has begun to tidy up
+        _received = number
+        raise KeyboardInterrupt
 
 
 def _watch(requests: int) -> None:
@@ -202,7 +203,10 @@ def _watch(requests: int) -> None:
         os.dup2(silence, _terminal.fileno())
     with suppress(OSError, ValueError):
         faulthandler.dump_traceback_later(STOP_SECONDS - 2, file=2)  # the log says what did not end in time
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    # Once is not enough: a signal that comes right before a system call that waits does not interrupt it.
+    while _received is None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.1)
 
 
 class _Terminal(io.FileIO):

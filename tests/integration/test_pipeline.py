@@ -206,7 +206,8 @@ def registered(place):
         return connection.execute("select count(*) from model_versions").fetchone() != (0,)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.stack
+@pytest.mark.timeout(900)
 def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_place):
     """A run that is killed five times ends like one that nobody killed.
 

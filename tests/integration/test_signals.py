@@ -15,6 +15,8 @@ from test_pipeline import stage_nimg, wait_for
 
 from stylegan.training.curves import read_rows
 
+pytestmark = pytest.mark.stack
+
 
 def stop(place, ready, number, send):
     """Start the run, send it a signal once it is ready, and check that it ends with one line and no process left."""
