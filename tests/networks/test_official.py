@@ -289,10 +289,10 @@ UNFIT = {
     "G: resolution=24 has no counterpart": lambda s: arguments(s, "G").update(resolution=24),
     "blur_filter=[1, 3, 3, 1] is neither": lambda s: arguments(s, "G").update(blur_filter=[1, 3, 3, 1]),
     "G: dlatent_size=7 differs from latent_size": lambda s: arguments(s, "G").update(dlatent_size=7),
-    "G: cannot make a network from its arguments (Type": lambda s: arguments(s, "G").update(
+    "ModelConfig latent_size Input should be less": lambda s: arguments(s, "G").update(
         latent_size=10**30, dlatent_size=10**30
     ),
-    "G: cannot make a network from its arguments (Value": lambda s: arguments(s, "G").update(mapping_layers=10**9),
+    "ModelConfig mapping_layers Input should be less": lambda s: arguments(s, "G").update(mapping_layers=10**9),
     "G: cannot make a network from its arguments (Validation": lambda s: arguments(s, "G").update(fmap_max="many"),
     "not an official network pickle": lambda s: s["G"].update(static_kwargs=None),
 }

@@ -106,5 +106,5 @@ def test_missing_package_is_one_line_with_the_command(monkeypatch: pytest.Monkey
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)  # makes the import fail as if the package were not installed
-    with pytest.raises(StepError, match=rf"^ONNX needs [^\n]*{package}[^\n]*pip install 'stylegan-pipeline\[onnx\]'$"):
+    with pytest.raises(StepError, match=rf"^ONNX needs [^\n]*{package}[^\n]*pip install 'stylegan-pipeline\[onnx\]'`$"):
         to_onnx(make("4x4"))

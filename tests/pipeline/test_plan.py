@@ -29,10 +29,11 @@ def test_a_plan_leaves_out_what_nothing_needs(tmp_path, image_folder):
     names = ["train 4x4", "train 8x8", "train 16x16"]
     assert stages() == [(name, "run") for name in names]
     last = run.stages[-1]
-    record = {"uri": f"{run.stage_uri(last)}/checkpoint-001000000", "run_id": "r", "resolution": 16, "digest": "d"}
-    storage.write_json(f"{record['uri']}/checkpoint.json", record | {"nimg": 10})
+    record = {"uri": f"{run.stage_uri(last)}/checkpoint-001000000", "run_id": "r", "resolution": 16}
+    record |= {"digest": run.stage_key(last), "nimg": 1_000_000}
+    storage.write_json(f"{record['uri']}/checkpoint.json", record)
     assert stages() == list(zip(names, ["not needed", "not needed", "run"], strict=True))
-    storage.write_json(f"{run.stage_uri(last)}/done.json", record | {"nimg": 10})
+    storage.write_json(f"{run.stage_uri(last)}/done.json", record)
     assert stages() == list(zip(names, ["not needed", "not needed", "cached"], strict=True))
 
 

@@ -131,9 +131,8 @@ def test_a_stage_below_a_finished_one_is_not_trained_again(make_config, monkeypa
     with Pipeline(make_config(training={"batch": 4, "start_resolution": 4})) as opened:
         run = opened.run(SHARDS)
         low, high = run.stages
-        record = Checkpoint(
-            uri=f"{run.stage_uri(high)}/checkpoint-000001000", run_id="r", resolution=8, nimg=1000, digest="d"
-        )
+        uri, key = f"{run.stage_uri(high)}/checkpoint-000001000", run.stage_key(high)
+        record = Checkpoint(uri=uri, run_id="r", resolution=8, nimg=1000, digest=key)
         storage.write_json(f"{record.uri}/checkpoint.json", record.model_dump())
         storage.write_json(f"{run.stage_uri(high)}/done.json", record.model_dump())
         assert opened.train(SHARDS, low, None) == Done(None, cached=True)

@@ -141,7 +141,7 @@ def test_names_that_look_like_a_query_are_found(make_config, make_checkpoint, ma
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_champion_with_a_metric_that_is_not_finite_is_read_and_keeps_its_place(registry, bad):
+def test_a_champion_whose_metric_is_not_finite_is_read_and_loses(registry, bad):
     """Such a model can only have been promoted by hand."""
     registry.add(bad)
     assert registry.tags("1")["fid_classifier"] == f"{bad:g}"
@@ -150,8 +150,8 @@ def test_a_champion_with_a_metric_that_is_not_finite_is_read_and_keeps_its_place
     assert version == "1"
     assert repr(report.metrics["fid_classifier"]) == repr(bad)
     verdict, _ = registry.gate(9.0, "k2")
-    assert not verdict.promote
-    assert registry.aliases() == {"champion": "1", "challenger": "2"}
+    assert verdict.promote
+    assert registry.aliases() == {"champion": "2", "previous": "1"}
 
 
 def test_a_checkpoint_without_a_generator_is_one_line(registry, tmp_path, make_report):
