@@ -33,6 +33,12 @@ TREE = {
 MARK = "STYLEGAN_TEST_MARK"
 
 
+def _default_signals() -> None:
+    """Ignore no signal, also if the tests run in the background of a shell, which lets them ignore some."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass
 class Place:
     """A folder with a config, a storage root and a Prefect home of its own, in which the command can be run.
@@ -60,7 +66,13 @@ class Place:
         command = [sys.executable, "-m", "flows.cli.main", *arguments]
         with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
             return subprocess.Popen(
-                command, cwd=self.folder, env=os.environ | self.env, stdout=out, stderr=err, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=os.environ | self.env,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=_default_signals,
             )
 
     def run(self, *arguments: str, code: int = 0, seconds: float = 240) -> str:

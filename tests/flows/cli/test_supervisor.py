@@ -9,6 +9,8 @@ import time
 import psutil
 import pytest
 
+from flows.cli import supervisor
+
 START = """
 import os, signal, subprocess, sys, time
 from flows.cli import supervisor
@@ -28,6 +30,12 @@ sys.exit(code)
 HELPERS = "subprocess.Popen(['sleep', '300']); subprocess.Popen(['setsid', 'sleep', '300'])"
 
 
+def default_signals():
+    """Ignore no signal, also if the tests run in the background of a shell, which lets them ignore some."""
+    for number in supervisor.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path):
     """start(body, stop_seconds=20): the supervised program of this body, once it is ready, leader of a process group."""
@@ -36,7 +44,8 @@ def start(tmp_path):
     def begin(body, stop_seconds=20, wait=True, **options):
         code = START.format(body=body.strip().replace("\n", "\n    "))
         command = [sys.executable, "-c", code, str(stop_seconds)]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        options = pipes | {"preexec_fn": default_signals} | options
         env = os.environ | {"MARK": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
         started.append(subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True, **options))
         deadline = time.monotonic() + 60
