@@ -160,7 +160,7 @@ def _make_card(
 
 def read_card(uri: str) -> DatasetCard | None:
     """Return the card in the folder of a set, or None if the set has no card; a damaged one is named in a warning."""
-    cure = "`stylegan shard` writes it anew"
+    cure = "sharding again writes it anew"
     try:
         return storage.read_json(storage.join(uri, CARD), DatasetCard, cure=cure)
     except FileNotFoundError:

@@ -140,7 +140,7 @@ def test_a_picture_that_cannot_be_logged_does_not_end_the_relay(opened, tmp_path
         write_stage(stage, [row(1), row(2)], [2, 3])
     assert [step for step, _ in points(run)] == [1, 2]
     assert images(run) == ["images/samples+step+2"] * 2 + ["images/samples+step+3"] * 2
-    (line,) = [line for line in caplog.messages if "left out" in line]
+    (line,) = [line for line in caplog.messages if "is not a picture" in line]
     assert "samples/000001.png" in line
 
 

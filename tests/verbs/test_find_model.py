@@ -10,7 +10,7 @@ from stylegan.config.file import build, dump
 from stylegan.config.sections import ModelConfig
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.sources.open_source import open_source
-from stylegan.errors import ConfigError, StepError
+from stylegan.errors import ConfigError, DamagedError, StepError
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline.run import Run
@@ -83,7 +83,9 @@ def test_all_settings_of_storage_are_those_of_the_run_or_overridden(run):
 def test_a_run_without_a_checkpoint_says_how_to_go_on(run):
     config, folder, checkpoint = run
     shutil.rmtree(Path(checkpoint).parent)
-    with pytest.raises(StepError, match=r"no checkpoint of its last stage, 4x4, yet; let `stylegan run` go on"):
+    with pytest.raises(
+        StepError, match=r"no checkpoint of its last stage, 4x4, yet; run its config again, which goes on"
+    ):
         find_model(config, storage.name(folder))
 
 
@@ -91,7 +93,7 @@ def test_a_checkpoint_that_is_gone_is_named(run):
     config, folder, _ = run
     report = {"protocol": "p", "dataset_fingerprint": "f", "checkpoint_uri": "s/gone", "metrics": {}}
     storage.write_json(f"{folder}/report.json", report)
-    with pytest.raises(StepError, match=r"its checkpoint s/gone is gone; train it again"):
+    with pytest.raises(StepError, match=r"its checkpoint s/gone is gone; run its config again"):
         find_model(config, storage.name(folder))
 
 
@@ -122,5 +124,7 @@ def test_a_stored_config_that_is_wrong_names_its_line(run):
     run_uri = run[1]
     uri = f"{run_uri}/config.yaml"
     storage.write_bytes(uri, storage.read_bytes(uri).replace(b"seed: 0\n", b"seed: '0'\n", 1))
-    with pytest.raises(ConfigError, match=rf"^{uri}: line 2: seed='0': must be a whole number; write 0$"):
+    with pytest.raises(
+        DamagedError, match=rf"^{uri}: is damaged \({uri}: line 2: seed='0': must be a whole number; write 0\)"
+    ):
         run_config(run_uri)
