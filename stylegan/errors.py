@@ -98,14 +98,16 @@ def shown(text: str, limit: int = 80) -> str:
 def decoration(what: str) -> Iterator[None]:
     """Log a failure of the block as a warning: what only people look at never fails a step.
 
-    Failures with a message for the user are raised: they concern the store or the data, not the looks.
-
     Args:
         what: names what the block makes, such as `the card of this set`.
+
+    Raises:
+        UnavailableError: a store or worker is away for a moment; the block works when it is repeated.
     """
     try:
         yield
-    except UserError:
+    except UnavailableError:
         raise
     except Exception as error:
-        logger.warning("%s could not be made: %s", what, shown(f"{type(error).__name__}: {one_line(error)}", 200))
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+        logger.warning("%s could not be made: %s", what, shown(reason, 300))

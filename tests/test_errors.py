@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from stylegan.errors import ConfigError, StepError, decoration, one_line, printable, shown
+from stylegan.errors import ConfigError, StepError, UnavailableError, decoration, one_line, printable, shown
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,12 @@ def test_foreign_texts_are_shown_on_one_line():
 
 
 def test_a_failed_decoration_is_a_warning_of_one_line(caplog):
-    """What only people look at fails no step; what has a message for the user still does."""
+    """What only people look at fails no step. A store that is away for a moment still does: a repeat makes it."""
     with decoration("the card"):
         raise TypeError("two\nlines")
     assert [record.getMessage() for record in caplog.records] == ["the card could not be made: TypeError: two lines"]
-    with pytest.raises(StepError), decoration("the card"):
-        raise StepError("the store does not answer")
+    with decoration("the card"):
+        raise StepError("x.png is damaged")
+    assert caplog.records[-1].getMessage() == "the card could not be made: x.png is damaged"
+    with pytest.raises(UnavailableError), decoration("the card"):
+        raise UnavailableError("the store does not answer")

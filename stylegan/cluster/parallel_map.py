@@ -13,6 +13,7 @@ from stylegan.cluster.resources import check_resources
 from stylegan.cluster.session import connect
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
+from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet, shard_size
 from stylegan.data.sources.base import Source
@@ -44,6 +45,20 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     resources = config.ray.resources_per_worker
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=resources, max_retries=3)(_call)
     yield from _in_order(lambda item: task.remote(function, item, cpus, config.storage), items)
+
+
+def evaluation_means(config: Config) -> dict[str, Any]:
+    """Return by what means an evaluation is carried out, as arguments of `evaluate`, `evaluate_images` and `redraw`."""
+    return {
+        "root": storage.absolute(config.storage.root),
+        "pmap": partial(_on_ray, config),
+        "device": "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu",
+        "loading": LoaderSettings.of(config),
+    }
+
+
+def _on_ray(config: Config, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    return parallel_map(function, items, config)
 
 
 def shard_in_parallel(source: Source, config: Config) -> ShardSet:

@@ -6,17 +6,17 @@ A step returns its record and whether it was taken from storage. Repeating a ste
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
 from stylegan import storage
-from stylegan.cluster.parallel_map import parallel_map, shard_in_parallel
+from stylegan.cluster.parallel_map import evaluation_means, shard_in_parallel
 from stylegan.cluster.session import connect, ray_session
 from stylegan.cluster.spare_worker import SpareWorker
 from stylegan.cluster.stage_launch import launch_stage
@@ -24,11 +24,10 @@ from stylegan.config.file import dump
 from stylegan.config.tree import Config
 from stylegan.data.cache import cache_root
 from stylegan.data.dataset_card import read_card
-from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import complete_set, find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
-from stylegan.errors import StepError, UnavailableError, UserError, one_line
+from stylegan.errors import StepError, UnavailableError, decoration
 from stylegan.evaluation.engine import evaluate, redraw
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, write_page
@@ -238,16 +237,23 @@ class Pipeline:
         run = self.run(shards)
         found = run.find_report()
         report = found
+        if found is None or not storage.exists(run.grid_uri):
+            with decoration("evaluate: the sample grid"):
+                storage.write_bytes(run.grid_uri, storage.read_bytes(self._last_samples(run)))
         if report is None:
             self.tracked(shards).start()
             report = self._evaluate(shards, checkpoint.uri, out=run.uri)
             storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
         elif missing := missing_figures(report):
-            with _decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
-                redraw(checkpoint.uri, shards, self.config.evaluation, missing, out_uri=run.uri, **self._means())
-        if found is None or not storage.exists(run.grid_uri):
-            with _decoration("evaluate: the sample grid"):
-                storage.write_bytes(run.grid_uri, storage.read_bytes(self._last_samples(run)))
+            with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
+                redraw(
+                    checkpoint.uri,
+                    shards,
+                    self.config.evaluation,
+                    missing,
+                    out_uri=run.uri,
+                    **evaluation_means(self.config),
+                )
 
         page = write_page(
             report,
@@ -270,19 +276,7 @@ class Pipeline:
         return storage.absolute(self.config.storage.root)
 
     def _evaluate(self, shards: ShardSet, checkpoint_uri: str, *, out: str | None) -> Report:
-        return evaluate(checkpoint_uri, shards, self.config.evaluation, out_uri=out, **self._means())
-
-    def _means(self) -> dict[str, Any]:
-        """Return by what means an evaluation is carried out, as arguments of `evaluate` and `redraw`."""
-        return {
-            "root": self._root,
-            "pmap": self._parallel_map,
-            "device": "cuda" if self.config.workers_at(self.config.data.resolution).gpus_per_worker else "cpu",
-            "loading": LoaderSettings.of(self.config),
-        }
-
-    def _parallel_map(self, function: Any, items: Iterable[T]) -> Iterator[Any]:
-        return parallel_map(function, items, self.config)
+        return evaluate(checkpoint_uri, shards, self.config.evaluation, out_uri=out, **evaluation_means(self.config))
 
     def _last_samples(self, run: Run) -> str:
         """Return the URI of the last sample grid. Raises StepError if there is none."""
@@ -421,21 +415,6 @@ class Pipeline:
             grid=run.grid_uri,
             page=run.page_uri,
         )
-
-
-@contextmanager
-def _decoration(what: str) -> Iterator[None]:
-    """Let a block write what is only for people to look at: if that is impossible, it is left out with a warning.
-
-    Raises:
-        UnavailableError: storage or a worker is away for a moment.
-    """
-    try:
-        yield
-    except UnavailableError:
-        raise
-    except (UserError, FileNotFoundError) as error:
-        logger.warning("%s is gone and cannot be made again: %s", what, one_line(error))
 
 
 def _show(progress: Progress, stage: Stage, rows: list[Row]) -> None:

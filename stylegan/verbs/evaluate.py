@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import field_serializer
 
 from stylegan import storage
-from stylegan.cluster.parallel_map import parallel_map, shard_in_parallel
-from stylegan.cluster.session import check_address, ray_session
+from stylegan.cluster.parallel_map import evaluation_means, shard_in_parallel
+from stylegan.cluster.session import ray_session
 from stylegan.config.file import build, load
 from stylegan.config.resolutions import RESOLUTIONS
 from stylegan.config.sections import METRICS as METRIC_NAMES
@@ -24,13 +23,12 @@ from stylegan.config.sections import DataConfig, Metric
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
 from stylegan.data.decode import UnreadableImage
-from stylegan.data.loading.loader import LoaderSettings
 from stylegan.data.sharding.write_shards import complete_set, find_content, find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.base import Source, explained
 from stylegan.data.sources.open_source import open_source
 from stylegan.data.sources.unaltered import measured, unaltered
-from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
+from stylegan.errors import ConfigError, StepError, decoration
 from stylegan.evaluation.engine import evaluate, evaluate_images, redraw
 from stylegan.evaluation.features.spaces import check_features
 from stylegan.evaluation.metric_table import METRICS
@@ -123,12 +121,8 @@ def _evaluate(subject: _Subject, copy_to: str | None) -> Evaluation:
     found = read_report(folder)
     report = found or _measure(subject, folder)
     if missing := missing_figures(report):
-        try:
-            redraw(subject.measured, shards, config.evaluation, missing, out_uri=folder, **_means(config))
-        except UnavailableError:
-            raise
-        except UserError as error:  # they are only for people to look at
-            logger.warning("the figures %s are gone and cannot be made again: %s", ", ".join(sorted(missing)), error)
+        with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
+            redraw(subject.measured, shards, config.evaluation, missing, out_uri=folder, **evaluation_means(config))
     published = compare_published(report, config, shards.num_images)
     facts = {"Measured": subject.name, "Compared with": f"{config.data.source}, {shards.num_images:,} images"}
     page = write_page(
@@ -310,28 +304,13 @@ def _shard(source: Source, config: Config) -> ShardSet:
 def _measure(subject: _Subject, folder: str) -> Report:
     """Measure on Ray, and write report and figures into the folder."""
     config, measured = subject.config, subject.measured
-    means = _means(config)
+    means = evaluation_means(config)
     if isinstance(measured, str):
         report = evaluate(measured, subject.shards, config.evaluation, out_uri=folder, **means)
     else:
         report = evaluate_images(measured, subject.shards, config.evaluation, out_uri=folder, **means)
     storage.write_json(storage.join(folder, "report.json"), report.model_dump(mode="json"))
     return report
-
-
-def _means(config: Config) -> dict[str, Any]:
-    """Return by what means an evaluation is carried out, as arguments of `evaluate`, `evaluate_images` and `redraw`."""
-
-    def pmap(function: Callable[[T], Any], items: Iterable[T]) -> Iterator[Any]:
-        return parallel_map(function, items, config)
-
-    check_address(config.ray)
-    return {
-        "root": config.storage.root,
-        "pmap": pmap,
-        "device": "cuda" if config.workers_at(config.data.resolution).gpus_per_worker else "cpu",
-        "loading": LoaderSettings.of(config),
-    }
 
 
 def _copy(report: Report, folder: str, out: str) -> tuple[Report, str]:
