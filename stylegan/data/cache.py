@@ -46,7 +46,7 @@ ENTRY_KINDS = ("images", "archives")
 
 def cache_root() -> Path:
     """Return the cache folder: $STYLEGAN_CACHE, or the user's cache folder if that is unset."""
-    return Path(os.environ.get("STYLEGAN_CACHE") or user_cache_dir("stylegan"))
+    return Path(storage.absolute(os.environ.get("STYLEGAN_CACHE") or user_cache_dir("stylegan")))
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def _completed_png(image: Image.Image, content: bytes, info: dict[Any, Any]) -> 
     # Read the low bytes, and compare the whole values with the transparent colour.
     values = np.asarray(image).astype(np.uint32)
     if kind != 0:
-        low = PngImagePlugin.PngImageFile(BytesIO(content))
+        low = PngImagePlugin.PngImageFile(BytesIO(shortened(content)[0]))
         low.tile = [tile._replace(args=f"{image.mode};16L") for tile in low.tile]
         low.load()
         values = values * 256 + np.asarray(low)

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from stylegan import storage
 from stylegan.data import payload
 from stylegan.data.index import attribute_array, locate
-from stylegan.data.shardset import MANIFEST
+from stylegan.data.shardset import MANIFEST, distinct
 from stylegan.errors import DamagedError, StepError, decoration, printable, shown
 from stylegan.images import open_picture
 from stylegan.records import Record
@@ -232,13 +232,7 @@ def _counts(manifest: Mapping[str, Any], table: pa.Table) -> dict[str, int]:
         numbers = attribute_array(table).sum(0, dtype=np.int64)
     else:
         return {}
-    return dict(zip(_distinct(names), numbers.tolist(), strict=True))
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return names that are all different: one that several classes share gets the number of its class, from 0."""
-    counts = Counter(names)
-    return [name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+    return dict(zip(distinct(names), numbers.tolist(), strict=True))
 
 
 def _count_rejected(rejected: Iterable[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:

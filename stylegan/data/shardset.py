@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
@@ -134,10 +134,10 @@ class ShardSet(Record):
     images_fingerprint: str | None = None
 
     @classmethod
-    def from_manifest(cls, uri: str, manifest: Mapping[str, Any]) -> ShardSet:
-        """Return the record of the set in a folder. Raises KeyError or ValueError if the manifest does not describe one."""
-        given = {name: manifest[name] for name in cls.model_fields if name not in ("uri", "images_fingerprint")}
-        return cls(uri=uri, images_fingerprint=manifest.get("images_fingerprint"), **given)
+    def from_manifest(cls, uri: str, manifest: Manifest) -> ShardSet:
+        """Return the record of the set in a folder, from its manifest as `index.read_manifest` checks it."""
+        given = {name: value for name, value in manifest.items() if name in cls.model_fields}
+        return cls.model_validate(given | {"uri": uri})
 
     def up_to(self, resolution: int) -> ShardSet:
         """Return the same images without the resolutions above `resolution`: the view of a stage below the last one."""
@@ -156,6 +156,16 @@ def levels(data: DataConfig) -> tuple[int, ...]:
 
 def _levels_up_to(resolution: int) -> tuple[int, ...]:
     return tuple(2**level for level in range(2, resolution.bit_length()))
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes, all different: those that an earlier class has already get their number, from 0."""
+    found: dict[str, None] = {}
+    for number, name in enumerate(names):
+        while name in found:
+            name = f"{name} ({number})"
+        found[name] = None
+    return tuple(found)
 
 
 def parameters(data: DataConfig) -> dict[str, Any]:

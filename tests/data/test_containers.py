@@ -137,10 +137,12 @@ def test_a_transparent_colour_keeps_its_profile():
     assert np.abs(found - plain).max() > 20
 
 
+@pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("size", [2**10, 2**21, 2**27])
-def test_texts_of_any_length(size):
+def test_texts_of_any_length(size, depth):
     """A long comment, packed or not, does not refuse a picture, nor take the memory that it unpacks to."""
-    values = RNG.integers(0, 256, (SIDE, SIDE, 3))
+    values = RNG.integers(0, 2**depth, (SIDE, SIDE, 3))
+    wanted = shown(png(values, depth, RGB))
     text = b"x" * size
     texts = [
         chunk(b"tEXt", b"Comment\0" + text[: 2**24]),
@@ -150,7 +152,7 @@ def test_texts_of_any_length(size):
         chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)),
     ]
     for one in (*texts, b"".join(texts * 8 if size < 2**27 else texts)):
-        assert (shown(png(values, 8, RGB, one)) == values).all()
+        assert (shown(png(values, depth, RGB, one)) == wanted).all()
 
 
 @pytest.mark.parametrize("packed", [b"\0", b"\1"])
@@ -163,16 +165,17 @@ def test_a_long_text_still_turns_the_picture(packed):
     assert (shown(png(values, 8, RGB, chunk(b"iTXt", body)))[:, -1] == 200).all()
 
 
-def test_profiles_of_any_length():
+@pytest.mark.parametrize("depth", [8, 16])
+def test_profiles_of_any_length(depth):
     """A profile beyond Pillow's limit is applied; one that is no profile changes nothing, however long it is."""
-    values = RNG.integers(0, 256, (SIDE, SIDE, 3))
-    profile = swapped_profile()
-    wanted = shown(png(values, 8, RGB, chunk(b"iCCP", b"p\0\0" + zlib.compress(profile))))
-    assert np.abs(wanted - values).max() > 20
+    values = RNG.integers(0, 2**depth, (SIDE, SIDE, 3))
+    profile, plain = swapped_profile(), shown(png(values, depth, RGB))
+    wanted = shown(png(values, depth, RGB, chunk(b"iCCP", b"p\0\0" + zlib.compress(profile))))
+    assert np.abs(wanted - plain).max() > 20
     long = struct.pack(">I", len(profile) + 2**21) + profile[4:] + bytes(2**21)
-    assert (shown(png(values, 8, RGB, chunk(b"iCCP", b"p\0\0" + zlib.compress(long)))) == wanted).all()
+    assert (shown(png(values, depth, RGB, chunk(b"iCCP", b"p\0\0" + zlib.compress(long)))) == wanted).all()
     for junk in (bytes(2**21), bytes(2**26)):
-        assert (shown(png(values, 8, RGB, chunk(b"iCCP", b"p\0\0" + zlib.compress(junk)))) == values).all()
+        assert (shown(png(values, depth, RGB, chunk(b"iCCP", b"p\0\0" + zlib.compress(junk)))) == plain).all()
 
 
 # --- TIFF -------------------------------------------------------------------------------------------------------------

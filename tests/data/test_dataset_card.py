@@ -251,7 +251,8 @@ def test_rejects_are_read_in_part_or_whole(tmp_path):
     assert read_rejected(str(tmp_path), 2) == rows[:2]
     (tmp_path / "rejected.jsonl").write_text("{\n")
     with pytest.raises(
-        StepError, match=r"rejected\.jsonl, line 1: is damaged \([^\n]+\); delete \S*manifest\.json and run"
+        StepError,
+        match=r"rejected\.jsonl, line 1: is damaged \([^\n]+\); delete \S*manifest\.json and shard its images again",
     ):
         read_rejected(str(tmp_path))
 

@@ -2,10 +2,12 @@
 
 from itertools import pairwise
 
+import pyarrow as pa
 import pytest
 
 from stylegan.config.sections import DataConfig
-from stylegan.data.shardset import ShardSet, level_name, levels, parameters, settings_key, shard_size
+from stylegan.data import dataset_card
+from stylegan.data.shardset import ShardSet, distinct, level_name, levels, parameters, settings_key, shard_size
 
 
 def config(**changes: object) -> DataConfig:
@@ -50,3 +52,24 @@ def test_settings_are_those_that_decide_the_shards():
     other += [config(max_pixels=9), config(duplicates="keep"), config(images_per_shard=9), config(shard_mb=9)]
     assert len({settings_key(data) for data in [config(), *other]}) == len(other) + 1
     assert "source" not in parameters(config())
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["a", "b"], ("a", "b")),
+        (["a", "a", "a"], ("a", "a (1)", "a (2)")),
+        (["a", "a", "a (0)"], ("a", "a (1)", "a (0)")),
+        (["a", "a", "a (1)"], ("a", "a (1)", "a (1) (2)")),
+        ([], ()),
+    ],
+)
+def test_names_are_kept_apart(names, wanted):
+    """No two classes have one name, whatever the names are; a name made up here may be that of another class too."""
+    assert distinct(names) == distinct(distinct(names)) == wanted
+
+
+def test_classes_with_one_name_are_all_counted():
+    """The card of a set, which has its counts by name, loses none of them."""
+    table = pa.table({"label": [0, 1, 1, 2, 2, 2]})
+    assert dataset_card._counts({"label_names": ["a", "a", "a (0)"]}, table) == {"a": 1, "a (1)": 2, "a (0)": 3}

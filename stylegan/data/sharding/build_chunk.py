@@ -28,16 +28,15 @@ from stylegan.data.payload import LARGEST_RAW, encode, encode_raw, suffix
 from stylegan.data.sharding.chunks import (
     UNREAD,
     ChunkRequest,
+    Facts,
     FinishedChunk,
     Recipe,
     Rows,
     Sample,
     duplicate,
-    is_finished,
-    read_chunk,
+    finished_facts,
     sample_key,
     tar_url,
-    to_read_again,
     write_marker,
 )
 from stylegan.data.sharding.tar_writer import TarFile, header, label_members, member_name
@@ -62,20 +61,19 @@ def build_chunk(recipe: Recipe, request: ChunkRequest) -> int:
     Raises:
         StepError: the source or the store does not answer, or the disk refuses.
     """
-    if not _is_done(recipe, request):
+    known = finished_facts(recipe, request)
+    if known is None or not _is_done(recipe, known):
         with scratch(recipe.uri, request.name) as folder:
-            if not _is_done(recipe, request):  # another process may have finished it while this one waited
+            # Another process may have finished it, or done it again, while this one waited.
+            if finished_facts(recipe, request) in (None, known):
                 _write_chunk(recipe, request, folder)
     return len(request.images)
 
 
-def _is_done(recipe: Recipe, request: ChunkRequest) -> bool:
-    """Return whether the chunk is finished, and none of the images that it could not read can be read by now."""
-    if not is_finished(recipe, request):
-        return False
-    rejected = read_chunk(recipe.uri, request.name, ["key"]).rejected
-    again = [reject["path"] for reject in rejected if to_read_again(reject)]
-    return not again or not _any_readable(recipe, again)
+def _is_done(recipe: Recipe, facts: Facts) -> bool:
+    """Return whether none of the images that a finished chunk could not read can be read by now."""
+    unread = [reject["path"] for reject in facts["rejected"] if reject["kind"] == UNREAD]
+    return not unread or not _any_readable(recipe, unread)
 
 
 def _any_readable(recipe: Recipe, paths: Sequence[str]) -> bool:

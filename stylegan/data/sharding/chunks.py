@@ -38,7 +38,7 @@ logger = logging.getLogger("stylegan")
 LabelKind = Literal["none", "class", "attributes"]
 
 
-class _Facts(TypedDict):
+class Facts(TypedDict):
     """The metadata of a marker: the digest of the request, and what `FinishedChunk` says of tars and images."""
 
     digest: str
@@ -159,7 +159,7 @@ def read_chunk(uri: str, name: str, columns: list[str] | None = None) -> Finishe
     return FinishedChunk(rows, facts["tars"], facts["rejected"], facts["touched"])
 
 
-def _read_marker(marker: str, read: Callable[[pq.ParquetFile], pa.Table]) -> tuple[_Facts, pa.Table]:
+def _read_marker(marker: str, read: Callable[[pq.ParquetFile], pa.Table]) -> tuple[Facts, pa.Table]:
     """Return the metadata of a marker, and what `read` returns of it. Raises as `read_chunk`."""
     content = storage.read_bytes(marker)
     try:
@@ -167,7 +167,7 @@ def _read_marker(marker: str, read: Callable[[pq.ParquetFile], pa.Table]) -> tup
             text, table = (file.schema_arrow.metadata or {}).get(_CHUNK, b""), read(file)
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(f"{marker}: is damaged ({one_line(error, 200)}); {_CURE}") from error
-    return parse(text, _Facts, origin=marker, cure=_CURE), table
+    return parse(text, Facts, origin=marker, cure=_CURE), table
 
 
 def write_marker(recipe: Recipe, request: ChunkRequest, chunk: FinishedChunk) -> None:
@@ -177,16 +177,20 @@ def write_marker(recipe: Recipe, request: ChunkRequest, chunk: FinishedChunk) ->
     storage.write_bytes(marker_uri(recipe.uri, request.name), _as_parquet(table))
 
 
-def is_finished(recipe: Recipe, request: ChunkRequest) -> bool:
-    """Return whether the marker of exactly this request exists with its tars; a damaged one is named in a warning."""
+def finished_facts(recipe: Recipe, request: ChunkRequest) -> Facts | None:
+    """Return the metadata of the marker if it is that of exactly this request and its tars are there, else None.
+
+    The rows are read as well, because a marker with a damaged one does not count. It is named in a warning.
+    """
     try:
         facts, _ = _read_marker(marker_uri(recipe.uri, request.name), pq.ParquetFile.read)
-        return facts["digest"] == request.digest(recipe) and _has_tars(recipe.uri, request.name, facts["tars"])
-    except FileNotFoundError:
-        return False
+        is_whole = facts["digest"] == request.digest(recipe) and _has_tars(recipe.uri, request.name, facts["tars"])
+    except FileNotFoundError:  # no marker, or a tar is gone
+        return None
     except DamagedError as error:
         logger.warning("%s", error)
-        return False
+        return None
+    return facts if is_whole else None
 
 
 def _has_tars(uri: str, name: str, tars: dict[int, tuple[str, int]]) -> bool:
@@ -258,7 +262,10 @@ def _as_parquet(table: pa.Table) -> bytes:
 
 
 def to_read_again(reject: Rejected) -> bool:
-    """Return whether a reject was never read, so that its bytes prove nothing and a later attempt may succeed."""
+    """Return whether a reject of an older set has no bytes, so that another set of the source reads it again.
+
+    Version 0.1 did not tell rejects of the kind UNREAD from those whose bytes cannot be unpacked.
+    """
     return reject["bytes"] is None
 
 

@@ -164,26 +164,29 @@ def complete_set(shards: ShardSet, source: Source, data: DataConfig, root: str) 
     Raises:
         StepError: the store does not answer or refuses.
     """
-    key = storage.name(shards.uri)
-    write_pointer(newest_uri(source, data, root), key)
-    content = _content_uri(root, shards.fingerprint)
-    try:
-        leads_to_a_set = find_content(shards.fingerprint, root) is not None
-    except DamagedError:
-        leads_to_a_set = False
-    if not leads_to_a_set:
-        write_pointer(content, key)
-
+    _lead_to(shards, source, data, root)
     if read_card(shards.uri) and read_preview(shards.uri) and storage.exists(storage.join(shards.uri, MEAN)):
         return
-    try:
+    card_uri = storage.join(shards.uri, CARD)
+    with decoration(card_uri):
         manifest = read_manifest(shards.uri)
         columns = [name for name in column_names(manifest) if name not in _NOT_IN_CARD]
         table, rejected = read_samples(shards.uri, manifest, columns), read_rejected(shards.uri)
         write_card(shards.uri, manifest, table, rejected, source=data.source)
-        logger.warning("%s: was missing or damaged; written anew", storage.join(shards.uri, CARD))
-    except (FileNotFoundError, StepError) as error:
-        logger.warning("%s: cannot be written anew: %s", storage.join(shards.uri, CARD), error)
+        logger.warning("%s: was missing or damaged; written anew", card_uri)
+
+
+def _lead_to(shards: ShardSet, source: Source, data: DataConfig, root: str) -> None:
+    """Write the files that lead to a set, from its source and from its content, where they do not lead to one."""
+    key, content = storage.name(shards.uri), _content_uri(root, shards.fingerprint)
+    write_pointer(newest_uri(source, data, root), key)
+    try:
+        other = read_pointer(content)
+        leads_to_a_set = other is not None and (other == key or read_shards(_uri(root, other)) is not None)
+    except DamagedError:
+        leads_to_a_set = False
+    if not leads_to_a_set:
+        write_pointer(content, key)
 
 
 def _count_against(rejected: Mapping[str, int]) -> int:
@@ -291,12 +294,11 @@ def _finish(made: _BuiltSet, folder: Path) -> ShardSet:
 
     # An open set has a folder of its own. If the images that could not be read before still cannot, it is there.
     uri = _folder(made, chunks, rejected)
-    if uri != made.uri and (found := read_shards(uri)) is not None:
-        rejects = read_rejected(uri)
+    if uri != made.uri and (stored := _find_whole(uri)) is not None:
+        found = ShardSet.from_manifest(uri, stored)
         complete_set(found, made.source, made.data, made.root)
         write_pointer(open_uri(made.source, made.data, made.root), storage.name(uri))
-        kinds = Counter(reject["kind"] for reject in rejects)
-        _check_rejects(rejects, kinds, made.data, uri=uri, total=len(made.source.images))
+        _check_rejects(_known_rejects(uri), stored["rejected"], made.data, uri=uri, total=len(made.source.images))
         return found
     manifest: dict[str, Any] = {
         "__kind__": "wids-shard-index-v1",
@@ -335,8 +337,7 @@ def _finish(made: _BuiltSet, folder: Path) -> ShardSet:
     shards = read_shards(uri)
     if shards is None:
         raise StepError(f"{uri}: its manifest was removed while it was made; run the same command again")
-    write_pointer(_content_uri(made.root, shards.fingerprint), storage.name(uri))
-    complete_set(shards, made.source, made.data, made.root)
+    _lead_to(shards, made.source, made.data, made.root)
     if uri != made.uri:  # an open set is kept even if it lacks too many images: the next attempt reads only these
         write_pointer(open_uri(made.source, made.data, made.root), storage.name(uri))
         _check_rejects(rejected, kinds, made.data, uri=uri, total=len(made.source.images))

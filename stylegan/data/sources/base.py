@@ -130,19 +130,19 @@ class Files(NamedTuple):
         source: `data.source`, for messages.
         root: URI of the folder that the paths are relative to.
         tokens: path of each file -> its token.
+        left_out: counts what this listing leaves out on purpose, by a few words for it.
         label_file: `data.label_file`.
         labels: whether the format should read its own labels.
         query: query of the URL including its `?`, or nothing.
-        left_out: counts what a listing leaves out on purpose, by a few words for it.
     """
 
     source: str
     root: str
     tokens: dict[str, str]
+    left_out: Counter[str]
     label_file: str | None = None
     labels: bool = True
     query: str = ""
-    left_out: Counter[str] = Counter()  # one for each listing: `open_source` makes a new one
 
     def uri(self, path: str) -> str:
         """Return the complete URI of one file."""

@@ -57,7 +57,7 @@ def _contents(files: Files, wanted: re.Pattern[str]) -> Iterator[tuple[str, byte
         name = storage.name(path)
         if ARCHIVES.fullmatch(name):
             with open_tar(files.source, files.uri(path), token) as content:
-                for member in walk(files.source, content):
+                for member in walk(files.source, content, path if wanted is BATCHES else None):
                     last = member.name.rpartition("/")[2]
                     if isinstance(member, Member) and wanted.fullmatch(last) and member.size <= _LARGEST:
                         yield last, content.read(member.size)

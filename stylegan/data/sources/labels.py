@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig
+from stylegan.data.shardset import distinct
 from stylegan.data.sources.access.uris import check_uri
 from stylegan.data.sources.base import ABOVE, LABEL_FILES, Label, Listing, SourceImage
 from stylegan.errors import ConfigError, StepError, one_line, shown
@@ -151,16 +152,6 @@ def _names(source: str, names: tuple[str, ...], num: int) -> tuple[str, ...]:
             f"data.source={source}: has the label {num - 1}; must be a whole number from 0 to {MAX_CLASSES - 1}"
         )
     return distinct(names) or tuple(str(number) for number in range(num))
-
-
-def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of classes, with their number behind those that an earlier class has already."""
-    found: dict[str, None] = {}
-    for number, name in enumerate(names):
-        while name in found:
-            name = f"{name} ({number})"
-        found[name] = None
-    return tuple(found)
 
 
 # --- label files ------------------------------------------------------------------------------------------------------

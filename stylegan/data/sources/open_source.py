@@ -13,6 +13,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -105,12 +106,13 @@ def _open(data: DataConfig, root: str | None) -> Source:
         )
     ordered = in_order(listing.images)
     if len(ordered) < len(listing.images) and listing.reader not in _REPEATING:
-        first = next(image.path for image, after in pairwise(sorted(listing.images)) if image.path == after.path)
+        paths = sorted(image.path for image in listing.images)
+        first = next(path for path, after in pairwise(paths) if path == after)
         raise StepError(
             f"data.source={data.source}: two of its images would have the path {first}; rename one of the files that contain them"
         )
-    listing = relative(listing)
-    labelled = label_images(data, listing, in_order(listing.images))
+    listing = relative(replace(listing, images=ordered))  # a folder that all paths share does not change their order
+    labelled = label_images(data, listing, listing.images)
     _refuse_parts(data, labelled.label_names, labelled.images)
     return Source(
         uri=data.source,
@@ -144,7 +146,7 @@ def _list(data: DataConfig, root: str | None) -> Listing:
         return digits.list_images()
     uri = check_uri("data.source", data.source)
     own_labels = data.labels == "auto" and data.label_file is None
-    files = Files(data.source, uri, {}, data.label_file, own_labels, left_out=Counter())
+    files = Files(data.source, uri, {}, Counter(), data.label_file, own_labels)
     listing = _list_uri(files, root)
     _log_left_out(files)
     return listing
@@ -165,10 +167,17 @@ def _list_uri(files: Files, root: str | None) -> Listing:
 
     # Several files that a pattern names.
     if is_pattern(uri):
-        folder_uri, tokens = expand(uri)
-        ours = own_folders(folder_uri, None if root is None or storage.absolute(root) == folder_uri else root)
+        folder_uri, found = expand(uri)
+        ours = own_folders(folder_uri, root, part=True)
+        tokens = found
         if "*" in uri or "[" in uri:  # names in braces are what the user wants
-            tokens = {path: token for path, token in tokens.items() if not ours.contain_file(f"{folder_uri}/{path}")}
+            tokens = {path: token for path, token in found.items() if not ours.contain_file(f"{folder_uri}/{path}")}
+        if not tokens:
+            raise ConfigError(
+                f"data.source={uri}: all {len(found)} files of such names are in folders that this program writes; name files elsewhere, "
+                "or one set in {storage.root}/datasets"
+            )
+        files.left_out["files that this program writes"] += len(found) - len(tokens)
         return _list_files(files._replace(root=folder_uri, tokens=tokens))
 
     # A folder.

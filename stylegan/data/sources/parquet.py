@@ -25,10 +25,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from stylegan.data.cache import local_copy
+from stylegan.data.shardset import distinct
 from stylegan.data.sources.access.ranges import open_file, whole
 from stylegan.data.sources.access.unpacked import kept, made
 from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
-from stylegan.data.sources.labels import binary, class_number, distinct, parse_json
+from stylegan.data.sources.labels import binary, class_number, parse_json
 from stylegan.errors import StepError, one_line, shown
 
 NAMES = re.compile(r".*\.(parquet|arrow)", re.IGNORECASE)

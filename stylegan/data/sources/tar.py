@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import IO, NamedTuple
 
 from stylegan.data.sources.access.links import Link, follow
@@ -74,13 +74,13 @@ class _Shard:
     Attributes:
         images: the images, in the order of the tar.
         files: files that may contain the labels of all images, such as `dataset.json`.
-        labels: the label files, by their names up to the first dot.
+        labels: the label files, in the order of the tar.
         num_bytes: size of the unpacked tar, without its end.
     """
 
     images: list[Member] = field(default_factory=list)
     files: list[Member] = field(default_factory=list)
-    labels: dict[str, list[_LabelFile]] = field(default_factory=dict)
+    labels: list[_LabelFile] = field(default_factory=list)
     num_bytes: int = 0
 
 
@@ -92,6 +92,7 @@ def list_images(files: Files) -> Listing:
     """
     tars = [path for path in files.tokens if NAMES.fullmatch(path)]
     images: list[SourceImage] = []
+    counts: list[int] = []  # of the images of each tar
     label_files: dict[str, str] = {}
     locator, packed, image_bytes = Locator(3), [], 0
     prefixes = _prefixes(tars)
@@ -104,17 +105,18 @@ def list_images(files: Files) -> Listing:
                 f"{zlib.crc32(token.encode()):08x}"  # members have no checksum, so a changed tar changes all its tokens
             )
 
-            stems = {_stem(member.name) for member in shard.images} if shard.labels else set()
+            labels = _Labels.of(shard) if shard.labels else None
             for member in shard.images:
-                label = _label_of(files.source, member.name, shard.labels, stems) if shard.labels else None
+                label = None if labels is None else _label_of(files.source, member.name, labels)
                 images.append(SourceImage(above + member.name, label, f"{member.size}-{member.mtime}-{mark}"))
                 locator.add(above + member.name, number, member.offset, member.size)
                 image_bytes += member.size
+            counts.append(len(shard.images))
 
             for member in shard.files:
                 label_files[above + member.name] = f"{member.size}-{member.mtime}-{mark}"
                 locator.add(above + member.name, number, member.offset, member.size)
-    _require_distinct(files.source, prefixes, images)
+    _require_distinct(files.source, prefixes, images, counts)
     opener = partial(_open_members, tuple(packed), locator.seal(), image_bytes < COPY_BELOW * len(images))
     return Listing(images, opener, reader="tar", files=label_files, folders=len(tars) == 1)
 
@@ -146,37 +148,39 @@ def _prefixes(tars: list[str]) -> list[str]:
     return [f"{stem if counts[stem] == 1 else tar}/" for stem, tar in zip(stems, tars, strict=True)]
 
 
-def _require_distinct(source: str, prefixes: list[str], images: list[SourceImage]) -> None:
-    """Raise StepError if images of two tars have one path, as `b/1.png` of `a.tar` and `1.png` of `a/b.tar` do."""
-    ordered = sorted(prefixes)
-    nested = [inner for outer, inner in pairwise(ordered) if inner.startswith(outer)]
-    for path, places in _tars_by_path(nested, images).items():
-        if len(places) > 1:
+def _require_distinct(source: str, prefixes: list[str], images: list[SourceImage], counts: list[int]) -> None:
+    """Raise StepError if images of two tars have one path, as `b/1.png` of `a.tar` and `1.png` of `a/b.tar` do.
+
+    Args:
+        prefixes: what the paths of each tar begin with.
+        images: the images of all tars, tar by tar.
+        counts: the number of images of each tar.
+    """
+    # Paths can only meet if a prefix begins with another. Its neighbour in the sorted list then does so too.
+    if not any(inner.startswith(outer) for outer, inner in pairwise(sorted(prefixes))):
+        return
+    tar_of: dict[str, int] = {}
+    numbers = chain.from_iterable(repeat(number, count) for number, count in enumerate(counts))
+    for image, number in zip(images, numbers, strict=True):
+        if tar_of.setdefault(image.path, number) != number:
             raise StepError(
-                f"data.source={source}: two of its tars contain {path}; rename one of them, so that all images have different paths"
+                f"data.source={source}: two of its tars contain {image.path}; rename one of them, so that all images have "
+                "different paths"
             )
-
-
-def _tars_by_path(nested: list[str], images: list[SourceImage]) -> dict[str, set[str]]:
-    """Return the marks of the tars of each image whose path begins with one of the prefixes."""
-    marks: dict[str, set[str]] = {}
-    for image in images if nested else ():
-        if image.path.startswith(tuple(nested)):
-            marks.setdefault(image.path, set()).add(image.token.rpartition("-")[2])
-    return marks
 
 
 def _scan(files: Files, tar: str) -> _Shard:
     """Read the headers of one tar, and the labels of its samples if they are wanted."""
-    shard, links = _Shard(), []
+    shard, links = _Shard(), dict[str, Link]()
     with open_tar(files.source, files.uri(tar), files.tokens[tar]) as content:
-        for member in walk(files.source, content):
+        for member in walk(files.source, content, tar):
             if isinstance(member, Link):
-                links.append(member)
+                links[member.name] = member
             elif isinstance(member, Special):
                 _leave_out(files, tar, member)
             if not isinstance(member, Member):
                 continue
+            links.pop(member.name, None)  # the last member of a name counts
             shard.num_bytes = member.offset + member.size
             if is_junk(member.name):
                 continue
@@ -187,11 +191,11 @@ def _scan(files: Files, tar: str) -> _Shard:
             elif files.labels and member.name.endswith((".cls", ".json")) and member.size <= _LARGEST_LABEL:
                 label_file = _read_label_file(files.source, member, content)
                 if label_file.label is not None or label_file.wrong is not None:
-                    shard.labels.setdefault(_first_part(member.name), []).append(label_file)
+                    shard.labels.append(label_file)
             elif not member.name.endswith("/"):  # old tars have folders as empty files with such names
                 files.left_out[NO_PICTURES] += 1
     if links:
-        for name, member in follow(files, links, partial(_find, files, tar)):
+        for name, member in follow(files, links.values(), partial(_find, files, tar)):
             (shard.images if is_image(name) else shard.files).append(member._replace(name=name))
     return shard
 
@@ -232,23 +236,50 @@ def _first_part(name: str) -> str:
     return folder + slash + last.partition(".")[0]
 
 
-def _label_of(source: str, name: str, labels: dict[str, list[_LabelFile]], stems: set[str]) -> Label:
-    """Return the label of the image `name`, or None.
+class _Labels(NamedTuple):
+    """The label files of one tar, by the names under which images look for them.
 
-    Args:
-        labels: as in `_Shard`.
-        stems: the names of all images of the tar without their endings.
+    A group has the first of its files, and the first one that contradicts it or is wrong, if any: no other can change
+    what an image gets. A group is thus read in the same time, whatever the number of its files.
+
+    Attributes:
+        by_stem: by their names without their last ending.
+        loose: those that have no image of the same name, by their names up to the first dot.
+    """
+
+    by_stem: dict[str, list[_LabelFile]]
+    loose: dict[str, list[_LabelFile]]
+
+    @classmethod
+    def of(cls, shard: _Shard) -> _Labels:
+        """Return the label files of a tar, in groups."""
+        labels, stems = cls({}, {}), {_stem(member.name) for member in shard.images}
+        for file in shard.labels:
+            stem = _stem(file.name)
+            _add_to_group(labels.by_stem.setdefault(stem, []), file)
+            if stem not in stems:
+                _add_to_group(labels.loose.setdefault(_first_part(file.name), []), file)
+        return labels
+
+
+def _add_to_group(group: list[_LabelFile], file: _LabelFile) -> None:
+    """Add a file to a group of `_Labels` if it is its first one, or the first that contradicts it or is wrong."""
+    if not group or (len(group) == 1 and (file.wrong is not None or file.label != group[0].label)):
+        group.append(file)
+
+
+def _label_of(source: str, name: str, labels: _Labels) -> Label:
+    """Return the label of the image `name`, or None.
 
     Raises:
         StepError: the label is wrong, or there are two different ones.
     """
-    found = labels.get(_first_part(name), [])
     stem, shorter = _stem(name), ""
     closest: list[_LabelFile] = []
-    while found and not closest and stem != shorter:
-        closest = [file for file in found if _stem(file.name) == stem]
+    while not closest and stem != shorter:
+        closest = labels.by_stem.get(stem, [])
         stem, shorter = _stem(stem), stem
-    closest = closest or [file for file in found if _stem(file.name) not in stems]
+    closest = closest or labels.loose.get(_first_part(name), [])
     for file in closest:
         if file.wrong is not None:
             raise file.wrong

@@ -60,6 +60,7 @@ def list_images(files: Files) -> Listing:
     for member in _members(uri, archive_token):
         path = _path(files.source, member)
         kind = stat.S_IFMT(member.external_attr >> 16) if member.create_system == _UNIX else 0
+        links.pop(path, None)  # the last member of a name counts
         if kind == stat.S_IFLNK:
             links[path] = member
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):

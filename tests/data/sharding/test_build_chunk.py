@@ -5,7 +5,9 @@ import pickle
 import threading
 import time
 import zipfile
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.decode import UnreadableImage
-from stylegan.data.sharding.build_chunk import build_chunk
+from stylegan.data.sharding.build_chunk import build_chunk, scratch
 from stylegan.data.sharding.chunks import ChunkRequest, Recipe, marker_uri, read_chunk, sample_key, tar_url
-from stylegan.data.sources.base import SourceImage
+from stylegan.data.sources.base import Read, SourceImage
 from stylegan.errors import StepError
 
 PIXELS = {f"{number}.png": np.full((8, 8, 3), 20 * number, np.uint8) for number in range(6)}
@@ -174,3 +177,82 @@ def test_memory_that_is_full_is_no_reject(tmp_path, monkeypatch):
     build_chunk(*work(tmp_path, ["0.png"]))
     (reject,) = read_chunk(str(tmp_path), "000007").rejected
     assert (reject["kind"], reject["bytes"]) == ("unread", None)
+
+
+# --- images that could not be read ------------------------------------------------------------------------------------
+
+
+class Store:
+    """A source that counts its reads, and refuses some images."""
+
+    def __init__(self, **refused: Exception) -> None:
+        self.refused, self.reads, self.opened = refused, Counter[str](), 0
+
+    def open(self) -> AbstractContextManager[Read]:
+        self.opened += 1
+        return nullcontext(self.read)
+
+    def read(self, path: str) -> np.ndarray:
+        self.reads[path] += 1
+        if path in self.refused:
+            raise self.refused[path]
+        return read(path)
+
+
+def marker_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which every read of a file of the storage adds its URI."""
+    uris: list[str] = []
+    read_bytes = storage.read_bytes
+
+    def counted(uri: str) -> bytes:
+        uris.append(uri)
+        return read_bytes(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", counted)
+    return uris
+
+
+@pytest.mark.parametrize(
+    ("error", "opened"),
+    [(zipfile.BadZipFile("the checksum is wrong"), 1), (PermissionError(13, "Permission denied"), 2)],
+)
+def test_only_unread_images_open_the_source_again(tmp_path, monkeypatch, error, opened):
+    """A reject that the bytes prove is final, so a resumed chunk needs no archive for it; the marker is read once."""
+    store = Store(**{"1": error})
+    build_chunk(*work(tmp_path, ["0", "1"], open=store.open))
+    reads = marker_reads(monkeypatch)
+    build_chunk(*work(tmp_path, ["0", "1"], open=store.open))
+    assert (store.opened, store.reads) == (opened, {"0": 1, "1": opened})
+    assert reads == [marker_uri(str(tmp_path), "000007")]
+
+
+def test_image_that_is_readable_again(tmp_path):
+    """It is read to find that out, and once more when its chunk is done again."""
+    store = Store(**{"1": PermissionError(13, "Permission denied")})
+    build_chunk(*work(tmp_path, ["0", "1"], open=store.open))
+    again = Store()
+    build_chunk(*work(tmp_path, ["0", "1"], open=again.open))
+    chunk = read_chunk(str(tmp_path), "000007")
+    assert (chunk.rows["path"].to_pylist(), chunk.rejected) == (["0", "1"], [])
+    assert again.reads == {"0": 1, "1": 2}
+
+
+@pytest.mark.parametrize("before", [None, PermissionError(13, "Permission denied")])
+def test_chunk_that_another_process_did_meanwhile(tmp_path, monkeypatch, before):
+    """Whoever gets the lock after it does nothing, whether the chunk was missing or could be read again."""
+    if before is not None:
+        build_chunk(*work(tmp_path, ["0", "1"], open=Store(**{"1": before}).open))
+    other, mine = Store(), Store()
+
+    @contextmanager
+    def late(uri: str, name: str) -> Iterator[Path]:
+        with monkeypatch.context() as patch:
+            patch.setattr("stylegan.data.sharding.build_chunk.scratch", scratch)
+            build_chunk(*work(tmp_path, ["0", "1"], open=other.open))
+        with scratch(uri, name) as folder:
+            yield folder
+
+    monkeypatch.setattr("stylegan.data.sharding.build_chunk.scratch", late)
+    build_chunk(*work(tmp_path, ["0", "1"], open=mine.open))
+    assert mine.reads == ({} if before is None else {"1": 1})
+    assert read_chunk(str(tmp_path), "000007").rows["path"].to_pylist() == ["0", "1"]

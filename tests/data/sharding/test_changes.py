@@ -359,7 +359,7 @@ def test_a_damaged_file_that_leads_to_the_newest_set_is_told_before_all_is_shard
     draw_images(folder / "cat", ["a.png"], size=(30, 31))
     for step in (change, make):
         with pytest.raises(
-            StepError, match=rf"^{newest(tmp_path)}: is damaged \([^\n]+\); run `stylegan shard` with the"
+            StepError, match=rf"^{newest(tmp_path)}: is damaged \([^\n]+\); shard the images as they were then"
         ):
             step(data, tmp_path)
     (folder / "cat" / "a.png").unlink()

@@ -15,7 +15,7 @@ from stylegan.data.sharding.chunks import (
     Recipe,
     Rows,
     duplicate,
-    is_finished,
+    finished_facts,
     read_chunk,
     sample_key,
     write_marker,
@@ -67,8 +67,8 @@ def test_marker_comes_back(tmp_path):
 def test_another_chunk_is_not_finished(tmp_path, change):
     """Other images, tokens, labels, order or settings make another chunk; another limit on rejects does not."""
     write_marker(recipe(tmp_path), REQUEST, FinishedChunk(Rows((4, 8), "none").table(), {}, [], []))
-    assert is_finished(recipe(tmp_path), REQUEST)
-    assert is_finished(recipe(tmp_path, max_rejected=7), REQUEST)
-    assert not is_finished(recipe(tmp_path, resize_filter="box"), REQUEST)
-    assert not is_finished(recipe(tmp_path), replace(REQUEST, name="000008"))
-    assert not is_finished(recipe(tmp_path), replace(REQUEST, **change))
+    assert finished_facts(recipe(tmp_path), REQUEST)
+    assert finished_facts(recipe(tmp_path, max_rejected=7), REQUEST)
+    assert not finished_facts(recipe(tmp_path, resize_filter="box"), REQUEST)
+    assert not finished_facts(recipe(tmp_path), replace(REQUEST, name="000008"))
+    assert not finished_facts(recipe(tmp_path), replace(REQUEST, **change))

@@ -1,5 +1,6 @@
 """Tests of CIFAR in its four public archives, and of malicious pickles, which must do nothing."""
 
+import gzip
 import io
 import os
 import pickle
@@ -95,6 +96,15 @@ def test_cifar10(tmp_path, opened, listed, contents, kind):
         picture = contents(source)["data_batch_2/00003"]
         assert (picture.dtype, picture.shape) == (np.uint8, (32, 32, 3))
         assert (picture == pixels(2)[3].reshape(3, 32, 32).transpose(1, 2, 0)).all()
+
+
+def test_archive_without_an_end_mark_is_named_once(tmp_path, opened, caplog):
+    """Its listing reads it once for the names of the classes, which are cut off here, and once for the images."""
+    path = archive(tmp_path, "cifar-10-binary.tar.gz")
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content[: content.index(b"cifar-10-batches-bin/batches.meta.txt")]))
+    assert len(opened(path).images) == 8
+    assert caplog.text.count("cifar-10-binary.tar.gz has no end mark") == 1
 
 
 def test_python_and_binary_are_one_set(tmp_path, opened):

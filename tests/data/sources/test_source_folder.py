@@ -15,6 +15,7 @@ import pytest
 from stylegan.config.sections import DataConfig
 from stylegan.data.decode import UnreadableImage
 from stylegan.data.sources import folder
+from stylegan.data.sources.base import Files, in_order
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError, StepError
 
@@ -283,6 +284,26 @@ def test_pattern_that_reaches_the_storage(image_folder, upload, remote):
     assert len(open_source(DataConfig(source=f"{uri}/**/*.tar", resolution=16), f"{uri}/out").images) == 1
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_pattern_at_the_top_of_the_storage(image_folder, tmp_path, upload, listed, remote):
+    """Tars beside the pipeline's own folders are the source; the pipeline's own never are, unless one set is named."""
+    own = "datasets/k/r0016/train.tar"
+    for name in ("mine/a.tar", own, "stages/0004/a.tar", "datasets-of-mine/a.tar"):
+        (image_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(image_folder / name, "w") as archive:
+            archive.add(image_folder / "cat/0.png", "0.png")
+    os.symlink(image_folder, tmp_path / "link")
+    uri = upload(image_folder) if remote else str(image_folder)
+    roots = [uri, f"{uri}/"] if remote else [uri, f"{uri}/", f"file://{uri}", str(tmp_path / "link")]
+    for root in roots:
+        found = open_source(DataConfig(source=f"{uri}/**/*.tar", resolution=16), root)
+        assert [path for path, _ in listed(found)] == ["datasets-of-mine/a/0.png", "mine/a/0.png"]
+        assert len(open_source(DataConfig(source=f"{uri}/{{mine/a,{own[:-4]}}}.tar", resolution=16), root).images) == 2
+        assert len(open_source(DataConfig(source=f"{uri}/datasets/k/*/*.tar", resolution=16), root).images) == 1
+        with pytest.raises(ConfigError, match=r"all 1 files of such names are in folders that this program writes"):
+            open_source(DataConfig(source=f"{uri}/d*/k/**/*.tar", resolution=16), root)
+
+
 def test_cache_inside_the_source_is_left_out(image_folder, draw_images, opened, monkeypatch):
     monkeypatch.setenv("STYLEGAN_CACHE", str(image_folder / "cache"))
     draw_images(image_folder / "cache", ["archives/0a/1.png"])
@@ -377,3 +398,23 @@ def test_file_too_large_for_a_picture(image_folder, upload, opened, monkeypatch,
         assert len(read("cat/1.png")) < 4000
         with pytest.raises(UnreadableImage, match="5,000 bytes; at most 4,000 are allowed for one image"):
             read("cat/0.png")
+
+
+def test_listing_is_sorted_once(image_folder, opened, monkeypatch):
+    """A listing may have millions of paths."""
+    calls = []
+
+    def counted(images):
+        calls.append(images)
+        return in_order(images)
+
+    monkeypatch.setattr("stylegan.data.sources.open_source.in_order", counted)
+    paths = [image.path for image in opened(image_folder).images]
+    assert paths == sorted(paths)
+    assert len(calls) == 1
+
+
+def test_listings_count_apart():
+    """What one listing leaves out is never counted for another by mistake: there is no counter by default."""
+    with pytest.raises(TypeError, match="left_out"):
+        Files("x", "/x", {})

@@ -287,10 +287,12 @@ def test_image_with_two_labels_is_refused(image_folder, tmp_path, opened, name):
     rows = ["image,old", *(f"{path},{label[0]}" for path, label in entries)]
     for count in (2, 1):
         text = (
-            json.dumps({"labels": entries[:count] * 2}) if name.endswith("json") else "\n".join(rows[: count + 1] * 1)
+            json.dumps({"labels": entries[:count] * 2})
+            if name.endswith("json")
+            else "\n".join([*rows[: count + 1], *rows[1 : count + 1]])
         )
         (tmp_path / name).write_text(text)
         if count == 2:
-            with pytest.raises(StepError, match=r"gives cat/0\.png (two labels|twice, with different attributes)"):
+            with pytest.raises(StepError, match=r"gives cat/0\.png two labels"):
                 opened(image_folder, label_file=str(tmp_path / name))
     assert opened(image_folder, label_file=str(tmp_path / name)).images[0].label == (1,)

@@ -200,6 +200,25 @@ def test_two_labels_for_one_image(tmp_path, opened, members):
     assert len(opened(tmp_path / "a.tar", "none").images) == 1
 
 
+def test_labels_of_many_names_with_dots(tmp_path, opened, monkeypatch):
+    """The work grows with the number of names, not with its square, both for labels that fit and for loose ones."""
+    views = {f"22.{number}.{view}.png": number % 7 for number in range(200) for view in ("left", "right.b")}
+    labels = {f"22.{number}.cls": number % 7 for number in range(200)}
+    loose = {f"30.{number}.png": 3 for number in range(200)}
+    labels |= {f"30.x{number}.cls": 3 for number in range(200)}
+    calls = []
+
+    def counted(name: str) -> str:
+        calls.append(name)
+        return os.path.splitext(name)[0]
+
+    files = [(name, PNG) for name in views | loose] + [(name, b"%d" % label) for name, label in labels.items()]
+    path = write(tmp_path / "a.tar", files)
+    monkeypatch.setattr("stylegan.data.sources.tar._stem", counted)
+    assert {image.path: image.label for image in opened(path).images} == views | loose
+    assert len(files) <= len(calls) < 10 * len(files)
+
+
 @pytest.mark.parametrize(
     "text", [b"[" * 100_000, b'{"label": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"NaN", b"true", b"1.5", b"{"]
 )
@@ -210,14 +229,14 @@ def test_odd_label_files(tmp_path, opened, text):
     assert "\n" not in str(caught.value)
 
 
-def test_tars_without_labels_import_no_torch(tmp_path):
-    """webdataset groups samples, and imports torch; a tar of images alone needs neither."""
-    write(tmp_path / "a.tar", [("cat/a.png", PNG), ("dog/b.png", PNG)])
+def test_tars_with_labels_import_no_torch(tmp_path):
+    """webdataset would group the samples too, but imports torch, which takes seconds in each process that lists."""
+    write(tmp_path / "a.tar", [("a.png", PNG), ("a.cls", b"1"), ("b.png", PNG), ("b.json", b'{"label": 0}')])
     code = f"""
 import sys
 from stylegan.config.sections import DataConfig
 from stylegan.data.sources.open_source import open_source
-assert open_source(DataConfig(source={str(tmp_path)!r}, resolution=16)).label_names == ("cat", "dog")
+assert open_source(DataConfig(source={str(tmp_path)!r}, resolution=16)).label_names == ("0", "1")
 assert not {{"torch", "webdataset"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -320,6 +339,25 @@ def test_last_member_of_a_name_counts(tmp_path, opened, contents):
     assert contents(opened(path)) == {"a.png": b"3", "b.png": b"2"}
 
 
+@pytest.mark.parametrize(("order", "wanted"), [("link, file", b"file"), ("file, link", b"x")])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_last_of_a_link_and_a_file_counts(tmp_path, opened, contents, order, wanted, kind):
+    """A later file takes the place of a link, and a later link that of a file, also where other links lead."""
+    path = write(tmp_path / "a.tar", [("b.png", b"x")])
+    with tarfile.open(path, "a") as archive:
+        for what in order.split(", "):
+            info = tarfile.TarInfo("a.png")
+            if what == "link":
+                info.type, info.linkname = kind, "b.png"
+            else:
+                info.size = 4
+            archive.addfile(info, io.BytesIO(b"file"))
+        info = tarfile.TarInfo("c.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "a.png"
+        archive.addfile(info)
+    assert contents(opened(path)) == {"a.png": wanted, "b.png": b"x", "c.png": wanted}
+
+
 def test_tars_whose_paths_would_be_the_same(tmp_path, opened, contents):
     """Tars that differ in their ending alone keep their images apart; if paths are the same otherwise, that is refused."""
     write(tmp_path / "a.tar", [("1.png", b"1")])
@@ -331,6 +369,21 @@ def test_tars_whose_paths_would_be_the_same(tmp_path, opened, contents):
     write(tmp_path / "x/a/b.tar", [("1.png", b"1"), ("2.png", b"1")])
     with pytest.raises(StepError, match=r"two of its tars contain a/b/1\.png"):
         opened(tmp_path / "x")
+
+
+@pytest.mark.parametrize("inner", ["b", "c", "d"])
+def test_no_image_of_a_nested_tar_is_lost(tmp_path, opened, inner):
+    """Each of several tars inside another one may have a path of the outer one, and all may have one size and time."""
+    (tmp_path / "a").mkdir()
+    tars = [write(tmp_path / "a.tar", [(f"{inner}/1.png", b"1")])]
+    tars += [write(tmp_path / f"a/{name}.tar", [("1.png" if name == inner else "2.png", b"2")]) for name in "bcd"]
+    for path in tars:
+        os.utime(path, (10**9, 10**9))
+    assert len({path.stat().st_size for path in tars}) == 1
+    with pytest.raises(StepError, match=rf"two of its tars contain a/{inner}/1\.png"):
+        opened(tmp_path)
+    write(tars[0], [("1.png", b"1"), ("e/1.png", b"1")])
+    assert len(opened(tmp_path).images) == 5
 
 
 @pytest.mark.parametrize("stray", [b"[{'no': json}]", b'[{"file": "a.png", "bbox": [1, 2, 3, 4]}]', b'"text"', b"{}"])
@@ -356,7 +409,22 @@ def test_tar_without_an_end_mark(tmp_path, opened, caplog):
     path = write(tmp_path / "a.tar", [("a.png", b"x"), ("b.png", b"y")])
     path.write_bytes(path.read_bytes()[:1024])
     assert len(opened(path).images) == 1
-    assert "has no end mark after byte 1024; it may be cut short" in caplog.text
+    assert "a.tar has no end mark after byte 1024; it may be cut short" in caplog.text
+
+
+def test_each_tar_without_an_end_mark_is_named_once(tmp_path, opened, caplog):
+    """Also one with links, whose members are listed twice."""
+    for name in ("train-0.tar", "train-1.tar", "train-2.tar"):
+        path = write(tmp_path / name, [("a.png", b"x")])
+        with tarfile.open(path, "a") as archive:
+            info = tarfile.TarInfo("link.png")
+            info.type, info.linkname = tarfile.SYMTYPE, "a.png"
+            archive.addfile(info)
+        if name != "train-1.tar":
+            path.write_bytes(path.read_bytes()[:1536])
+    assert len(opened(tmp_path).images) == 6
+    lines = sorted(record.getMessage() for record in caplog.records if "no end mark" in record.getMessage())
+    assert [line.partition(" has")[0].rpartition(": ")[2] for line in lines] == ["train-0.tar", "train-2.tar"]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

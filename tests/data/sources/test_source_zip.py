@@ -182,6 +182,20 @@ def test_links_in_zips(image_folder, opened, listed, contents):
         opened(with_link(path, "gone.png", "/x/gone.png"))
 
 
+def test_last_of_a_link_and_a_file_counts(tmp_path, opened, contents):
+    """As when the zip is unpacked: a later file takes the place of a link, and a later link that of a file."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("b.png", b"x")
+    with_link(path, "a.png", "b.png")
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a.png", b"file")
+    assert contents(opened(path)) == {"a.png": b"file", "b.png": b"x"}
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        with_link(path, "a.png", "b.png")
+    assert contents(opened(path)) == {"a.png": b"x", "b.png": b"x"}
+
+
 def test_zip_that_is_emptied_after_listing(image_folder, opened):
     """Each image that is gone fails by itself, and no process dies of it."""
     path = zipped(image_folder)

@@ -28,7 +28,7 @@ class OwnFolders:
         return self.contain(*_place(uri))
 
 
-def own_folders(source: str, root: str | None) -> OwnFolders:
+def own_folders(source: str, root: str | None, *, part: bool = False) -> OwnFolders:
     """Return the folders to leave out of the listing of a source: `storage.root`, the cache, and MLflow's local files.
 
     A source inside one of them is what the user wants, so that folder does not count.
@@ -36,19 +36,25 @@ def own_folders(source: str, root: str | None) -> OwnFolders:
     Args:
         source: URI of the source.
         root: `storage.root`; None if nothing is written.
+        part: whether only some files below `source` are listed, those of a pattern. In `storage.root` itself, the folders
+            of the pipeline are then left out.
 
     Raises:
         ConfigError: the source is `storage.root` itself, or the whole of a folder that the pipeline has in it.
     """
     place = _place(source)
-    own = [] if root is None else [_place(root), *(_place(storage.join(root, name)) for name in _FOLDERS)]
-    if place in own:
-        what = "storage.root itself" if place == own[0] else "a folder that the pipeline writes"
+    inside = [] if root is None else [storage.join(root, name) for name in _FOLDERS]
+    own = [] if root is None else [_place(root), *map(_place, inside)]
+    is_root = place in own[:1]
+    if place in own and not (part and is_root):
+        what = "storage.root itself" if is_root else "a folder that the pipeline writes"
         raise ConfigError(
             f"data.source={source}: is {what}, where pictures of the pipeline would become training images; "
             "set data.source to the folder of the images alone, or to one set in {storage.root}/datasets"
         )
-    found = [str(cache_root())] if root is None else [root, str(cache_root()), storage.EMBEDDED]
+    found = [str(cache_root())]
+    if root is not None:
+        found += [*(inside if is_root else [root]), storage.EMBEDDED]
     places = [_place(storage.absolute(folder)) for folder in found]
     return OwnFolders(tuple(ours for ours in places if not (ours[0] is place[0] and _is_below(place[1], ours[1]))))
 

@@ -14,7 +14,7 @@ from stylegan.data.cache import local_copy
 from stylegan.data.sources.access.links import Link
 from stylegan.data.sources.access.ranges import open_file
 from stylegan.data.sources.base import safe_path
-from stylegan.errors import StepError, one_line
+from stylegan.errors import StepError, one_line, shown
 
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
@@ -84,12 +84,13 @@ def open_tar(source: str, uri: str, token: str) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def walk(source: str, file: IO[bytes]) -> Iterator[Member | Link | Special]:
+def walk(source: str, file: IO[bytes], tar: str | None = None) -> Iterator[Member | Link | Special]:
     """Yield every member but folders; `file` is then at the first byte of the content of a `Member`.
 
     Args:
         source: `data.source`, for messages.
         file: the unpacked tar, open at its start.
+        tar: its name, for a warning if it has no end mark. None gives no warning, for another walk of the same listing.
 
     Raises:
         DamagedTar: a header is wrong, or the last member is incomplete.
@@ -102,7 +103,10 @@ def walk(source: str, file: IO[bytes]) -> Iterator[Member | Link | Special]:
         # Read one header; an empty block or the end of the file ends the archive.
         header = file.read(_BLOCK)
         if not header and position:
-            logger.warning(f"data.source={source}: has no end mark after byte {position}; it may be cut short")
+            if tar is not None:
+                logger.warning(
+                    f"data.source={source}: {shown(tar)} has no end mark after byte {position}; it may be cut short"
+                )
             return
         if header == _EMPTY:
             return
