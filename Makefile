@@ -15,7 +15,7 @@ quickstart: setup ## Train on handwritten digits, evaluate and register: the who
 	$(BIN)/stylegan run configs/quickstart.yaml
 
 # Whole modules go to one process for each core, in the order of the folders: the long ones (integration) come first.
-test: lint ## Check style and types and run all tests, with real engines
+test: lint ## Check style and types and run the tests with real engines, all but those of stack-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not stack"
 
 stack-test: setup ## Run the long tests of the engines together: signals, kills, printed commands

@@ -47,6 +47,16 @@ from stylegan.progress import Progress
 from stylegan.records import digest
 
 
+@contextmanager
+def _closing_images() -> Iterator[None]:
+    """Close the images that the block has opened, so that the cache of decoded images may remove them."""
+    try:
+        yield
+    finally:
+        open_images.cache_clear()
+
+
+@_closing_images()
 def evaluate(
     checkpoint_uri: str,
     shards: ShardSet,
@@ -58,6 +68,7 @@ def evaluate(
     out_uri: str | None = None,
     alpha: float = 1.0,
     loading: LoaderSettings = DEFAULT_LOADING,
+    intervals: bool = True,
 ) -> Report:
     """Measure the generator of a checkpoint.
 
@@ -71,6 +82,7 @@ def evaluate(
         out_uri: folder for figures; None: no figures.
         alpha: weight of the generator's newest resolution in [0, 1]; below 1 during a fade-in.
         loading: settings of loading the reals, as training has them.
+        intervals: False leaves out the intervals that take time: those of FID and of `pr`.
 
     Raises:
         ConfigError: the networks of `evaluation.features` cannot be read or trained for these images.
@@ -79,7 +91,8 @@ def evaluate(
     subject, generator = _subject_of_generator(
         checkpoint_uri, shards, evaluation, root=root, pmap=pmap, device=device, alpha=alpha, loading=loading
     )
-    return _Evaluation(subject, generator, root=root, pmap=pmap).run(checkpoint_uri, out_uri)
+    evaluation_run = _Evaluation(subject, generator, root=root, pmap=pmap, intervals=intervals)
+    return evaluation_run.run(checkpoint_uri, out_uri)
 
 
 def _subject_of_generator(
@@ -119,6 +132,7 @@ def _subject_of_generator(
     return subject, generator
 
 
+@_closing_images()
 def evaluate_images(
     images: ShardSet,
     shards: ShardSet,
@@ -181,6 +195,7 @@ def _subject_of_images(
     )
 
 
+@_closing_images()
 def redraw(
     measured: str | ShardSet,
     shards: ShardSet,
@@ -221,12 +236,14 @@ def redraw(
 class _Evaluation:
     """One evaluation on the driver: its meters, their references, and the reasons for skipped metrics."""
 
-    def __init__(self, subject: Subject, generator: Generator | None, *, root: str, pmap: Pmap) -> None:
+    def __init__(
+        self, subject: Subject, generator: Generator | None, *, root: str, pmap: Pmap, intervals: bool = True
+    ) -> None:
         evaluation, self.subject, self.pmap = subject.evaluation, subject, pmap
         self.skipped: dict[str, str] = {}
         self.meters: dict[Metric, Meter] = {}
         num_reals = count_reals(subject.shards, evaluation)
-        context = Context(evaluation, subject.spaces, generator, num_images=evaluation.num_images, num_reals=num_reals)
+        context = Context(evaluation, subject.spaces, generator, evaluation.num_images, num_reals, intervals)
         for metric in evaluation.metrics:
             try:
                 self.meters[metric] = make_meter(metric, context)
@@ -236,17 +253,15 @@ class _Evaluation:
 
     def run(self, uri: str, out_uri: str | None) -> Report:
         """Run all passes, compute all metrics and draw all figures. `uri` becomes the report's `checkpoint_uri`."""
-        with _closing_images():
-            self._stream()
-            report = self._report(uri)
-            figures = self._draw(out_uri, self._drawable()) if out_uri else {}
+        self._stream()
+        report = self._report(uri)
+        figures = self._draw(out_uri, self._drawable()) if out_uri else {}
         return report.model_copy(update={"figures": figures})
 
     def redraw(self, out_uri: str, names: Collection[str]) -> None:
         """Run the passes that these figures need, and draw them."""
-        with _closing_images():
-            self._stream()
-            self._draw(out_uri, names)
+        self._stream()
+        self._draw(out_uri, names)
 
     def _skip(self, metric: Metric, reason: str) -> None:
         """Record the reason for all keys of a metric."""
@@ -350,15 +365,6 @@ class _Evaluation:
             if {"best", "worst"} & set(names) and isinstance(meter, ManifoldMeter):
                 figures |= draw_extremes(self.subject, meter.realism(self.references), out_uri, self.pmap)
         return figures
-
-
-@contextmanager
-def _closing_images() -> Iterator[None]:
-    """Close what the block has opened, so that the cache of decoded images may remove it."""
-    try:
-        yield
-    finally:
-        open_images.cache_clear()
 
 
 def _share(meter: Meter, chunk: SampleChunk, products: Products) -> Products:

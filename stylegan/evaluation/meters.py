@@ -19,18 +19,12 @@ from stylegan.errors import StepError
 from stylegan.evaluation.features.spaces import Spaces
 from stylegan.evaluation.generate import GENERATED, Pass, truncated
 from stylegan.evaluation.metric_table import METRICS, Role
-from stylegan.evaluation.metrics.fid import (
-    GroupMoments,
-    Moments,
-    frechet_distance,
-    frechet_interval,
-    require_enough,
-)
+from stylegan.evaluation.metrics.fid import GroupMoments, Moments, frechet_distance, frechet_interval, require_enough
 from stylegan.evaluation.metrics.inception_score import SplitScores
 from stylegan.evaluation.metrics.kid import kernel_distance
 from stylegan.evaluation.metrics.numerics import Estimate
 from stylegan.evaluation.metrics.ppl import cropped_side, path_length
-from stylegan.evaluation.metrics.precision_recall import manifold_metrics, realism
+from stylegan.evaluation.metrics.precision_recall import GROUPS, manifold_metrics, realism
 from stylegan.evaluation.metrics.separability import score_attribute, separability
 from stylegan.evaluation.reference import Reference
 from stylegan.evaluation.work import Products
@@ -52,6 +46,7 @@ class Context:
         generator: the measured generator; None if images are measured.
         num_images: the number of images to compare.
         num_reals: the number of reals to compare them with.
+        intervals: False where nobody reads intervals: those that take time are left out.
     """
 
     evaluation: EvaluationConfig
@@ -59,6 +54,7 @@ class Context:
     generator: Generator | None
     num_images: int
     num_reals: int
+    intervals: bool = True
 
 
 @dataclass
@@ -124,14 +120,18 @@ def make_meter(metric: Metric, context: Context) -> Meter:
 
 
 class FrechetMeter(Meter):
-    """fid: the Frechet distance, with an interval from a jackknife over the generated images."""
+    """fid: the Frechet distance, with an interval from a jackknife over the generated images.
+
+    `groups` are those of the jackknife; 0: the value alone; None: as the context says.
+    """
 
     def __init__(self, context: Context, metric: Metric, *, groups: int | None = None) -> None:
         super().__init__(context, metric)
         num_features = context.spaces["pooled"].num_features
         require_enough(context.num_reals, num_features, "reference")
         require_enough(context.num_images, num_features, "generated")
-        groups = context.evaluation.bootstrap if groups is None else groups
+        if groups is None:
+            groups = context.evaluation.bootstrap if context.intervals else 0
         self.groups = GroupMoments(num_features, groups=groups) if groups > 1 else None
         self.moments: Moments | None = None
 
@@ -211,11 +211,17 @@ class InceptionScoreMeter(Meter):
 
 
 class ManifoldMeter(Meter):
-    """pr: precision, recall, density and coverage; and the realism of every image, for figures."""
+    """pr: precision, recall, density and coverage; and the realism of every image, for figures.
 
-    def __init__(self, context: Context, metric: Metric) -> None:
+    `groups` are those of the jackknife; 0: the values alone; None: as the context says.
+    """
+
+    def __init__(self, context: Context, metric: Metric, *, groups: int | None = None) -> None:
         super().__init__(context, metric)
         context.spaces["manifold"]
+        if groups is None:
+            groups = GROUPS if context.intervals else 0
+        self.groups = groups
         self.features: list[np.ndarray] = []
 
     @property
@@ -230,10 +236,11 @@ class ManifoldMeter(Meter):
         self.features.append(products["manifold"])
 
     def outcome(self, references: References) -> Outcome:
-        found = manifold_metrics(references["manifold"].manifold, np.concatenate(self.features))
-        return Outcome.of(
+        found = manifold_metrics(references["manifold"].manifold, np.concatenate(self.features), groups=self.groups)
+        outcome = Outcome.of(
             precision=found.precision, recall=found.recall, density=found.density, coverage=found.coverage
         )
+        return outcome if self.groups > 1 else Outcome(outcome.values)
 
     def realism(self, references: References) -> np.ndarray:
         """Compute the realism [num_images] of the images, their depth in the manifold of the reals.
@@ -344,7 +351,7 @@ class TruncationMeter(Meter):
     def __init__(self, context: Context, metric: Metric) -> None:
         super().__init__(context, metric)
         self.meters = {
-            truncated(psi): (FrechetMeter(context, metric, groups=0), ManifoldMeter(context, metric))
+            truncated(psi): (FrechetMeter(context, metric, groups=0), ManifoldMeter(context, metric, groups=0))
             for psi in context.evaluation.psi
         }
 

@@ -45,7 +45,10 @@ def metric_keys(metric: Metric, spaces: Spaces) -> tuple[str, ...]:
 
 
 def protocol_of(metric: Metric, shards: ShardSet, evaluation: EvaluationConfig, spaces: Spaces) -> str:
-    """Return the digest of everything that decides the values of a metric and their intervals."""
+    """Return the digest of all that decides the values of a metric, and of how their intervals are computed.
+
+    The settings of intervals are left out: see `MetricFacts.interval_settings`.
+    """
     facts, values = METRICS[metric], settings_of(shards, evaluation, spaces)
     names = (*facts.settings, "seed", "chunk", "resolution")
     networks = {role: spaces.networks[role].sha256 for role in facts.roles if role in spaces.networks}

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -59,7 +60,7 @@ def quick_evaluation(config: Config, resolution: int) -> EvaluationConfig:
     """Return the settings of the quick metrics in the stage of a resolution.
 
     These are the metrics of `config.snapshots` (none where they are off) in the feature space of `config.evaluation`,
-    on few images and without the interval of FID.
+    on few images.
     """
     snapshots = config.snapshots
     metrics = snapshots.metrics if at_resolution(snapshots.metrics_kimg, resolution) else ()
@@ -67,7 +68,6 @@ def quick_evaluation(config: Config, resolution: int) -> EvaluationConfig:
         "metrics": metrics,
         "num_images": snapshots.metrics_images,
         "num_reals": snapshots.metrics_images,
-        "bootstrap": 0,
     }
     return config.evaluation.model_copy(update=changes)
 
@@ -117,7 +117,7 @@ class QuickRequest:
 
 
 def measure_quickly(request: QuickRequest) -> Report:
-    """Measure in this process, and return the report without intervals and figures."""
+    """Measure in this process, and return the report without figures, and without the intervals that take time."""
     return evaluate(
         request.uri,
         request.shards,
@@ -125,6 +125,7 @@ def measure_quickly(request: QuickRequest) -> Report:
         root=request.root,
         alpha=request.alpha,
         loading=request.loading,
+        intervals=False,
     )
 
 
@@ -259,7 +260,7 @@ class QuickMetrics:
         shown = ", ".join(f"{key} {report.metrics[key]:.4g}" for key in keys)
         logger.info("%s: quick metrics of %s: %s", self._name, _kimg(checkpoint), shown)
 
-    @property
+    @cached_property
     def _uri(self) -> str:
         """The file of rows."""
         return storage.join(self.job.uri, rows_name(self.job.config, self.job.stage.resolution, self.job.shards) or "")

@@ -117,6 +117,8 @@ def _read_features(uri: str, num_reals: int, dtype: str) -> np.ndarray | None:
         found = np.load(io.BytesIO(data), allow_pickle=False)
         if not isinstance(found, np.ndarray) or found.ndim != 2 or len(found) != num_reals or found.dtype != dtype:
             raise ValueError(f"not {num_reals} rows of {dtype}")
+        if not np.isfinite(found).all():
+            raise ValueError("values that are not finite")
         return found
 
     return _read(uri, parse)

@@ -62,6 +62,8 @@ def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, t
 
         # Copy the weights into fresh memory, because the layers want some of them in channels_last memory format.
         generator.to_empty(device="cpu").load_state_dict(tensors)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged and foreign files raise errors of many types
         raise DamagedError(
             f"{origin}: these {len(data)} bytes are not a generator file ({one_line(error, 200)}); "

@@ -16,7 +16,9 @@ from stylegan.evaluation.report import EVALUATION_VERSION
 from stylegan.records import Record, digest
 from stylegan.training.schedule import stages
 
-# Raise one when the step's result changes for the same config: finished work of that step is then done again.
+# Raise one when the step's result changes for the same config: finished work of that step is then done again. A
+# correction so small that nobody would train again for it may leave it. "train" stayed 2 when alpha and the reset of Adam
+# moved to the exact end of a fade, by at most one look at the schedule, and when fp16 and TF32 were corrected.
 VERSIONS = {"train": 2, "evaluate": EVALUATION_VERSION, "register": 1, "gate": 1}
 
 # Settings of training that act through a stage's own length, batch and learning rate only.

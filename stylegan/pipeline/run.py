@@ -15,7 +15,7 @@ from stylegan.records import Record
 from stylegan.registry.gate import Verdict
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import MARKER, Checkpoint, check_place, checkpoints
+from stylegan.training.state import MARKER, Checkpoint, check_folder, checkpoints
 
 
 class _StoredVerdict(Record):
@@ -114,7 +114,7 @@ class Run:
             return None
         # The root may have moved; the name of the folder stays.
         record = record.model_copy(update={"uri": storage.join(uri, storage.name(record.uri))})
-        check_place(record, record.uri, origin=marker, cure=cure)
+        check_folder(record, record.uri, origin=marker, cure=cure)
         if (record.digest, record.resolution) != (self.stage_key(stage), stage.resolution):
             raise DamagedError(
                 f"{marker}: is damaged (it is of the stage {record.resolution:04d}-{record.digest}); {cure}"

@@ -91,7 +91,7 @@ class CheckpointWriter:
             written = not futures.wait([self._writing], WAIT_SECONDS).not_done
             if written:
                 self._writing.result()
-        return bool(distributed.gather(torch.tensor(int(written), device=self.state.device)).all())
+        return bool(distributed.of_first_rank(torch.tensor(int(written), device=self.state.device)))
 
     def finish(self) -> Checkpoint:
         """Wait for all work in the background and return the newest checkpoint. Raises StepError as `wait`."""

@@ -104,8 +104,9 @@ class Curves:
         return dict(self.rows[-1]["metrics"]) if self.rows else {}
 
     def mean_speed(self) -> float:
-        """Return the images per second over all points of the stage, 0 without any."""
-        seconds = [row["metrics"].get("time/sec_per_kimg", 0.0) for row in self.rows]
+        """Return the images per second over all points of the stage that have a time, 0 without any."""
+        name = "time/sec_per_kimg"
+        seconds = [row["metrics"][name] for row in self.rows if name in row["metrics"]]
         return 1000 * len(seconds) / sum(seconds) if any(seconds) else 0.0
 
     def _progress(self) -> dict[str, float]:

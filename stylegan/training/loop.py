@@ -55,8 +55,9 @@ def train_stage(
         device: where the networks are.
         on_checkpoint: called on every rank for each checkpoint once it is complete, with the newest point of its
             curves.
-        stop: whether the stage is asked to stop early. Rank 0 calls it about once a second, the other ranks follow it.
-            None on every rank or on none.
+        stop: whether the stage is asked to stop early; it must return at once. One process calls it before every step.
+            Of several ranks, rank 0 calls it about once a second, and the others follow it. None on every rank or on
+            none.
 
     Raises:
         StageStopped: as asked, after a checkpoint.

@@ -32,6 +32,9 @@ from stylegan.training.hardware import set_precision
 from stylegan.training.schedule import Stage, lazy_correction
 
 MARKER = "checkpoint.json"
+# Failures of the machine, which say nothing about a file. Older versions of torch have no AcceleratorError, which is
+# any failure of a GPU but lack of memory.
+MACHINE_ERRORS = (MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 FIRST_LOG2_SCALE = 16.0
 Device = torch.device | str
 
@@ -236,7 +239,7 @@ def newest_checkpoint(stage_uri: str) -> Checkpoint | None:
     if not complete:
         return None
     newest = read_checkpoint(complete[-1])
-    check_place(newest, newest.uri, origin=storage.join(newest.uri, MARKER), cure=_cure(newest.uri))
+    check_folder(newest, newest.uri, origin=storage.join(newest.uri, MARKER), cure=_cure(newest.uri))
     return newest
 
 
@@ -256,14 +259,17 @@ def read_checkpoint(uri: str) -> Checkpoint:
     return record.model_copy(update={"uri": uri})
 
 
-def check_place(record: Checkpoint, uri: str, *, origin: str, cure: str) -> None:
+def check_folder(record: Checkpoint, uri: str, *, origin: str, cure: str) -> None:
     """Raise DamagedError, about the file `origin`, unless the record is that of a checkpoint in the folder `uri`."""
     if storage.name(uri) != storage.name(checkpoint_uri("", record.nimg)):
         raise DamagedError(f"{origin}: is damaged (nimg: {record.nimg} is not that of {storage.name(uri)}); {cure}")
 
 
 def _cure(uri: str) -> str:
-    return f"delete {uri} and run the same command again, which goes on from the checkpoint before it"
+    return (
+        f"delete {uri} and run the same command again, which goes on from the checkpoint before it, or from the start of "
+        "the stage if there is none"
+    )
 
 
 def prune(stage_uri: str, keep: int) -> None:
@@ -313,7 +319,7 @@ def _load(record: Checkpoint, load: Callable[[dict], None]) -> None:
         if saved["nimg"] != record.nimg:
             raise ValueError(f"it holds the state at {saved['nimg']} images, the checkpoint is that at {record.nimg}")
         load(saved)
-    except (MemoryError, torch.OutOfMemoryError):
+    except MACHINE_ERRORS:
         raise
     except Exception as error:  # torch.load and load_state_dict raise errors of many types
         problem = f"{type(error).__name__}: {one_line(error, 200)}"

@@ -217,7 +217,7 @@ def bench_memory(options: argparse.Namespace, folder: Path) -> None:
     """Measure the memory of FID of a tiny generator, with its interval; ten times the samples must not need more."""
     uri, shards = prepare(folder, ModelConfig(latent_size=16, mapping_layers=2, mapping_fmaps=16, fmap_max=8), 8)
     print(
-        "\nPeak memory of an evaluation (fid with 16 replicates, 8x8)\n"
+        "\nPeak memory of an evaluation (fid with an interval over 16 groups, 8x8)\n"
         "| samples | driver MiB | worker MiB | s |\n|---|---|---|---|"
     )
     for count in (10_000, 10_000, 100_000):  # the first run trains the classifier
@@ -246,7 +246,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.threads} thread(s)")
     for part in PARTS:
-        if part in options.parts or "all" in options.parts:
+        if "all" in options.parts or part in options.parts:
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["STYLEGAN_CACHE"] = folder
                 PARTS[part](options, Path(folder))

@@ -164,7 +164,7 @@ def main() -> None:
         f"{options.threads} thread(s)"
     )
     for part in PARTS:
-        if part in options.parts or "all" in options.parts:
+        if "all" in options.parts or part in options.parts:
             PARTS[part](options)
 
 

@@ -35,7 +35,7 @@ def test_intervals_are_as_wide_as_values_differ(case: Case, draws: int) -> None:
 
 
 def test_intervals_of_precision_and_density_fit_and_those_of_recall_and_coverage_are_not_too_narrow() -> None:
-    """Recall and coverage depend on all generated images in a way that makes the jackknife an upper bound."""
+    """Recall and coverage depend on all generated images in a way that makes the jackknife too wide, on average."""
     found = spreads(manifold(300, 16, num_reals=900), 60)
     for name in ("precision", "density"):
         assert 0.7 < found[name].ratio < 1.35, (name, found[name])

@@ -25,6 +25,7 @@ from stylegan.evaluation import engine, figures, generate
 from stylegan.evaluation.engine import evaluate, evaluate_images, redraw
 from stylegan.evaluation.features.embedded import obtain_features
 from stylegan.evaluation.metrics.fid import Moments, frechet_distance
+from stylegan.evaluation.metrics.numerics import Estimate
 from stylegan.evaluation.report import Report
 from stylegan.images import to_float
 from stylegan.networks.generator import Generator
@@ -90,6 +91,22 @@ def test_intervals_hold_their_values(measured: Report) -> None:
     for key in ("fid_classifier", "kid_classifier", "ppl_wend_classifier"):
         low, high = measured.intervals[key]
         assert low < measured.metrics[key] < high
+
+
+def test_curves_and_quick_metrics_take_no_jackknife(
+    measured: Report,
+    shards: ShardSet,
+    evaluation: EvaluationConfig,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody reads the intervals there, and they take most of the time. The values stay."""
+    monkeypatch.setattr(Estimate, "from_jackknife", None)
+    curves = evaluate(measured.checkpoint_uri, shards, only(evaluation, "fid_mixing", "truncation"), root=root)
+    assert curves.curves == measured.curves
+    quick = evaluate(measured.checkpoint_uri, shards, only(evaluation, "fid", "pr"), root=root, intervals=False)
+    assert same(quick, measured.model_copy(update={"metrics": {key: measured.metrics[key] for key in quick.metrics}}))
+    assert quick.intervals == {}
 
 
 def test_every_attribute_has_its_entropies(measured: Report) -> None:
@@ -399,6 +416,22 @@ def test_figures_are_drawn_again_as_they_were(
     assert set(workers.passes) == {"PictureRequest", "generated"}
     for name, uri in measured.figures.items():
         assert np.array_equal(pixels(uri), pixels(str(tmp_path / f"{name}.png")))
+
+
+def test_the_reals_are_closed_also_after_a_failure(
+    shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str], tmp_path: Path
+) -> None:
+    """The cache of decoded images can remove nothing that is open."""
+    uri, some = checkpoint(), only(evaluation, "fid", features=f"{tmp_path}/none.safetensors")
+    for fail in (
+        lambda: evaluate(uri, shards, some, root=root),
+        lambda: redraw(uri, shards, some, {"worst"}, root=root, out_uri=str(tmp_path)),
+    ):
+        with pytest.raises(ConfigError, match="there is no such file"):
+            fail()
+        assert generate.open_images.cache_info().currsize == 0
+    evaluate_images(shards, shards, only(evaluation, "is"), root=root)
+    assert generate.open_images.cache_info().currsize == 0
 
 
 def test_figures_of_images_are_drawn_again(

@@ -17,6 +17,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.errors import UnavailableError
 from stylegan.evaluation import quick
 from stylegan.evaluation.engine import evaluate
+from stylegan.evaluation.metrics.numerics import Estimate
 from stylegan.evaluation.quick import QuickMetrics, quick_evaluation, rows_name, with_quick
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import stages
@@ -121,6 +122,17 @@ def test_values_are_those_of_an_evaluation_in_the_middle_of_the_fade(
     keys = {f"{metric}_classifier" for metric in ("fid", "precision", "recall", "density", "coverage")}
     assert row == {"nimg": 8000, "resolution": 8, "metrics": {f"quick/{key}": half[key] for key in keys}}
     assert half["fid_classifier"] != whole["fid_classifier"]
+
+
+def test_rows_take_no_intervals_that_nobody_reads(
+    make_job: Callable[..., StageJob], save: Any, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jackknife takes most of the time of precision and recall."""
+    monkeypatch.setattr(Estimate, "from_jackknife", None)
+    job = make_job()
+    save(job, 8000)
+    QuickMetrics(job, Here(), root=root).measure_if_due()
+    assert [row["nimg"] for row in rows(job)] == [8000]
 
 
 def test_a_lower_stage_is_measured_at_its_resolution_and_says_so(

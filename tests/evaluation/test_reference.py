@@ -73,6 +73,22 @@ def test_damaged_files_are_made_again(shards: ShardSet, tmp_path: Path, content:
     assert open_reference(shards, tmp_path, "moments", "features").complete
 
 
+def test_features_that_are_not_finite_are_made_again(
+    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise every evaluation would be told to look for the fault in its images."""
+    fill(open_reference(shards, tmp_path, "features"))
+    (path,) = tmp_path.glob("stats/vgg16-*/*-features.npy")
+    rows = np.load(path)
+    rows[7, 2] = np.nan
+    np.save(path, rows)
+    again = open_reference(shards, tmp_path, "features")
+    assert not again.complete
+    assert f"{path}: is damaged (values that are not finite); it is computed again" in caplog.text
+    fill(again)
+    assert open_reference(shards, tmp_path, "features").complete
+
+
 def test_files_with_any_damage_are_made_again_or_read(shards: ShardSet, tmp_path: Path) -> None:
     """Bytes that are cut off, set or flipped never end the evaluation."""
     fill(open_reference(shards, tmp_path, "moments", "features"))

@@ -135,6 +135,18 @@ def test_other_bytes_are_refused_in_one_line(kind: str) -> None:
     assert "give a generator.safetensors" in message
 
 
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that nobody is told to delete a whole file because the machine is full."""
+
+    def fail(_data: bytes) -> None:
+        raise MemoryError("full")
+
+    data = save_generator(_generator(), [])
+    monkeypatch.setattr(safetensors_torch, "load", fail)
+    with pytest.raises(MemoryError, match="full"):
+        load_generator(data)
+
+
 def test_loaded_weights_have_the_memory_format_of_fresh_ones() -> None:
     """Check that loading restores memory formats, which a file does not contain."""
     generator = _generator()

@@ -194,7 +194,7 @@ def test_a_difference_beyond_chance_says_so():
 
 
 def test_intervals_that_do_not_hold_their_value_count_by_their_width():
-    """Bootstrapped FIDs lie above the plain one."""
+    """The ends of an interval may come from elsewhere than from its value: only its width is used."""
     high = report(9.0, checkpoint="b", intervals={"fid_classifier": (9.5, 10.5)})
     assert decide(high, report(10.0, intervals={"fid_classifier": (10.5, 11.5)})).promote  # 1 > sqrt(0.5)
     assert not decide(high, report(9.6, intervals={"fid_classifier": (10.1, 11.1)})).promote

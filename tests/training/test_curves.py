@@ -55,6 +55,15 @@ def test_content_is_that_of_its_moment(curves):
     assert len(opened.content()().splitlines()) == 3
 
 
+def test_the_mean_speed_is_that_of_the_points_that_have_a_time(curves):
+    """A point of version 0.1 or of another program may have none; it is no kimg in no time."""
+    assert curves([]).mean_speed() == 0
+    metrics = ({"time/sec_per_kimg": 2.0}, {"loss/d": 1.0}, {"time/sec_per_kimg": 6.0})
+    rows = [{"nimg": nimg, "resolution": 4, "metrics": some} for nimg, some in zip((2, 4, 8), metrics, strict=True)]
+    assert curves(rows).mean_speed() == 250
+    assert curves(rows[1:2]).mean_speed() == 0
+
+
 @pytest.mark.parametrize(("num_bytes", "written"), [(100, True), (10 * curves_module.WRITE_BYTES, False)])
 def test_a_large_file_is_written_more_rarely(curves, monkeypatch, num_bytes, written):
     """Five seconds after the last write: the whole file is written again each time, and grows."""

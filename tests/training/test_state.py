@@ -201,7 +201,8 @@ def cut_in_half(path):
 
 
 DAMAGED = (
-    r"^\S*checkpoint-000000000/training\.pt: is damaged \([^\n]*\); delete \S*checkpoint-000000000 and run the same"
+    r"^\S*checkpoint-000000000/training\.pt: is damaged \([^\n]*\); delete \S*checkpoint-000000000 and run the same command "
+    r"again, which goes on from the checkpoint before it, or from the start of the stage if there is none$"
 )
 DAMAGE = {
     "missing": (
@@ -227,6 +228,26 @@ def test_damaged_training_state_is_one_clear_line(job, record, damage):
         resume_stage(stage.config, stage.stage, record, num_labels=2, key="k")
     with pytest.raises(StepError, match=message):
         new_state(above)
+
+
+FAULTS = (
+    MemoryError("no memory"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError)("CUDA error: an illegal memory access"),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_fault_of_the_machine_damages_no_checkpoint(job, record, monkeypatch, fault):
+    """Nobody should delete a whole checkpoint because a GPU has failed."""
+
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", fail)
+    stage = job(4, "one")
+    with pytest.raises(type(fault), match=str(fault)):
+        resume_stage(stage.config, stage.stage, record, num_labels=2, key="k")
 
 
 def test_a_forged_training_state_runs_no_code(job, record, tmp_path):

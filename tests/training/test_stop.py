@@ -63,5 +63,7 @@ def test_all_ranks_stop_at_the_same_step(tmp_path):
     assert first == second > 3
 
 
-def test_ranks_that_nobody_can_stop_exchange_nothing():
+def test_ranks_that_nobody_can_stop_exchange_nothing(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "of_first_rank", lambda values: pytest.fail("exchanged"))
     assert not StopRequests(None, torch.device("cpu")).arrived()

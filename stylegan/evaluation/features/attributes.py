@@ -206,6 +206,8 @@ def _load(data: bytes, uri: str) -> Discriminator:
             network = Discriminator(MODEL, resolution=2 << num_levels, channels=state["from_rgb.0.weight"].shape[1])
         # `load_state_dict` copies, so that in memory the weights have the layout that the layers want.
         network.to_empty(device="cpu").load_state_dict(state)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged and foreign files raise errors of many types
         raise DamagedError(
             f"{uri}: is not a classifier of attributes ({one_line(error, 200)}); delete it and run the same command "

@@ -134,15 +134,20 @@ def digest_of_features(uri: str) -> str:
     return hashlib.sha256(_read_file(uri)).hexdigest()
 
 
-def load_features(uri: str, device: str = "cpu") -> FeatureNet:
+def load_features(uri: str, device: str = "cpu", *, data: bytes | None = None) -> FeatureNet:
     """Read a network that `obtain_features` has written.
 
     The `uri` of the result is absolute, because workers have other working directories.
 
+    Args:
+        uri: the file.
+        device: the torch device of the network.
+        data: the content of the file, if it is known already.
+
     Raises:
         ConfigError: there is no such file, or it is not a feature network of this version.
     """
-    data = _read_file(uri)
+    data = _read_file(uri) if data is None else data
     try:
         return _open(data, uri, device)
     except DamagedError as error:
@@ -158,6 +163,8 @@ def _open(data: bytes, uri: str, device: str) -> FeatureNet:
                 resolution=facts.resolution, channels=facts.channels, num_classes=len(facts.label_names)
             )
         network.load_state_dict(safetensors.torch.load(data), assign=True)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged and foreign files raise errors of many types
         raise DamagedError(
             f"{uri}: is not a feature network of this version of the program ({one_line(error, 200)})"

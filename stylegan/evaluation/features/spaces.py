@@ -29,13 +29,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.features import public_weights as weights
 from stylegan.evaluation.features.attributes import AttributeNet, attribute_names, obtain_attributes
-from stylegan.evaluation.features.embedded import (
-    FeatureNet,
-    Pmap,
-    check_embedded,
-    load_features,
-    obtain_features,
-)
+from stylegan.evaluation.features.embedded import FeatureNet, Pmap, check_embedded, load_features, obtain_features
 from stylegan.evaluation.features.public_weights import PUBLISHED, WeightName
 from stylegan.evaluation.metric_table import METRICS, Role
 from stylegan.networks.inception import load_inception
@@ -43,6 +37,8 @@ from stylegan.networks.vgg import load_lpips, load_vgg16
 
 logger = logging.getLogger("stylegan")
 ROLES: tuple[Role, ...] = get_args(Role)
+# Copies of public weights that this process has read or written: (uri, sha256). They are large, so each is checked once.
+_INTACT: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -197,11 +193,14 @@ def _copy_below_root(name: WeightName, evaluation: EvaluationConfig, root: str) 
     uri = storage.join(storage.absolute(root), "features", f"{name}-{sha256[:10]}.pth")
     if not _holds(uri, sha256):
         storage.write_bytes(uri, data)
+    _INTACT.add((uri, sha256))
     return uri, sha256
 
 
 def _holds(uri: str, sha256: str) -> bool:
     """Return whether a file has these bytes; one with others is damaged, and named in a warning."""
+    if (uri, sha256) in _INTACT:
+        return storage.exists(uri)
     try:
         found = _sha256(storage.read_bytes(uri))
     except FileNotFoundError:
@@ -259,4 +258,5 @@ def open_network(network: Network, device: str) -> Any:
     }
     if network.name in published:
         return published[network.name](*files.values()).to(device)
-    return load_features(network.uris[0], device)
+    ((uri, data),) = files.items()
+    return load_features(uri, device, data=data)

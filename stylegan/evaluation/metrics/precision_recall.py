@@ -6,6 +6,7 @@ includes its border (Kynkaanniemi et al. 2019). Distances are computed in tiles;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Manifold:
 
     points: Tensor
     nearest: Tensor
-    neighbours: Tensor
+    numbers: Tensor
 
     @classmethod
     def of(cls, features: np.ndarray, *, neighbours: int = 5, what: str = "reference", device: str = "cpu") -> Manifold:
@@ -81,7 +82,7 @@ class Manifold:
             neighbours outside its group, float64; and that group [N, k]. A ball reaches to the last neighbour known if
             fewer than k are outside.
         """
-        of_neighbours = groups[self.neighbours]
+        of_neighbours = groups[self.numbers]
         left_out = of_neighbours[:, :k]
         radii = torch.empty(left_out.shape, dtype=self.nearest.dtype, device=self.nearest.device)
         for slot in range(k):
@@ -106,7 +107,9 @@ class ManifoldMetrics:
     coverage: Estimate
 
 
-def manifold_metrics(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3, k_dc: int = 5) -> ManifoldMetrics:
+def manifold_metrics(
+    real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3, k_dc: int = 5, groups: int = GROUPS
+) -> ManifoldMetrics:
     """Return precision and recall (Kynkaanniemi et al. 2019) with density and coverage (Naeem et al. 2020).
 
     Args:
@@ -114,6 +117,8 @@ def manifold_metrics(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 
         fake: generated features [M, D].
         k: neighbour that the balls of precision and recall reach to; 3 in the paper.
         k_dc: neighbour that the balls of density and coverage reach to; 5 in the paper.
+        groups: of the jackknife; 0 leaves it out, which is faster: the ends of the intervals of recall and coverage are
+            then NaN.
 
     Raises:
         StepError: too few images, values that are not finite, or sets of different D.
@@ -123,18 +128,24 @@ def manifold_metrics(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 
     reals = _manifold(real, max(k, k_dc))
     require_same_width(reals.points.shape[1], fake.shape[1])
     device = reals.points.device
-    known = max(k, min(2 * k + 2, len(fake) - 1))  # a few more than k, for the balls without a group
+    jackknife = groups > 1
+    known = max(k, min(2 * k + 2, len(fake) - 1)) if jackknife else k  # a few more than k, for balls without a group
     fakes = Manifold.of(fake, neighbours=known, what="generated", device=str(device))
     ball, ball_dc, fake_ball = reals.radii(k), reals.radii(k_dc), fakes.radii(k)
 
-    # Put the generated images into the groups of a jackknife. Row g of a mask [G, M] has the images of group g, or
-    # those whose ball is larger without group g.
-    num_groups = max(min(GROUPS, len(fake)), 2)
-    groups = torch.from_numpy(group_numbers(0, len(fake), num_groups)).to(device)
-    larger, left_out = fakes.radii_without(k, groups)
-    left_out = left_out.masked_fill(left_out == groups[:, None], -1)  # an image is not there without its own group
-    numbers = torch.arange(num_groups, device=device)[:, None]
-    own, *changed = ((numbers == group).float() for group in (groups, *left_out.T))
+    # Put the generated images into the groups of a jackknife, or all into one. Row g of a mask [G, M] has the images of
+    # group g, or those whose ball is larger without group g.
+    num_groups = max(min(groups, len(fake)), 2) if jackknife else 1
+    group_of = torch.from_numpy(group_numbers(0, len(fake), num_groups)).to(device)
+    all_groups = torch.arange(num_groups, device=device)[:, None]
+    own = (all_groups == group_of).float()
+    changed: list[tuple[Tensor, Tensor]] = []  # masks, and the squared radii [M] of the larger balls
+    if jackknife:
+        larger, left_out = fakes.radii_without(k, group_of)
+        left_out = left_out.masked_fill(
+            left_out == group_of[:, None], -1
+        )  # an image is not there without its own group
+        changed = [((all_groups == group).float(), radii) for group, radii in zip(left_out.T, larger.T, strict=True)]
 
     # Compare every pair, tile by tile: which images are in a ball of the other set, and in how many balls. For the
     # reals, count by group the images whose ball they are in, those whose larger ball they are in, and the near ones.
@@ -147,7 +158,7 @@ def manifold_metrics(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 
         counts[rows] += near.sum(dim=1)
         covered[:, columns] += own[:, rows] @ near.float()
         recalled[:, columns] += own[:, rows] @ (distances <= fake_ball[rows, None]).float()
-        for mask, radii in zip(changed, larger.T, strict=True):
+        for mask, radii in changed:
             recalled_without[:, columns] += mask[:, rows] @ (distances <= radii[rows, None]).float()
 
     # Average.
@@ -155,21 +166,26 @@ def manifold_metrics(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 
         precision=Estimate.of_share(precise.cpu().numpy()),
         recall=_share_of_reals(recalled, recalled_without),
         density=Estimate.of_mean(counts.cpu().numpy() / k_dc),
-        coverage=_share_of_reals(covered, torch.zeros_like(covered)),
+        coverage=_share_of_reals(covered),
     )
 
 
-def _share_of_reals(counts: Tensor, counts_without: Tensor) -> Estimate:
+def _share_of_reals(counts: Tensor, counts_without: Tensor | None = None) -> Estimate:
     """Return the share of reals that a generated image reaches, with its interval from a jackknife over the images.
 
     Args:
-        counts: the number of images of each group that reach each real, [G, N].
-        counts_without: the number of images that reach it only without a group, or then too, [G, N].
+        counts: the number of images of each group that reach each real, [G, N]. The ends of the interval are NaN for a
+            single group.
+        counts_without: the number of images that reach it only without a group, or then too, [G, N]; None: no others.
     """
     total = counts.sum(dim=0)
     value = (total > 0).double().mean().item()
-    without = ((total - counts > 0) | (counts_without > 0)).double().mean(dim=1)
-    return Estimate.from_jackknife(value, without.cpu().numpy(), lowest=0.0, highest=1.0)
+    if len(counts) == 1:
+        return Estimate(value, math.nan, math.nan)
+    reached = total - counts > 0
+    if counts_without is not None:
+        reached |= counts_without > 0
+    return Estimate.from_jackknife(value, reached.double().mean(dim=1).cpu().numpy(), lowest=0.0, highest=1.0)
 
 
 def realism(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -158,3 +159,12 @@ def test_a_damaged_network_is_named_with_its_cure(content: bytes) -> None:
     )
     with pytest.raises(StepError, match=line):
         AttributeNet({"s/0000.safetensors": content})
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_data: bytes) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(safetensors.torch, "load", fail)
+    with pytest.raises(MemoryError, match="full"):
+        AttributeNet({"s/0000.safetensors": b""})

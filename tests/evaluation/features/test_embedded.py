@@ -170,6 +170,15 @@ def test_a_damaged_network_is_refused(net: FeatureNet, tmp_path: Path) -> None:
         load_features(uri)
 
 
+def test_a_lack_of_memory_is_no_damage(net: FeatureNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_data: bytes) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(safetensors.torch, "load", fail)
+    with pytest.raises(MemoryError, match="full"):
+        load_features(net.uri)
+
+
 def test_our_own_network_is_trained_anew_after_the_damaged_file_is_deleted(
     shards: ShardSet, net: FeatureNet, root: str
 ) -> None:

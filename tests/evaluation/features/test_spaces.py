@@ -16,6 +16,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.engine import evaluate
 from stylegan.evaluation.features import attributes as attributes_module
+from stylegan.evaluation.features import spaces as spaces_module
 from stylegan.evaluation.features.attributes import AttributeNet
 from stylegan.evaluation.features.embedded import obtain_features
 from stylegan.evaluation.features.spaces import (
@@ -95,6 +96,48 @@ def test_workers_find_the_weights_below_the_root(inception: EvaluationConfig, sh
     (uri,) = spaces["pooled"].uris
     assert uri == f"{root}/features/inception-{spaces['pooled'].sha256[:10]}.pth"
     assert hashlib.sha256(storage.read_bytes(uri)).hexdigest() == spaces["pooled"].sha256
+
+
+def test_a_copy_of_public_weights_is_checked_once_and_made_anew_if_damaged_or_gone(
+    inception: EvaluationConfig,
+    shards: ShardSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The files are large, and quick metrics ask for them again at every mark."""
+    monkeypatch.setattr(spaces_module, "_INTACT", set())
+    asked_for = asked(inception, "fid")
+    (uri,) = obtain_spaces(asked_for, shards, root=str(tmp_path))["pooled"].uris
+    whole, read, reads = storage.read_bytes(uri), storage.read_bytes, list[str]()
+
+    def obtain() -> int:
+        """Obtain the network again, and return how often the copy was read."""
+        reads.clear()
+        obtain_spaces(asked_for, shards, root=str(tmp_path))
+        assert read(uri) == whole
+        return reads.count(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: (reads.append(uri), read(uri))[1])
+    assert obtain() == 0  # this process has written it
+    storage.delete(uri)
+    assert obtain() == 0
+    monkeypatch.setattr(spaces_module, "_INTACT", set())  # another process
+    assert (obtain(), obtain()) == (1, 0)
+    monkeypatch.setattr(spaces_module, "_INTACT", set())
+    storage.write_bytes(uri, whole[:-1])
+    assert obtain() == 1
+    assert f"{uri}: is damaged (its SHA-256 is " in caplog.text
+
+
+def test_a_network_is_read_once(shards: ShardSet, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = obtain_spaces(EVERYTHING, shards, root=root)["pooled"]
+    open_network.cache_clear()
+    reads, read = list[str](), storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: (reads.append(uri), read(uri))[1])
+    found = open_network(network, "cpu")
+    assert reads == [network.uris[0]]
+    assert (found.uri, found.sha256) == (network.uris[0], network.sha256)
 
 
 def test_an_evaluation_with_published_networks(

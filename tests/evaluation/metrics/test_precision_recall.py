@@ -17,9 +17,11 @@ def sample(count: int, *, size: int = 8, shift: float = 0.0, seed: int = 0) -> n
     return (np.random.default_rng(seed).standard_normal((count, size)) + shift).astype(np.float32)
 
 
-def values(real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3, k_dc: int = 5) -> dict[str, float]:
+def values(
+    real: np.ndarray | Manifold, fake: np.ndarray, *, k: int = 3, k_dc: int = 5, groups: int = precision_recall.GROUPS
+) -> dict[str, float]:
     """Return the metrics without their intervals."""
-    found = manifold_metrics(real, fake, k=k, k_dc=k_dc)
+    found = manifold_metrics(real, fake, k=k, k_dc=k_dc, groups=groups)
     return {name: getattr(found, name).value for name in ("precision", "recall", "density", "coverage")}
 
 
@@ -164,6 +166,25 @@ def test_recall_and_coverage_are_jackknifed_over_the_generated_images(
         expected = Estimate.from_jackknife(estimate.value, replicates, lowest=0, highest=1)
         assert replicates.std() > 0
         assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("tile", [2048, 7])
+def test_without_a_jackknife_the_values_are_the_same(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ends of the intervals that it would give are not there, and no neighbour is searched for it."""
+    monkeypatch.setattr(precision_recall, "TILE", tile)
+    real, fake = sample(50), sample(60, shift=0.3, seed=1)
+    assert values(real, fake, groups=0) == values(real, fake)
+    monkeypatch.setattr(Manifold, "radii_without", None)
+    monkeypatch.setattr(Estimate, "from_jackknife", None)
+    found, plain = manifold_metrics(real, fake, groups=0), Manifold.of
+    assert np.isnan([found.recall.low, found.recall.high, found.coverage.low, found.coverage.high]).all()
+    assert found.precision.low < found.precision.high
+    asked = []
+    monkeypatch.setattr(
+        Manifold, "of", lambda features, **given: (asked.append(given["neighbours"]), plain(features, **given))[1]
+    )
+    manifold_metrics(real, fake, groups=0)
+    assert asked == [5, 3]
 
 
 def test_copies_among_generated_images_are_left_out_with_their_group() -> None:
