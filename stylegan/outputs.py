@@ -14,11 +14,11 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from stylegan import storage
-from stylegan.config.addresses import check_form
+from stylegan.config.addresses import check_form, refuse_secret
 from stylegan.errors import ConfigError, StepError, one_line
+from stylegan.places import may, nearest
 
 STDOUT = "-"
-BUCKETS = ("s3://", "s3a://", "gs://", "gcs://", "abfs://", "az://")
 # What forbids a new file beside the old one, though the old one may be writable: a mounted file, the folder of another.
 IN_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}
 
@@ -55,7 +55,7 @@ def output_file(out: str, endings: Collection[str]) -> str:
         raise ConfigError(f"--out {out}: is a socket or a disk, not a file; give the name of a file")
     if not out.lower().endswith(tuple(endings)):
         raise ConfigError(f"--out {out}: must end in {_listed(endings)}, which says what is written")
-    if uri.startswith(BUCKETS) and "/" not in storage.filesystem(uri)[1].strip("/"):
+    if uri.partition("://")[0] in storage.OBJECT_STORES and "/" not in storage.filesystem(uri)[1].strip("/"):
         raise ConfigError(f"--out {out}: names no file in a bucket; give one such as s3://bucket/folder/file")
     return uri
 
@@ -134,6 +134,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _checked(out: str) -> str:
     """Return the URI of an output. Raise ConfigError if it is none that something can be written to."""
     try:
+        refuse_secret("--out", out)
         check_form("--out", out)
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -154,12 +155,10 @@ def _mode(out: str, uri: str) -> int | None:
     try:
         return os.stat(uri).st_mode
     except FileNotFoundError:
-        above = os.path.dirname(os.path.realpath(uri))
-        while not os.path.lexists(above):
-            above = os.path.dirname(above)
+        above = nearest(os.path.dirname(os.path.realpath(uri)))
         if not os.path.isdir(above):
             raise ConfigError(f"--out {out}: {above} is a file, not a folder; give another path") from None
-        if not os.access(above, os.W_OK | os.X_OK):
+        if not may(above, os.W_OK | os.X_OK):
             raise ConfigError(
                 f"--out {out}: {above} is not writable; give another path or change its permissions"
             ) from None

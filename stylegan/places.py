@@ -40,6 +40,19 @@ def check_place(setting: str, folder: str | Path) -> None:
         ) from error
 
 
+def nearest(path: str | Path) -> str:
+    """Return a path, or the nearest folder above it at which there is something (a link to nothing included)."""
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    return there
+
+
+def may(path: str | Path, mode: int) -> bool:
+    """Return whether this process has permissions (os.R_OK, os.W_OK, os.X_OK) by the user that it acts as."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 def explain_full_disk(error: BaseException) -> str | None:
     """Return the line about a full disk behind a failure, or None if no disk is full.
 
@@ -49,7 +62,7 @@ def explain_full_disk(error: BaseException) -> str | None:
     full = []
     for setting, folder in {**_places, "TMPDIR": Path(tempfile.gettempdir())}.items():
         with suppress(OSError):
-            usage = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists()))
+            usage = shutil.disk_usage(nearest(folder))
             if usage.free < FULL and usage.total:  # /proc and its like have no size
                 full.append(f"{folder} ({usage.free / 2**20:.1f} MiB free; {setting} moves it)")
     if not full and (not _says_full(error) or (isinstance(error, UserError) and _speaks_of_it(error))):

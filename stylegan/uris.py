@@ -24,14 +24,17 @@ _LOGIN = re.compile(r"(://[^\s/?#@:]*):(?!\d{1,5}(?:[/?#\s]|$))\S*@")
 _BARE_LOGIN = re.compile(r"(?<![\w/.:@])([\w.+-]+):[^\s/@:'\"]+@(?=\w)")  # user:password@host without its scheme
 # On the web a user alone is a token.
 _WEB_USER = re.compile(r"((?:https?|ftp)://)[^\s/?#@:]+@", re.IGNORECASE)
-_PARAMETER = re.compile(r"([?&;#\s]|^)([A-Za-z][\w.%-]*)=([^&;#\s'\"<>]+)")
+_PARAMETER = re.compile(r"([?&;#\s]|^)([A-Za-z][\w.%-]*)=()[^&;#\s'\"<>]+")
+_QUOTED = re.compile(r"([?&;#\s(,]|^)([A-Za-z][\w.%-]*)=(['\"])[^'\"]+")
 # Parts of connection strings (Azure, ODBC), and headers of requests.
 _PART = re.compile(
-    r"(?:(?<![\w.-])|(?<=%3B))((?:account|sharedaccess)key|sharedaccesssignature|pwd|password)(\s*=\s*|%3D)"
+    r"(?:(?<![\w.-])|(?<=%3B))((?:account|sharedaccess)key|sharedaccesssignature|pwd|password)(\s*=\s*['\"]?|['\"]\s*:\s*['\"]|%3D)"
     r"(?:(?!%3B)[^\s;&,'\"])+",
     re.IGNORECASE,
 )
-_HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)?)\s+[^\s'\",]+", re.IGNORECASE)
+_HEADER = re.compile(
+    r"((?:authorization|x-api-key)['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer)\s+)?)[^\s'\",]+", re.IGNORECASE
+)
 _PLAIN_COLON = ("github", "git")  # github://owner:repository@branch/path
 
 
@@ -90,19 +93,19 @@ def without_login(uri: str) -> str:
 
 def redact(text: str) -> str:
     """Return a text in which the passwords, tokens and signatures of URLs, connection strings and headers are `***`."""
-    if "=" in text or "%3D" in text.upper():
+    if "=" in text or '":' in text or "':" in text or "%3D" in text.upper():
         text = _PART.sub(r"\1\2***", text)
-        text = _PARAMETER.sub(_without_value, text)
+        text = _QUOTED.sub(_without_value, _PARAMETER.sub(_without_value, text))
     if "://" in text:
         text = _LOGIN.sub(r"\1:***@", text)
         text = _WEB_USER.sub(r"\1***@", text)
     if "@" in text:
         text = _BARE_LOGIN.sub(r"\1:***@", text)
-    return _HEADER.sub(r"\1 ***", text)
+    return _HEADER.sub(r"\1***", text)
 
 
 def _without_value(match: re.Match[str]) -> str:
-    before, name, _ = match.groups()
+    before, name, quote = match.groups()
     # Outside a query only a name of some length is clear enough: `key=` and `st=` begin many harmless words.
     clear = before in tuple("?&;#") or len(name) > 4 or name.lower() == "sig"
-    return f"{before}{name}=***" if clear and is_secret(unquote(name)) else match[0]
+    return f"{before}{name}={quote}***" if clear and is_secret(unquote(name)) else match[0]

@@ -124,6 +124,7 @@ def test_a_file_mounted_alone_is_written_in_place(tmp_path, monkeypatch):
         ("s3://bucket.png", "names no file in a bucket"),
         ("foo://bucket/x.png", "cannot use foo://"),
         ("https://example.org/x.png", "nothing can be written there"),
+        ("s3://key:CANARY@bucket/x.png", "carries credentials"),
     ],
 )
 def test_places_where_nothing_can_be_written(tmp_path, out, says):
@@ -137,6 +138,7 @@ def test_places_where_nothing_can_be_written(tmp_path, out, says):
         with pytest.raises(ConfigError) as error:
             output_file(out.format(tmp_path), PNG)
     assert says in str(error.value)
+    assert "CANARY" not in str(error.value)
     assert "\n" not in str(error.value)
     assert not os.path.exists("s3:")
 

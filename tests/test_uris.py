@@ -31,6 +31,12 @@ def test_a_path_is_itself_and_comes_back_from_its_url(path):
         "SharedAccessSignature=sr=x&sig=CANARY&se=1",
         "me:CANARY@host:5000 is no URL",
         "token=CANARY is wrong",
+        "connect(password='CANARY')",
+        'token="CANARY" is wrong',
+        '{"user": "me", "password": "CANARY"}',
+        "GET https://host/x?token='CANARY'",
+        "Authorization:CANARY",
+        "x-api-key: CANARY",
     ],
 )
 def test_secrets_are_redacted_once_and_for_all(text):

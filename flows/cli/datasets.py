@@ -68,9 +68,11 @@ def _rejects_table(card: DatasetCard) -> Table:
 def make_shards(config: Config) -> Done[ShardSet]:
     """Run the first step of the pipeline alone, which needs no MLflow. Raises as `Pipeline.shard`."""
     from stylegan.cluster.session import ray_session
+    from stylegan.pipeline.preflight import use_places
     from stylegan.pipeline.steps import Pipeline
 
     with ray_session(), storage_settings(config.storage):
+        use_places(config)
         return Pipeline(config).shard()
 
 

@@ -5,7 +5,7 @@ Every mistake is one line: `key=value: what is wrong; the cure`.
 
 from __future__ import annotations
 
-from stylegan.config.addresses import check_addresses
+from stylegan.config.addresses import KINDS_OF_FEATURES, check_addresses
 from stylegan.config.resolutions import at_resolution
 from stylegan.config.sections import UncheckedConfig
 from stylegan.evaluation.metric_table import METRICS
@@ -180,7 +180,7 @@ def _check_metrics(config: UncheckedConfig) -> None:
 def _check_quick_metrics(config: UncheckedConfig) -> None:
     features, final = config.evaluation.features, config.data.resolution
     below = [r for r in config.resolutions[:-1] if at_resolution(config.snapshots.metrics_kimg, r)]
-    if below and features not in ("classifier", "rotation", "inception"):
+    if below and features not in KINDS_OF_FEATURES:
         raise ValueError(
             f"snapshots.metrics_kimg asks for quick metrics at {below[0]}x{below[0]}, but "
             f"evaluation.features={features} is a network for images of the last stage; measure there only "

@@ -210,11 +210,8 @@ def _apply_override(tree: _Tree, override: str) -> None:
 
 
 def _key_in(node: dict[Any, Any], text: str) -> Any:
-    """Return the key of a table that a part of a path means. Resolutions are numbers in YAML, text in JSON."""
-    known = next((key for key in node if str(key) == text), None)
-    if known is not None:
-        return known
-    return int(text) if re.fullmatch(r"[1-9][0-9]{0,8}", text) else text
+    """Return the key of a table that a part of a path means: one that is there as a number, else the text itself."""
+    return next((key for key in node if str(key) == text), text)
 
 
 def _is_table(path: Keys) -> bool:

@@ -15,9 +15,11 @@ from stylegan import storage
 from stylegan.cluster.resources import check_resources
 from stylegan.cluster.session import check_address
 from stylegan.config.tree import Config
+from stylegan.data.cache import cache_root
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.features import public_weights
-from stylegan.tracking.connection import check_server, resolve_uri
+from stylegan.places import check_place, may, nearest, use_place
+from stylegan.tracking.connection import resolve_uri, sqlite_file
 from stylegan.tracking.open_run import check_experiment
 from stylegan.training.schedule import Stage
 
@@ -30,9 +32,22 @@ def check_places(config: Config) -> None:
         StepError: something does not answer or refuses, or the experiment was deleted in MLflow.
     """
     check_root(config.storage.root)
-    check_server(resolve_uri(config))
     check_address(config.ray)
     check_experiment(config)
+
+
+def use_places(config: Config) -> None:
+    """Try the folders of this machine that a step writes to besides its root, and remember all for a full disk's line.
+
+    Raises:
+        StepError: the cache cannot be written.
+    """
+    if storage.is_local(config.storage.root):
+        use_place("storage.root", storage.absolute(config.storage.root))
+    if database := sqlite_file(resolve_uri(config)):
+        use_place("tracking.uri", database.parent)
+    if config.ray.address is None:  # otherwise it is the workers that use the cache
+        check_place("STYLEGAN_CACHE", cache_root())
 
 
 def check_work(config: Config, stages: Sequence[Stage]) -> None:
@@ -79,11 +94,8 @@ def check_root(given: str) -> None:
     if not storage.is_local(given):
         storage.exists(given)  # the store must answer
         return
-    root = storage.absolute(given)
-    there = root
-    while not os.path.lexists(there):
-        there = os.path.dirname(there)
+    there = nearest(storage.absolute(given))
     if not os.path.isdir(there):
         raise ConfigError(f"storage.root={given}: {there} is not a folder; give another path, or move that file away")
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+    if not may(there, os.W_OK | os.X_OK):
         raise StepError(f"storage.root={given}: no permission to write {there}; allow it, or set storage.root")

@@ -22,9 +22,8 @@ from stylegan.cluster.spare_worker import SpareWorker
 from stylegan.cluster.stage_launch import launch_stage
 from stylegan.config.file import dump
 from stylegan.config.tree import Config
-from stylegan.data.cache import cache_root
 from stylegan.data.dataset_card import read_card
-from stylegan.data.sharding.write_shards import complete_set, find_shards
+from stylegan.data.sharding.write_shards import complete_set, find_shards, shard_key
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, decoration
@@ -34,16 +33,14 @@ from stylegan.evaluation.page.write_page import compare_published, missing_figur
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
-from stylegan.pipeline.preflight import check_places, check_root, check_work
+from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.run import Run
-from stylegan.places import check_place, use_place
 from stylegan.progress import Progress
 from stylegan.records import Record
 from stylegan.registry import versions
 from stylegan.registry.gate import Verdict, comparable, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
-from stylegan.tracking.connection import resolve_uri, sqlite_file
 from stylegan.tracking.open_run import open_run
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
@@ -54,7 +51,6 @@ from stylegan.training.state import Checkpoint
 
 logger = logging.getLogger("stylegan")
 R = TypeVar("R", bound=BaseModel | None)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,15 +102,12 @@ class Pipeline:
         Raises:
             ConfigError, StepError: storage, MLflow or Ray cannot be used; see preflight.py.
         """
-        check_places(self.config)
-        if storage.is_local(self.config.storage.root):
-            use_place("storage.root", self._root)
-        if database := sqlite_file(resolve_uri(self.config)):
-            use_place("tracking.uri", database.parent)
-        if self.config.ray.address is None:  # otherwise it is the workers that use the cache
-            check_place("STYLEGAN_CACHE", cache_root())
-        self._stack.enter_context(storage_settings(self.config.storage))
-        self._stack.enter_context(ray_session())
+        with ExitStack() as stack:  # a check that fails leaves no settings behind
+            stack.enter_context(storage_settings(self.config.storage))
+            check_places(self.config)
+            use_places(self.config)
+            stack.enter_context(ray_session())
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -166,8 +159,8 @@ class Pipeline:
         check_data(self.config, len(source.images), source.label_names, source.attribute_names)
 
         # What cannot be done later ends a run now, not after days of training.
-        finished = find_shards(source, self.config.data, self.config.storage.root, final=True)
-        found = finished or find_shards(source, self.config.data, self.config.storage.root)
+        found = find_shards(source, self.config.data, self.config.storage.root)
+        is_final = found is not None and storage.name(found.uri) == shard_key(self.config.data, source)
         if found is None or self.run(found).find_report() is None:
             check_work(
                 self.config, [stage for stage in then if found is None or self._is_to_train(found, stage, then[-1])]
@@ -177,7 +170,7 @@ class Pipeline:
 
         # The images themselves; some may not be readable, so the check is repeated with those that are. Images that an
         # open set lacks are tried again.
-        record = finished or shard_in_parallel(source, self.config)
+        record = found if found and is_final else shard_in_parallel(source, self.config)
         check_data(self.config, record.num_images, record.label_names, record.attribute_names)
         return _done("shard", record, found if record == found else None)
 

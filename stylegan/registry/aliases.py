@@ -16,10 +16,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from stylegan.errors import StepError, one_line
-from stylegan.records import Record
+from stylegan.records import Record, parse
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 INTENT = "stylegan.alias_move"
 SETTLE_SECONDS = 1.0
-MAX_WHY = 3000  # MLflow's databases hold 5,000 characters of a tag of a registered model
+MAX_WHY = 1500  # twice in a move, of which MLflow's databases hold 5,000 characters
 
 
 class Move(Record):
@@ -70,7 +69,7 @@ def move_aliases(client: MlflowClient, name: str, plan: Callable[[dict[str, str]
             nothing has changed then. It may be called more than once.
 
     Raises:
-        StepError: the tag of the intent is none that this program wrote.
+        DamagedError: the tag of the intent is none that this program wrote.
     """
     finished = None
     while True:
@@ -106,17 +105,12 @@ def current_champion(model: RegisteredModel) -> str | None:
 
 
 def unfinished(model: RegisteredModel) -> Move | None:
-    """Return the move that was begun and not finished. Raises StepError if its tag is none that this program wrote."""
+    """Return the move that was begun and not finished. Raises DamagedError if its tag is none that this program wrote."""
     text = model.tags.get(INTENT)
     if text is None:
         return None
-    try:
-        return Move.model_validate_json(text)
-    except ValidationError as error:
-        raise StepError(
-            f"{model.name}: its tag {INTENT} is not an interrupted change of champion ({one_line(error, 100)}); delete "
-            "that tag in MLflow, look at the aliases and set them as they should be"
-        ) from None
+    cure = "delete that tag in MLflow, look at the aliases and set them as they should be"
+    return parse(text, Move, origin=f"{model.name}, tag {INTENT}", cure=cure)
 
 
 def versions_of(model: RegisteredModel) -> dict[str, str]:

@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError, UnavailableError, one_line
+from stylegan.places import may, nearest
 from stylegan.uris import file_url, without_login
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _check_sqlite(uri: str) -> None:
     if options and not all(option.partition("=")[0] in SQLITE_OPTIONS for option in options.split("&")):
         whole = sqlite_uri(uri.partition(":///")[2])
         raise ConfigError(f"tracking.uri={uri}: a path in a URI ends at the first `?`; write it as {whole}")
-    folder = next(str(parent) for parent in path.absolute().parents if os.path.exists(parent))
+    folder = nearest(path.absolute().parent)
     if os.path.isdir(path):
         cure = sqlite_uri(str(path / "mlflow.db"))
         raise ConfigError(f"tracking.uri={uri}: is a folder, not a SQLite file; use {cure}")
@@ -206,7 +207,7 @@ def _check_sqlite(uri: str) -> None:
     if os.path.exists(path):
         places.append((str(path), os.R_OK | os.W_OK))
     for place, mode in places:
-        if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
+        if not may(place, mode):
             raise StepError(
                 f"tracking.uri={uri}: no permission to write {place}; allow it, or set tracking.uri to another place"
             )

@@ -17,7 +17,7 @@ from stylegan.config.tree import Config
 from stylegan.data.dataset_card import DatasetCard, read_card, read_preview, read_rejected
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError, shown
-from stylegan.tracking.connection import artifact_location, connect, explained, is_empty, resolve_uri
+from stylegan.tracking.connection import artifact_location, check_server, connect, explained, is_empty, resolve_uri
 from stylegan.tracking.runs import TrackedRun
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def check_experiment(config: Config) -> None:
     """
     uri = resolve_uri(config)
     if is_empty(uri):
+        check_server(uri)
         return
     client = connect(uri)
     with explained(uri, "look up the experiment"):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import field_serializer
 
 from stylegan import storage
 from stylegan.cluster.parallel_map import evaluation_means, shard_in_parallel
 from stylegan.cluster.session import ray_session
+from stylegan.config.addresses import check_form
 from stylegan.config.file import build, load
 from stylegan.config.resolutions import RESOLUTIONS
 from stylegan.config.sections import METRICS as METRIC_NAMES
@@ -37,6 +38,7 @@ from stylegan.evaluation.page.write_page import PAGE, compare_published, missing
 from stylegan.evaluation.protocol import deciding_settings
 from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
 from stylegan.outputs import output_folder, write_output
+from stylegan.pipeline.preflight import use_places
 from stylegan.pipeline.run import Run
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
@@ -44,7 +46,6 @@ from stylegan.training.state import load_model
 from stylegan.verbs.find_model import Model, look_up, run_config, tried
 
 logger = logging.getLogger("stylegan")
-T = TypeVar("T")
 Kind = Literal["run", "checkpoint", "version", "images"]
 PATH_LENGTHS = tuple(name for name in METRIC_NAMES if name.startswith("ppl_"))  # `--metrics ppl`
 
@@ -104,6 +105,11 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
     Raises:
         ConfigError, StepError: no such model or images, nothing to compare with, or a metric that cannot be had.
     """
+    if request.data is not None:
+        try:
+            check_form("--data", request.data)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     copy_to = output_folder(out) if out is not None else None
     given = load(request.config, request.overrides) if request.config else None
     with ray_session(), storage_settings(given.storage if given else None):  # shared by sharding and measuring
@@ -116,6 +122,7 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
 def _evaluate(subject: _Subject, copy_to: str | None) -> Evaluation:
     """Take the report from storage or measure, and write its page."""
     config, shards = subject.config, subject.shards
+    use_places(config)
     check_features(config.evaluation, labelled=bool(shards.label_names))
     folder = subject.folder or storage.join(config.storage.root, "evaluations", _key(subject))
     found = read_report(folder)

@@ -7,13 +7,14 @@ from typing import Literal
 
 from stylegan import storage
 from stylegan.config.tree import Config
-from stylegan.errors import ConfigError, StepError
+from stylegan.errors import ConfigError, DamagedError, StepError
 from stylegan.networks.official import OfficialNetworks, load_official
 from stylegan.networks.onnx import to_onnx
 from stylegan.networks.weights import save_discriminator, save_generator
 from stylegan.outputs import ending, output_file, output_folder, write_output
 from stylegan.records import Record
 from stylegan.training.state import load_model
+from stylegan.uris import redact
 from stylegan.verbs.find_model import find_model
 
 RECORD = "import.json"
@@ -64,7 +65,7 @@ def import_weights(source: str, out: str) -> Imported:
     files, Gs = _files(networks), networks.Gs
     record = Imported(
         uri=target,
-        source=source,
+        source=redact(source),
         sha256=hashlib.sha256(data).hexdigest(),
         resolution=Gs.resolution,
         channels=Gs.channels,
@@ -105,6 +106,8 @@ def export(config: Config | None, model: str, out: str) -> Exported:
 def _read(source: str) -> bytes:
     try:
         return storage.read_bytes(storage.absolute(source))
+    except DamagedError:
+        raise ConfigError(f"{source}: is a folder; give the path or URL of an official StyleGAN v1 .pkl") from None
     except FileNotFoundError:
         raise ConfigError(f"{source}: no such file; give the path or URL of an official StyleGAN v1 .pkl") from None
 

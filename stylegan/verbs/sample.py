@@ -38,8 +38,8 @@ def parse_seeds(text: str) -> list[int]:
         if (
             not first.isdecimal()
             or (dash and not last.isdecimal())
+            or max(len(first), len(last)) > 18
             or (dash and int(last) < int(first))
-            or len(first) > 18
         ):
             raise ConfigError(f"--seeds {text}: must be numbers and rising ranges, such as 0-15 or 1,5,9-12")
         count = int(last) - int(first) + 1 if dash else 1

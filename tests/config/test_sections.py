@@ -441,3 +441,12 @@ def test_no_number_is_without_bounds():
 )
 def test_names_and_resources_that_an_engine_would_refuse_later(tmp_path, override, words):
     assert words in mistake(written(tmp_path, SMALL), override)
+
+
+def test_a_name_of_digits_in_a_table_of_names_stays_text(tmp_path):
+    """Only tables by resolution have numbers as keys."""
+    path = tmp_path / "a.yaml"
+    path.write_text("name: a\ndata: {source: digits, resolution: 8}\n")
+    config = load(path, ["ray.resources_per_worker.1=2", "training.batch.8=16"])
+    assert config.ray.resources_per_worker == {"1": 2}
+    assert config.training.batch[8] == 16

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from stylegan import retry
 from stylegan.cluster.session import ray_session
 from stylegan.errors import ConfigError, StepError
+from stylegan.pipeline import steps
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.preflight import try_writing
 from stylegan.pipeline.steps import Pipeline
@@ -19,6 +21,22 @@ def start(config):
     """Begin a run of this config."""
     with Pipeline(config):
         pass
+
+
+def test_the_checks_wait_as_long_as_the_config_says_and_leave_no_settings(make_config, monkeypatch):
+    """A dead bucket is waited for by storage.patience_s, not by the default; a check that fails changes nothing."""
+    monkeypatch.delenv("STYLEGAN_PATIENCE", raising=False)
+    seen = []
+
+    def check(config):
+        seen.append(retry.patience())
+        raise StepError("away")
+
+    monkeypatch.setattr(steps, "check_places", check)
+    with pytest.raises(StepError, match="away"):
+        start(make_config(storage={"root": make_config().storage.root, "patience_s": 3}))
+    assert seen == [3]
+    assert "STYLEGAN_PATIENCE" not in os.environ
 
 
 @pytest.mark.parametrize("begin", [start, make_plan, lambda config: Pipeline(config).shard()])

@@ -14,7 +14,10 @@ from PIL import Image
 from flows.cli.main import main
 
 
-@pytest.mark.parametrize(("seeds", "says"), [("3-1", "rising ranges"), ("x", "numbers"), ("0-99999", "at most")])
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [("3-1", "rising ranges"), ("x", "numbers"), ("0-99999", "at most"), ("0-" + "9" * 5000, "numbers")],
+)
 def test_bad_seeds(capsys, seeds, says):
     assert says in fail(capsys, 2, "sample", "somewhere", "--seeds", seeds)
 
@@ -140,7 +143,7 @@ def test_import_weights_of_what_is_none(capsys, tmp_path):
     assert "gone.pkl: no such file" in fail(capsys, 2, "import-weights", str(tmp_path / "gone.pkl"), *out)
     line = fail(capsys, 1, "import-weights", str(tmp_path / "text.pkl"), *out)
     assert "text.pkl: these 26 bytes are not an official network pickle" in line
-    assert "storage: cannot" in fail(capsys, 1, "import-weights", str(tmp_path), *out)
+    assert "is a folder; give the path" in fail(capsys, 2, "import-weights", str(tmp_path), *out)
     assert "out" in fail(capsys, 2, "import-weights", str(tmp_path / "text.pkl"))
     assert not (tmp_path / "out").exists()
 
