@@ -141,9 +141,13 @@ def _request_stop(key: str) -> None:
 
 @contextlib.contextmanager
 def _stop_requests(key: str) -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns at once whether a worker is asked to stop."""
+    """Yield a function that returns at once whether a worker is asked to stop; only that of rank 0 is ever called."""
+    import ray.train
     from ray.experimental.internal_kv import _internal_kv_exists
 
+    if ray.train.get_context().get_world_rank() > 0:
+        yield lambda: False
+        return
     asked, over = threading.Event(), threading.Event()
 
     def look() -> None:
