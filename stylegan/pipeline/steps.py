@@ -23,7 +23,7 @@ from stylegan.cluster.stage_launch import launch_stage
 from stylegan.config.file import dump
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
-from stylegan.data.sharding.write_shards import complete_set, find_shards, shard_key
+from stylegan.data.sharding.write_shards import complete_set, find_shards, shard_key, shards_uri
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, decoration
@@ -374,12 +374,16 @@ class Pipeline:
 
     def _trained(self, step: str) -> tuple[ShardSet, Checkpoint]:
         """Return the shards and the end of the last stage. Raises StepError if there is none."""
-        stage = stages(self.config)[-1]
-        shards = find_shards(
-            open_source(self.config.data, self.config.storage.root), self.config.data, self.config.storage.root
-        )
-        found = self.run(shards).find_stage(stage) if shards else None
-        if shards is None or found is None:
+        stage, data, root = stages(self.config)[-1], self.config.data, self.config.storage.root
+        source = open_source(data, root)
+        shards = find_shards(source, data, root)
+        if shards is None:
+            raise StepError(
+                f"{step}: these images are not sharded yet, or their set {shards_uri(source, data, root)} is damaged; run "
+                f"`{self.config.command('train')}` first, which makes or mends it and trains what is not trained yet"
+            )
+        found = self.run(shards).find_stage(stage)
+        if found is None:
             raise StepError(
                 f"{step}: stage {stage.name} of this config is not trained yet; run `{self.config.command('train')}` first"
             )

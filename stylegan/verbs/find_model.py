@@ -101,6 +101,8 @@ def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:
     uri = storage.join(run_uri, "config.yaml")
     text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
     try:
+        if not text.endswith("\n"):  # half of a config is often a valid one
+            raise ConfigError("it is cut: its last line has no end")
         read(text, uri)
     except ConfigError as error:
         raise DamagedError(

@@ -79,7 +79,9 @@ def test_what_is_missing_or_damaged_is_told(shards):
     flipped[column.dictionary_page_offset + column.total_compressed_size - 1] ^= 1
     for wrong, problem in ((content[:-9], "damaged"), (bytes(flipped), "damaged"), (None, "missing")):
         table.unlink() if wrong is None else table.write_bytes(wrong)
-        with pytest.raises(StepError, match=f"samples.parquet: {problem}.*delete {shards.uri} and shard its images again") as caught:
+        with pytest.raises(
+            StepError, match=f"samples.parquet: {problem}.*delete {shards.uri} and shard its images again"
+        ) as caught:
             read_level(shards, 4)
         assert "\n" not in str(caught.value)
     table.write_bytes(content)

@@ -194,7 +194,10 @@ _REPORT = ("intervals", "protocols", "settings", "attributes", "curves", "figure
 _WRONG = ("without {}", "{}={{'x': [None]}}", "{}=nan")
 ANYTHING_GOES = {
     "report.json": {*(f"without {key}" for key in _REPORT), "settings={'x': [None]}"},
-    "manifest.json": {*(way.format(key) for key in ("__kind__", "wids_version") for way in _WRONG), "without parent"},
+    "manifest.json": {
+        *(way.format(key) for key in ("__kind__", "wids_version") for way in _WRONG),
+        *("without parent", "without images_fingerprint"),
+    },
     "done.json": {way.format(key) for key in ("img_per_sec", "model", "ray", "work") for way in _WRONG},
 }
 MADE_ANEW = ("card.json", "preview.png", "newest.json")
@@ -204,7 +207,7 @@ MADE_ANEW = ("card.json", "preview.png", "newest.json")
 def test_a_damaged_record_is_one_line_with_its_file_and_the_cure(finished, capsys, name):
     path = finished.file(name)
     call, content = command(finished, NEEDED_BY[name]), path.read_bytes()
-    damages: dict[str, bytes | None] = JSON | {"cut": content[: len(content) // 2], "a folder": None}
+    damages: dict[str, bytes | None] = JSON | {"cut": content[: len(content) // 2].rstrip(), "a folder": None}
     if name.endswith(".json"):
         damages |= dict(field_by_field(content))
     lines = {what: f"{line.decode()}\n".encode() for what, line in JSON.items() if what in ("an object", "a list")}
@@ -236,13 +239,14 @@ def test_what_costs_nothing_is_made_anew_with_a_warning(finished, capsys, caplog
 
 @pytest.mark.parametrize("name", [*NEEDED_BY, *MADE_ANEW, "training.pt", "rejected.jsonl", "samples.png"])
 def test_no_verb_ends_in_a_traceback(finished, capsys, name):
-    """A verb that needs the record names it; the others work."""
+    """A verb that needs the record names it or its set, which is then made whole by the next run; the others work."""
     path = finished.file(name)
+    named = str(path.parent if name == "samples.parquet" else path)
     for verb in VERBS:
         with damaged(path, b"{}\n"):
             code, said = outcome(capsys, command(finished, verb))
         assert code in (0, 1)
-        assert code == 0 or str(path) in said, (verb, said)
+        assert code == 0 or named in said, (verb, said)
 
 
 def test_a_damaged_marker_never_lets_a_finished_stage_be_trained_again(finished, capsys):

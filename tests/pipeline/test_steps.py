@@ -117,13 +117,15 @@ def test_a_root_in_memory_is_refused(tiny_config):
 
 def test_steps_out_of_order_name_the_step_that_comes_first(pipeline):
     with pytest.raises(
-        StepError, match=r"evaluate: stage 8x8 .* is not trained yet; run `.*stylegan train CONFIG` first"
+        StepError, match=r"evaluate: these images are not sharded yet.* `.*stylegan train CONFIG` first"
     ):
         pipeline.evaluate_trained()
-    with pytest.raises(
-        StepError, match=r"register: stage 8x8 .* is not trained yet; run `.*stylegan train CONFIG` first"
-    ):
-        pipeline.register_evaluated()
+    pipeline.shard()
+    for step, call in (("evaluate", pipeline.evaluate_trained), ("register", pipeline.register_evaluated)):
+        with pytest.raises(
+            StepError, match=rf"{step}: stage 8x8 .* not trained yet; run `.*stylegan train CONFIG` first"
+        ):
+            call()
 
 
 def test_a_stage_below_a_finished_one_is_not_trained_again(make_config, monkeypatch):

@@ -83,6 +83,11 @@ Progress = Callable[[int, int], None]
 Pmap = Callable[[Callable[[ChunkRequest], int], Iterable[ChunkRequest]], Iterator[int]]
 
 
+def shards_uri(source: Source, data: DataConfig, root: str) -> str:
+    """Return the folder of the shards of this listing under `root`, whether they exist or not."""
+    return _uri(root, shard_key(data, source))
+
+
 def find_shards(source: Source, data: DataConfig, root: str, *, final: bool = False) -> ShardSet | None:
     """Return the finished shards of this listing under `root`.
 
@@ -95,7 +100,7 @@ def find_shards(source: Source, data: DataConfig, root: str, *, final: bool = Fa
         DamagedError: the manifest is not what was written there.
         StepError: the store does not answer.
     """
-    uri = _uri(root, shard_key(data, source))
+    uri = shards_uri(source, data, root)
     manifest = _find_whole(uri)
     if manifest is None and not final and (key := read_pointer(open_uri(source, data, root))):
         uri = _uri(root, key)
@@ -216,7 +221,7 @@ def write_shards(
             refuses.
         UnavailableError: there would be few enough rejects if all images could be read.
     """
-    uri = _uri(root, shard_key(data, source))
+    uri = shards_uri(source, data, root)
 
     # Return a finished set. It may have been made when more rejects were allowed.
     manifest = _find_whole(uri)

@@ -306,7 +306,9 @@ def test_damage_is_one_line(image_folder, tmp_path, damage, words):
     shards = make(image_folder, tmp_path)
     tar = Path(shards.uri, "r0016", "train-000001.tar")
     tar.write_bytes(damage(tar.read_bytes()))
-    with pytest.raises(StepError, match=rf"train-000001\.tar: ({words}).*; delete {shards.uri} and shard its images again") as caught:
+    with pytest.raises(
+        StepError, match=rf"train-000001\.tar: ({words}).*; delete {shards.uri} and shard its images again"
+    ) as caught:
         list(open_webdataset(shards, 16))
     assert "\n" not in str(caught.value)
     assert " @ <" not in str(caught.value)
