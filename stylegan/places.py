@@ -59,6 +59,8 @@ def explain_full_disk(error: BaseException) -> str | None:
     The disks of all folders in use are looked at, because few errors of other libraries name the folder, and a worker
     that was killed by a full disk does not say so.
     """
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return None  # a line of its own says so; that disk may be nearly full as well
     full = []
     for setting, folder in {**_places, "TMPDIR": Path(tempfile.gettempdir())}.items():
         with suppress(OSError):

@@ -46,3 +46,12 @@ def test_the_full_disk_is_named_though_the_error_does_not_speak_of_it(tmp_path, 
 
 def test_a_line_that_says_so_itself_is_kept():
     assert places.explain_full_disk(StepError("storage: cannot write /x: [Errno 28] No space left on device")) is None
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_folder_that_refuses_is_no_full_disk(tmp_path, monkeypatch, number):
+    places.use_place("storage.root", tmp_path)
+    monkeypatch.setattr(places, "FULL", 2**62)
+    error = StepError("PREFECT_HOME: cannot write")
+    error.__cause__ = OSError(number, os.strerror(number))
+    assert places.explain_full_disk(error) is None
