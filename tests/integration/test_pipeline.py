@@ -167,7 +167,7 @@ def test_step_verbs_agree_with_the_run(finished):
     assert place.json("register", config)["version"] == summary["version"]["version"]
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=300):
     """Wait until the condition is true while the process is running."""
     deadline = time.monotonic() + seconds
     while not condition():
