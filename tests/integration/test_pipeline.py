@@ -207,7 +207,7 @@ def registered(place):
 
 
 @pytest.mark.stack
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_place):
     """A run that is killed five times ends like one that nobody killed.
 
