@@ -18,7 +18,7 @@ quickstart: setup ## Train on handwritten digits, evaluate and register: the who
 test: lint ## Check style and types and run the tests with real engines, all but those of stack-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not stack"
 
-stack-test: setup ## Run the long tests of the engines together: signals, kills, printed commands
+stack-test: setup ## Run the long tests of the engines together: signals, kills, secrets, deployment: over half an hour
 	$(BIN)/python -m pytest -m stack
 
 test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3) and train nothing: under two minutes

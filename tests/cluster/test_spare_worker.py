@@ -28,7 +28,6 @@ def busy_cluster():
         yield
 
 
-@pytest.mark.timeout(120)
 def test_a_spare_worker_takes_no_share_and_stands_back(busy_cluster):
     """It runs although no CPU is free, behind everything that wants one; what it raises is raised here."""
 
@@ -47,7 +46,6 @@ def test_a_spare_worker_takes_no_share_and_stands_back(busy_cluster):
     worker.close()
 
 
-@pytest.mark.timeout(120)
 def test_a_spare_worker_comes_back_after_a_kill_and_ends_when_it_is_closed(busy_cluster, tmp_path):
     def touch_and_wait(path):
         Path(path).write_text(str(os.getpid()))

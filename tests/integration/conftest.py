@@ -75,7 +75,7 @@ class Place:
                 preexec_fn=_default_signals,
             )
 
-    def run(self, *arguments: str, code: int = 0, seconds: float = 400) -> str:
+    def run(self, *arguments: str, code: int = 0, seconds: float = 600) -> str:
         """Run the command and return its standard output. Another exit code or a longer run fails the test."""
         process = self.start(*arguments)
         try:

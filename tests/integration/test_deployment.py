@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.stack
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,7 +71,6 @@ def wait_for(condition, seconds):
     return condition()
 
 
-@pytest.mark.timeout(300)
 def test_deployment_is_scheduled_and_a_triggered_run_goes_through(finished, server):
     """The shipped file can be deployed. The run is quick, because storage has the results of all its steps."""
     # Copy the files of the project, with the finished config in place of the quickstart.

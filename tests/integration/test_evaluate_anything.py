@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+pytestmark = pytest.mark.stack
+
 
 def client(place):
     """Return a client of the embedded MLflow of a place."""
@@ -22,7 +24,6 @@ def test_a_run_as_it_is_comes_from_its_folder(finished):
     assert not Path(place.root, "evaluations").exists()
 
 
-@pytest.mark.timeout(240)
 def test_the_champion_in_another_metric(finished):
     """A version is evaluated with its run's settings and checkpoint, and `--out` gets a copy of the report."""
     place, summary = finished
@@ -38,7 +39,6 @@ def test_the_champion_in_another_metric(finished):
     assert {path.name for path in out.iterdir()} == {"grid.png", "report.html", "report.json"}
 
 
-@pytest.mark.timeout(240)
 def test_a_checkpoint_of_a_stage_below_is_measured_at_its_own_resolution(finished):
     """A checkpoint of the 4x4 stage is measured at 4x4, under another protocol than the run."""
     place, summary = finished

@@ -31,7 +31,6 @@ def tiny_checkpoint(folder):
     return uri
 
 
-@pytest.mark.timeout(240)
 def test_a_killed_worker_costs_the_chunk_it_was_at(tmp_path):
     """After kill -9 of a Ray worker in the third chunk, that chunk is measured twice and all others once."""
     config = build(TREE)

@@ -47,7 +47,6 @@ def trained(place):
     return read_rows(str(stats))[-1]["nimg"] if stats else 0
 
 
-@pytest.mark.timeout(600)
 def test_a_run_stopped_while_it_trains_saves_its_state_and_goes_on_from_there(make_place):
     """Ctrl-C on a terminal reaches the whole group, SIGTERM the process alone. The last start finishes the run."""
     place = make_place()
