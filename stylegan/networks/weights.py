@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from safetensors import torch as safetensors_torch
+from torch import Tensor
 
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import DamagedError, StepError, one_line
@@ -48,11 +49,11 @@ def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, t
         The generator and its label names.
 
     Raises:
-        DamagedError: the bytes are cut short, damaged or another kind of file.
+        DamagedError: the bytes are cut short, damaged or another kind of file, or a weight is not finite.
     """
     try:
         # Read the file.
-        tensors = safetensors_torch.load(data)
+        tensors = read_tensors(data)
         header = _header(data)
         label_names = tuple(header.pop("label_names"))
 
@@ -70,6 +71,25 @@ def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, t
             "give a generator.safetensors written by this program, or delete its checkpoint and train again"
         ) from error
     return generator.eval().requires_grad_(False), label_names
+
+
+def read_tensors(data: bytes) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, by name.
+
+    Raises:
+        ValueError: values are not finite; such weights make black images.
+        SafetensorError: the bytes are no such file.
+    """
+    tensors: dict[str, Tensor] = safetensors_torch.load(data)
+    require_finite(tensors)
+    return tensors
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless all values of all tensors are finite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite, as after a training that diverged")
 
 
 def _save(key: str, network: Generator | Discriminator, label_names: Sequence[str]) -> bytes:

@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import copy
 import io
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
-from stylegan.networks.weights import load_generator, save_generator
+from stylegan.networks.weights import load_generator, require_finite, save_generator
 from stylegan.records import Record
 from stylegan.training.background import HostCopy
 from stylegan.training.hardware import set_precision
@@ -136,18 +138,52 @@ class TrainState:
     def load_networks(self, saved: dict) -> None:
         """Load the networks and the image count only, because the next stage starts with fresh optimizers."""
         for name, network in self.networks().items():
+            require_finite(saved[name])
             network.load_state_dict(saved[name])
         self.nimg = saved["nimg"]
 
     def load_state_dict(self, saved: dict) -> None:
         """Load the whole state from what `state_dict` returned."""
         self.load_networks(saved)
-        self.opt_G.load_state_dict(saved["opt_G"])
-        self.opt_D.load_state_dict(saved["opt_D"])
-        self.sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
-        self.steps, self.measured = saved["steps"], saved["measured"]
-        self.skipped = {kind: value.to(self.device) for kind, value in saved["skipped"].items()}
-        self.log2_scale = {player: value.to(self.device) for player, value in saved["log2_scale"].items()}
+        _load_adam(self.opt_G, saved["opt_G"]["state"])
+        _load_adam(self.opt_D, saved["opt_D"]["state"])
+        self.sums = self._numbers(saved["sums"])
+        values = _PLAIN.validate_python({name: saved[name] for name in ("steps", "measured")})
+        self.steps, self.measured = values["steps"], values["measured"]
+        self.skipped |= self._numbers(saved["skipped"])
+        self.log2_scale |= self._numbers(saved["log2_scale"])
+
+    def _numbers(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return numbers that are tensors, on the device. Raises ValueError if one is no number."""
+        for name, value in saved.items():
+            if value.shape != () or not value.is_floating_point():
+                raise ValueError(f"{name} is no number")
+        return {name: value.to(self.device) for name, value in saved.items()}
+
+
+class _Plain(TypedDict):
+    """The plain values of a state."""
+
+    steps: NonNegativeInt
+    measured: dict[str, float]
+
+
+_PLAIN = TypeAdapter(_Plain)
+
+
+def _load_adam(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> None:
+    """Load the moments of an optimizer; its settings stay those of the config. Raises ValueError for other weights.
+
+    torch itself looks at neither names nor shapes, and a step would fail or compute nonsense.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in saved.items():
+        require_finite(values)
+        shape = parameters[number].shape
+        wanted = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+        if {name: value.shape for name, value in values.items()} != wanted or (values["exp_avg_sq"] < 0).any():
+            raise ValueError(f"the moments of weight {number} are not those of Adam")
+    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def start_stage(
@@ -315,6 +351,9 @@ def _load(record: Checkpoint, load: Callable[[dict], None]) -> None:
             f"checkpoint {record.uri} is incomplete: training.pt is missing; delete that folder and run the same command again"
         ) from None
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch does not look at the checksums that it writes
+            if changed := archive.testzip():
+                raise ValueError(f"its part {changed} has changed since it was written")
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if saved["nimg"] != record.nimg:
             raise ValueError(f"it holds the state at {saved['nimg']} images, the checkpoint is that at {record.nimg}")

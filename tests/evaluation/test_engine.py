@@ -261,7 +261,7 @@ def test_diverged_generators_stop_the_evaluation(
     shards: ShardSet, evaluation: EvaluationConfig, root: str, checkpoint: Callable[..., str]
 ) -> None:
     def spoil(generator: Generator) -> None:
-        generator.synthesis.to_rgb[-1].bias.fill_(float("inf"))  # type: ignore[union-attr,operator]
+        generator.synthesis.to_rgb[-1].weight.fill_(3e38)  # type: ignore[union-attr,operator]
 
     with pytest.raises(StepError, match="makes images with values that are not finite"):
         evaluate(checkpoint(change=spoil), shards, evaluation, root=root)

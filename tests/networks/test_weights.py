@@ -7,7 +7,7 @@ import torch
 from safetensors import torch as safetensors_torch
 
 from stylegan.config.sections import ModelConfig
-from stylegan.errors import StepError
+from stylegan.errors import DamagedError, StepError
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator, save_discriminator, save_generator
@@ -152,3 +152,12 @@ def test_loaded_weights_have_the_memory_format_of_fresh_ones() -> None:
     generator = _generator()
     loaded = load_generator(save_generator(generator, ()))[0]
     assert [p.stride() for p in loaded.parameters()] == [p.stride() for p in generator.parameters()]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    """Check that a file whose pictures would be black is named, with the weight."""
+    generator = _generator()
+    generator.synthesis.to_rgb[0].weight.data.view(-1)[0] = value  # type: ignore[union-attr]
+    with pytest.raises(DamagedError, match=r"^x: [^\n]*to_rgb.0.weight has values that are not finite[^\n]*delete"):
+        load_generator(save_generator(generator, []), "x")

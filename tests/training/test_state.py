@@ -9,7 +9,7 @@ import torch
 from contents import assert_same, training_state
 
 from stylegan import storage
-from stylegan.errors import StepError
+from stylegan.errors import DamagedError, StepError
 from stylegan.training.schedule import lazy_correction
 from stylegan.training.state import (
     MARKER,
@@ -228,6 +228,66 @@ def test_damaged_training_state_is_one_clear_line(job, record, damage):
         resume_stage(stage.config, stage.stage, record, num_labels=2, key="k")
     with pytest.raises(StepError, match=message):
         new_state(above)
+
+
+def one_bit(path):
+    """Change one bit of the weights, which the pickle inside the file does not notice."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def with_entry(change):
+    """Return a damage that changes the content of a whole file."""
+
+    def harm(path):
+        saved = torch.load(path, weights_only=True)
+        change(saved)
+        torch.save(saved, path)
+
+    return harm
+
+
+FORGED = {
+    "steps": lambda saved: saved.update(steps=-1),
+    "measured": lambda saved: saved.update(measured=None),
+    "a sum": lambda saved: saved["sums"].update({"loss/d": torch.zeros(3)}),
+    "a counter": lambda saved: saved["skipped"].update(D=torch.zeros(3)),
+    "a scale": lambda saved: saved["log2_scale"].update(G=None),
+    "a weight": lambda saved: saved["D"]["head.dense0.bias"].fill_(float("nan")),
+    "the average": lambda saved: saved["G_ema"]["w_avg"].fill_(float("inf")),
+    "shape of a moment": lambda saved: saved["opt_G"]["state"][0].update(exp_avg=torch.zeros(1)),
+    "no moment": lambda saved: saved["opt_D"]["state"][0].pop("exp_avg_sq"),
+    "a negative square": lambda saved: saved["opt_D"]["state"][0]["exp_avg_sq"].fill_(-1.0),
+    "a moment": lambda saved: saved["opt_D"]["state"][0]["exp_avg"].fill_(float("nan")),
+    "a moment of no weight": lambda saved: saved["opt_D"]["state"].update({10_000: saved["opt_D"]["state"][0]}),
+}
+
+
+@pytest.mark.parametrize("damage", ["one bit", *FORGED])
+def test_training_state_that_can_be_loaded_but_was_not_written_is_refused(job, damage):
+    stage = job(4, "one")
+    state = new_state(stage)
+    step(stage, state)
+    record = save(stage, state)
+    resume_stage(stage.config, stage.stage, record, num_labels=2, key="k")
+    (one_bit if damage == "one bit" else with_entry(FORGED[damage]))(Path(record.uri, "training.pt"))
+    with pytest.raises(DamagedError, match=r"training\.pt: is damaged \([^\n]*\); delete \S* and run the same"):
+        resume_stage(stage.config, stage.stage, record, num_labels=2, key="k")
+
+
+def test_the_settings_of_adam_are_those_of_the_config(job):
+    """A version of torch may add some; a checkpoint only holds the moments."""
+    stage = job(4, "one")
+    state = new_state(stage)
+    step(stage, state)
+    record = save(stage, state)
+    with_entry(lambda saved: saved["opt_G"]["param_groups"][0].update(lr=9.0, eps=None))(
+        Path(record.uri, "training.pt")
+    )
+    resumed = resume_stage(stage.config, stage.stage, record, num_labels=2, key="k")
+    assert resumed.opt_G.param_groups[0]["lr"] == stage.stage.learning_rate
+    assert_same(resumed.state_dict(), state.state_dict())
 
 
 FAULTS = (

@@ -30,6 +30,7 @@ from stylegan.evaluation.metrics.numerics import exact_float32, stream
 from stylegan.evaluation.metrics.ppl import LARGEST_INPUT, average_down
 from stylegan.images import to_float
 from stylegan.networks.discriminator import Discriminator
+from stylegan.networks.weights import read_tensors
 from stylegan.progress import Progress
 from stylegan.records import digest
 
@@ -200,7 +201,7 @@ def _accuracy(network: Discriminator, examples: _Examples) -> float:
 def _load(data: bytes, uri: str) -> Discriminator:
     """Build a classifier from the bytes of its file; the weights say how large its images are."""
     try:
-        state = safetensors.torch.load(data)
+        state = read_tensors(data)
         num_levels = sum(name.startswith("from_rgb.") and name.endswith(".weight") for name in state)
         with torch.device("meta"):  # draws no weights: loading leaves the global random state alone
             network = Discriminator(MODEL, resolution=2 << num_levels, channels=state["from_rgb.0.weight"].shape[1])

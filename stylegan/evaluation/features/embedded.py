@@ -27,6 +27,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, DamagedError, StepError, one_line, shown
 from stylegan.evaluation.features.embedded_training import train_network
 from stylegan.networks.classifier import Classifier
+from stylegan.networks.weights import read_tensors
 from stylegan.progress import Progress
 from stylegan.records import Record, digest
 
@@ -162,7 +163,7 @@ def _open(data: bytes, uri: str, device: str) -> FeatureNet:
             network = Classifier(
                 resolution=facts.resolution, channels=facts.channels, num_classes=len(facts.label_names)
             )
-        network.load_state_dict(safetensors.torch.load(data), assign=True)
+        network.load_state_dict(read_tensors(data), assign=True)
     except MemoryError:
         raise
     except Exception as error:  # damaged and foreign files raise errors of many types
