@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import DamagedError
-from stylegan.evaluation.page.write_page import PAGE, read_report
+from stylegan.evaluation.page.write_page import PAGE, REPORT, REPORT_CURE, read_report
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import Keys, former_stage_keys, gate_key, make_keys, stage_keys
 from stylegan.records import Record
@@ -131,8 +132,22 @@ class Run:
         return not any(checkpoints(self.stage_uri(other)) for other in later)
 
     def find_report(self) -> Report | None:
-        """Return the report of the evaluation, None if it is not finished."""
-        return read_report(self.uri)
+        """Return the report of the evaluation, None if it is not finished.
+
+        Raises:
+            DamagedError: the report is not what was written there, or is that of another run.
+        """
+        report = read_report(self.uri)
+        if report is None:
+            return None
+        stage = storage.name(os.path.dirname(report.checkpoint_uri.rstrip("/")))
+        own = storage.name(self.stage_uri(self.stages[-1]))
+        if (stage, report.dataset_fingerprint) != (own, self.shards.fingerprint):
+            raise DamagedError(
+                f"{storage.join(self.uri, REPORT)}: is damaged (it is of {report.checkpoint_uri}, measured against the images "
+                f"{report.dataset_fingerprint}: that is another run); {REPORT_CURE}"
+            )
+        return report
 
     def find_verdict(self, version: str) -> tuple[Verdict | None, bool]:
         """Return this gate's verdict on a version, if there is one, and whether the registry's aliases were moved.
@@ -148,6 +163,9 @@ class Run:
             return None, False
         if found.key != gate_key(self.config, version):
             return None, False
+        if found.verdict.challenger != version:
+            problem = f"verdict.challenger: it is on version {found.verdict.challenger}, its key on {version}"
+            raise DamagedError(f"{self._verdict_uri}: is damaged ({problem}); {cure}")
         return found.verdict, found.applied
 
     def write_verdict(self, verdict: Verdict, *, applied: bool) -> None:

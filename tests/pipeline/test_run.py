@@ -7,6 +7,8 @@ import pytest
 from stylegan import storage
 from stylegan.config.file import build
 from stylegan.data.shardset import ShardSet
+from stylegan.errors import DamagedError
+from stylegan.evaluation.report import Report
 from stylegan.pipeline.run import Run
 from stylegan.registry.gate import Verdict
 
@@ -97,6 +99,26 @@ def test_a_verdict_is_that_of_this_gate_on_this_version(tmp_path):
     run.write_verdict(VERDICT, applied=True)
     assert run.find_verdict("3") == (VERDICT, True)
     assert run.find_verdict("4") == (None, False)
+    stored = storage.read_bytes(f"{run.uri}/verdict.json")
+    storage.write_bytes(f"{run.uri}/verdict.json", stored.replace(b'"challenger": "3"', b'"challenger": "4"'))
+    with pytest.raises(DamagedError, match=r"verdict.json: is damaged .* version 4, .* on 3\); delete it"):
+        run.find_verdict("3")
+    storage.write_bytes(f"{run.uri}/verdict.json", stored)
     stricter = run_at(tmp_path, registry={"gate": {"min_improvement": 0.1}})
     assert stricter.run_id == run.run_id
     assert stricter.find_verdict("3") == (None, False)
+
+
+@pytest.mark.parametrize("wrong", [{"checkpoint_uri": "0008-other/checkpoint-000001000"}, {"dataset_fingerprint": "g"}])
+def test_the_report_of_another_run_is_not_taken_for_its_own(trained, tmp_path, wrong):
+    (stage,) = trained.stages
+    report = Report(
+        protocol="p", dataset_fingerprint="f", checkpoint_uri=trained.find_stage(stage).uri, metrics={"fid_x": 1.0}
+    )
+    storage.write_json(f"{trained.uri}/report.json", report.model_dump(mode="json"))
+    shutil.move(tmp_path / "root", tmp_path / "moved")
+    moved = run_at(tmp_path / "moved")
+    assert moved.find_report() == report
+    storage.write_json(f"{moved.uri}/report.json", report.model_copy(update=wrong).model_dump(mode="json"))
+    with pytest.raises(DamagedError, match=r"report.json: is damaged \(.* another run\); delete it and run the same"):
+        moved.find_report()

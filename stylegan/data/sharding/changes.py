@@ -197,7 +197,7 @@ def _find_parent(source: Source, pointer: str, root: str) -> _Parent | None:
 class _Pointer(Record):
     """A file that leads to a set: the name of its folder."""
 
-    key: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    key: Annotated[str, Field(pattern=r"^[\w-]{1,100}$")]
 
 
 def read_pointer(uri: str) -> str | None:

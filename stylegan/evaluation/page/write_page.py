@@ -13,7 +13,8 @@ from stylegan.evaluation.page.html import render
 from stylegan.evaluation.page.published import Comparison, compare, dataset_of, row_names
 from stylegan.evaluation.report import Report
 
-PAGE = "report.html"
+PAGE, REPORT = "report.html", "report.json"
+REPORT_CURE = "delete it and run the same command again, which measures again"
 logger = logging.getLogger("stylegan")
 
 
@@ -23,9 +24,8 @@ def read_report(folder_uri: str) -> Report | None:
     Raises:
         DamagedError: the report is not what was written there.
     """
-    cure = "delete it and run the same command again, which measures again"
     try:
-        report = storage.read_json(storage.join(folder_uri, "report.json"), Report, cure=cure)
+        report = storage.read_json(storage.join(folder_uri, REPORT), Report, cure=REPORT_CURE)
     except FileNotFoundError:
         return None
     # The storage root may have moved since; the figures are in the report's folder.
