@@ -311,6 +311,16 @@ def newest(root: Path) -> Path:
     return pointer
 
 
+def test_a_pointer_to_a_name_that_no_folder_can_have_is_written_anew(folder, tmp_path):
+    data = config(folder)
+    old = make(data, tmp_path)
+    for pointer in Path(tmp_path, "datasets").glob("*.json"):
+        whole = pointer.read_bytes()
+        pointer.write_text(json.dumps({"key": "x" * 300}))
+        assert make(data, tmp_path) == old
+        assert pointer.read_bytes() == whole
+
+
 def test_a_set_that_lacks_what_leads_to_it_gets_it_at_the_next_call(folder, tmp_path, draw_images):
     """A process may be killed after the manifest. What it had still to write is written by the next call, which makes no
     image again, so that a later change builds on that set.
