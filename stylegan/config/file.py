@@ -29,6 +29,7 @@ from stylegan.config.yaml_text import read as read_yaml
 from stylegan.errors import ConfigError
 from stylegan.uris import redact
 
+MAX_BYTES = 2**20  # of a file; a device or a picture may have no end
 MAX_SHOWN = 200  # characters of a wrong value in a message
 # Pydantic's errors about types, as what is allowed.
 _TYPES = {
@@ -62,6 +63,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: file missing, not YAML, unknown key or value not allowed; the message is one line.
     """
+    if not str(path):
+        raise ConfigError("the path of the config is empty; give that of a YAML file such as configs/quickstart.yaml")
     config = _build(_read_with_bases(Path(path), ()), str(path), overrides)
     config._arguments = (str(path), *(argument for override in overrides for argument in ("--set", override)))
     return config
@@ -136,10 +139,15 @@ def _parse(text: str, origin: str) -> _Tree:
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> _Tree:
     """Read a file and the files below its `base:` keys; `above` are the files that led to it."""
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: its `base:` files lead back to itself; remove the loop")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        real = path.resolve()
+        if real in above:
+            raise ConfigError(f"{path}: its `base:` files lead back to itself; remove the loop")
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{path}: has more than {MAX_BYTES:,} bytes; give the path of a YAML file")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such config file; give the path of a YAML file such as configs/quickstart.yaml"
@@ -147,7 +155,9 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> _Tree:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}: line {line}: is not UTF-8 text; save the file as UTF-8") from None
-    except (OSError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
     tree = _parse(text, str(path))
     base, place = tree.values.pop("base", None), tree.places.get(("base",), str(path))
@@ -155,7 +165,7 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> _Tree:
         return tree
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{place}: base={base!r}: must be the path of another config, relative to this one")
-    return _merge(_read_with_bases(path.parent / base, (*above, path.resolve())), tree)
+    return _merge(_read_with_bases(path.parent / base, (*above, real)), tree)
 
 
 def _merge(base: _Tree, changes: _Tree) -> _Tree:

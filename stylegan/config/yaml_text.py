@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -42,6 +41,7 @@ _CORE = {  # in this order
     ),
 }
 _WORDS = re.compile(r"[A-Za-z0-9_./][\w./-]*( [\w./-]+)*")
+_NO_CHARACTER = re.compile(r"\\U(?!000|0010)[0-9a-fA-F]{8}")  # which the parser leaves to chr()
 _TEXT = ("str", "text-in-1.2")
 _KEY_WITHOUT_COLON = "could not find expected ':'"
 
@@ -60,7 +60,7 @@ def read(text: str, origin: str) -> Document:
         ConfigError: not YAML, a key twice, or a value that is not plain; one line with `origin`, line and cure.
     """
     try:
-        nodes = list(_yaml().compose_all(text))
+        nodes = _compose(text)
         if len(nodes) > 1:
             line = _line(nodes[1])
             raise ConfigError(f"{origin}: line {line}: a second document begins here; keep one document in a file")
@@ -90,7 +90,7 @@ def read_argument(text: str, origin: str) -> Any:
     if plain and _resolve(text) in _TEXT:
         return text
     try:
-        node = _yaml().compose(text)
+        node = _compose(text)[0]
         whole = text[node.end_mark.index :].strip() == ""
     except (YAMLError, RecursionError):
         whole = False
@@ -133,6 +133,17 @@ def _yaml() -> YAML:
     return yaml
 
 
+def _compose(text: str) -> list[Any]:
+    """Return the top node of each document. Raises YAMLError, RecursionError."""
+    try:
+        return list(_yaml().compose_all(text))
+    except ValueError:
+        error = YAMLError("an escape \\U above \\U0010ffff is no character")
+        match = _NO_CHARACTER.search(text)
+        error.position = match.start() if match else 0  # type: ignore[attr-defined]
+        raise error from None
+
+
 class _Reader:
     """Makes plain values of nodes, and keeps their lines."""
 
@@ -142,12 +153,9 @@ class _Reader:
         self._count = 0
 
     def value(self, node: Node, path: Keys) -> Any:
-        self._count += 1
-        if node in self._open or self._count > MAX_VALUES:
-            raise self._error(node, path, "its alias repeats too much or contains itself; write the values out")
-        self._open.append(node)
+        self._enter(node, path)
         try:
-            if isinstance(node, MappingNode) and node.tag == f"{TAG}map":
+            if _is_table(node):
                 return self._mapping(node, path)
             if isinstance(node, SequenceNode) and node.tag == f"{TAG}seq":
                 return [self._entry(item, (*path, str(i))) for i, item in enumerate(node.value)]
@@ -161,47 +169,50 @@ class _Reader:
         self.lines[path] = _line(node)
         return self.value(node, path)
 
-    def _mapping(self, node: MappingNode, path: Keys) -> dict[Any, Any]:
-        table: dict[Any, Any] = {}
-        own: dict[Any, int] = {}  # line of each key that is written here, not merged
-        pairs = sorted(self._pairs(node, path), key=lambda pair: not pair[2])  # merged ones first: the others win
-        for key_node, value_node, merged in pairs:
-            key = self.value(key_node, path)
-            if type(key) not in (str, int):
-                shown = key_node.value if isinstance(key_node, ScalarNode) else "in brackets"
-                raise self._error(key_node, path, f"the key {shown} is no name; put it in quotes")
-            below, line = (*path, str(key)), _line(key_node)
-            if not merged:
-                if key in own:
-                    raise self._error(
-                        key_node,
-                        below,
-                        f"is given twice (first in line {own[key]}); write one, with the values of both",
-                    )
-                own[key] = line
-            if below in self.lines:  # of a merged value that this one replaces
-                self.lines = {keys: at for keys, at in self.lines.items() if keys[: len(below)] != below}
-            self.lines[below] = line
-            table[key] = self.value(value_node, below)
-        return {key: table[key] for key in [*own, *(key for key in table if key not in own)]}
+    def _enter(self, node: Node, path: Keys) -> None:
+        self._count += 1
+        if node in self._open or self._count > MAX_VALUES:
+            raise self._error(node, path, "its alias repeats too much or contains itself; write the values out")
+        self._open.append(node)
 
-    def _pairs(self, node: MappingNode, path: Keys) -> Iterator[tuple[Node, Node, bool]]:
-        """Yield the pairs of a mapping, and those that `<<` merges into it; of these the first of each key holds."""
+    def _mapping(self, node: Node, path: Keys) -> dict[Any, Any]:
+        table: dict[Any, Any] = {}
+        for key, (key_node, value_node) in self._pairs(node, path).items():
+            below = (*path, str(key))
+            self.lines[below] = _line(key_node)
+            table[key] = self.value(value_node, below)
+        return table
+
+    def _pairs(self, node: Node, path: Keys) -> dict[Any, tuple[Node, Node]]:
+        """Return the nodes of a table by key: its own keys, then those that `<<` merges into it; the first ones hold."""
+        own: dict[Any, tuple[Node, Node]] = {}
+        merged: dict[Any, tuple[Node, Node]] = {}
         seen = 0
-        for key, value in node.value:
-            if key.tag != f"{TAG}merge":
-                yield key, value, False
+        for key_node, value_node in node.value:
+            if key_node.tag != f"{TAG}merge":
+                key = self._key(key_node, path)
+                if key in own:
+                    first = _line(own[key][0])
+                    problem = f"is given twice (first in line {first}); write one, with the values of both"
+                    raise self._error(key_node, (*path, str(key)), problem)
+                own[key] = key_node, value_node
                 continue
             seen += 1
-            sources = value.value if isinstance(value, SequenceNode) else [value]
-            if seen > 1 or not all(isinstance(source, MappingNode) for source in sources):
-                raise self._error(key, path, "`<<` must stand once, before a table or a list of tables")
-            for source in reversed(sources):
-                if source in self._open:
-                    raise self._error(key, path, "its alias contains itself; write the values out")
-                self._open.append(source)
-                yield from ((inner, item, True) for inner, item, _ in self._pairs(source, path))
+            sources = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
+            if seen > 1 or not all(_is_table(source) for source in sources):
+                raise self._error(key_node, path, "`<<` must stand once, before a table or a list of tables")
+            for source in sources:
+                self._enter(source, path)
+                merged = self._pairs(source, path) | merged
                 self._open.pop()
+        return own | {key: pair for key, pair in merged.items() if key not in own}
+
+    def _key(self, node: Node, path: Keys) -> Any:
+        key = self.value(node, path)
+        if type(key) not in (str, int):
+            shown = node.value if isinstance(node, ScalarNode) else "in brackets"
+            raise self._error(node, path, f"the key {shown} is no name; put it in quotes")
+        return key
 
     def _scalar(self, node: ScalarNode, path: Keys) -> Any:
         kind, text = str(node.tag).removeprefix(TAG), str(node.value)
@@ -254,6 +265,10 @@ class _Representer(SafeRepresenter):
 
 _Representer.add_representer(str, _Representer.represent_str)
 _Representer.add_representer(float, _Representer.represent_float)
+
+
+def _is_table(node: Node) -> bool:
+    return isinstance(node, MappingNode) and bool(node.tag == f"{TAG}map")
 
 
 def _line(node: Node) -> int:

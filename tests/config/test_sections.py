@@ -182,6 +182,25 @@ def test_base_that_is_missing_or_leads_back(tmp_path):
     assert "lead back to itself" in mistake(written(tmp_path, {"base": "a.yaml"}, "b.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        ("/dev/zero", "has more than 1,048,576 bytes"),
+        ("large.yaml", "has more than 1,048,576 bytes"),
+        ('"a\\0b"', "cannot be read as text (embedded null byte)"),
+        ("loop.yaml", "cannot be read as text"),
+    ],
+)
+def test_a_base_that_is_no_file_of_text(tmp_path, base, says):
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "large.yaml").write_text("#" * (2**20 + 1))
+    assert says in mistake(written(tmp_path, f"name: a\nbase: {base}\n"))
+
+
+def test_an_empty_path_is_no_config():
+    assert "the path of the config is empty" in mistake("")
+
+
 def test_dump_loads_back(tmp_path):
     """The dumped config loads as the same config."""
     config = load(

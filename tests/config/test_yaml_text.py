@@ -1,6 +1,7 @@
 """YAML 1.2: what is written is what is read, or one line says why not."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import yaml as yaml_1_1
@@ -88,6 +89,10 @@ def test_values_are_those_of_the_core_schema(text, value):
         (LAUGHS, "repeats too much"),
         ("a: " + "9" * 5000, "line 1: a: a number of more than 100 digits"),
         ("<<: 1", "`<<` must stand once"),
+        ("<<: !home {a: 1}", "`<<` must stand once"),
+        ("a:\n  <<: {b: 1, b: 2}", "line 2: a.b: is given twice (first in line 2)"),
+        ("a:\n  <<: [{b: 1}, {b: 2,\n    b: 3}]", "line 3: a.b: is given twice (first in line 2)"),
+        ('a: 1\nb: "\\U00110000"', "line 2: not valid YAML (an escape \\U above \\U0010ffff is no character)"),
     ],
 )  # fmt: skip
 def test_what_could_be_read_otherwise_is_refused_with_its_line(text, words):
@@ -103,6 +108,21 @@ def test_anchors_and_merged_tables_are_what_is_written():
     assert found.value["z"] == {"e": {"a": 1, "b": {"c": 2}}, "b": 5, "a": 1, "d": 4}
     assert found.lines[("z", "b")] == 6
     assert ("z", "b", "c") not in found.lines
+
+
+def test_a_merged_table_has_merged_tables_of_its_own():
+    text = "x: &x {a: 1, <<: {a: 2, b: 3}}\nz: {<<: *x, c: 4}\ny: {<<: [*x, *x]}"
+    found = read(text, "a.yaml").value
+    assert (found["x"], found["z"], found["y"]) == ({"a": 1, "b": 3}, {"c": 4, "a": 1, "b": 3}, {"a": 1, "b": 3})
+
+
+def test_merging_without_end_is_refused():
+    names = "abcdef"
+    lines = [
+        "a: &a {}",
+        *(f"{n}: &{n} {{<<: [{', '.join(['*' + last] * 20)}]}}" for last, n in pairwise(names)),
+    ]
+    assert "repeats too much" in mistake("\n".join(lines))
 
 
 def test_every_key_and_entry_has_its_line():
@@ -154,6 +174,7 @@ def test_text_of_an_argument_is_taken_whole(text, value):
         ("", "has no value; write null"),
         ("'a' b", "text after its closing quote"),
         ("'a", "no closing quote"),
+        ('"\\U00110000"', "no closing quote"),
         ("007", "begins with a zero"),
         ("{4: 1, 4: 2}", "4: is given twice"),
     ],
