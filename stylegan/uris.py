@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+MAX_NAME = 255  # bytes of a file name on Linux
 # Query parameters that hold a key, the signature of a URL, or the facts that were signed: those of S3, Google, Azure.
 _SECRET_NAME = re.compile(
     r"(x-(amz|goog|ms)-.*|awsaccesskeyid|googleaccessid|sig|signature|expires|sas|s[eprtv]"
@@ -28,7 +29,7 @@ _PARAMETER = re.compile(r"([?&;#\s]|^)([A-Za-z][\w.%-]*)=()[^&;#\s'\"<>]+")
 _QUOTED = re.compile(r"([?&;#\s(,]|^)([A-Za-z][\w.%-]*)=(['\"])[^'\"]+")
 # Parts of connection strings (Azure, ODBC), and headers of requests.
 _PART = re.compile(
-    r"(?:(?<![\w.-])|(?<=%3B))((?:account|sharedaccess)key|sharedaccesssignature|pwd|password)(\s*=\s*['\"]?|['\"]\s*:\s*['\"]|%3D)"
+    r"(?:(?<![\w.-])|(?<=%3B)|(?<=%3F)|(?<=%26))((?:account|sharedaccess)key|sharedaccesssignature|pwd|password)(\s*=\s*['\"]?|['\"]\s*:\s*['\"]|%3D)"
     r"(?:(?!%3B)[^\s;&,'\"])+",
     re.IGNORECASE,
 )
@@ -95,7 +96,7 @@ def redact(text: str) -> str:
     """Return a text in which the passwords, tokens and signatures of URLs, connection strings and headers are `***`."""
     if "=" in text or '":' in text or "':" in text or "%3D" in text.upper():
         text = _PART.sub(r"\1\2***", text)
-        text = _QUOTED.sub(_without_value, _PARAMETER.sub(_without_value, text))
+        text = _without_values(_without_values(text, _PARAMETER), _QUOTED)
     if "://" in text:
         text = _LOGIN.sub(r"\1:***@", text)
         text = _WEB_USER.sub(r"\1***@", text)
@@ -104,8 +105,15 @@ def redact(text: str) -> str:
     return _HEADER.sub(r"\1***", text)
 
 
-def _without_value(match: re.Match[str]) -> str:
-    before, name, quote = match.groups()
-    # Outside a query only a name of some length is clear enough: `key=` and `st=` begin many harmless words.
-    clear = before in tuple("?&;#") or len(name) > 4 or name.lower() == "sig"
-    return f"{before}{name}={quote}***" if clear and is_secret(unquote(name)) else match[0]
+def _without_values(text: str, pattern: re.Pattern[str]) -> str:
+    """Replace the secret ones among `name=value`. A value may hold others: `tracking.uri=https://host/?token=...`."""
+    parts, done, position = [], 0, 0
+    while match := pattern.search(text, position):
+        before, name, _ = match.groups()
+        position = match.end(3)
+        # Outside a query only a name of some length is clear enough: `key=` and `st=` begin many harmless words.
+        clear = before in tuple("?&;#") or len(name) > 4 or name.lower() == "sig"
+        if clear and is_secret(unquote(name)):
+            parts += [text[done:position], "***"]
+            done = position = match.end()
+    return "".join([*parts, text[done:]])
