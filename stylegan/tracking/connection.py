@@ -6,8 +6,10 @@ disturb each other.
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
+import re
 import socket
 import threading
 import urllib.error
@@ -80,6 +82,8 @@ def check_server(uri: str) -> None:
         _check_http(uri.rstrip("/"))
     elif kind in DATABASE_PORTS:
         _check_port(uri, parts.hostname or "localhost", port or DATABASE_PORTS[kind])
+    elif re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        raise ConfigError(f"tracking.uri={uri}: is no URL; did you mean http://{uri}?")
     elif kind in ("", "file"):
         path = storage.absolute(uri)
         raise ConfigError(
@@ -164,8 +168,8 @@ def _kind_of(error: Exception) -> type[StepError] | None:
     packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     if packages & REMOTE or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, OperationalError)):
         return UnavailableError
-    # Alembic's errors mean a database of another MLflow version.
-    return StepError if "alembic" in packages or isinstance(error, (OSError, SQLAlchemyError)) else None
+    # Alembic's errors mean a database of another MLflow version; MLflow's own, a Databricks without its login.
+    return StepError if packages & {"alembic", "mlflow"} or isinstance(error, (OSError, SQLAlchemyError)) else None
 
 
 def _embedded_folder(config: Config) -> str:
@@ -192,6 +196,11 @@ def _check_sqlite(uri: str) -> None:
     """Check the SQLite file. MLflow itself would retry for 100 s and then show a traceback of SQLAlchemy."""
     path = Path(_sqlite_path(uri))
     options = uri.partition("?")[2]
+    if ":///" not in uri or path in (Path(), Path(":memory:")) or "mode=memory" in options.split("&"):
+        raise ConfigError(
+            f"tracking.uri={uri}: names no file, so that everything in it would be lost at the end; use "
+            f"{sqlite_uri(os.path.abspath('mlflow.db'))}"
+        )
     if options and not all(option.partition("=")[0] in SQLITE_OPTIONS for option in options.split("&")):
         whole = sqlite_uri(uri.partition(":///")[2])
         raise ConfigError(f"tracking.uri={uri}: a path in a URI ends at the first `?`; write it as {whole}")
@@ -235,8 +244,8 @@ def _check_http(uri: str) -> None:
         ):  # a login or a proxy in front: something answers, the first real call will show what
             return
         reason = f"answers {error.code} {error.reason}"
-    except (OSError, ValueError) as error:
-        reason = f"does not answer ({getattr(error, 'reason', None) or error})"
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last one: something else answers there
+        reason = f"does not answer ({getattr(error, 'reason', None) or one_line(error)})"
     raise UnavailableError(
         f"tracking.uri={uri}: {reason}; start that server, mend tracking.uri, or unset it to use a local SQLite file"
     )

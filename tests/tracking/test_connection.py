@@ -75,6 +75,11 @@ def test_everything_of_a_root_with_any_name_lands_in_it(tmp_path, tiny_config, m
         ("http://host:port", "Port could not be cast"),
         ("postgresql://host:99999/db", "Port out of range"),
         ("me:x@host", "must start with http://"),
+        ("localhost:5000", "did you mean http://localhost:5000?"),
+        ("10.0.0.1:5000/base", "did you mean http://10.0.0.1:5000/base?"),
+        *((uri, "names no file") for uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:mlflow.db")),
+        ("sqlite:///file::memory:?cache=shared", "names no file"),
+        ("sqlite+pysqlite:///file:a?mode=memory&uri=true", "names no file"),
     ],
 )
 def test_a_uri_that_would_be_read_otherwise_is_refused(uri, says):
@@ -114,6 +119,22 @@ def test_a_server_that_accepts_and_stays_silent_is_given_up(monkeypatch):
         silent.listen()
         with pytest.raises(UnavailableError, match="does not answer"):
             check_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_a_server_of_another_kind_is_one_line():
+    def greet():
+        with listening.accept()[0] as caller:
+            caller.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+            caller.recv(4096)
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(UnavailableError, match=r"does not answer .*SSH-2"):
+            check_server(f"http://127.0.0.1:{listening.getsockname()[1]}")
+    with pytest.raises(UnavailableError, match="does not answer"):
+        check_server("http://two words")
 
 
 @pytest.mark.parametrize(("status", "works"), [(200, True), (401, True), (403, False), (500, False)])
