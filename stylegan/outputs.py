@@ -132,19 +132,32 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _checked(out: str) -> str:
-    """Return the URI of an output. Raise ConfigError if it is none that something can be written to."""
+    """Return the URI of an output.
+
+    Raises:
+        ConfigError: it is none that something can be written to.
+        StepError: its store cannot be reached.
+    """
     try:
         refuse_secret("--out", out)
         check_form("--out", out)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     uri = storage.absolute(out)
+    if uri.startswith("memory://"):
+        raise ConfigError(f"--out {out}: the memory of this process ends with it; give a path or another URL")
     if uri.startswith(("http://", "https://", "data:")):
         raise ConfigError(f"--out {out}: nothing can be written there; give a path or a URL such as s3://bucket/name")
     try:
         storage.filesystem(uri)
     except StepError as error:
         raise ConfigError(f"--out {out}: {one_line(error)}") from error
+    except Exception as error:  # some stores connect, or open an archive, at once
+        if not storage.is_storage_error(error):
+            raise
+        raise StepError(
+            f"--out {out}: its store cannot be used ({one_line(error)}); give another path or URL"
+        ) from error
     return uri
 
 

@@ -38,8 +38,8 @@ from fsspec.implementations.local import LocalFileSystem
 from stylegan.errors import DamagedError, ExhaustedError, StepError, one_line
 from stylegan.records import parse
 from stylegan.retry import answer_of, patient
+from stylegan.uris import MAX_NAME, local_path
 from stylegan.uris import is_local as is_local
-from stylegan.uris import local_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,9 +95,9 @@ def filesystem(uri: str, *, cautious: bool = False) -> tuple[fsspec.AbstractFile
         return LocalFileSystem(), local_path(uri)  # as it is: fsspec splits a path at `::`
     try:
         fs, path = cast(tuple[fsspec.AbstractFileSystem, str], fsspec.url_to_fs(uri, **_options(uri, cautious)))
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError, AttributeError) as error:  # the last two: it lacks an option of its own
         raise StepError(
-            f"storage: cannot use {uri}: {error}; give a folder or a URL such as s3://bucket/path"
+            f"storage: cannot use {uri}: {one_line(error)}; give a folder or a URL such as s3://bucket/path"
         ) from error
     _forget_listings(fs)
     return fs, path
@@ -289,7 +289,11 @@ def replacing(path: Path) -> Iterator[Path]:
     removed and `path` stays as it was. Every local file that counts as whole once it exists is written here or by
     `place`.
     """
-    partial = path.with_name(f".{path.name}.{boot_id()[:8]}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+    ending = f".{boot_id()[:8]}-{uuid.uuid4().hex[:8]}{PARTIAL}"
+    beginning = os.fsdecode(
+        os.fsencode(f".{path.name}")[: MAX_NAME - len(ending)]
+    )  # the whole name may have that length
+    partial = path.with_name(f"{beginning}{ending}")
     try:
         yield partial
         place(partial, path)

@@ -26,6 +26,18 @@ def test_a_new_file_and_its_folders(tmp_path):
     assert os.listdir(tmp_path / "a" / "b c %20") == ["x.PNG"]  # no partial file is left
 
 
+@pytest.mark.parametrize("name", ["n" * 251, "\u00e9" * 125 + "n"])
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path, name):
+    put(tmp_path / f"{name}.png")
+    assert os.listdir(tmp_path) == [f"{name}.png"]
+
+
+@pytest.mark.parametrize("uri", ["ftp://127.0.0.1:1/x.png", "zip://x.png::{}/none.zip"])
+def test_a_store_that_connects_at_once_and_cannot(tmp_path, uri):
+    with pytest.raises(StepError, match=r"--out .*: its store cannot be used"):
+        output_file(uri.format(tmp_path), PNG)
+
+
 def test_a_file_keeps_its_permissions(tmp_path):
     (tmp_path / "x.png").write_bytes(b"old")
     (tmp_path / "x.png").chmod(0o604)
@@ -81,10 +93,9 @@ def test_other_files_are_not_standard_output(tmp_path):
 
 def test_any_store_of_fsspec(s3_server):
     bucket = s3_server()
-    for uri in (f"{bucket}/a/x.png", "memory://x.png"):
-        put(uri)
-        with fsspec.open(uri) as file:
-            assert file.read() == b"picture"
+    put(f"{bucket}/a/x.png")
+    with fsspec.open(f"{bucket}/a/x.png") as file:
+        assert file.read() == b"picture"
     assert not os.path.exists("s3:")
 
 
@@ -124,6 +135,7 @@ def test_a_file_mounted_alone_is_written_in_place(tmp_path, monkeypatch):
         ("s3://bucket.png", "names no file in a bucket"),
         ("foo://bucket/x.png", "cannot use foo://"),
         ("https://example.org/x.png", "nothing can be written there"),
+        ("memory://x.png", "the memory of this process ends with it"),
         ("s3://key:CANARY@bucket/x.png", "carries credentials"),
     ],
 )

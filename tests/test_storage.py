@@ -299,6 +299,11 @@ def test_unknown_protocol(uri):
     assert one_line(storage.exists, uri).startswith(f"storage: cannot use {uri}: Protocol not known")
 
 
+@pytest.mark.parametrize("uri", ["reference://x", "dir://x", "cached://x", "github://x", "dbfs://x"])
+def test_a_store_that_needs_more_than_a_url(uri):
+    assert one_line(storage.exists, uri).startswith(f"storage: cannot use {uri}: ")
+
+
 def test_json_that_is_none(tmp_path):
     """The message about a damaged record names its file, what is wrong and the cure; a folder in its place too."""
     path = str(tmp_path / "x.json")

@@ -13,10 +13,10 @@ from typing import Any
 import fsspec
 
 from stylegan.config.sections import UncheckedConfig
-from stylegan.uris import find_secret, is_local, local_path, redact
+from stylegan.uris import MAX_NAME, find_secret, is_local, local_path, redact
 
 KINDS_OF_FEATURES = ("classifier", "rotation", "inception")
-MAX_NAME, MAX_PATH = 255, 3800  # bytes of a file name and of a path on Linux (4,095), less what is appended to a root
+MAX_PATH = 3800  # bytes of a path on Linux (4,095), less what is appended to a root
 MAX_SHOWN = 200  # characters of an address in a message
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, halves of characters, ends of lines
 # Stores whose URLs have nothing between `://` and the path.
@@ -97,6 +97,8 @@ def check_form(key: str, uri: str) -> None:
     scheme, mark, rest = uri.partition("://")
     slashless = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/?", uri)
     stores = fsspec.available_protocols()
+    if re.match(r"[A-Za-z]:\\|\\\\", uri):
+        raise ValueError(f"{shown}: is a path of Windows; give one of this machine, such as /data/faces")
     if not mark and slashless and (slashless[0].endswith("/") or slashless[1].lower() in stores):
         if len(slashless[1]) == 1:
             raise ValueError(f"{shown}: is a path of Windows; give one of this machine, such as /data/faces")

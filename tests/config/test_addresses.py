@@ -104,6 +104,8 @@ def test_addresses_without_a_secret_stay(key, value):
         ("s3://", "names nothing after ://"),
         ("file://data/x", "such as file:///data/x"),
         ("C:/data", "is a path of Windows"),
+        ("C:\\\\data", "is a path of Windows"),
+        ("\\\\\\\\server\\\\data", "is a path of Windows"),
         ("/data/x ", "begins or ends with a blank"),
         ("/data/\\u0000", "control character"),
         ("/data/a\\nb", "control character"),
