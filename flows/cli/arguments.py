@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from stylegan.config.file import load
 from stylegan.config.tree import Config
+from stylegan.config.yaml_text import read_argument
 from stylegan.errors import ConfigError
+
+
+def _whole(_hint: Any, tokens: Sequence[Token]) -> int:
+    value = _read(tokens)
+    if type(value) is not int:
+        raise ValueError(f"{tokens[0].value!r} is no whole number")
+    return value
+
+
+def _number(_hint: Any, tokens: Sequence[Token]) -> float:
+    value = _read(tokens)
+    if type(value) not in (int, float):
+        raise ValueError(f"{tokens[0].value!r} is no number")
+    return float(value)
+
+
+def _read(tokens: Sequence[Token]) -> Any:
+    with suppress(ConfigError):
+        return read_argument(tokens[0].value, "")
+    return None
+
+
+# Numbers of options are those of a config: 7.6 is no whole number, 1_0 and 010 are none at all.
+Whole = Annotated[int, Parameter(converter=_whole)]
+Number = Annotated[float, Parameter(converter=_number)]
 
 ConfigFile = Annotated[str, Parameter(help="YAML file of the run, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
@@ -38,4 +66,4 @@ def registry_config(config: str | None, overrides: list[str] | None) -> Config |
     """
     if config is None and overrides:
         raise ConfigError("--set needs --config FILE here, the config whose values it changes")
-    return load(config, overrides or []) if config else None
+    return load(config, overrides or []) if config is not None else None

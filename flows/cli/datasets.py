@@ -106,6 +106,8 @@ def _verify(target: str, overrides: list[str]) -> Verification:
     from stylegan.data.sources.open_source import open_source
     from stylegan.progress import Progress
 
+    if not target:
+        raise ConfigError("shard --verify: names no set; give a YAML file or the URI of a set")
     progress = Progress("verify", 1, "tars").reach
     if not target.endswith((".yaml", ".yml")):
         if overrides:

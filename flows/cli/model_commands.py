@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.cli.arguments import AsJson, OutputFile, Overrides, RegistryConfig, registry_config
+from flows.cli.arguments import AsJson, Number, OutputFile, Overrides, RegistryConfig, registry_config
 from flows.cli.console import print_result
 from stylegan.retry import storage_settings
 
@@ -12,7 +12,7 @@ def sample(
     /,
     *,
     seeds: str = "0-15",
-    psi: float | None = None,
+    psi: Number | None = None,
     label: str | None = None,
     out: OutputFile = "grid.png",
     config: RegistryConfig = None,

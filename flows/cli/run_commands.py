@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flows.cli import console, reports
-from flows.cli.arguments import AsJson, ConfigFile, Overrides, is_config_file
+from flows.cli.arguments import AsJson, ConfigFile, Overrides, Whole, is_config_file
 from flows.cli.console import print_json
 from stylegan.config.file import load
 from stylegan.errors import ConfigError, StepError
@@ -65,7 +65,7 @@ def shard(config: str, /, *, verify: bool = False, overrides: Overrides = None, 
 
 
 def train(
-    config: ConfigFile, /, *, until: int | None = None, overrides: Overrides = None, as_json: AsJson = False
+    config: ConfigFile, /, *, until: Whole | None = None, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Train the stages, after sharding if that is not done yet.
 
@@ -80,7 +80,7 @@ def train(
     if until is not None and until not in settings.resolutions:
         raise ConfigError(f"--until {until}: no such stage; the stages are {', '.join(map(str, settings.resolutions))}")
     with Pipeline(settings) as pipeline:
-        done = pipeline.train_until(until or settings.data.resolution)
+        done = pipeline.train_until(settings.data.resolution if until is None else until)
     console.print_done(done, as_json)
 
 
@@ -161,7 +161,7 @@ def doctor(config: ConfigFile | None = None, /, *, overrides: Overrides = None, 
     """Check storage, Ray, MLflow, Prefect and the metrics' weights: what works, and what to do about the rest."""
     from flows.cli.doctor import examine
 
-    settings = load(config, overrides or []) if config else None
+    settings = load(config, overrides or []) if config is not None else None
     examination = examine(settings)
     if as_json:
         print_json(examination)

@@ -22,6 +22,7 @@ from stylegan.config.resolutions import RESOLUTIONS
 from stylegan.config.sections import METRICS as METRIC_NAMES
 from stylegan.config.sections import DataConfig, Metric
 from stylegan.config.tree import Config
+from stylegan.config.yaml_text import read_argument
 from stylegan.data.dataset_card import read_card
 from stylegan.data.decode import UnreadableImage
 from stylegan.data.sharding.write_shards import complete_set, find_content, find_shards
@@ -111,7 +112,7 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
         except ValueError as error:
             raise ConfigError(str(error)) from None
     copy_to = output_folder(out) if out is not None else None
-    given = load(request.config, request.overrides) if request.config else None
+    given = load(request.config, request.overrides) if request.config is not None else None
     with ray_session(), storage_settings(given.storage if given else None):  # shared by sharding and measuring
         model = look_up(given, request.model, root=_given_root(request))
         subject = _open_images(request, given) if model is None else _open_generator(model, request, given)
@@ -293,10 +294,17 @@ def _changed(config: Config, request: Request) -> Config:
 
 def _given_root(request: Request) -> str | None:
     """Return the storage.root among the overrides, where a run is searched; None if there is none or a config is given."""
-    roots = [
-        value for key, _, value in (override.partition("=") for override in request.overrides) if key == "storage.root"
-    ]
-    return roots[-1] if roots and not request.config else None
+    given = [override for override in request.overrides if override.partition("=")[0].strip() == "storage.root"]
+    if not given or request.config is not None:
+        return None
+    root = read_argument(given[-1].partition("=")[2], f"--set {given[-1]}")
+    if not isinstance(root, str):
+        raise ConfigError(f"--set {given[-1]}: must be text; put it in quotes")
+    try:
+        check_form("--set storage.root", root)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return root
 
 
 def _shard(source: Source, config: Config) -> ShardSet:

@@ -69,6 +69,8 @@ def look_up(config: Config | None, model: str, *, root: str | None = None) -> Mo
         refuse_secret("MODEL", model)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if not model:
+        raise ConfigError("MODEL is empty; give a run id, the URI of a checkpoint, or models:/name@alias")
     if model.startswith("models:/"):
         return _version(config, model)
     uri = storage.absolute(model)

@@ -21,6 +21,33 @@ def test_usage_mistakes(capsys, write):
     assert "must be key.path=value" in fail(capsys, 2, "plan", write(), "--set", "seed")
 
 
+@pytest.mark.parametrize("value", ["7.6", "8.0", "1_6", "08", "\u0668", "true", "null", "", "[8]", "'8'", "nan", "1e1"])
+def test_a_number_of_an_option_is_one_of_a_config(capsys, write, value):
+    assert f"--until: {value!r} is no whole number" in fail(capsys, 2, "train", write(), f"--until={value}")
+    if value not in ("7.6", "8.0", "1e1"):
+        assert f"--psi: {value!r} is no number" in fail(capsys, 2, "sample", "any", f"--psi={value}")
+
+
+def test_a_root_that_a_model_is_searched_in_is_read_as_in_a_config(capsys, tmp_path):
+    for value, says in {
+        f"'{tmp_path}/a b'": f"no run in {tmp_path}/a b/runs",
+        "s3:/bucket": "did you mean s3://bucket?",
+        "[a]": "must be text",
+        "": "has no value",
+    }.items():
+        assert says in fail(capsys, 2, "evaluate", "any-0123456789", "--set", f"storage.root={value}")
+
+
+def test_an_empty_argument_is_not_the_same_as_none(capsys, tmp_path, monkeypatch):
+    """It comes from a variable of the shell that is not set. The working folder must not be taken for what it names."""
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["plan", ""], ["doctor", ""], ["sample", "any", "--config", ""], ["promote", "any", "--config="]):
+        assert "the path of the config is empty" in fail(capsys, 2, *arguments)
+    for arguments in (["evaluate", "", "--data", "digits"], ["sample", ""], ["export", "", "--out", "x.safetensors"]):
+        assert "MODEL is empty" in fail(capsys, 2, *arguments)
+    assert "names no set" in fail(capsys, 2, "shard", "--verify", "")
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
