@@ -24,6 +24,8 @@ def _whole(_hint: Any, tokens: Sequence[Token]) -> int:
 
 def _number(_hint: Any, tokens: Sequence[Token]) -> float:
     value = _read(tokens)
+    if value in ("nan", "inf", "-inf"):  # the command refuses them with its bounds
+        return float(value)
     if type(value) not in (int, float):
         raise ValueError(f"{tokens[0].value!r} is no number")
     return float(value)
