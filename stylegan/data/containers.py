@@ -3,7 +3,8 @@
 - PNG: the transparent colour of grey below 8 bit, and of 16 bit; the low bytes of 16-bit colour; text and ICC profiles
   of any length.
 - TIFF: 16-bit grey whose zero is white; 12-bit grey; 16-bit colour in planes. What Pillow would read as other values than
-  the file has is refused: signed bytes, 16-bit CMYK in planes, subsampled YCbCr without compression.
+  the file has is refused: signed bytes, planes of grey with alpha, of LAB and of 16-bit CMYK, subsampled
+  YCbCr without compression.
 - A fourth channel that is no alpha is left out: that of a TGA by its header, and one that is zero everywhere in a BMP, a
   TGA, or a TIFF or JPEG 2000 that does not say what the channel is.
 """
@@ -121,10 +122,17 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     if signed and max(bits) <= 8:
         raise ValueError("signed bytes have no agreed range; use 8 or 16 bit without a sign")
 
-    # Without compression Pillow reads bytes where the file says 16 bit, and full YCbCr where the file has less. With it
-    # Pillow takes a plane without a name for an alpha by which the others are multiplied.
-    planes = tags.get(Tag.PlanarConfiguration) == 2
-    if image.tile and image.tile[0].codec_name == "raw":
+    # Pillow mixes up planes of other modes. A plane without a name that is compressed it takes for an alpha by which the
+    # others are multiplied, and of one in tiles it takes a wrong width.
+    planes = tags.get(Tag.PlanarConfiguration) == 2 and len(bits) > 1
+    is_raw = bool(image.tile) and image.tile[0].codec_name == "raw"
+    if planes and image.mode not in ("L", "RGB", "RGBA", "CMYK"):
+        raise ValueError(f"planes of mode {image.mode} cannot be read; save it with interleaved channels")
+    if planes and image.mode == "RGBA" and not tags.get(Tag.ExtraSamples) and (not is_raw or Tag.TileWidth in tags):
+        raise ValueError("a fourth plane that the file does not name cannot be read; save it as RGB")
+
+    # Without compression Pillow reads bytes where the file says 16 bit, and full YCbCr where the file has less.
+    if is_raw:
         width, height = image._tile_size
         if tags.get(Tag.PhotometricInterpretation) == 6 and _num_bytes(tags) < width * height * len(bits):
             raise ValueError("subsampled YCbCr without compression cannot be read; save it as RGB")
@@ -135,8 +143,6 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
                 )
             order = "L" if tags.prefix == b"II" else "B"
             image.tile = [tile._replace(args=(f"{_args(tile)[0]};16{order}", *_args(tile)[1:])) for tile in image.tile]
-    elif planes and image.mode == "RGBA" and not tags.get(Tag.ExtraSamples):
-        raise ValueError("a compressed fourth plane that the file does not name cannot be read; save it as RGB")
 
 
 def _args(tile: Any) -> tuple[Any, ...]:

@@ -288,6 +288,10 @@ def cut_ycbcr() -> bytes:
         (tiff(np.full((4, 4, 1), 200), 8, 1, sample_format=[2]), "signed bytes have no agreed range"),
         (tiff(np.full((4, 4, 4), 200), 16, 5, planes=True), "16-bit planes of mode CMYK cannot be read"),
         (tiff(np.full((4, 4, 4), 200), 8, 2, planes=True, packed=True), "fourth plane that the file does not name"),
+        (tiff(np.full((4, 4, 2), 200), 8, 1, planes=True, packed=True, extra=[2]), "planes of mode LA cannot be read"),
+        (tiff(np.full((4, 4, 2), 200), 8, 1, planes=True, packed=True, extra=[1]), "planes of mode La cannot be read"),
+        (tiff(np.full((4, 4, 3), 200), 8, 8, planes=True), "planes of mode LAB cannot be read"),
+        (tiff(np.full((4, 4, 3), 200), 8, 8, planes=True, packed=True), "planes of mode LAB cannot be read"),
         (cut_ycbcr(), "subsampled YCbCr without compression"),
     ],
 )

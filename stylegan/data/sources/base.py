@@ -191,18 +191,22 @@ def is_junk(path: str) -> bool:
     return "/." in path or path.startswith((".", "__MACOSX/")) or "/__MACOSX/" in path
 
 
-def safe_path(source: str, name: str, *, backslash: bool = True) -> str:
+def safe_path(source: str, name: str, *, backslash: bool) -> str:
     """Return the name of an archive member as a path: parts separated by `/`, without `./` and empty parts.
 
     Args:
-        backslash: whether a backslash separates parts too.
+        backslash: whether a backslash separates parts too, as on Windows. Elsewhere it is a letter as any other.
 
     Raises:
-        StepError: the name is absolute or contains `..`. Unpacking such an archive would write files outside the target
-            folder, so none of it is used.
+        StepError: the name is absolute or contains `..`, here or on Windows. Unpacking such an archive would write files
+            outside the target folder, so none of it is used.
     """
-    if backslash and "\\" in name:
-        name = name.replace("\\", "/")
+    if "\\" in name:
+        separated = name.replace("\\", "/")
+        if not backslash:
+            safe_path(source, separated, backslash=True)
+        else:
+            name = separated
     if not name.startswith("/") and (name.startswith("./") or "//" in name or "/./" in name):
         name = "/".join(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:/", name):

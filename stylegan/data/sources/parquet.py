@@ -189,10 +189,10 @@ def _columns(where: str, schema: Any, labelled: bool) -> _Columns:
     """
     # Read the description: column name -> feature.
     try:
-        described = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        features = {name: feature for name, feature in described.items() if isinstance(feature, dict)}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        features = {}
+        described = dict(parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, ValueError, TypeError):
+        described = {}
+    features = {name: feature for name, feature in described.items() if isinstance(feature, dict)}
 
     # The images.
     kinds = {name: _plain_type(schema.field(name).type) for name in schema.names}
@@ -225,8 +225,20 @@ def _columns(where: str, schema: Any, labelled: bool) -> _Columns:
             f"{where} has labels of the type {shown(str(kinds[label]))} in the column {shown(label)}; they must be numbers, texts, or "
             "vectors of 0 and 1: mend it or set data.labels=none"
         )
+    if _lists_classes(described.get(label or "")):
+        raise StepError(
+            f"{where} has lists of classes in the column {shown(label or '')}; give each image one class or a vector of 0 and 1, or set "
+            "data.labels=none"
+        )
     names = features.get(label or "", {}).get("names")
     return _Columns(image, label, distinct(tuple(map(str, names))) if isinstance(names, list) else ())
+
+
+def _lists_classes(feature: Any) -> bool:
+    """Return True if a description is that of lists of class numbers, which are no vectors of 0 and 1."""
+    item = feature.get("feature") if isinstance(feature, dict) else feature[:1] if isinstance(feature, list) else None
+    item = item[0] if isinstance(item, list) and item else item
+    return isinstance(item, dict) and item.get("_type") == "ClassLabel"
 
 
 def _choose(names: list[str], usual: tuple[str, ...]) -> str | None:

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, pairwise, repeat
+from itertools import chain, groupby, pairwise, repeat
 from typing import IO, NamedTuple
 
 from stylegan.data.sources.access.links import Link, follow
@@ -50,7 +50,10 @@ from stylegan.errors import StepError, shown
 
 NAMES = re.compile(r".*\.(tar|tar\.gz|tgz)", re.IGNORECASE)
 _ENDING = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
-_LARGEST_LABEL = 2**20  # bytes of a .cls or .json
+_LABEL_ENDINGS, _LARGEST_LABEL = (
+    (".cls", ".json"),
+    2**20,
+)  # endings of the labels of single images, and the bytes of one
 
 
 class _LabelFile(NamedTuple):
@@ -74,7 +77,7 @@ class _Shard:
     Attributes:
         images: the images, in the order of the tar.
         files: files that may contain the labels of all images, such as `dataset.json`.
-        labels: the label files, in the order of the tar.
+        labels: the label files, in the order of the tar and then of its links.
         num_bytes: size of the unpacked tar, without its end.
     """
 
@@ -188,23 +191,48 @@ def _scan(files: Files, tar: str) -> _Shard:
                 shard.images.append(member)
             elif is_label_file(member.name, files.label_file):
                 shard.files.append(member)
-            elif files.labels and member.name.endswith((".cls", ".json")) and member.size <= _LARGEST_LABEL:
+            elif files.labels and member.name.endswith(_LABEL_ENDINGS) and member.size <= _LARGEST_LABEL:
                 label_file = _read_label_file(files.source, member, content)
                 if label_file.label is not None or label_file.wrong is not None:
                     shard.labels.append(label_file)
             elif not member.name.endswith("/"):  # old tars have folders as empty files with such names
                 files.left_out[NO_PICTURES] += 1
     if links:
-        for name, member in follow(files, links.values(), partial(_find, files, tar)):
-            (shard.images if is_image(name) else shard.files).append(member._replace(name=name))
+        _add_links(files, tar, shard, links)
     return shard
 
 
+def _wants(files: Files, name: str) -> bool:
+    """Return True if a member is an image, may be a label file, or may have the label of one image."""
+    return files.wants(name) or (files.labels and name.endswith(_LABEL_ENDINGS) and not is_junk(name))
+
+
+def _add_links(files: Files, tar: str, shard: _Shard, links: dict[str, Link]) -> None:
+    """Add what the links of a tar lead to: images, files with the labels of all images, and labels of single ones."""
+    labels: list[Member] = []
+    for name, member in follow(files, links.values(), partial(_find, files, tar), partial(_wants, files)):
+        known = shard.images if is_image(name) else shard.files if files.wants(name) else labels
+        if known is not labels or member.size <= _LARGEST_LABEL:
+            known.append(member._replace(name=name))
+    if not labels:
+        return
+
+    # Read each label once, in the order of the tar: many links may lead to the same, and a packed tar is slow to go back.
+    labels.sort(key=lambda label: label.offset)
+    with open_tar(files.source, files.uri(tar), files.tokens[tar]) as content:
+        for offset, group in groupby(labels, lambda label: label.offset):
+            first, *others = group
+            content.seek(offset)
+            file = _read_label_file(files.source, first, content)
+            if file.label is not None or file.wrong is not None:
+                shard.labels += [file._replace(name=label.name) for label in (first, *others)]
+
+
 def _leave_out(files: Files, tar: str, member: Special) -> None:
-    """Count a pipe or device. Raise StepError for any other special member that may be an image or a label file."""
+    """Count a pipe or device. Raise StepError for any other special member that may be an image or have labels."""
     if member.form == DEVICE:
         files.left_out["pipes, sockets and devices"] += 1
-    elif files.wants(member.name):
+    elif _wants(files, member.name):
         raise StepError(
             f"data.source={files.source}: {member.name} in {tar} is {member.form}, which is not read; make the tar again without "
             "`--sparse` and `--multi-volume`"

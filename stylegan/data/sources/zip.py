@@ -8,7 +8,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from stylegan.data.cache import local_copy
@@ -71,7 +71,7 @@ def list_images(files: Files) -> Listing:
             files.left_out[NO_PICTURES] += 1
     if links:
         targets = _targets(files.source, uri, archive_token, links)
-        for path, member in follow(files, targets, partial(_find, files, uri, archive_token)):
+        for path, member in follow(files, targets, partial(_find, files, uri, archive_token), files.wants):
             add(path, member)
     opener = partial(_open_archive, uri, archive_token, locator.seal())
     return Listing(images, opener, reader="zip", files=label_files, folders=True)
@@ -101,19 +101,20 @@ def _path(source: str, member: zipfile.ZipInfo) -> str:
     """Return the name of a member as a path.
 
     A name without the flag for UTF-8 counts as UTF-8 if it can be decoded, because `zip` on Linux and macOS does not set
-    the flag; otherwise as code page 437, as the format says. A backslash separates folders, except behind a byte of
-    another code page: it is then the second byte of a letter, as in Shift-JIS.
+    the flag; otherwise as code page 437, as the format says. A backslash separates folders unless the archive was made
+    on Unix, where it is a letter. Behind a byte of another code page it is the second byte of a letter, as in Shift-JIS.
     """
+    backslash = member.create_system != _UNIX
     if member.flag_bits & _UTF_8:
-        return safe_path(source, member.filename)
+        return safe_path(source, member.orig_filename.partition("\0")[0], backslash=backslash)
     raw = member.orig_filename.encode("cp437").partition(b"\0")[0]
     given = _unicode_path(member.extra, raw)
     if given is not None:
-        return safe_path(source, given)
+        return safe_path(source, given, backslash=backslash)
     try:
-        return safe_path(source, raw.decode())
+        return safe_path(source, raw.decode(), backslash=backslash)
     except UnicodeDecodeError:
-        separated = re.sub(rb"(?<![\x80-\xff])\\", b"/", raw)
+        separated = re.sub(rb"(?<![\x80-\xff])\\", b"/", raw) if backslash else raw
         return safe_path(source, separated.decode("cp437"), backslash=False)
 
 
@@ -123,7 +124,8 @@ def _unicode_path(extra: bytes, raw: bytes) -> str | None:
         tag, size = int.from_bytes(extra[:2], "little"), int.from_bytes(extra[2:4], "little")
         content, extra = extra[4 : 4 + size], extra[4 + size :]
         if tag == _UNICODE_PATH and content[:5] == b"\1" + zlib.crc32(raw).to_bytes(4, "little"):
-            return content[5:].decode()
+            with suppress(UnicodeDecodeError):  # `zip` writes no UTF-8 for some control characters
+                return content[5:].decode()
     return None
 
 

@@ -293,3 +293,21 @@ def test_several_columns_of_classes(tmp_path, opened):
     with pytest.raises(StepError, match=r"has classes in the columns age, colour; name one of them label or set"):
         opened(parquet(tmp_path / "a.parquet", content.drop_columns("label")))
     assert len(opened(tmp_path / "a.parquet", "none").images) == 2
+
+
+CLASSES = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize(
+    "feature", [{"feature": CLASSES, "_type": "Sequence"}, {"feature": CLASSES, "_type": "List"}, [CLASSES]]
+)
+@pytest.mark.parametrize("rows", [[[0], [1]], [[0, 1], [1, 0]]])
+def test_lists_of_classes_are_no_attributes(tmp_path, opened, feature, rows):
+    """The list [0, 1] of class numbers would be taken for the attributes no and yes."""
+    features = {"image": {"_type": "Image"}, "labels": feature}
+    content = pa.table({"image": [b"x", b"y"], "labels": rows})
+    content = content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    with pytest.raises(StepError, match="has lists of classes in the column labels; give each image one class"):
+        opened(parquet(tmp_path / "a.parquet", content))
+    assert len(opened(tmp_path / "a.parquet", "none").images) == 2
+    assert opened(parquet(tmp_path / "b.parquet", content.replace_schema_metadata(None))).attribute_names

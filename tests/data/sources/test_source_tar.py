@@ -326,6 +326,45 @@ def test_incremental_and_labelled_tars(image_folder, opened, listed):
     assert listed(opened(path)) == listed(folder)
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_labels_of_links(tmp_path, opened, listed, name, kind):
+    """`tar` packs equal files that are linked once, so the label of a sample may be a link to that of another."""
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as archive:
+        for member, target in (
+            ("0.cls", b"3"),
+            ("1.png", b"x"),
+            ("1.json", b'{"label": 4}'),
+            ("2.png", b"y"),
+            ("2.cls", "1.json"),
+            ("3.png", b"z"),
+            ("3.cls", "0.cls"),
+            ("4.png", b"w"),
+            ("4.cls", "0.cls"),
+            ("4.cls", b"5"),
+        ):
+            info = tarfile.TarInfo(member)
+            if isinstance(target, str):
+                info.type, info.linkname = kind, target
+            else:
+                info.size = len(target)
+            archive.addfile(info, io.BytesIO(target) if isinstance(target, bytes) else None)
+    assert listed(opened(tmp_path / name)) == [("1.png", 4), ("2.png", 4), ("3.png", 3), ("4.png", 5)]
+    assert {label for _, label in listed(opened(tmp_path / name, "none"))} == {None}
+
+
+def test_label_that_is_a_link_to_nothing(tmp_path, opened):
+    """Its image would lose its label without a word."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("1.png"))
+        info = tarfile.TarInfo("1.cls")
+        info.type, info.linkname = tarfile.SYMTYPE, "gone.cls"
+        archive.addfile(info)
+    with pytest.raises(StepError, match=r"1\.cls is a symbolic link to gone\.cls, which is not a file of the archive"):
+        opened(tmp_path / "a.tar")
+    assert len(opened(tmp_path / "a.tar", "none").images) == 1
+
+
 def test_file_that_is_packed_twice(image_folder, opened, listed):
     """`tar` packs it as a hard link to itself."""
     path = image_folder.parent / "a.tar"
@@ -402,6 +441,37 @@ def test_member_too_large_for_a_picture(tmp_path, opened, monkeypatch):
         with pytest.raises(UnreadableImage, match=r"1,001 bytes; at most 1,000 are allowed") as caught:
             read("a.tif")
     assert caught.value.kind == "too large"
+
+
+def test_backslash_is_a_letter(tmp_path, opened, listed, contents):
+    """A tar gives what its folder gives, so a name with a backslash is no path."""
+    (tmp_path / "set" / "cats").mkdir(parents=True)
+    (tmp_path / "set" / "cats" / "1.png").write_bytes(b"x")
+    (tmp_path / "set" / "cats\\1.png").write_bytes(b"y")
+    folder, source = opened(tmp_path / "set"), opened(packed(tmp_path / "set"))
+    assert listed(source) == listed(folder)
+    assert contents(source) == contents(folder) == {"cats/1.png": b"x", "cats\\1.png": b"y"}
+
+
+def joined(content: bytes) -> bytes:
+    """Return two tars in one file, as `cat` makes it."""
+    return content + content
+
+
+def emptied(content: bytes) -> bytes:
+    """Return a tar whose second header is zeros, as after an error of the disk."""
+    start = content.index(b"2.png")
+    return content[:start] + bytes(512) + content[start + 512 :]
+
+
+@pytest.mark.parametrize("damage", [joined, emptied])
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_more_behind_the_end_mark(tmp_path, opened, name, damage):
+    """Members behind the end mark would be lost without a word."""
+    content = damage(write(tmp_path / "a.tar", [("1.png", b"x" * 600), ("2.png", b"y" * 600)]).read_bytes())
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(StepError, match=r"is not a readable tar \(more follows behind the end mark at byte \d+"):
+        opened(tmp_path / name)
 
 
 def test_tar_without_an_end_mark(tmp_path, opened, caplog):

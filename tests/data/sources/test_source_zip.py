@@ -153,6 +153,21 @@ def test_names_without_the_flag_for_utf_8(tmp_path, opened, contents, name, extr
     assert contents(source) == {path: b"x", "top.png": b"y"}
 
 
+def test_names_of_zips_made_on_unix(tmp_path, opened, listed, contents):
+    """There a backslash is a letter, and a zip gives what its folder gives."""
+    (tmp_path / "set" / "cats").mkdir(parents=True)
+    for name in ("cats/1.png", "cats\\1.png", "\x7f.png"):
+        (tmp_path / "set" / name).write_bytes(name.encode())
+    source = opened(zipped(tmp_path / "set"))
+    assert listed(source) == listed(opened(tmp_path / "set"))
+    assert contents(source) == contents(opened(tmp_path / "set"))
+
+    # What `zip` writes for such a name into its extra field is no UTF-8.
+    field = b"\1" + zlib.crc32(b"\x7f.png").to_bytes(4, "little") + b"\xc1\xbf.png"
+    extra = struct.pack("<HH", 0x7075, len(field)) + field
+    assert listed(opened(raw_zip(tmp_path / "a.zip", [(b"\x7f.png", b"x", extra)]))) == [("\x7f.png", None)]
+
+
 def test_labels_of_names_without_the_flag(tmp_path, opened, listed):
     """The names of a dataset.json are those of the images."""
     labels = '{"labels": [["あ.png", 0], ["い.png", 1]]}'.encode()

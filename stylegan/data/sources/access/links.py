@@ -28,15 +28,19 @@ class Link(NamedTuple):
 
 
 def follow(
-    files: Files, links: Collection[Link], find: Callable[[set[str]], tuple[Mapping[str, T], set[str]]]
+    files: Files,
+    links: Collection[Link],
+    find: Callable[[set[str]], tuple[Mapping[str, T], set[str]]],
+    wants: Callable[[str], bool],
 ) -> Iterator[tuple[str, T]]:
-    """Yield the name of each link that may be an image or a label file, and what is known about the file behind it.
+    """Yield the name of each link that matters, and what is known about the file behind it.
 
     Args:
         files: the archive. Links to nothing are counted there.
         links: all links of the archive.
         find: takes paths in the archive. Returns what is known about those that are files, by path, and those that are
             folders with images or label files.
+        wants: whether a name is that of an image or of a file with labels.
 
     Raises:
         StepError: such a link leads out of the archive, to nothing in it, or to a folder with images.
@@ -45,7 +49,7 @@ def follow(
     ends = {name: _end(link, by_name) for name, link in by_name.items()}
     found, folders = find({end for end in ends.values() if end})
     for name, end in ends.items():
-        wanted = files.wants(name)
+        wanted = wants(name)
         if wanted and end is not None and end in found:
             yield name, found[end]
         elif wanted or end in folders or (end is None and not posixpath.splitext(name)[1]):

@@ -19,6 +19,7 @@ from stylegan.errors import StepError, one_line, shown
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
 _LONGEST_NAME = 2**16
+_LONGEST_END, _PIECE = 2**24, 2**16  # bytes behind the end mark that are looked at: more zeros may follow without end
 _LARGEST = 2**62  # bytes of a member; more is no place in any file
 _WITHOUT_CONTENT = b"123456"  # links, devices, folders and pipes, whatever size their headers say
 DEVICE = "a pipe or a device"
@@ -93,7 +94,7 @@ def walk(source: str, file: IO[bytes], tar: str | None = None) -> Iterator[Membe
         tar: its name, for a warning if it has no end mark. None gives no warning, for another walk of the same listing.
 
     Raises:
-        DamagedTar: a header is wrong, or the last member is incomplete.
+        DamagedTar: a header is wrong, the last member is incomplete, or more follows behind the end mark.
         StepError: a name leads out of the archive.
     """
     position = 0
@@ -109,6 +110,7 @@ def walk(source: str, file: IO[bytes], tar: str | None = None) -> Iterator[Membe
                 )
             return
         if header == _EMPTY:
+            _require_end(file, position)
             return
         kind, size = header[156:157], _check_header(header, position)
         start = position + _BLOCK
@@ -146,7 +148,7 @@ def _member(source: str, header: bytes, facts: dict[str, str], start: int, size:
     """
     kind = header[156:157]
     sparse = bool(facts) and any(key.startswith("GNU.sparse.") for key in facts)
-    name = safe_path(source, facts.get("GNU.sparse.name") or facts.get("path") or _name(header))
+    name = safe_path(source, facts.get("GNU.sparse.name") or facts.get("path") or _name(header), backslash=False)
     if kind in b"12":
         target = facts.get("linkpath") or header[157:257].partition(b"\0")[0].decode(errors="surrogateescape")
         return Link(name, target, hard=kind == b"1")
@@ -188,6 +190,22 @@ def _skip(file: IO[bytes], end: int, position: int) -> None:
         if not file.read(1):
             raise DamagedTar("it is cut short")
     file.seek(position)
+
+
+def _require_end(file: IO[bytes], position: int) -> None:
+    """Raise DamagedTar if anything but zeros follows behind the end mark, which begins at `position`.
+
+    Members behind it would be lost without a word: those of a second tar, or all that follow a damaged header. A packed
+    tar is read to its end, so that its checksum is compared.
+    """
+    for _ in range(_LONGEST_END // _PIECE):
+        piece = file.read(_PIECE)
+        if not piece:
+            return
+        if piece.strip(b"\0"):
+            raise DamagedTar(
+                f"more follows behind the end mark at byte {position}: it is damaged, or several tars in one file"
+            )
 
 
 def _check_header(header: bytes, position: int) -> int:
