@@ -53,7 +53,7 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 LABEL_FILES = ("dataset.json", "list_attr_celeba.txt", "list_attr_celeba.csv")  # used without `data.label_file`
-LARGEST = 2**30  # bytes of one encoded image; more cannot be a picture and would fill the memory
+LARGEST = 2**30  # bytes of one encoded image, or of one file with labels; more would fill the memory
 NO_PICTURES, DEAD_LINKS = "files without the ending of a picture", "links to nothing"  # counted in `Files.left_out`
 
 # What parsers raise at damaged bytes. Reading the same bytes again would end in the same way.
@@ -236,6 +236,21 @@ def require_size(num_bytes: int) -> None:
         raise UnreadableImage(f"{num_bytes:,} bytes; at most {LARGEST:,} are allowed for one image", "too large")
 
 
+def read_whole(uri: str, most: int = LARGEST) -> bytes:
+    """Read a whole file that is no image, such as a table of labels.
+
+    Raises:
+        FileNotFoundError: no such file.
+        StepError: it has more than `most` bytes, or its store does not answer.
+    """
+    web = uri.startswith(("http://", "https://"))  # does not always say how long a file is
+    if not web and (num_bytes := storage.size(uri)) > most:
+        raise StepError(
+            f"{uri}: has {num_bytes:,} bytes, where at most {most:,} are read; it is another kind of file, or damaged: get it again"
+        )
+    return storage.read_bytes(uri)
+
+
 @contextmanager
 def explained(source: str) -> Iterator[None]:
     """Raise StepError, in one line with the cure, for every failure of the block to list or open a source.
@@ -247,6 +262,10 @@ def explained(source: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except MemoryError as error:
+        raise StepError(
+            f"data.source={source}: does not fit into the memory of this machine; give a part of it, or use a machine with more"
+        ) from error
     except DAMAGE as error:
         raise StepError(
             f"data.source={source}: is damaged, or not what its name says ({type(error).__name__}: {one_line(error)}); "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from stylegan import storage
 from stylegan.data.sources.access.tarwalk import Member, open_tar, walk
-from stylegan.data.sources.base import Files, Listing
+from stylegan.data.sources.base import Files, Listing, read_whole
 from stylegan.data.sources.blocks import Block, list_blocks
 from stylegan.errors import StepError, one_line
 
@@ -62,7 +63,7 @@ def _contents(files: Files, wanted: re.Pattern[str]) -> Iterator[tuple[str, byte
                     if isinstance(member, Member) and wanted.fullmatch(last) and member.size <= _LARGEST:
                         yield last, content.read(member.size)
         elif wanted.fullmatch(name):
-            yield name, storage.read_bytes(files.uri(path))
+            yield name, read_whole(files.uri(path), _LARGEST)
 
 
 def _label_names(files: Files) -> tuple[str, ...]:
@@ -175,6 +176,16 @@ class _Unpickler(pickle.Unpickler):
         return _ALLOWED[module_name, global_name]
 
 
+def _check_sizes(content: bytes) -> None:
+    """Raise ValueError if a pickle is cut short, or numbers an object so high that the table for it would fill the memory.
+
+    Python's unpickler makes room for whatever a damaged pickle says, before it looks at what follows.
+    """
+    for code, argument, position in pickletools.genops(content):
+        if code.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(content):
+            raise ValueError(f"byte {position} gives an object the number {argument}")
+
+
 def _load(where: str, content: bytes) -> dict[str, Any]:
     """Return the dictionary in a pickle of CIFAR.
 
@@ -185,6 +196,7 @@ def _load(where: str, content: bytes) -> dict[str, Any]:
         StepError: the pickle is damaged, contains something else, or names what is not allowed.
     """
     try:
+        _check_sizes(content)
         loaded = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except StepError as error:
         raise StepError(f"{where}: {error}; get the archive from its authors") from None

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
 from typing import Any, NamedTuple
 
-from stylegan import storage
 from stylegan.config.sections import DataConfig
 from stylegan.data.shardset import distinct
 from stylegan.data.sources.access.uris import check_uri
-from stylegan.data.sources.base import ABOVE, LABEL_FILES, Label, Listing, SourceImage
+from stylegan.data.sources.base import ABOVE, LABEL_FILES, Label, Listing, SourceImage, read_whole
 from stylegan.errors import ConfigError, StepError, one_line, shown
 
 MAX_CLASSES = 100_000
@@ -176,7 +175,7 @@ def _read_given(data: DataConfig, listing: Listing, label_file: str) -> bytes:
     # A file elsewhere.
     uri = check_uri("data.label_file", label_file)
     try:
-        return storage.read_bytes(uri)
+        return read_whole(uri)
     except FileNotFoundError:
         raise ConfigError(
             f"data.label_file={label_file}: no such file; give its path in the source, an absolute path or a URL"

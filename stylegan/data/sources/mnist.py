@@ -17,7 +17,7 @@ import numpy as np
 from stylegan import storage
 from stylegan.data.cache import local_copy
 from stylegan.data.sources.access.uris import file_token
-from stylegan.data.sources.base import Files, Listing
+from stylegan.data.sources.base import LARGEST, Files, Listing
 from stylegan.data.sources.blocks import Block, list_blocks
 from stylegan.errors import StepError, one_line
 
@@ -82,17 +82,22 @@ def _array(files: Files, path: str, *, dimensions: int) -> np.ndarray:
     values.
 
     Raises:
-        StepError: the file cannot be read, or its header does not fit.
+        OSError: the file cannot be read.
+        StepError: it is damaged, or its header does not fit.
     """
     # Read and unpack.
     where = f"data.source={files.source}: {path}"
     try:
-        with local_copy(files.uri(path), files.tokens[path]) as local:
-            content = local.read_bytes()
-        if path.endswith(".gz"):
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+        with (
+            local_copy(files.uri(path), files.tokens[path]) as local,
+            (gzip.open if path.lower().endswith(".gz") else open)(local, "rb") as file,
+        ):
+            content = file.read(LARGEST + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise StepError(f"{where} cannot be read: {one_line(error)}; get the file again") from error
+
+    if len(content) > LARGEST:
+        raise StepError(f"{where} has more than {LARGEST:,} bytes; give a part of the set")
 
     # Check the header.
     start = 4 + 4 * dimensions

@@ -34,10 +34,16 @@ def is_set(files: Files) -> bool:
     """Return True if a folder has the manifest of a set of shards at its top."""
     if MANIFEST not in files.tokens:
         return False
-    index = storage.read_json(files.uri(MANIFEST), Any, cure=_CURE)
+    has_shards = any(name.startswith("r0004/") for name in files.tokens)
+    try:
+        index = storage.read_json(files.uri(MANIFEST), Any, cure=_CURE)
+    except DamagedError:
+        if has_shards:
+            raise
+        return False  # a file of something else that has this name
     if isinstance(index, dict) and index.get("__kind__") == _KIND:
         return True
-    if any(name.startswith("r0004/") for name in files.tokens):  # shards whose manifest was overwritten
+    if has_shards:  # shards whose manifest was overwritten
         raise DamagedError(f"{files.uri(MANIFEST)}: is damaged (it is not a manifest of the shards beside it); {_CURE}")
     return False
 

@@ -9,6 +9,7 @@ wherever they lead, so these are validated before a value is read. Any failure o
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
@@ -28,7 +29,7 @@ from stylegan.data.cache import local_copy
 from stylegan.data.shardset import distinct
 from stylegan.data.sources.access.ranges import open_file, whole
 from stylegan.data.sources.access.unpacked import kept, made
-from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
+from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, require_size
 from stylegan.data.sources.labels import binary, class_number, parse_json
 from stylegan.errors import StepError, one_line, shown
 
@@ -121,12 +122,20 @@ def _explained(where: str, what: str) -> Iterator[None]:
     """Raise StepError for every failure of Arrow's readers in the block.
 
     They raise nearly anything for a damaged file, such as MemoryError for a length that is wrong.
+
+    Raises:
+        OSError: the system refuses to read the file, which says nothing about its content.
     """
     try:
         yield
     except StepError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # a wrong offset is no valid argument
+            raise
         raise StepError(f"{where}{what} ({shown(one_line(error), 200)}); get the file again") from error
 
 
@@ -492,6 +501,7 @@ def _unpacked_row(path: Path, row: int) -> bytes:
     """Return one image from a file of `_unpack_group`."""
     with open(path, "rb", buffering=0) as file:
         start, end = np.frombuffer(whole(os.pread(file.fileno(), 16, 8 * row), 16), "<i8").tolist()
+        require_size(end - start)
         return _present(whole(os.pread(file.fileno(), end - start, start), end - start))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from stylegan import storage
 from stylegan.data.cache import local_copy
 from stylegan.data.sources.access.ranges import whole
-from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage
+from stylegan.data.sources.base import Files, Label, Listing, Read, SourceImage, read_whole, require_size
 from stylegan.errors import StepError, one_line
 
 NAMES = re.compile(r".*\.tfrecords?", re.IGNORECASE)
@@ -108,9 +108,16 @@ def _open_records(uri: str, token: str, offsets: np.ndarray) -> Iterator[Read]:
 
 
 def _read_image(descriptor: int, offset: int) -> np.ndarray:
-    """Return uint8 pixels [H, W] or [H, W, 3]. Raise ValueError if the record is damaged, EOFError if the file ends within it."""
+    """Return uint8 pixels [H, W] or [H, W, 3].
+
+    Raises:
+        UnreadableImage: the record is larger than any picture.
+        ValueError: it is damaged.
+        EOFError: the file ends within it.
+    """
     # Read the record and compare its checksum.
     length = int.from_bytes(whole(os.pread(descriptor, 8, offset), 8), "little")
+    require_size(length)
     record = whole(os.pread(descriptor, length + _FOOT, offset + _HEAD), length + _FOOT)
     content, checksum = record[:length], int.from_bytes(record[length:], "little")
     if _masked_crc32c(content) != checksum:
@@ -207,8 +214,9 @@ def _read_labels(files: Files, path: str, num_images: int) -> list[Label]:
     where = f"data.source={files.source}: {beside}"
 
     # Read and check the array.
+    content = read_whole(files.uri(beside))
     try:
-        array = np.load(io.BytesIO(storage.read_bytes(files.uri(beside))), allow_pickle=False)
+        array = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # NumPy raises nearly anything at damaged files
         raise StepError(f"{where} is no NumPy array ({one_line(error)}); get it again or delete it") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":

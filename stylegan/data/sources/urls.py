@@ -37,6 +37,7 @@ PAUSES = (1.0, 4.0, 10.0)
 # URLs of files on this machine, and chained URLs, which may contain them. A list from elsewhere must not read such
 # files.
 _LOCAL = re.compile(r"^(file|local)://|::(?![0-9a-fA-F:.%]*\])")  # the latter is no IPv6 address
+_LONGEST_LINE = 2**24  # bytes
 _TEMPORARY = (408, 425, 429)  # HTTP statuses 4xx after which the same request may work
 
 
@@ -61,16 +62,13 @@ def list_images(files: Files) -> Listing:
         ConfigError: a URL belongs to an unknown store, or its store needs a package that is not installed.
         StepError: a line does not contain a URL, or contains one of a file on this machine.
     """
-    # Read the list.
     ((name, token),) = files.tokens.items()
     where = f"data.source={files.source}"
-    with local_copy(files.uri(name), token) as local:
-        content = local.read_bytes()
 
     # Name the images, and note where their URLs are.
     unlabelled, texts, locator, protocols = [], [], Locator(2), set()
     urls: dict[str, tuple[str, str | None]] = {}  # path -> URL without its signature, and label
-    for line in _lines(where, name, content):
+    for line in _lines(where, name, files.uri(name), token):
         protocol = line.url.partition("://")[0]
         if protocol not in protocols:
             require_package(where, f"{protocol}://")
@@ -94,20 +92,21 @@ def list_images(files: Files) -> Listing:
     return Listing(images, opener, reader="urls", label_names=names)
 
 
-def _lines(where: str, name: str, content: bytes) -> Iterator[_Line]:
+def _lines(where: str, name: str, uri: str, token: str) -> Iterator[_Line]:
     """Yield the lines with a URL. The list is a table if its first line has a column `url`. A `#` begins a remark.
 
     Args:
         where: beginning of error messages.
         name: name of the list; `.tsv` means that tabs separate the columns of a table.
-        content: the list.
+        uri: of the list.
+        token: of the list.
 
     Raises:
         StepError: a line does not contain a URL, or contains one of a file on this machine.
     """
     start, header = 0, None
     delimiter = "\t" if name.lower().endswith(".tsv") else ","
-    for number, raw in enumerate(content.splitlines(keepends=True)):
+    for number, raw in enumerate(_raw_lines(where, uri, token)):
         # Split the line into fields. Only the first line may begin with a byte order mark.
         text = raw.decode("utf-8-sig" if number == 0 else "utf-8", errors="replace").strip("\r\n")
         fields = _fields(f"{where}: line {number + 1}", text, delimiter) if delimiter in text or header else [text]
@@ -130,6 +129,15 @@ def _lines(where: str, name: str, content: bytes) -> Iterator[_Line]:
                 )
             yield _Line(url, start + offset, label)
         start += len(raw)
+
+
+def _raw_lines(where: str, uri: str, token: str) -> Iterator[bytes]:
+    """Yield the lines of a list with their ends. Raise StepError if one is longer than any URL."""
+    with local_copy(uri, token) as local, open(local, "rb") as file:
+        while part := file.readline(_LONGEST_LINE + 1):
+            if len(part) > _LONGEST_LINE:
+                raise StepError(f"{where}: has a line of more than {_LONGEST_LINE:,} bytes; it is no list of URLs")
+            yield from part.splitlines(keepends=True)  # an end may also be a carriage return alone
 
 
 def _fields(where: str, text: str, delimiter: str) -> list[str]:

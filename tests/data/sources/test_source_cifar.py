@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stylegan.data.sources import cifar
 from stylegan.errors import StepError
 
 NAMES = [f"class_{number}" for number in range(10)]
@@ -195,3 +196,19 @@ def test_damaged_batches_are_one_line(tmp_path, opened, name, content, words):
         opened(tmp_path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_objects_fill_no_memory(tmp_path, opened):
+    """A damaged pickle may give an object any number, and Python would make a table of that length."""
+    (tmp_path / "data_batch_1").write_bytes(b"\x80\x02}r" + (10**6).to_bytes(4, "little") + b".")
+    with pytest.raises(StepError, match=r"is cut short \(byte 3 gives an object the number 1000000\)"):
+        opened(tmp_path / "data_batch_1")
+
+
+def test_batch_too_large_to_be_cifars(tmp_path, opened, monkeypatch):
+    """It is refused before it is read."""
+    (tmp_path / "data_batch_1.bin").write_bytes(bytes(3073))
+    assert len(opened(tmp_path / "data_batch_1.bin").images) == 1
+    monkeypatch.setattr(cifar, "_LARGEST", 3000)
+    with pytest.raises(StepError, match="has 3,073 bytes, where at most 3,000 are read"):
+        opened(tmp_path / "data_batch_1.bin")

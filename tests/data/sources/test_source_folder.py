@@ -1,5 +1,6 @@
 """Tests of folders: which files count as images, on this machine and elsewhere."""
 
+import builtins
 import os
 import shutil
 import socket
@@ -418,3 +419,23 @@ def test_listings_count_apart():
     """What one listing leaves out is never counted for another by mistake: there is no counter by default."""
     with pytest.raises(TypeError, match="left_out"):
         Files("x", "/x", {})
+
+
+@pytest.mark.parametrize(
+    "name", ["a.parquet", "data.mdb", "train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "a.zip", "a.tar"]
+)
+def test_file_that_may_not_be_read_is_not_called_damaged(tmp_path, opened, monkeypatch, name):
+    """What the system refuses says nothing about the content, so the cure is another one."""
+    (tmp_path / name).write_bytes(b"anything")
+    real = builtins.open
+
+    def refusing(path: object, *how: object, **options: object) -> object:
+        if str(path) == str(tmp_path / name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *how, **options)
+
+    monkeypatch.setattr(builtins, "open", refusing)
+    with pytest.raises(
+        StepError, match=r"cannot be read: .*Permission denied: .*; check that it is there and may be read"
+    ):
+        opened(tmp_path / name)

@@ -296,3 +296,12 @@ def test_image_with_two_labels_is_refused(image_folder, tmp_path, opened, name):
             with pytest.raises(StepError, match=r"gives cat/0\.png two labels"):
                 opened(image_folder, label_file=str(tmp_path / name))
     assert opened(image_folder, label_file=str(tmp_path / name)).images[0].label == (1,)
+
+
+def test_label_file_too_large_to_be_read(image_folder, tmp_path, opened, monkeypatch):
+    """It is refused before it fills the memory."""
+    (tmp_path / "labels.json").write_text(json.dumps({"labels": None}) + " " * 100)
+    assert opened(image_folder, label_file=str(tmp_path / "labels.json")).images
+    monkeypatch.setattr("stylegan.data.sources.base.read_whole.__defaults__", (100,))
+    with pytest.raises(StepError, match=r"labels\.json: has 116 bytes, where at most 100 are read"):
+        opened(image_folder, label_file=str(tmp_path / "labels.json"))

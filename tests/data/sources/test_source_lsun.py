@@ -10,6 +10,7 @@ from random import Random
 import lmdb
 import pytest
 
+from stylegan.data.decode import UnreadableImage
 from stylegan.errors import StepError
 
 KEYS = [hashlib.sha1(b"%d" % number).hexdigest().encode() for number in range(6)]
@@ -173,3 +174,13 @@ def test_several_values_for_a_key_are_refused(tmp_path, opened):
     (tmp_path / "a_lmdb" / "data.mdb").write_bytes(content)
     with pytest.raises(StepError, match="several values for a key"):
         opened(tmp_path / "a_lmdb")
+
+
+def test_value_too_large_for_a_picture(tmp_path, opened, monkeypatch):
+    """It is not read into memory."""
+    source = opened(environment(tmp_path / "a_lmdb", {b"1": b"x" * 2000, b"2": b"y"}))
+    monkeypatch.setattr("stylegan.data.sources.base.LARGEST", 1000)
+    with source.open() as read:
+        assert read("2") == b"y"
+        with pytest.raises(UnreadableImage, match="2,000 bytes; at most 1,000"):
+            read("1")

@@ -8,6 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from stylegan.data.sources import mnist as source_mnist
 from stylegan.errors import StepError
 
 
@@ -105,3 +106,12 @@ def test_damaged_files_are_one_line(tmp_path, opened, name, content, words):
         opened(tmp_path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_no_more_than_a_set_is_read(tmp_path, opened, monkeypatch, ending):
+    """A small packed file may have any number of bytes in it."""
+    mnist(tmp_path / "set", ending=ending)
+    monkeypatch.setattr(source_mnist, "LARGEST", 2000)
+    with pytest.raises(StepError, match=r"images-idx3-ubyte.* has more than 2,000 bytes"):
+        opened(tmp_path / "set")

@@ -8,7 +8,7 @@ import webdataset as wds
 from stylegan.config.sections import DataConfig
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.sources.open_source import open_source
-from stylegan.errors import StepError
+from stylegan.errors import DamagedError, StepError
 
 
 def sharded(folder, root, **fields):
@@ -87,3 +87,15 @@ def test_index_that_leads_out(tmp_path, opened, url):
     )
     with pytest.raises(StepError, match=r"manifest\.json must list tars below its folder"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "one\ntwo", "[" * 100_000])
+def test_manifest_of_something_else(image_folder, opened, text):
+    """Any program may write a manifest.json beside images."""
+    before = opened(image_folder).signature
+    (image_folder / "manifest.json").write_text(text)
+    assert opened(image_folder).signature == before
+    (image_folder / "r0004").mkdir()
+    (image_folder / "r0004" / "train-000000.tar").write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"manifest\.json: is damaged"):
+        opened(image_folder)

@@ -7,6 +7,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
+from stylegan.data.decode import UnreadableImage
 from stylegan.errors import StepError
 
 
@@ -168,3 +169,11 @@ def test_tfrecords_in_a_bucket(tmp_path, upload, opened, contents):
     source = opened(upload(tfrecords(tmp_path / "ffhq", labels=np.eye(5, dtype=np.float32))))
     assert len(source.label_names) == 5
     assert (contents(source)["0000004"] == pictures(16)[4].transpose(1, 2, 0)).all()
+
+
+def test_record_too_large_for_a_picture(tmp_path, opened, monkeypatch):
+    """It is not read into memory."""
+    source = opened(tfrecords(tmp_path / "set"))
+    monkeypatch.setattr("stylegan.data.sources.base.LARGEST", 100)
+    with source.open() as read, pytest.raises(UnreadableImage, match="at most 100 are allowed"):
+        read("0000000")

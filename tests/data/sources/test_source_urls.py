@@ -235,3 +235,13 @@ def test_urls_that_cannot_be_parsed(tmp_path, opened, url):
     (tmp_path / "list.txt").write_text(url)
     with pytest.raises(StepError, match="line 1 contains"):
         opened(tmp_path / "list.txt")
+
+
+def test_line_that_is_no_url(tmp_path, opened, monkeypatch):
+    """A file of something else is not read whole; lines may end as on old Macs."""
+    monkeypatch.setattr(urls, "_LONGEST_LINE", 100)
+    (tmp_path / "list.txt").write_bytes(b"https://a.b/1.png\n" + bytes(101))
+    with pytest.raises(StepError, match="has a line of more than 100 bytes; it is no list of URLs"):
+        opened(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"https://a.b/1.png\rhttps://a.b/2.png\r")
+    assert [image.path for image in opened(tmp_path / "list.txt").images] == ["a.b/1.png", "a.b/2.png"]
