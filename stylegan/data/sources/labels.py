@@ -200,13 +200,14 @@ def _read_inside(data: DataConfig, listing: Listing, path: str) -> bytes:
 def _from_file(data: DataConfig, images: list[SourceImage], name: str, content: bytes) -> Labelled:
     """Give the images the labels of a label file."""
     where = f"data.source={data.source}: {name}"
+    known = {image.path for image in images}
     if name.lower().endswith(".json"):
-        labels = _parse_json(where, content)
+        labels = _parse_json(where, content, known)
         if labels is None:
             return _without(images)
-        _require_images(where, labels, {image.path for image in images})
+        _require_images(where, labels, known)
         return _checked(data.source, Labelled(_with(images, labels.get)))
-    names, rows = _parse_table(where, content)
+    names, rows = _parse_table(where, content, known)
     return Labelled(_with(images, _matched(where, images, rows).get), (), names)
 
 
@@ -227,8 +228,16 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def _parse_json(where: str, content: bytes) -> dict[str, Label] | None:
+def _as_path(name: str, known: set[str]) -> str:
+    """Return the path that a label file means: a backslash separates folders unless an image has that very name."""
+    return name if name in known else name.replace("\\", "/")
+
+
+def _parse_json(where: str, content: bytes, known: set[str]) -> dict[str, Label] | None:
     """Return path and label of each image in a label file of StyleGAN2-ADA's form, or None if the file has no labels.
+
+    Args:
+        known: the paths of all images.
 
     Raises:
         StepError: the file has another form, a label has a wrong value, or an image has two different labels.
@@ -249,7 +258,7 @@ def _parse_json(where: str, content: bytes) -> dict[str, Label] | None:
     for row, entry in enumerate(entries, start=1):
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
             raise _wrong_form(where, f"entry {row} of `labels` is {shown(repr(entry))}")
-        _add(where, pairs, entry[0].replace("\\", "/"), entry[1])
+        _add(where, pairs, _as_path(entry[0], known), entry[1])
 
     # Attribute vectors, or class numbers.
     if any(isinstance(label, list) for label in pairs.values()):
@@ -338,10 +347,13 @@ def binary(where: str, values: Sequence[Any], signs: set[Any]) -> tuple[int, ...
 # --- tables of attributes ---------------------------------------------------------------------------------------------
 
 
-def _parse_table(where: str, content: bytes) -> tuple[tuple[str, ...], dict[str, Label]]:
+def _parse_table(where: str, content: bytes, known: set[str]) -> tuple[tuple[str, ...], dict[str, Label]]:
     """Return the names of the attributes and the vector of each image.
 
     The table is a CSV with a header, or CelebA's list, whose first line is a number.
+
+    Args:
+        known: the paths of all images.
 
     Raises:
         StepError: the content is not such a table, or a value is not allowed.
@@ -368,10 +380,11 @@ def _parse_table(where: str, content: bytes) -> tuple[tuple[str, ...], dict[str,
                 f"{where}: its header must name the image and then from 1 to {MAX_ATTRIBUTES} attributes, each once; it names "
                 f"{len(names)}, {shown(', '.join(names))}"
             )
-        return names, _vectors(where, names, rows)
+        return names, _vectors(where, names, rows, known)
     except (StopIteration, csv.Error) as error:
+        reason = one_line(error) if isinstance(error, csv.Error) else "it ends before its header"
         raise StepError(
-            f"{where} is not a table of attributes ({one_line(error)}); the first line must name its columns"
+            f"{where} is not a table of attributes ({reason}); the first line must name its columns"
         ) from None
 
 
@@ -385,7 +398,7 @@ def _celeba_rows(lines: list[str]) -> Iterator[list[str]]:
         yield ["image_id", *line.split()] if number == 0 else line.split()
 
 
-def _vectors(where: str, names: tuple[str, ...], rows: Iterator[list[str]]) -> dict[str, Label]:
+def _vectors(where: str, names: tuple[str, ...], rows: Iterator[list[str]], paths: set[str]) -> dict[str, Label]:
     """Return the attribute vector of each image in the rows of a table."""
     signs: set[Any] = set()
     known: dict[tuple[str, ...], tuple[int, ...]] = {}  # texts of a row -> vector, so that equal vectors are one object
@@ -401,7 +414,7 @@ def _vectors(where: str, names: tuple[str, ...], rows: Iterator[list[str]]) -> d
         if texts not in known:
             values = [_NUMBERS.get(text.strip(), text) for text in texts]
             known[texts] = binary(f"{where} gives {shown(row[0])}", values, signs)
-        _add(where, labels, row[0].strip().replace("\\", "/"), known[texts])
+        _add(where, labels, _as_path(row[0].strip(), paths), known[texts])
     return labels
 
 

@@ -305,3 +305,18 @@ def test_label_file_too_large_to_be_read(image_folder, tmp_path, opened, monkeyp
     monkeypatch.setattr("stylegan.data.sources.base.read_whole.__defaults__", (100,))
     with pytest.raises(StepError, match=r"labels\.json: has 116 bytes, where at most 100 are read"):
         opened(image_folder, label_file=str(tmp_path / "labels.json"))
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_backslashes_in_label_files(tmp_path, opened, listed, table):
+    """They separate folders, as tools on Windows write them, unless an image has that very name."""
+    (tmp_path / "set" / "cats").mkdir(parents=True)
+    for name in ("cats/1.png", "cats\\1.png", "cats/2.png"):
+        (tmp_path / "set" / name).write_bytes(b"x")
+    rows = {"cats\\1.png": 0, "cats/1.png": 1, "cats\\2.png": 1}
+    if table:
+        text = "image,big\n" + "".join(f"{name},{number}\n" for name, number in rows.items())
+        (tmp_path / "set" / "list_attr_celeba.csv").write_text(text)
+    else:
+        with_labels(tmp_path / "set", [[name, [number]] for name, number in rows.items()])
+    assert listed(opened(tmp_path / "set")) == [("cats/1.png", (1,)), ("cats/2.png", (1,)), ("cats\\1.png", (0,))]
