@@ -121,7 +121,10 @@ def _check_place(uri: str) -> None:
 
 def _check_table_file(uri: str, manifest: Manifest) -> list[str]:
     table_uri = storage.join(uri, manifest["table"]["url"])
-    found = hashlib.sha256(storage.read_bytes(table_uri)).hexdigest()
+    content = storage.read_bytes(table_uri)
+    if len(content) != manifest["table"]["filesize"]:
+        return [f"{table_uri}: has {len(content)} bytes, the manifest says {manifest['table']['filesize']}"]
+    found = hashlib.sha256(content).hexdigest()
     if found == manifest["table"]["sha256"]:
         return []
     return [f"{table_uri}: its SHA-256 is {found[:12]}..., not what the manifest says"]

@@ -88,6 +88,7 @@ def test_other_facts_are_proven(shards):
         ({"label_counts": {"cat": 6, "dog": 6}}, "labels"),
         ({"rejected": {"duplicate": 1}}, "rejected.jsonl"),
         ({"table": manifest["table"] | {"sha256": "0" * 64}}, "samples.parquet"),
+        ({"table": manifest["table"] | {"filesize": 5}}, "samples.parquet: has "),
     ):
         storage.write_json(uri, manifest | change)
         (problem,) = verify(shards.uri).problems

@@ -1,6 +1,8 @@
 """Sets of shards with a manifest as sources: those of this program, and other wids indexes."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import webdataset as wds
@@ -99,3 +101,18 @@ def test_manifest_of_something_else(image_folder, opened, text):
     (image_folder / "r0004" / "train-000000.tar").write_bytes(b"")
     with pytest.raises(DamagedError, match=r"manifest\.json: is damaged"):
         opened(image_folder)
+
+
+def test_pipe_in_the_place_of_a_tar(image_folder, tmp_path, opened):
+    """It is not read, because that may never end."""
+    shards = sharded(image_folder, tmp_path / "root")
+    tar = Path(shards.uri, "r0016", "train-000000.tar")
+    tar.unlink()
+    os.mkfifo(tar)
+    writer = os.open(tar, os.O_RDWR)  # so that opening the pipe does not wait
+    try:
+        source = opened(shards.uri)
+        with source.open() as read, pytest.raises(OSError, match="is a pipe, a socket or a device, not a file"):
+            read(source.images[0].path)
+    finally:
+        os.close(writer)

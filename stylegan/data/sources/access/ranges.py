@@ -86,7 +86,7 @@ def open_ranges(files: Sequence[Packed], *, copy: bool) -> Iterator[ReadRange]:
             file = files[number]
             if not (copy or file.unpacked or storage.is_local(file.uri) or _only_whole(file.uri)):
                 return whole(storage.read_range(file.uri, offset, size), size)
-            with open(local_path(number), "rb", buffering=0) as opened:
+            with storage.open_regular(local_path(number)) as opened:  # a pipe in its place would never answer
                 return whole(os.pread(opened.fileno(), size, offset), size)
 
         yield read
