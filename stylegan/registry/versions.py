@@ -255,7 +255,8 @@ def load_version(uri: str, model: str) -> tuple[str, str, str]:
         elif version in _versions(client, name):
             found = client.get_model_version(name, version)
         else:
-            raise ConfigError(f"{model}: {name} has no version {version}; it has {_versions(client, name)}")
+            have = ", ".join(_versions(client, name)) or "none"
+            raise ConfigError(f"{model}: {name} has no version {version}; it has {have}")
     if "stylegan.checkpoint_uri" not in found.tags:
         raise StepError(
             f"{model}: version {found.version} has no tag stylegan.checkpoint_uri; it was not registered by this program"

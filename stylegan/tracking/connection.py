@@ -77,7 +77,7 @@ def check_server(uri: str) -> None:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"tracking.uri={uri}: {one_line(error)}; correct it") from None
-    kind = parts.scheme.split("+")[0]
+    kind = "databricks" if uri == "databricks" else parts.scheme.split("+")[0]
     if kind in ("http", "https"):
         _check_http(uri.rstrip("/"))
     elif kind in DATABASE_PORTS:

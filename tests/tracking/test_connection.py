@@ -94,6 +94,11 @@ def test_a_plain_folder_is_refused_with_the_cure(uri):
         check_server(uri)
 
 
+@pytest.mark.parametrize("uri", ["databricks", "databricks://profile"])
+def test_databricks_is_known_by_its_name(uri):
+    check_server(uri)
+
+
 def test_a_misspelt_scheme_is_refused():
     with pytest.raises(ConfigError, match="must start with http://"):
         check_server("htp://host:5000")
