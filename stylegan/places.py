@@ -61,12 +61,16 @@ def explain_full_disk(error: BaseException) -> str | None:
     """
     if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return None  # a line of its own says so; that disk may be nearly full as well
-    full = []
+    settings: dict[Path, list[str]] = {}
     for setting, folder in {**_places, "TMPDIR": Path(tempfile.gettempdir())}.items():
+        settings.setdefault(folder, []).append(setting)
+    full = []
+    for folder, names in settings.items():
         with suppress(OSError):
             usage = shutil.disk_usage(nearest(folder))
             if usage.free < FULL and usage.total:  # /proc and its like have no size
-                full.append(f"{folder} ({usage.free / 2**20:.1f} MiB free; {setting} moves it)")
+                move = f"{names[0]} moves it" if len(names) == 1 else f"{' and '.join(names)} move it"
+                full.append(f"{folder} ({usage.free / 2**20:.1f} MiB free; {move})")
     if not full and (not _says_full(error) or (isinstance(error, UserError) and _speaks_of_it(error))):
         return None  # another failure, or one whose line says so itself and names the folder
     where = f" on the disk of {' and of '.join(full)}" if full else ""

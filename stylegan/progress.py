@@ -11,6 +11,7 @@ import time
 logger = logging.getLogger("stylegan")
 bars = logging.getLogger("stylegan-progress")  # not below `stylegan`: its records are for a terminal only
 EVERY_SECONDS = 10  # between two lines about the same work
+SHORTEST = 0.1  # seconds: a speed over less says nothing (results of parallel work come in bursts)
 
 
 class Progress:
@@ -40,11 +41,15 @@ class Progress:
         now, self.last_done = time.monotonic(), done
         if self.first is None:
             self.first, self.last_line = (now, done), now
-        rate = (done - self.first[1]) / max(now - self.first[0], 1e-9)
+        seconds = now - self.first[0]
+        rate = (done - self.first[1]) / seconds if seconds >= SHORTEST else 0
         parts = [f"{done:,.0f} of {self.total:,.0f} {self.unit}"]
-        if rate > 0 and now > self.first[0]:
+        if rate > 0:
             parts.append(f"{rate:,.0f} {self.unit}/s")
-            parts.append(f"{duration((self.total - done) / rate)} left" if done < self.total else "done")
+        if done >= self.total:
+            parts.append("done")
+        elif rate > 0:
+            parts.append(f"{duration((self.total - done) / rate)} left")
         if detail:
             parts.append(detail)
         text = ", ".join(parts)

@@ -44,6 +44,13 @@ def test_the_full_disk_is_named_though_the_error_does_not_speak_of_it(tmp_path, 
     assert "MiB free; storage.root moves it)" in line
 
 
+def test_a_folder_of_two_settings_is_named_once(tmp_path, monkeypatch):
+    for setting in ("storage.root", "tracking.uri"):
+        places.use_place(setting, tmp_path)
+    monkeypatch.setattr(places, "FULL", 2**62)
+    assert "MiB free; storage.root and tracking.uri move it)" in places.explain_full_disk(StepError("a worker failed"))
+
+
 def test_a_line_that_says_so_itself_is_kept():
     assert places.explain_full_disk(StepError("storage: cannot write /x: [Errno 28] No space left on device")) is None
 
