@@ -6,12 +6,14 @@ disturb each other.
 
 from __future__ import annotations
 
+import gc
 import http.client
 import logging
 import os
 import re
 import socket
 import threading
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -148,7 +150,11 @@ def explained(uri: str, action: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except Exception as error:
+    except BaseException as error:
+        stop = _find_stop(error)
+        if stop is not None or not isinstance(error, Exception):
+            _let_go(error)
+            raise stop or error from None
         kind = _kind_of(error)
         if kind is None:
             raise
@@ -156,6 +162,25 @@ def explained(uri: str, action: str) -> Iterator[None]:
         raise kind(
             f"MLflow at {uri}: cannot {action}: {reason}; check that store, then run the same command again"
         ) from error
+
+
+def _find_stop(error: BaseException | None) -> BaseException | None:
+    """Return the KeyboardInterrupt or the like behind an error: what SQLAlchemy raises while it tidies up hides it."""
+    while isinstance(error, Exception):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Give back what the calls hold that an interruption has cut off, such as a lock on the database.
+
+    SQLAlchemy cannot close a session that was interrupted within a commit. Its connection is rolled back only when
+    nothing refers to it any more, and the traceback does; until then every write would wait for it.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def _kind_of(error: Exception) -> type[StepError] | None:

@@ -281,4 +281,16 @@ def test_a_defect_keeps_its_traceback_and_a_user_error_its_words():
         raise ConfigError("x is wrong")
 
 
+def test_what_hides_an_interruption_is_not_told_instead():
+    def log():
+        with server.explained("x", "log"):
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise ValueError("cannot be closed here")
+
+    with pytest.raises(KeyboardInterrupt):
+        log()
+
+
 # The run --------------------------------------------------------------------------------------------------------------
