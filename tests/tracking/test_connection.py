@@ -281,6 +281,34 @@ def test_a_defect_keeps_its_traceback_and_a_user_error_its_words():
         raise ConfigError("x is wrong")
 
 
+def test_an_interrupted_call_holds_no_lock_on_the_database(tmp_path, empty_database, monkeypatch):
+    """SIGINT while rows are read: their cursor keeps SQLite's lock, and the run can be closed all the same."""
+    from sqlalchemy.engine.default import DefaultExecutionContext
+
+    database = shutil.copy(empty_database, tmp_path / "mlflow.db")
+    client = server.connect(f"sqlite:///{database}")
+    run = client.create_run("0").info.run_id
+    finish = DefaultExecutionContext._setup_result_proxy
+
+    def interrupted(context):
+        result = finish(context)
+        if "FROM runs" in context.statement:
+            raise KeyboardInterrupt
+        return result
+
+    def log():
+        with server.explained("x", "log"):
+            client.set_tag(run, "a", "b")
+
+    monkeypatch.setattr(DefaultExecutionContext, "_setup_result_proxy", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:  # holds the traceback, as the interpreter does until the end
+        log()
+    monkeypatch.undo()
+    client.set_terminated(run, "KILLED")
+    assert client.get_run(run).info.status == "KILLED"
+    assert caught
+
+
 def test_what_hides_an_interruption_is_not_told_instead():
     def log():
         with server.explained("x", "log"):
