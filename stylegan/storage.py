@@ -290,10 +290,8 @@ def replacing(path: Path) -> Iterator[Path]:
     `place`.
     """
     ending = f".{boot_id()[:8]}-{uuid.uuid4().hex[:8]}{PARTIAL}"
-    beginning = os.fsdecode(
-        os.fsencode(f".{path.name}")[: MAX_NAME - len(ending)]
-    )  # the whole name may have that length
-    partial = path.with_name(f"{beginning}{ending}")
+    beginning = os.fsencode(f".{path.name}")[: MAX_NAME - len(ending)]  # `path.name` may be as long as names can be
+    partial = path.with_name(f"{os.fsdecode(beginning)}{ending}")
     try:
         yield partial
         place(partial, path)

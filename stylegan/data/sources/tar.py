@@ -50,10 +50,8 @@ from stylegan.errors import StepError, shown
 
 NAMES = re.compile(r".*\.(tar|tar\.gz|tgz)", re.IGNORECASE)
 _ENDING = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
-_LABEL_ENDINGS, _LARGEST_LABEL = (
-    (".cls", ".json"),
-    2**20,
-)  # endings of the labels of single images, and the bytes of one
+_LABEL_ENDINGS = (".cls", ".json")  # of the labels of single images
+_LARGEST_LABEL = 2**20  # bytes of one of them
 
 
 class _LabelFile(NamedTuple):
