@@ -140,7 +140,7 @@ SPECTRA = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(SPECTRA)),
     st.sampled_from(sorted(SPECTRA)),

@@ -34,7 +34,7 @@ def test_score_equals_torch_fidelity(count: int) -> None:
     assert deviation == pytest.approx(expected["inception_score_std"], rel=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 83), max_size=5).map(sorted))
 def test_chunks_change_nothing(cuts: list[int]) -> None:
     values = log_posteriors(83)

@@ -56,7 +56,7 @@ def test_distance_is_unbiased() -> None:
     assert np.min(distances) < 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.2, 2), st.integers(0, 2**31))
 def test_distance_grows_with_the_shift(shift: float, seed: int) -> None:
     real, near, far = (

@@ -44,7 +44,7 @@ def by_definition(real: np.ndarray, fake: np.ndarray, *, k: int = 3, k_dc: int =
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(7, 60), st.integers(7, 60), st.floats(0, 2), st.integers(1, 6), st.integers(1, 6))
 def test_metrics_are_the_definitions(num_real: int, num_fake: int, shift: float, k: int, k_dc: int) -> None:
     real, fake = sample(num_real), sample(num_fake, shift=shift, seed=1)
