@@ -97,11 +97,9 @@ def check_form(key: str, uri: str) -> None:
     scheme, mark, rest = uri.partition("://")
     slashless = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/?", uri)
     stores = fsspec.available_protocols()
-    if re.match(r"[A-Za-z]:\\|\\\\", uri):
+    if re.match(r"[A-Za-z]:(\\|/(?!/))|\\\\", uri):
         raise ValueError(f"{shown}: is a path of Windows; give one of this machine, such as /data/faces")
     if not mark and slashless and (slashless[0].endswith("/") or slashless[1].lower() in stores):
-        if len(slashless[1]) == 1:
-            raise ValueError(f"{shown}: is a path of Windows; give one of this machine, such as /data/faces")
         slashes = ":///" if slashless[1] in _WITHOUT_HOST else "://"
         right = f"{slashless[1]}{slashes}{uri[slashless.end() :].lstrip('/')}"
         raise ValueError(f"{shown}: is neither a path nor a URL; did you mean {redact(right)}?")

@@ -152,9 +152,9 @@ def explained(uri: str, action: str) -> Iterator[None]:
             yield
     except BaseException as error:
         stop = _find_stop(error)
-        if stop is not None or not isinstance(error, Exception):
+        if stop is not None:
             _let_go(error)
-            raise stop or error from None
+            raise stop from None
         kind = _kind_of(error)
         if kind is None:
             raise
@@ -183,7 +183,7 @@ def _let_go(error: BaseException | None) -> None:
     gc.collect()
 
 
-def _kind_of(error: Exception) -> type[StepError] | None:
+def _kind_of(error: BaseException) -> type[StepError] | None:
     """Return the class of error that the user gets; None for a defect of the program and for an error already explained."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError, SQLAlchemyError

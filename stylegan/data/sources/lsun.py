@@ -19,7 +19,7 @@ from typing import NamedTuple
 from stylegan.data.cache import local_copy
 from stylegan.data.sources.access.locator import Locator
 from stylegan.data.sources.access.ranges import Packed, open_ranges
-from stylegan.data.sources.base import Files, Listing, Read, SourceImage, require_size
+from stylegan.data.sources.base import Files, Listing, Read, SourceImage
 from stylegan.errors import StepError, one_line
 
 NAMES = re.compile(r"data\.mdb|.*\.(lmdb|mdb)", re.IGNORECASE)
@@ -90,14 +90,8 @@ def _open_environments(files: tuple[Packed, ...], locator: Locator) -> Iterator[
         files: the files of the environments.
         locator: number of the file, offset and size of each value.
     """
-    with open_ranges(files, copy=True) as read_range:
-
-        def read(path: str) -> bytes:
-            number, offset, size = locator[path]
-            require_size(size)
-            return read_range(number, offset, size)
-
-        yield read
+    with open_ranges(files, copy=True) as read:
+        yield lambda path: read(*locator[path])
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

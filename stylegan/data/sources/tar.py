@@ -43,7 +43,6 @@ from stylegan.data.sources.base import (
     is_image,
     is_junk,
     is_label_file,
-    require_size,
 )
 from stylegan.data.sources.labels import binary, class_number, parse_json
 from stylegan.errors import StepError, shown
@@ -130,14 +129,8 @@ def _open_members(tars: tuple[Packed, ...], locator: Locator, copy: bool) -> Ite
         locator: number of the tar, offset and size of each member.
         copy: copy remote tars to this machine as a whole.
     """
-    with open_ranges(tars, copy=copy) as read_range:
-
-        def read(path: str) -> bytes:
-            number, offset, size = locator[path]
-            require_size(size)
-            return read_range(number, offset, size)
-
-        yield read
+    with open_ranges(tars, copy=copy) as read:
+        yield lambda path: read(*locator[path])
 
 
 def _prefixes(tars: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 from stylegan import storage
 from stylegan.data.cache import local_copy
 from stylegan.data.sources.access.unpacked import unpacked
+from stylegan.data.sources.base import require_size
 from stylegan.errors import StepError, one_line
 
 # Bytes. If the mean piece is smaller, one copy of the whole file costs less than a request for every piece.
@@ -65,8 +66,8 @@ def _only_whole(uri: str) -> bool:
 def open_ranges(files: Sequence[Packed], *, copy: bool) -> Iterator[ReadRange]:
     """Yield a function from (number of the file, offset, size) to bytes, which several threads may call.
 
-    The function raises EOFError if the file ends too early, FileNotFoundError if it is missing, and StepError if the
-    store does not answer.
+    The function raises UnreadableImage if the piece is larger than any picture, EOFError if the file ends too early,
+    FileNotFoundError if it is missing, and StepError if the store does not answer.
 
     Args:
         files: the files, which the function knows by their numbers from 0.
@@ -83,6 +84,7 @@ def open_ranges(files: Sequence[Packed], *, copy: bool) -> Iterator[ReadRange]:
                 return copies[number]
 
         def read(number: int, offset: int, size: int) -> bytes:
+            require_size(size)
             file = files[number]
             if not (copy or file.unpacked or storage.is_local(file.uri) or _only_whole(file.uri)):
                 return whole(storage.read_range(file.uri, offset, size), size)
