@@ -14,7 +14,7 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from stylegan import storage
-from stylegan.config.addresses import check_form, refuse_secret
+from stylegan.config.addresses import check_argument
 from stylegan.errors import ConfigError, StepError, one_line
 from stylegan.places import may, nearest
 
@@ -138,11 +138,7 @@ def _checked(out: str) -> str:
         ConfigError: it is none that something can be written to.
         StepError: its store cannot be reached.
     """
-    try:
-        refuse_secret("--out", out)
-        check_form("--out", out)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_argument("--out", out)
     uri = storage.absolute(out)
     if uri.startswith("memory://"):
         raise ConfigError(f"--out {out}: the memory of this process ends with it; give a path or another URL")

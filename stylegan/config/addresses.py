@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 
 from stylegan.config.sections import UncheckedConfig
+from stylegan.errors import ConfigError
 from stylegan.uris import MAX_NAME, find_secret, is_local, local_path, redact
 
 KINDS_OF_FEATURES = ("classifier", "rotation", "inception")
@@ -85,6 +86,15 @@ def refuse_secret(key: str, uri: str) -> None:
         f"{key}={_short(uri)}: carries credentials ({secret}), which would be kept with every run; give it without them "
         f"and put them into the environment, {where}"
     )
+
+
+def check_argument(name: str, uri: str) -> None:
+    """Check an address that stands on the command line. Raises ConfigError as `check_form` and `refuse_secret` say."""
+    try:
+        refuse_secret(name, uri)
+        check_form(name, uri)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_form(key: str, uri: str) -> None:

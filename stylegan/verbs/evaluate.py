@@ -16,7 +16,7 @@ from pydantic import field_serializer
 from stylegan import storage
 from stylegan.cluster.parallel_map import evaluation_means, shard_in_parallel
 from stylegan.cluster.session import ray_session
-from stylegan.config.addresses import check_form
+from stylegan.config.addresses import check_argument
 from stylegan.config.file import build, load
 from stylegan.config.resolutions import RESOLUTIONS
 from stylegan.config.sections import METRICS as METRIC_NAMES
@@ -107,10 +107,7 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
         ConfigError, StepError: no such model or images, nothing to compare with, or a metric that cannot be had.
     """
     if request.data is not None:
-        try:
-            check_form("--data", request.data)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        check_argument("--data", request.data)
     copy_to = output_folder(out) if out is not None else None
     given = load(request.config, request.overrides) if request.config is not None else None
     with ray_session(), storage_settings(given.storage if given else None):  # shared by sharding and measuring
@@ -300,10 +297,7 @@ def _given_root(request: Request) -> str | None:
     root = read_argument(given[-1].partition("=")[2], f"--set {given[-1]}")
     if not isinstance(root, str):
         raise ConfigError(f"--set {given[-1]}: must be text; put it in quotes")
-    try:
-        check_form("--set storage.root", root)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_argument("--set storage.root", root)
     return root
 
 
