@@ -1,4 +1,4 @@
-"""Convert pixels between networks (float, [-1, 1]) and pictures (uint8, PNG).
+"""Convert pixels between networks (float, [-1, 1]) and pictures (uint8, PNG), and draw pictures for people.
 
 There are two ways to eight bits on purpose. Pictures for people are rounded. Images that are measured go through the
 truncating transform that StyleGAN's metrics were defined with. Both return exactly the bytes that `to_float` was given.
@@ -7,14 +7,17 @@ truncating transform that StyleGAN's metrics were defined with. Both return exac
 from __future__ import annotations
 
 import io
+import math
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageSequence, PngImagePlugin
 from torch import Tensor
 
-from stylegan.errors import DamagedError, one_line
+from stylegan.errors import DamagedError, one_line, shown
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,29 +38,159 @@ def quantise(images: Tensor) -> Tensor:
     return (images.detach().to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
-def grid(images: Tensor | np.ndarray, columns: int) -> Image.Image:
-    """Draw a contact sheet, filled row by row; cells without an image stay black.
+# --- grids ------------------------------------------------------------------------------------------------------------
+
+CELL = 64  # pixels: a smaller image is enlarged to this side, so that people see its pixels and a name fits above it
+PAPER, INK = "#e6e6e6", "#333333"  # light enough for white pages and for black ones
+
+Pixels = Tensor | np.ndarray
+
+
+def grid(
+    images: Sequence[Pixels | None] | Pixels,
+    columns: int,
+    *,
+    cell: int = CELL,
+    heads: Sequence[str] = (),
+    sides: Sequence[str] = (),
+) -> Image.Image:
+    """Draw a grid of images, filled row by row, with a gutter around each. All lengths grow with the images.
 
     Args:
-        images: [N, C, H, W] with C = 1 (grey) or 3 (RGB); uint8, or float in [-1, 1].
+        images: [C, H, W] each, with C = 1 (grey) or 3 (RGB); uint8, or float in [-1, 1]. None leaves its cell empty.
         columns: number of images in a row.
+        cell: smaller images are enlarged, by a whole factor and without smoothing, to at most this side.
+        heads: what to write above the columns, from the first on; what is too long ends in an ellipsis.
+        sides: what to write beside the rows, from the first on.
 
     Raises:
-        ValueError: no images, or neither 1 nor 3 channels.
+        ValueError: no images, images of different shapes, or neither 1 nor 3 channels.
     """
-    batch = torch.as_tensor(images)
-    if batch.ndim != 4 or not len(batch) or batch.shape[1] not in (1, 3):
-        raise ValueError(f"grid needs images of shape [N >= 1, 1 or 3, H, W], got {list(batch.shape)}")
-    pixels = (batch if batch.dtype == torch.uint8 else to_uint8(batch)).cpu()
+    shapes = {tuple(image.shape) for image in images if image is not None}
+    if len(shapes) != 1 or [len(shape) for shape in shapes] != [3] or min(shapes)[0] not in (1, 3):
+        raise ValueError(f"grid needs images of one shape [1 or 3, H, W], got {sorted(shapes)}")
+    ((channels, height, width),) = shapes
+    factor = _enlargement(height, width, cell)
+    width, height = width * factor, height * factor
 
-    # Fill up the last row with black, then put the cells side by side.
-    num, channels, height, width = pixels.shape
-    rows = -(-num // columns)
-    sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
-    sheet[:num] = pixels
-    tiled = sheet.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)  # [rows, H, columns, W, C]
-    array = tiled.reshape(rows * height, columns * width, channels).numpy()
-    return Image.fromarray(array[:, :, 0] if channels == 1 else array)
+    # Lay out the sheet: gutters, and room for the text.
+    rows, gap = -(-len(images) // columns), max(max(width, height) * 3 // 64, 1)
+    font = ImageFont.load_default(max(max(width, height) * 3 // 16, 10))
+    heads, sides = [_fitted(text, font, width) for text in heads], [_fitted(text, font, 2 * width) for text in sides]
+    top = sum(font.getmetrics()) + gap if any(heads) else gap
+    left = max(math.ceil(font.getlength(text)) for text in sides) + 3 * gap if any(sides) else gap
+    corners = [
+        (left + column * (width + gap), top + row * (height + gap)) for row in range(rows) for column in range(columns)
+    ]
+
+    # Draw it.
+    area = (left + columns * (width + gap), top + rows * (height + gap))
+    sheet = Image.new("L" if channels == 1 else "RGB", area, PAPER)
+    for image, corner in zip(images, corners, strict=False):
+        if image is not None:
+            sheet.paste(picture(image, cell=cell), corner)
+    draw = ImageDraw.Draw(sheet)
+    for text, (x, _) in zip(heads, corners, strict=False):
+        draw.text((x + width / 2, top / 2), text, INK, font, anchor="mm")
+    for text, (_, y) in zip(sides, corners[::columns], strict=False):
+        draw.text((left - 2 * gap, y + height / 2), text, INK, font, anchor="rm")
+    return sheet
+
+
+def picture(image: Pixels, *, cell: int = CELL) -> Image.Image:
+    """Return one image as a picture; image and cell are as for `grid`."""
+    tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+    pixels = (tensor if tensor.dtype == torch.uint8 else to_uint8(tensor)).cpu().permute(1, 2, 0).contiguous().numpy()
+    drawn = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    factor = _enlargement(drawn.height, drawn.width, cell)
+    return drawn.resize((drawn.width * factor, drawn.height * factor), Image.Resampling.NEAREST)
+
+
+def _enlargement(height: int, width: int, cell: int) -> int:
+    return max(cell // max(height, width), 1)
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Put two grids of equal height side by side."""
+    sheet = Image.new(left.mode, (left.width + right.width, left.height), PAPER)
+    sheet.paste(left)
+    sheet.paste(right, (left.width, 0))
+    return sheet
+
+
+def class_heads(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """Return what to write above columns of classes: the names, or the numbers where the font lacks a name's letters.
+
+    Accents are left out. Pillow's own font, the only one that is there on every machine, has little beyond ASCII.
+
+    Args:
+        names: the names of all classes.
+        numbers: the class of each column.
+    """
+    return [_drawable(shown(names[number])) or f"class {number}" for number in numbers]
+
+
+def _drawable(text: str) -> str:
+    """Return a text without its accents; an empty one if the font lacks one of its letters."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    font = ImageFont.load_default(CELL)
+    unknown = bytes(font.getmask("\uffff"))
+    return "" if any(bytes(font.getmask(letter)) == unknown for letter in plain) else plain
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Return a text, or as much of its beginning as fits into a width in pixels, and an ellipsis."""
+    fitted = text
+    while len(fitted) > 1 and font.getlength(fitted) > width:
+        text = text[:-1]
+        fitted = f"{text}\u2026"
+    return fitted
+
+
+# --- animations -------------------------------------------------------------------------------------------------------
+
+FRAME_MS, LAST_MS = 200, 2500  # how long a frame is shown, and the last one
+
+
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """Return a picture with a line of text below it."""
+    font = ImageFont.load_default(16)
+    sheet = Image.new(picture.mode, (picture.width, picture.height + 24), PAPER)
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((picture.width / 2, picture.height + 11), _fitted(text, font, picture.width), INK, font, anchor="mm")
+    return sheet
+
+
+def animation_bytes(frames: Sequence[Image.Image]) -> bytes:
+    """Encode frames of equal size as an animated WebP file, which repeats without end and rests at its last frame.
+
+    Equal frames give equal bytes.
+    """
+    return _animated(frames, "WEBP", quality=80, method=4, allow_mixed=True)
+
+
+def as_gif(animation: bytes) -> bytes:
+    """Convert an animated WebP file into a GIF file, for programs that show no WebP."""
+    with Image.open(io.BytesIO(animation)) as source:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(source)]
+    return _animated(frames, "GIF")
+
+
+def last_frame(animation: bytes) -> Image.Image:
+    """Return the last frame of an animated WebP file."""
+    with Image.open(io.BytesIO(animation)) as source:
+        source.seek(getattr(source, "n_frames", 1) - 1)
+        return source.convert("RGB")
+
+
+def _animated(frames: Sequence[Image.Image], kind: str, **options: Any) -> bytes:
+    buffer, durations = io.BytesIO(), [*[FRAME_MS] * (len(frames) - 1), LAST_MS]
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, **options)
+    return buffer.getvalue()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -5,10 +5,24 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from stylegan.errors import DamagedError
-from stylegan.images import grid, open_picture, picture_bytes, png_bytes, quantise, thumbnail, to_float, to_uint8
+from stylegan.images import (
+    animation_bytes,
+    as_gif,
+    captioned,
+    class_heads,
+    grid,
+    last_frame,
+    open_picture,
+    picture_bytes,
+    png_bytes,
+    quantise,
+    thumbnail,
+    to_float,
+    to_uint8,
+)
 
 BYTES = torch.arange(256, dtype=torch.uint8)
 
@@ -37,35 +51,100 @@ def test_values_outside_are_saturated() -> None:
     assert to_uint8(x).tolist() == quantise(x).tolist() == [0, 255]
 
 
+def cells(sheet: Image.Image, columns: int, *, cell: int = 64, top: int = 3, left: int = 3) -> list[np.ndarray]:
+    """Return the pixels of the cells of a sheet, row by row."""
+    gap = cell * 3 // 64
+    corners = [
+        (x, y)
+        for y in range(top, sheet.height - cell, cell + gap)
+        for x in [left + column * (cell + gap) for column in range(columns)]
+    ]
+    return [np.asarray(sheet.crop((x, y, x + cell, y + cell))) for x, y in corners]
+
+
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_grid_places_images_row_by_row(channels: int, mode: str) -> None:
-    images = torch.stack([torch.full((channels, 2, 3), 10 * (i + 1), dtype=torch.uint8) for i in range(5)])
+def test_grid_places_enlarged_images_row_by_row_with_gutters(channels: int, mode: str) -> None:
+    """Cells without an image look like the gutters."""
+    images = torch.arange(5 * channels * 16, dtype=torch.uint8).reshape(5, channels, 4, 4)
     sheet = grid(images, columns=3)
-    assert (sheet.mode, sheet.size) == (mode, (9, 4))
-    cells = np.asarray(sheet.convert("L"))[::2, ::3]
-    assert cells.tolist() == [[10, 20, 30], [40, 50, 0]]
+    assert (sheet.mode, sheet.size) == (mode, (3 + 3 * 67, 3 + 2 * 67))
+    drawn = cells(sheet, 3)
+    for image, pixels in zip(images, drawn[:5], strict=True):
+        large = image.repeat_interleave(16, 1).repeat_interleave(16, 2).permute(1, 2, 0).squeeze(2).numpy()
+        assert np.array_equal(pixels, large)
+    paper = np.unique(np.asarray(sheet)[:3])
+    assert len(paper) == 1
+    assert (drawn[5] == paper).all()
+    assert (np.asarray(sheet)[:, [0, 1, 2, 67, 68, 69]] == paper).all()
 
 
-def test_grid_keeps_the_orientation_and_the_colours_of_an_image() -> None:
-    image = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2)
-    assert np.array_equal(np.asarray(grid(image, columns=1)), image[0].permute(1, 2, 0).numpy())
+def test_grid_leaves_cells_empty_where_it_is_told_to() -> None:
+    image = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    assert [pixels.max() for pixels in cells(grid([None, image, image, None], 2), 2)] == [230, 0, 0, 230]
+
+
+def test_images_of_all_sizes_are_at_the_same_places_of_a_grid() -> None:
+    """So that one sees them grow; where images are larger than a cell, everything is larger by the same factor."""
+    drawn = [
+        grid(torch.zeros(4, 1, side, side), 2, cell=128, heads=["a", "b"], sides=["1"]) for side in (4, 64, 128, 256)
+    ]
+    assert drawn[0].size == drawn[1].size == drawn[2].size
+    assert np.array_equal(np.asarray(drawn[0]), np.asarray(drawn[2]))
+    assert np.allclose(np.array(drawn[3].size) / drawn[0].size, 2, atol=0.01)
+
+
+def test_heads_and_sides_are_beside_their_columns_and_rows() -> None:
+    images = torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
+    sheet = np.asarray(grid(images, 2, heads=["", "x" * 50], sides=["", "seed 17"])).astype(int)
+    height, width = sheet.shape
+    top, left = height - 2 * 67, width - 2 * 67
+    dark = sheet < 150
+    dark[top:, left:] = False
+    assert not dark[:top, : left + 67].any()
+    assert dark[:top, left + 67 :].any()
+    assert not dark[:top, -3:].any()  # cut off where its column ends
+    assert not dark[: top + 67, :left].any()
+    assert dark[top + 67 :, :left].any()
+
+
+def test_class_names_are_drawn_as_far_as_the_font_has_their_letters() -> None:
+    names = ["cat", "caf\u00e9", "\u9e7f", "a\nb"]
+    assert class_heads(names, [3, 1, 2, 0]) == ["a\\nb", "cafe", "class 2", "cat"]
 
 
 def test_grid_takes_floats_and_arrays() -> None:
     floats = torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1)
-    assert np.asarray(grid(floats, columns=2)).tolist() == [[0, 255]]
-    assert np.asarray(grid(to_uint8(floats).numpy(), columns=1)).tolist() == [[0], [255]]
+    for images in (floats, to_uint8(floats).numpy()):
+        assert [pixels.max() for pixels in cells(grid(images, columns=2), 2)] == [0, 255]
 
 
 def test_grid_refuses_what_is_no_batch_of_images() -> None:
-    for shape in ((0, 3, 4, 4), (2, 2, 4, 4), (3, 4, 4)):
+    for images in (torch.zeros(0, 3, 4, 4), torch.zeros(2, 2, 4, 4), torch.zeros(3, 4, 4), [None]):
         with pytest.raises(ValueError, match="grid needs images"):
-            grid(torch.zeros(shape), columns=1)
+            grid(images, columns=1)
 
 
 def test_png_holds_the_same_pixels() -> None:
-    picture = grid(torch.rand(4, 3, 8, 8) * 2 - 1, columns=2)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(picture)))), np.asarray(picture))
+    sheet = grid(torch.rand(4, 3, 8, 8) * 2 - 1, columns=2)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(sheet)))), np.asarray(sheet))
+
+
+def test_an_animation_rests_at_its_last_frame_and_repeats() -> None:
+    frames = [captioned(Image.new("L", (300, 40), shade), f"{shade}") for shade in (0, 100, 200)]
+    animation = animation_bytes(frames)
+    assert animation == animation_bytes(frames)
+    for data, kind in ((animation, "WEBP"), (as_gif(animation), "GIF")):
+        with Image.open(io.BytesIO(data)) as image:
+            assert (image.format, image.n_frames, image.size, image.info["loop"]) == (kind, 3, (300, 64), 0)
+            shades, durations = [], []
+            for frame in ImageSequence.Iterator(image):
+                frame.load()
+                durations.append(frame.info["duration"])
+                shades.append(frame.convert("L").getpixel((5, 5)))
+        assert durations == [200, 200, 2500]
+        assert np.abs(np.array(shades) - [0, 100, 200]).max() <= 2
+    assert abs(last_frame(animation).convert("L").getpixel((5, 5)) - 200) <= 2
+    assert last_frame(animation_bytes(frames[:1])).size == (300, 64)
 
 
 def test_a_picture_larger_than_its_format_allows():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from flows.cli.arguments import AsJson, Number, OutputFile, Overrides, RegistryConfig, registry_config
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flows.cli.arguments import AsJson, Number, OutputFile, Overrides, RegistryConfig, Whole, registry_config
 from flows.cli.console import print_result
 from stylegan.retry import storage_settings
 
@@ -13,7 +17,8 @@ def sample(
     *,
     seeds: str = "0-15",
     psi: Number | None = None,
-    label: str | None = None,
+    label: Annotated[list[str] | None, Parameter(negative="")] = None,
+    cols: Whole | None = None,
     out: OutputFile = "grid.png",
     config: RegistryConfig = None,
     overrides: Overrides = None,
@@ -21,16 +26,22 @@ def sample(
 ) -> None:
     """Draw a grid of images.
 
+    A class-conditional model has a row for each seed and a column for each class. Other models, and a single class, have
+    one image for each seed, row by row. A single image is written without a frame.
+
     Parameters
     ----------
     model
         A run id, the URI of a checkpoint, or models:/name@alias (or models:/name/version).
     seeds
-        One image each: numbers and ranges, such as 0-15 or 1,5,9-12.
+        Numbers and ranges, such as 0-15 or 1,5,9-12. An image depends on its seed, class and psi alone.
     psi
         Truncation, from -10 to 10: 1 or unset is off, smaller is more typical and less varied.
     label
-        Class (name or number) of a class-conditional model; unset takes all in turn.
+        Class (name or number) of a class-conditional model. Repeatable: each one has a column.
+    cols
+        Images in a row. Of a class-conditional model: draw its first classes, so many. Unset is all classes that fit, or
+        about as many as rows.
     out
         Picture to write: .png, .jpg or .webp, a path or any fsspec URL such as s3://bucket/grid.png; - is standard output.
     """
@@ -39,8 +50,11 @@ def sample(
     settings = registry_config(config, overrides)
     numbers = sampling.parse_seeds(seeds)
     with storage_settings(settings.storage if settings else None):
-        record = sampling.sample(settings, model, seeds=numbers, psi=psi, label=label, out=out)
-    print_result(record, f"{record.num_images} images of {record.checkpoint_uri} in {record.path}", as_json, out=out)
+        record = sampling.sample(settings, model, seeds=numbers, psi=psi, labels=label or (), columns=cols, out=out)
+    text = f"{record.num_images} images of {record.checkpoint_uri} in {record.path}"
+    if record.classes and not label and len(record.classes) < record.num_classes:
+        text += f": the first {len(record.classes)} of {record.num_classes} classes; --cols or --label draws others"
+    print_result(record, text, as_json, out=out)
 
 
 def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> None:

@@ -5,9 +5,11 @@ Every mistake is one line: `key=value: what is wrong; the cure`.
 
 from __future__ import annotations
 
+import math
+
 from stylegan.config.addresses import KINDS_OF_FEATURES, check_addresses
 from stylegan.config.resolutions import at_resolution
-from stylegan.config.sections import UncheckedConfig
+from stylegan.config.sections import MOST_PIXELS, UncheckedConfig
 from stylegan.evaluation.metric_table import METRICS
 
 
@@ -28,6 +30,7 @@ def check(config: UncheckedConfig) -> None:
     _check_labels(config)
     _check_metrics(config)
     _check_quick_metrics(config)
+    _check_grid(config)
     _check_gate(config)
 
 
@@ -185,6 +188,16 @@ def _check_quick_metrics(config: UncheckedConfig) -> None:
             f"snapshots.metrics_kimg asks for quick metrics at {below[0]}x{below[0]}, but "
             f"evaluation.features={features} is a network for images of the last stage; measure there only "
             f"(snapshots.metrics_kimg={{4: 0, {final}: ...}}) or use classifier or rotation"
+        )
+
+
+def _check_grid(config: UncheckedConfig) -> None:
+    side, final = config.snapshots.grid, config.data.resolution
+    most = math.isqrt(MOST_PIXELS) // final
+    if side > most:
+        raise ValueError(
+            f"snapshots.grid={side}: a grid of {side}x{side} images of {final}x{final} is too large to draw in memory; "
+            f"at most {most} at this data.resolution"
         )
 
 

@@ -47,6 +47,7 @@ STYLEGAN_METRICS: tuple[Metric, ...] = ("fid", "ppl_zfull", "ppl_wfull", "ppl_ze
 
 MOST_IMAGES = 10**9  # no data set, batch or evaluation has more
 MOST_KIMG = 1e9
+MOST_PIXELS = 2**28  # in the images of one grid, which is drawn in memory: 0.8 GB as RGB
 LONGEST_NAME = 200  # characters; a run's folders are a little longer, and a file name has 255 at most
 
 
@@ -497,7 +498,8 @@ class SnapshotsConfig(Section):
         8,
         ge=1,
         le=100,
-        description="Rows, and columns, of a sample grid. A conditional model has one class in each column.",
+        description="Rows, and columns, of a sample grid; at most 16 at 1024x1024. A conditional model has one class in "
+        "each column.",
     )
     probe_kimg: PerResolution[Distance] | None = Field(
         None,

@@ -13,11 +13,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -25,8 +26,8 @@ from stylegan import storage
 from stylegan.data import payload
 from stylegan.data.index import attribute_array, locate
 from stylegan.data.shardset import MANIFEST, distinct
-from stylegan.errors import DamagedError, StepError, decoration, printable, shown
-from stylegan.images import open_picture
+from stylegan.errors import DamagedError, StepError, printable
+from stylegan.images import class_heads, grid, open_picture
 from stylegan.records import Record
 
 logger = logging.getLogger("stylegan")
@@ -36,7 +37,6 @@ MEAN_OF = 2048  # images in the mean, at most: its error is then below 2 units o
 MEAN_SIDE, PREVIEW_SIDE = 64, 128  # the largest resolutions that are read for the mean and for the sheet
 EXAMPLES = 5  # paths in the card for each kind of reject, at most
 COLUMNS, ROWS = 10, 8  # of the sheet, at most
-CELL = 64  # pixels; smaller images are enlarged to this side, so that a name fits above them
 GAP = 2**18  # bytes; payloads with at most this gap between them are read together
 SPAN = 2**25  # bytes per read, at most
 
@@ -331,24 +331,12 @@ def _mean(level: _Level) -> tuple[np.ndarray, int]:
 
 def _sheet(uri: str, manifest: Mapping[str, Any], table: pa.Table) -> Image.Image:
     """Draw a sheet of images: a column per class with its name above, or plain columns without classes."""
-    columns, names = _columns(manifest, table)
+    columns, heads = _columns(manifest, table)
     level = _Level(uri, manifest, table, PREVIEW_SIDE)
     pictures = dict(level.read([row for column in columns for row in column]))
-    factor = max(CELL // level.entry["resolution"], 1)
-    cell, head = level.entry["resolution"] * factor, 14 if names else 0
-
-    # Draw the images with 2 pixels between them.
-    size = (len(columns) * (cell + 2) - 2, head + max(map(len, columns)) * (cell + 2) - 2)
-    sheet = Image.new("L" if manifest["parameters"]["channels"] == 1 else "RGB", size, "white")
-    for x, column in enumerate(columns):
-        for y, row in enumerate(column):
-            picture = Image.fromarray(pictures[row]).resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(picture, (x * (cell + 2), head + y * (cell + 2)))
-
-    with decoration("the names above the images of preview.png"):
-        for x, name in enumerate(names):
-            _write_name(sheet, name, x * (cell + 2), cell)
-    return sheet
+    rows = [number for line in zip_longest(*columns) for number in line]
+    images = [None if row is None else np.atleast_3d(pictures[row]).transpose(2, 0, 1) for row in rows]
+    return grid(images, len(columns), heads=heads)
 
 
 def _columns(manifest: Mapping[str, Any], table: pa.Table) -> tuple[list[list[int]], list[str]]:
@@ -359,18 +347,7 @@ def _columns(manifest: Mapping[str, Any], table: pa.Table) -> tuple[list[list[in
         return [list(range(start, num, COLUMNS)) for start in range(min(COLUMNS, num))], []
     present = np.unique(labels)
     shown = present[np.linspace(0, len(present) - 1, min(COLUMNS, len(present))).round().astype(int)]
-    return [np.flatnonzero(labels == label)[:ROWS].tolist() for label in shown], [names[label] for label in shown]
-
-
-def _write_name(sheet: Image.Image, name: str, left: int, width: int) -> None:
-    """Write a class name above its column; cut it off with an ellipsis if it is wider."""
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    text = shown(name)
-    num_letters = len(text)
-    while num_letters and draw.textlength(text, font) > width:
-        num_letters -= 1
-        text = f"{text[:num_letters]}\u2026"
-    draw.text((left, 0), text, fill="black", font=font)
+    return [np.flatnonzero(labels == label)[:ROWS].tolist() for label in shown], class_heads(names, shown.tolist())
 
 
 def _png(image: Image.Image) -> bytes:

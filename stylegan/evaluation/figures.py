@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from stylegan import storage
 from stylegan.evaluation.features.embedded import Pmap
 from stylegan.evaluation.generate import CHUNK_SIZE, GENERATED, Pass, SampleChunk, Subject, truncated
 from stylegan.evaluation.work import PictureRequest, draw_pictures
-from stylegan.images import grid, png_bytes
+from stylegan.images import beside, grid, png_bytes
 
 WIDEST = 2048  # pixels of a row of images
 EXTREMES = 16  # images of best.png and of worst.png
@@ -18,18 +19,16 @@ EXTREMES = 16  # images of best.png and of worst.png
 
 def draw_grid(subject: Subject, out_uri: str, pmap: Pmap) -> str:
     """Write grid.png: reals on the left, the measured images without truncation on the right. Return its URI."""
-    # A square of each; places without an image stay black.
+    # A square of each; places without an image stay empty.
     reals = subject.open(subject.shards).images
     side = _columns(reals.shape[-1])
     num_fakes = min(side**2, subject.images.num_images) if subject.images else side**2
     fakes = _images(subject, GENERATED, range(num_fakes), pmap)
-    squares = [np.zeros((side**2, *reals.shape[1:]), np.uint8) for _ in range(2)]
-    for square, images in zip(squares, (reals[: side**2], fakes), strict=True):
-        square[: len(images)] = images
-
-    # Row by row: the reals of the row, then its fakes.
-    rows = [square[start : start + side] for start in range(0, side**2, side) for square in squares]
-    return _write(out_uri, "grid", np.concatenate(rows), 2 * side)
+    halves = {"real": reals[: side**2], "measured" if subject.images else "generated": fakes}
+    squares = [
+        grid([*images, *[None] * (side**2 - len(images))], side, heads=[head]) for head, images in halves.items()
+    ]
+    return _write(out_uri, "grid", beside(*squares))
 
 
 def draw_extremes(subject: Subject, realism: np.ndarray, out_uri: str, pmap: Pmap) -> dict[str, str]:
@@ -38,7 +37,7 @@ def draw_extremes(subject: Subject, realism: np.ndarray, out_uri: str, pmap: Pma
     chosen = {"best": order[:EXTREMES], "worst": order[::-1][:EXTREMES]}
     columns = _columns(max(subject.shards.resolutions))
     return {
-        name: _write(out_uri, name, _images(subject, GENERATED, numbers.tolist(), pmap), columns)
+        name: _write(out_uri, name, grid(_images(subject, GENERATED, numbers.tolist(), pmap), columns))
         for name, numbers in chosen.items()
     }
 
@@ -46,8 +45,9 @@ def draw_extremes(subject: Subject, realism: np.ndarray, out_uri: str, pmap: Pma
 def draw_truncation(subject: Subject, out_uri: str, pmap: Pmap) -> str:
     """Write truncation.png, with a row for each `evaluation.psi` and a column for each latent. Return its URI."""
     columns = _columns(max(subject.shards.resolutions))
-    rows = [_images(subject, truncated(psi), range(columns), pmap) for psi in subject.evaluation.psi]
-    return _write(out_uri, "truncation", np.concatenate(rows), columns)
+    psis = subject.evaluation.psi
+    images = np.concatenate([_images(subject, truncated(psi), range(columns), pmap) for psi in psis])
+    return _write(out_uri, "truncation", grid(images, columns, sides=[f"psi {psi:g}" for psi in psis]))
 
 
 def _columns(resolution: int) -> int:
@@ -75,8 +75,8 @@ def _images(subject: Subject, source: Pass, numbers: Sequence[int], pmap: Pmap) 
     return np.stack([drawn[number] for number in numbers])
 
 
-def _write(out_uri: str, name: str, images: np.ndarray, columns: int) -> str:
-    """Write a grid of images [N, C, r, r] to {out_uri}/{name}.png and return its URI."""
+def _write(out_uri: str, name: str, picture: Image.Image) -> str:
+    """Write a picture to {out_uri}/{name}.png and return its URI."""
     uri = storage.join(out_uri, f"{name}.png")
-    storage.write_bytes(uri, png_bytes(grid(images, columns=columns)))
+    storage.write_bytes(uri, png_bytes(picture))
     return uri

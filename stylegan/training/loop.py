@@ -163,7 +163,7 @@ def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[
     # Write the grid of reals, unless an earlier run did.
     reals = storage.join(job.uri, "samples", "reals.png")
     if distributed.rank() == 0 and not storage.exists(reals):
-        write_reals(job, torch.from_numpy(table.images[: config.snapshots.grid**2].copy()))
+        write_reals(job, table)
     distributed.barrier()
 
     # Check that all ranks see that grid and the newest checkpoint of rank 0.

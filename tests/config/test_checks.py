@@ -92,6 +92,10 @@ def mistake(**sections):
             {"snapshots": {"metrics_kimg": {4: 0, 16: 10}}, "evaluation": {"features": "x.safetensors"}},
             ["quick metrics at 16x16", "evaluation.features=x.safetensors", "snapshots.metrics_kimg={4: 0, 32: ...}"],
         ),
+        (
+            {"snapshots": {"grid": 17}, "data": {"resolution": 1024}},
+            ["snapshots.grid=17", "17x17 images of 1024x1024", "at most 16"],
+        ),
         ({"snapshots": {"metrics": ["ppl_wend"]}}, ["snapshots.metrics.0='ppl_wend'", "'fid', 'kid', 'is' or 'pr'"]),
         ({"training": {"batch": "all"}}, ["training.batch.4='all'", "or `auto`"]),
         ({"training": {"batch": 7.5}}, ["training.batch.4=7.5", "whole"]),

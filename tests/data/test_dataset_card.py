@@ -166,11 +166,12 @@ def test_sheet_has_a_column_for_each_class(tmp_path):
     images, manifest, table = make_set(tmp_path, labels=[0, 2, 2, 0] * 3)
     written(tmp_path, manifest, table)
     sheet = read_png((tmp_path / "preview.png").read_bytes())
-    assert sheet.shape == (14 + 6 * 66 - 2, 2 * 66 - 2, 3)
-    assert (sheet[14:78, :64] == images[0].repeat(4, 0).repeat(4, 1)).all()
-    assert (sheet[14 + 66 : 14 + 66 + 64, 66:130] == images[2].repeat(4, 0).repeat(4, 1)).all()
-    assert (sheet[:14, :64] < 128).any()  # a name
-    assert (sheet[:14, 64:66] == 255).all()
+    assert sheet.shape[1:] == (3 + 2 * 67, 3)
+    top = sheet.shape[0] - 6 * 67
+    assert (sheet[top : top + 64, 3:67] == images[0].repeat(4, 0).repeat(4, 1)).all()
+    assert (sheet[top + 67 : top + 131, 70:134] == images[2].repeat(4, 0).repeat(4, 1)).all()
+    assert (sheet[:top, 3:67] < 128).any()  # a name
+    assert (sheet[:top, 67:70] == 230).all()
 
 
 def test_long_names_and_many_classes(tmp_path):
@@ -179,8 +180,9 @@ def test_long_names_and_many_classes(tmp_path):
     manifest["label_names"] = [f"a class with a very long name {k}" for k in range(40)]
     written(tmp_path, manifest, table)
     sheet = read_png((tmp_path / "preview.png").read_bytes())
-    assert sheet.shape[1] == 10 * 66 - 2
-    assert all((sheet[:14, 66 * x - 2 : 66 * x] == 255).all() for x in range(1, 10))
+    assert sheet.shape[1] == 3 + 10 * 67
+    top = sheet.shape[0] - 67
+    assert all((sheet[:top, 67 * x : 67 * x + 2] == 230).all() for x in range(11))
 
 
 def test_sheet_without_classes(tmp_path):
@@ -188,9 +190,9 @@ def test_sheet_without_classes(tmp_path):
     images, manifest, table = make_set(tmp_path, channels=1)
     written(tmp_path, manifest, table)
     sheet = read_png((tmp_path / "preview.png").read_bytes())
-    assert sheet.shape == (2 * 66 - 2, 10 * 66 - 2)
-    assert (sheet[66:, :64] == images[10].repeat(4, 0).repeat(4, 1)).all()
-    assert (sheet[66:, 2 * 66 :] == 255).all()
+    assert sheet.shape == (3 + 2 * 67, 3 + 10 * 67)
+    assert (sheet[70:134, 3:67] == images[10].repeat(4, 0).repeat(4, 1)).all()
+    assert (sheet[70:, 2 * 67 + 3 :] == 230).all()
 
 
 def test_large_images_are_shown_from_a_smaller_level(tmp_path):
@@ -201,7 +203,7 @@ def test_large_images_are_shown_from_a_smaller_level(tmp_path):
         table = table.append_column(name, places[name])
     manifest["datasets"] += [*small["datasets"], {"resolution": 256, "suffix": "png", "shardlist": []}]
     written(tmp_path, manifest, table)
-    assert read_png((tmp_path / "preview.png").read_bytes()).shape == (128, 3 * 130 - 2, 3)
+    assert read_png((tmp_path / "preview.png").read_bytes()).shape == (6 + 134, 6 + 3 * 134, 3)
     assert read_png((tmp_path / "mean.png").read_bytes()).shape == (64, 64, 3)
 
 

@@ -19,9 +19,14 @@ from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 
 
-def pixels(uri: str) -> np.ndarray:
-    """Return the pixels of a PNG file as int."""
-    return np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri)))).astype(int)
+def cells(uri: str, columns: int = 8) -> np.ndarray:
+    """Return the images of a grid of grey 8x8 images, which are drawn at 64x64, as int [rows, columns, 8, 8]."""
+    sheet = np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri)))).astype(int)
+    rows, left = sheet.shape[0] // 67, sheet.shape[1] - columns * 67
+    if uri.endswith("grid.png"):  # two grids side by side, each with a gutter around it
+        sheet, left = np.delete(sheet, np.s_[3 + 8 * 67 : 6 + 8 * 67], axis=1), 3
+    body = sheet[sheet.shape[0] - rows * 67 :, left:].reshape(rows, 67, columns, 67)
+    return body[:, :64:8, :, :64:8].swapaxes(1, 2)
 
 
 def make_subject(
@@ -38,7 +43,7 @@ def test_an_evaluation_draws_what_it_has_measured(measured: Report) -> None:
     assert {name: storage.name(uri) for name, uri in measured.figures.items()} == {
         name: f"{name}.png" for name in ("grid", "best", "worst", "truncation")
     }
-    assert pixels(measured.figures["best"]).shape == (16, 64)
+    assert cells(measured.figures["best"]).shape == (2, 8, 8, 8)
 
 
 def test_the_grid_shows_reals_on_the_left_and_fakes_on_the_right(
@@ -49,11 +54,11 @@ def test_the_grid_shows_reals_on_the_left_and_fakes_on_the_right(
 
     uri = draw_grid(make_subject(shards, evaluation, checkpoint(change=brighten)), str(tmp_path / "out"), map)
     assert uri == f"{tmp_path}/out/grid.png"
-    sheet, reals = pixels(uri), load_images(shards, 8).images
-    assert sheet.shape == (64, 128)
-    assert np.array_equal(sheet[:8, 8:16], reals[1, 0])
-    assert np.array_equal(sheet[8:16, :8], reals[8, 0])
-    assert sheet[:, 64:].mean() > 150 > sheet[:, :64].mean()
+    sheet, reals = cells(uri, 16), load_images(shards, 8).images
+    assert sheet.shape == (8, 16, 8, 8)
+    assert np.array_equal(sheet[0, 1], reals[1, 0])
+    assert np.array_equal(sheet[1, 0], reals[8, 0])
+    assert sheet[:, 8:].mean() > 150 > sheet[:, :8].mean()
 
 
 def test_the_best_image_comes_first_and_the_worst_too(
@@ -62,9 +67,9 @@ def test_the_best_image_comes_first_and_the_worst_too(
     realism = np.random.default_rng(0).permutation(120).astype(float)
     uris = draw_extremes(make_subject(shards, evaluation, images=shards), realism, str(tmp_path), map)
     images = load_images(shards, 8).images
-    assert np.array_equal(pixels(uris["best"])[:8, :8], images[realism.argmax(), 0])
-    assert np.array_equal(pixels(uris["best"])[8:16, :8], images[realism.argsort()[::-1][8], 0])
-    assert np.array_equal(pixels(uris["worst"])[:8, :8], images[realism.argmin(), 0])
+    assert np.array_equal(cells(uris["best"])[0, 0], images[realism.argmax(), 0])
+    assert np.array_equal(cells(uris["best"])[1, 0], images[realism.argsort()[::-1][8], 0])
+    assert np.array_equal(cells(uris["worst"])[0, 0], images[realism.argmin(), 0])
 
 
 def test_extremes_of_a_generator_are_drawn_again_as_they_were(
@@ -72,9 +77,9 @@ def test_extremes_of_a_generator_are_drawn_again_as_they_were(
 ) -> None:
     """The grid shows the first 64 images by number."""
     subject = make_subject(shards, evaluation, checkpoint())
-    grid = pixels(draw_grid(subject, str(tmp_path), map))[:, 64:]
-    best = pixels(draw_extremes(subject, -np.arange(300.0), str(tmp_path), map)["best"])
-    assert np.abs(best - grid[:16]).max() <= 1
+    grid = cells(draw_grid(subject, str(tmp_path), map), 16)[:, 8:]
+    best = cells(draw_extremes(subject, -np.arange(300.0), str(tmp_path), map)["best"])
+    assert np.abs(best - grid[:2]).max() <= 1
 
 
 def test_truncation_has_a_row_of_the_same_latents_for_each_psi(
@@ -82,8 +87,8 @@ def test_truncation_has_a_row_of_the_same_latents_for_each_psi(
 ) -> None:
     """At psi = 0 all images are the average one, up to their noise; at psi = 1 they are the images of the grid."""
     subject = make_subject(shards, evaluation.model_copy(update={"psi": (0.0, 1.0)}), checkpoint())
-    sheet = pixels(draw_truncation(subject, str(tmp_path), map)).reshape(2, 8, 8, 8).swapaxes(1, 2)
-    grid = pixels(draw_grid(subject, str(tmp_path), map))[:8, 64:].reshape(8, 8, 8).swapaxes(0, 1)
+    sheet = cells(draw_truncation(subject, str(tmp_path), map))
+    grid = cells(draw_grid(subject, str(tmp_path), map), 16)[0, 8:]
     assert np.abs(sheet[1] - grid).max() <= 1
     assert np.ptp(sheet[0], axis=0).mean() < np.ptp(sheet[1], axis=0).mean()
 

@@ -1,13 +1,19 @@
-"""Sample grids: the fixed latents and the pictures drawn from them."""
+"""Sample grids: the fixed latents, the pictures drawn from them, and the animation of a run."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
+from stylegan.data.loading.loader import ImageTable
+from stylegan.errors import StepError
+from stylegan.images import png_bytes
+from stylegan.training import samples
 from stylegan.training.background import Background
-from stylegan.training.samples import MIN_CELL, sample_latents, write_reals, write_samples
+from stylegan.training.samples import draw_growth, sample_latents, write_reals, write_samples
 from stylegan.training.state import start_stage
 
 
@@ -35,13 +41,82 @@ def test_grid_shows_the_weights_at_the_call_and_is_reproducible(job):
         state.G_ema.load_state_dict(before)
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1]
-    assert Image.open(path).size == (2 * MIN_CELL, 2 * MIN_CELL)
+    assert Image.open(path).width == 3 + 2 * 67
 
 
-def test_reals_are_shown_as_they_are(job):
-    stage = job(4, "one")
-    images = torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    write_reals(stage, images)
-    sheet = np.asarray(Image.open(Path(stage.uri, "samples", "reals.png")))
-    cell = sheet[MIN_CELL:, :MIN_CELL][:: MIN_CELL // 4, :: MIN_CELL // 4]
-    assert (cell == images[2].permute(1, 2, 0).numpy()).all()
+def sheet(uri):
+    """The cells of a 2x2 grid, row by row, as the 4x4 images that were enlarged."""
+    pixels = np.asarray(Image.open(uri))
+    top = pixels.shape[0] - 2 * 67
+    return [pixels[y : y + 64 : 16, x : x + 64 : 16] for y in (top, top + 67) for x in (3, 70)]
+
+
+@pytest.mark.parametrize(
+    ("conditional", "labels", "expected"),
+    [
+        (False, [-1] * 6, [0, 1, 2, 3]),
+        (True, [1, 1, 1, 0, 0, 0], [3, 0, 4, 1]),
+        (True, [1, 1, 1, 1, 0, 1], [4, 0, None, 1]),
+    ],
+)
+def test_reals_are_shown_as_they_are_in_the_columns_of_the_samples(job, conditional, labels, expected):
+    """A class with too few images leaves cells empty."""
+    stage = job(4, "one", model={"conditional": conditional})
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4), dtype=np.uint8)
+    write_reals(stage, ImageTable(images, np.array(labels)))
+    for cell, number in zip(sheet(Path(stage.uri, "samples", "reals.png")), expected, strict=True):
+        assert (cell == (230 if number is None else images[number].transpose(1, 2, 0))).all()
+
+
+def test_grids_of_all_stages_have_one_size(job):
+    """So that one sees a run grow; class names are above the columns."""
+    sizes = set()
+    for resolution in (4, 8):
+        stage = job(resolution, "one")
+        state = start_stage(stage.config, stage.stage, num_labels=2, previous=None)
+        with Background() as background:
+            write_samples(stage, state, background)
+        images = np.zeros((4, 3, resolution, resolution), np.uint8)
+        write_reals(stage, ImageTable(images, np.array([0, 1, 0, 1])))
+        for path in Path(stage.uri, "samples").iterdir():
+            picture = Image.open(path)
+            sizes.add(picture.size)
+            head = np.asarray(picture.crop((0, 0, picture.width, picture.height - 2 * 67)))
+            assert [(half < 150).any() for half in np.array_split(head, 2, axis=1)] == [True, True]
+    assert len(sizes) == 1
+
+
+def stage_folder(folder, grids):
+    """Make the folder of a stage with grids of one shade, by kimg."""
+    (folder / "samples").mkdir(parents=True)
+    for kimg, shade in grids.items():
+        (folder / "samples" / f"{kimg:06d}.png").write_bytes(png_bytes(Image.new("L", (90, 60), shade)))
+    (folder / "samples" / "reals.png").write_bytes(png_bytes(Image.new("L", (90, 60), 255)))
+    return str(folder)
+
+
+def shades(animation):
+    with Image.open(io.BytesIO(animation)) as image:
+        frames = [frame.convert("L").copy() for frame in ImageSequence.Iterator(image)]
+    return [round(frame.getpixel((5, 5)) / 10) * 10 for frame in frames], frames[0].size
+
+
+def test_a_run_grows_stage_by_stage(tmp_path, monkeypatch):
+    """Grids are chosen evenly from each stage, up to its last one, and the same grids give the same bytes."""
+    low = stage_folder(tmp_path / "low", {5: 10, 6: 20})
+    high = stage_folder(tmp_path / "high", {kimg: 30 + 10 * kimg for kimg in range(11)})
+    animation = draw_growth({4: low, 8: high})
+    assert animation == draw_growth({4: low, 8: high})
+    assert shades(animation) == ([10, 20, *range(30, 140, 10)], (90, 84))
+    monkeypatch.setattr(samples, "FRAMES", 6)
+    monkeypatch.setattr(samples, "FRAME_SIDE", 45)
+    assert shades(draw_growth({4: low, 8: high})) == ([10, 20, 30, 80, 130], (45, 54))
+
+
+def test_a_grid_that_is_damaged_is_left_out_of_the_animation(tmp_path, caplog):
+    folder = stage_folder(tmp_path / "stage", {1: 100, 2: 0, 3: 200})
+    (tmp_path / "stage" / "samples" / "000002.png").write_bytes(b"none")
+    assert shades(draw_growth({4: folder}))[0] == [100, 200]
+    assert "000002.png: is not a picture" in caplog.text
+    with pytest.raises(StepError, match="hold no sample grid"):
+        draw_growth({4: str(tmp_path / "gone")})

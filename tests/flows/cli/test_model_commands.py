@@ -46,8 +46,9 @@ def test_sample_draws_the_same_seed_the_same_way_in_any_grid(tmp_path, untrained
     for seeds, name in (("0-3", "four.png"), ("2", "one.png")):
         assert main(["sample", str(tmp_path), "--seeds", seeds, "--out", str(tmp_path / name)]) == 0
     four, one = Image.open(tmp_path / "four.png"), Image.open(tmp_path / "one.png")
-    assert (four.size, one.size) == ((128, 128), (64, 64))
-    assert list(four.crop((0, 64, 64, 128)).getdata()) == list(one.getdata())
+    assert one.size == (64, 64)
+    left, below = four.width - 2 * 67, four.height - 67
+    assert list(four.crop((left, below, left + 64, below + 64)).getdata()) == list(one.getdata())
     assert main(["sample", str(tmp_path), "--label", "x"]) == 2
 
 
@@ -57,7 +58,7 @@ def test_sample_draws_the_same_seed_the_same_way_in_any_grid(tmp_path, untrained
 def test_the_ending_of_a_picture_says_its_format(tmp_path, untrained, name, kind):
     assert main(["sample", untrained, "--seeds", "0-3", "--out", str(tmp_path / name)]) == 0
     with Image.open(tmp_path / name) as image:
-        assert (image.format, image.size) == (kind, (128, 128))
+        assert (image.format, image.height) == (kind, 3 + 2 * 67)
 
 
 def test_a_picture_on_standard_output_is_alone_there(untrained, tmp_path):
@@ -67,6 +68,24 @@ def test_a_picture_on_standard_output_is_alone_there(untrained, tmp_path):
         assert Image.open(io.BytesIO(done.stdout)).size == (64, 64)
         assert done.stdout.endswith(b"IEND\xaeB`\x82")
         assert untrained.encode() in done.stderr
+
+
+def test_sample_says_which_classes_of_many_it_has_drawn(capsys, tmp_path):
+    """Classes are named by `--label`, which may be repeated, or counted by `--cols`."""
+    import official_tf as tf
+
+    (tmp_path / "official.pkl").write_bytes(tf.write(tf.arguments(8, 1, label_size=20)))
+    imported(capsys, tmp_path / "official.pkl", tmp_path / "out")
+    for options, says in (
+        ([], "16 images of MODEL in OUT: the first 16 of 20 classes; --cols or --label draws others"),
+        (["--cols", "3"], "3 images of MODEL in OUT: the first 3 of 20 classes; --cols or --label draws others"),
+        (["--label", "19", "--label", "2"], "2 images of MODEL in OUT"),
+        (["--cols", "20"], "20 images of MODEL in OUT"),
+    ):
+        out = str(tmp_path / "x.png")
+        assert main(["sample", str(tmp_path / "out"), "--seeds", "0", "--out", out, *options]) == 0
+        assert capsys.readouterr().out.strip().replace(out, "OUT").replace(str(tmp_path / "out"), "MODEL") == says
+    assert "--cols" in fail(capsys, 2, "sample", str(tmp_path / "out"), "--cols", "1.5")
 
 
 @pytest.mark.parametrize("psi", ["nan", "inf", "-inf", "1e308", "-10.5"])
@@ -80,7 +99,7 @@ def test_a_grid_too_large_for_memory_is_refused(capsys, untrained, tmp_path, mon
     from stylegan.verbs import sample
 
     out = str(tmp_path / "x.webp")
-    monkeypatch.setattr(sample, "MAX_PIXELS", 64 * 64 * 4)
+    monkeypatch.setattr(sample, "MOST_PIXELS", 64 * 64 * 4)
     assert "at most 4 fit" in fail(capsys, 2, "sample", untrained, "--seeds", "0-4", "--out", out)
 
 
@@ -111,7 +130,7 @@ def test_import_weights_makes_a_model_for_every_verb(capsys, tmp_path):
     options = ["--seeds", "0-3", "--psi", "0.7", "--label", "2", "--out", str(tmp_path / "grid.png")]
     assert main(["sample", str(tmp_path / "out"), *options]) == 0
     capsys.readouterr()
-    assert Image.open(tmp_path / "grid.png").size == (128, 128)
+    assert Image.open(tmp_path / "grid.png").height == 3 + 2 * 67
     (tmp_path / "out" / "generator.safetensors").unlink()
     assert imported(capsys, tmp_path / "official.pkl", tmp_path / "out") == record
     assert (tmp_path / "out" / "generator.safetensors").exists()
