@@ -9,7 +9,7 @@ from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import DamagedError
-from stylegan.evaluation.page.write_page import PAGE, REPORT, REPORT_CURE, read_report
+from stylegan.evaluation.page.write_page import GROWTH, PAGE, REPORT, REPORT_CURE, read_report
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import Keys, former_stage_keys, gate_key, make_keys, stage_keys
 from stylegan.records import Record
@@ -73,6 +73,11 @@ class Run:
     def grid_uri(self) -> str:
         """The last sample grid of the last stage, as it is shown to people."""
         return storage.join(self.uri, "samples.png")
+
+    @property
+    def growth_uri(self) -> str:
+        """The animation of the sample grids of all stages."""
+        return storage.join(self.uri, GROWTH)
 
     @property
     def page_uri(self) -> str:

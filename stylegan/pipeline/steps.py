@@ -46,6 +46,7 @@ from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
 from stylegan.training.curves import STATS, Row, read_rows
 from stylegan.training.job import StageJob
+from stylegan.training.samples import draw_growth, sample_grids
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
 
@@ -233,6 +234,12 @@ class Pipeline:
         if found is None or not storage.exists(run.grid_uri):
             with decoration("evaluate: the sample grid"):
                 storage.write_bytes(run.grid_uri, storage.read_bytes(self._last_samples(run)))
+        new_page = found is None
+        if found is None or not storage.exists(run.growth_uri):
+            with decoration("evaluate: the animation of the sample grids"):
+                folders = {stage.resolution: run.stage_uri(stage) for stage in run.stages}
+                storage.write_bytes(run.growth_uri, draw_growth(folders))
+                new_page = True  # that shows it
         if report is None:
             self.tracked(shards).start()
             report = self._evaluate(shards, checkpoint.uri, out=run.uri)
@@ -255,9 +262,9 @@ class Pipeline:
             published=self.published(shards, report),
             facts={"Run": run.run_id, "Images": self.config.data.source},
             data=read_card(shards.uri),
-            anew=found is None,
+            anew=new_page,
         )
-        self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page)
+        self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page, growth_uri=run.growth_uri)
         return _done("evaluate", report, found)
 
     def published(self, shards: ShardSet, report: Report) -> list[Comparison]:
@@ -273,11 +280,11 @@ class Pipeline:
 
     def _last_samples(self, run: Run) -> str:
         """Return the URI of the last sample grid. Raises StepError if there is none."""
-        folder = storage.join(run.stage_uri(run.stages[-1]), "samples")
-        names = [name for name in storage.names(folder) if name[0].isdigit()]
-        if not names:
-            raise StepError(f"{folder}: holds no sample grid")
-        return storage.join(folder, max(names))
+        stage_uri = run.stage_uri(run.stages[-1])
+        grids = sample_grids(stage_uri)
+        if not grids:
+            raise StepError(f"{stage_uri}: holds no sample grid")
+        return grids[max(grids)]
 
     def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
         """Register a version of the model, as challenger."""

@@ -7,16 +7,18 @@ the run they mean, so threads do not disturb each other.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from stylegan import storage
-from stylegan.errors import DamagedError
+from stylegan.errors import DamagedError, one_line
 from stylegan.evaluation.report import Report
-from stylegan.images import open_picture
+from stylegan.images import as_gif, open_picture
 from stylegan.tracking.connection import explained, quiet
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stylegan")
 
 CLOCK = "progress/kimg"  # in every row, so its last step is the last step of the run
+ANIMATION = "growth.gif"
 SAME_PACE = (
     360  # points of the system metrics before their interval doubles; an hour at MLflow's first interval of 10 s
 )
@@ -122,8 +125,12 @@ class TrackedRun:
                     self.client.log_image(self.mlflow_run_id, image, key="samples", step=kimg, synchronous=True)
                 self.sample_steps.add(kimg)
 
-    def log_report(self, report: Report, *, nimg: int, page_uri: str | None = None) -> None:
+    def log_report(
+        self, report: Report, *, nimg: int, page_uri: str | None = None, growth_uri: str | None = None
+    ) -> None:
         """Log the metrics as eval/<name>; report.json, its page and the figures that still exist become artifacts.
+
+        So does the animation `growth_uri`, as growth.gif: MLflow shows no WebP.
 
         What the run has already is not logged again.
 
@@ -148,6 +155,8 @@ class TrackedRun:
             if page_uri and "report.html" not in files:
                 self.start()
                 self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
+            if growth_uri and ANIMATION not in files and storage.exists(growth_uri):
+                self._log_growth(storage.read_bytes(growth_uri), growth_uri)
             for name, uri in report.figures.items():
                 if f"figures/{name}.png" not in files:
                     self._log_figure(name, uri)
@@ -172,6 +181,19 @@ class TrackedRun:
             with quiet():
                 self._monitor.finish()
             self._monitor = None
+
+    def _log_growth(self, webp: bytes, uri: str) -> None:
+        try:
+            gif = as_gif(webp)
+        except Exception as error:  # Pillow raises errors of many types for damaged files
+            logger.warning("evaluate: %s: is not an animation (%s); MLflow goes without it", uri, one_line(error))
+            return
+        self.start()
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, ANIMATION)
+            with open(path, "wb") as file:
+                file.write(gif)
+            self.client.log_artifact(self.mlflow_run_id, path)
 
     def _log_figure(self, name: str, uri: str) -> None:
         try:

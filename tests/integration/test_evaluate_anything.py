@@ -57,7 +57,9 @@ def test_mlflow_and_prefect_have_the_page(finished):
     with open(client(place).download_artifacts(run_id, "report.html"), encoding="utf-8") as file:
         page = file.read()
     assert page == Path(summary["page"]).read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == len(figures) + 1  # and the mean image of the data set
+    assert page.count("data:image/png;base64,") == len(figures) + 2  # the mean image of the data set, and a still of
+    assert page.count("data:image/webp;base64,") == 1  # the animation
+    assert "growth.gif" in [file.path for file in client(place).list_artifacts(run_id)]
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         (text,) = database.execute(
             "select data from artifact where type = 'markdown' order by created desc limit 1"

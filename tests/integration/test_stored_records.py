@@ -237,7 +237,9 @@ def test_what_costs_nothing_is_made_anew_with_a_warning(finished, capsys, caplog
         assert str(path) in caplog.text, what
 
 
-@pytest.mark.parametrize("name", [*NEEDED_BY, *MADE_ANEW, "training.pt", "rejected.jsonl", "samples.png"])
+@pytest.mark.parametrize(
+    "name", [*NEEDED_BY, *MADE_ANEW, "training.pt", "rejected.jsonl", "samples.png", "growth.webp"]
+)
 def test_no_verb_ends_in_a_traceback(finished, capsys, name):
     """A verb that needs the record names it or its set, which is then made whole by the next run; the others work."""
     path = finished.file(name)

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import fsspec
 import pytest
 import torch
+from PIL import Image
 
 from stylegan import storage
 from stylegan.cluster import parallel_map
@@ -14,6 +15,7 @@ from stylegan.data.loading import loader
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.report import Report
+from stylegan.images import png_bytes
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
@@ -22,6 +24,7 @@ from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
 from stylegan.training.state import Checkpoint
 
+GRID = png_bytes(Image.new("L", (20, 20)))
 SHARDS = ShardSet(uri="x", fingerprint="f1", num_images=9, resolutions=(4, 8), label_names=(), num_rejected=0)
 
 
@@ -247,7 +250,7 @@ def small(make_config, image_folder, monkeypatch):
         uri = storage.join(run.stage_uri(run.stages[-1]), "checkpoint-000001000")
         generator = Generator(pipeline.config.model, resolution=8, channels=3)
         storage.write_bytes(storage.join(uri, "generator.safetensors"), save_generator(generator, ()))
-        storage.write_bytes(storage.join(run.stage_uri(run.stages[-1]), "samples", "000001.png"), b"grid")
+        storage.write_bytes(storage.join(run.stage_uri(run.stages[-1]), "samples", "000001.png"), GRID)
         return pipeline, shards, Checkpoint(uri=uri, run_id="r", resolution=8, nimg=1000, digest="d")
 
     with opened:
@@ -260,7 +263,13 @@ def test_what_is_made_from_records_is_made_again_when_it_is_gone(small, caplog):
     run = pipeline.run(shards)
     assert not pipeline.evaluate(shards, checkpoint).cached
     figure = storage.join(run.uri, "grid.png")
-    made = [run.page_uri, run.grid_uri, figure, *(storage.join(shards.uri, name) for name in (CARD, PREVIEW))]
+    made = [
+        run.page_uri,
+        run.grid_uri,
+        run.growth_uri,
+        figure,
+        *(storage.join(shards.uri, name) for name in (CARD, PREVIEW)),
+    ]
     before = {uri: storage.read_bytes(uri) for uri in made}
     for uri in made:
         storage.delete(uri)
@@ -273,12 +282,26 @@ def test_what_is_made_from_records_is_made_again_when_it_is_gone(small, caplog):
     assert not pipeline.evaluate(shards, checkpoint).cached
     assert storage.read_bytes(run.page_uri) == before[run.page_uri]
 
+    # A run of before there were animations: its page gets one.
+    storage.delete(run.growth_uri)
+    storage.write_bytes(run.page_uri, b"a page without one")
+    assert pipeline.evaluate(shards, checkpoint).cached
+    assert storage.read_bytes(run.page_uri) == before[run.page_uri]
+    assert b"data:image/webp;base64," in before[run.page_uri]
+
     # What cannot be made again is named, and ends nothing.
-    for uri in (figure, run.grid_uri, checkpoint.uri, storage.join(run.stage_uri(run.stages[-1]), "samples")):
+    for uri in (
+        figure,
+        run.grid_uri,
+        run.growth_uri,
+        checkpoint.uri,
+        storage.join(run.stage_uri(run.stages[-1]), "samples"),
+    ):
         storage.delete(uri)
     assert pipeline.evaluate(shards, checkpoint).cached
     assert "the figures grid could not be made" in caplog.text
     assert "the sample grid could not be made" in caplog.text
+    assert "the animation of the sample grids could not be made" in caplog.text
 
 
 def test_an_evaluation_tolerates_as_many_damaged_samples_as_training(small, monkeypatch, tmp_path):

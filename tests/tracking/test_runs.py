@@ -7,9 +7,11 @@ import time
 
 import pytest
 from mlflow_runs import SHARDS, images, png, points, row
+from PIL import Image
 
 from stylegan.errors import StepError
 from stylegan.evaluation.report import Report
+from stylegan.images import animation_bytes
 from stylegan.tracking import runs
 from stylegan.tracking.open_run import open_run
 
@@ -110,6 +112,27 @@ def test_a_figure_that_is_gone_is_skipped_with_a_warning(opened, tmp_path, caplo
     assert [file.path for file in run.client.list_artifacts(run.mlflow_run_id, "figures")] == ["figures/grid.png"]
     with open(run.client.download_artifacts(run.mlflow_run_id, "report.json")) as file:
         assert math.isnan(Report.model_validate_json(file.read()).metrics["fid_classifier"])
+
+
+def test_an_animation_is_logged_once_as_a_gif(opened, tmp_path, caplog):
+    """MLflow shows no WebP; a damaged file is left out with a warning, one that is missing without."""
+    report = Report(protocol="p1", dataset_fingerprint="f1", checkpoint_uri="c", metrics={}, figures={})
+    path = tmp_path / "growth.webp"
+    for content in (None, b"none"):
+        if content:
+            path.write_bytes(content)
+        opened().log_report(report, nimg=1000, growth_uri=str(path))
+    assert [record.message.partition(" (")[0] for record in caplog.records] == [
+        f"evaluate: {path}: is not an animation"
+    ]
+    for shade in (200, 100):
+        path.write_bytes(animation_bytes([Image.new("L", (9, 9), 0), Image.new("L", (9, 9), shade)]))
+        run = opened()
+        run.log_report(report, nimg=1000, growth_uri=str(path))
+    with Image.open(run.client.download_artifacts(run.mlflow_run_id, "growth.gif")) as gif:
+        assert (gif.format, gif.n_frames) == ("GIF", 2)
+        gif.seek(1)
+        assert abs(gif.convert("L").getpixel((5, 5)) - 200) <= 2
 
 
 def test_system_metrics_go_on_where_they_stopped(opened, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import logging
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +26,13 @@ from stylegan.evaluation.page.charts import Chart, Point, line_chart
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.report import Report
 
+logger = logging.getLogger("stylegan")
+
 DASH, MINUS = "\u2013", "\u2212"
 BETTER = {"lower": "↓ lower", "higher": "↑ higher", None: ""}
-SHARP_BELOW = 1100  # pixels; browsers blur a narrower image when they enlarge it, so the page asks them not to
+# Pixels. Browsers blur an image when they enlarge it, so the page asks them not to, if it is narrower than any sheet that
+# is drawn today. Those consist of enlarged images already, and between them are lines that would become uneven.
+SHARP_BELOW = 530
 MOST_COUNTS = 60  # rows of the table of classes or attributes: of more, the most frequent and the rarest are shown
 # Title and alternative text of each figure of a report.
 CAPTIONS = {
@@ -98,6 +103,7 @@ def render(
     report: Report,
     *,
     images: Mapping[str, bytes] | None = None,
+    growth: bytes | None = None,
     published: Sequence[Comparison] = (),
     title: str = "Evaluation",
     facts: Mapping[str, str] | None = None,
@@ -108,6 +114,7 @@ def render(
     Args:
         report: the report; the page omits the sections of parts that it does not have.
         images: PNG files by the names in `report.figures` (grid, best, worst, truncation; others are shown too).
+        growth: animated WebP file of the sample grids of a run; a damaged one is left out.
         published: published figures beside ours, from `published.compare`.
         title: heading of the page, such as the model's name and version.
         facts: more lines for the page's head, by their names: run, model, date.
@@ -131,6 +138,7 @@ def render(
         others=[_metric_row(report, key) for key in of_measurement],
         skipped=[(describe(key).title, key, reason) for key, reason in skipped],
         pictures=[_picture(name, png) for name, png in pictures],
+        growth=_growth(growth) if growth else None,
         charts=charts,
         intervals=any(
             marker.low is not None for _, _, chart in charts for line in chart.lines for marker in line.markers
@@ -232,6 +240,19 @@ def _picture(name: str, png: bytes) -> Picture:
     title, alt = CAPTIONS.get(name, (words.capitalize(), f"Images: {words}"))
     uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return Picture(name, title, alt, uri, sharp=width < SHARP_BELOW)
+
+
+def _growth(webp: bytes) -> dict[str, str] | None:
+    """Return the URIs of an animation, and of its last frame for paper and for people who want nothing to move."""
+    from stylegan.images import last_frame, png_bytes  # imports torch, which the command line's tables do without
+
+    try:
+        still = png_bytes(last_frame(webp))
+    except Exception as error:  # Pillow raises errors of many types for damaged files
+        logger.warning("evaluate: the animation of the sample grids is damaged (%s); the page omits it", error)
+        return None
+    uris = {"uri": ("webp", webp), "still": ("png", still)}
+    return {name: f"data:image/{kind};base64,{base64.b64encode(data).decode()}" for name, (kind, data) in uris.items()}
 
 
 def _truncation_charts(report: Report) -> Iterator[tuple[str, str, Chart]]:

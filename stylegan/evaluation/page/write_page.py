@@ -13,7 +13,7 @@ from stylegan.evaluation.page.html import render
 from stylegan.evaluation.page.published import Comparison, compare, dataset_of, row_names
 from stylegan.evaluation.report import Report
 
-PAGE, REPORT = "report.html", "report.json"
+PAGE, REPORT, GROWTH = "report.html", "report.json", "growth.webp"
 REPORT_CURE = "delete it and run the same command again, which measures again"
 logger = logging.getLogger("stylegan")
 
@@ -61,6 +61,8 @@ def write_page(
 ) -> str:
     """Write report.html with the figures inside, unless it exists already, and return its URI.
 
+    The page of a run also shows the animation growth.webp of the same folder, if there is one.
+
     Args:
         report: the report, with the URIs of its figures.
         folder_uri: the folder for the page.
@@ -69,7 +71,15 @@ def write_page(
     """
     uri = storage.join(folder_uri, PAGE)
     if anew or not storage.exists(uri):
-        page = render(report, images=_read_figures(report), published=published, title=title, facts=facts, data=data)
+        page = render(
+            report,
+            images=_read_figures(report),
+            growth=_read_growth(folder_uri),
+            published=published,
+            title=title,
+            facts=facts,
+            data=data,
+        )
         storage.write_bytes(uri, page.encode(errors="backslashreplace"))
     return uri
 
@@ -87,3 +97,10 @@ def _read_figures(report: Report) -> dict[str, bytes]:
         except FileNotFoundError:
             logger.warning("evaluate: figure %s is gone (%s); the page omits it", name, uri)
     return images
+
+
+def _read_growth(folder_uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(storage.join(folder_uri, GROWTH))
+    except FileNotFoundError:
+        return None

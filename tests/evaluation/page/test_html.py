@@ -1,20 +1,21 @@
 """The page of a report."""
 
 import base64
+import io
 import math
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
+from PIL import Image
 
 from stylegan.data.dataset_card import DatasetCard
 from stylegan.evaluation.page.html import number, render
 from stylegan.evaluation.page.published import compare
 from stylegan.evaluation.report import Report
-from stylegan.images import grid, png_bytes
+from stylegan.images import animation_bytes, png_bytes
 
 EVIL = "<script>alert('x')</script>&\"'"
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "source", "br"}
 
 
 class Page(HTMLParser):
@@ -60,7 +61,7 @@ class Page(HTMLParser):
 
 
 def picture(size=8):
-    return png_bytes(grid(np.zeros((1, 1, size, size), np.uint8), 1))
+    return png_bytes(Image.new("L", (size, size)))
 
 
 def bare(**more):
@@ -268,6 +269,19 @@ def test_every_picture_is_described(page):
 def test_small_images_stay_sharp_and_large_ones_are_smoothed():
     sheets = [Page(render(bare(), images={"grid": picture(size)})).all("img")[0].get("class") for size in (64, 2048)]
     assert sheets == ["sharp", None]
+
+
+def test_an_animation_moves_on_screens_only():
+    """Paper, and people who want nothing to move, get its last frame; a damaged animation is left out."""
+    frames = [Image.new("L", (20, 10), shade) for shade in (0, 200)]
+    page = Page(render(bare(), growth=animation_bytes(frames)))
+    (image,), (still,) = page.all("img"), page.all("source")
+    assert image["src"].startswith("data:image/webp;base64,")
+    assert still["media"] == "print, (prefers-reduced-motion: reduce)"
+    png = base64.b64decode(still["srcset"].removeprefix("data:image/png;base64,"))
+    with Image.open(io.BytesIO(png)) as last:
+        assert abs(last.convert("L").getpixel((5, 5)) - 200) <= 2
+    assert Page(render(bare(), growth=b"none")).all("img") == []
 
 
 def test_another_picture_is_shown_too():

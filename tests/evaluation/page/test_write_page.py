@@ -3,11 +3,13 @@
 import logging
 
 import pytest
+from PIL import Image
 
 from stylegan.config.file import build
 from stylegan.data.dataset_card import read_card
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, read_report, write_page
 from stylegan.evaluation.report import Report
+from stylegan.images import animation_bytes
 
 
 def test_a_page_is_written_once_with_the_figures(measured: Report, tmp_path, caplog):
@@ -30,6 +32,14 @@ def test_a_new_report_gets_a_new_page(measured: Report, tmp_path):
     write_page(measured, str(tmp_path), title="first")
     write_page(measured, str(tmp_path), title="second", anew=True)
     assert "second" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_of_a_run_shows_how_it_grew(measured: Report, tmp_path):
+    write_page(measured, str(tmp_path), title="t")
+    assert "data:image/webp" not in (tmp_path / "report.html").read_text()
+    (tmp_path / "growth.webp").write_bytes(animation_bytes([Image.new("L", (9, 9), shade) for shade in (0, 200)]))
+    write_page(measured, str(tmp_path), title="t", anew=True)
+    assert (tmp_path / "report.html").read_text().count("data:image/webp;base64,") == 1
 
 
 def test_figures_that_are_gone_are_named(measured: Report, tmp_path):
