@@ -10,7 +10,7 @@ import io
 import math
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def grid(
 
     # Lay out the sheet: gutters, and room for the text.
     rows, gap = -(-len(images) // columns), max(max(width, height) * 3 // 64, 1)
-    font = ImageFont.load_default(max(max(width, height) * 3 // 16, 10))
+    font = _font(max(max(width, height) * 3 // 16, 10))
     heads, sides = [_fitted(text, font, width) for text in heads], [_fitted(text, font, 2 * width) for text in sides]
     top = sum(font.getmetrics()) + gap if any(heads) else gap
     left = max(math.ceil(font.getlength(text)) for text in sides) + 3 * gap if any(sides) else gap
@@ -121,7 +121,7 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
 def class_heads(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
     """Return what to write above columns of classes: the names, or the numbers where the font lacks a name's letters.
 
-    Accents are left out. Pillow's own font, the only one that is there on every machine, has little beyond ASCII.
+    Accents are left out. Pillow's font has little beyond ASCII.
 
     Args:
         names: the names of all classes.
@@ -130,10 +130,15 @@ def class_heads(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
     return [_drawable(shown(names[number])) or f"class {number}" for number in numbers]
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font, the only one that is there on every machine."""
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # as it is whenever a size is given
+
+
 def _drawable(text: str) -> str:
     """Return a text without its accents; an empty one if the font lacks one of its letters."""
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    font = ImageFont.load_default(CELL)
+    font = _font(CELL)
     unknown = bytes(font.getmask("\uffff"))
     return "" if any(bytes(font.getmask(letter)) == unknown for letter in plain) else plain
 
@@ -154,7 +159,7 @@ FRAME_MS, LAST_MS = 200, 2500  # how long a frame is shown, and the last one
 
 def captioned(picture: Image.Image, text: str) -> Image.Image:
     """Return a picture with a line of text below it."""
-    font = ImageFont.load_default(16)
+    font = _font(16)
     sheet = Image.new(picture.mode, (picture.width, picture.height + 24), PAPER)
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)

@@ -111,7 +111,7 @@ def _draw_images(job: StageJob, state: TrainState) -> list[HostCopy[Tensor]]:
     return pieces
 
 
-def _write_grid(job: StageJob, images: Sequence[Pixels | None], name: str) -> None:
+def _write_grid(job: StageJob, images: Sequence[Pixels | None] | Tensor, name: str) -> None:
     """Write a grid of the stage. Its images are where those of every other stage are, so that one sees the run grow."""
     columns, names = job.config.snapshots.grid, job.label_names
     heads = class_heads(names, _classes(job.config, names)[:columns]) if names else []

@@ -160,10 +160,10 @@ def draw(
         StepError: the generator is class-conditional and `labels` is None.
     """
     images, progress = [], Progress("sample", len(seeds))
-    for seed, label in zip(seeds, labels or [None] * len(seeds), strict=True):
+    classes = [None] * len(seeds) if labels is None else [torch.tensor([label]) for label in labels]
+    for seed, label in zip(seeds, classes, strict=True):
         random = torch.Generator().manual_seed(seed)
         z = torch.randn(1, generator.w_avg.shape[0], generator=random)
-        label = None if label is None else torch.tensor([label])
         images.append(to_uint8(generator(z, label, noise=random_noise(random, "cpu"), truncation_psi=psi)))
         progress.update(len(images))
     return torch.cat(images)
