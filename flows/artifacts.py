@@ -12,6 +12,8 @@ from stylegan import storage
 from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import DamagedError, decoration, printable, shown
+from stylegan.evaluation.page.metric_rows import metric_rows, skipped_rows, warnings
+from stylegan.evaluation.report import Report
 from stylegan.images import open_picture, thumbnail
 from stylegan.pipeline.steps import Summary
 from stylegan.registry.gate import describe_verdict
@@ -24,10 +26,10 @@ LISTED_COUNTS = 100  # classes or attributes in the Markdown table of a data set
 def publish_run(summary: Summary) -> None:
     """Create the artifacts of a finished run: a table of metrics, the verdict as Markdown, and the sample grid."""
     key, report = _key(summary.run_id), summary.report
-    rows = [{"metric": name, "value": report.shown(name)} for name in sorted(report.metrics)]
-    rows += [{"metric": name, "value": f"skipped: {reason}"} for name, reason in sorted(report.skipped.items())]
     create_table_artifact(
-        rows, key=f"{key}-metrics", description=f"Metrics of {summary.run_id} under protocol {report.protocol}"
+        _metric_table(report),
+        key=f"{key}-metrics",
+        description=f"Metrics of {summary.run_id} under protocol {report.protocol}",
     )
     create_markdown_artifact(_run_markdown(summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}")
     _publish_picture(summary.grid, key=f"{key}-samples", description=f"Samples of {summary.run_id}")
@@ -76,15 +78,46 @@ def _publish_picture(uri: str, *, key: str, description: str) -> None:
     create_image_artifact(data, key=key, description=description)
 
 
+def _metric_table(report: Report) -> list[dict[str, str]]:
+    """Return the rows of the table of metrics, as the terminal and the report's page have them."""
+    rows = [
+        {
+            "metric": f"{row.name} {row.arrow}".rstrip(),
+            "value": row.value,
+            "95 % interval": row.interval,
+            "what it says": row.warning or row.meaning,
+            "key": row.key,
+            "protocol": row.protocol,
+        }
+        for row in metric_rows(report)
+    ]
+    skipped = [
+        {
+            "metric": row.name,
+            "value": "skipped",
+            "95 % interval": "",
+            "what it says": row.reason,
+            "key": row.key,
+            "protocol": "",
+        }
+        for row in skipped_rows(report)
+    ]
+    return rows + skipped
+
+
 def _run_markdown(summary: Summary) -> str:
     verdict, version = summary.verdict, summary.version
     lines = [
         f"## {version.name} version {version.version}: {', '.join(version.aliases) or 'no alias'}",
         describe_verdict(verdict, version.aliases),
         "",
-        "| metric | value |",
-        "|---|---|",
-        *(f"| {name} | {summary.report.shown(name)} |" for name in sorted(summary.report.metrics)),
+        *(line for warning in warnings(summary.report) for line in (f"**Warning:** {warning}", "")),
+        "| metric | value | 95 % interval | key |",
+        "|---|---|---|---|",
+        *(
+            f"| {_cell(row.name)} {row.arrow} | {row.value} | {row.interval} | `{row.key}` |"
+            for row in metric_rows(summary.report)
+        ),
         "",
         f"Run `{summary.run_id}`, samples `{summary.grid}`",
         "",

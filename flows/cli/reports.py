@@ -1,19 +1,27 @@
-"""Print an evaluation on the terminal: metrics with intervals and protocols, curves, and published figures."""
+"""Print an evaluation on the terminal: metrics with their meanings and warnings, curves, and published figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stylegan.evaluation.page.html import AXES, number
-from stylegan.evaluation.page.published import Comparison
-from stylegan.evaluation.report import Report
+from stylegan.evaluation.metric_table import split_key
+from stylegan.evaluation.page.metric_rows import (
+    MetricRow,
+    curve_cells,
+    metric_rows,
+    number,
+    skipped_rows,
+)
 
 if TYPE_CHECKING:
+    from stylegan.evaluation.page.published import Comparison
+    from stylegan.evaluation.report import Report
     from stylegan.verbs.evaluate import Evaluation
 
 
@@ -34,60 +42,75 @@ def print_report(report: Report, *, title: str, published: Sequence[Comparison],
 
 
 def print_metrics(report: Report, title: str) -> None:
-    """Print every metric with its interval and protocol, and every skipped metric with the reason."""
-    console = Console()
+    """Print every value with its interval and key, warnings, what was skipped and why, and what each value means."""
+    console, rows = Console(), metric_rows(report)
     console.print(escape(title), highlight=False, soft_wrap=True)
-    table = _table("metric", "value", "95 % interval", "protocol")
-    for key in sorted(report.metrics):
-        interval = report.intervals.get(key)
-        shown = f"{number(interval[0])} to {number(interval[1])}" if interval else ""
-        table.add_row(escape(key), number(report.metrics[key]), shown, report.protocols.get(key, ""))
-    if report.metrics:
-        console.print(table)
-    for key, reason in sorted(report.skipped.items()):
-        console.print(f"[yellow]skipped[/]  {escape(key)}: {escape(reason)}", highlight=False, soft_wrap=True)
+    if rows:
+        console.print(_metric_table(rows))
+    for row in rows:
+        if row.warning:
+            console.print(f"[yellow]warning  {escape(row.warning)}[/]", highlight=False, soft_wrap=True)
+    for skipped in skipped_rows(report):
+        line = escape(f"{skipped.key}: {skipped.reason}")
+        console.print(f"[yellow]skipped[/]  {line}", highlight=False, soft_wrap=True)
+    if rows:
+        console.print(_legend(rows, report.protocols))
+
+
+def _metric_table(rows: Iterable[MetricRow]) -> Table:
+    table = _table("metric", "value", "95 % interval", "key")
+    for row in rows:
+        value = f"[yellow]{row.value}[/]" if row.warning else row.value
+        table.add_row(escape(f"{row.title} {row.arrow}"), value, row.interval, escape(row.key))
+    return table
+
+
+def _legend(rows: Iterable[MetricRow], protocols: Mapping[str, str]) -> Table:
+    """Return what the table leaves open: the meaning of each value, the arrows, the protocols by which values compare."""
+    legend = Table.grid(padding=(0, 2, 0, 0))
+    legend.add_column(style="dim", no_wrap=True)
+    legend.add_column(style="dim")
+    same: dict[str, list[str]] = {}
+    for row in rows:
+        if row.meaning:
+            legend.add_row(escape(row.title), escape(row.short_meaning))
+        if row.key in protocols:
+            same.setdefault(protocols[row.key], []).append(split_key(row.key)[0])
+    legend.add_row("↓, ↑", "lower is better, higher is better")
+    if same:
+        legend.add_row("protocols", escape(", ".join(f"{' '.join(names)} {which}" for which, names in same.items())))
+    return legend
 
 
 def _print_curve(name: str, rows: Sequence[dict[str, float]]) -> None:
-    columns = sorted({key for row in rows for key in row}, key=lambda key: (key not in AXES, key))
+    columns, cells = curve_cells(rows)
     print(name)
     table = _table(*columns)
-    for row in rows:
-        table.add_row(*(f"{row[key]:g}" if key in AXES else number(row.get(key)) for key in columns))
+    for row in cells:
+        table.add_row(*row)
     Console().print(table)
 
 
 def _print_published(published: Sequence[Comparison]) -> None:
-    """Print the published figures that the report has a value for; numbered reasons say why two do not compare."""
-    rows = [comparison for comparison in published if comparison.value is not None]
-    if not rows:
-        return
+    """Print the published figures that compare with ours as a table, and one line about the others."""
+    from stylegan.evaluation.page.published import describe_incomparable
 
-    # Table, with the numbers of the reasons in its last column.
-    reasons = list(dict.fromkeys(why for row in rows for why in row.why_not))
-    print(f"published for {rows[0].published.title}")
-    table = _table("metric", "of", "published", "ours", "comparable")
-    for row in rows:
-        figure = row.published
-        numbers = ", ".join(str(position) for position in sorted(reasons.index(why) + 1 for why in row.why_not))
-        verdict = "[green]yes[/]" if row.comparable else f"no: {numbers}"
-        table.add_row(
-            figure.name, f"{figure.dataset_title} {figure.resolution}", f"{figure.value:g}", number(row.value), verdict
-        )
     console = Console()
-    console.print(table)
-
-    # The reasons.
-    for position, reason in enumerate(reasons, start=1):
-        console.print(f"  {position:>2} {escape(reason)}", highlight=False, soft_wrap=True)
+    comparable = [comparison for comparison in published if comparison.comparable]
+    if comparable:
+        print(f"published for {comparable[0].published.title}")
+        table = _table("metric", "of", "published", "ours")
+        for row in comparable:
+            figure = row.published
+            where = f"{figure.dataset_title} {figure.resolution}"
+            table.add_row(figure.name, where, f"{figure.value:g}", number(row.value))
+        console.print(table)
+    if others := describe_incomparable(published):
+        console.print(f"{escape(others)}; see the page", style="dim", highlight=False, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
-        table.add_column(
-            column,
-            justify="left" if column in ("metric", "of", "protocol", "comparable") else "right",
-            no_wrap=column != "comparable",
-        )
+        table.add_column(column, justify="left" if column in ("metric", "of", "key") else "right", overflow="fold")
     return table

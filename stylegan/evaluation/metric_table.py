@@ -23,6 +23,20 @@ Role = Literal["pooled", "manifold", "distance", "attributes"]
 Direction = Literal["lower", "higher"]
 # Counts images from an EvaluationConfig, whose type this file cannot import.
 ImageCount = Callable[[Any], int]
+ACCURACY = "_accuracy"  # end of a key that describes a network, such as classifier_accuracy
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A warning about a value.
+
+    Attributes:
+        due: whether the value under a key of a Report, whose type this file cannot import, means trouble.
+        words: the rest of a sentence that begins with the value, as in `Recall is 0.032: ...`.
+    """
+
+    due: Callable[[str, Any], bool]
+    words: str
 
 
 @dataclass(frozen=True)
@@ -32,12 +46,17 @@ class ReportedValue:
     Attributes:
         title: the name for people.
         better: the direction of improvement; None if neither direction is better, as for a spread or a curve.
+        meaning: what it measures, in one sentence that needs no other knowledge. The part before the first semicolon
+            can stand alone and is short enough for a line of a terminal.
         largest: the upper bound that no model can exceed.
+        troubles: the warnings that the value may deserve; the first that is due is shown.
     """
 
     title: str
     better: Direction | None
+    meaning: str
     largest: float = math.inf
+    troubles: tuple[Trouble, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,10 +95,81 @@ class MetricFacts:
     own_images: ImageCount = lambda evaluation: 0
 
 
-def _path_length(name: str, title: str) -> MetricFacts:
+# --- when a value means trouble ---------------------------------------------------------------------------------------
+#
+# A limit follows from what the value means, and leaves room below the models that the papers call good.
+
+# Half the width of an interval, as a share of the value. Two models that are measured so must differ by more than
+# sqrt(2) times as much, a third, before the gate's test can tell them apart.
+WIDE_INTERVAL = 0.25
+# Recall is the share of the real images inside the manifold of the generated ones (Kynkaanniemi et al. 2019, section
+# 2). StyleGANs of FFHQ and LSUN have about 0.4 to 0.5 (Karras et al. 2020, table 1).
+LOW_RECALL = 0.05
+# Precision is the same the other way round: three of four generated images would be unlike any real one. The same models
+# have about 0.7.
+LOW_PRECISION = 0.25
+# Coverage as a share of that of a perfect model (Naeem et al. 2020, section 3.2): seven of ten real images would have
+# no generated one near them.
+LOW_COVERAGE = 0.3
+COVERAGE_NEIGHBOURS = 5
+# A path length over a whole path bounds the mean squared distance of its two ends: no path between two points is
+# shorter than the straight one (Cauchy and Schwarz). Below this, two images of the model are the same to the eye; the
+# rows of Karras et al. 2019, table 3, are between 160 and 902.
+SHORT_PATH = 0.05
+# The score is the exponential of a mean divergence, so 1 is its least value (Salimans et al. 2016). Here the classes
+# share 0.05 nats with the images.
+LEAST_SCORE = 1.05
+# Of the largest separability that the attributes allow: a hyperplane that says nothing leaves their whole entropy.
+NEARLY_ALL = 0.99
+
+
+def _below(limit: float) -> Callable[[str, Any], bool]:
+    return lambda key, report: report.metrics[key] < limit
+
+
+def _wide_interval(key: str, report: Any) -> bool:
+    low, high = report.intervals.get(key, (0.0, 0.0))
+    return bool(high - low > 2 * WIDE_INTERVAL * report.metrics[key])
+
+
+def _low_coverage(key: str, report: Any) -> bool:
+    """Return whether coverage is low beside that of a perfect model with as many images.
+
+    Of N reals and M images of one distribution, a real image has none of the M nearer than its k-th neighbour among the
+    N if its k nearest neighbours among all are reals: about (N / (N + M))^k.
+    """
+    reals, images = report.settings.get("num_reals", 1), report.settings.get("num_images", 1)
+    perfect = 1 - (reals / (reals + images)) ** COVERAGE_NEIGHBOURS
+    return bool(report.metrics[key] < LOW_COVERAGE * perfect)
+
+
+def _least_score(key: str, report: Any) -> bool:
+    """Return whether the Inception score is at its least value.
+
+    To the network that tells rotations apart all upright images are of one class, so there it always is.
+    """
+    return bool(report.metrics[key] < LEAST_SCORE and split_key(key)[1] != "rotation")
+
+
+def _inseparable(key: str, report: Any) -> bool:
+    """Return whether separability is that of latents which say nothing: exp(sum of the attributes' entropies)."""
+    shares = [row["share"] for row in report.attributes.values() if row.get("share") is not None]
+    entropies = [-p * math.log(p) - (1 - p) * math.log(1 - p) for p in shares if 0 < p < 1]
+    largest = math.exp(sum(entropies))
+    return bool(entropies and report.metrics[key] >= NEARLY_ALL * largest)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _path_length(name: str, title: str, meaning: str) -> MetricFacts:
     """Return the row of one of the four perceptual path lengths."""
+    space = name[4]
+    ignored = Trouble(
+        _below(SHORT_PATH), f"the images hardly change with {space}, so the latent is ignored and all look the same"
+    )
     return MetricFacts(
-        values={name: ReportedValue(title, "lower")},
+        values={name: ReportedValue(title, "lower", meaning, troubles=(ignored,))},
         roles=("distance",),
         settings=("ppl_samples", "ppl_epsilon", "ppl_crop"),
         meter="stylegan.evaluation.meters:PathMeter",
@@ -91,7 +181,20 @@ def _path_length(name: str, title: str) -> MetricFacts:
 
 METRICS: dict[str, MetricFacts] = {  # in the order of pages
     "fid": MetricFacts(
-        values={"fid": ReportedValue("Fréchet distance (FID)", "lower")},
+        values={
+            "fid": ReportedValue(
+                "Fréchet distance (FID)",
+                "lower",
+                "How far the generated images are from the real ones; 0 if the two sets are alike.",
+                troubles=(
+                    Trouble(
+                        _wide_interval,
+                        "its 95 % interval is wide, so only large differences between models show; raise "
+                        "evaluation.num_images",
+                    ),
+                ),
+            )
+        },
         roles=("pooled",),
         settings=("num_images", "num_reals"),
         meter="stylegan.evaluation.meters:FrechetMeter",
@@ -103,7 +206,11 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         shared_images=lambda evaluation: evaluation.num_images,
     ),
     "fid_mixing": MetricFacts(
-        values={"fid_mixing": ReportedValue("Fréchet distance with mixed styles", "lower")},
+        values={
+            "fid_mixing": ReportedValue(
+                "Fréchet distance with mixed styles", "lower", "FID of images that mix the styles of several latents."
+            )
+        },
         roles=("pooled",),
         settings=("num_images", "num_reals"),
         meter="stylegan.evaluation.meters:MixingMeter",
@@ -112,7 +219,13 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         own_images=lambda evaluation: 3 * evaluation.num_images,  # with 2, 3 and 4 latents
     ),
     "kid": MetricFacts(
-        values={"kid": ReportedValue("Kernel distance (KID)", "lower")},
+        values={
+            "kid": ReportedValue(
+                "Kernel distance (KID)",
+                "lower",
+                "Like FID, fair to small sets, by chance a bit below 0; near 0 is best.",
+            )
+        },
         roles=("pooled",),
         settings=("num_images", "num_reals", "kid_subsets", "kid_subset_size"),
         meter="stylegan.evaluation.meters:KernelMeter",
@@ -124,8 +237,15 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
     ),
     "is": MetricFacts(
         values={
-            "is": ReportedValue("Inception score", "higher"),
-            "is_std": ReportedValue("Inception score, spread over splits", None),
+            "is": ReportedValue(
+                "Inception score",
+                "higher",
+                "How clear and how many the classes in the images are; 1 is the least.",
+                troubles=(Trouble(_least_score, "the network sees one class in all images, or none clearly"),),
+            ),
+            "is_std": ReportedValue(
+                "Inception score, spread", None, "How much the score differs between parts of the images."
+            ),
         },
         roles=("pooled",),
         settings=("num_images", "is_splits"),
@@ -138,10 +258,42 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
     ),
     "pr": MetricFacts(
         values={
-            "precision": ReportedValue("Precision", "higher", largest=1.0),
-            "recall": ReportedValue("Recall", "higher", largest=1.0),
-            "density": ReportedValue("Density", "higher"),
-            "coverage": ReportedValue("Coverage", "higher", largest=1.0),
+            "precision": ReportedValue(
+                "Precision",
+                "higher",
+                "Share of the generated images that look real; their features are among those of real ones.",
+                largest=1.0,
+                troubles=(
+                    Trouble(
+                        _below(LOW_PRECISION),
+                        "most generated images are unlike any real one; the model needs more training, or has diverged",
+                    ),
+                ),
+            ),
+            "recall": ReportedValue(
+                "Recall",
+                "higher",
+                "Share of the real images that the model can draw; their features are among those of generated ones.",
+                largest=1.0,
+                troubles=(
+                    Trouble(
+                        _below(LOW_RECALL),
+                        "the images have few varieties, the same few again and again (mode collapse)",
+                    ),
+                ),
+            ),
+            "density": ReportedValue(
+                "Density", "higher", "How closely real images surround the generated ones; a perfect model has about 1."
+            ),
+            "coverage": ReportedValue(
+                "Coverage",
+                "higher",
+                "Share of the real images with a generated one close by; low if whole kinds are missing.",
+                largest=1.0,
+                troubles=(
+                    Trouble(_low_coverage, "most real images have no generated one near them; kinds are missing"),
+                ),
+            ),
         },
         roles=("manifold",),
         settings=("num_images", "num_reals"),
@@ -152,14 +304,36 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         of_images=True,
         shared_images=lambda evaluation: evaluation.num_images,
     ),
-    "ppl_zfull": _path_length("ppl_zfull", "Path length in Z, full"),
-    "ppl_wfull": _path_length("ppl_wfull", "Path length in W, full"),
-    "ppl_zend": _path_length("ppl_zend", "Path length in Z, ends"),
-    "ppl_wend": _path_length("ppl_wend", "Path length in W, ends"),
+    "ppl_zfull": _path_length(
+        "ppl_zfull",
+        "Path length in Z, full",
+        "How much an image changes between one z and another; low is smooth.",
+    ),
+    "ppl_wfull": _path_length(
+        "ppl_wfull",
+        "Path length in W, full",
+        "How much an image changes between one w and another; low is smooth.",
+    ),
+    "ppl_zend": _path_length(
+        "ppl_zend", "Path length in Z, ends", "How much an image changes with a small step in z; low is smooth."
+    ),
+    "ppl_wend": _path_length(
+        "ppl_wend", "Path length in W, ends", "How much an image changes with a small step in w; low is smooth."
+    ),
     "separability": MetricFacts(
         values={
-            "separability_w": ReportedValue("Separability in W", "lower"),
-            "separability_z": ReportedValue("Separability in Z", "lower"),
+            "separability_w": ReportedValue(
+                "Separability in W",
+                "lower",
+                "How badly a flat cut through W tells attributes apart; 1 is perfect, usual with class labels.",
+                troubles=(Trouble(_inseparable, "w says nothing about any attribute"),),
+            ),
+            "separability_z": ReportedValue(
+                "Separability in Z",
+                "lower",
+                "How badly a flat cut through Z tells attributes apart; high with class labels, because z then has no "
+                "part in the class.",
+            ),
         },
         roles=("attributes",),
         settings=("separability_samples",),
@@ -168,7 +342,13 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         shared_images=lambda evaluation: evaluation.separability_samples,
     ),
     "truncation": MetricFacts(
-        values={"truncation": ReportedValue("Truncation curve", None)},
+        values={
+            "truncation": ReportedValue(
+                "Truncation curve",
+                None,
+                "FID, precision and recall over ψ; from typical images (small ψ) to varied ones.",
+            )
+        },
         roles=("pooled", "manifold"),
         settings=("num_images", "num_reals", "psi", "truncated_layers"),
         meter="stylegan.evaluation.meters:TruncationMeter",
@@ -191,9 +371,14 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def describe(key: str) -> ReportedValue:
-    """Return title, direction and bound of a key of a report; an unknown key keeps its name and has no direction."""
+    """Return the facts about a key of a report; an unknown key keeps its name and has no direction."""
     name, _ = split_key(key)
-    return _values().get(name, ReportedValue(name.replace("_", " "), None))
+    meaning = (
+        "Share of real images that the network classifies right; of images held out of its training."
+        if key.endswith(ACCURACY)
+        else ""
+    )
+    return _values().get(name, ReportedValue(name.replace("_", " "), None, meaning))
 
 
 def better(key: str) -> Direction:

@@ -48,11 +48,6 @@ class Report(Record):
     figures: dict[str, str] = {}
     skipped: dict[str, str] = {}
 
-    def shown(self, key: str, digits: int = 4) -> str:
-        """Format a value for people, with its 95 % interval if it has one: `4.41 [4.38, 4.45]`."""
-        numbers = [f"{number:.{digits}g}" for number in (self.metrics[key], *self.intervals.get(key, ()))]
-        return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(numbers) > 1 else numbers[0]
-
     # Pydantic's own ser_json_inf_nan works for model_dump_json only: model_dump(mode="json") would keep numbers that
     # JSON does not have.
     @field_serializer("metrics", "intervals", "curves", when_used="json")

@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 from stylegan import storage
 from stylegan.cluster.parallel_map import evaluation_means, shard_in_parallel
@@ -28,6 +28,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, decoration
 from stylegan.evaluation.engine import evaluate, redraw
+from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, write_page
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
@@ -75,6 +76,11 @@ class Summary(Record):
     verdict: Verdict
     grid: str
     page: str
+
+    @computed_field
+    def warnings(self) -> tuple[str, ...]:
+        """What means trouble in the report, a sentence each."""
+        return tuple(warnings(self.report))
 
 
 def _done(step: str, record: R, found: R | None) -> Done[R]:
@@ -295,7 +301,12 @@ class Pipeline:
         tracked = self.tracked(shards)
         tracked.start()
         record = versions.register(
-            self.config, mlflow_run_id=tracked.mlflow_run_id, checkpoint=checkpoint.uri, report=report, key=key
+            self.config,
+            mlflow_run_id=tracked.mlflow_run_id,
+            checkpoint=checkpoint.uri,
+            shards=shards,
+            report=report,
+            key=key,
         )
         return _done("register", record, None)
 

@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
+import shlex
+
 from stylegan.config.tree import Config
+from stylegan.data.shardset import ShardSet
+from stylegan.evaluation.page.metric_rows import MetricRow, metric_rows, skipped_rows
+from stylegan.evaluation.page.published import dataset_of, licence_of
 from stylegan.evaluation.report import Report
+from stylegan.uris import redact
 
 MAX_CARD = 5000  # characters; MLflow's databases hold no longer description, and all but SQLite refuse one
+UNKNOWN_LICENCE = "not known to this program; ask where they come from"
 
 
-def write_card(config: Config, report: Report, run_id: str) -> str:
-    """Return the card as Markdown: model, images, metrics, and how to draw images from it.
+def write_card(
+    config: Config,
+    report: Report,
+    shards: ShardSet,
+    *,
+    run_id: str,
+    mlflow_run_id: str,
+    version: str,
+    tracking_uri: str,
+) -> str:
+    """Return the card as Markdown: model, warnings, samples, how to draw more, metrics, and where it comes from.
 
     Metrics that do not fit into MAX_CARD characters are left to the report.
+
+    Args:
+        config, report: of the model.
+        shards: the images that it was trained on.
+        run_id: the pipeline's name of the run.
+        mlflow_run_id: MLflow's id of the run, whose artifacts hold the pictures.
+        version: the number of the version that the card describes.
+        tracking_uri: where MLflow is.
     """
-    data, model = config.data, config.model
-    columns = '{"seed": [0, 1], "label": [0, 0]}' if model.conditional else '{"seed": [0, 1]}'
+    rows = metric_rows(report)
+    lines = [
+        *(_metric_line(row) for row in rows),
+        *(
+            f"| {row.name} | not measured | | {_cell(shorten(row.reason, 300))} | `{row.key}` |"
+            for row in skipped_rows(report)
+        ),
+    ]
     head = [
         f"# {config.model_name}",
         "",
-        f"StyleGAN, {data.resolution}x{data.resolution}, {'grey' if data.channels == 1 else 'RGB'}, "
-        f"{'class-conditional' if model.conditional else 'unconditional'}, latent size {model.latent_size}; "
-        "weights are the moving average of the generator.",
+        _model(config, shards),
         "",
-        f"- run: `{run_id}`",
-        f"- images: `{shorten(data.source, 800)}` (fingerprint `{report.dataset_fingerprint}`)",
-        f"- checkpoint: `{shorten(report.checkpoint_uri, 800)}`",
-        f"- evaluation protocol: `{report.protocol}`",
+        *(line for row in rows if row.warning for line in (f"**Warning:** {row.warning}", "")),
+        *_picture(report, mlflow_run_id),
+        *_drawing(config, version, tracking_uri, conditional=config.model.conditional),
+        "## Metrics",
         "",
-        "| metric | value, 95 % interval |",
-        "|---|---|",
+        "| metric | value | 95 % interval | what it says | key |",
+        "|---|---|---|---|---|",
     ]
-    rows = [
-        *(f"| {name} | {report.shown(name, 6)} |" for name in sorted(report.metrics)),
-        *(f"| {name} | not measured: {shorten(reason, 300)} |" for name, reason in sorted(report.skipped.items())),
-    ]
-    tail = [
-        "",
-        "```python",
-        "import mlflow, pandas",
-        f'model = mlflow.pyfunc.load_model("models:/{config.model_name}@champion")',
-        f'images = model.predict(pandas.DataFrame({columns}), params={{"truncation_psi": 0.7}})  # uint8 [N, H, W, C]',
-        "```",
-    ]
-    shown = len(rows)
+    tail = ["", *_origin(config, report, shards, run_id)]
+    shown = len(lines)
     while True:
-        more = [f"| and {len(rows) - shown} more | see report.html of the run |"] if shown < len(rows) else []
-        card = "\n".join([*head, *rows[:shown], *more, *tail]) + "\n"
+        more = [f"| and {len(lines) - shown} more | | | see report.html of the run | |"] if shown < len(lines) else []
+        card = "\n".join([*head, *lines[:shown], *more, *tail]) + "\n"
         if len(card) <= MAX_CARD or not shown:
             return card
         shown -= 1
@@ -55,3 +72,65 @@ def shorten(text: str, length: int) -> str:
     """Return a text as one line of at most `length` characters; what is too long loses its middle."""
     line, half = " ".join(text.split()), (length - 3) // 2
     return line if len(line) <= length else f"{line[:half]}...{line[-half:]}"
+
+
+def _model(config: Config, shards: ShardSet) -> str:
+    data, model = config.data, config.model
+    labels = f"class-conditional ({len(shards.label_names):,} classes)" if model.conditional else "unconditional"
+    return (
+        f"A StyleGAN generator of {'grey' if data.channels == 1 else 'RGB'} images of {data.resolution}x{data.resolution} "
+        f"pixels, {labels}, latent size {model.latent_size}, trained on {shards.num_images:,} images of "
+        f"`{shorten(data.source, 800)}`. Its weights are the moving average of those in training."
+    )
+
+
+def _picture(report: Report, mlflow_run_id: str) -> list[str]:
+    """Return the samples of the run as a picture: the address is that of MLflow's own web server."""
+    if "grid" not in report.figures:
+        return []
+    address = f"get-artifact?path=figures%2Fgrid.png&run_uuid={mlflow_run_id}"
+    return [f"![Real images on the left, generated ones on the right]({address})", ""]
+
+
+def _drawing(config: Config, version: str, tracking_uri: str, *, conditional: bool) -> list[str]:
+    """Return the commands that draw images with this very version, on any machine that reaches MLflow and storage."""
+    name, uri = f"models:/{config.model_name}/{version}", shorten(redact(tracking_uri), 500)
+    columns = '{"seed": [0, 1], "label": [0, 0]}' if conditional else '{"seed": [0, 1]}'
+    return [
+        "## Draw images",
+        "",
+        "```sh",
+        f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}",
+        f"stylegan sample {shlex.quote(name)} --seeds 0-15 --psi 0.7 --out grid.png",
+        "```",
+        "",
+        "```python",
+        "import mlflow, pandas",
+        f"mlflow.set_tracking_uri({uri!r})",
+        f"model = mlflow.pyfunc.load_model({name!r})",
+        f'images = model.predict(pandas.DataFrame({columns}), params={{"truncation_psi": 0.7}})  # uint8 [N, H, W, C]',
+        "```",
+        "",
+    ]
+
+
+def _origin(config: Config, report: Report, shards: ShardSet, run_id: str) -> list[str]:
+    data = dataset_of(config.data.source, shards.num_images)
+    return [
+        "## Where it comes from",
+        "",
+        f"- run: `{run_id}`; its artifact `report.html` is the whole report",
+        f"- images: fingerprint `{report.dataset_fingerprint}`; licence: {licence_of(data) or UNKNOWN_LICENCE}",
+        f"- checkpoint: `{shorten(report.checkpoint_uri, 800)}`",
+        f"- evaluation protocol: `{report.protocol}`",
+    ]
+
+
+def _metric_line(row: MetricRow) -> str:
+    return (
+        f"| {_cell(row.name)} {row.arrow} | {row.value} | {row.interval} | {_cell(row.short_meaning)} | `{row.key}` |"
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -21,6 +21,7 @@ import stylegan
 from stylegan import storage
 from stylegan.commands import shell_command
 from stylegan.config.tree import Config
+from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.report import Report
 from stylegan.records import Record, parse
@@ -60,7 +61,9 @@ class ModelVersion(Record):
     aliases: tuple[str, ...]
 
 
-def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Report, key: str) -> ModelVersion:
+def register(
+    config: Config, *, mlflow_run_id: str, checkpoint: str, shards: ShardSet, report: Report, key: str
+) -> ModelVersion:
     """Log the checkpoint's generator as a model of the run, register it and make it the challenger.
 
     A version with the same `key` is returned instead, completed if its registration was interrupted: a repeated step
@@ -69,6 +72,7 @@ def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Rep
     Args:
         mlflow_run_id: MLflow's id of the run that the model belongs to.
         checkpoint: URI of the checkpoint's folder.
+        shards: the images that it was trained on.
         report: what was measured on it.
         key: identity of this step.
 
@@ -88,11 +92,22 @@ def register(config: Config, *, mlflow_run_id: str, checkpoint: str, report: Rep
                 location,
                 run_id=mlflow_run_id,
                 tags=_version_tags(report, key=key, checkpoint=checkpoint, run_id=run_id) | {MODEL_ID: model_id},
-                description=write_card(config, report, run_id),
                 model_id=model_id,
             )
-        _complete(client, name, str(found.version))
-        return _record(client, name, str(found.version))
+        version = str(found.version)
+        if REGISTERED not in found.tags:
+            card = write_card(
+                config,
+                report,
+                shards,
+                run_id=found.tags.get("stylegan.run_id", mlflow_run_id),
+                mlflow_run_id=mlflow_run_id,
+                version=version,
+                tracking_uri=uri,
+            )
+            client.update_model_version(name, version, description=card)
+            _complete(client, name, version)
+        return _record(client, name, version)
 
 
 def find_version(config: Config, key: str) -> ModelVersion | None:
@@ -340,8 +355,6 @@ def _complete(client: MlflowClient, name: str, version: str) -> None:
     Every step can be repeated, so an interrupted registration is finished here.
     """
     found = client.get_model_version(name, version)
-    if REGISTERED in found.tags:
-        return
     if MODEL_ID in found.tags:  # lets the model's page show the version
         versions = json.dumps([{"name": name, "version": found.version}])
         client.set_logged_model_tags(found.tags[MODEL_ID], {"mlflow.modelVersions": versions})

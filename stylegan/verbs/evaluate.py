@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import field_serializer
+from pydantic import computed_field, field_serializer
 
 from stylegan import storage
 from stylegan.cluster.parallel_map import evaluation_means, shard_in_parallel
@@ -34,6 +34,7 @@ from stylegan.errors import ConfigError, StepError, decoration
 from stylegan.evaluation.engine import evaluate, evaluate_images, redraw
 from stylegan.evaluation.features.spaces import check_features
 from stylegan.evaluation.metric_table import METRICS
+from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import PAGE, compare_published, missing_figures, read_report, write_page
 from stylegan.evaluation.protocol import deciding_settings
@@ -72,6 +73,11 @@ class Evaluation(Record):
     published: tuple[Comparison, ...]
     page: str
     cached: bool
+
+    @computed_field
+    def warnings(self) -> tuple[str, ...]:
+        """What means trouble, a sentence each."""
+        return tuple(warnings(self.report))
 
     @field_serializer("published", when_used="json")
     def _to_json(self, published: tuple[Comparison, ...]) -> list[dict[str, Any]]:

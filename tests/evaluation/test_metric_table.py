@@ -78,7 +78,7 @@ def cmmd(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def register(better: Direction = "lower", **changes: object) -> None:
         row = MetricFacts(
-            values={"cmmd": ReportedValue("Maximum mean discrepancy (CMMD)", better)},
+            values={"cmmd": ReportedValue("Maximum mean discrepancy (CMMD)", better, "Another distance of two sets.")},
             roles=("pooled",),
             settings=("num_images", "num_reals"),
             meter=f"{__name__}:CmmdMeter",
@@ -206,6 +206,18 @@ def test_a_gate_finds_the_values_that_it_may_ask_for(metric: Metric) -> None:
     for name in facts.gate:
         assert any(value == name or value.startswith(f"{name}_") for value in facts.values)
         assert better(f"{name}_classifier") == next(iter(facts.values.values())).better
+
+
+SHORT = 56  # columns of a terminal of 80 beside the widest title
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_each_value_says_in_a_sentence_what_it_means(metric: Metric) -> None:
+    """The part before the first semicolon fits into one line of a terminal."""
+    for value in METRICS[metric].values.values():
+        assert value.meaning[0].isupper()
+        assert value.meaning.endswith(".")
+        assert 0 < len(value.meaning.partition(";")[0]) <= SHORT, value.meaning
 
 
 def test_no_two_metrics_report_the_same_value() -> None:

@@ -55,14 +55,6 @@ def test_a_report_of_an_earlier_version_still_loads() -> None:
     assert (found.intervals, found.protocols, found.curves, found.attributes, found.settings) == ({}, {}, {}, {}, {})
 
 
-def test_a_value_is_shown_with_its_interval(report: Callable[..., Report]) -> None:
-    found = report(
-        metrics={"fid_inception": 4.40912, "is_inception": 9.5}, intervals={"fid_inception": (4.3777, 4.4404)}
-    )
-    assert found.shown("fid_inception") == "4.409 [4.378, 4.44]"
-    assert found.shown("is_inception") == "9.5"
-
-
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is imported already
 def test_the_version_of_an_evaluation_follows_metrics_and_features(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report_module.EVALUATION_VERSION == (protocol_module.PROTOCOL_VERSION, features_module.FEATURES_VERSION)

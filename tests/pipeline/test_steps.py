@@ -207,6 +207,7 @@ def test_reports_of_another_protocol_are_measured_again_before_they_are_compared
             pipeline.config,
             mlflow_run_id=pipeline.tracked(SHARDS).mlflow_run_id,
             checkpoint=checkpoint.uri,
+            shards=SHARDS,
             report=report,
             key=str(nimg),
         )
@@ -226,6 +227,7 @@ def test_a_stale_verdict_is_judged_again(pipeline, trained):
         pipeline.config,
         mlflow_run_id=pipeline.tracked(SHARDS).mlflow_run_id,
         checkpoint=better_checkpoint.uri,
+        shards=SHARDS,
         report=better_report,
         key="another run",
     )

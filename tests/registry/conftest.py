@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
@@ -30,6 +31,14 @@ def write_checkpoint(tiny_config):
 def make_checkpoint(tmp_path, write_checkpoint):
     """make_checkpoint(name): the same below this test's folder."""
     return lambda name: write_checkpoint(tmp_path / name)
+
+
+@pytest.fixture(scope="session")
+def shards():
+    """A data set of 1,797 images of two classes, of which no file exists."""
+    return ShardSet(
+        uri="s3://b/d", fingerprint="f1", num_images=1797, resolutions=(4, 8), label_names=("a", "b"), num_rejected=0
+    )
 
 
 @pytest.fixture(scope="session")

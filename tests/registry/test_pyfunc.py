@@ -25,7 +25,7 @@ LABELS = ("cat", "dog", "owl")
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory, empty_database, tiny_config, write_checkpoint, make_report):
+def registered(tmp_path_factory, empty_database, tiny_config, write_checkpoint, make_report, shards):
     """An unconditional and a conditional model, registered in the embedded MLflow of one folder: their configs by name."""
     root = tmp_path_factory.mktemp("pyfunc")
     shutil.copy(empty_database, root / "mlflow.db")
@@ -41,7 +41,9 @@ def registered(tmp_path_factory, empty_database, tiny_config, write_checkpoint, 
         )
         run_id = client.create_run(experiment_id).info.run_id
         checkpoint = write_checkpoint(root / name / "checkpoint-000001000", label_names=label_names)
-        store.register(config, mlflow_run_id=run_id, checkpoint=checkpoint, report=make_report(), key=name)
+        store.register(
+            config, mlflow_run_id=run_id, checkpoint=checkpoint, shards=shards, report=make_report(), key=name
+        )
     return configs
 
 

@@ -22,13 +22,14 @@ def _little_waiting(monkeypatch):
 
 
 @pytest.fixture
-def registry(make_config, make_checkpoint, make_report):
+def registry(make_config, make_checkpoint, make_report, shards):
     """The registry of a fresh config, with `add(fid)` to register one more version."""
-    return Registry(make_config(), make_checkpoint, make_report)
+    return Registry(make_config(), make_checkpoint, make_report, shards)
 
 
 class Registry:
-    def __init__(self, config, make_checkpoint, make_report):
+    def __init__(self, config, make_checkpoint, make_report, shards):
+        self.shards = shards
         self.config, self.uri, self.name = config, resolve_uri(config), config.model_name
         self.client = connect(self.uri)
         experiment = self.client.create_experiment("x", artifact_location=f"{config.storage.root}/mlartifacts")
@@ -41,7 +42,12 @@ class Registry:
     def add(self, fid, key="k1"):
         report = self.report(fid, key)
         return store.register(
-            self.config, mlflow_run_id=self.run_id, checkpoint=report.checkpoint_uri, report=report, key=key
+            self.config,
+            mlflow_run_id=self.run_id,
+            checkpoint=report.checkpoint_uri,
+            shards=self.shards,
+            report=report,
+            key=key,
         )
 
     def gate(self, fid, key):
@@ -75,7 +81,7 @@ def test_a_registered_version_is_the_challenger_and_tells_what_it_is(registry):
     assert tags["fid_classifier"] == "12.5"
     found = registry.client.get_model_version("tiny", "1")
     assert found.run_id == registry.run_id
-    assert "| fid_classifier | 12.5 |" in found.description
+    assert "| Fréchet distance (FID), classifier ↓ | 12.50 |" in found.description
     assert (
         registry.client.get_run(registry.run_id).outputs.model_outputs[0].model_id
         == found.source.split("/models/")[1].split("/")[0]
@@ -160,6 +166,7 @@ def test_a_checkpoint_without_a_generator_is_one_line(registry, tmp_path, make_r
             registry.config,
             mlflow_run_id=registry.run_id,
             checkpoint=str(tmp_path / "none"),
+            shards=registry.shards,
             report=make_report(),
             key="k",
         )

@@ -21,15 +21,23 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from stylegan.data.dataset_card import DatasetCard, Spread
 from stylegan.errors import shown
-from stylegan.evaluation.metric_table import describe, rank, split_key
+from stylegan.evaluation.metric_table import split_key
 from stylegan.evaluation.page.charts import Chart, Point, line_chart
-from stylegan.evaluation.page.published import Comparison
+from stylegan.evaluation.page.metric_rows import (
+    COLUMNS,
+    DASH,
+    curve_cells,
+    interval_words,
+    metric_rows,
+    number,
+    skipped_rows,
+)
+from stylegan.evaluation.page.published import Comparison, describe_incomparable
 from stylegan.evaluation.report import Report
+from stylegan.records import digest
 
 logger = logging.getLogger("stylegan")
-
-DASH, MINUS = "\u2013", "\u2212"
-BETTER = {"lower": "↓ lower", "higher": "↑ higher", None: ""}
+TEMPLATE = "report.html.j2"
 # Pixels. Browsers blur an image when they enlarge it, so the page asks them not to, if it is narrower than any sheet that
 # is drawn today. Those consist of enlarged images already, and between them are lines that would become uneven.
 SHARP_BELOW = 530
@@ -50,32 +58,11 @@ CAPTIONS = {
     ),
     "truncation": ("Truncation", "Generated images, row by row with a larger ψ: from typical to varied"),
 }
-AXES = ("psi", "latents")  # the columns of a curve that its other columns are functions of
-COLUMNS = {
-    "psi": "ψ",
-    "fid": "FID",
-    "kid": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "latents": "Latents mixed",
-}
 CROPS = {
     "center": "central square",
     "wide": "central 4:3 part between black bars",
     "celeba": "face of aligned CelebA, 128x128",
 }
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """A row of the table of metrics."""
-
-    title: str
-    key: str
-    better: str
-    value: str
-    interval: str
-    protocol: str
 
 
 @dataclass(frozen=True)
@@ -123,20 +110,17 @@ def render(
     Raises:
         ValueError: one of the images is not a PNG file.
     """
-    # Values with a direction or an interval describe the model; others, like an accuracy, describe the measurement.
-    keys = sorted(report.metrics, key=_order)
-    of_model = [key for key in keys if describe(key).better or key in report.intervals]
-    of_measurement = [key for key in keys if key not in of_model]
-
-    charts = list(_truncation_charts(report))
-    skipped = sorted(report.skipped.items(), key=lambda item: _order(item[0]))
+    rows, charts = metric_rows(report), list(_truncation_charts(report))
     pictures = sorted((images or {}).items(), key=lambda item: _picture_order(item[0]))
     return _template().render(
         title=title,
-        facts=_facts(report, facts or {}),
-        metrics=[_metric_row(report, key) for key in of_model],
-        others=[_metric_row(report, key) for key in of_measurement],
-        skipped=[(describe(key).title, key, reason) for key, reason in skipped],
+        page_format=page_format(),
+        facts=facts or {},
+        origin=_origin(report),
+        warnings=[row.warning for row in rows if row.warning],
+        metrics=[row for row in rows if row.of_model],
+        others=[row for row in rows if not row.of_model],
+        skipped=skipped_rows(report),
         pictures=[_picture(name, png) for name, png in pictures],
         growth=_growth(growth) if growth else None,
         charts=charts,
@@ -152,66 +136,34 @@ def render(
     )
 
 
-def number(value: float | None) -> str:
-    """Return a number for people: three or four significant digits, thousands separated, infinity as ∞."""
-    if value is None:
-        return DASH
-    if math.isnan(value):
-        return "not a number"
-    if math.isinf(value):
-        return "∞" if value > 0 else f"{MINUS}∞"
-    size = abs(value)
-    if size >= 999.95:  # 999.9 is the largest with one decimal
-        text = f"{value:,.0f}"
-    elif size >= 1:
-        text = f"{value:#.4g}".rstrip(".")
-    elif size >= 0.01:
-        text = f"{value:.3f}"
-    elif size > 0:
-        text = f"{value:#.3g}".rstrip(".")
-    else:
-        text = f"{value:.0f}"
-    return text.replace("-", MINUS)
+@functools.cache
+def page_format() -> str:
+    """Return the version of the page's format: a digest of all that decides how a report becomes a page."""
+    room = files("stylegan.evaluation")
+    parts = [room.joinpath("metric_table.py"), *room.joinpath("page").iterdir()]
+    texts = {
+        part.name: part.read_text(encoding="utf-8") for part in parts if part.name.endswith((".py", ".j2", ".yaml"))
+    }
+    return digest(texts)
 
 
 @functools.cache
 def _template() -> Template:
-    source = files("stylegan.evaluation.page").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = files("stylegan.evaluation.page").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     return environment.from_string(source)
 
 
-# --- head and metrics -------------------------------------------------------------------------------------------------
+# --- head and settings ------------------------------------------------------------------------------------------------
 
 
-def _facts(report: Report, more: Mapping[str, str]) -> dict[str, str]:
+def _origin(report: Report) -> dict[str, str]:
     return {
-        **more,
         "Checkpoint": report.checkpoint_uri,
         "Real images": f"fingerprint {report.dataset_fingerprint}",
         "Protocol": report.protocol,
     }
-
-
-def _order(key: str) -> tuple[int, str]:
-    return rank(key), key
-
-
-def _metric_row(report: Report, key: str) -> MetricRow:
-    name = describe(key)
-    return MetricRow(
-        title=name.title,
-        key=key,
-        better=BETTER[name.better],
-        value=number(report.metrics[key]),
-        interval=_interval(report.intervals.get(key)),
-        protocol=report.protocols.get(key, report.protocol),
-    )
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return f"{number(interval[0])} to {number(interval[1])}" if interval else ""
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -288,12 +240,9 @@ def _interval_at(row: Mapping[str, float], name: str, report: Report) -> tuple[f
 
 
 def _table(rows: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
-    """Return the columns and cells of a curve, the axis first; None if the curve is empty."""
-    keys = sorted({key for row in rows for key in row}, key=lambda key: (key not in AXES, key))
-    if not keys:
-        return None
-    cells = [[f"{row[key]:g}" if key in AXES else number(row.get(key)) for key in keys] for row in rows]
-    return {"columns": [COLUMNS.get(key, key) for key in keys], "rows": cells}
+    """Return the columns and cells of a curve; None if the curve is empty."""
+    columns, cells = curve_cells(rows)
+    return {"columns": columns, "rows": cells} if columns else None
 
 
 # --- separability by attribute ----------------------------------------------------------------------------------------
@@ -381,18 +330,32 @@ def _count_rows(card: DatasetCard) -> list[tuple[str, str, str, float]]:
 
 
 def _published(comparisons: Sequence[Comparison]) -> dict[str, Any] | None:
-    """Return rows by published model, the reasons that all rows share, and the sources; None without comparisons."""
+    """Return the section "Published figures"; None without comparisons.
+
+    Its parts are `comparable`, the rows that compare, by published model; `others`, the rows that do not; `why`, the
+    line about the others; `shared`, the reasons that all measured ones of them share; `sources`.
+    """
     if not comparisons:
         return None
 
     # A reason that keeps every measured value from comparing is stated once, above the table, and left out of the rows.
-    measured = [comparison.why_not for comparison in comparisons if comparison.value is not None]
+    others = [comparison for comparison in comparisons if not comparison.comparable]
+    measured = [comparison.why_not for comparison in others if comparison.value is not None]
     shared = [why for why in measured[0] if all(why in reasons for reasons in measured)] if measured else []
+    return {
+        "comparable": _by_model([comparison for comparison in comparisons if comparison.comparable]),
+        "others": _by_model(others, shared),
+        "why": describe_incomparable(comparisons),
+        "shared": "; ".join(shared),
+        "sources": _sources(comparisons),
+    }
 
+
+def _by_model(comparisons: Sequence[Comparison], shared: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for comparison in comparisons:
         groups.setdefault(comparison.published.title, []).append(_published_row(comparison, shared))
-    return {"groups": groups, "shared": "; ".join(shared), "sources": _sources(comparisons)}
+    return groups
 
 
 def _published_row(comparison: Comparison, shared: Sequence[str]) -> dict[str, Any]:
@@ -404,7 +367,7 @@ def _published_row(comparison: Comparison, shared: Sequence[str]) -> dict[str, A
         "theirs": _as_printed(figure.value),
         "measured": comparison.value is not None,
         "ours": number(comparison.value),
-        "interval": _interval(comparison.interval),
+        "interval": interval_words(comparison.interval),
         "comparable": comparison.comparable,
         "why_not": "; ".join(why for why in comparison.why_not if why not in shared),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -21,6 +21,7 @@ from stylegan.evaluation.metric_table import describe, rank, split_key
 from stylegan.evaluation.report import Report
 
 MIXED = "fid_mixing"
+UNMEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Comparison:
     """A published figure and our number for it.
 
     `key` is the report's key. `value` and `interval` are None if the report does not have them. `why_not` lists why the
-    two numbers are not comparable; it is empty if they are.
+    two numbers are not comparable; it is empty if they are. `kinds` are the kinds of these reasons, in few words.
     """
 
     published: Figure
@@ -81,6 +82,7 @@ class Comparison:
     value: float | None
     interval: tuple[float, float] | None
     why_not: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
 
     @property
     def comparable(self) -> bool:
@@ -124,6 +126,11 @@ def dataset_of(source: str, num_images: int) -> str | None:
     return None
 
 
+def licence_of(dataset: str | None) -> str | None:
+    """Return the licence of a public data set in words, as its publishers state it; None for any other."""
+    return str(_published()["datasets"][dataset]["licence"]) if dataset else None
+
+
 def compare(report: Report, *, row: str = "f", dataset: str | None = None) -> list[Comparison]:
     """Compare every published figure of a row with the report's number for it.
 
@@ -136,6 +143,17 @@ def compare(report: Report, *, row: str = "f", dataset: str | None = None) -> li
         ConfigError: no such row.
     """
     return [_compare(figure, report, dataset) for figure in figures_of(row, dataset)]
+
+
+def describe_incomparable(comparisons: Sequence[Comparison]) -> str:
+    """Return one line about all comparisons whose numbers do not compare, with the kinds of reasons; empty if there are none."""
+    others = [comparison for comparison in comparisons if not comparison.comparable]
+    if not others:
+        return ""
+    kinds = list(dict.fromkeys(kind for comparison in others for kind in comparison.kinds))
+    ordered = sorted(kinds, key=lambda kind: kind == UNMEASURED)
+    why = f": {', '.join(ordered)}" if ordered else ""
+    return f"{len(others)} published figure{'s do' if len(others) > 1 else ' does'} not compare{why}"
 
 
 @functools.cache
@@ -199,14 +217,22 @@ def _compare(figure: Figure, report: Report, dataset: str | None) -> Comparison:
     value, interval = _ours(figure, key, report)
     if value is None:
         skipped = report.skipped.get(key)
-        reasons = [f"not measured: {skipped.rstrip('.')}" if skipped else "not measured"]
+        reasons = {UNMEASURED: [f"not measured: {skipped.rstrip('.')}" if skipped else "not measured"]}
     else:
-        reasons = [
-            *_other_network(key, report, protocol),
-            *_other_counts(figure, report, protocol),
-            *_other_images(figure, report, dataset),
-        ]
-    return Comparison(published=figure, key=key, value=value, interval=interval, why_not=tuple(reasons))
+        reasons = {
+            "other network": [*_other_network(key, report, protocol)],
+            "other settings": [*_other_counts(figure, report, protocol)],
+            "measured otherwise": [figure.obstacle] if figure.obstacle else [],
+            "other data": [*_other_images(figure, report, dataset)],
+        }
+    return Comparison(
+        published=figure,
+        key=key,
+        value=value,
+        interval=interval,
+        why_not=tuple(why for words in reasons.values() for why in words),
+        kinds=tuple(kind for kind, words in reasons.items() if words),
+    )
 
 
 def _our_key(metric: str, report: Report, network: str) -> str:
@@ -249,8 +275,6 @@ def _other_counts(figure: Figure, report: Report, protocol: Mapping[str, Any]) -
 
 def _other_images(figure: Figure, report: Report, dataset: str | None) -> Iterator[str]:
     """Yield why the images are not those of the published figure."""
-    if figure.obstacle:
-        yield figure.obstacle
     if dataset != figure.dataset:
         yield f"other images than {figure.dataset_title}"
     if (resolution := report.settings.get("resolution")) != figure.resolution:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import DatasetCard
-from stylegan.evaluation.page.html import render
+from stylegan.evaluation.page.html import page_format, render
 from stylegan.evaluation.page.published import Comparison, compare, dataset_of, row_names
 from stylegan.evaluation.report import Report
 
 PAGE, REPORT, GROWTH = "report.html", "report.json", "growth.webp"
+HEAD = 1024  # bytes at the start of a page, which hold its format
 REPORT_CURE = "delete it and run the same command again, which measures again"
 logger = logging.getLogger("stylegan")
 
@@ -61,7 +62,8 @@ def write_page(
 ) -> str:
     """Write report.html with the figures inside, unless it exists already, and return its URI.
 
-    The page of a run also shows the animation growth.webp of the same folder, if there is one.
+    The page of a run also shows the animation growth.webp of the same folder, if there is one. A page of another format
+    is written again, if all of its figures still exist.
 
     Args:
         report: the report, with the URIs of its figures.
@@ -70,7 +72,7 @@ def write_page(
         anew: the report has just been made, so a page that exists is that of another one and is replaced.
     """
     uri = storage.join(folder_uri, PAGE)
-    if anew or not storage.exists(uri):
+    if anew or not storage.exists(uri) or (_outdated(uri) and not missing_figures(report)):
         page = render(
             report,
             images=_read_figures(report),
@@ -82,6 +84,11 @@ def write_page(
         )
         storage.write_bytes(uri, page.encode(errors="backslashreplace"))
     return uri
+
+
+def _outdated(page_uri: str) -> bool:
+    """Return whether a page has another format than today's; its first lines name it."""
+    return f'content="{page_format()}"' not in storage.read_range(page_uri, 0, HEAD).decode(errors="replace")
 
 
 def missing_figures(report: Report) -> set[str]:

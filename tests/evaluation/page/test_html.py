@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stylegan.data.dataset_card import DatasetCard
-from stylegan.evaluation.page.html import number, render
+from stylegan.evaluation.page.html import page_format, render
 from stylegan.evaluation.page.published import compare
 from stylegan.evaluation.report import Report
 from stylegan.images import animation_bytes, png_bytes
@@ -55,8 +55,8 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     def row(self, first):
-        """Return the other cells of the first table row that begins with this cell."""
-        row = next(cells for cells in self.rows if cells and cells[0] == first)
+        """Return the other cells of the first table row whose first cell is this, or begins with this and a comma."""
+        row = next(cells for cells in self.rows if cells and (cells[0] == first or cells[0].startswith(f"{first}, ")))
         return [cell.strip() for cell in row[1:]]
 
 
@@ -113,13 +113,14 @@ def page(text):
 
 def test_it_has_all_sections(page):
     expected = [
-        "Metrics",
         "Images",
+        "Metrics",
+        "Best and worst images",
         "Truncation",
         "Style mixing",
         "Separability by attribute",
         "Published figures",
-        "Settings",
+        "Details",
     ]
     assert list(page.sections) == expected
 
@@ -152,7 +153,7 @@ def test_the_data_set_is_described():
     """The page shows the card's numbers, the mean image, the classes by size, and examples of rejected images."""
     text = render(bare(), data=card())
     page = Page(text)
-    assert list(page.sections) == ["Metrics", "Data set"]
+    assert list(page.sections) == ["Metrics", "Data set", "Details"]
     section = page.sections["Data set"]
     for words in (
         "0123abcd",
@@ -192,7 +193,7 @@ def test_of_many_attributes_the_most_frequent_and_the_rarest_are_listed():
 
 def test_it_leaves_out_what_was_not_measured():
     page = Page(render(bare()))
-    assert list(page.sections) == ["Metrics"]
+    assert list(page.sections) == ["Metrics", "Details"]
     assert "Nothing was measured." in page.sections["Metrics"]
     assert page.all("svg") == []
 
@@ -214,31 +215,43 @@ def test_it_asks_for_nothing_from_anywhere(page, text):
     assert outside == []
 
 
-def test_its_head_says_what_was_measured(text):
-    head = text[text.index("<header>") : text.index("</header>")]
-    for value in (
-        "quickstart, version 2",
-        "run-7",
-        "s3://bucket/checkpoint",
-        "fingerprint-of-reals",
-        "protocol-of-all",
-    ):
+def test_its_head_says_what_was_measured_and_its_end_the_details(text):
+    head, end = text[text.index("<header>") : text.index("</header>")], text[text.index("<h2>Details</h2>") :]
+    for value in ("quickstart, version 2", "run-7"):
         assert value in head
+    for value in ("s3://bucket/checkpoint", "fingerprint-of-reals", "protocol-of-all"):
+        assert value in end
+
+
+def test_its_first_lines_name_its_format(text):
+    assert f'content="{page_format()}"' in text[:500]
 
 
 def test_a_metric_has_value_interval_direction_and_its_own_protocol(page):
     assert page.row("Fréchet distance (FID)") == [
         "12.35",
         "12.00 to 12.70",
-        "↓ lower",
         "fid_classifier",
         "protocol-of-fid",
     ]
-    assert page.row("Recall") == ["0.400", "\N{EN DASH}", "↑ higher", "recall_classifier", "protocol-of-all"]
+    assert page.row("Recall") == ["0.400", "\N{EN DASH}", "recall_classifier", "protocol-of-all"]
+    (fid,) = [row[0] for row in page.rows if row and row[0].startswith("Fréchet distance (FID), classifier ↓")]
+    assert "How far the generated images are from the real ones" in fid
+
+
+def test_a_value_that_means_trouble_is_first_of_all_and_at_its_row(page):
+    """A page without such a value says so."""
+    warning = "Recall is 0.010: the images have few varieties"
+    text = render(bare(metrics={"recall_classifier": 0.01}), images={"grid": picture()})
+    assert text.index(warning) < text.index("<img")
+    assert text.count(warning) == 2
+    fine = "No value is in the range that means trouble."
+    assert fine not in text
+    assert fine in render(bare(metrics={"recall_classifier": 0.4}))
 
 
 def test_metrics_stand_in_their_usual_order(page):
-    names = [row[0] for row in page.rows if row]
+    names = [row[0].partition(",")[0] for row in page.rows if row]
     assert names.index("Fréchet distance (FID)") < names.index("Recall")
 
 
@@ -372,22 +385,28 @@ def test_published_figures_stand_beside_ours_with_the_reason_why_they_do_not_com
     assert row[1] == "12.35"
     assert row[4] == "Tables 1, 2, 4 FFHQ 1024x1024"
     assert row[5] == "no measured by classifier, not Inception-v3 (2015-12-05)"
-    (shared,) = [line for line in section.splitlines() if line.startswith("Nothing measured here is comparable: ")]
+    (shared,) = [line for line in section.splitlines() if line.startswith("None of them: ")]
     assert "1,797 generated images, not 50,000" in shared
     assert "other images than FFHQ" in shared
     assert "A Style-Based Generator Architecture" in section
 
 
-def test_what_compares_says_so():
+def test_what_compares_is_open_and_the_rest_is_folded():
+    """What does not compare is one line that opens."""
     rows = compare(whole())
-    page = Page(render(whole(), published=[type(rows[0])(rows[0].published, "fid_inception", 4.5, (4.4, 4.6), ())]))
+    same = type(rows[0])(rows[0].published, "fid_inception", 4.5, (4.4, 4.6), ())
+    page = Page(render(whole(), published=[same, *rows[1:]]))
     assert "yes" in [row[-1] for row in page.rows]
-    assert "Nothing measured here is comparable" not in page.sections["Published figures"]
+    text = render(whole(), published=[same, *rows[1:]])
+    table, folded = text.index("compare with ours"), text.index("<details>")
+    assert table < folded < text.index("do not compare with ours")
+    assert f"<summary>{len(rows) - 1} published figures do not compare: other network, " in text
+    assert "do not compare" not in render(whole(), published=[same])
 
 
 def test_settings_by_their_dotted_names(page):
-    assert "networks.classifier" in page.sections["Settings"]
-    assert "abcd" in page.sections["Settings"]
+    assert "networks.classifier" in page.sections["Details"]
+    assert "abcd" in page.sections["Details"]
 
 
 def test_strings_are_never_markup():
@@ -414,24 +433,3 @@ def test_strings_are_never_markup():
 
 def test_it_is_the_same_every_time():
     assert render(whole(), published=compare(whole())) == render(whole(), published=compare(whole()))
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (4.4159, "4.416"),
-        (234.04, "234.0"),
-        (999.96, "1,000"),
-        (12345.6, "12,346"),
-        (0.72134, "0.721"),
-        (0.00061234, "0.000612"),
-        (0.0, "0"),
-        (-0.0021, "\N{MINUS SIGN}0.00210"),
-        (math.nan, "not a number"),
-        (math.inf, "∞"),
-        (-math.inf, "\N{MINUS SIGN}∞"),
-        (None, "\N{EN DASH}"),
-    ],
-)
-def test_numbers_as_people_read_them(value, shown):
-    assert number(value) == shown

@@ -7,7 +7,14 @@ import pytest
 
 from stylegan.errors import ConfigError
 from stylegan.evaluation.features.public_weights import KNOWN, join_digests
-from stylegan.evaluation.page.published import compare, dataset_of, figures_of, row_names
+from stylegan.evaluation.page.published import (
+    compare,
+    dataset_of,
+    describe_incomparable,
+    figures_of,
+    licence_of,
+    row_names,
+)
 from stylegan.evaluation.report import Report
 
 ABLATIONS = Path(__file__).parents[3] / "configs/ablations"
@@ -203,8 +210,25 @@ def test_a_report_without_settings_compares_with_nothing():
         ("/data/faces", 70_000, None),
         ("/lsun/cat", 1_657_266, "lsun-cat"),
         ("/scattered", 1_657_266, None),
-        ("digits", 1797, None),
+        ("digits", 1797, "digits"),
+        ("/scans/digits", 1798, None),
     ],
 )
 def test_a_data_set_is_told_by_its_path_and_its_size(source, num_images, name):
     assert dataset_of(source, num_images) == name
+
+
+def test_only_public_data_sets_have_a_licence_that_is_known():
+    assert licence_of("digits") == "CC BY 4.0"
+    assert licence_of(None) is None
+
+
+def test_figures_that_do_not_compare_are_one_line_with_the_kinds_of_reasons():
+    """What was not measured comes last; without such figures there is no line."""
+    rows = compare(Report(protocol="p", dataset_fingerprint="f", checkpoint_uri="c", metrics={"fid_classifier": 2.0}))
+    line = describe_incomparable(rows)
+    kinds = "other network, other settings, other data"
+    assert line.startswith(f"{len(rows)} published figures do not compare: {kinds}, ")
+    assert line.endswith(", not measured")
+    assert describe_incomparable(rows[:1]).startswith("1 published figure does not compare: ")
+    assert describe_incomparable([]) == ""

@@ -7,6 +7,7 @@ from PIL import Image
 
 from stylegan.config.file import build
 from stylegan.data.dataset_card import read_card
+from stylegan.evaluation.page.html import page_format
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, read_report, write_page
 from stylegan.evaluation.report import Report
 from stylegan.images import animation_bytes
@@ -40,6 +41,19 @@ def test_the_page_of_a_run_shows_how_it_grew(measured: Report, tmp_path):
     (tmp_path / "growth.webp").write_bytes(animation_bytes([Image.new("L", (9, 9), shade) for shade in (0, 200)]))
     write_page(measured, str(tmp_path), title="t", anew=True)
     assert (tmp_path / "report.html").read_text().count("data:image/webp;base64,") == 1
+
+
+def test_a_page_of_another_format_is_written_again_while_its_figures_exist(measured: Report, tmp_path):
+    """A stored page keeps the only copy of a picture whose file is gone."""
+    write_page(measured, str(tmp_path), title="first")
+    page = tmp_path / "report.html"
+    page.write_text(page.read_text().replace(page_format(), "an earlier one"))
+    gone = measured.model_copy(update={"figures": measured.figures | {"extra": str(tmp_path / "gone.png")}})
+    write_page(gone, str(tmp_path), title="second")
+    assert "first" in page.read_text()
+    write_page(measured, str(tmp_path), title="third")
+    assert "third" in page.read_text()
+    assert page_format() in page.read_text()
 
 
 def test_figures_that_are_gone_are_named(measured: Report, tmp_path):
