@@ -114,6 +114,7 @@ def test_a_registration_that_was_cut_short_does_not_count_and_is_finished_by_the
     change_database(registry.config, "DROP TRIGGER cut")
     finished = registry.add(12.5)
     assert finished == store.ModelVersion(name="tiny", version="1", aliases=("challenger",))
+    assert "stylegan sample models:/tiny/1 " in registry.client.get_model_version("tiny", "1").description
     assert store.find_version(registry.config, "k1") == finished
     model = registry.client.get_logged_model(registry.tags("1")["stylegan.model_id"])
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": 1}]
@@ -137,8 +138,8 @@ def test_a_finished_version_is_preferred_to_a_newer_one_that_was_cut_short(regis
 
 
 @pytest.mark.parametrize("name", ["cats AND dogs", "a -- b_2", "Name LIKE - _"])
-def test_names_that_look_like_a_query_are_found(make_config, make_checkpoint, make_report, name):
-    registry = Registry(make_config(registry={"name": name}), make_checkpoint, make_report)
+def test_names_that_look_like_a_query_are_found(make_config, make_checkpoint, make_report, shards, name):
+    registry = Registry(make_config(registry={"name": name}), make_checkpoint, make_report, shards)
     version = registry.add(12.5)
     assert version == store.ModelVersion(name=name, version="1", aliases=("challenger",))
     assert store.find_version(registry.config, "k1") == registry.add(12.5) == version
@@ -437,12 +438,12 @@ def test_a_champion_of_other_making_is_one_line(registry):
 
 
 def test_nothing_is_written_into_the_working_folder(
-    make_config, make_checkpoint, make_report, tmp_path_factory, monkeypatch, capfd
+    make_config, make_checkpoint, make_report, shards, tmp_path_factory, monkeypatch, capfd
 ):
     """No mlruns, no mlflow.db where the command happens to be started, and nothing on the terminal."""
     folder = tmp_path_factory.mktemp("cwd")
     monkeypatch.chdir(folder)
-    Registry(make_config(), make_checkpoint, make_report).gate(10.0, "k1")
+    Registry(make_config(), make_checkpoint, make_report, shards).gate(10.0, "k1")
     assert list(folder.iterdir()) == []
     printed = capfd.readouterr()
     assert printed.out == ""
