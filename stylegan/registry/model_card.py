@@ -108,7 +108,8 @@ def _drawing(config: Config, version: str, tracking_uri: str, *, conditional: bo
         "import mlflow, pandas",
         f"mlflow.set_tracking_uri({uri!r})",
         f"model = mlflow.pyfunc.load_model({name!r})",
-        f'images = model.predict(pandas.DataFrame({columns}), params={{"truncation_psi": 0.7}})  # uint8 [N, H, W, C]',
+        f"rows = pandas.DataFrame({columns})",
+        'images = model.predict(rows, params={"truncation_psi": 0.7})  # uint8 [N, H, W, C]',
         "```",
         "",
     ]
