@@ -7,14 +7,18 @@ from functools import cached_property
 
 from stylegan import storage
 from stylegan.config.tree import Config
+from stylegan.data.sharding.write_shards import find_shards, shards_uri
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import DamagedError
+from stylegan.data.sources.open_source import open_source
+from stylegan.errors import DamagedError, StepError
 from stylegan.evaluation.page.write_page import GROWTH, PAGE, REPORT, REPORT_CURE, read_report
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import Keys, former_stage_keys, gate_key, make_keys, stage_keys
 from stylegan.records import Record
 from stylegan.registry.gate import Verdict
+from stylegan.training.curves import STATS, Row, read_rows
 from stylegan.training.job import StageJob
+from stylegan.training.samples import sample_grids
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import MARKER, Checkpoint, check_folder, checkpoints
 
@@ -25,6 +29,24 @@ class _StoredVerdict(Record):
     key: str
     applied: bool
     verdict: Verdict
+
+
+def find_run(config: Config) -> Run:
+    """Return the run of a config, however far it has come.
+
+    Raises:
+        ConfigError: there is no such source.
+        StepError: its images are not sharded yet, or storage does not answer.
+    """
+    source = open_source(config.data, config.storage.root)
+    shards = find_shards(source, config.data, config.storage.root)
+    if shards is None:
+        uri = shards_uri(source, config.data, config.storage.root)
+        raise StepError(
+            f"{config.name}: its images are not sharded yet, or their set {uri} is damaged; run "
+            f"`{config.command('train')}` first, which makes or mends it and trains what is not trained yet"
+        )
+    return Run(config, shards)
 
 
 class Run:
@@ -135,6 +157,25 @@ class Run:
         highest = (target or self.stages[-1]).resolution
         later = [other for other in self.stages if stage.resolution < other.resolution <= highest]
         return not any(checkpoints(self.stage_uri(other)) for other in later)
+
+    def curves(self) -> list[Row]:
+        """Return the points of all curves so far, by image count: those of training and the quick metrics.
+
+        Raises:
+            DamagedError: a file of points is not what was written there.
+        """
+        from stylegan.evaluation.quick import rows_name  # brings all metrics and scikit-learn
+
+        rows: list[Row] = []
+        for stage in self.stages:
+            quick = rows_name(self.config, stage.resolution, self.shards)
+            for name in (STATS, quick) if quick else (STATS,):
+                rows += read_rows(storage.join(self.stage_uri(stage), name))
+        return sorted(rows, key=lambda row: row["nimg"])
+
+    def samples(self, stage: Stage) -> list[str]:
+        """Return the URIs of the sample grids of a stage so far, PNG files, oldest first."""
+        return list(sample_grids(self.stage_uri(stage)).values())
 
     def find_report(self) -> Report | None:
         """Return the report of the evaluation, None if it is not finished.

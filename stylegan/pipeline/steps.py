@@ -23,7 +23,7 @@ from stylegan.cluster.stage_launch import launch_stage
 from stylegan.config.file import dump
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
-from stylegan.data.sharding.write_shards import complete_set, find_shards, shard_key, shards_uri
+from stylegan.data.sharding.write_shards import complete_set, find_shards, shard_key
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, decoration
@@ -35,7 +35,7 @@ from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
-from stylegan.pipeline.run import Run
+from stylegan.pipeline.run import Run, find_run
 from stylegan.progress import Progress
 from stylegan.records import Record
 from stylegan.registry import versions
@@ -47,7 +47,7 @@ from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
 from stylegan.training.curves import STATS, Row, read_rows
 from stylegan.training.job import StageJob
-from stylegan.training.samples import draw_growth, sample_grids
+from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
 
@@ -286,11 +286,10 @@ class Pipeline:
 
     def _last_samples(self, run: Run) -> str:
         """Return the URI of the last sample grid. Raises StepError if there is none."""
-        stage_uri = run.stage_uri(run.stages[-1])
-        grids = sample_grids(stage_uri)
-        if not grids:
-            raise StepError(f"{stage_uri}: holds no sample grid")
-        return grids[max(grids)]
+        found = run.samples(run.stages[-1])
+        if not found:
+            raise StepError(f"{run.stage_uri(run.stages[-1])}: holds no sample grid")
+        return found[-1]
 
     def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
         """Register a version of the model, as challenger."""
@@ -392,20 +391,14 @@ class Pipeline:
 
     def _trained(self, step: str) -> tuple[ShardSet, Checkpoint]:
         """Return the shards and the end of the last stage. Raises StepError if there is none."""
-        stage, data, root = stages(self.config)[-1], self.config.data, self.config.storage.root
-        source = open_source(data, root)
-        shards = find_shards(source, data, root)
-        if shards is None:
-            raise StepError(
-                f"{step}: these images are not sharded yet, or their set {shards_uri(source, data, root)} is damaged; run "
-                f"`{self.config.command('train')}` first, which makes or mends it and trains what is not trained yet"
-            )
-        found = self.run(shards).find_stage(stage)
+        run = find_run(self.config)
+        stage = run.stages[-1]
+        found = run.find_stage(stage)
         if found is None:
             raise StepError(
                 f"{step}: stage {stage.name} of this config is not trained yet; run `{self.config.command('train')}` first"
             )
-        return shards, found
+        return run.shards, found
 
     def summarize(
         self,

@@ -13,14 +13,11 @@ from stylegan.config.addresses import refuse_secret
 from stylegan.config.file import read
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
-from stylegan.data.sharding.write_shards import find_shards
-from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError, DamagedError, StepError, one_line
 from stylegan.evaluation.page.write_page import read_report
-from stylegan.pipeline.run import Run
+from stylegan.pipeline.run import find_run
 from stylegan.registry.versions import load_version
 from stylegan.tracking.connection import resolve_uri
-from stylegan.training.schedule import stages
 from stylegan.training.state import MARKER, read_checkpoint
 
 SHORT_VERSION = r"([A-Za-z0-9][A-Za-z0-9 _-]*)(@[^/@]+|/\d+)"
@@ -162,13 +159,12 @@ def _below(root: str, checkpoint_uri: str) -> str:
 
 def _last_checkpoint(name: str, config: Config) -> str:
     """Return the end of the last stage of a run that is not evaluated yet."""
-    stage = stages(config)[-1]
-    shards = find_shards(open_source(config.data, config.storage.root), config.data, config.storage.root)
-    found = Run(config, shards).find_stage(stage) if shards else None
+    run = find_run(config)
+    found = run.find_stage(run.stages[-1])
     if found is None:
         raise StepError(
-            f"{name}: this run has no checkpoint of its last stage, {stage.name}, yet; run its config again, which goes on, or give "
-            f"the URI of a checkpoint-... folder below {storage.join(config.storage.root, 'stages')}"
+            f"{name}: this run has no checkpoint of its last stage, {run.stages[-1].name}, yet; run its config again, which goes "
+            f"on, or give the URI of a checkpoint-... folder below {storage.join(run.root, 'stages')}"
         )
     return found.uri
 

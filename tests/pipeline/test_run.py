@@ -1,15 +1,19 @@
 """A run in storage: stages under a root that has moved, and verdicts of this gate on this version."""
 
+import json
 import shutil
 
 import pytest
 
 from stylegan import storage
 from stylegan.config.file import build
+from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import DamagedError
+from stylegan.data.sources.open_source import open_source
+from stylegan.errors import DamagedError, StepError
+from stylegan.evaluation.quick import rows_name
 from stylegan.evaluation.report import Report
-from stylegan.pipeline.run import Run
+from stylegan.pipeline.run import Run, find_run
 from stylegan.registry.gate import Verdict
 
 SHARDS = ShardSet(uri="x", fingerprint="f", num_images=100, resolutions=(4, 8), label_names=(), num_rejected=0)
@@ -122,3 +126,28 @@ def test_the_report_of_another_run_is_not_taken_for_its_own(trained, tmp_path, w
     storage.write_json(f"{moved.uri}/report.json", report.model_copy(update=wrong).model_dump(mode="json"))
     with pytest.raises(DamagedError, match=r"report.json: is damaged \(.* another run\); delete it and run the same"):
         moved.find_report()
+
+
+def test_a_config_has_a_run_once_its_images_are_sharded(tiny_config, tmp_path, image_folder):
+    config = tiny_config(tmp_path / "root", data={"source": str(image_folder), "resolution": 8})
+    with pytest.raises(StepError, match=r"^tiny: its images are not sharded yet.* `.*stylegan train CONFIG` first"):
+        find_run(config)
+    shards = write_shards(open_source(config.data), config.data, config.storage.root)
+    assert find_run(config).run_id == Run(config, shards).run_id
+
+
+def test_curves_and_grids_of_a_run_are_in_the_order_of_training(tmp_path):
+    run = run_at(tmp_path, **STAGES, snapshots={"metrics_kimg": {4: 0, 8: 1}})
+    assert (run.curves(), run.samples(run.stages[0])) == ([], [])
+    low, high = run.stages
+    quick = rows_name(run.config, 8, run.shards)
+    files = {"stats.jsonl": (low, [1000, 2000]), quick: (high, [2500, 3000])}
+    for name, (stage, images) in [*files.items(), ("stats.jsonl", (high, [2200, 3000]))]:
+        rows = [json.dumps({"nimg": nimg, "resolution": stage.resolution, "metrics": {name: 1.0}}) for nimg in images]
+        storage.write_bytes(f"{run.stage_uri(stage)}/{name}", "\n".join([*rows, ""]).encode())
+    assert [row["nimg"] for row in run.curves()] == [1000, 2000, 2200, 2500, 3000, 3000]
+    assert {name for row in run.curves() for name in row["metrics"]} == {"stats.jsonl", quick}
+
+    for name in ("000002", "000001", "reals"):
+        storage.write_bytes(f"{run.stage_uri(low)}/samples/{name}.png", b"")
+    assert [storage.name(uri) for uri in run.samples(low)] == ["000001.png", "000002.png"]

@@ -119,9 +119,7 @@ def test_a_root_in_memory_is_refused(tiny_config):
 
 
 def test_steps_out_of_order_name_the_step_that_comes_first(pipeline):
-    with pytest.raises(
-        StepError, match=r"evaluate: these images are not sharded yet.* `.*stylegan train CONFIG` first"
-    ):
+    with pytest.raises(StepError, match=r"tiny: its images are not sharded yet.* `.*stylegan train CONFIG` first"):
         pipeline.evaluate_trained()
     pipeline.shard()
     for step, call in (("evaluate", pipeline.evaluate_trained), ("register", pipeline.register_evaluated)):
