@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart test test-fast stack-test bench bench-training bench-evaluation bench-data bench-metrics \
+.PHONY: help quickstart notebook test test-fast stack-test bench bench-training bench-evaluation bench-data bench-metrics \
 	bench-intervals lint format \
 	config-reference setup clean
 
@@ -13,6 +13,10 @@ help: ## List the targets
 
 quickstart: setup ## Train on handwritten digits, evaluate and register: the whole pipeline in minutes
 	$(BIN)/stylegan run configs/quickstart.yaml
+
+notebook: quickstart ## Run configs/quickstart.ipynb on the finished quickstart and keep its outputs in the file
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt nbclient ipykernel
+	$(BIN)/python tests/run_notebook.py
 
 # Whole modules go to one process for each core, in the order of the folders: the long ones (integration) come first.
 test: lint ## Check style and types and run the tests with real engines, all but those of stack-test
