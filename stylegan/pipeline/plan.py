@@ -10,6 +10,7 @@ from stylegan.config.tree import Config
 from stylegan.data.sharding.changes import Change, plan_change
 from stylegan.data.sharding.write_shards import count_unread, find_shards
 from stylegan.data.sources.open_source import open_source
+from stylegan.errors import UserError
 from stylegan.evaluation.features import public_weights
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.report import Report
@@ -41,57 +42,84 @@ class Plan(Record):
 
     - `run_id`: None until the data has been read once.
     - `missing`: public weights that `run` would download.
+    - `speeds`: what the times are estimated from, in words.
+    - `assumed_images`: the number of images that the plan was asked to assume; None if it has looked.
     """
 
     name: str
     run_id: str | None
     steps: tuple[PlannedStep, ...]
     missing: tuple[str, ...] = ()
+    speeds: tuple[str, ...] = ()
+    assumed_images: int | None = None
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config, *, images: int | None = None) -> Plan:
     """Plan what `run` would do, step by step; reads storage and the registry, writes nothing.
 
+    Args:
+        images: assume that the source holds so many images, with the labels that the config needs, and that nothing is
+            done yet. Then neither the source nor a remote storage is looked at, which may be out of reach from here.
+
     Raises:
-        ConfigError, StepError: the source or the storage cannot be read.
+        ConfigError, StepError: the source or the storage cannot be read, or holds too few images.
     """
+    if images is not None:
+        check_data(config, images, ("assumed",))
+        return _plan_without_data(config, images, f"{images:,} images are assumed; not looked at", assumed=images)
     with storage_settings(config.storage):
         return _make_plan(config)
 
 
 def _make_plan(config: Config) -> Plan:
-    check_root(config.storage.root)
-    source = open_source(config.data, config.storage.root)
-    check_data(config, len(source.images), source.label_names, source.attribute_names)
     root = storage.absolute(config.storage.root)
-    shards = find_shards(source, config.data, root)
+    try:
+        check_root(config.storage.root)
+        source = open_source(config.data, config.storage.root)
+        shards = find_shards(source, config.data, root)
+    except UserError as error:
+        unseen = f"`{config.command('plan')} --images N` plans for N images without looking"
+        raise type(error)(f"{error}; if the data cannot be reached from here, {unseen}") from error
+    check_data(config, len(source.images), source.label_names, source.attribute_names)
     if shards is None:
-        return _plan_without_data(config, plan_change(source, config.data, root))
+        change = plan_change(source, config.data, root)
+        return _plan_without_data(config, change.new + change.changed, _describe(change))
 
     run = Run(config, shards)
     unread = count_unread(shards)
     again = f"; {unread} that could not be read are tried again" if unread else ""
     steps = [PlannedStep(name="shard", state="cached", reason=f"{shards.num_images} images are in {shards.uri}{again}")]
-    ready = True
+    ready, speeds = True, dict[str, None]()
     for stage in run.stages:
-        steps.append(_plan_stage(run, stage, ready))
+        steps.append(_plan_stage(run, stage, ready, speeds))
         ready = steps[-1].state != "run"
     report = run.find_report()  # valid even if a stage has to be trained again
     steps.append(_plan_evaluate(config, report, ready))
     steps += _plan_registry(run, report)
     missing = () if report else _missing_weights(config)
-    return Plan(name=config.name, run_id=run.run_id, steps=tuple(steps), missing=missing)
+    return Plan(name=config.name, run_id=run.run_id, steps=tuple(steps), missing=missing, speeds=tuple(speeds))
 
 
-def _plan_without_data(config: Config, change: Change) -> Plan:
-    waits = "waits for shard (a stage trained on the same content before is reused)"
-    steps = [PlannedStep(name="shard", state="run", reason=_describe(change), images=change.new + change.changed)]
+def _plan_without_data(config: Config, images: int, reason: str, *, assumed: int | None = None) -> Plan:
+    """Plan a run whose shards are not there; `images` of them are to be written."""
+    reused = " (a stage trained on the same content before is reused)" if assumed is None else ""
+    steps = [PlannedStep(name="shard", state="run", reason=reason, images=images)]
+    stored = assumed is None or storage.is_local(config.storage.root)
+    speeds = dict[str, None]()
     for stage in stages(config):
-        steps.append(_train_step(stage, stage_cost(config, stage), stage.num_images, waits))
+        cost = stage_cost(config, stage, stored=stored)
+        steps.append(_train_step(stage, cost, stage.num_images, f"waits for shard{reused}", speeds))
     steps.append(_plan_evaluate(config, None, False))
     steps.append(PlannedStep(name="register", state="run", reason="waits for evaluate"))
     steps.append(PlannedStep(name="gate", state="run", reason="waits for register"))
-    return Plan(name=config.name, run_id=None, steps=tuple(steps), missing=_missing_weights(config))
+    return Plan(
+        name=config.name,
+        run_id=None,
+        steps=tuple(steps),
+        missing=_missing_weights(config),
+        speeds=tuple(speeds),
+        assumed_images=assumed,
+    )
 
 
 def _describe(change: Change) -> str:
@@ -109,8 +137,8 @@ def _missing_weights(config: Config) -> tuple[str, ...]:
     return tuple(f"{file.name} ({public_weights.shown_size(file.num_bytes)})" for file in files)
 
 
-def _plan_stage(run: Run, stage: Stage, ready: bool) -> PlannedStep:
-    """Plan one stage; `ready` says that the stage below is finished or not needed."""
+def _plan_stage(run: Run, stage: Stage, ready: bool, speeds: dict[str, None]) -> PlannedStep:
+    """Plan one stage; `ready` says that the stage below is finished or not needed. What its time is from joins `speeds`."""
     done = run.find_stage(stage)
     if done:
         reason = f"finished at {done.nimg / 1000:g} kimg"
@@ -124,7 +152,7 @@ def _plan_stage(run: Run, stage: Stage, ready: bool) -> PlannedStep:
         reason = f"goes on from {newest.nimg / 1000:g} of {stage.end_nimg / 1000:g} kimg"
     else:
         reason = _why_not_trained(run, stage) if ready else "waits for the stage below"
-    return _train_step(stage, stage_cost(run.config, stage), left, reason)
+    return _train_step(stage, stage_cost(run.config, stage), left, reason, speeds)
 
 
 def _why_not_trained(run: Run, stage: Stage) -> str:
@@ -135,7 +163,9 @@ def _why_not_trained(run: Run, stage: Stage) -> str:
     return "not trained yet"
 
 
-def _train_step(stage: Stage, cost: Cost, images: int, reason: str) -> PlannedStep:
+def _train_step(stage: Stage, cost: Cost, images: int, reason: str, speeds: dict[str, None]) -> PlannedStep:
+    if cost.basis:
+        speeds[cost.basis] = None
     return PlannedStep(
         name=f"train {stage.name}",
         state="run",

@@ -1,7 +1,7 @@
 """Estimates how fast a stage trains and how much memory a worker needs, before the stage runs.
 
-The speed is that of a finished stage of the same networks in the same storage. Without one, and only where no GPU is
-asked for, it is a rough estimate from counted operations and a quarter-second measurement of this machine.
+The speed is that of a finished stage of the same networks in the same storage. Without one it is a rough estimate from
+counted operations: for CPUs of this machine with a quarter-second measurement, for GPUs with what one H200 has reached.
 """
 
 from __future__ import annotations
@@ -34,20 +34,38 @@ D_PASSES = 3 + 3 + 2  # reals; fakes; the way through D to G
 PENALTY_PASSES = 3  # the gradient at the images, and the backward pass through it
 OWN_IMAGES_PASSES = 3  # forward and backward, for a penalty at images that have no scores yet
 
+# What one NVIDIA H200 has reached in training (torch 2.11, 32x32 to 1024x1024, batches of 8 to 64), by `training.precision`.
+# A step takes its operations divided by the first, the numbers in its layer outputs times passes times the second, and
+# the host's time to start its kernels. This meets the measured steps within a third.
+GPU = "NVIDIA H200"
+GPU_FLOPS = {"fp32": 27e12, "tf32": 260e12, "bf16": 510e12, "fp16": 510e12}  # per second, in convolutions
+GPU_SECONDS = {
+    "fp32": 5.3e-12,
+    "tf32": 5.3e-12,
+    "bf16": 4.2e-12,
+    "fp16": 4.2e-12,
+}  # per number and pass, for all the rest
+GPU_HOST_SECONDS = 0.03  # per step
+
 # Layer outputs in memory at the peak (R1's graph of the reals), relative to those of one forward pass of G and D.
 ACTIVATION_COPIES = 4
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Speed of a stage and memory of its workers."""
+    """Speed of a stage and memory of its workers; `basis` says in words what the speed is known from."""
 
     images_per_second: float | None  # over all workers; None: unknown
     memory_gib: float  # of one worker
+    basis: str = ""
 
 
-def stage_cost(config: Config, stage: Stage) -> Cost:
-    """Estimate the speed and the memory of a stage."""
+def stage_cost(config: Config, stage: Stage, *, stored: bool = True) -> Cost:
+    """Estimate the speed and the memory of a stage.
+
+    Args:
+        stored: whether to look for the speed of a finished stage in storage.
+    """
     workers = config.workers_at(stage.resolution)
 
     # Memory: weights, their average, gradients, Adam's two moments, and layer outputs; four bytes for each number.
@@ -55,13 +73,33 @@ def stage_cost(config: Config, stage: Stage) -> Cost:
     share = stage.batch // (workers.workers or 1)
     memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30
 
-    # Speed: from storage, otherwise from the cores of this machine if the stage would run on them.
-    speed = measured_speed(config, stage)
-    if speed is None and not workers.gpus_per_worker and not config.ray.address:
-        cores = (workers.cpus_per_worker or 1) * (workers.workers or 1)
-        core_flops = _core_flops(COMPUTE_DTYPES[config.training.precision] or torch.float32)
-        speed = core_flops * cores / step_flops(config, stage.resolution)
-    return Cost(speed, memory)
+    # Speed: from storage, otherwise from GPUs like one that was measured, or from the cores of this machine if the stage
+    # would run on them.
+    speed = measured_speed(config, stage) if stored else None
+    if speed is not None:
+        return Cost(speed, memory, "finished stages")
+    if workers.gpus_per_worker:
+        step = _gpu_seconds(config, stage.resolution, activations * share, share) / min(workers.gpus_per_worker, 1)
+        return Cost(stage.batch / step, memory, f"what one {GPU} a worker has reached; other GPUs take longer")
+    if config.ray.address:
+        return Cost(None, memory)
+    cores = (workers.cpus_per_worker or 1) * (workers.workers or 1)
+    core_flops = _core_flops(COMPUTE_DTYPES[config.training.precision] or torch.float32)
+    speed = core_flops * cores / step_flops(config, stage.resolution)
+    return Cost(speed, memory, "the speed of this machine's cores")
+
+
+def _gpu_seconds(config: Config, resolution: int, numbers: int, share: int) -> float:
+    """Estimate the duration of a step on one GPU.
+
+    Args:
+        numbers: those in the layer outputs of one forward pass of the worker's images.
+        share: the worker's images.
+    """
+    precision = config.training.precision
+    passes = G_PASSES + _passes_D(config.training)
+    convolutions = step_flops(config, resolution) * share / GPU_FLOPS[precision]
+    return convolutions + passes * numbers * GPU_SECONDS[precision] + GPU_HOST_SECONDS
 
 
 class Speed(Record):
@@ -109,8 +147,12 @@ def measured_speed(config: Config, stage: Stage) -> float | None:
 
 def step_flops(config: Config, resolution: int) -> float:
     """Count the operations of a D step and a G step per image, on average over the steps."""
-    training = config.training
     flops_G, flops_D, _, _ = _count_forward_pass(config.model, resolution, config.data.channels)
+    return G_PASSES * flops_G + _passes_D(config.training) * flops_D
+
+
+def _passes_D(training: TrainingConfig) -> float:
+    """Count the passes of an image through D in a D step and a G step, on average over the steps."""
     passes = float(D_PASSES)
 
     # The gradient penalties of every `penalty_interval`-th step.
@@ -123,7 +165,7 @@ def step_flops(config: Config, resolution: int) -> float:
     # Turned reals (forward and backward) and turned fakes (the way through D to G), each in four directions.
     if training.rotation:
         passes += (3 + 2) * 4 * training.rotation.fraction
-    return G_PASSES * flops_G + passes * flops_D
+    return passes
 
 
 def _active_penalties(training: TrainingConfig) -> list[str]:

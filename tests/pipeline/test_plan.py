@@ -1,13 +1,18 @@
 """The dry run."""
 
+from pathlib import Path
+
 import pytest
 
 from stylegan import storage
-from stylegan.config.file import build
+from stylegan.config.file import build, load
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.sources.open_source import open_source
+from stylegan.errors import ConfigError, StepError
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.run import Run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_a_plan_leaves_out_what_nothing_needs(tmp_path, image_folder):
@@ -52,3 +57,29 @@ def test_a_plan_names_the_weights_that_are_missing_and_fetches_none(tmp_path, mo
     assert plan.missing == ("pt_inception-2015-12-05-6726825d.pth (96 MB)", "vgg16-397923af.pth (553 MB)")
     assert make_plan(build(tree | {"evaluation": {"metrics": ["fid"]}})).missing == ()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["ffhq-1024", "cifar10"])
+def test_data_out_of_reach_is_planned_for_a_number_of_images(monkeypatch, tmp_path, name):
+    """Nobody has credentials here, and there is no such folder; neither is looked at."""
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("stylegan.pipeline.plan.open_source", lambda *_: pytest.fail("looks at the source"))
+    monkeypatch.setattr("stylegan.pipeline.plan.check_root", lambda *_: pytest.fail("looks at storage"))
+    config = load(CONFIGS / f"{name}.yaml", ["ray.gpus_per_worker=1"])
+    plan = make_plan(config, images=70_000)
+    assert (plan.assumed_images, plan.run_id, plan.steps[0].images) == (70_000, None, 70_000)
+    trained = [step for step in plan.steps if step.name.startswith("train")]
+    assert len(trained) == len(config.resolutions)
+    assert all(step.images and step.seconds and step.memory_gib for step in trained)
+    with pytest.raises(StepError, match="holds 3 images, fewer than the largest batch"):
+        make_plan(config, images=3)
+
+
+def test_data_that_is_not_found_names_the_way_to_plan_without_it(tmp_path):
+    tree = TREE | {
+        "storage": {"root": str(tmp_path / "root")},
+        "data": {"source": str(tmp_path / "x"), "resolution": 32},
+    }
+    with pytest.raises(ConfigError, match=r"no such folder or file.*`\S*stylegan plan CONFIG --images N` plans for N"):
+        make_plan(build(tree))

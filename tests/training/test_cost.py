@@ -29,10 +29,33 @@ def test_without_a_finished_stage_speed_is_estimated_from_this_machine(tmp_path)
     assert 0 < small.memory_gib < large.memory_gib
 
 
-def test_nothing_is_guessed_about_gpus_or_other_machines(tmp_path):
+def test_what_is_not_known_is_not_guessed(tmp_path):
+    """CPUs of another machine may be of any kind. GPUs are said to be like one that was measured."""
     stage = stages(config(tmp_path))[0]
-    assert stage_cost(config(tmp_path, gpus_per_worker=1), stage).images_per_second is None
     assert stage_cost(config(tmp_path, address="1.2.3.4:5"), stage).images_per_second is None
+    for address in (None, "1.2.3.4:5"):
+        cost = stage_cost(config(tmp_path, gpus_per_worker=1, address=address), stage)
+        assert cost.images_per_second > 0
+        assert "H200" in cost.basis
+
+
+@pytest.mark.parametrize(
+    ("resolution", "batch", "precision", "lazy", "measured"),
+    [
+        (256, 32, "tf32", False, 185),
+        (64, 64, "tf32", False, 469),
+        (32, 64, "tf32", False, 918),
+        (256, 32, "bf16", True, 270),
+        (64, 64, "bf16", True, 772),
+        (32, 64, "bf16", True, 1343),
+        (1024, 8, "bf16", True, 66),
+    ],
+)
+def test_the_speed_on_a_gpu_is_near_the_measured_one(tmp_path, resolution, batch, precision, lazy, measured):
+    training = {"batch": batch, "precision": precision, "penalty_interval": 16 if lazy else 1}
+    tree = {"name": "t", "storage": {"root": str(tmp_path)}, "data": {"source": "x", "resolution": resolution}}
+    asked = build(tree | {"training": training, "ray": {"gpus_per_worker": 1}})
+    assert stage_cost(asked, stages(asked)[-1]).images_per_second == pytest.approx(measured, rel=0.35)
 
 
 def test_a_finished_stage_of_the_same_networks_and_launch_gives_the_speed(tmp_path):
@@ -40,6 +63,8 @@ def test_a_finished_stage_of_the_same_networks_and_launch_gives_the_speed(tmp_pa
     stage = stages(here)[0]
     storage.write_json(f"{tmp_path}/stages/0008-abc/done.json", speed_record(here, 123.0))
     assert measured_speed(here, stage) == 123.0
+    assert stage_cost(here, stage).basis == "finished stages"
+    assert stage_cost(here, stage, stored=False).images_per_second != 123.0
     assert measured_speed(here, stages(here)[1]) is None
     assert measured_speed(config(tmp_path, workers=2), stage) is None
 
