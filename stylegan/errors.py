@@ -37,7 +37,15 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A value in the config or on the command line is not allowed (exit code 2)."""
+    """A value in the config or on the command line is not allowed (exit code 2).
+
+    Args:
+        instead: an argument that is wrong, and the one that was surely meant; the command line shows the whole command.
+    """
+
+    def __init__(self, message: str, *, instead: tuple[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.instead = instead
 
 
 class StepError(UserError, RuntimeError):

@@ -12,8 +12,9 @@ import copy
 import difflib
 import json
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from stylegan.uris import redact
 
 MAX_BYTES = 2**20  # of a file; a device or a picture may have no end
 MAX_SHOWN = 200  # characters of a wrong value in a message
+MAX_LISTED = 6  # config files in a message
+ENDINGS = (".yaml", ".yml")
+SHIPPED = Path(__file__).parents[2] / "configs"  # in a clone of the repository; else it does not exist
 # Pydantic's errors about types, as what is allowed.
 _TYPES = {
     "int_type": "must be a whole number",
@@ -58,7 +62,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         path: YAML file; a `base:` key names another one (relative to it) whose values it replaces key by key.
         overrides: `key.path=value` strings; later ones win. A value is read as YAML, but text without quotes is taken
-            whole: `data.source=/data/set #2`.
+            whole: `data.source=/data/set #2`. A list needs no brackets, which shells would have quoted:
+            `evaluation.metrics=fid,pr`.
 
     Raises:
         ConfigError: file missing, not YAML, unknown key or value not allowed; the message is one line.
@@ -149,9 +154,9 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> _Tree:
             raise ConfigError(f"{path}: has more than {MAX_BYTES:,} bytes; give the path of a YAML file")
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such config file; give the path of a YAML file such as configs/quickstart.yaml"
-        ) from None
+        raise _no_such_file(path) from None
+    except IsADirectoryError:
+        raise _is_a_folder(path) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}: line {line}: is not UTF-8 text; save the file as UTF-8") from None
@@ -166,6 +171,51 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> _Tree:
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{place}: base={base!r}: must be the path of another config, relative to this one")
     return _merge(_read_with_bases(path.parent / base, (*above, real)), tree)
+
+
+def _no_such_file(path: Path) -> ConfigError:
+    """Return the error for a config file that does not exist: with the one that was meant, or with those that are there."""
+    key = str(path).partition("=")[0]
+    if "=" in str(path) and is_key(key):
+        return ConfigError(
+            f"{path}: is no config file, but a value of the config; give it after the file: --set {path}"
+        )
+    files = [*_configs(path.parent), *_configs(Path("configs")), *_configs(SHIPPED)]
+    by_stem = {file.stem: file for file in reversed(files)}
+    near = difflib.get_close_matches(path.stem, by_stem, n=1)
+    if near:
+        right = _as_short(by_stem[near[0]])
+        return ConfigError(f"{path}: no such config file; did you mean {right}?", instead=(str(path), right))
+    listed = list(dict.fromkeys(map(_as_short, files)))[:MAX_LISTED]
+    there = (
+        f"there are {', '.join(listed)}" if listed else "give the path of a YAML file such as configs/quickstart.yaml"
+    )
+    return ConfigError(f"{path}: no such config file; {there}")
+
+
+def _is_a_folder(path: Path) -> ConfigError:
+    """Return the error for a folder in place of a config file."""
+    files = [_as_short(file) for file in _configs(path)]
+    if len(files) == 1:
+        return ConfigError(f"{path}: is a folder; did you mean {files[0]}?", instead=(str(path), files[0]))
+    if files:
+        more = " ..." if len(files) > MAX_LISTED else ""
+        return ConfigError(f"{path}: is a folder; give a config file of it: {', '.join(files[:MAX_LISTED])}{more}")
+    return ConfigError(
+        f"{path}: is a folder, and a config is a YAML file; images are named in it: `data: {{source: {path}, resolution: 64}}`"
+    )
+
+
+def _configs(folder: Path) -> list[Path]:
+    """Return the YAML files in a folder; none if it cannot be listed."""
+    with suppress(OSError):
+        return sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.name[0] != ".")
+    return []
+
+
+def _as_short(file: Path) -> str:
+    """Return the path of a file from the working folder, if that is not longer."""
+    return min(str(file), os.path.relpath(file), key=len)
 
 
 def _merge(base: _Tree, changes: _Tree) -> _Tree:
@@ -199,8 +249,10 @@ def _apply_override(tree: _Tree, override: str) -> None:
     keys, equals, text = override.partition("=")
     path = tuple(keys.strip().split("."))
     if not equals or not all(path):
-        raise ConfigError(f"{place}: must be key.path=value, e.g. --set training.batch=32")
+        raise ConfigError(f"{place}: must be key.path=value, e.g. --set {_with_equals(override)}")
     value = read_argument(text, place)
+    if _is_list(path) and value is not None and not isinstance(value, list):
+        value = read_argument(f"[{text}]", place)
 
     # Walk down to the dict that contains the last key; make what is missing on the way.
     node = tree.values
@@ -217,6 +269,37 @@ def _apply_override(tree: _Tree, override: str) -> None:
     node[_key_in(node, path[-1])] = value
     _forget(tree.places, path)
     tree.places[path] = ""
+
+
+def _with_equals(override: str) -> str:
+    """Return what an override without `=` was meant to be, an example if that is not clear."""
+    key, _, value = re.sub(r"[:\s]+", " ", override.strip()).partition(" ")
+    return f"{key}={value or 'VALUE'}" if is_key(key) else "training.batch=32"
+
+
+def is_key(name: str) -> bool:
+    """Return whether a dotted name is a key of the config, or a section."""
+    return _field_at(name.split(".")) is not None
+
+
+def keys_called(name: str) -> list[str]:
+    """Return the keys of the config, outside tables by resolution, whose last part is this name."""
+
+    def walk(path: tuple[str, ...]) -> Iterator[str]:
+        section = _section_at(path)
+        for key in section.model_fields if section else ():
+            if _section_at((*path, key)):
+                yield from walk((*path, key))
+            elif key == name:
+                yield ".".join((*path, key))
+
+    return list(walk(()))
+
+
+def _is_list(path: Keys) -> bool:
+    """Return whether the value of the key at `path` is a list."""
+    field = _field_at(path)
+    return field is not None and get_origin(field.annotation) is tuple
 
 
 def _key_in(node: dict[Any, Any], text: str) -> Any:
@@ -279,6 +362,9 @@ def _allowed(kind: str, message: str, value: Any) -> str:
         return f"{_TYPES[kind]}; write one, or remove the key to get its default"
     if kind == "string_type":
         return f"{_TYPES[kind]}; put it in quotes" if isinstance(value, bool | int | float) else _TYPES[kind]
+    if kind == "tuple_type" and isinstance(value, str | int | float):
+        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else [value]
+        return f"must be a list; write {write(items, inline=True)}"
     cure = _in_type(kind, value)
     return f"{_TYPES[kind]}; write {cure}" if cure else _TYPES[kind]
 

@@ -19,7 +19,6 @@ from stylegan.cluster.session import ray_session
 from stylegan.config.addresses import check_argument
 from stylegan.config.file import build, load
 from stylegan.config.resolutions import RESOLUTIONS
-from stylegan.config.sections import METRICS as METRIC_NAMES
 from stylegan.config.sections import DataConfig, Metric
 from stylegan.config.tree import Config
 from stylegan.config.yaml_text import read_argument
@@ -45,11 +44,10 @@ from stylegan.pipeline.run import Run
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
 from stylegan.training.state import load_model
-from stylegan.verbs.find_model import Model, look_up, run_config, tried
+from stylegan.verbs.find_model import Model, look_up, no_such_model, run_config
 
 logger = logging.getLogger("stylegan")
 Kind = Literal["run", "checkpoint", "version", "images"]
-PATH_LENGTHS = tuple(name for name in METRIC_NAMES if name.startswith("ppl_"))  # `--metrics ppl`
 
 
 @dataclass(frozen=True)
@@ -82,21 +80,6 @@ class Evaluation(Record):
     @field_serializer("published", when_used="json")
     def _to_json(self, published: tuple[Comparison, ...]) -> list[dict[str, Any]]:
         return [_row(comparison) for comparison in published]
-
-
-def parse_metrics(text: str) -> tuple[Metric, ...]:
-    """Parse `fid,ppl` to names of metrics; `ppl` means the four path lengths. Raises ConfigError for an unknown name."""
-    found: list[Metric] = []
-    for name in (part.strip() for part in text.split(",")):
-        if name == "ppl":
-            found += PATH_LENGTHS
-        elif name in METRIC_NAMES:
-            found.append(name)
-        else:
-            raise ConfigError(
-                f"--metrics {text}: no metric is called {name!r}; known are {', '.join(METRIC_NAMES)}, and ppl for all of ppl_*"
-            )
-    return tuple(dict.fromkeys(found))
 
 
 def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
@@ -253,10 +236,8 @@ def _open_source(request: Request, given: Config | None) -> Source:
         root = given.storage.root if given else _given_root(request)
         return open_source(DataConfig(source=request.model, resolution=4, labels="none"), root)
     except ConfigError:
-        what = tried(given, request.model, root=_given_root(request))
-        raise ConfigError(
-            f"{what}, and no images (a folder, an archive or a URL of either); give one of these"
-        ) from None
+        images = ", and no images (a folder, an archive or a URL of either)"
+        raise no_such_model(given, request.model, root=_given_root(request), also=images) from None
 
 
 def _shape(source: Source) -> tuple[int, int]:

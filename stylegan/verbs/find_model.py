@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import glob
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,17 +50,42 @@ def find_model(config: Config | None, model: str, *, root: str | None = None) ->
     """
     found = look_up(config, model, root=root)
     if found is None:
-        raise ConfigError(f"{tried(config, model, root=root)}; give one of these")
+        raise no_such_model(config, model, root=root)
     return found
 
 
-def tried(config: Config | None, model: str, *, root: str | None = None) -> str:
-    """Return the line that says that there is no such model and where it was searched."""
-    hint = "" if config or root else " (--config FILE names another place)"
-    return (
-        f"{model}: no such model: no run in {_runs_folder(config, root)}{hint}, no checkpoint (a folder with generator.safetensors), "
-        "no version (models:/name@alias or models:/name/3)"
+def no_such_model(config: Config | None, model: str, *, root: str | None = None, also: str = "") -> ConfigError:
+    """Return the error for a text that names no model: where it was searched, and the run that was meant.
+
+    Args:
+        config, model, root: as for `find_model`.
+        also: what else the text does not name.
+    """
+    runs = _runs_folder(config, root)
+    meant = _meant_run(runs, model)
+    if meant is not None:
+        return ConfigError(f"{model}: no such run in {runs}; did you mean {meant}?", instead=(model, meant))
+    place = (
+        ""
+        if config or root
+        else ", the default storage.root (--config FILE names another; or give the folder of the run)"
     )
+    return ConfigError(
+        f"{model}: no such model: no run in {runs}{place}, no checkpoint (a folder with generator.safetensors), "
+        f"no version (models:/name@alias or models:/name/3){also}"
+    )
+
+
+def _meant_run(runs: str, model: str) -> str | None:
+    """Return the run that is called so in another root below the working folder, else one that is called much like it."""
+    if "/" in model:
+        return None
+    elsewhere = glob.glob(os.path.join("*", "runs", glob.escape(model), "config.yaml"))
+    if elsewhere:
+        return os.path.dirname(min(elsewhere))
+    with suppress(StepError):
+        return next(iter(difflib.get_close_matches(model, storage.names(runs), n=1, cutoff=0.8)), None)
+    return None
 
 
 def look_up(config: Config | None, model: str, *, root: str | None = None) -> Model | None:

@@ -19,7 +19,6 @@ from stylegan.records import Record
 from stylegan.training.state import load_model
 from stylegan.verbs.find_model import find_model
 
-MAX_SEEDS = 10_000
 MOST_CLASSES, WIDEST = 16, 4096  # columns of classes that are drawn unasked, and their width in pixels, at most
 
 
@@ -43,25 +42,6 @@ class Grid(Record):
     columns: int
     classes: tuple[str, ...]
     num_classes: int
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Parse `0-3,7` to [0, 1, 2, 3, 7]. Raises ConfigError if it is not such a list."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if (
-            not first.isdecimal()
-            or (dash and not last.isdecimal())
-            or max(len(first), len(last)) > 18
-            or (dash and int(last) < int(first))
-        ):
-            raise ConfigError(f"--seeds {text}: must be numbers and rising ranges, such as 0-15 or 1,5,9-12")
-        count = int(last) - int(first) + 1 if dash else 1
-        if len(seeds) + count > MAX_SEEDS:
-            raise ConfigError(f"--seeds {text}: at most {MAX_SEEDS} images in one grid")
-        seeds += range(int(first), int(first) + count)
-    return seeds
 
 
 def sample(

@@ -51,8 +51,36 @@ def test_missing_file(tmp_path):
 
 
 def test_folder_instead_of_a_file(tmp_path):
-    """A folder cannot be read as a config."""
-    assert "cannot be read as text" in mistake(tmp_path)
+    """A folder is no config: the line names those in it, else how a config names images."""
+    assert f"is a folder, and a config is a YAML file; images are named in it: `data: {{source: {tmp_path}" in mistake(
+        tmp_path
+    )
+    for name in ("faces.yaml", "cats.yml"):
+        (tmp_path / name).touch()
+    (tmp_path / ".hidden.yaml").touch()
+    assert mistake(tmp_path).endswith(f"give a config file of it: {tmp_path}/cats.yml, {tmp_path}/faces.yaml")
+    (tmp_path / "cats.yml").unlink()
+    assert mistake(tmp_path).endswith(f"did you mean {tmp_path}/faces.yaml?")
+
+
+def test_a_list_on_the_command_line_needs_no_brackets():
+    """Brackets are patterns for shells. A file has one form, which editors know."""
+
+    def evaluated(override):
+        tree = {"name": "t", "data": {"source": "digits", "resolution": 32}}
+        return build(tree, overrides=[override])
+
+    assert evaluated("evaluation.metrics=fid").evaluation.metrics == ("fid",)
+    assert evaluated("evaluation.metrics=fid, pr").evaluation.metrics == ("fid", "pr")
+    assert evaluated("evaluation.metrics=[fid,pr]").evaluation.metrics == ("fid", "pr")
+    assert evaluated("evaluation.metrics=[]").evaluation.metrics == ()
+    assert evaluated("evaluation.psi=0.7").evaluation.psi == (0.7,)
+    assert evaluated("evaluation.psi=0.5,1").evaluation.psi == (0.5, 1.0)
+    assert evaluated("snapshots.metrics=kid").snapshots.metrics == ("kid",)
+    with pytest.raises(ConfigError, match=r"evaluation.metrics.1='foo': input should be 'fid'"):
+        evaluated("evaluation.metrics=fid,foo")
+    with pytest.raises(ConfigError, match=r"evaluation.metrics=None: must be a list"):
+        evaluated("evaluation.metrics=null")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +335,7 @@ def test_shipped_configs_are_sound(path):
         ("training: {stages: {8: {batch: 4}, '8': {batch: 8}}}", "a resolution is given twice"),
         ("training: {batch: true}", "training.batch.4=True: input should be"),
         ("training: {stages: {true: {batch: 4}}}", "the key true is no name"),
-        ("evaluation: {metrics: fid}", "line 3: evaluation.metrics='fid': must be a list such as [a, b]"),
+        ("evaluation: {metrics: fid}", "line 3: evaluation.metrics='fid': must be a list; write [fid]"),
         ("evaluation: {num_reals: 1.0}", "evaluation.num_reals=1.0"),
         ("evaluation: {num_reals: true}", "evaluation.num_reals=True"),
         ("evaluation: {psi: ['0.5']}", "line 3: evaluation.psi.0='0.5': must be a number; write 0.5"),

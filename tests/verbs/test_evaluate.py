@@ -11,10 +11,8 @@ from flows.cli.main import main
 from stylegan import storage
 from stylegan.cluster.session import connect, ray_session
 from stylegan.config.sections import ModelConfig, RayConfig
-from stylegan.errors import ConfigError
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
-from stylegan.verbs.evaluate import PATH_LENGTHS, parse_metrics
 
 TINY = ModelConfig(latent_size=8, mapping_layers=1, mapping_fmaps=8, fmap_base=64, fmap_max=8)
 FEW = ("evaluation.num_images=100", "evaluation.num_reals=200", "evaluation.bootstrap=4")
@@ -72,16 +70,6 @@ def refused(capsys, arguments, code):
     assert captured.out == ""
     (line,) = [line for line in captured.err.splitlines() if line.startswith("stylegan: ")]
     return line
-
-
-def test_names_of_metrics():
-    assert parse_metrics("kid") == ("kid",)
-    assert parse_metrics("fid, ppl,ppl_wend") == ("fid", *PATH_LENGTHS)
-    for text in ("", "fid,,kid", "FID", "fid_inception"):
-        with pytest.raises(
-            ConfigError, match=r"no metric is called '.*'; known are fid, kid, .*, and ppl for all of ppl_\*"
-        ):
-            parse_metrics(text)
 
 
 def test_weights_without_a_run_are_measured_against_given_data(capsys, checkpoint, asked, root):
