@@ -1,40 +1,84 @@
 """The commands of `stylegan`. Results go to standard output, everything else to standard error.
 
 Exit codes: 0 done (also when the gate says no), 1 a step failed, 2 bad usage or config; those of signals are in
-supervisor.py. Each command imports the heavy libraries that it needs, so that help and mistakes are answered at once.
+supervisor.py. Each command imports the heavy libraries that it needs, after it has read its config, so that help and
+mistakes are answered at once.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, Literal
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
 
-from flows.cli import console, model_commands, registry_commands, run_commands
+import stylegan
+from flows.cli import console, mistakes, model_commands, registry_commands, run_commands
+from flows.cli.arguments import AsJson
 from stylegan.errors import ConfigError, UserError, one_line
 from stylegan.places import explain_full_disk
 
+EXAMPLES = "Examples\n--------\n"  # the heading of the last section of a command's docstring
+
+
+def completion(shell: Literal["bash", "zsh", "fish"], /, *, as_json: AsJson = False) -> None:
+    """Print the script by which a shell completes commands, options and files.
+
+    Parameters
+    ----------
+    shell
+        The shell that reads the script. Put its line of the examples into ~/.bashrc, ~/.zshrc (below `compinit`) or
+        ~/.config/fish/config.fish.
+
+    Examples
+    --------
+    source <(stylegan completion bash)
+    source <(stylegan completion zsh)
+    stylegan completion fish | source
+    """
+    script = app.generate_completion(shell=shell)
+    if shell == "bash":  # its own completion of files knows folders, blanks and what follows key.path=
+        script = script.replace('COMPREPLY=( $(compgen -f -- "${cur}") )', "COMPREPLY=()")
+        script = script.replace("complete -F", "complete -o default -F")
+    elif shell == "zsh":  # the script is meant for a file in $fpath, where compinit does this
+        script += "compdef _cyclopts_stylegan stylegan\n"
+    else:  # the first word is a command and never a file
+        script += "complete -c stylegan -n __fish_use_subcommand -f\n"
+    print(json.dumps({"shell": shell, "script": script}) if as_json else script)
+
+
+# By what people want to do, in the order of the help.
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Plan and run": (run_commands.plan, run_commands.run),
+    "Single steps": (run_commands.shard, run_commands.train, run_commands.evaluate, run_commands.register),
+    "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
+    "Registry": (registry_commands.promote, registry_commands.rollback),
+    "Look around": (run_commands.doctor,),
+    "This command": (completion,),
+}
+
+
+def examples(command: Callable[..., Any]) -> str:
+    """Return the lines of shell in the docstring of a command."""
+    return (inspect.getdoc(command) or "").partition(EXAMPLES)[2].strip()
+
+
 app = App(
     name="stylegan",
-    version=lambda: version("stylegan-pipeline"),
+    version=lambda: stylegan.__version__,
     help="Train, evaluate and register StyleGAN as a workflow. CONFIG is a YAML file such as configs/quickstart.yaml.",
 )
-COMMANDS = (
-    run_commands.plan,
-    run_commands.run,
-    run_commands.shard,
-    run_commands.train,
-    run_commands.evaluate,
-    run_commands.register,
-    model_commands.sample,
-    model_commands.import_weights,
-    model_commands.export,
-    registry_commands.promote,
-    registry_commands.rollback,
-    run_commands.doctor,
-)
-for command in COMMANDS:
-    app.command(command, version_flags=[])
+_examples: dict[str, str] = {}  # the first of each command
+for title, commands in COMMANDS.items():
+    group = Group.create_ordered(title)
+    for position, command in enumerate(commands):
+        _examples[command.__name__.replace("_", "-")] = examples(command).partition("\n")[0]
+        epilogue = f"Examples:\n```\n{examples(command)}\n```"
+        app.command(command, group=group, sort_key=position, version_flags=[], help_epilogue=epilogue)
+app.group_commands = group  # --help and --version, of the last group
+app.help_epilogue = "Each command explains itself: `stylegan plan --help`."
 
 
 def run(arguments: list[str]) -> int:
@@ -45,11 +89,10 @@ def run(arguments: list[str]) -> int:
         with console.logging_to_terminal():
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        chain = " ".join(["stylegan", *(error.command_chain or ())])
-        console.print_error(f"{' '.join(str(error).split())} (see `{chain} --help`)")
+        console.print_error(mistakes.explain(error, arguments, _examples))
         return 2
     except ConfigError as error:
-        console.print_error(str(error))
+        console.print_error(f"{error}{mistakes.meant(error, arguments)}")
         return 2
     except Exception as error:
         full = explain_full_disk(error)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from stylegan.config.file import load
-from stylegan.config.tree import Config
-from stylegan.config.yaml_text import read_argument
 from stylegan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stylegan.config.sections import Metric
+    from stylegan.config.tree import Config
+
+    File = str
+else:
+    File = Path  # so that shells complete it as a file; a command gets the text as it was typed, which may be a URL
+
+MAX_SEEDS = 10_000
 
 
 def _whole(_hint: Any, tokens: Sequence[Token]) -> int:
@@ -31,7 +39,13 @@ def _number(_hint: Any, tokens: Sequence[Token]) -> float:
     return float(value)
 
 
+def _as_typed(_hint: Any, tokens: Sequence[Token]) -> str:
+    return tokens[0].value
+
+
 def _read(tokens: Sequence[Token]) -> Any:
+    from stylegan.config.yaml_text import read_argument
+
     with suppress(ConfigError):
         return read_argument(tokens[0].value, "")
     return None
@@ -41,7 +55,11 @@ def _read(tokens: Sequence[Token]) -> Any:
 Whole = Annotated[int, Parameter(converter=_whole)]
 Number = Annotated[float, Parameter(converter=_number)]
 
-ConfigFile = Annotated[str, Parameter(help="YAML file of the run, such as configs/quickstart.yaml.")]
+# A path or URL, as it was typed.
+AnyFile = Annotated[File, Parameter(converter=_as_typed)]
+ConfigFile = Annotated[
+    File, Parameter(converter=_as_typed, help="YAML file of the run, such as configs/quickstart.yaml.")
+]
 Overrides = Annotated[
     list[str] | None,
     Parameter(name=["--set", "-s"], negative="", help="Override a value of the config: key.path=value. Repeatable."),
@@ -49,15 +67,28 @@ Overrides = Annotated[
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print the record as one JSON line on standard output.")
 ]
-OutputFile = Annotated[str, Parameter(allow_leading_hyphen=True)]  # `-` is standard output
+# `-` is standard output.
+OutputFile = Annotated[File, Parameter(converter=_as_typed, allow_leading_hyphen=True)]
 RegistryConfig = Annotated[
-    str | None, Parameter(name="--config", help="Config that names the MLflow registry; unset is MLFLOW_TRACKING_URI.")
+    File | None,
+    Parameter(
+        converter=_as_typed,
+        name="--config",
+        help="Config that names the MLflow registry and storage.root; unset: MLFLOW_TRACKING_URI and stylegan-data.",
+    ),
 ]
 
 
 def is_config_file(argument: str) -> bool:
     """Return whether an argument that may also name a model is the YAML file of a run."""
     return argument.endswith((".yaml", ".yml")) and not os.path.isdir(argument)
+
+
+def load(config: str, overrides: list[str] | None) -> Config:
+    """Read a config and its overrides. Raises ConfigError of one line."""
+    from stylegan.config import file  # takes half a second, which help and mistakes of usage need not wait for
+
+    return file.load(config, overrides or [])
 
 
 def registry_config(config: str | None, overrides: list[str] | None) -> Config | None:
@@ -68,4 +99,38 @@ def registry_config(config: str | None, overrides: list[str] | None) -> Config |
     """
     if config is None and overrides:
         raise ConfigError("--set needs --config FILE here, the config whose values it changes")
-    return load(config, overrides or []) if config is not None else None
+    return load(config, overrides) if config is not None else None
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse `0-3,7` to [0, 1, 2, 3, 7]. Raises ConfigError if it is not such a list."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if (
+            not first.isdecimal()
+            or (dash and not last.isdecimal())
+            or max(len(first), len(last)) > 18
+            or (dash and int(last) < int(first))
+        ):
+            raise ConfigError(f"--seeds {text}: must be numbers and rising ranges, such as 0-15 or 1,5,9-12")
+        count = int(last) - int(first) + 1 if dash else 1
+        if len(seeds) + count > MAX_SEEDS:
+            raise ConfigError(f"--seeds {text}: at most {MAX_SEEDS} images in one grid")
+        seeds += range(int(first), int(first) + count)
+    return seeds
+
+
+def parse_metrics(text: str) -> tuple[Metric, ...]:
+    """Parse `fid,ppl` to names of metrics; `ppl` means the four path lengths. Raises ConfigError for an unknown name."""
+    from stylegan.config.sections import METRICS
+
+    found: list[Metric] = []
+    for name in (part.strip() for part in text.split(",")):
+        same = [metric for metric in METRICS if metric == name or (name == "ppl" and metric.startswith("ppl_"))]
+        if not same:
+            raise ConfigError(
+                f"--metrics {text}: no metric is called {name!r}; known are {', '.join(METRICS)}, and ppl for all of ppl_*"
+            )
+        found += same
+    return tuple(dict.fromkeys(found))

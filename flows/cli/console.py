@@ -11,25 +11,22 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from flows.cli import reports
 from flows.cli.supervisor import terminal
 from stylegan.commands import shell_command
-from stylegan.config.tree import Config
 from stylegan.errors import printable
-from stylegan.outputs import is_standard_output
 from stylegan.progress import duration
-from stylegan.registry.gate import describe_verdict
-from stylegan.training.schedule import PENALTIES
 from stylegan.uris import redact
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from flows.cli.doctor import Examination
+    from stylegan.config.tree import Config
     from stylegan.pipeline.plan import Plan
     from stylegan.pipeline.steps import Done, Summary
 
@@ -100,9 +97,10 @@ def print_error(message: str) -> None:
 
 def print_plan(plan: Plan, config: Config) -> None:
     """Print the steps of a config's plan as a table on standard output."""
-    table = Table(
-        title=f"{plan.name}: {plan.run_id or 'the run id is known once the data is sharded'}", title_justify="left"
-    )
+    unknown = "the run id is known once the data is sharded"
+    if plan.assumed_images is not None:
+        unknown = f"{plan.assumed_images:,} images assumed; what is done already, and the run id, are not known"
+    table = Table(title=f"{plan.name}: {plan.run_id or unknown}", title_justify="left")
     for heading in ("step", "state", "images", "time", "memory", "why"):
         right = heading in ("images", "time", "memory")
         table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "why")
@@ -119,6 +117,7 @@ def print_plan(plan: Plan, config: Config) -> None:
     Console().print(table)
     if seconds:
         print(f"training: about {duration(sum(seconds))} in all; memory is for one worker")
+        print(f"times are from {', and '.join(plan.speeds)}")
     if plan.missing:
         print(
             f"weights: {', '.join(plan.missing)} not on this machine; a run downloads them first, see `{config.command('doctor')}`"
@@ -136,6 +135,8 @@ def print_result(record: BaseModel, text: str, as_json: bool, *, out: str | None
     Args:
         out: the command's `--out`. If that is standard output, the line goes to standard error.
     """
+    from stylegan.outputs import is_standard_output
+
     with contextlib.redirect_stdout(terminal() if out and is_standard_output(out) else sys.stdout):
         if as_json:
             print_json(record)
@@ -172,6 +173,10 @@ def print_examination(examination: Examination) -> None:
 
 def print_summary(config: Config, summary: Summary) -> None:
     """Print the end of a run: stages, metrics, grid, version, verdict, and the commands that show more."""
+    from flows.cli import reports
+    from stylegan.registry.gate import describe_verdict
+    from stylegan.training.schedule import PENALTIES
+
     console = Console()
     table = Table(title=f"{summary.run_id}: training", title_justify="left")
     penalty = next((key for key in PENALTIES if any(key in point for point in summary.stages)), PENALTIES[0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import stylegan
 from flows.cli import supervisor
 
 
@@ -16,9 +17,12 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: run in this process, without a supervisor; unset are those of the command line, under a supervisor.
     """
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(stylegan.__version__)
+        return 0
     if arguments is None:
         return supervisor.supervise(lambda: main(sys.argv[1:]))
-    from flows.cli import app  # takes seconds
+    from flows.cli import app
 
     supervisor.begin()
     return app.run(arguments)

@@ -6,13 +6,22 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from flows.cli.arguments import AsJson, Number, OutputFile, Overrides, RegistryConfig, Whole, registry_config
+from flows.cli.arguments import (
+    AnyFile,
+    AsJson,
+    Number,
+    OutputFile,
+    Overrides,
+    RegistryConfig,
+    Whole,
+    parse_seeds,
+    registry_config,
+)
 from flows.cli.console import print_result
-from stylegan.retry import storage_settings
 
 
 def sample(
-    model: str,
+    model: AnyFile,
     /,
     *,
     seeds: str = "0-15",
@@ -44,11 +53,16 @@ def sample(
         about as many as rows.
     out
         Picture to write: .png, .jpg or .webp, a path or any fsspec URL such as s3://bucket/grid.png; - is standard output.
+
+    Examples
+    --------
+    stylegan sample quickstart@champion --config configs/quickstart.yaml --seeds 0-15 --psi 0.7 --out grid.png
     """
+    settings = registry_config(config, overrides)
+    numbers = parse_seeds(seeds)
+    from stylegan.retry import storage_settings
     from stylegan.verbs import sample as sampling
 
-    settings = registry_config(config, overrides)
-    numbers = sampling.parse_seeds(seeds)
     with storage_settings(settings.storage if settings else None):
         record = sampling.sample(settings, model, seeds=numbers, psi=psi, labels=label or (), columns=cols, out=out)
     text = f"{record.num_images} images of {record.checkpoint_uri} in {record.path}"
@@ -57,7 +71,7 @@ def sample(
     print_result(record, text, as_json, out=out)
 
 
-def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> None:
+def import_weights(official: AnyFile, /, *, out: AnyFile, as_json: AsJson = False) -> None:
     """Turn an official StyleGAN v1 pickle into a folder that every verb reads like a checkpoint.
 
     Parameters
@@ -66,6 +80,10 @@ def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> No
         Path or URL of the .pkl file.
     out
         Folder to write, new or empty: a path or any fsspec URL.
+
+    Examples
+    --------
+    stylegan import-weights karras2019stylegan-ffhq-1024x1024.pkl --out imported/ffhq
     """
     from stylegan.verbs import exchange
 
@@ -75,7 +93,7 @@ def import_weights(official: str, /, *, out: str, as_json: AsJson = False) -> No
 
 
 def export(
-    model: str,
+    model: AnyFile,
     /,
     *,
     out: OutputFile,
@@ -92,10 +110,15 @@ def export(
     out
         File to write, a path or any fsspec URL: .safetensors, or .onnx (inputs z, labels if conditional, and psi; needs
         the extra `onnx`).
+
+    Examples
+    --------
+    stylegan export quickstart@champion --config configs/quickstart.yaml --out digits.safetensors
     """
+    settings = registry_config(config, overrides)
+    from stylegan.retry import storage_settings
     from stylegan.verbs import exchange
 
-    settings = registry_config(config, overrides)
     with storage_settings(settings.storage if settings else None):
         record = exchange.export(settings, model, out)
     print_result(record, f"{record.checkpoint_uri} in {record.path}, {record.num_bytes:,} bytes", as_json, out=out)

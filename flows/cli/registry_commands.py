@@ -30,25 +30,37 @@ def promote(
         Registered model.
     version
         Its version; unset is the challenger.
+
+    Examples
+    --------
+    stylegan promote faces --config faces.yaml
+    stylegan promote faces --version 3 --config faces.yaml
     """
+    uri = _tracking_uri(config, overrides)
     from stylegan.registry import versions as store
 
-    _print_version(store.promote(_tracking_uri(config, overrides), name, version=version), as_json)
+    _print_version(store.promote(uri, name, version=version), as_json)
 
 
 def rollback(
     name: str, /, *, config: RegistryConfig = None, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
-    """Make the previous champion champion again."""
+    """Make the previous champion champion again.
+
+    Examples
+    --------
+    stylegan rollback faces --config faces.yaml
+    """
+    uri = _tracking_uri(config, overrides)
     from stylegan.registry import versions as store
 
-    _print_version(store.rollback(_tracking_uri(config, overrides), name), as_json)
+    _print_version(store.rollback(uri, name), as_json)
 
 
 def _tracking_uri(config: str | None, overrides: list[str] | None) -> str:
+    settings = registry_config(config, overrides)
     from stylegan.tracking.connection import check_server, resolve_uri
 
-    settings = registry_config(config, overrides)
     uri = resolve_uri(settings) if settings else os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ConfigError("no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from flows.cli import console, reports
-from flows.cli.arguments import AsJson, ConfigFile, Overrides, Whole, is_config_file
+from flows.cli import console
+from flows.cli.arguments import AnyFile, AsJson, ConfigFile, Overrides, Whole, is_config_file, load, parse_metrics
 from flows.cli.console import print_json
-from stylegan.config.file import load
 from stylegan.errors import ConfigError, StepError
 
 
-def plan(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what `run` would do: the steps, cached or not and why, images, time and memory. Touches nothing."""
+def plan(
+    config: ConfigFile, /, *, images: Whole | None = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Say what `run` would do: the steps, cached or not and why, images, time and memory. Touches nothing.
+
+    Parameters
+    ----------
+    images
+        Assume so many images and that nothing is done yet, without looking: for data that cannot be reached from here.
+
+    Examples
+    --------
+    stylegan plan configs/quickstart.yaml
+    stylegan plan faces.yaml --set data.resolution=64
+    stylegan plan configs/ffhq-1024.yaml --images 70000
+    """
+    settings = load(config, overrides)
+    if images is not None and images < 1:
+        raise ConfigError(f"--images {images}: must be at least 1")
     from stylegan.pipeline.plan import make_plan
 
-    settings = load(config, overrides or [])
-    found = make_plan(settings)
+    found = make_plan(settings, images=images)
     if as_json:
         print_json(found)
     else:
@@ -27,8 +39,14 @@ def plan(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson 
 
 
 def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Run the whole DAG: shard, train every stage, evaluate, register, gate. The same command again goes on where it stopped."""
-    settings = load(config, overrides or [])
+    """Run the whole DAG: shard, train every stage, evaluate, register, gate. The same command again goes on where it stopped.
+
+    Examples
+    --------
+    stylegan run configs/quickstart.yaml
+    stylegan run faces.yaml --set data.source=/data/faces --set ray.workers=2
+    """
+    settings = load(config, overrides)
     _quiet_prefect()
     from flows.prefect_server import api
 
@@ -42,7 +60,7 @@ def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson =
         console.print_summary(settings, summary)
 
 
-def shard(config: str, /, *, verify: bool = False, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def shard(config: AnyFile, /, *, verify: bool = False, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run the first step alone: write images as WebDataset shards, or verify finished ones.
 
     Parameters
@@ -51,13 +69,19 @@ def shard(config: str, /, *, verify: bool = False, overrides: Overrides = None, 
         YAML file of the run; with --verify also the URI of a set.
     verify
         Write nothing: read every byte of a finished set again and name what is damaged.
+
+    Examples
+    --------
+    stylegan shard configs/quickstart.yaml
+    stylegan shard configs/quickstart.yaml --verify
     """
+    settings = None if verify else load(config, overrides)
     from flows.cli import datasets
 
-    if verify:
+    if settings is None:
         datasets.verify_shards(config, overrides or [], as_json=as_json)
         return
-    done = datasets.make_shards(load(config, overrides or []))
+    done = datasets.make_shards(settings)
     if as_json:
         print_json(done.record)
     else:
@@ -73,28 +97,29 @@ def train(
     ----------
     until
         Stop after the stage of this resolution.
-    """
-    from stylegan.pipeline.steps import Pipeline
 
-    settings = load(config, overrides or [])
+    Examples
+    --------
+    stylegan train configs/quickstart.yaml --until 8
+    """
+    settings = load(config, overrides)
     if until is not None and until not in settings.resolutions:
         raise ConfigError(f"--until {until}: no such stage; the stages are {', '.join(map(str, settings.resolutions))}")
+    from stylegan.pipeline.steps import Pipeline
+
     with Pipeline(settings) as pipeline:
         done = pipeline.train_until(settings.data.resolution if until is None else until)
     console.print_done(done, as_json)
 
 
 def evaluate(
-    model: str,
+    model: AnyFile,
     /,
     *,
     metrics: str | None = None,
-    config: Annotated[
-        str | None,
-        Parameter(help="Config that says what to compare a MODEL with, and how; unset: that of its own run."),
-    ] = None,
-    data: str | None = None,
-    out: str | None = None,
+    config: AnyFile | None = None,
+    data: AnyFile | None = None,
+    out: AnyFile | None = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -107,19 +132,28 @@ def evaluate(
         or a YAML file.
     metrics
         Names of metrics, such as fid,ppl; unset are those of the config. ppl is all four ppl_*.
+    config
+        Config that says what to compare a MODEL with, and how; unset: that of its own run.
     data
         Images to compare with instead: a folder, .zip or URL, or `digits`.
     out
         Folder for a copy of the report, its page and its figures: a path or any fsspec URL.
+
+    Examples
+    --------
+    stylegan evaluate configs/quickstart.yaml
+    stylegan evaluate faces@champion --config faces.yaml --metrics fid,pr
+    stylegan evaluate /data/drawn --data /data/faces
     """
     if is_config_file(model):
         _evaluate_run(
             model, {"--metrics": metrics, "--config": config, "--data": data, "--out": out}, overrides, as_json
         )
         return
-    from stylegan.verbs.evaluate import Request, evaluate_model, parse_metrics
-
     names = parse_metrics(metrics) if metrics is not None else None
+    from flows.cli import reports
+    from stylegan.verbs.evaluate import Request, evaluate_model
+
     found = evaluate_model(Request(model, names, config, data, tuple(overrides or ())), out)
     if as_json:
         print_json(found)
@@ -133,9 +167,11 @@ def _evaluate_run(config: str, others: dict[str, str | None], overrides: list[st
         raise ConfigError(
             f"{given[0]}: is for a MODEL; {config} says it itself: use --set, such as --set evaluation.metrics=[fid]"
         )
+    settings = load(config, overrides)
+    from flows.cli import reports
     from stylegan.pipeline.steps import Pipeline
 
-    with Pipeline(load(config, overrides or [])) as pipeline:
+    with Pipeline(settings) as pipeline:
         done, published, page = pipeline.evaluate_trained()
     if as_json:
         print_json(done.record)
@@ -149,19 +185,31 @@ def _evaluate_run(config: str, others: dict[str, str | None], overrides: list[st
 
 
 def register(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Register the evaluated model as challenger; the gate is left to `run`."""
+    """Register the evaluated model as challenger; the gate is left to `run`.
+
+    Examples
+    --------
+    stylegan register configs/quickstart.yaml
+    """
+    settings = load(config, overrides)
     from stylegan.pipeline.steps import Pipeline
 
-    with Pipeline(load(config, overrides or [])) as pipeline:
+    with Pipeline(settings) as pipeline:
         done = pipeline.register_evaluated()
     console.print_done(done, as_json)
 
 
 def doctor(config: ConfigFile | None = None, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check storage, Ray, MLflow, Prefect and the metrics' weights: what works, and what to do about the rest."""
+    """Check storage, Ray, MLflow, Prefect and the metrics' weights: what works, and what to do about the rest.
+
+    Examples
+    --------
+    stylegan doctor
+    stylegan doctor configs/quickstart.yaml
+    """
+    settings = load(config, overrides) if config is not None else None
     from flows.cli.doctor import examine
 
-    settings = load(config, overrides or []) if config is not None else None
     examination = examine(settings)
     if as_json:
         print_json(examination)

@@ -8,6 +8,8 @@ import sys
 import pytest
 from command_line import fail
 
+import stylegan
+
 
 @pytest.mark.parametrize("verb", ["plan", "run", "shard", "train", "evaluate", "register"])
 def test_missing_config_is_bad_usage_for_every_verb(capsys, verb):
@@ -82,3 +84,77 @@ def test_json_on_a_terminal_still_goes_to_standard_output(tmp_path, write, draw_
     assert "shard" in os.read(master, 65536).decode()
     os.close(master)
     assert json.loads((tmp_path / "out").read_text())["num_images"] == 8
+
+
+WATCHED = """
+import contextlib, io, json, sys
+from flows.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = main(arguments)
+    print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+# What a command needs for its work takes seconds to import. A mistake must not wait for it.
+HEAVY = {
+    "torch",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "pandas",
+    "pyarrow",
+    "PIL",
+    "fsspec",
+    "jinja2",
+    "ray",
+    "mlflow",
+    "prefect",
+}
+PARSER, CONFIG = {"cyclopts", "rich"}, {"pydantic", "ruamel"}
+
+
+def test_help_and_mistakes_do_not_wait_for_heavy_libraries(tmp_path):
+    """Each answer may have imported what the answers before it had, and no more."""
+    config = tmp_path / "c.yaml"
+    config.write_text("name: t\ndata: {source: digits, resolution: 8}\n")
+    wrong = str(tmp_path / "wrong.yaml")
+    (tmp_path / "wrong.yaml").write_text("name: t\ndata: {source: digits, resolution: 8, crob: wide}\n")
+    verbs = ("plan", "run", "shard", "train", "evaluate", "register", "doctor")
+    answers = {
+        (("--version",),): (0, HEAVY | PARSER | CONFIG),
+        (("--help",), ("plan", "--help"), ("sample", "--help")): (0, HEAVY | CONFIG),
+        (("trian", str(config)), ("plan",), ("sample", "x", "--seeds", "x"), ("promote", "x", "-s", "a=1")): (
+            2,
+            HEAVY | CONFIG,
+        ),
+        (
+            *((verb, str(config), "--set", "training.btach=4") for verb in verbs),
+            *((verb, wrong) for verb in verbs),
+            *((verb, "nowhere.yaml") for verb in verbs),
+            *(
+                (verb, "x", "--config", wrong)
+                for verb in ("sample", "export", "promote", "rollback")
+                if verb != "export"
+            ),
+            ("export", "x", "--out", "x.onnx", "--config", wrong),
+            ("train", str(config), "--until", "9"),
+            ("plan", str(config), "data.resolution", "32"),
+            ("run", str(config), "--seed", "3"),
+            ("evaluate", "x", "--metrics", "fit"),
+        ): (2, HEAVY),
+    }
+    lines = [list(arguments) for group in answers for arguments in group]
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, json.dumps(lines)], capture_output=True, text=True, check=True, timeout=120
+    )
+    wanted = [(arguments, *answer) for group, answer in answers.items() for arguments in group]
+    for (arguments, code, unwanted), line in zip(wanted, done.stdout.splitlines(), strict=True):
+        found, modules = json.loads(line)
+        assert found == code, arguments
+        assert not unwanted & set(modules), arguments
+
+
+def test_the_version_is_printed_by_the_command_itself():
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli.main", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == (f"{stylegan.__version__}\n", "")

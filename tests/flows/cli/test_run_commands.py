@@ -71,3 +71,16 @@ def test_plan_touches_nothing(capsys, write, tmp_path):
     assert [step["state"] for step in plan["steps"]] == ["run"] * 5
     assert plan["run_id"] is None
     assert not (tmp_path / "root").exists()
+
+
+def test_a_plan_of_assumed_images_says_so(capsys, write, tmp_path):
+    config = write(tmp_path / "of another machine")
+    assert "--images N` plans for N images" in fail(capsys, 2, "plan", config)
+    assert main(["plan", config, "--images", "5000"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "5,000 images assumed; what is done already, and the run id, are not known" in shown
+    assert "times are from the speed of this machine's cores" in shown
+    assert main(["plan", config, "--images", "5000", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["assumed_images"], plan["steps"][0]["images"]) == (5000, 5000)
+    assert "--images 0: must be at least 1" in fail(capsys, 2, "plan", config, "--images", "0")
