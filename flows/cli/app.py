@@ -68,6 +68,7 @@ def examples(command: Callable[..., Any]) -> str:
 app = App(
     name="stylegan",
     version=lambda: stylegan.__version__,
+    help_format="plaintext",
     help="Train, evaluate and register StyleGAN as a workflow. CONFIG is a YAML file such as configs/quickstart.yaml.",
 )
 _examples: dict[str, str] = {}  # the first of each command
@@ -75,7 +76,7 @@ for title, commands in COMMANDS.items():
     group = Group.create_ordered(title)
     for position, command in enumerate(commands):
         _examples[command.__name__.replace("_", "-")] = examples(command).partition("\n")[0]
-        epilogue = f"Examples:\n```\n{examples(command)}\n```"
+        epilogue = "\n  ".join(["Examples:", *examples(command).splitlines()])
         app.command(command, group=group, sort_key=position, version_flags=[], help_epilogue=epilogue)
 app.group_commands = group  # --help and --version, of the last group
 app.help_epilogue = "Each command explains itself: `stylegan plan --help`."

@@ -56,7 +56,8 @@ def sample(
 
     Examples
     --------
-    stylegan sample quickstart@champion --config configs/quickstart.yaml --seeds 0-15 --psi 0.7 --out grid.png
+    stylegan sample quickstart@champion --config configs/quickstart.yaml
+    stylegan sample imported/ffhq --seeds 0-15,77 --psi 0.7 --out grid.png
     """
     settings = registry_config(config, overrides)
     numbers = parse_seeds(seeds)

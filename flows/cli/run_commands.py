@@ -165,7 +165,7 @@ def _evaluate_run(config: str, others: dict[str, str | None], overrides: list[st
     given = [name for name, value in others.items() if value is not None]
     if given:
         raise ConfigError(
-            f"{given[0]}: is for a MODEL; {config} says it itself: use --set, such as --set evaluation.metrics=[fid]"
+            f"{given[0]}: is for a MODEL; {config} says it itself: use --set, such as --set evaluation.metrics=fid"
         )
     settings = load(config, overrides)
     from flows.cli import reports
