@@ -78,7 +78,7 @@ def _state(done: Done[Any]) -> Any:
 @task(name="shard", task_run_name="shard", **OPTIONS)
 def shard(pipeline: Pipeline) -> ShardSet:
     """Write images as WebDataset shards; card, rejects and a sheet of images become artifacts."""
-    done = pipeline.shard(then=stages(pipeline.config))
+    done = pipeline.shard(then=stages(pipeline.config), to_end=True)
     publish_shards(done.record)
     return _state(done)
 

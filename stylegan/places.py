@@ -53,6 +53,15 @@ def may(path: str | Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
+def shown_bytes(num_bytes: float) -> str:
+    """Return a number of bytes as people write it: `2.4 MiB`, `61 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if num_bytes >= 10 or unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
 def explain_full_disk(error: BaseException) -> str | None:
     """Return the line about a full disk behind a failure, or None if no disk is full.
 

@@ -25,11 +25,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import lru_cache, wraps
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Generic, ParamSpec, TypeVar, cast
+from typing import IO, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 import fsspec
 from fsspec.dircache import DirCache
@@ -469,6 +470,51 @@ def names(uri: str) -> list[str]:
         return []
     last_parts = [name(entry) for entry in entries]
     return sorted(part for part in last_parts if part and not part.endswith(PARTIAL))
+
+
+class FileFacts(NamedTuple):
+    """Size of a file in bytes, and the time of its last change in seconds since 1970; 0 if the store has none."""
+
+    num_bytes: int
+    changed: float
+
+
+@_guarded("list")
+def files(uri: str) -> dict[str, FileFacts]:
+    """Return all files below a folder by their paths relative to it; empty if there is no such folder.
+
+    An object store is asked for one listing, not for each file.
+    """
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        return dict(_local_files(path))
+    found = cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
+    return {
+        posixpath.relpath(place, path): FileFacts(int(facts.get("size") or 0), _changed(facts))
+        for place, facts in found.items()
+    }
+
+
+def _local_files(folder: str) -> Iterator[tuple[str, FileFacts]]:
+    """Yield the files below a local folder; links are not followed."""
+    for above, _, names in os.walk(folder):
+        for name in names:
+            place = os.path.join(above, name)
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                facts = os.lstat(place)
+                yield os.path.relpath(place, folder), FileFacts(facts.st_size, facts.st_mtime)
+
+
+def _changed(facts: dict[str, Any]) -> float:
+    """Return the time in the entry of a listing, for which every store has another name."""
+    for key in ("LastModified", "last_modified", "updated", "mtime"):
+        value = facts.get(key)
+        with suppress(ValueError, TypeError):
+            if isinstance(value, str):
+                value = datetime.fromisoformat(value)
+            if value is not None:
+                return value.timestamp() if isinstance(value, datetime) else float(value)
+    return 0.0
 
 
 @_guarded("delete")

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def test_bytes_and_json_come_back(root):
     assert storage.read_json(f"{root}/a/c.json", dict[str, Any], cure="-") == {"x": [1, 2.5, None, "é"]}
     with storage.open_read(f"{root}/a/b.bin") as file:
         assert file.read(2) == b"tw"
+
+
+def test_one_listing_has_the_sizes_and_times_of_all_files(root, tmp_path):
+    assert storage.files(f"{root}/a") == {}
+    before = time.time()
+    storage.write_bytes(f"{root}/a/2.bin", b"12")
+    storage.write_bytes(f"{root}/a/1/deep.bin", b"x")
+    storage.write_bytes(f"{root}/b.bin", b"elsewhere")
+    found = storage.files(f"{root}/a")
+    assert {name: facts.num_bytes for name, facts in found.items()} == {"2.bin": 2, "1/deep.bin": 1}
+    if "://" not in root or root.startswith(("s3", "gs")):
+        assert all(abs(facts.changed - before) < 3600 for facts in found.values())
 
 
 def test_looking_up_listing_and_deleting(root, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cyclopts import App, CycloptsError, Group
 
 import stylegan
-from flows.cli import console, mistakes, model_commands, registry_commands, run_commands
+from flows.cli import console, listing, mistakes, model_commands, registry_commands, run_commands
 from flows.cli.arguments import AsJson
 from stylegan.errors import ConfigError, UserError, one_line
 from stylegan.places import explain_full_disk
@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Single steps": (run_commands.shard, run_commands.train, run_commands.evaluate, run_commands.register),
     "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
     "Registry": (registry_commands.promote, registry_commands.rollback),
-    "Look around": (run_commands.doctor,),
+    "Look around": (listing.ls, run_commands.doctor),
     "This command": (completion,),
 }
 

@@ -7,14 +7,16 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
+from rich.table import Column, Table
 
 from flows.cli.supervisor import terminal
 from stylegan.commands import shell_command
@@ -30,46 +32,101 @@ if TYPE_CHECKING:
     from stylegan.pipeline.plan import Plan
     from stylegan.pipeline.steps import Done, Summary
 
+WHOLE = "whole run"  # the bar of the whole run
+LEAST_BAR = 12  # columns for a bar, and for what is between it and the words
+
+
+class _Bars(Progress):
+    """Bars of which that of the whole run is always the last one."""
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        """Return the table that is drawn."""
+        return super().make_tasks_table(sorted(tasks, key=lambda task: task.description == WHOLE))
+
 
 class Handler(logging.Handler):
-    """Prints the library's log; on a terminal it draws progress as bars instead of lines."""
+    """Prints the library's log; on a terminal it draws progress as bars instead of lines.
+
+    There is a bar for each piece of work under way, and one for the whole run below them. What is done becomes a line.
+    """
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
         self.console = console
         self.bars: Progress | None = None  # only while there is work: results are printed to a terminal without bars
         self.tasks: dict[str, TaskID] = {}
+        self.texts: dict[str, str] = {}  # beside the bars, in full
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        progress = getattr(record, "progress", None)
-        if progress and self.console.is_terminal:
-            self._draw(*progress)
+        if self.console.is_terminal and (hasattr(record, "progress") or hasattr(record, "whole")):
+            self._draw(getattr(record, "progress", None), getattr(record, "whole", None))
         else:
             style = "yellow" if record.levelno >= logging.WARNING else ""
-            self.console.print(
-                printable(record.getMessage()), style=style, highlight=False, markup=False, soft_wrap=True
-            )
+            self._print(printable(record.getMessage()), style)
 
-    def _draw(self, name: str, done: float, total: float, text: str) -> None:
-        if self.bars is None:
-            columns = (TextColumn("{task.description:<14}"), BarColumn(), TextColumn("{task.fields[text]}"))
-            self.bars = Progress(*columns, console=self.console, redirect_stdout=False, redirect_stderr=False)
-            self.bars.start()
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=total, text="")
-        self.bars.update(self.tasks[name], completed=done, total=total, text=text)
-        if self.bars.finished:
+    def _print(self, text: str, style: str = "") -> None:
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def _draw(self, progress: tuple[str, float, float, str] | None, whole: tuple[float, str] | None) -> None:
+        """Draw the bars of a record: of a piece of work (its name, done, total, text), and of the whole run."""
+        if progress:
+            name, done, total, text = progress
+            if done < total:
+                self._move(name, done, total, text)
+            elif name in self.tasks or whole:  # work that was over at once has shown nothing
+                self._remove(name)
+                self._print(f"{name}: {text}")
+        if whole:
+            share, text = whole
+            self._move(WHOLE, share, 1.0, text)
+        elif not progress:
+            self._remove(WHOLE)
+        if not self.tasks:
             self._stop()
+
+    def _move(self, name: str, done: float, total: float, text: str) -> None:
+        if self.bars is None:
+            columns = (
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None, table_column=Column(ratio=1)),
+                TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
+            )
+            self.bars = _Bars(
+                *columns,
+                console=self.console,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                transient=True,
+                expand=True,
+            )
+            self.bars.start()
+        self.texts[name] = text
+        # What does not fit beside a bar is left out, from the end on.
+        room = self.console.width - max(map(len, self.texts)) - LEAST_BAR
+        while len(text) > room and ", " in text:
+            text = text.rpartition(", ")[0]
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=total, text=text)
+        self.bars.update(self.tasks[name], completed=done, total=total, text=text)
+
+    def _remove(self, name: str) -> None:
+        if self.bars and name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(name))
+            del self.texts[name]
 
     def _stop(self) -> None:
         if self.bars:
             self.bars.stop()
-        self.bars, self.tasks = None, {}
+        self.bars, self.tasks, self.texts = None, {}, {}
 
     def close(self) -> None:
-        """Stop drawing and leave the bars as they are."""
+        """Stop drawing; work that is not done becomes a line, too."""
+        texts = self.texts
         self._stop()
+        for name, text in texts.items():
+            if name != WHOLE:
+                self._print(f"{name}: {text}")
         super().close()
 
 
@@ -166,9 +223,20 @@ def print_record(record: BaseModel, cached: bool) -> None:
 
 
 def print_examination(examination: Examination) -> None:
-    """Print what works and what does not, a line each."""
-    for finding in examination.findings:
-        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<8} {finding.detail}")
+    """Print the facts of the machine, and what works and what does not, a line each; on a terminal lines are wrapped."""
+    lines = [f"{fact.name:<23} {fact.detail}" for fact in examination.machine]
+    lines += ["", *(f"{'ok  ' if one.ok else 'FAIL'}  {one.name:<8} {one.detail}" for one in examination.findings)]
+    width, indent = shutil.get_terminal_size().columns, {True: " " * 24, False: " " * 15}
+    for position, line in enumerate(lines):
+        if sys.stdout.isatty():
+            line = textwrap.fill(
+                line,
+                width,
+                subsequent_indent=indent[position < len(examination.machine)],
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        print(line)
 
 
 def print_summary(config: Config, summary: Summary) -> None:

@@ -1,27 +1,52 @@
-"""`stylegan doctor`: try every engine that a run needs; say what works, and what to do about the rest."""
+"""`stylegan doctor`: the facts of this machine, and a try of every engine that a run needs: what works, what to do.
+
+What it prints belongs into a report of a bug: secrets are redacted.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
 
 from stylegan import storage
 from stylegan.cluster.resources import check_resources, describe_cluster
 from stylegan.cluster.session import check_address, connect, ray_session
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
+from stylegan.data.cache import cache_root
 from stylegan.errors import StepError, UserError
 from stylegan.evaluation.features import public_weights as weights
 from stylegan.pipeline.preflight import try_writing
+from stylegan.places import nearest, shown_bytes
 from stylegan.records import Record
 from stylegan.retry import storage_settings
-from stylegan.tracking.connection import check_server, resolve_uri
+from stylegan.tracking.connection import check_server, resolve_uri, sqlite_file
 from stylegan.tracking.open_run import check_experiment
 from stylegan.uris import redact
 
 # Returns what works, in words; raises UserError with what does not.
 Check = Callable[[Config | None], str]
+
+
+PACKAGES = ("torch", "ray", "prefect", "mlflow", "webdataset", "s3fs", "numpy")
+
+
+class Fact(Record):
+    """A fact of this machine."""
+
+    name: str
+    detail: str
 
 
 class Finding(Record):
@@ -33,8 +58,9 @@ class Finding(Record):
 
 
 class Examination(Record):
-    """The results of all checks; `ok` if everything works."""
+    """The facts of this machine and the results of all checks; `ok` if everything works."""
 
+    machine: tuple[Fact, ...] = ()
     findings: tuple[Finding, ...]
 
     @property
@@ -56,7 +82,125 @@ def examine(config: Config | None) -> Examination:
         ("ray", _ray),
     ]
     with storage_settings(settings.model_copy(update={"patience_s": 5.0})):  # a store that is away is not waited for
-        return Examination(findings=tuple(_try(name, check, config) for name, check in checks))
+        findings = tuple(_try(name, check, config) for name, check in checks)
+    return Examination(machine=tuple(machine_facts(config)), findings=findings)
+
+
+# --- the machine ---
+
+
+def machine_facts(config: Config | None) -> list[Fact]:
+    """Return versions, devices, and the disks that a run of this config writes to (without one: that of the defaults)."""
+    facts = [
+        ("stylegan", f"{_version('stylegan-pipeline')} in {Path(__file__).parents[2]}"),
+        ("config", _config(config)),
+        ("python", f"{platform.python_version()} at {sys.executable}"),
+        ("system", f"{_system()}, {platform.machine()}"),
+        ("packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)),
+        ("cpu", _cpu()),
+        ("memory", _memory()),
+        *_gpus(),
+        *((f"disk of {name}", _disk(folder)) for name, folder in _folders(config)),
+    ]
+    return [Fact(name=name, detail=redact(detail)) for name, detail in facts]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "is not installed"
+
+
+def _config(config: Config | None) -> str:
+    if config is None:
+        return "none given: the defaults"
+    return f"{' '.join(config._arguments)}: name {config.name}, storage.root {config.storage.root}"
+
+
+def _system() -> str:
+    with suppress(OSError, KeyError):
+        return f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {platform.system()} {platform.release()}"
+    return platform.platform()
+
+
+def _first_line(path: str, pattern: str) -> str | None:
+    """Return the first group of a pattern in a file of the kernel, None where there is none."""
+    with suppress(OSError):
+        found = re.search(pattern, Path(path).read_text(errors="replace"), re.MULTILINE)
+        return found[1].strip() if found else None
+    return None
+
+
+def _cpu() -> str:
+    model = _first_line("/proc/cpuinfo", r"^model name\s*:(.*)$") or platform.processor() or platform.machine()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _first_line("/sys/fs/cgroup/cpu.max", r"^(\d+ \d+)$")
+    limit = ""
+    if quota:
+        share, period = map(int, quota.split())
+        limit = f", limited to {share / period:g}"
+    return f"{model}, {usable} of {os.cpu_count()} cores{limit}"
+
+
+def _memory() -> str:
+    memory = psutil.virtual_memory()
+    limit = _first_line("/sys/fs/cgroup/memory.max", r"^(\d+)$")
+    limited = f", limited to {shown_bytes(int(limit))}" if limit and int(limit) < memory.total else ""
+    shared = Path("/dev/shm")  # Ray keeps its objects there
+    shm = f", {shown_bytes(shutil.disk_usage(shared).free)} free in {shared}" if shared.is_dir() else ""
+    return f"{shown_bytes(memory.total)}, {shown_bytes(memory.available)} available{limited}{shm}"
+
+
+def _gpus() -> list[tuple[str, str]]:
+    """Return a fact for CUDA and one for each GPU; a driver that this torch cannot use is named."""
+    import torch
+
+    driver = _first_line("/proc/driver/nvidia/version", r"Kernel Module\s.*?(\d+\.[\d.]+)")
+    if not torch.cuda.is_available():
+        if driver is None:
+            return [("gpu", "none")]
+        return [
+            (
+                "gpu",
+                f"driver {driver} is here, but torch {torch.__version__} cannot use it (CUDA: {torch.version.cuda})",
+            )
+        ]
+    cudnn = torch.backends.cudnn.version() or 0
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "is missing"
+    parts = [f"CUDA {torch.version.cuda}", f"cuDNN {cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}", f"NCCL {nccl}"]
+    found = [("cuda", ", ".join([*parts, f"driver {driver or 'unknown'}"]))]
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        capability = f"compute {facts.major}.{facts.minor}"
+        found.append((f"gpu {number}", f"{facts.name}, {shown_bytes(facts.total_memory)}, {capability}"))
+    return found
+
+
+def _folders(config: Config | None) -> list[tuple[str, str]]:
+    """Return the folders of this machine that a run writes to, by the setting that names each."""
+    root = config.storage.root if config else StorageConfig().root
+    database = sqlite_file(resolve_uri(config)) if config else None
+    folders = [
+        ("storage.root", storage.absolute(root) if storage.is_local(root) else ""),
+        ("tracking.uri", str(database.parent) if database else ""),
+        ("STYLEGAN_CACHE", str(cache_root())),
+        ("PREFECT_HOME", os.environ.get("PREFECT_HOME") or "~/.prefect"),
+        ("RAY_TMPDIR", os.environ.get("RAY_TMPDIR") or "/tmp/ray"),
+        ("TMPDIR", tempfile.gettempdir()),
+    ]
+    return [(name, os.path.expanduser(folder)) for name, folder in folders if folder]
+
+
+def _disk(folder: str) -> str:
+    try:
+        usage = shutil.disk_usage(nearest(folder))
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    return f"{folder}: {shown_bytes(usage.free)} free of {shown_bytes(usage.total)}"
+
+
+# --- the checks ---
 
 
 def weight_checks(config: Config) -> list[tuple[str, Check]]:
@@ -78,7 +222,7 @@ def _storage(config: Config | None) -> str:
     if not storage.is_local(root):
         return f"{root} can be written and read"
     folder = root if existed else "."
-    return f"{root} can be written and read, {shutil.disk_usage(folder).free / 2**30:.1f} GiB free"
+    return f"{root} can be written and read, {shown_bytes(shutil.disk_usage(folder).free)} free"
 
 
 def _data(config: Config | None) -> str:
@@ -148,4 +292,6 @@ def _ray(config: Config | None) -> str:
         else:
             check_address(config.ray)
             check_resources(config, stages(config))
-        return f"{describe_cluster()}; every stage fits" if config else describe_cluster()
+        address = config.ray.address if config else None
+        where = f"the cluster at {address}" if address else "a Ray of its own on this machine"
+        return f"{where}, {describe_cluster()}{'; every stage fits' if config else ''}"

@@ -64,7 +64,7 @@ def _on_ray(config: Config, function: Callable[[T], R], items: Iterable[T]) -> I
 def shard_in_parallel(source: Source, config: Config) -> ShardSet:
     """Write the shards of a listing below `storage.root` with the map of `cpu_map`. Raises as `write_shards`."""
     num_images = len(source.images)
-    progress = Progress("shard", num_images)
+    progress = Progress("shard", num_images, step=(0, 0))
     progress.update(0)  # the rate counts from here
     with storage_settings(config.storage):
         return write_shards(

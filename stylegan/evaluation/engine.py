@@ -272,7 +272,7 @@ class _Evaluation:
         # The chunks of all passes; a pass is as long as its most wanted product.
         wants = self._wants()
         totals = {source: max(products.values()) for source, products in wants.items()}
-        progress = {source: Progress(f"evaluate: {source.name}", total) for source, total in totals.items()}
+        progress = _progress(totals)
         chunks = [
             SampleChunk(self.subject, source, tuple(sorted(wants[source].items())), index)
             for source, total in totals.items()
@@ -365,6 +365,16 @@ class _Evaluation:
             if {"best", "worst"} & set(names) and isinstance(meter, ManifoldMeter):
                 figures |= draw_extremes(self.subject, meter.realism(self.references), out_uri, self.pmap)
         return figures
+
+
+def _progress(totals: dict[Pass, int]) -> dict[Pass, Progress]:
+    """Return the progress of each pass, which knows how many images are in the passes before and after it."""
+    progress, before, everything = dict[Pass, Progress](), 0, sum(totals.values())
+    for number, (source, total) in enumerate(totals.items(), start=1):
+        part, step = (number, len(totals)), (before, everything - before - total)
+        progress[source] = Progress(f"evaluate: {source.name}", total, part=part, step=step)
+        before += total
+    return progress
 
 
 def _share(meter: Meter, chunk: SampleChunk, products: Products) -> Products:

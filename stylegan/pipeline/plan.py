@@ -95,7 +95,7 @@ def _make_plan(config: Config) -> Plan:
         ready = steps[-1].state != "run"
     report = run.find_report()  # valid even if a stage has to be trained again
     steps.append(_plan_evaluate(config, report, ready))
-    steps += _plan_registry(run, report)
+    steps += plan_registry(run, report)
     missing = () if report else _missing_weights(config)
     return Plan(name=config.name, run_id=run.run_id, steps=tuple(steps), missing=missing, speeds=tuple(speeds))
 
@@ -181,17 +181,17 @@ def _plan_evaluate(config: Config, report: Report | None, ready: bool) -> Planne
     if report:
         return PlannedStep(name="evaluate", state="cached", reason=f"report under protocol {report.protocol}")
     reason = "not evaluated with these settings yet" if ready else "waits for training"
-    return PlannedStep(name="evaluate", state="run", reason=reason, images=_count_generated(config.evaluation))
+    return PlannedStep(name="evaluate", state="run", reason=reason, images=count_generated(config.evaluation))
 
 
-def _count_generated(evaluation: EvaluationConfig) -> int:
+def count_generated(evaluation: EvaluationConfig) -> int:
     """Count the images that an evaluation generates: one pass for most metrics, further passes for the others."""
     facts = [METRICS[metric] for metric in set(evaluation.metrics)]
     shared = max((fact.shared_images(evaluation) for fact in facts), default=0)
     return shared + sum(fact.own_images(evaluation) for fact in facts)
 
 
-def _plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
+def plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
     """Plan registration and gate."""
     version = find_version(run.config, run.keys.registration) if report else None
     if version:

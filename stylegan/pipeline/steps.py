@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -26,7 +25,7 @@ from stylegan.data.dataset_card import read_card
 from stylegan.data.sharding.write_shards import complete_set, find_shards, shard_key
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
-from stylegan.errors import StepError, UnavailableError, decoration
+from stylegan.errors import StepError, UnavailableError, UserError, decoration
 from stylegan.evaluation.engine import evaluate, redraw
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
@@ -34,9 +33,10 @@ from stylegan.evaluation.page.write_page import compare_published, missing_figur
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
+from stylegan.pipeline.course import course_steps
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.run import Run, find_run
-from stylegan.progress import Progress
+from stylegan.progress import Course, Progress, course
 from stylegan.records import Record
 from stylegan.registry import versions
 from stylegan.registry.gate import Verdict, comparable, judge, lacks_interval
@@ -45,11 +45,12 @@ from stylegan.retry import storage_settings
 from stylegan.tracking.open_run import open_run
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
-from stylegan.training.curves import STATS, Row, read_rows
+from stylegan.training.cost import runs_here
+from stylegan.training.curves import SPEED, STATS, Row, mean_speed, read_rows
 from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import Checkpoint
+from stylegan.training.state import Checkpoint, newest_checkpoint
 
 logger = logging.getLogger("stylegan")
 R = TypeVar("R", bound=BaseModel | None)
@@ -70,7 +71,7 @@ class Summary(Record):
     mlflow_run_id: str
     shards: ShardSet
     checkpoints: tuple[Checkpoint, ...]
-    stages: tuple[dict[str, float], ...]  # the last point of each stage's curves
+    stages: tuple[dict[str, float], ...]  # the last point of each stage's curves, with the speed of the whole stage
     report: Report
     version: ModelVersion
     verdict: Verdict
@@ -102,6 +103,7 @@ class Pipeline:
         self._stack = ExitStack()
         self._run: Run | None = None
         self._tracked: TrackedRun | None = None
+        self._course = Course()
 
     def __enter__(self) -> Pipeline:
         """Check what can be checked before any work.
@@ -115,11 +117,14 @@ class Pipeline:
             use_places(self.config)
             stack.enter_context(ray_session())
             self._stack = stack.pop_all()
+        course.set(self._course)  # here, so that every step and every thread of it has it in its context
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._course.end()
+        course.set(None)
         with self._stack:
             if self._tracked is None:
                 return
@@ -148,11 +153,12 @@ class Pipeline:
 
     # --- the steps ---
 
-    def shard(self, then: Sequence[Stage] = ()) -> Done[ShardSet]:
-        """Write the images as shards, after checking that the run can go on to its end.
+    def shard(self, then: Sequence[Stage] = (), *, to_end: bool = False) -> Done[ShardSet]:
+        """Write the images as shards, after checking that the run can go on to its end; log what it will do.
 
         Args:
             then: the stages that are trained next.
+            to_end: whether evaluation, registration and gate come after them.
 
         Raises:
             ConfigError: the source does not exist or lacks the labels that the config asks for, public weights that
@@ -168,6 +174,7 @@ class Pipeline:
         # What cannot be done later ends a run now, not after days of training.
         found = find_shards(source, self.config.data, self.config.storage.root)
         is_final = found is not None and storage.name(found.uri) == shard_key(self.config.data, source)
+        self._plan(found, then, shards_done=is_final, to_end=to_end)
         if found is None or self.run(found).find_report() is None:
             check_work(
                 self.config, [stage for stage in then if found is None or self._is_to_train(found, stage, then[-1])]
@@ -180,6 +187,17 @@ class Pipeline:
         record = found if found and is_final else shard_in_parallel(source, self.config)
         check_data(self.config, record.num_images, record.label_names, record.attribute_names)
         return _done("shard", record, found if record == found else None)
+
+    def _plan(self, found: ShardSet | None, then: Sequence[Stage], *, shards_done: bool, to_end: bool) -> None:
+        """Log what will run and about how long; a command of one step has nothing to say."""
+        if not then:
+            return
+        with suppress(UserError):  # the step that meets it says so
+            run = self.run(found) if found else None
+            steps = course_steps(self.config, run, then, shards_done=shards_done, to_end=to_end)
+            here = all(runs_here(self.config, stage.resolution) for stage in then)
+            self._course.plan(self.config.name, steps, measured_here=here)
+            self._course.begin("shard")
 
     def train(
         self, shards: ShardSet, stage: Stage, previous: Checkpoint | None, *, target: Stage | None = None
@@ -202,10 +220,11 @@ class Pipeline:
             ConfigError: the cluster can never hold its workers.
             StepError: training or storage failed.
         """
+        self._course.begin(f"train {stage.name}")
         run = self.run(shards)
         job, found = run.job(stage, previous), run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
-        show = partial(_show, Progress(f"train {stage.name}", stage.num_images), stage) if needed else None
+        show = _Shower(self.config, job).show if needed else None
         quick = rows_name(self.config, stage.resolution, shards)
         tracked = self.tracked(shards)
         if needed:
@@ -234,6 +253,7 @@ class Pipeline:
 
     def evaluate(self, shards: ShardSet, checkpoint: Checkpoint) -> Done[Report]:
         """Measure the averaged generator of a checkpoint by the metrics of the config, in parallel on Ray."""
+        self._course.begin("evaluate")
         run = self.run(shards)
         found = run.find_report()
         report = found
@@ -293,6 +313,7 @@ class Pipeline:
 
     def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
         """Register a version of the model, as challenger."""
+        self._course.begin("register")
         key = self.run(shards).keys.registration
         found = versions.find_version(self.config, key)
         if found:
@@ -315,6 +336,7 @@ class Pipeline:
         The verdict is written before the aliases move and marked when they have: a kill in between neither loses it nor
         judges twice.
         """
+        self._course.begin("gate")
         run = self.run(shards)
         verdict, applied = run.find_verdict(version.version)
         if verdict and applied:
@@ -416,7 +438,7 @@ class Pipeline:
             mlflow_run_id=self.tracked(shards).mlflow_run_id,
             shards=shards,
             checkpoints=tuple(checkpoint for checkpoint in checkpoints if checkpoint),
-            stages=tuple(found[-1]["metrics"] for found in rows if found),
+            stages=tuple(found[-1]["metrics"] | {SPEED: mean_speed(found)} for found in rows if found),
             report=report,
             version=versions.find_version(self.config, run.keys.registration) or version,
             verdict=verdict,
@@ -425,10 +447,32 @@ class Pipeline:
         )
 
 
-def _show(progress: Progress, stage: Stage, rows: list[Row]) -> None:
-    """Show the newest point of a stage's curves as progress."""
-    if rows:
+class _Shower:
+    """Shows the newest point of a stage's curves as progress, with the speed over the points of this command."""
+
+    def __init__(self, config: Config, job: StageJob) -> None:
+        stage = job.stage
+        self.stage, self.begun, self.old = stage, stage.start_nimg, list[Row]()
+        with suppress(StepError):  # the workers read the same and report it
+            newest = newest_checkpoint(job.uri)
+            self.begun = newest.nimg if newest else self.begun
+            # Points of an earlier command stay in the file until the workers have started.
+            self.old = read_rows(storage.join(job.uri, STATS))[-1:]
+        number = config.resolutions.index(stage.resolution) + 1
+        self.progress = Progress(
+            f"train {stage.name}",
+            stage.num_images,
+            part=(number, len(config.resolutions)),
+            step=(0, 0),
+            begun=self.begun - stage.start_nimg,
+        )
+
+    def show(self, rows: list[Row]) -> None:
+        """Show the newest of all points of the stage."""
+        if not rows or rows[-1:] == self.old:
+            return
         metrics = rows[-1]["metrics"]
         losses = [("D", "loss/d", ".3f"), ("G", "loss/g", ".3f"), ("alpha", "progress/alpha", ".2f")]
         shown = ", ".join(f"{name} {metrics[key]:{digits}}" for name, key, digits in losses if key in metrics)
-        progress.update(rows[-1]["nimg"] - stage.start_nimg, shown)
+        speed = mean_speed([row for row in rows if row["nimg"] > self.begun])
+        self.progress.update(rows[-1]["nimg"] - self.stage.start_nimg, shown, rate=speed)

@@ -1,7 +1,8 @@
 """Estimates how fast a stage trains and how much memory a worker needs, before the stage runs.
 
-The speed is that of a finished stage of the same networks in the same storage. Without one it is a rough estimate from
-counted operations: for CPUs of this machine with a quarter-second measurement, for GPUs with what one H200 has reached.
+The speed is that of a finished stage of the same networks in the same storage. Without one it is counted. On CPUs of
+this machine these are the operations at the speed of a core, which a quarter of a second measures, and the time in which
+a step is started, block by block. On GPUs it is what one H200 has reached.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ GPU_SECONDS = {
 }  # per number and pass, for all the rest
 GPU_HOST_SECONDS = 0.03  # per step
 
+# Seconds in which a core starts the operations of one block (a resolution) of G and D, however small they are. Small
+# stages on CPUs take hardly anything else.
+BLOCK_SECONDS = 0.03
+# Operations for an image in the published networks, where an evaluation uses them.
+PUBLIC_FLOPS = 1.2e10
+
 # Layer outputs in memory at the peak (R1's graph of the reals), relative to those of one forward pass of G and D.
 ACTIVATION_COPIES = 4
 
@@ -55,9 +62,10 @@ ACTIVATION_COPIES = 4
 class Cost:
     """Speed of a stage and memory of its workers; `basis` says in words what the speed is known from."""
 
-    images_per_second: float | None  # over all workers; None: unknown
+    images_per_second: float | None  # over all workers, as `curves.mean_speed`; None: unknown
     memory_gib: float  # of one worker
     basis: str = ""
+    measured: bool = False  # whether the speed is that of a finished stage
 
 
 def stage_cost(config: Config, stage: Stage, *, stored: bool = True) -> Cost:
@@ -73,33 +81,59 @@ def stage_cost(config: Config, stage: Stage, *, stored: bool = True) -> Cost:
     share = stage.batch // (workers.workers or 1)
     memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30
 
-    # Speed: from storage, otherwise from GPUs like one that was measured, or from the cores of this machine if the stage
-    # would run on them.
+    # Speed: from storage, otherwise counted, unless the stage would run on CPUs of other machines.
     speed = measured_speed(config, stage) if stored else None
     if speed is not None:
-        return Cost(speed, memory, "finished stages")
+        return Cost(speed, memory, "finished stages", measured=True)
     if workers.gpus_per_worker:
-        step = _gpu_seconds(config, stage.resolution, activations * share, share) / min(workers.gpus_per_worker, 1)
-        return Cost(stage.batch / step, memory, f"what one {GPU} a worker has reached; other GPUs take longer")
-    if config.ray.address:
+        basis = f"what one {GPU} a worker has reached; other GPUs take longer"
+    elif runs_here(config, stage.resolution):
+        basis = "the speed of this machine's cores"
+    else:
         return Cost(None, memory)
-    cores = (workers.cpus_per_worker or 1) * (workers.workers or 1)
-    core_flops = _core_flops(COMPUTE_DTYPES[config.training.precision] or torch.float32)
-    speed = core_flops * cores / step_flops(config, stage.resolution)
-    return Cost(speed, memory, "the speed of this machine's cores")
+    return Cost(1 / counted_seconds(config, stage), memory, basis)
 
 
-def _gpu_seconds(config: Config, resolution: int, numbers: int, share: int) -> float:
-    """Estimate the duration of a step on one GPU.
+def runs_here(config: Config, resolution: int) -> bool:
+    """Return whether a stage runs on the cores of this machine, whose speed can be measured."""
+    return not config.workers_at(resolution).gpus_per_worker and not config.ray.address
 
-    Args:
-        numbers: those in the layer outputs of one forward pass of the worker's images.
-        share: the worker's images.
-    """
+
+def counted_seconds(config: Config, stage: Stage) -> float:
+    """Return the seconds for which all workers train on an image of a stage, from counted operations."""
+    need = config.workers_at(stage.resolution)
+    if need.gpus_per_worker:
+        return _gpu_seconds(config, stage) / min(need.gpus_per_worker, 1) / stage.batch
+    blocks = stage.resolution.bit_length() - 2
+    flops = step_flops(config, stage.resolution)
+    worker_flops = _worker_flops(config, stage.resolution)
+    return BLOCK_SECONDS * blocks / stage.batch + flops / (worker_flops * (need.workers or 1))
+
+
+def _gpu_seconds(config: Config, stage: Stage) -> float:
+    """Estimate the duration of a step on one GPU for each worker."""
+    share = stage.batch // (config.workers_at(stage.resolution).workers or 1)
+    _, _, activations, _ = _count_forward_pass(config.model, stage.resolution, config.data.channels)
     precision = config.training.precision
     passes = G_PASSES + _passes_D(config.training)
-    convolutions = step_flops(config, resolution) * share / GPU_FLOPS[precision]
-    return convolutions + passes * numbers * GPU_SECONDS[precision] + GPU_HOST_SECONDS
+    convolutions = step_flops(config, stage.resolution) * share / GPU_FLOPS[precision]
+    return convolutions + passes * activations * share * GPU_SECONDS[precision] + GPU_HOST_SECONDS
+
+
+def counted_evaluation(config: Config, resolution: int, images: int) -> float:
+    """Return the seconds in which one worker generates images and measures them, from counted operations."""
+    flops_G, _, _, _ = _count_forward_pass(config.model, resolution, config.data.channels)
+    # The networks of an evaluation that are not public are about as large as a generator.
+    flops = flops_G + max(flops_G, PUBLIC_FLOPS if config.evaluation.features == "inception" else 0)
+    return images * flops / _worker_flops(config, resolution)
+
+
+def _worker_flops(config: Config, resolution: int) -> float:
+    """Return the operations per second of one worker; metrics on GPUs compute in single precision."""
+    need = config.workers_at(resolution)
+    if need.gpus_per_worker:
+        return GPU_FLOPS["fp32"] * need.gpus_per_worker
+    return (need.cpus_per_worker or 1) * _core_flops(COMPUTE_DTYPES[config.training.precision] or torch.float32)
 
 
 class Speed(Record):
@@ -200,10 +234,7 @@ def _count_forward_pass(model: ModelConfig, resolution: int, channels: int) -> t
 
 @lru_cache
 def _core_flops(dtype: torch.dtype) -> float:
-    """Measure the operations per second of one core.
-
-    The result is half the rate of a middle-sized convolution, to allow for all work that is not a convolution.
-    """
+    """Measure the operations per second of one core: the rate of a middle-sized convolution."""
     x, weight = torch.randn(8, 64, 32, 32, dtype=dtype), torch.randn(64, 64, 3, 3, dtype=dtype)
     threads, deadline, best = torch.get_num_threads(), time.perf_counter() + 0.25, math.inf
     torch.set_num_threads(1)  # several threads would wait for each other while another program runs
@@ -214,4 +245,4 @@ def _core_flops(dtype: torch.dtype) -> float:
             best = min(best, time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
-    return 2 * x.numel() * 64 * 9 / best / 2
+    return 2 * x.numel() * 64 * 9 / best

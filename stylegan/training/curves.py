@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import torch
@@ -19,6 +19,7 @@ from stylegan.training.schedule import PENALTIES
 from stylegan.training.state import TrainState
 
 STATS = "stats.jsonl"
+SPEED = "time/img_per_sec"
 # Between two writes of the file pass at least WRITE_SECONDS, and so many that on average no more than WRITE_BYTES are
 # written in a second: an object store only takes whole files, and the file grows.
 WRITE_SECONDS, WRITE_BYTES = 2.0, 50_000
@@ -104,10 +105,8 @@ class Curves:
         return dict(self.rows[-1]["metrics"]) if self.rows else {}
 
     def mean_speed(self) -> float:
-        """Return the images per second over all points of the stage that have a time, 0 without any."""
-        name = "time/sec_per_kimg"
-        seconds = [row["metrics"][name] for row in self.rows if name in row["metrics"]]
-        return 1000 * len(seconds) / sum(seconds) if any(seconds) else 0.0
+        """Return the speed over all points of the stage, as `mean_speed` defines it."""
+        return mean_speed(self.rows)
 
     def _progress(self) -> dict[str, float]:
         stage, nimg = self.job.stage, self.state.nimg
@@ -129,7 +128,7 @@ class Curves:
         self._point_time, self._point_nimg = now, self.state.nimg
         speed = max(images / seconds, 1e-9)
         return {
-            "time/img_per_sec": speed,
+            SPEED: speed,
             "time/sec_per_kimg": 1000 / speed,
             # On CUDA the GPU times the steps and the CPU times the whole: by two clocks the difference may fall below
             # zero.
@@ -167,6 +166,19 @@ class Stopwatch:
         seconds = self._seconds + sum(start.elapsed_time(end) for start, end in self._blocks) / 1000
         self._seconds, self._blocks = 0.0, []
         return seconds
+
+
+def mean_speed(rows: Sequence[Row]) -> float:
+    """Return the images per second of training over points of a stage that have a time, 0 without any.
+
+    This is the one meaning of img/s for training: real images shown to D, by all workers together, per second of the
+    clock between two points of the curves. Waits for data, probes, sample grids and what a checkpoint delays the steps
+    are in it. The start of the workers and what comes after the last step are not. A point's `time/img_per_sec` is its
+    own; a stage's (`plan`, the terminal, the table at the end of a run) is this mean, each point counting once.
+    """
+    name = "time/sec_per_kimg"
+    seconds = [row["metrics"][name] for row in rows if name in row["metrics"]]
+    return 1000 * len(seconds) / sum(seconds) if any(seconds) else 0.0
 
 
 def read_rows(uri: str) -> list[Row]:

@@ -4,6 +4,7 @@ import pytest
 
 from stylegan import storage
 from stylegan.config.file import build
+from stylegan.training import cost
 from stylegan.training.cost import measured_speed, speed_record, stage_cost, step_flops
 from stylegan.training.schedule import stages
 
@@ -67,6 +68,15 @@ def test_a_finished_stage_of_the_same_networks_and_launch_gives_the_speed(tmp_pa
     assert stage_cost(here, stage, stored=False).images_per_second != 123.0
     assert measured_speed(here, stages(here)[1]) is None
     assert measured_speed(config(tmp_path, workers=2), stage) is None
+
+
+def test_small_stages_take_the_time_in_which_steps_are_started(tmp_path):
+    """4x4 is hardly faster than its block allows; on a GPU, which is not measured, only the ratio means something."""
+    here, there = config(tmp_path), config(tmp_path, gpus_per_worker=1)
+    for some in (here, there):
+        small, large = (cost.counted_seconds(some, stage) for stage in stages(some)[::2])
+        assert cost.BLOCK_SECONDS * 2 / 16 < small < large
+    assert cost.counted_evaluation(here, 32, 200) == pytest.approx(2 * cost.counted_evaluation(here, 32, 100))
 
 
 def test_penalties_and_self_supervision_cost_passes_through_d(tmp_path):

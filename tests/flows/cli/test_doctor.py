@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 
 import fsspec
 import pytest
+import torch
 from command_line import fail
 
 from flows.cli.main import main
@@ -56,7 +58,45 @@ def test_doctor_says_what_works_and_what_does_not(capsys, write, draw_images, tm
     source = draw_images(tmp_path / "images", [f"{i}.png" for i in range(8)])
     assert main(["doctor", write(source, tracking={"uri": "http://127.0.0.1:9"})]) == 1
     captured = capsys.readouterr()
-    states = dict(line.split()[1::-1] for line in captured.out.splitlines())
+    machine, _, checks = captured.out.partition("\n\n")
+    states = dict(line.split()[1::-1] for line in checks.splitlines())
     assert states == {"storage": "ok", "data": "ok", "metrics": "ok", "mlflow": "FAIL", "prefect": "ok", "ray": "ok"}
     assert "tracking.uri=http://127.0.0.1:9" in captured.out
     assert not (tmp_path / "root").exists()
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in machine.splitlines())
+    assert f"torch {torch.__version__}" in facts["packages"]
+    assert str(tmp_path / "config.yaml") in facts["config"]
+    assert facts["disk of PREFECT_HOME"].startswith(f"{tmp_path}/prefect: ")
+    assert {
+        "stylegan",
+        "python",
+        "system",
+        "cpu",
+        "memory",
+        "disk of storage.root",
+        "disk of RAY_TMPDIR",
+    } <= facts.keys()
+
+
+def test_facts_name_gpus_and_keep_secrets(write, tmp_path, monkeypatch):
+    """Secrets in URLs are redacted; a GPU has its name and memory, a driver that torch cannot use is named."""
+    from types import SimpleNamespace
+
+    from flows.cli import doctor
+    from stylegan.config.file import load
+
+    config = load(write("https://images.example/set.zip?X-Amz-Signature=0123456789"), ["name=a"])
+    monkeypatch.setattr(doctor, "_first_line", lambda path, pattern: "550.54" if "nvidia" in path else None)
+    config = config.model_copy(update={"name": "https://me:secret@host"})
+    facts = {fact.name: fact.detail for fact in doctor.machine_facts(config)}
+    assert "secret" not in str(facts)
+    assert facts["gpu"].startswith("driver 550.54 is here, but torch")
+    gpu = SimpleNamespace(name="Some GPU", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpu)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    facts = dict(doctor._gpus())
+    assert facts["gpu 0"] == "Some GPU, 80 GiB, compute 9.0"
+    assert "cuDNN 9.10.2" in facts["cuda"]
+    assert "driver 550.54" in facts["cuda"]
