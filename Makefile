@@ -60,14 +60,10 @@ config-reference: setup ## Write configs/README.md's list of keys and configs/co
 
 setup: $(STAMP) ## Install everything into .venv
 
-# torch first and pinned: a range could bring gigabytes of CUDA libraries to a machine without a GPU.
-$(STAMP): pyproject.toml constraints.txt tests/reference.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found `$(PYTHON) -V`. Set PYTHON=/path/to/python3.11"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check `grep '^torch==' constraints.txt`
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/reference.txt
-	touch $@
+$(STAMP): pyproject.toml constraints.txt tests/reference.txt infra/install.py
+	@command -v $(PYTHON) >/dev/null || { echo "set-up: there is no $(PYTHON); install Python 3.11 or newer, or add PYTHON=/path/to/it to the command" >&2; exit 2; }
+	@$(PYTHON) infra/install.py $(VENV)
+	@touch $@
 
 clean: ## Remove .venv and all caches of tools
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
