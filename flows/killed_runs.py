@@ -1,26 +1,22 @@
-"""End flow runs whose process was killed: Prefect itself would show them as Running for ever."""
+"""End flow runs whose process was killed: Prefect itself would show them as Running for ever.
+
+`has_unfinished` needs no Prefect, so this file imports it only where it is used.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
+import sqlite3
 from pathlib import Path
 
 import psutil
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-)
-from prefect.context import FlowRunContext
-from prefect.states import Crashed
 
 from stylegan.records import digest
 
+FLOW_NAME = "stylegan-train"
 PID_TAG = "process:"
 
 
@@ -58,6 +54,9 @@ def _is_gone(tag: str) -> bool:
 
 def tag_process() -> None:
     """Tag the current flow run with this process, so that a killed run can be recognised."""
+    from prefect.client.orchestration import get_client
+    from prefect.context import FlowRunContext
+
     context = FlowRunContext.get()
     if context and context.flow_run:
         with get_client(sync_client=True) as client:
@@ -66,6 +65,16 @@ def tag_process() -> None:
 
 def end_killed_runs(flow_name: str) -> int:
     """Set flow runs to Crashed that are shown as Running although their process was killed; return how many."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateName,
+    )
+    from prefect.states import Crashed
+
     ended = 0
     with get_client(sync_client=True) as client:
         running = client.read_flow_runs(
@@ -79,3 +88,26 @@ def end_killed_runs(flow_name: str) -> int:
                 )
                 ended += 1
     return ended
+
+
+def has_unfinished(flow_name: str, run_name: str, database: Path) -> bool:
+    """Return whether Prefect's SQLite file shows a killed run of a flow, or a last run of this name that did not complete.
+
+    The next flow run mends both. The file itself is read, because a server takes longer to start than a finished run
+    takes to be repeated. A file that cannot be read, or of another version of Prefect, counts as unfinished.
+    """
+    if not database.exists():
+        return False
+    query = """
+        SELECT run.name, run.state_name, run.tags FROM flow_run AS run JOIN flow ON flow.id = run.flow_id
+        WHERE flow.name = ? AND (run.name = ? OR run.state_name = 'Running') ORDER BY run.created
+    """
+    try:
+        uri = f"{database.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            runs = connection.execute(query, (flow_name, run_name)).fetchall()
+        tags = [tag for _, state, text in runs if state == "Running" for tag in json.loads(text)]
+        last = [state for name, state, _ in runs if name == run_name][-1:]
+        return last not in ([], ["Completed"]) or any(tag.startswith(PID_TAG) and _is_gone(tag) for tag in tags)
+    except (sqlite3.Error, TypeError, ValueError):
+        return True

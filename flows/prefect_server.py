@@ -14,11 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from stylegan.commands import shell_command
 from stylegan.errors import StepError
 from stylegan.places import check_place
 
+# Files in which Prefect finds settings, besides its environment variables, and a word that is in them if it does.
+SETTINGS_FILES = {"prefect.toml": "", "pyproject.toml": "[tool.prefect", ".env": "PREFECT_"}
+# Variables that say where Prefect keeps flow runs.
+ELSEWHERE = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "DATABASE")
 START_SECONDS = 120  # the very first start migrates the database
 
 
@@ -53,6 +58,23 @@ def api() -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def own_history() -> Path | None:
+    """Return the SQLite file in which the embedded server keeps flow runs; None if any setting of Prefect is in reach.
+
+    Prefect is not imported, which takes seconds.
+    """
+    home = Path(os.path.expanduser(os.environ.get("PREFECT_HOME") or "~/.prefect"))
+    given = [name for name, value in os.environ.items() if name.startswith("PREFECT_") and value]
+    if any(part in name for name in given for part in ELSEWHERE):
+        return None
+    files = {Path(name): word for name, word in SETTINGS_FILES.items()} | {home / "profiles.toml": "PREFECT_"}
+    for path, word in files.items():
+        with contextlib.suppress(OSError):  # most are not there
+            if word in path.read_text(errors="replace"):
+                return None
+    return home / "prefect.db"
 
 
 def _check(url: str) -> None:

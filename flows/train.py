@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows import artifacts, killed_runs, tasks
+from flows.killed_runs import FLOW_NAME
 from stylegan.config.file import build, load
 from stylegan.config.tree import Config
 from stylegan.pipeline.steps import Pipeline, Summary
@@ -17,7 +18,6 @@ from stylegan.training.schedule import stages
 from stylegan.training.state import Checkpoint
 from stylegan.uris import redact
 
-FLOW_NAME = "stylegan-train"
 _FORMATTER = logging.Formatter()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -84,6 +85,7 @@ app.help_epilogue = "Each command explains itself: `stylegan plan --help`."
 
 def run(arguments: list[str]) -> int:
     """Run the command and return its exit code."""
+    _spare_this_machine()
     # Behind a command --version is an option of that command, or a mistake: never the version of this program.
     app.version_flags = ["--version"] if not arguments or arguments[0].startswith("-") else []
     try:
@@ -102,3 +104,13 @@ def run(arguments: list[str]) -> int:
         console.print_error(f"{full} ({one_line(error)})" if full else str(error))
         return 1
     return 0
+
+
+def _spare_this_machine() -> None:
+    """Keep what is meant for this machine from a proxy: Prefect, MLflow and S3 servers of its own."""
+    if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        if spared.strip() != "*":
+            os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(
+                filter(None, [spared, "localhost,127.0.0.1,::1"])
+            )

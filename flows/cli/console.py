@@ -279,12 +279,13 @@ def print_summary(config: Config, summary: Summary) -> None:
 
 def ui_commands(config: Config, summary: Summary) -> list[str]:
     """Return the commands that open MLflow and Prefect on this run's results, and one that draws from the new model."""
-    from stylegan.tracking.connection import resolve_uri
+    from stylegan.tracking.connection import from_here, resolve_uri
 
-    uri = resolve_uri(config)
+    uri = from_here(resolve_uri(config))
     mlflow = shell_command("mlflow", "ui", "--backend-store-uri", uri, "--port", "5000")
     api = os.environ.get("PREFECT_API_URL")
-    prefect = shell_command("prefect", "server", "start")
+    # Without this variable the server prints an error wherever its telemetry cannot be sent.
+    prefect = shell_command("prefect", "server", "start", PREFECT_SERVER_ANALYTICS_ENABLED="false")
     model = f"models:/{summary.version.name}/{summary.version.version}"
     sample = shell_command("stylegan", "sample", model, "--seeds", "0-15", "--out", "grid.png", MLFLOW_TRACKING_URI=uri)
     return [

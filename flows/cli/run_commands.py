@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from flows.cli import console
 from flows.cli.arguments import AnyFile, AsJson, ConfigFile, Overrides, Whole, is_config_file, load, parse_metrics
 from flows.cli.console import print_json
 from stylegan.errors import ConfigError, StepError
+
+if TYPE_CHECKING:
+    from stylegan.config.tree import Config
+    from stylegan.pipeline.steps import Summary
 
 
 def plan(
@@ -50,10 +55,12 @@ def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson =
     _quiet_prefect()
     from flows.prefect_server import api
 
-    with api():
-        from flows.train import train_flow
+    summary = _repeat(settings)
+    if summary is None:
+        with api():
+            from flows.train import train_flow
 
-        summary = train_flow(settings)
+            summary = train_flow(settings)
     if as_json:
         print_json(summary)
     else:
@@ -217,6 +224,24 @@ def doctor(config: ConfigFile | None = None, /, *, overrides: Overrides = None, 
         console.print_examination(examination)
     if not examination.ok:
         raise StepError("doctor: not everything works; the lines above say what to do")
+
+
+def _repeat(settings: Config) -> Summary | None:
+    """Return the summary of a finished run without a flow run of its own; None if that is to be run.
+
+    A flow run in the embedded Prefect would take longer to start than everything else, and would show what the last one
+    shows. Whoever has set up a Prefect server wants to see each run there.
+    """
+    from flows.killed_runs import FLOW_NAME, has_unfinished
+    from flows.prefect_server import own_history
+
+    history = own_history()
+    if history is None or has_unfinished(FLOW_NAME, settings.name, history):
+        return None
+    from stylegan.pipeline.steps import Pipeline
+
+    with Pipeline(settings) as pipeline:
+        return pipeline.repeat()
 
 
 def _quiet_prefect() -> None:

@@ -87,7 +87,7 @@ class Summary(Record):
 def _done(step: str, record: R, found: R | None) -> Done[R]:
     """Return the record of a step; `found` is what storage had of it."""
     if found is not None:
-        logger.info("%s: cached, taken from storage", step)
+        logger.info("%s: taken from storage", step)
     return Done(record, found is not None)
 
 
@@ -378,6 +378,53 @@ class Pipeline:
         versions.apply_verdict(self.config, verdict)
         run.write_verdict(verdict, applied=True)
         return verdict
+
+    # --- a finished run ---
+
+    def repeat(self) -> Summary | None:
+        """Take a finished run from storage, step by step, and return its summary; None if a step is left to do.
+
+        The steps themselves are called, so what a killed run has left in MLflow is mended as in any other run.
+        """
+        if not self._is_finished():
+            return None
+        shards = self.shard().record
+        checkpoints: list[Checkpoint | None] = [None]
+        for stage in stages(self.config):
+            checkpoints.append(self.train(shards, stage, checkpoints[-1]).record)
+        last = checkpoints[-1]
+        assert last is not None  # nothing goes beyond the last stage
+        report = self.evaluate(shards, last).record
+        version = self.register(shards, last, report).record
+        verdict = self.gate(shards, version, report).record
+        return self.summarize(shards, checkpoints, report, version, verdict)
+
+    def _is_finished(self) -> bool:
+        """Return whether storage and registry have the result of every step; writes nothing.
+
+        What cannot be read counts as unfinished: its own step reports it, or tries it again.
+        """
+        data, root = self.config.data, self.config.storage.root
+        with suppress(UserError):
+            # A first run needs no look at its images, of which there may be millions.
+            runs = storage.names(storage.join(self._root, "runs"))
+            if not any(name.startswith(f"{self.config.name}-") for name in runs):
+                return False
+            source = open_source(data, root)
+            shards = find_shards(source, data, root)
+            if shards is None or storage.name(shards.uri) != shard_key(data, source):
+                return False
+            run = self.run(shards)
+            for stage in run.stages:
+                found = run.find_stage(stage)
+                if run.is_needed(stage) if found is None else lacks_end(run.job(stage, None)):
+                    return False
+            report = run.find_report()
+            if run.find_stage(run.stages[-1]) is None or report is None or missing_figures(report):
+                return False
+            version = versions.find_version(self.config, run.keys.registration)
+            return version is not None and run.find_verdict(version.version)[1]
+        return False
 
     # --- single steps, for the command line ---
 

@@ -66,6 +66,12 @@ def sqlite_uri(path: str) -> str:
     return f"sqlite+pysqlite:///file:{quote(path)}?uri=true" if "?" in path else f"sqlite:///{path}"
 
 
+def from_here(uri: str) -> str:
+    """Return the URI as one types it: a SQLite file below the working folder by its path from there."""
+    file, here = uri.removeprefix("sqlite:///"), os.path.join(os.getcwd(), "")
+    return f"sqlite:///{file.removeprefix(here)}" if uri.startswith("sqlite:///") and "?" not in file else uri
+
+
 def check_server(uri: str) -> None:
     """Check that MLflow can be expected behind this URI. Its login is that of the environment, or in the URI.
 

@@ -1,12 +1,16 @@
 """Flow runs whose process was killed."""
 
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 from prefect.states import Running
 
 from flows import killed_runs
@@ -41,3 +45,44 @@ def test_a_run_of_another_machine_or_container_stays(monkeypatch):
     assert killed_runs._is_gone(tag)
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[another]")
     assert not killed_runs._is_gone(tag)
+
+
+def test_the_embedded_history_shows_what_the_next_flow_run_would_mend(tmp_path):
+    """A killed run of any name, or a last run of this name that failed; the file itself is read, without a server."""
+    database = Path(PREFECT_SERVER_DATABASE_CONNECTION_URL.value().partition(":///")[2])
+
+    @flow(name="stylegan-history", flow_run_name="digits", persist_result=False)
+    def ends(well):
+        killed_runs.tag_process()
+        assert not unfinished("others")  # a run that lives is nobody's to mend
+        if not well:
+            raise ValueError("on purpose")
+
+    def unfinished(run_name="digits"):
+        return killed_runs.has_unfinished("stylegan-history", run_name, database)
+
+    assert not killed_runs.has_unfinished("stylegan-history", "digits", tmp_path / "absent.db")
+    ends(True)
+    assert not unfinished()
+    with pytest.raises(ValueError, match="on purpose"):
+        ends(False)
+    assert (unfinished(), unfinished("others")) == (True, False)
+    ends(True)
+    assert not unfinished()
+    with get_client(sync_client=True) as client:
+        tag = f"{killed_runs.PID_TAG}{killed_runs._place()}:{os.getpid()}:1"  # that pid belongs to another process now
+        killed = client.create_flow_run(ends, name="others", parameters={"well": True}, tags=[tag])
+        client.set_flow_run_state(killed.id, Running(), force=True)
+    assert (unfinished(), unfinished("others")) == (True, True)
+    killed_runs.end_killed_runs("stylegan-history")
+    assert (unfinished(), unfinished("others")) == (False, True)
+
+
+def test_a_history_that_cannot_be_read_counts_as_unfinished(tmp_path):
+    database = tmp_path / "prefect.db"
+    database.write_bytes(b"not a database, " * 300)
+    assert killed_runs.has_unfinished("stylegan-train", "digits", database)
+    database.unlink()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("create table flow_run (id text)")  # of another version
+    assert killed_runs.has_unfinished("stylegan-train", "digits", database)

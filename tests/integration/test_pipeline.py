@@ -1,5 +1,6 @@
 """Tests of the whole DAG with real Ray, MLflow and Prefect: run once, repeated, changed, killed, and on S3."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 
 from stylegan import storage
 from stylegan.config.file import load
+from stylegan.pipeline.steps import Pipeline
 from stylegan.training.state import newest_checkpoint
 
 STEPS = ["shard", "train 4x4", "train 8x8", "evaluate", "register", "gate"]
@@ -110,9 +112,25 @@ def test_repeat_takes_everything_from_storage(finished):
     again = place.json("run", str(place.config))
     assert again["checkpoints"] == summary["checkpoints"]
     assert again["version"] == summary["version"]
-    assert task_states(place) == [(name, "Cached") for name in STEPS]
+    assert place.errors().splitlines() == [f"{name}: taken from storage" for name in STEPS]
+    assert "Cached" not in [state for _, state in task_states(place)]  # no flow run in the embedded Prefect
     assert client(place).get_run(summary["mlflow_run_id"]).to_dictionary() == before  # its end and tags too
     assert len(client(place).search_runs(["1"])) == 1
+
+
+def test_repeat_mends_what_a_killed_run_has_left_in_prefect(finished):
+    """The process was killed after its last step: Prefect shows its flow run as running until the next one."""
+    place, summary = finished
+    database = place.folder / "prefect" / "prefect.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        (killed,) = connection.execute("select id from flow_run order by created desc limit 1").fetchone()
+        connection.execute("update flow_run set state_name = 'Running', state_type = 'RUNNING' where id = ?", (killed,))
+    assert place.json("run", str(place.config))["version"] == summary["version"]
+    assert task_states(place) == [(name, "Cached") for name in STEPS]
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        states = dict(connection.execute("select id, state_name from flow_run"))
+    assert states.pop(killed) == "Crashed"
+    assert set(states.values()) == {"Completed"}
 
 
 @pytest.mark.parametrize(
@@ -128,10 +146,13 @@ def test_repeat_takes_everything_from_storage(finished):
     ],
 )
 def test_plan_redoes_exactly_what_depends_on_a_change(finished, override, redone):
-    """A changed key runs the steps that depend on it again, and only these."""
-    place, _ = finished
+    """A changed key runs the steps that depend on it again, and only these; with any left it is no repeat."""
+    place, summary = finished
     plan = place.json("plan", str(place.config), "--set", override)
     assert [step["name"] for step in plan["steps"] if step["state"] == "run"] == redone
+    with Pipeline(load(place.config, [override])) as pipeline:
+        again = pipeline.repeat()
+    assert (again.run_id if again else None) == (None if redone else summary["run_id"])
 
 
 def test_another_evaluation_trains_nothing(finished):

@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
 
 from stylegan.errors import StepError, one_line, shown
 
@@ -101,6 +99,9 @@ def conditional_entropy_of(latents: np.ndarray, answers: np.ndarray) -> float:
     Raises:
         StepError: all answers are the same, or the SVM cannot be fitted.
     """
+    from sklearn.exceptions import ConvergenceWarning  # takes a second
+    from sklearn.svm import LinearSVC
+
     if len(np.unique(answers)) < 2:
         has = "have" if answers.any() else "lack"
         raise StepError(f"all {len(answers)} confident images {has} it: there is nothing to separate")
