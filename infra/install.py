@@ -91,7 +91,7 @@ def uv_command(python, output):
         output.write(f"pip: its configuration has settings that uv does not know: {sorted(given)}\n")
         return None
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", PINS]
-    made = run([*pip, "--only-binary", ":all:", "uv"])
+    made = run([*pip, "--retries", "1", "--only-binary", ":all:", "uv"])  # pip itself is patient afterwards
     output.write(made.stdout)
     uv = os.path.join(os.path.dirname(python), "uv")
     if made.returncode or not works_as(uv):

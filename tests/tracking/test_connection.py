@@ -322,3 +322,17 @@ def test_what_hides_an_interruption_is_not_told_instead():
 
 
 # The run --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "typed"),
+    [
+        ("sqlite:///{here}/data/mlflow.db", "sqlite:///data/mlflow.db"),
+        ("sqlite:////elsewhere/mlflow.db", "sqlite:////elsewhere/mlflow.db"),
+        ("sqlite:///{here}-2/mlflow.db", "sqlite:///{here}-2/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_a_sqlite_file_below_the_working_folder_is_typed_by_its_path_from_there(monkeypatch, tmp_path, uri, typed):
+    monkeypatch.chdir(tmp_path)
+    assert server.from_here(uri.format(here=tmp_path)) == typed.format(here=tmp_path)

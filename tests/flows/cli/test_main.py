@@ -9,6 +9,7 @@ import pytest
 from command_line import fail
 
 import stylegan
+from flows.cli import app
 
 
 @pytest.mark.parametrize("verb", ["plan", "run", "shard", "train", "evaluate", "register"])
@@ -158,3 +159,25 @@ def test_the_version_is_printed_by_the_command_itself():
         [sys.executable, "-m", "flows.cli.main", "--version"], capture_output=True, text=True, check=True, timeout=60
     )
     assert (done.stdout, done.stderr) == (f"{stylegan.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "spared"),
+    [
+        ({}, None),
+        ({"http_proxy": "http://p:1"}, "localhost,127.0.0.1,::1"),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "intern.example"}, "intern.example,localhost,127.0.0.1,::1"),
+        ({"http_proxy": "http://p:1", "no_proxy": "*"}, "*"),
+    ],
+)
+def test_a_proxy_is_not_asked_for_what_is_on_this_machine(monkeypatch, given, spared):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name in ("no_proxy", "NO_PROXY"):  # so that they are put back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    app._spare_this_machine()
+    assert os.environ.get("no_proxy") == spared
