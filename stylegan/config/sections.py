@@ -307,6 +307,22 @@ class ModelConfig(Section):
         False, description="Divide every weight of D by its largest singular value (Miyato et al. 2018)."
     )
     conditional: bool = Field(False, description="Class-conditional G and D. Needs images with class labels.")
+    label_scale: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Length of a class's embedding as a multiple of the length of z, beside which it enters the mapping "
+        "network. `null`: as in StyleGAN, as long as z at first and free to grow. A small fixed one (0.2) keeps the class "
+        "from drowning z, by which every class would become one repeated image; it matters where training is short.",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what keys hold of this section, as JSON has it.
+
+        A setting that came after version 0.1 is there only where it is used, so that earlier work is still found.
+        """
+        values = self.model_dump(mode="json")
+        return {name: value for name, value in values.items() if name != "label_scale" or value is not None}
 
 
 class StageOverride(Section):

@@ -78,6 +78,7 @@ class Mapping(nn.Module):
         widths = [num_in, *hidden[: model.mapping_layers]]
         self.layers = nn.ModuleList(Dense(a, b, lrmul=model.mapping_lrmul) for a, b in pairwise(widths))
         self.w_size = widths[-1]
+        self.label_scale = model.label_scale
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute w.
@@ -99,7 +100,10 @@ class Mapping(nn.Module):
                 raise StepError(
                     f"labels=None: this generator is conditional; give each image a class number from 0 to {num - 1}"
                 )
-            x = torch.cat([x, F.embedding(labels, self.label_concat)], dim=1)
+            label = F.embedding(labels, self.label_concat)
+            if self.label_scale is not None:
+                x, label = pixel_norm(x), pixel_norm(label) * self.label_scale
+            x = torch.cat([x, label], dim=1)
         x = pixel_norm(x)
         for layer in self.layers:
             x = lrelu(layer(x))

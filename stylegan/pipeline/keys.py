@@ -53,7 +53,7 @@ def stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
     fingerprint = shards.fingerprint if labels else shards.images_fingerprint or shards.fingerprint
     data = [fingerprint, config.data.resolution, config.data.channels, shards.label_names if labels else None]
     for stage in stages(config):
-        below = digest([VERSIONS["train"], below, config.seed, data, config.model, common, stage])
+        below = digest([VERSIONS["train"], below, config.seed, data, config.model.identity(), common, stage])
         keys.append(below)
     return tuple(keys)
 

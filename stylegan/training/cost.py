@@ -160,7 +160,7 @@ def _speed_digests(config: Config) -> dict[str, str]:
         _active_penalties(training),
         training.rotation,
     ]
-    return {"model": digest(config.model), "ray": digest(config.ray), "work": digest(work)}
+    return {"model": digest(config.model.identity()), "ray": digest(config.ray), "work": digest(work)}
 
 
 def measured_speed(config: Config, stage: Stage) -> float | None:

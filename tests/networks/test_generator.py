@@ -129,15 +129,24 @@ def test_synthesis_is_precise_enough_in_single_precision() -> None:
     )
 
 
-@pytest.mark.parametrize(("layers", "num_labels"), [(3, 0), (3, 2), (1, 0), (0, 0)])
-def test_mapping_matches_the_formulas(layers: int, num_labels: int) -> None:
+@pytest.mark.parametrize(
+    ("layers", "num_labels", "label_scale"), [(3, 0, None), (3, 2, None), (1, 0, None), (0, 0, None), (2, 2, 0.2)]
+)
+def test_mapping_matches_the_formulas(layers: int, num_labels: int, label_scale: float | None) -> None:
     """Check the mapping: z and label vector side by side, one pixel norm over both, then dense layers with leaky ReLU.
 
-    The last layer has a leaky ReLU too.
+    The last layer has a leaky ReLU too. With `label_scale` both have lengths of their own before.
     """
-    mapping = _shake(_generator(mapping_layers=layers, num_labels=num_labels)).mapping
+    settings = {"mapping_layers": layers, "num_labels": num_labels, "label_scale": label_scale}
+    mapping = _shake(_generator(**settings)).mapping
     z, labels = torch.randn(5, 12), torch.tensor([0, 1, 1, 0, 1])
-    x = torch.cat([z, mapping.state_dict()["label_concat"][labels]], 1) if num_labels else z
+    label = mapping.state_dict()["label_concat"][labels] if num_labels else z[:, :0]
+    if label_scale is not None:
+        label = 7 * label  # its length does not matter
+        assert torch.allclose(mapping(z, labels), mapping(3 * z, labels), atol=1e-5)
+        lengths = [(part.square().mean(1, keepdim=True) + 1e-8).sqrt() for part in (z, label)]
+        z, label = z / lengths[0], label_scale * label / lengths[1]
+    x = torch.cat([z, label], 1)
     x = x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
     for i in range(layers):
         weight, bias = mapping.layers[i].weight, mapping.layers[i].bias
