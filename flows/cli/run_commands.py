@@ -250,7 +250,6 @@ def _quiet_prefect() -> None:
         "PREFECT_LOGGING_EXTRA_LOGGERS": "stylegan",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
     for name, value in settings.items():
