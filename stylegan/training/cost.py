@@ -89,6 +89,9 @@ def stage_cost(config: Config, stage: Stage, *, stored: bool = True) -> Cost:
         basis = f"what one {GPU} a worker has reached; other GPUs take longer"
     elif runs_here(config, stage.resolution):
         basis = "the speed of this machine's cores"
+        slower = _core_flops(torch.float32) / _core_flops(_dtype(config))
+        if slower >= 2:  # cores without instructions for this type
+            basis += f", which compute {config.training.precision} about {slower:.0f} times slower than fp32 (training.precision)"
     else:
         return Cost(None, memory)
     return Cost(1 / counted_seconds(config, stage), memory, basis)
@@ -113,7 +116,7 @@ def counted_seconds(config: Config, stage: Stage) -> float:
 def _gpu_seconds(config: Config, stage: Stage) -> float:
     """Estimate the duration of a step on one GPU for each worker."""
     share = stage.batch // (config.workers_at(stage.resolution).workers or 1)
-    _, _, activations, _ = _count_forward_pass(config.model, stage.resolution, config.data.channels)
+    _, _, _, activations = _count_forward_pass(config.model, stage.resolution, config.data.channels)
     precision = config.training.precision
     passes = G_PASSES + _passes_D(config.training)
     convolutions = step_flops(config, stage.resolution) * share / GPU_FLOPS[precision]
@@ -133,7 +136,11 @@ def _worker_flops(config: Config, resolution: int) -> float:
     need = config.workers_at(resolution)
     if need.gpus_per_worker:
         return GPU_FLOPS["fp32"] * need.gpus_per_worker
-    return (need.cpus_per_worker or 1) * _core_flops(COMPUTE_DTYPES[config.training.precision] or torch.float32)
+    return (need.cpus_per_worker or 1) * _core_flops(_dtype(config))
+
+
+def _dtype(config: Config) -> torch.dtype:
+    return COMPUTE_DTYPES[config.training.precision] or torch.float32
 
 
 class Speed(Record):
@@ -234,15 +241,24 @@ def _count_forward_pass(model: ModelConfig, resolution: int, channels: int) -> t
 
 @lru_cache
 def _core_flops(dtype: torch.dtype) -> float:
-    """Measure the operations per second of one core: the rate of a middle-sized convolution."""
-    x, weight = torch.randn(8, 64, 32, 32, dtype=dtype), torch.randn(64, 64, 3, 3, dtype=dtype)
-    threads, deadline, best = torch.get_num_threads(), time.perf_counter() + 0.25, math.inf
+    """Measure the operations per second of one core: the rate of a middle-sized convolution and its gradients.
+
+    Cores without instructions for a type are slow in one direction above all.
+    """
+    x = torch.randn(2, 64, 32, 32, dtype=dtype, requires_grad=True)
+    weight = torch.randn(64, 64, 3, 3, dtype=dtype, requires_grad=True)
+    threads, best, deadline = torch.get_num_threads(), math.inf, None
     torch.set_num_threads(1)  # several threads would wait for each other while another program runs
     try:
-        while time.perf_counter() < deadline:
+        while deadline is None or time.perf_counter() < deadline or best == math.inf:
             start = time.perf_counter()
-            F.conv2d(x, weight, padding=1)
-            best = min(best, time.perf_counter() - start)
+            y = F.conv2d(x, weight, padding=1)
+            torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+            end = time.perf_counter()
+            if deadline is None:
+                deadline = end + 0.25  # the first pass also sets up torch
+            else:
+                best = min(best, end - start)
     finally:
         torch.set_num_threads(threads)
-    return 2 * x.numel() * 64 * 9 / best
+    return 3 * 2 * x.numel() * 64 * 9 / best

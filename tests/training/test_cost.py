@@ -71,11 +71,11 @@ def test_a_finished_stage_of_the_same_networks_and_launch_gives_the_speed(tmp_pa
 
 
 def test_small_stages_take_the_time_in_which_steps_are_started(tmp_path):
-    """4x4 is hardly faster than its block allows; on a GPU, which is not measured, only the ratio means something."""
+    """4x4 is hardly faster than the start of its steps allows, on cores and on a GPU."""
     here, there = config(tmp_path), config(tmp_path, gpus_per_worker=1)
     for some in (here, there):
         small, large = (cost.counted_seconds(some, stage) for stage in stages(some)[::2])
-        assert cost.BLOCK_SECONDS * 2 / 16 < small < large
+        assert (cost.BLOCK_SECONDS * 2 if some is here else cost.GPU_HOST_SECONDS) / 16 < small < large
     assert cost.counted_evaluation(here, 32, 200) == pytest.approx(2 * cost.counted_evaluation(here, 32, 100))
 
 
