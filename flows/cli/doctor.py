@@ -180,10 +180,11 @@ def _gpus() -> list[tuple[str, str]]:
 def _folders(config: Config | None) -> list[tuple[str, str]]:
     """Return the folders of this machine that a run writes to, by the setting that names each."""
     root = config.storage.root if config else StorageConfig().root
+    local_root = storage.absolute(root) if storage.is_local(root) else ""
     database = sqlite_file(resolve_uri(config)) if config else None
     folders = [
-        ("storage.root", storage.absolute(root) if storage.is_local(root) else ""),
-        ("tracking.uri", str(database.parent) if database else ""),
+        ("storage.root", local_root),
+        ("tracking.uri", str(database.parent) if database and str(database.parent) != local_root else ""),
         ("STYLEGAN_CACHE", str(cache_root())),
         ("PREFECT_HOME", os.environ.get("PREFECT_HOME") or "~/.prefect"),
         ("RAY_TMPDIR", os.environ.get("RAY_TMPDIR") or "/tmp/ray"),
@@ -237,7 +238,7 @@ def _data(config: Config | None) -> str:
         labels = f"{len(source.attribute_names)} attributes"
     else:
         labels = f"{len(source.label_names) or 'no'} classes"
-    return f"{len(source.images)} images, {labels} in {config.data.source}"
+    return f"{len(source.images):,} images, {labels} in {config.data.source}"
 
 
 def _metrics(config: Config | None) -> str:
