@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from flows.cli.arguments import AsJson, Overrides
 from stylegan.commands import shell_command
-from stylegan.errors import ConfigError, printable
+from stylegan.errors import ConfigError, UserError, printable
+from stylegan.uris import is_local, redact
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from stylegan.config.tree import Config
@@ -35,8 +38,8 @@ def ls(
     Parameters
     ----------
     config
-        YAML file of a run: its storage root. Without it and without --root, the roots in this folder, and those that
-        the configs in it and in configs/ name.
+        YAML file of a run: its storage root. Without it and without --root, the roots in this folder, and those on
+        this machine that the configs in it and in configs/ name.
 
     Examples
     --------
@@ -44,8 +47,9 @@ def ls(
     stylegan ls configs/quickstart.yaml
     stylegan ls --root s3://bucket/stylegan --json
     """
+    from flows.cli.console import print_error
     from stylegan.config.file import load
-    from stylegan.pipeline.inventory import roots_here, take_inventory
+    from stylegan.pipeline.inventory import roots_here, take_inventory, with_models
     from stylegan.retry import storage_settings
 
     if root is not None and (config is not None or overrides):
@@ -55,19 +59,32 @@ def ls(
     if root == "":
         raise ConfigError("--root: is empty; give a folder or a URL")
     settings = load(config, overrides or []) if config is not None else None
+    elsewhere: dict[str, str] = {}
     if settings:
         roots, where = [settings.storage.root], f"the storage root of {config}"
     elif root is not None:
         roots, where = [root], "--root"
     else:
-        roots = roots_here(os.getcwd())
+        here = roots_here()
+        roots, elsewhere = list(here.local), here.elsewhere
         where = "the storage roots in this folder, and those of the configs in it and in configs/"
+    found: list[Inventory] = []
+    failures: list[UserError] = []
     with storage_settings(_impatient(settings)):
-        found = [take_inventory(place, settings) for place in roots]
-    if as_json:
-        _print_json(where, found)
-    else:
-        _print(where, found, config, settings)
+        for place in roots:
+            try:
+                found.append(take_inventory(place, settings))
+            except UserError as error:  # it does not hide the others
+                failures.append(error)
+        if as_json:
+            _print_json(where, [with_models(inventory) for inventory in found], elsewhere, failures)
+        elif found or not failures:
+            _print(where, found, config, settings)
+            _print_elsewhere(elsewhere)
+    for failure in failures[:-1]:
+        print_error(str(failure))
+    if failures:
+        raise failures[-1]
 
 
 def _impatient(settings: Config | None) -> Any:
@@ -76,11 +93,25 @@ def _impatient(settings: Config | None) -> Any:
     return (settings.storage if settings else StorageConfig()).model_copy(update={"patience_s": PATIENCE_S})
 
 
-def _print_json(where: str, found: list[Inventory]) -> None:
+def _print_json(where: str, found: list[Inventory], elsewhere: dict[str, str], failures: list[UserError]) -> None:
     import json
 
+    if failures and not found:
+        return
     roots = [inventory.model_dump(mode="json") for inventory in found]
-    print(json.dumps({"looked_at": where, "roots": roots}), flush=True)
+    others = [{"root": redact(uri), "config": config} for uri, config in elsewhere.items()]
+    failed = [str(failure) for failure in failures]
+    print(json.dumps({"looked_at": where, "roots": roots, "not_looked_at": others, "failures": failed}), flush=True)
+
+
+def _print_elsewhere(elsewhere: dict[str, str]) -> None:
+    """Print the roots that only a command with their config looks at, since a store may not answer."""
+    if elsewhere:
+        names = ", ".join(f"{redact(uri)} of {config}" for uri, config in elsewhere.items())
+        command = shell_command("stylegan", "ls", next(iter(elsewhere.values())))
+        there = "there" if len(elsewhere) == 1 else "at the first"
+        print()
+        print(printable(f"not looked at: {names}; `{command}` looks {there}"))
 
 
 def _print(where: str, found: list[Inventory], config: str | None, settings: Config | None) -> None:
@@ -103,20 +134,18 @@ def _print(where: str, found: list[Inventory], config: str | None, settings: Con
 def _print_root(inventory: Inventory, config: str | None) -> None:
     from rich.console import Console
 
+    from stylegan.pipeline.inventory import with_models
     from stylegan.places import shown_bytes
-    from stylegan.uris import redact
+    from stylegan.tracking.connection import from_here
 
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     root = _as_typed(inventory.root)
     print(f"\n{printable(redact(root))}")
-    for title, table in (
-        ("runs", _runs(inventory)),
-        ("sets", _sets(inventory)),
-        ("models", _models(inventory)),
-    ):
-        if table.row_count:
-            print(f"\n{title}")
-            console.print(table)
+    _print_table(console, "runs", _runs(inventory))
+    _print_table(console, "sets", _sets(inventory))
+    sys.stdout.flush()  # to read the models takes longer
+    inventory = with_models(inventory)
+    _print_table(console, "models", _models(inventory))
     if inventory.no_models:
         print(f"\nmodels cannot be read: {printable(inventory.no_models)}")
 
@@ -124,8 +153,9 @@ def _print_root(inventory: Inventory, config: str | None) -> None:
     rooms = sorted(inventory.num_bytes.items(), key=lambda item: -item[1])
     parts = ", ".join(f"{name} {shown_bytes(size)}" for name, size in rooms if size)
     free = f"; {shown_bytes(inventory.free_bytes)} free" if inventory.free_bytes is not None else ""
-    print(f"\nsize     {shown_bytes(sum(inventory.num_bytes.values()))}: {parts}{free}")
-    run = next((run for run in inventory.runs if run.state in ("trained", "evaluated", "registered", "finished")), None)
+    line = f"size     {shown_bytes(sum(inventory.num_bytes.values()))}: {parts}{free}"
+    print(f"\n{textwrap.fill(line, console.width, subsequent_indent=' ' * 9)}")
+    run = next((run for run in inventory.runs if run.state in ("trained", "evaluated", "finished")), None)
     if run:
         model = [run.run_id, "--config", config] if config else [f"{root}/runs/{run.run_id}"]
         print(f"draw     {shell_command('stylegan', 'sample', *model, '--out', 'grid.png')}")
@@ -133,10 +163,16 @@ def _print_root(inventory: Inventory, config: str | None) -> None:
         print(f"check    {shell_command('stylegan', 'shard', '--verify', _as_typed(inventory.sets[0].uri))}")
     if inventory.models and inventory.tracking_uri:
         print(
-            f"browse   {shell_command('mlflow', 'ui', '--backend-store-uri', redact(inventory.tracking_uri))}"
+            f"browse   {shell_command('mlflow', 'ui', '--backend-store-uri', redact(from_here(inventory.tracking_uri)))}"
             if not inventory.tracking_uri.startswith("http")
             else f"browse   {redact(inventory.tracking_uri)}"
         )
+
+
+def _print_table(console: Console, title: str, table: Table) -> None:
+    if table.row_count:
+        print(f"\n{title}")
+        console.print(table)
 
 
 def _runs(inventory: Inventory) -> Table:
@@ -198,6 +234,4 @@ def _row(table: Table, *cells: str) -> None:
 
 def _as_typed(uri: str) -> str:
     """Return a path below the working folder relative to it, and anything else as it is."""
-    from stylegan.uris import is_local
-
     return os.path.relpath(uri) if is_local(uri) and uri.startswith(os.getcwd() + os.sep) else uri

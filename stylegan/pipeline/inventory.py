@@ -1,7 +1,8 @@
 """What a storage root holds: runs, sets and models, with their sizes. Reads one listing and the small records in it.
 
-It imports no networks, so that a command answers at once. What belongs to whom is read from records, not from keys: a
-stage belongs to the run that trained it, so the sizes of runs add up although runs share stages.
+It imports neither networks nor MLflow, so that a command answers at once; only `with_models` needs MLflow. What belongs
+to whom is read from records, not from keys: a stage belongs to the run that trained it, so the sizes of runs add up
+although runs share stages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from stylegan.config.file import build, load
 from stylegan.config.tree import Config
 from stylegan.config.yaml_text import read as read_yaml
 from stylegan.data.shardset import MANIFEST
-from stylegan.errors import ConfigError, DamagedError, StepError, UserError
+from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
 from stylegan.evaluation.metric_table import rank
 from stylegan.places import nearest
 from stylegan.records import Record
@@ -65,7 +66,7 @@ class StoredRun(Record):
     Attributes:
         run_id: as other commands take it.
         state: started, `in 8x8` (a stage is under way, or was stopped), `trained 8x8` (up to a stage that is not the
-            last one), trained, evaluated, registered (not judged yet), or finished.
+            last one), trained, evaluated (not judged yet), or finished.
         changed: when it last did something, ISO 8601 in UTC.
         num_images: of its set; None if that is not known.
         kimg: of its newest checkpoint; None before the first one.
@@ -117,8 +118,8 @@ class Inventory(Record):
 
     Attributes:
         root: the storage root.
-        tracking_uri: the MLflow that `models` are from; None if no run says where that is.
-        models: the versions in that registry.
+        tracking_uri: the MLflow of the newest run; None if no run says where that is.
+        models: the versions in that registry; empty until `with_models` has read them.
         no_models: why the registry could not be read; empty if it could.
         num_bytes: of everything, by purpose.
         free_bytes: on the disk of the root; None for other stores.
@@ -129,15 +130,15 @@ class Inventory(Record):
     sets: tuple[StoredSet, ...]
     stages: tuple[StoredStage, ...]
     tracking_uri: str | None
-    models: tuple[RegisteredVersion, ...]
-    no_models: str
     num_bytes: dict[str, int]
     free_bytes: int | None
+    models: tuple[RegisteredVersion, ...] = ()
+    no_models: str = ""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was made here yet."""
-        return not (self.runs or self.sets or self.stages or self.models)
+        return not (self.runs or self.sets or self.stages)
 
 
 # --- what is read of the records; whole ones belong to their steps ---
@@ -167,7 +168,7 @@ class _Card(Record):
 
 
 def take_inventory(root: str, config: Config | None = None) -> Inventory:
-    """Read what a root holds; a record that is damaged is named and ends nothing. Writes nothing.
+    """Read what a root holds but the models; a damaged record is named and ends nothing. Writes nothing.
 
     Args:
         root: the storage root.
@@ -181,6 +182,19 @@ def take_inventory(root: str, config: Config | None = None) -> Inventory:
     if storage.is_local(root) and not storage.exists(root) and config is None:
         raise ConfigError(f"{root}: no such folder; give a storage root, or the YAML file of a run")
     return _Root(root, config).inventory()
+
+
+def with_models(inventory: Inventory) -> Inventory:
+    """Read the registry of an inventory too; a registry that does not answer is named. Writes nothing.
+
+    The import of MLflow takes several seconds, so print first what is known without it.
+    """
+    if inventory.tracking_uri is None:
+        return inventory
+    try:
+        return inventory.model_copy(update={"models": list_versions(inventory.tracking_uri)})
+    except UserError as error:
+        return inventory.model_copy(update={"no_models": str(error)})
 
 
 class _Root:
@@ -201,9 +215,7 @@ class _Root:
             sets = list(pool.map(self._set, self._names("datasets")))
             stages = list(pool.map(self._stage, filter(STAGE.fullmatch, self._names("stages"))))
             read = list(pool.map(self._run_records, self._names("runs")))
-        uri, models, problem = self._models([run for run, *_ in read])
-        registered = {version.run_id for version in models}
-        runs = [self._run(*records, sets, stages, registered) for records in read]
+        runs = [self._run(*records, sets, stages) for records in read]
         num_bytes: dict[str, int] = {}
         for path, facts in self.files.items():
             room = ROOMS.get(path.partition("/")[0], "other files")
@@ -213,9 +225,7 @@ class _Root:
             runs=tuple(_newest_first(runs)),
             sets=tuple(_newest_first(sets)),
             stages=tuple(stages),
-            tracking_uri=uri,
-            models=models,
-            no_models=problem,
+            tracking_uri=self._tracking_uri(),
             num_bytes=num_bytes,
             free_bytes=shutil.disk_usage(nearest(self.root)).free if storage.is_local(self.root) else None,
         )
@@ -230,14 +240,16 @@ class _Root:
         return sum(facts.num_bytes for facts in self.folders[room, name].values())
 
     def _read(self, kind: type[T], room: str, name: str, file: str, problems: list[str]) -> T | None:
-        """Read a record if the listing has it; a damaged one is a problem."""
+        """Read a record if the listing has it; one that is damaged or must not be read is a problem."""
         if file not in self.folders[room, name]:
             return None
         try:
             return storage.read_json(self._uri(room, name, file), kind, cure="")
         except FileNotFoundError:  # deleted meanwhile
             return None
-        except DamagedError:
+        except UnavailableError:  # the store is away: so is everything else in it
+            raise
+        except StepError:
             problems.append(file)
             return None
 
@@ -291,7 +303,6 @@ class _Root:
         problems: list[str],
         sets: list[StoredSet],
         stages: list[StoredStage],
-        registered: set[str],
     ) -> StoredRun:
         files, own = self.folders["runs", run_id], [stage for stage in stages if stage.run_id == run_id]
         problems = problems + [f"{stage.name}/{stage.damaged}" for stage in own if stage.damaged]
@@ -301,7 +312,7 @@ class _Root:
         if report:
             found = CHECKPOINT.search(report.checkpoint_uri)
             nimg = int(found[1]) if found else nimg
-            state = "finished" if judged else "registered" if run_id in registered else "evaluated"
+            state = "finished" if judged else "evaluated"
             images = [
                 one.num_images for one in sets if one.num_images and one.fingerprint == report.dataset_fingerprint
             ]
@@ -352,22 +363,16 @@ class _Root:
             raise StepError(f"{uri}: is no config")
         return value
 
-    def _models(self, run_ids: list[str]) -> tuple[str | None, tuple[RegisteredVersion, ...], str]:
-        """Return the URI of the registry, its versions, and why they could not be read."""
+    def _tracking_uri(self) -> str | None:
+        """Return the URI of the registry that the config names, or the newest run; None if neither does."""
         config = self.config
-        runs = [run_id for run_id in run_ids if "config.yaml" in self.folders["runs", run_id]]
+        runs = [run_id for run_id in self._names("runs") if "config.yaml" in self.folders["runs", run_id]]
         newest = lambda run_id: self.folders["runs", run_id]["config.yaml"].changed  # noqa: E731
         for run_id in sorted(runs, key=newest, reverse=True):
             if config is None:
                 with suppress(UserError):  # a damaged config is named at its run
                     config = build(self._config(run_id), run_id, [f"storage.root={self.root}"])
-        if config is None:
-            return None, (), ""
-        uri = resolve_uri(config)
-        try:
-            return uri, list_versions(uri), ""
-        except UserError as error:
-            return uri, (), str(error)
+        return resolve_uri(config) if config else None
 
 
 def _named(files: list[str]) -> str:
@@ -390,19 +395,31 @@ def _newest_first(records: list[Dated]) -> list[Dated]:
 # --- roots ---
 
 
-def roots_here(folder: str) -> list[str]:
-    """Return the storage roots that a person in a folder means: those in it, and those of the configs in it and its configs/.
+class Roots(Record):
+    """The storage roots that a person in the working folder means.
 
-    A local root counts if something was made in it; one elsewhere, such as a bucket, if a config names it.
+    Attributes:
+        local: folders in which something was made.
+        elsewhere: such as a bucket, with the path of the config that names it.
     """
-    here = Path(folder)
-    found = {str(path.resolve()): None for path in sorted([here, *_folders(here)]) if _is_root(path)}
+
+    local: tuple[str, ...]
+    elsewhere: dict[str, str]
+
+
+def roots_here() -> Roots:
+    """Return the storage roots in the working folder, and those of the configs in it and its configs/. Asks no store."""
+    here = Path.cwd()
+    local = {str(path.resolve()): None for path in sorted([here, *_folders(here)]) if _is_root(path)}
+    elsewhere: dict[str, str] = {}
     for file in sorted([*here.glob("*.y*ml"), *here.glob("configs/*.y*ml")]):
         with suppress(UserError, OSError):  # other YAML files are no configs
             root = load(file).storage.root
-            if not storage.is_local(root) or _is_root(here / root):
-                found[str((here / root).resolve()) if storage.is_local(root) else storage.absolute(root)] = None
-    return list(found)
+            if not storage.is_local(root):
+                elsewhere.setdefault(storage.absolute(root), str(file.relative_to(here)))
+            elif _is_root(path := Path(storage.absolute(root))):
+                local[str(path.resolve())] = None
+    return Roots(local=tuple(local), elsewhere=elsewhere)
 
 
 def _folders(folder: Path) -> list[Path]:

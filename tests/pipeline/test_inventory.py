@@ -8,7 +8,7 @@ import yaml
 
 from stylegan import storage
 from stylegan.errors import ConfigError
-from stylegan.pipeline.inventory import roots_here, take_inventory
+from stylegan.pipeline.inventory import roots_here, take_inventory, with_models
 
 DATA = {"source": "digits", "resolution": 8}
 
@@ -74,7 +74,7 @@ def test_runs_sets_and_sizes_of_a_root(root):
     assert sum(found.num_bytes.values()) == sum(facts.num_bytes for facts in storage.files(root).values())
     assert (found.free_bytes is None) == root.startswith("s3")
     assert not any(record.damaged for record in (*found.runs, *found.sets, *found.stages))
-    assert found.models == ()
+    assert with_models(found).models == ()
 
 
 def test_a_store_is_listed_once(tmp_path, monkeypatch):
@@ -107,13 +107,13 @@ def test_a_registry_that_does_not_answer_is_named(tmp_path):
     fill(str(root))
     config = {"name": "done", "data": DATA, "tracking": {"uri": "http://127.0.0.1:9"}}
     (root / "runs/done-1/config.yaml").write_text(yaml.safe_dump(config))
-    found = take_inventory(str(root))
+    found = with_models(take_inventory(str(root)))
     assert len(found.runs) == 5
     assert (found.tracking_uri, found.models) == ("http://127.0.0.1:9", ())
     assert "does not answer" in found.no_models
 
 
-def test_roots_that_a_person_in_a_folder_means(tmp_path):
+def test_roots_that_a_person_in_a_folder_means(tmp_path, monkeypatch):
     """Folders in which something was made, and places that a config names; no other folder, no other YAML file."""
     fill(str(tmp_path / "faces-data"))
     fill(str(tmp_path / "far" / "away"))
@@ -123,13 +123,21 @@ def test_roots_that_a_person_in_a_folder_means(tmp_path):
     for name, root in (("near", "faces-data"), ("far", "far/away"), ("none", "none"), ("bucket", "s3://bucket/x")):
         tree = {"name": name, "storage": {"root": root}, "data": DATA}
         (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(tree))
-    wanted = {str(tmp_path / "faces-data"), str(tmp_path / "far" / "away"), "s3://bucket/x"}
-    assert set(roots_here(str(tmp_path))) == wanted
-    assert roots_here(str(tmp_path / "faces-data")) == [str(tmp_path / "faces-data")]
+    monkeypatch.chdir(tmp_path)
+    here = roots_here()
+    assert set(here.local) == {str(tmp_path / "faces-data"), str(tmp_path / "far" / "away")}
+    assert here.elsewhere == {"s3://bucket/x": "configs/bucket.yaml"}
+    monkeypatch.chdir(tmp_path / "faces-data")
+    assert roots_here().local == (str(tmp_path / "faces-data"),)
     with pytest.raises(ConfigError, match="nowhere: no such folder"):
         take_inventory(str(tmp_path / "nowhere"))
 
 
-def test_no_networks_are_imported():
-    script = "import sys, stylegan.pipeline.inventory; print('torch' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
+def test_neither_networks_nor_mlflow_are_imported(tmp_path):
+    fill(str(tmp_path / "root"))
+    script = (
+        "import sys; from stylegan.pipeline.inventory import roots_here, take_inventory;"
+        "print(len(take_inventory(roots_here().local[0]).runs), {'torch', 'mlflow'} & sys.modules.keys())"
+    )
+    out = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=tmp_path)
+    assert out.strip() == "5 set()"

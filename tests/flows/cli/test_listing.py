@@ -5,6 +5,7 @@ import json
 from command_line import fail
 
 from flows.cli.main import main
+from stylegan.errors import StepError
 
 
 def test_a_set_and_a_run_are_listed_with_what_other_commands_take(capsys, write, draw_images, tmp_path, monkeypatch):
@@ -48,6 +49,39 @@ def test_a_run_is_printed_in_80_columns_and_as_json(capsys, tmp_path, monkeypatc
     (line,) = capsys.readouterr().out.splitlines()
     (root,) = json.loads(line)["roots"]
     assert root["runs"][0]["metrics"] == {"fid_classifier": 2.64, "recall_classifier": 0.03}
+
+
+def test_a_root_that_is_away_or_fails_hides_no_other(capsys, write, tmp_path, monkeypatch):
+    """A bucket that only a config names is never asked; a root that cannot be read is one line after the others."""
+    from stylegan import storage
+
+    for name in ("broken", "whole"):
+        (tmp_path / name / "runs" / f"{name}-1").mkdir(parents=True)
+        (tmp_path / name / "runs" / f"{name}-1" / "config.yaml").write_text("name: a\ndata: {source: digits}\n")
+    (tmp_path / "away.yaml").write_text(
+        "name: a\nstorage: {root: s3://bucket/x}\ndata: {source: digits, resolution: 8}\n"
+    )
+    real = storage.files
+
+    def files(uri):
+        assert not uri.startswith("s3")
+        if uri.endswith("broken"):
+            raise StepError("storage: cannot list broken: no permission")
+        return real(uri)
+
+    monkeypatch.setattr(storage, "files", files)
+    monkeypatch.chdir(tmp_path)
+    assert main(["ls"]) == 1
+    out, err = capsys.readouterr()
+    assert "whole-1" in out
+    assert "not looked at: s3://bucket/x of away.yaml; `" in out
+    assert "stylegan ls away.yaml` looks there" in out
+    assert err.splitlines() == ["stylegan: storage: cannot list broken: no permission"]
+    assert main(["ls", "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert [run["run_id"] for root in answer["roots"] for run in root["runs"]] == ["whole-1"]
+    assert answer["not_looked_at"] == [{"root": "s3://bucket/x", "config": "away.yaml"}]
+    assert answer["failures"] == ["storage: cannot list broken: no permission"]
 
 
 def test_mistakes(capsys, write, tmp_path):
