@@ -1,6 +1,7 @@
 """Estimates for a plan: speed from finished stages, and memory that grows with the networks."""
 
 import pytest
+import torch
 
 from stylegan import storage
 from stylegan.config.file import build
@@ -110,3 +111,11 @@ def test_more_workers_need_less_memory_each(tmp_path):
     stage = stages(config(tmp_path))[-1]
     one, two = (stage_cost(config(tmp_path, workers=count), stage).memory_gib for count in (1, 2))
     assert two < one
+
+
+def test_a_type_that_the_cores_compute_slowly_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "_core_flops", lambda dtype: 1e9 if dtype == torch.bfloat16 else 2e10)
+    bf16, fp32 = (config(tmp_path, {"precision": name}) for name in ("bf16", "fp32"))
+    basis = stage_cost(bf16, stages(bf16)[0]).basis
+    assert basis.endswith("cores, which compute bf16 about 20 times slower than fp32 (training.precision)")
+    assert stage_cost(fp32, stages(fp32)[0]).basis == "the speed of this machine's cores"
