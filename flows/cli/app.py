@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Group
 import stylegan
 from flows.cli import console, listing, mistakes, model_commands, registry_commands, run_commands
 from flows.cli.arguments import AsJson
+from stylegan.commands import shell_command
 from stylegan.errors import ConfigError, UserError, one_line
 from stylegan.places import explain_full_disk
 
@@ -80,7 +81,7 @@ for title, commands in COMMANDS.items():
         epilogue = "\n  ".join(["Examples:", *examples(command).splitlines()])
         app.command(command, group=group, sort_key=position, version_flags=[], help_epilogue=epilogue)
 app.group_commands = group  # --help and --version, of the last group
-app.help_epilogue = "Each command explains itself: `stylegan plan --help`."
+app.help_epilogue = f"Each command explains itself: `{shell_command('stylegan', 'plan', '--help')}`."
 
 
 def run(arguments: list[str]) -> int:

@@ -55,7 +55,8 @@ def ls(
     if root is not None and (config is not None or overrides):
         raise ConfigError("--root: give a CONFIG (with --set) or --root, not both")
     if config is None and overrides:
-        raise ConfigError(f"--set {overrides[0]}: changes a config; name one: `stylegan ls CONFIG --set ...`")
+        command = shell_command("stylegan", "ls", "CONFIG", "--set", overrides[0])
+        raise ConfigError(f"--set {overrides[0]}: changes a config; name one: `{command}`")
     if root == "":
         raise ConfigError("--root: is empty; give a folder or a URL")
     settings = load(config, overrides or []) if config is not None else None

@@ -36,7 +36,8 @@ def explain(error: CycloptsError, arguments: Sequence[str], examples: Mapping[st
         return _unused(error.unused_tokens or [], verb, arguments)
     told = " ".join(str(error).split())
     if isinstance(error, MissingArgumentError) and verb in examples and error.keyword is None:
-        told = f"{told.rstrip('.')}, such as `{examples[verb]}`"
+        example = examples[verb].replace("stylegan", shell_command("stylegan"), 1)
+        told = f"{told.rstrip('.')}, such as `{example}`"
     return f"{told} {_see(verb)}"
 
 
@@ -66,7 +67,7 @@ def _unknown_option(error: UnknownOptionError, verb: str, arguments: Sequence[st
         at for at, argument in enumerate(arguments) if argument.partition("=")[0] == typed.partition("=")[0]
     )
     name, equals, value = arguments[position].partition("=")
-    no_option = f"{name}: no option of `stylegan {verb}`"
+    no_option = f"{name}: no option of `{verb or 'stylegan'}`"
     options = [each for argument in error.argument_collection for each in argument.names if each.startswith("-")]
     has_config = "--set" in options
 
@@ -107,7 +108,7 @@ def _unused(tokens: Sequence[str], verb: str, arguments: Sequence[str]) -> str:
         value = value if equals and value else "".join(words[1:]).removeprefix("=")
         command = _command([*before, "--set", f"{key}={value or 'VALUE'}", *after])
         return f"{' '.join(words)}: a value of the config is given as --set key.path=value; did you mean `{command}`?"
-    return f"{' '.join(tokens)}: more than `stylegan {verb}` takes {_see(verb)}"
+    return f"{' '.join(tokens)}: more than `{verb}` takes {_see(verb)}"
 
 
 def _see(verb: str) -> str:

@@ -34,7 +34,7 @@ from stylegan.evaluation.report import Report
 from stylegan.evaluation.work import Products
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator
-from stylegan.pipeline.plan import _count_generated
+from stylegan.pipeline.plan import count_generated
 from stylegan.registry.gate import judge
 
 MOST_COMPARED = 200  # images that the metric of the tests below compares
@@ -175,10 +175,10 @@ def test_a_config_may_gate_on_it_if_it_is_measured(cmmd: Callable[..., None]) ->
 def test_a_plan_counts_its_images(cmmd: Callable[..., None]) -> None:
     """It may have images in the shared pass and in passes of its own."""
     alone = EvaluationConfig(num_images=150).model_copy(update={"metrics": ("cmmd",)})
-    assert _count_generated(alone) == 150
-    assert _count_generated(with_cmmd(EvaluationConfig(num_images=1000))) == 1000
+    assert count_generated(alone) == 150
+    assert count_generated(with_cmmd(EvaluationConfig(num_images=1000))) == 1000
     cmmd(own_images=lambda evaluation: 7)
-    assert _count_generated(with_cmmd(EvaluationConfig(num_images=1000))) == 1007
+    assert count_generated(with_cmmd(EvaluationConfig(num_images=1000))) == 1007
 
 
 # --- the table itself ---
@@ -236,7 +236,7 @@ def test_a_plan_counts_the_images_that_the_meter_wants(
         generator, _ = load_generator(file.read())
     meter = make_meter(metric, context_of(evaluation, generator))
     counts = [max(products.values()) * (2 if source.path else 1) for source, products in meter.wants.items()]
-    assert sum(counts) == _count_generated(evaluation)
+    assert sum(counts) == count_generated(evaluation)
 
 
 def context_of(evaluation: EvaluationConfig, generator: Generator | None) -> Context:
