@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -31,14 +32,22 @@ RAY_ENV = {
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
     """Open a lazy session: Ray is started or joined at its first use inside, and left at the end if it was started here."""
-    import ray
-
-    before = ray.is_initialized()
+    before = _is_open()
     try:
         yield
     finally:
-        if not before and ray.is_initialized():
+        if not before and _is_open():
+            import ray
+
             ray.shutdown()
+
+
+def _is_open() -> bool:
+    if "ray" not in sys.modules:  # a finished run does not even import it
+        return False
+    import ray
+
+    return ray.is_initialized()
 
 
 def connect(ray_config: RayConfig) -> None:

@@ -84,13 +84,6 @@ class Summary(Record):
         return tuple(warnings(self.report))
 
 
-def _done(step: str, record: R, found: R | None) -> Done[R]:
-    """Return the record of a step; `found` is what storage had of it."""
-    if found is not None:
-        logger.info("%s: taken from storage", step)
-    return Done(record, found is not None)
-
-
 class Pipeline:
     """The steps of one config.
 
@@ -104,6 +97,7 @@ class Pipeline:
         self._run: Run | None = None
         self._tracked: TrackedRun | None = None
         self._course = Course()
+        self._told = set[str]()  # the steps that are said to be taken from storage
 
     def __enter__(self) -> Pipeline:
         """Check what can be checked before any work.
@@ -151,6 +145,18 @@ class Pipeline:
             self._tracked = open_run(self.config, run.run_id, shards)
         return self._tracked
 
+    def _done(self, step: str, record: R, found: R | None) -> Done[R]:
+        """Return the record of a step; `found` is what storage had of it."""
+        if found is not None:
+            self._tell_taken(step)
+        return Done(record, found is not None)
+
+    def _tell_taken(self, *steps: str) -> None:
+        for step in steps:
+            if step not in self._told:
+                logger.info("%s: taken from storage", step)
+        self._told.update(steps)
+
     # --- the steps ---
 
     def shard(self, then: Sequence[Stage] = (), *, to_end: bool = False) -> Done[ShardSet]:
@@ -186,7 +192,7 @@ class Pipeline:
         # open set lacks are tried again.
         record = found if found and is_final else shard_in_parallel(source, self.config)
         check_data(self.config, record.num_images, record.label_names, record.attribute_names)
-        return _done("shard", record, found if record == found else None)
+        return self._done("shard", record, found if record == found else None)
 
     def _plan(self, found: ShardSet | None, then: Sequence[Stage], *, shards_done: bool, to_end: bool) -> None:
         """Log what will run and about how long; a command of one step has nothing to say."""
@@ -237,7 +243,7 @@ class Pipeline:
         if record is None:
             logger.info("train %s: not needed, a later stage has gone beyond it", stage.name)
             return Done(None, cached=True)
-        return _done(f"train {stage.name}", record, found)
+        return self._done(f"train {stage.name}", record, found)
 
     def _is_to_train(self, shards: ShardSet, stage: Stage, target: Stage) -> bool:
         run = self.run(shards)
@@ -291,7 +297,7 @@ class Pipeline:
             anew=new_page,
         )
         self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page, growth_uri=run.growth_uri)
-        return _done("evaluate", report, found)
+        return self._done("evaluate", report, found)
 
     def published(self, shards: ShardSet, report: Report) -> list[Comparison]:
         """Return the published figures beside those of a report."""
@@ -317,7 +323,7 @@ class Pipeline:
         key = self.run(shards).keys.registration
         found = versions.find_version(self.config, key)
         if found:
-            return _done("register", found, found)
+            return self._done("register", found, found)
         tracked = self.tracked(shards)
         tracked.start()
         record = versions.register(
@@ -328,7 +334,7 @@ class Pipeline:
             report=report,
             key=key,
         )
-        return _done("register", record, None)
+        return self._done("register", record, None)
 
     def gate(self, shards: ShardSet, version: ModelVersion, report: Report) -> Done[Verdict]:
         """Judge the version against the champion and move the aliases.
@@ -340,12 +346,12 @@ class Pipeline:
         run = self.run(shards)
         verdict, applied = run.find_verdict(version.version)
         if verdict and applied:
-            return _done("gate", verdict, verdict)
+            return self._done("gate", verdict, verdict)
         try:
             verdict = self._apply(run, verdict or self._judge(run, version, report))
         except StaleVerdictError:  # another version has become champion since it was judged
             verdict = self._apply(run, self._judge(run, version, report))
-        return _done("gate", verdict, None)
+        return self._done("gate", verdict, None)
 
     def _judge(self, run: Run, version: ModelVersion, report: Report) -> Verdict:
         champion_version, champion = versions.champion(self.config) or (None, None)
@@ -400,7 +406,9 @@ class Pipeline:
         return self.summarize(shards, checkpoints, report, version, verdict)
 
     def _is_finished(self) -> bool:
-        """Return whether storage and registry have the result of every step; writes nothing.
+        """Return whether storage and registry have the result of every step; writes nothing to them.
+
+        What storage has of them is said as soon as that is known.
 
         What cannot be read counts as unfinished: its own step reports it, or tries it again.
         """
@@ -422,6 +430,10 @@ class Pipeline:
             report = run.find_report()
             if run.find_stage(run.stages[-1]) is None or report is None or missing_figures(report):
                 return False
+            # Before MLflow, whose import takes as long as all of this.
+            self._tell_taken(
+                "shard", *(f"train {stage.name}" for stage in run.stages if run.find_stage(stage)), "evaluate"
+            )
             version = versions.find_version(self.config, run.keys.registration)
             return version is not None and run.find_verdict(version.version)[1]
         return False

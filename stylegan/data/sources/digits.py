@@ -5,10 +5,13 @@ They are 1,797 scans of the Optical Recognition of Handwritten Digits set: 8x8 p
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -24,11 +27,14 @@ def list_images() -> Listing:
 @cache
 def _scans() -> dict[str, np.ndarray]:
     """Return the pixels of all digits by path: uint8 [8, 8], the grey levels 0 to 16 spread over 0 to 255."""
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    pixels = (scans.images * (255 / 16)).round().astype(np.uint8)
-    return {f"{label}/{number:04d}": pixels[number] for number, label in enumerate(scans.target)}
+    # The file of `sklearn.datasets.load_digits`: importing scikit-learn takes a second.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        scans = np.loadtxt(file, delimiter=",")  # [1797, 65]: 64 grey levels, and the digit
+    pixels = (scans[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    return {f"{label}/{number:04d}": pixels[number] for number, label in enumerate(scans[:, -1].astype(int))}
 
 
 @contextmanager

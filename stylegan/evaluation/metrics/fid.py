@@ -25,8 +25,6 @@ from functools import cached_property, reduce
 
 import numpy as np
 import torch
-from scipy.linalg.blas import dtrmm
-from scipy.linalg.lapack import dpstrf
 
 from stylegan.errors import StepError
 from stylegan.evaluation.metrics.numerics import Estimate, group_numbers, require_features, require_same_width
@@ -90,6 +88,8 @@ class Moments:
         columns. Its columns go from the largest to the smallest, which makes the eigenvalues in `_distance` accurate.
         The factor is cached, because one reference is compared with many sets.
         """
+        from scipy.linalg.lapack import dpstrf  # here, since scipy takes a second that only computing needs
+
         factor, order, rank, _ = dpstrf(self.covariance.T, lower=1, overwrite_a=1)
         factor[:, rank:] = 0
         return factor, order - 1
@@ -207,6 +207,8 @@ def frechet_interval(reference: Moments, groups: Sequence[Moments], value: float
 
 def _distance(a: Moments, b: Moments) -> float:
     """Return the distance by eigenvalues, or by singular values if eigenvalues are not accurate enough (see above)."""
+    from scipy.linalg.blas import dtrmm
+
     # tr (S_a S_b)^(1/2) by eigenvalues of L' S_b L.
     covariance, (factor, order) = b.covariance, a._root
     fixed = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(covariance)

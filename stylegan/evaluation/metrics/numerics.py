@@ -10,11 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import ndtri, stdtrit  # what scipy.stats calls; its own import takes a second
 
 from stylegan.errors import StepError
 
-NORMAL_95 = float(ndtri(0.975))
+NORMAL_95 = 1.959963984540054  # the quantile of the standard normal distribution at 0.975
+
+
+def _student_95(freedom: int) -> float:
+    """Return the quantile of Student's t at 0.975 for some degrees of freedom."""
+    from scipy.special import stdtrit  # a second, which reading a finished report must not take; scipy.stats takes two
+
+    return float(stdtrit(freedom, 0.975))
 
 
 def stream(*key: str | int, device: str = "cpu") -> torch.Generator:
@@ -79,7 +85,7 @@ class Estimate:
             # Efron and Stein 1981, section 4: terms that contain two groups, without those that contain one.
             both = value - (groups - 1) / groups * (singles + np.roll(singles, -1)) + (groups - 2) / groups * pairs
             variance = max(variance - groups * (groups - 1) / 2 * np.var(both, ddof=1), variance / 2)
-        margin = float(stdtrit(groups - 1, 0.975) * np.sqrt(variance))
+        margin = _student_95(groups - 1) * float(np.sqrt(variance))
         return cls(value, max(value - margin, lowest), min(value + margin, highest))
 
     @classmethod
@@ -96,7 +102,7 @@ class Estimate:
         """
         kept = values[(values >= low) & (values <= high)]
         mean, deviation = float(np.mean(kept)), float(np.std(np.clip(values, low, high), ddof=1))
-        margin = float(stdtrit(len(kept) - 1, 0.975)) * deviation * math.sqrt(len(values)) / len(kept)
+        margin = _student_95(len(kept) - 1) * deviation * math.sqrt(len(values)) / len(kept)
         return cls(mean, mean - margin, mean + margin)
 
     @classmethod

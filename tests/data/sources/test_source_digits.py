@@ -1,6 +1,7 @@
 """Tests of the digits inside scikit-learn."""
 
 import numpy as np
+from sklearn.datasets import load_digits
 
 
 def test_digits_are_all_there(opened, contents):
@@ -13,3 +14,11 @@ def test_digits_are_all_there(opened, contents):
     assert (pixels.shape, pixels.dtype) == ((50, 8, 8), np.uint8)
     assert (pixels.min(), pixels.max()) == (0, 255)
     assert opened("digits", "none").label_names == ()
+
+
+def test_digits_are_those_of_scikit_learn(opened, contents):
+    scans = load_digits()
+    pixels = contents(opened("digits"))
+    assert sorted(pixels) == sorted(f"{label}/{number:04d}" for number, label in enumerate(scans.target))
+    for number, (label, scan) in enumerate(zip(scans.target, scans.images, strict=True)):
+        assert np.array_equal(pixels[f"{label}/{number:04d}"], (scan * (255 / 16)).round().astype(np.uint8))

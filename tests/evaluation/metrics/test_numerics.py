@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtri
 
-from stylegan.evaluation.metrics.numerics import Estimate, deletions, exact_float32, group_numbers, stream
+from stylegan.evaluation.metrics.numerics import NORMAL_95, Estimate, deletions, exact_float32, group_numbers, stream
 
 
 def test_a_stream_depends_on_its_name_alone() -> None:
@@ -102,3 +103,7 @@ def test_trimmed_mean_without_outliers_is_the_mean() -> None:
     trimmed, plain = Estimate.of_trimmed_mean(values, values.min(), values.max()), Estimate.of_mean(values)
     assert trimmed.value == plain.value
     assert trimmed.high == pytest.approx(plain.high, abs=1e-4)
+
+
+def test_the_quantile_of_the_normal_distribution_is_exact() -> None:
+    assert float(ndtri(0.975)) == NORMAL_95
