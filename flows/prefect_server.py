@@ -24,7 +24,7 @@ from stylegan.places import check_place
 SETTINGS_FILES = {"prefect.toml": "", "pyproject.toml": "[tool.prefect", ".env": "PREFECT_"}
 # Variables that say where Prefect keeps flow runs.
 ELSEWHERE = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "DATABASE")
-START_SECONDS = 120  # the very first start migrates the database
+START_SECONDS = 600  # ends only what hangs: the very first start migrates the database, on a busy machine for minutes
 
 
 @contextlib.contextmanager
