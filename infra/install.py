@@ -39,7 +39,7 @@ def main():
         if uv is not None and not done:
             print(f"uv cannot install here (see {log}); pip does it, which takes longer", flush=True)
         if not done:
-            failed = install([python, "-m", "pip", "install", "--no-compile", "--disable-pip-version-check"], output)
+            failed = install([python, "-m", "pip", "install", "--disable-pip-version-check"], output)
             if failed is not None:
                 give_up(failed, venv, log)
     os.remove(os.path.join(venv, UNFINISHED))
@@ -96,7 +96,8 @@ def uv_command(python, output):
     uv = os.path.join(os.path.dirname(python), "uv")
     if made.returncode or not works_as(uv):
         return None
-    return [uv, "pip", "install", "--python", python, *options]
+    # Compiled now: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would compile anew, for ever.
+    return [uv, "pip", "install", "--compile-bytecode", "--python", python, *options]
 
 
 def works_as(uv):
