@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError, UnavailableError, one_line
 from stylegan.places import may, nearest
@@ -36,6 +37,7 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
 # What SQLAlchemy hands to SQLite from behind the `?` of a URI.
 SQLITE_OPTIONS = ("uri", "mode", "cache", "timeout", "check_same_thread", "isolation_level", "detect_types", "nolock")
+OTHER_SCHEMA = "out-of-date database schema"  # what MLflow says of a newer one, too
 REMOTE = {"botocore", "boto3", "requests", "urllib3"}  # packages whose errors come from a store on the network
 
 _quiet_lock = threading.Lock()
@@ -164,6 +166,15 @@ def explained(uri: str, action: str) -> Iterator[None]:
         kind = _kind_of(error)
         if kind is None:
             raise
+        if OTHER_SCHEMA in str(error):
+            import mlflow
+
+            upgrade = shell_command("mlflow", "db", "upgrade", uri)
+            raise StepError(
+                f"MLflow at {uri}: another version of MLflow than {mlflow.__version__} has written this database; if it was "
+                f"an older one, copy the database and run `{upgrade}`; if a newer one, install that, or set tracking.uri "
+                "to another place"
+            ) from error
         reason = one_line(getattr(error, "orig", None) or error)
         raise kind(
             f"MLflow at {uri}: cannot {action}: {reason}; check that store, then run the same command again"
