@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from stylegan.commands import shell_command
@@ -24,6 +25,7 @@ from stylegan.places import check_place
 SETTINGS_FILES = {"prefect.toml": "", "pyproject.toml": "[tool.prefect", ".env": "PREFECT_"}
 # Variables that say where Prefect keeps flow runs.
 ELSEWHERE = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "DATABASE")
+DATABASE = "prefect.db"  # of the embedded server, in PREFECT_HOME
 START_SECONDS = 600  # ends only what hangs: the very first start migrates the database, on a busy machine for minutes
 
 
@@ -65,7 +67,7 @@ def own_history() -> Path | None:
 
     Prefect is not imported, which takes seconds.
     """
-    home = Path(os.path.expanduser(os.environ.get("PREFECT_HOME") or "~/.prefect"))
+    home = _home()
     given = [name for name, value in os.environ.items() if name.startswith("PREFECT_") and value]
     if any(part in name for name in given for part in ELSEWHERE):
         return None
@@ -74,7 +76,7 @@ def own_history() -> Path | None:
         with contextlib.suppress(OSError):  # most are not there
             if word in path.read_text(errors="replace"):
                 return None
-    return home / "prefect.db"
+    return home / DATABASE
 
 
 def _check(url: str) -> None:
@@ -114,12 +116,23 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return process, url
         time.sleep(0.1)
+    code = process.poll()
     process.kill()
+    start = shell_command("prefect", "server", "start")
+    if code is not None:
+        raise StepError(
+            f"the embedded Prefect server ended while it started (exit code {code}); `{start}` says why; if "
+            f"{_home() / DATABASE} is damaged or of a newer Prefect than {version('prefect')}, move it away (it has only "
+            "the history of flow runs) or set PREFECT_HOME to another folder"
+        )
     raise StepError(
-        f"the embedded Prefect server did not start within {START_SECONDS} s (exit code {process.poll()}); "
-        f"look at PREFECT_HOME and its free space, or start `{shell_command('prefect', 'server', 'start')}` yourself and set "
-        "PREFECT_API_URL"
+        f"the embedded Prefect server did not start within {START_SECONDS} s; look at PREFECT_HOME and its free space, or "
+        f"start `{start}` yourself and set PREFECT_API_URL"
     )
+
+
+def _home() -> Path:
+    return Path(os.path.expanduser(os.environ.get("PREFECT_HOME") or "~/.prefect"))
 
 
 def _end_with(parent: int) -> None:
