@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,8 +30,11 @@ START_SECONDS = 600  # ends only what hangs: the very first start migrates the d
 
 
 @contextlib.contextmanager
-def api() -> Iterator[str]:
+def api(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
     """Yield the URL of the Prefect API: the configured one, else a server that runs as long as this context.
+
+    Args:
+        meanwhile: called while the server starts, which takes another core 10 to 25 seconds.
 
     Raises:
         StepError: the configured server does not answer, or PREFECT_HOME cannot be written.
@@ -46,8 +49,10 @@ def api() -> Iterator[str]:
         _check(configured)
         yield configured
         return
-    process, url = _start()
+    process, url = _launch()
     try:
+        meanwhile()
+        _wait(process, url)
         with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
             try:
                 yield url
@@ -92,10 +97,8 @@ def _check(url: str) -> None:
         ) from None
 
 
-def _start() -> tuple[subprocess.Popen[bytes], str]:
-    """Start the server and return its process and URL once it answers. Raises StepError if it does not start."""
-    import httpx
-
+def _launch() -> tuple[subprocess.Popen[bytes], str]:
+    """Start the server and return its process and its URL, where it does not answer yet."""
     # Choose a free port.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -107,17 +110,20 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.prefect_server", str(port), str(os.getpid())], env=env, stdout=subprocess.DEVNULL
     )
-    url = f"http://127.0.0.1:{port}/api"
+    return process, f"http://127.0.0.1:{port}/api"
 
-    # Wait until it answers.
+
+def _wait(process: subprocess.Popen[bytes], url: str) -> None:
+    """Wait until the server answers. Raises StepError if it does not."""
+    import httpx
+
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                return process, url
+                return
         time.sleep(0.1)
     code = process.poll()
-    process.kill()
     start = shell_command("prefect", "server", "start")
     if code is not None:
         raise StepError(

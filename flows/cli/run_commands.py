@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson =
 
     summary = _repeat(settings)
     if summary is None:
-        with api():
+        with api(meanwhile=lambda: importlib.import_module("flows.train")):
             from flows.train import train_flow
 
             summary = train_flow(settings)

@@ -1,4 +1,4 @@
-"""What the command says of itself: groups and examples in the help, and completion by real shells."""
+"""The help of the command: groups and examples in the help, and completion by real shells."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def test_the_help_of_every_command_shows_an_example_that_is_read(capsys, monkeyp
 
 
 def completed(script: str, line: str, folder) -> list[str]:
-    """What bash offers for the last word of a line, by the function and by its own completion of files."""
+    """Return what bash offers for the last word of a line, by the function and by its own completion of files."""
     words = line.split(" ")
     code = f"""{script}
 COMP_WORDS=({" ".join(f"'{word}'" for word in words)})
