@@ -1,4 +1,4 @@
-"""What a run still has to do, and about how long each step takes, for the line at its start and its progress.
+"""Plan the course of a run, which steps are left and about how long each takes, and follow it through a stage.
 
 It uses what `plan.py` uses, but it comes after the images were listed and asks neither the source nor, as long as
 something is to be trained or measured, the registry.
@@ -7,14 +7,18 @@ something is to be trained or measured, the registry.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
+from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.errors import StepError
 from stylegan.evaluation.quick import quick_evaluation
 from stylegan.pipeline.plan import count_generated, plan_registry
 from stylegan.pipeline.run import Run
-from stylegan.progress import CourseStep
+from stylegan.progress import CourseStep, Progress
 from stylegan.training.cost import counted_evaluation, counted_seconds, stage_cost
+from stylegan.training.curves import STATS, Row, mean_speed, read_rows
+from stylegan.training.job import StageJob
 from stylegan.training.schedule import Stage
 from stylegan.training.state import newest_checkpoint
 
@@ -80,3 +84,34 @@ def _stage(config: Config, run: Run | None, stage: Stage, target: Stage) -> Cour
     if cost.measured and cost.images_per_second:
         return CourseStep(name, known=STAGE_SECONDS + left / cost.images_per_second, beside=beside)
     return CourseStep(name, known=STAGE_SECONDS, counted=left * counted_seconds(config, stage), beside=beside)
+
+
+class StageProgress:
+    """Shows the newest point of a stage's curves as progress, with the speed over the points of this command."""
+
+    def __init__(self, config: Config, job: StageJob) -> None:
+        stage = job.stage
+        self.stage, self.begun, self.old = stage, stage.start_nimg, list[Row]()
+        with suppress(StepError):  # the workers read the same and report it
+            newest = newest_checkpoint(job.uri)
+            self.begun = newest.nimg if newest else self.begun
+            # Points of an earlier command stay in the file until the workers have started.
+            self.old = read_rows(storage.join(job.uri, STATS))[-1:]
+        number = config.resolutions.index(stage.resolution) + 1
+        self.progress = Progress(
+            f"train {stage.name}",
+            stage.num_images,
+            part=(number, len(config.resolutions)),
+            step=(0, 0),
+            begun=self.begun - stage.start_nimg,
+        )
+
+    def show(self, rows: list[Row]) -> None:
+        """Show the newest of all points of the stage."""
+        if not rows or rows[-1:] == self.old:
+            return
+        metrics = rows[-1]["metrics"]
+        losses = [("D", "loss/d", ".3f"), ("G", "loss/g", ".3f"), ("alpha", "progress/alpha", ".2f")]
+        shown = ", ".join(f"{name} {metrics[key]:{digits}}" for name, key, digits in losses if key in metrics)
+        speed = mean_speed([row for row in rows if row["nimg"] > self.begun])
+        self.progress.update(rows[-1]["nimg"] - self.stage.start_nimg, shown, rate=speed)

@@ -1,4 +1,4 @@
-"""What a storage root holds: runs, sets and models, with their sizes. Reads one listing and the small records in it.
+"""List what a storage root holds: runs, sets and models, with their sizes, from one listing and its small records.
 
 It imports neither networks nor MLflow, so that a command answers at once; only `with_models` needs MLflow. What belongs
 to whom is read from records, not from keys: a stage belongs to the run that trained it, so the sizes of runs add up
@@ -114,7 +114,7 @@ class StoredSet(Record):
 
 
 class Inventory(Record):
-    """What a root holds, the newest first.
+    """The runs, sets and models of a root, the newest first.
 
     Attributes:
         root: the storage root.
@@ -137,7 +137,7 @@ class Inventory(Record):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was made here yet."""
+        """True if nothing was made here yet."""
         return not (self.runs or self.sets or self.stages)
 
 

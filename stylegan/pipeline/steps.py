@@ -33,10 +33,10 @@ from stylegan.evaluation.page.write_page import compare_published, missing_figur
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
-from stylegan.pipeline.course import course_steps
+from stylegan.pipeline.course import StageProgress, course_steps
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.run import Run, find_run
-from stylegan.progress import Course, Progress, course
+from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
 from stylegan.registry.gate import Verdict, comparable, judge, lacks_interval
@@ -46,11 +46,11 @@ from stylegan.tracking.open_run import open_run
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
 from stylegan.training.cost import runs_here
-from stylegan.training.curves import SPEED, STATS, Row, mean_speed, read_rows
+from stylegan.training.curves import SPEED, STATS, mean_speed, read_rows
 from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import Checkpoint, newest_checkpoint
+from stylegan.training.state import Checkpoint
 
 logger = logging.getLogger("stylegan")
 R = TypeVar("R", bound=BaseModel | None)
@@ -80,7 +80,7 @@ class Summary(Record):
 
     @computed_field
     def warnings(self) -> tuple[str, ...]:
-        """What means trouble in the report, a sentence each."""
+        """A sentence for each value of the report that means trouble."""
         return tuple(warnings(self.report))
 
 
@@ -230,7 +230,7 @@ class Pipeline:
         run = self.run(shards)
         job, found = run.job(stage, previous), run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
-        show = _Shower(self.config, job).show if needed else None
+        show = StageProgress(self.config, job).show if needed else None
         quick = rows_name(self.config, stage.resolution, shards)
         tracked = self.tracked(shards)
         if needed:
@@ -504,34 +504,3 @@ class Pipeline:
             grid=run.grid_uri,
             page=run.page_uri,
         )
-
-
-class _Shower:
-    """Shows the newest point of a stage's curves as progress, with the speed over the points of this command."""
-
-    def __init__(self, config: Config, job: StageJob) -> None:
-        stage = job.stage
-        self.stage, self.begun, self.old = stage, stage.start_nimg, list[Row]()
-        with suppress(StepError):  # the workers read the same and report it
-            newest = newest_checkpoint(job.uri)
-            self.begun = newest.nimg if newest else self.begun
-            # Points of an earlier command stay in the file until the workers have started.
-            self.old = read_rows(storage.join(job.uri, STATS))[-1:]
-        number = config.resolutions.index(stage.resolution) + 1
-        self.progress = Progress(
-            f"train {stage.name}",
-            stage.num_images,
-            part=(number, len(config.resolutions)),
-            step=(0, 0),
-            begun=self.begun - stage.start_nimg,
-        )
-
-    def show(self, rows: list[Row]) -> None:
-        """Show the newest of all points of the stage."""
-        if not rows or rows[-1:] == self.old:
-            return
-        metrics = rows[-1]["metrics"]
-        losses = [("D", "loss/d", ".3f"), ("G", "loss/g", ".3f"), ("alpha", "progress/alpha", ".2f")]
-        shown = ", ".join(f"{name} {metrics[key]:{digits}}" for name, key, digits in losses if key in metrics)
-        speed = mean_speed([row for row in rows if row["nimg"] > self.begun])
-        self.progress.update(rows[-1]["nimg"] - self.stage.start_nimg, shown, rate=speed)

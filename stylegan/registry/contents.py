@@ -1,4 +1,4 @@
-"""What a registry holds: its models and their versions, read without what registers them."""
+"""List the models of a registry and their versions, without importing what registers them."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Evaluation(Record):
 
     @computed_field
     def warnings(self) -> tuple[str, ...]:
-        """What means trouble, a sentence each."""
+        """A sentence for each value that means trouble."""
         return tuple(warnings(self.report))
 
     @field_serializer("published", when_used="json")

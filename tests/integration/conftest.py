@@ -137,4 +137,5 @@ def finished(make_place: Callable[..., Place]) -> tuple[Place, dict]:
     """Return a place where the tiny config has been run to its end, and the summary that the command printed."""
     place = make_place()
     summary = place.json("run", str(place.config))
+    (place.folder / "first.log").write_text(place.errors())  # the next command replaces them
     return place, summary

@@ -59,6 +59,13 @@ def test_summary_names_everything_that_was_made(finished):
     assert config == load(place.config)
 
 
+def test_the_run_says_first_what_it_will_do(finished):
+    place, _ = finished
+    first, *others = (place.folder / "first.log").read_text().splitlines()
+    assert re.fullmatch(rf"tiny: {len(STEPS)} steps; to do: {', '.join(STEPS)}; about .* after shard", first)
+    assert any(re.match(r"train 8x8 \(2 of 2\): .* img/s, .*whole run about", line) for line in others)
+
+
 def test_prefect_shows_a_task_run_for_every_step(finished):
     """Prefect has one task run for each step, in order."""
     place, _ = finished

@@ -1,4 +1,4 @@
-"""What a storage root holds."""
+"""The inventory of a storage root."""
 
 import subprocess
 import sys

@@ -20,10 +20,10 @@ from stylegan.images import png_bytes
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
+from stylegan.pipeline.course import StageProgress
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
-from stylegan.training.schedule import stages
 from stylegan.training.state import Checkpoint
 
 GRID = png_bytes(Image.new("L", (20, 20)))
@@ -74,27 +74,6 @@ def test_shards_are_taken_from_storage_the_second_time(make_config, image_folder
     assert first.record.num_images == 12
 
 
-def test_a_run_says_first_what_it_will_do(make_config, image_folder, caplog, monkeypatch):
-    """Before any work; a command of one step has nothing to say."""
-    caplog.set_level("INFO", "stylegan")
-    monkeypatch.setattr(steps, "check_work", lambda *_: None)  # it would start Ray
-    config = make_config(
-        data={"source": str(image_folder), "resolution": 8},
-        evaluation={"metrics": []},
-        training={"batch": 4, "start_resolution": 4},
-    )
-    with Pipeline(config) as pipeline:
-        pipeline.shard(then=stages(config), to_end=True)
-        pipeline.shard(then=stages(config)[:1])
-        pipeline.shard()
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("tiny: ")]
-    assert [line.partition("; about ")[0] for line in lines] == [
-        "tiny: 6 steps; to do: shard, train 4x4, train 8x8, evaluate, register, gate",
-        "tiny: 2 steps, 1 taken from storage (shard); to do: train 4x4",
-    ]
-    assert lines[0].endswith(" after shard")
-
-
 def test_the_progress_of_a_stage_is_that_of_this_command(make_config, caplog):
     """Points of an earlier command show nothing; the speed is that of the points since, as the curves define it."""
     caplog.set_level("INFO", "stylegan-progress")
@@ -110,7 +89,7 @@ def test_the_progress_of_a_stage_is_that_of_this_command(make_config, caplog):
             for nimg, seconds in ((9000, 100.0), (10_000, 100.0), (11_000, 4.0), (12_000, 6.0))
         ]
         storage.write_bytes(f"{job.uri}/stats.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:2]).encode())
-        shower = steps._Shower(config, job)
+        shower = StageProgress(config, job)
         for number in (2, 4):
             shower.show(rows[:number])
     lines = [record.getMessage() for record in caplog.records]

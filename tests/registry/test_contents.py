@@ -1,4 +1,4 @@
-"""What a registry holds."""
+"""The contents of a registry."""
 
 from stylegan.registry.contents import list_versions
 

@@ -30,7 +30,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What names a value: its key in the report, its title, and the network that saw the images (may be empty)."""
+    """The names of a value: its key in the report, its title, and the network that saw the images (may be empty)."""
 
     key: str
     title: str

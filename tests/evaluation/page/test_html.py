@@ -392,7 +392,7 @@ def test_published_figures_stand_beside_ours_with_the_reason_why_they_do_not_com
 
 
 def test_what_compares_is_open_and_the_rest_is_folded():
-    """What does not compare is one line that opens."""
+    """Figures that do not compare are one line that opens."""
     rows = compare(whole())
     same = type(rows[0])(rows[0].published, "fid_inception", 4.5, (4.4, 4.6), ())
     page = Page(render(whole(), published=[same, *rows[1:]]))

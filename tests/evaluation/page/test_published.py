@@ -224,7 +224,7 @@ def test_only_public_data_sets_have_a_licence_that_is_known():
 
 
 def test_figures_that_do_not_compare_are_one_line_with_the_kinds_of_reasons():
-    """What was not measured comes last; without such figures there is no line."""
+    """Figures that were not measured come last; without such figures there is no line."""
     rows = compare(Report(protocol="p", dataset_fingerprint="f", checkpoint_uri="c", metrics={"fid_classifier": 2.0}))
     line = describe_incomparable(rows)
     kinds = "other network, other settings, other data"
