@@ -36,7 +36,8 @@ def test_a_data_set_shows_card_rejects_and_preview(draw_images, tmp_path):
     assert "unreadable" in found["rejected"].data
     assert "a/broken.png" in found["rejected"].data
     preview = Image.open(io.BytesIO(base64.b64decode(found["preview"].data.partition(",")[2])))
-    assert preview.size == (3 * 66 - 2, 14 + 3 * 66 - 2)
+    assert preview.width == 3 * (64 + 3) + 3  # three classes of enlarged images, with gutters
+    assert preview.height > preview.width  # the names stand above three rows
     assert f"## Data set {shards.fingerprint}: 9 images" in found["card"].data
     assert "| b\\|\\* | 3 |" in found["card"].data
     assert r"| two\\nlines\\x1b | 3 |" in found["card"].data

@@ -38,7 +38,9 @@ def clone(tmp_path):
 def set_up(clone, *arguments, code=2, **settings):
     """Run `make setup` and return the lines that are not make's own."""
     command = ["make", "--no-print-directory", "setup", *arguments]
-    done = subprocess.run(command, cwd=clone, env=os.environ | settings, capture_output=True, text=True)
+    # As typed into a shell, also where these tests are run by make itself, which hands its options and level down.
+    env = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    done = subprocess.run(command, cwd=clone, env=env | settings, capture_output=True, text=True)
     assert (done.returncode == 0) == (code == 0), done
     return [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ")]
 
