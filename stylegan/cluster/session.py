@@ -56,12 +56,11 @@ def connect(ray_config: RayConfig) -> None:
     Raises:
         StepError: nothing answers at the address.
     """
+    import_ray()
     import ray
 
     if ray.is_initialized():
         return
-    for name, value in RAY_ENV.items():
-        os.environ.setdefault(name, value)
     check_address(ray_config)
     if ray_config.address is None:
         _use_own_token()
@@ -82,6 +81,16 @@ def connect(ray_config: RayConfig) -> None:
             "check that the head runs the same Ray version and, for a cluster with tokens, RAY_AUTH_MODE and "
             "RAY_AUTH_TOKEN_PATH"
         ) from error
+
+
+def import_ray(*, train: bool = False) -> None:
+    """Import Ray with its settings, and for `train` also what launches a stage: seconds. Nothing is started."""
+    for name, value in RAY_ENV.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if train:
+        import ray.train.torch  # noqa: F401
 
 
 def _use_own_token() -> None:

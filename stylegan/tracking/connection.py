@@ -112,19 +112,25 @@ def connect(uri: str) -> MlflowClient:
     check_server(uri)
     if _is_sqlite(uri):
         os.makedirs(os.path.dirname(os.path.abspath(_sqlite_path(uri))), exist_ok=True)
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault(
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
-    )  # it would appear wherever tqdm happens to be installed
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 take four minutes
-    from mlflow import MlflowClient  # the import sets MLflow's log level: before `quiet`
+    import_mlflow()
+    from mlflow import MlflowClient
 
     try:
         with explained(uri, "open the store"):
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except ImportError as error:  # a database needs a driver, which MLflow does not bring
         raise ConfigError(f"tracking.uri={uri}: {error}; install that package, or use another store") from error
+
+
+def import_mlflow() -> None:
+    """Import MLflow with its settings, which takes seconds; it sets its log level, so `quiet` comes after it."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output belongs to records
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault(
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
+    )  # it would appear wherever tqdm happens to be installed
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 take four minutes
+    import mlflow  # noqa: F401
 
 
 def is_empty(uri: str) -> bool:
