@@ -54,7 +54,7 @@ def connect(ray_config: RayConfig) -> None:
     """Start Ray on this machine, or join `ray_config.address`; do nothing in a process that has Ray already.
 
     Raises:
-        StepError: nothing answers at the address.
+        StepError: nothing answers at the address, or Ray does not start.
     """
     import_ray()
     import ray
@@ -75,11 +75,16 @@ def connect(ray_config: RayConfig) -> None:
                 log_to_driver=False,
             )
     except Exception as error:
-        reason = one_line(error, 200)
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        if ray_config.address is None:
+            raise StepError(
+                f"Ray did not start on this machine ({reason}); it needs about 20 free ports, room in /dev/shm, and space "
+                f"and short paths in RAY_TMPDIR; {os.environ.get('RAY_TMPDIR') or '/tmp'}/ray/session_latest/logs may say "
+                "more"
+            ) from error
         raise StepError(
-            f"ray.address={ray_config.address or 'unset'}: Ray did not start or join ({type(error).__name__}: {reason}); "
-            "check that the head runs the same Ray version and, for a cluster with tokens, RAY_AUTH_MODE and "
-            "RAY_AUTH_TOKEN_PATH"
+            f"ray.address={ray_config.address}: Ray did not join it ({reason}); check that the head runs the same Ray "
+            "version and, for a cluster with tokens, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH"
         ) from error
 
 

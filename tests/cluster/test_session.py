@@ -78,3 +78,21 @@ def test_ray_starts_without_a_home_and_leaves_the_handler_of_sigterm():
         command, env=env | {"HOME": "/dev/null"}, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def test_a_ray_of_our_own_that_cannot_start_says_what_it_needs(tmp_path):
+    """Its sockets are files, whose paths have at most 107 characters. A process of its own: Ray reads the folder once."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    code = "from stylegan.cluster.session import connect; from stylegan.config.sections import RayConfig; connect(RayConfig())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RAY_TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    line = done.stderr.splitlines()[-1]
+    assert "Ray did not start on this machine (OSError: " in line
+    assert f"20 free ports, room in /dev/shm, and space and short paths in RAY_TMPDIR; {folder}/ray/" in line
