@@ -40,7 +40,7 @@ def api(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
         StepError: the configured server does not answer, or PREFECT_HOME cannot be written.
     """
     if not os.environ.get("PREFECT_API_URL"):  # checked before the import, which reads and writes there
-        check_place("PREFECT_HOME", os.environ.get("PREFECT_HOME") or "~/.prefect")
+        check_place("PREFECT_HOME", _home())
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 

@@ -22,6 +22,9 @@ from stylegan.training.samples import sample_grids
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import MARKER, Checkpoint, check_folder, checkpoints
 
+VERDICT = "verdict.json"  # in the folder of a run, from its last step
+VERDICT_CURE = "delete it and run the same command again, which judges anew"
+
 
 class _StoredVerdict(Record):
     """A verdict in storage, with the key of the gate that gave it; `applied`: the registry's aliases were moved."""
@@ -84,7 +87,7 @@ class Run:
 
     @property
     def _verdict_uri(self) -> str:
-        return storage.join(self.uri, "verdict.json")
+        return storage.join(self.uri, VERDICT)
 
     @property
     def run_id(self) -> str:
@@ -202,17 +205,30 @@ class Run:
             DamagedError: the stored verdict is not what was written. Judging anew could undo what a person decided
                 since, so that is left to the user.
         """
-        cure = "delete it and run the same command again, which judges anew"
-        try:
-            found = storage.read_json(self._verdict_uri, _StoredVerdict, cure=cure)
-        except FileNotFoundError:
-            return None, False
-        if found.key != gate_key(self.config, version):
+        found = self._stored_verdict()
+        if found is None or found.key != gate_key(self.config, version):
             return None, False
         if found.verdict.challenger != version:
             problem = f"verdict.challenger: it is on version {found.verdict.challenger}, its key on {version}"
-            raise DamagedError(f"{self._verdict_uri}: is damaged ({problem}); {cure}")
+            raise DamagedError(f"{self._verdict_uri}: is damaged ({problem}); {VERDICT_CURE}")
         return found.verdict, found.applied
+
+    def judged_version(self) -> str | None:
+        """Return the version on which this gate's verdict is, if the registry's aliases were moved; asks no registry.
+
+        Raises:
+            DamagedError: the stored verdict is not what was written.
+        """
+        found = self._stored_verdict()
+        if found is None or not found.applied or found.key != gate_key(self.config, found.verdict.challenger):
+            return None
+        return found.verdict.challenger
+
+    def _stored_verdict(self) -> _StoredVerdict | None:
+        try:
+            return storage.read_json(self._verdict_uri, _StoredVerdict, cure=VERDICT_CURE)
+        except FileNotFoundError:
+            return None
 
     def write_verdict(self, verdict: Verdict, *, applied: bool) -> None:
         """Write a verdict for `find_verdict`."""

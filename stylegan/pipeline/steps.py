@@ -35,7 +35,7 @@ from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
-from stylegan.pipeline.run import Run, find_run
+from stylegan.pipeline.run import VERDICT, Run, find_run
 from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
@@ -414,9 +414,10 @@ class Pipeline:
         """
         data, root = self.config.data, self.config.storage.root
         with suppress(UserError):
-            # A first run needs no look at its images, of which there may be millions.
-            runs = storage.names(storage.join(self._root, "runs"))
-            if not any(name.startswith(f"{self.config.name}-") for name in runs):
+            # Without a run of this name that came to its end, no look at the images, of which there may be millions.
+            runs, prefix = storage.join(self._root, "runs"), f"{self.config.name}-"
+            ours = (storage.join(runs, name, VERDICT) for name in storage.names(runs) if name.startswith(prefix))
+            if not any(map(storage.exists, ours)):
                 return False
             source = open_source(data, root)
             shards = find_shards(source, data, root)
@@ -430,12 +431,15 @@ class Pipeline:
             report = run.find_report()
             if run.find_stage(run.stages[-1]) is None or report is None or missing_figures(report):
                 return False
+            judged = run.judged_version()
+            if judged is None:
+                return False
             # Before MLflow, whose import takes as long as all of this.
             self._tell_taken(
                 "shard", *(f"train {stage.name}" for stage in run.stages if run.find_stage(stage)), "evaluate"
             )
             version = versions.find_version(self.config, run.keys.registration)
-            return version is not None and run.find_verdict(version.version)[1]
+            return version is not None and version.version == judged
         return False
 
     # --- single steps, for the command line ---

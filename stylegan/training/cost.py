@@ -7,7 +7,6 @@ a step is started, block by block. On GPUs it is what one H200 has reached.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -247,18 +246,20 @@ def _core_flops(dtype: torch.dtype) -> float:
     """
     x = torch.randn(2, 64, 32, 32, dtype=dtype, requires_grad=True)
     weight = torch.randn(64, 64, 3, 3, dtype=dtype, requires_grad=True)
-    threads, best, deadline = torch.get_num_threads(), math.inf, None
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        y = F.conv2d(x, weight, padding=1)
+        torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+        return time.perf_counter() - start
+
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several threads would wait for each other while another program runs
     try:
-        while deadline is None or time.perf_counter() < deadline or best == math.inf:
-            start = time.perf_counter()
-            y = F.conv2d(x, weight, padding=1)
-            torch.autograd.grad(y, (x, weight), torch.ones_like(y))
-            end = time.perf_counter()
-            if deadline is None:
-                deadline = end + 0.25  # the first pass also sets up torch
-            else:
-                best = min(best, end - start)
+        seconds()  # the first pass also sets up torch
+        best, deadline = seconds(), time.perf_counter() + 0.25
+        while time.perf_counter() < deadline:
+            best = min(best, seconds())
     finally:
         torch.set_num_threads(threads)
     return 3 * 2 * x.numel() * 64 * 9 / best

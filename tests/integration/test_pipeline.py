@@ -164,14 +164,20 @@ def test_repeat_mends_what_a_killed_run_has_left_in_prefect(finished):
         ("data.channels=3", STEPS),
     ],
 )
-def test_plan_redoes_exactly_what_depends_on_a_change(finished, override, redone):
-    """A changed key runs the steps that depend on it again, and only these; with any left it is no repeat."""
+def test_plan_redoes_exactly_what_depends_on_a_change(finished, override, redone, caplog):
+    """A changed key runs the steps that depend on it again, and only these.
+
+    With any left it is no repeat, and nothing is said of the others: the flow that follows does.
+    """
+    caplog.set_level("INFO", "stylegan")
     place, summary = finished
     plan = place.json("plan", str(place.config), "--set", override)
     assert [step["name"] for step in plan["steps"] if step["state"] == "run"] == redone
     with Pipeline(load(place.config, [override])) as pipeline:
         again = pipeline.repeat()
     assert (again.run_id if again else None) == (None if redone else summary["run_id"])
+    told = [record.getMessage() for record in caplog.records if "taken from storage" in record.getMessage()]
+    assert len(told) == (0 if redone else len(STEPS))
 
 
 def test_another_evaluation_trains_nothing(finished):
