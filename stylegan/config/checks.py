@@ -82,10 +82,9 @@ def _check_batches(config: UncheckedConfig) -> None:
         batch, workers, group = config.batch_at(r), config.workers_at(r).workers or 1, config.model.mbstd_group
 
         # Every worker has the same number of images.
-        cut = " after training.max_batch_per_worker" if batch < config.uncut_batch_at(r) else ""
         if batch % workers:
             raise ValueError(
-                f"training.batch at {r}x{r} is {batch}{cut}: not divisible by its {workers} workers; use a multiple of "
+                f"training.batch at {r}x{r} is {batch}: not divisible by its {workers} workers; use a multiple of "
                 f"{workers} or auto, or set training.stages.{r}.batch or ray.stages.{r}.workers"
             )
 
@@ -93,8 +92,18 @@ def _check_batches(config: UncheckedConfig) -> None:
         share, members = batch // workers, min(group, batch)
         if share % min(members, share) or (workers > 1 and share % members):
             raise ValueError(
-                f"training.batch at {r}x{r} gives each of {workers} workers {share} images{cut}: not divisible by "
+                f"training.batch at {r}x{r} gives each of {workers} workers {share} images: not divisible by "
                 f"model.mbstd_group={group}; use a batch that is a multiple of {group * workers}"
+            )
+
+        # Nor is it divided among the parts of a worker's share.
+        least, limits = share // config.parts_at(r), config.training.max_batch_per_worker or {}
+        if limits and r >= min(limits) and least > at_resolution(limits, r):
+            turned = ", and equally many images that training.rotation turns" if config.training.rotation else ""
+            raise ValueError(
+                f"training.max_batch_per_worker at {r}x{r} is {at_resolution(limits, r)}: a worker's {share} images "
+                f"divide into equal parts of no fewer than {least} (whole groups of model.mbstd_group={group}{turned}); "
+                f"use at least {least}"
             )
 
 
@@ -150,6 +159,11 @@ def _check_rotation(config: UncheckedConfig) -> None:
 
 def _check_precision(config: UncheckedConfig) -> None:
     on_cpus = [r for r in config.resolutions if not config.workers_at(r).gpus_per_worker]
+    if config.training.cuda_graphs is True and on_cpus:
+        raise ValueError(
+            f"training.cuda_graphs=true needs a GPU, but ray.gpus_per_worker is 0 at {on_cpus[0]}x{on_cpus[0]}; "
+            "set ray.gpus_per_worker=1, or use auto"
+        )
     if config.training.precision == "fp16" and on_cpus:
         raise ValueError(
             f"training.precision=fp16 needs a GPU, but ray.gpus_per_worker is 0 at {on_cpus[0]}x{on_cpus[0]}; "

@@ -411,8 +411,10 @@ class TrainingConfig(Section):
     )
     max_batch_per_worker: PerResolution[MostImages] | None = Field(
         None,
-        description="Maximum number of images per step on one worker, for its memory: larger batches are cut. "
-        "Resolutions below the first entry have no limit. `null`: no limit.",
+        description="Maximum number of images that go through the networks at once on one worker, for its memory. A "
+        "larger share of a batch goes through in equal parts, whole minibatch-standard-deviation groups each, and their "
+        "gradients are added: the same weights to rounding, in more time. Resolutions below the first entry have no "
+        "limit. `null`: no limit.",
     )
     learning_rate: PerResolution[Rate] = Field(
         {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003}, description="Learning rate of Adam, for G and D."
@@ -468,6 +470,12 @@ class TrainingConfig(Section):
         "fp32",
         description="Number format of features and of weights in use. Statistics, losses, Adam and stored weights stay "
         "fp32. `tf32` and `fp16` (with dynamic loss scaling) are for GPUs.",
+    )
+    cuda_graphs: Literal["auto"] | bool = Field(
+        "auto",
+        description="Record each kind of step once as a CUDA graph and replay it: the GPU no longer waits for the host to "
+        "start its kernels. Changes no result. `auto`: on GPUs, unless recording fails, which is logged with the reason. "
+        "`true`: it must work. `false`: off.",
     )
     compile: bool = Field(
         False,
@@ -664,8 +672,7 @@ class RayStageOverride(Section):
 class RayConfig(Section):
     """Ray: the workers that train, and their resources.
 
-    No part of a run's identity, except where the number of workers decides a batch: `training.batch: auto` and
-    `training.max_batch_per_worker`.
+    No part of a run's identity, except where the number of workers decides a batch: `training.batch: auto`.
     """
 
     address: str | None = Field(
@@ -797,18 +804,26 @@ class UncheckedConfig(Section):
 
     def batch_at(self, resolution: int) -> int:
         """Return the images per step of one stage, over all workers."""
-        batch, limits = self.uncut_batch_at(resolution), self.training.max_batch_per_worker
-        if limits and resolution >= min(limits):
-            return min(batch, at_resolution(limits, resolution) * (self.workers_at(resolution).workers or 1))
-        return batch
-
-    def uncut_batch_at(self, resolution: int) -> int:
-        """Return the images per step of one stage before `training.max_batch_per_worker` cuts them."""
         given = self.training.stages.get(resolution, StageOverride()).batch
         batch = given or at_resolution(self.training.batch, resolution)
         if batch == "auto":
             return official_batch(resolution, self.workers_at(resolution).workers or 1, self.model.mbstd_group)
         return batch
+
+    def parts_at(self, resolution: int, workers: int | None = None) -> int:
+        """Return in how many equal parts a worker's share of a batch goes through the networks in one stage.
+
+        As few as `training.max_batch_per_worker` allows. Every part has whole minibatch-stddev groups, and the same
+        number of images that `training.rotation` turns. `workers` takes the place of the configured number.
+        """
+        limits, rotation, batch = self.training.max_batch_per_worker, self.training.rotation, self.batch_at(resolution)
+        if not limits or resolution < min(limits):
+            return 1
+        workers, limit = workers or self.workers_at(resolution).workers or 1, at_resolution(limits, resolution)
+        share, groups = batch // workers, batch // workers // min(self.model.mbstd_group, batch)
+        turned = rotation.num_turned(batch) // workers if rotation else 0
+        possible = [n for n in range(1, max(groups, 1) + 1) if groups % n == 0 and turned % n == 0]
+        return next((n for n in possible if share // n <= limit), possible[-1])
 
     def learning_rate_at(self, resolution: int) -> float:
         """Return Adam's learning rate in one stage.

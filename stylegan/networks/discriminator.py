@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.layers import Conv, Dense, DownConv, minibatch_stddev, num_fmaps
-from stylegan.networks.ops import blur, lrelu
+from stylegan.networks.ops import blur, fade, fades, lrelu
 
 TURNS = 4  # rotations by 0, 90, 180 and 270 degrees
 
@@ -127,7 +127,7 @@ class Discriminator(nn.Module):
         self._normalise()
         self.to(next(self.parameters())).train(self.training)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, *, alpha: float = 1.0) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None, *, alpha: float | Tensor = 1.0) -> Tensor:
         """Score images.
 
         Args:
@@ -152,7 +152,7 @@ class Discriminator(nn.Module):
             logits = logits.gather(1, labels[:, None])
         return logits.squeeze(1)
 
-    def features(self, images: Tensor, *, alpha: float = 1.0) -> Tensor:
+    def features(self, images: Tensor, *, alpha: float | Tensor = 1.0) -> Tensor:
         """Compute the activations [N, F] of the last layer but one for images [N, C, r, r].
 
         The score is a linear function of them. As in `forward`, the images of a mini-batch standard deviation group
@@ -160,7 +160,7 @@ class Discriminator(nn.Module):
         """
         return self.head.features(self._convolve(images, alpha), self.head.group)
 
-    def rotation_logits(self, images: Tensor, *, alpha: float = 1.0) -> Tensor:
+    def rotation_logits(self, images: Tensor, *, alpha: float | Tensor = 1.0) -> Tensor:
         """Predict by how much images are rotated (SS-GAN, section 3); labels are not used.
 
         The mini-batch standard deviation is taken over the four rotations of one image. It is then the same for all
@@ -188,14 +188,14 @@ class Discriminator(nn.Module):
         if self.model.spectral_norm:
             normalise_spectrally(self)
 
-    def _convolve(self, images: Tensor, alpha: float) -> Tensor:
+    def _convolve(self, images: Tensor, alpha: float | Tensor) -> Tensor:
         """Apply all blocks, with fade-in: images to features [N, C', 4, 4]."""
         if self.compute_dtype is not None:
             images = images.to(self.compute_dtype, memory_format=torch.channels_last)
         x = self.from_rgb[-1](images)
         for level in reversed(range(len(self.blocks))):
             x = self.blocks[level](x)
-            if alpha < 1 and level == len(self.blocks) - 1:
+            if fades(alpha) and level == len(self.blocks) - 1:
                 coarse = self.from_rgb[level](F.avg_pool2d(images, 2))
-                x = torch.lerp(coarse, x, alpha)
+                x = fade(coarse, x, alpha)
         return x

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, adain, instance_norm, modulate, num_fmaps, pixel_norm
-from stylegan.networks.ops import blur, lrelu, noise_bias_act
+from stylegan.networks.ops import blur, fade, fades, lrelu, noise_bias_act
 
 # Called with (layer index, n, resolution); returns [n or 1, 1, resolution, resolution], nominally N(0, 1).
 NoiseFn = Callable[[int, int, int], Tensor]
@@ -36,6 +36,11 @@ def layer_resolution(index: int) -> int:
     return 4 << index // 2
 
 
+def count_layers(resolution: int) -> int:
+    """Return the number of synthesis layers of a generator of this resolution: 2 log2(resolution) - 2."""
+    return 2 * (resolution.bit_length() - 2)
+
+
 def random_noise(generator: torch.Generator | None, device: torch.device | str) -> NoiseFn:
     """Return a function that draws fresh noise for every call, layer and image.
 
@@ -51,13 +56,13 @@ def random_noise(generator: torch.Generator | None, device: torch.device | str) 
     return draw
 
 
-def mix(w1: Tensor, w2: Tensor, cutoff: int, num_layers: int) -> Tensor:
+def mix(w1: Tensor, w2: Tensor, cutoff: int | Tensor, num_layers: int) -> Tensor:
     """Mix styles (StyleGAN, section 3.1): layers below `cutoff` take w1, the others w2.
 
     Args:
         w1: [N, L].
         w2: [N, L].
-        cutoff: 0..num_layers; num_layers means w1 everywhere.
+        cutoff: 0..num_layers, a number or a tensor []; num_layers means w1 everywhere.
         num_layers: number of layers of the generator.
 
     Returns:
@@ -204,13 +209,14 @@ class Synthesis(nn.Module):
         """The side of the images."""
         return layer_resolution(len(self.layers) - 1)
 
-    def forward(self, ws: Tensor, *, alpha: float = 1.0, noise: NoiseFn | None = None) -> Tensor:
+    def forward(self, ws: Tensor, *, alpha: float | Tensor = 1.0, noise: NoiseFn | None = None) -> Tensor:
         """Compute images.
 
         Args:
             ws: [N, num_layers, L]; without styles only the w of the first layer is read.
-            alpha: fade-in weight of the newest resolution in [0, 1]; the remainder is the image of the previous
-                resolution, upscaled by nearest neighbour (ProGAN, figure 2). Has no effect at 4x4.
+            alpha: fade-in weight of the newest resolution in [0, 1], a number or a tensor [] that is read on its
+                device; the remainder is the image of the previous resolution, upscaled by nearest neighbour (ProGAN,
+                figure 2). Has no effect at 4x4.
             noise: draws the noise; None takes the stored noise, the same for every image.
 
         Returns:
@@ -225,10 +231,8 @@ class Synthesis(nn.Module):
             if index == len(self.layers) - 3:
                 coarse = x  # the features of half the resolution
         rgb = self.to_rgb[-1](x).to(ws.dtype)
-        if alpha < 1 and coarse is not None:
-            return torch.lerp(
-                F.interpolate(self.to_rgb[-2](coarse).to(ws.dtype), scale_factor=2, mode="nearest"), rgb, alpha
-            )
+        if fades(alpha) and coarse is not None:
+            return fade(F.interpolate(self.to_rgb[-2](coarse).to(ws.dtype), scale_factor=2, mode="nearest"), rgb, alpha)
         return rgb
 
     def _noise(self, index: int, n: int, noise: NoiseFn | None) -> Tensor | None:
@@ -303,7 +307,7 @@ class Generator(nn.Module):
         z: Tensor,
         labels: Tensor | None = None,
         *,
-        alpha: float = 1.0,
+        alpha: float | Tensor = 1.0,
         noise: NoiseFn | None = None,
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = 8,

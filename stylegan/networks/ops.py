@@ -126,6 +126,24 @@ class _Blur(torch.autograd.Function):
         return blur(grads[0])
 
 
+def fades(alpha: float | Tensor) -> bool:
+    """Return whether a resolution with this weight is faded in. A weight that is a tensor always is one that fades."""
+    return isinstance(alpha, Tensor) or alpha < 1
+
+
+def fade(coarse: Tensor, fine: Tensor, alpha: float | Tensor) -> Tensor:
+    """Return (1 - alpha) * coarse + alpha * fine, rounded once.
+
+    Args:
+        coarse: as `fine`.
+        fine: any shape, in any floating type.
+        alpha: in [0, 1]: a number, or a tensor [] in single precision or better, which is not rounded either.
+    """
+    if isinstance(alpha, Tensor) and alpha.dtype != fine.dtype:
+        return torch.lerp(coarse.to(alpha.dtype), fine.to(alpha.dtype), alpha).to(fine.dtype)
+    return torch.lerp(coarse, fine, alpha)
+
+
 def noise_bias_act(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor) -> Tensor:
     """Compute lrelu(x + noise * noise_weight + bias), the first half of a synthesis layer's epilogue.
 

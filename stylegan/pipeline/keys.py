@@ -28,10 +28,11 @@ IN_STAGE = (
     "stable_kimg",
     "total_kimg",
     "batch",
-    "max_batch_per_worker",
     "learning_rate",
     "learning_rate_scaling",
 )
+# Settings of training that change its speed and memory, and the weights by no more than rounding.
+OF_SPEED = ("max_batch_per_worker", "cuda_graphs")
 
 
 class Keys(Record):
@@ -46,7 +47,7 @@ class Keys(Record):
 def stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
     """Compute the keys of the stages, the first stage first."""
     keys, below = list[str](), ""
-    common = config.training.model_dump(mode="json", exclude=set(IN_STAGE))
+    common = config.training.model_dump(mode="json", exclude={*IN_STAGE, *OF_SPEED})
     # Workers and intervals are not part of what is trained, but for the batch that `auto` makes of the workers. The
     # final resolution is, since the weights of the penalties are given there.
     labels = config.model.conditional

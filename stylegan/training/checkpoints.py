@@ -39,7 +39,8 @@ class CheckpointWriter:
         self._host_G = copy.deepcopy(state.G_ema).cpu() if distributed.rank() == 0 else None
         self._nimg = state.nimg  # image count of the last checkpoint
         self._writing: Future[None] | None = None  # the job that writes the last checkpoint (rank 0)
-        self._point: dict[str, float] | None = None  # for `on_checkpoint`; None while no checkpoint is written
+        # Gives the point for `on_checkpoint`; None while no checkpoint is written.
+        self._point: Callable[[], dict[str, float]] | None = None
         self._shared = False  # whether all ranks are known to see the same storage
 
     def write(self, curves: Curves) -> None:
@@ -79,7 +80,7 @@ class CheckpointWriter:
             self._read_newest()
         point, self._point = self._point, None
         if self.on_checkpoint:
-            self.on_checkpoint(point)
+            self.on_checkpoint(point())
 
     def _is_written(self) -> bool:
         """Wait for a short while, and return on all ranks whether the last checkpoint is written.

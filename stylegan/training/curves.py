@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from types import TracebackType
 
 import torch
@@ -13,13 +14,17 @@ from typing_extensions import TypedDict
 from stylegan import storage
 from stylegan.errors import DivergedError
 from stylegan.training import distributed
-from stylegan.training.background import Background
+from stylegan.training.background import Background, HostCopy
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import PENALTIES
 from stylegan.training.state import TrainState
 
 STATS = "stats.jsonl"
 SPEED = "time/img_per_sec"
+# How a step is made, as the metric `time/path` counts it from 0: of the steps of a point, the slowest way. `eager`: torch's
+# own operations; `compiled`: element-wise ones fused by torch.compile; `fused`: by the kernels for GPUs; `graph`: these,
+# replayed as a CUDA graph.
+PATHS = ("eager", "compiled", "fused", "graph")
 # Between two writes of the file pass at least WRITE_SECONDS, and so many that on average no more than WRITE_BYTES are
 # written in a second: an object store only takes whole files, and the file grows.
 WRITE_SECONDS, WRITE_BYTES = 2.0, 50_000
@@ -38,19 +43,20 @@ class Curves:
 
     Every rank keeps all points, and rank 0 also writes them to `stats.jsonl`. Put `with curves.steps:` around the
     optimizer steps, so that a point shows the share of time spent elsewhere, and `with curves.waits:` around the wait
-    for a batch.
+    for a batch. On a GPU a point is complete when its values have arrived in host memory; who reads it earlier waits.
     """
 
     def __init__(self, job: StageJob, state: TrainState, background: Background) -> None:
         self.job, self.state, self.background = job, state, background
         self.uri = storage.join(job.uri, STATS)
         # Points beyond the checkpoint that training resumes from are dropped: training makes them again.
-        self.rows = [row for row in read_rows(self.uri) if row["nimg"] <= state.nimg]
-        self._lines = [json.dumps(row) + "\n" for row in self.rows]
+        self._points = [_Point.of(row) for row in read_rows(self.uri) if row["nimg"] <= state.nimg]
         self.steps = Stopwatch(state.device)
         self.waits = Stopwatch(torch.device("cpu"))
+        self._clock = Clock(state.device)  # since the last point
         self._point_time = self._write_time = time.monotonic()  # of the last point, and of the last write
         self._point_nimg = state.nimg  # image count of the last point
+        self._paths: set[str] = set()  # of the steps since the last point
 
     def __enter__(self) -> Curves:
         return self
@@ -61,6 +67,15 @@ class Curves:
         if isinstance(error, DivergedError):  # the last points show how training diverged
             self.write()
 
+    @property
+    def rows(self) -> list[Row]:
+        """All points; waits until the last one is complete."""
+        return [point.row for point in self._points]
+
+    def took(self, path: str) -> None:
+        """Note how a step was made, one of PATHS."""
+        self._paths.add(path)
+
     def add_point(self, corrupt: int = 0) -> None:
         """Turn the running sums into a point and start new ones. Every rank must call this.
 
@@ -69,23 +84,34 @@ class Curves:
         """
         # Means over the steps and over ranks; a penalty counts only the steps that computed it.
         state = self.state
-        names, num_penalties = sorted(state.sums), self.job.stage.num_penalties(state.nimg, state.steps)
-        means = [state.sums[name] / (num_penalties if name in PENALTIES else state.steps) for name in names]
+        num_penalties = self.job.stage.num_penalties(state.nimg, state.steps)
+        counts = {name: num_penalties if name in PENALTIES else state.steps for name in sorted(state.sums)}
+        names = [name for name, count in counts.items() if count]
+        means = [state.sums[name] / counts[name] for name in names]
         distributed.mean_(means)
-        values = torch.stack(means).tolist()
+        seconds, steps, waits = self._clock.read(), self.steps.read(), self.waits.read()
+        values = HostCopy(torch.stack(means), state.device)  # it comes last: when it is there, the times are, too
 
         # The point.
-        metrics = dict(zip(names, values, strict=True)) | state.measured | self._progress() | self._speed()
-        if corrupt:
-            metrics["data/corrupt"] = float(corrupt)
-        self.rows.append({"nimg": state.nimg, "resolution": self.job.stage.resolution, "metrics": metrics})
-        self._lines.append(json.dumps(self.rows[-1]) + "\n")
+        images, self._point_nimg = state.nimg - self._point_nimg, state.nimg
+        others = state.measured | self._progress() | ({"data/corrupt": float(corrupt)} if corrupt else {})
+        if self._paths:
+            others["time/path"] = float(min(PATHS.index(path) for path in self._paths))
+
+        def row() -> Row:
+            measured = dict(zip(names, values.get().tolist(), strict=True))
+            metrics = measured | others | _speed(images, seconds(), steps(), waits())
+            return {"nimg": nimg, "resolution": resolution, "metrics": metrics}
+
+        nimg, resolution = state.nimg, self.job.stage.resolution
+        num_bytes = (len(self._points) + 1) * len(self._points[-1].line if self._points else "")
+        self._points.append(_Point(row))
 
         # Start new sums.
-        state.sums, state.steps, state.measured = {}, 0, {}
+        state.clear_sums()
+        self._paths, self._point_time = set(), time.monotonic()
 
         # Write the file, unless it was written just before.
-        num_bytes = sum(map(len, self._lines))
         if self._point_time - self._write_time > max(WRITE_SECONDS, num_bytes / WRITE_BYTES):
             self.write()
 
@@ -96,13 +122,14 @@ class Curves:
             self.background.submit(lambda: storage.write_bytes(self.uri, content()), destination=self.uri)
 
     def content(self) -> Callable[[], bytes]:
-        """Freeze the lines so far; the returned function renders the file later, on any thread."""
-        lines = tuple(self._lines)
-        return lambda: "".join(lines).encode()
+        """Freeze the points so far; the returned function renders the file later, on any thread."""
+        points = tuple(self._points)
+        return lambda: "".join(point.line for point in points).encode()
 
-    def newest(self) -> dict[str, float]:
-        """Return the metrics of the last point, an empty dict before the first one."""
-        return dict(self.rows[-1]["metrics"]) if self.rows else {}
+    def newest(self) -> Callable[[], dict[str, float]]:
+        """Return a function that gives the metrics of the last point, an empty dict before the first one."""
+        point = self._points[-1] if self._points else None
+        return lambda: dict(point.row["metrics"]) if point else {}
 
     def mean_speed(self) -> float:
         """Return the speed over all points of the stage, as `mean_speed` defines it."""
@@ -118,24 +145,66 @@ class Curves:
             "progress/batch": float(stage.batch),
         }
 
-    def _speed(self) -> dict[str, float]:
-        """Return the speed of this rank since the last point.
 
-        Call this after the means were read: reading them waits for the GPU, so all steps are done by now.
-        """
-        now = time.monotonic()
-        seconds, images = max(now - self._point_time, 1e-9), self.state.nimg - self._point_nimg
-        self._point_time, self._point_nimg = now, self.state.nimg
-        speed = max(images / seconds, 1e-9)
-        return {
-            SPEED: speed,
-            "time/sec_per_kimg": 1000 / speed,
-            # On CUDA the GPU times the steps and the CPU times the whole: by two clocks the difference may fall below
-            # zero.
-            "time/overhead": max(1 - self.steps.read() / seconds, 0.0),
-            # A share of the time; on CUDA the GPU may be busy during the wait.
-            "time/data_wait": self.waits.read() / seconds,
-        }
+class _Point:
+    """A point of the curves, whose values may still be on their way from the GPU."""
+
+    def __init__(self, compute: Callable[[], Row]) -> None:
+        self._compute = compute
+
+    @classmethod
+    def of(cls, row: Row) -> _Point:
+        """Return a point that was read."""
+        return cls(lambda: row)
+
+    @cached_property
+    def row(self) -> Row:
+        """The point; waits until its values have arrived. Any thread may read it."""
+        return self._compute()
+
+    @cached_property
+    def line(self) -> str:
+        """The point as a line of the file."""
+        return json.dumps(self.row) + "\n"
+
+
+def _speed(images: int, seconds: float, steps: float, waits: float) -> dict[str, float]:
+    """Return the speed of this rank over the steps of a point.
+
+    Args:
+        images: that D was shown.
+        seconds: since the point before.
+        steps: seconds of them in optimizer steps.
+        waits: seconds of them in which the host waited for a batch; on CUDA the GPU may be busy meanwhile.
+    """
+    seconds = max(seconds, 1e-9)
+    speed = max(images / seconds, 1e-9)
+    return {
+        SPEED: speed,
+        "time/sec_per_kimg": 1000 / speed,
+        "time/overhead": max(1 - steps / seconds, 0.0),
+        "time/data_wait": waits / seconds,
+    }
+
+
+class Clock:
+    """Measures the time from one reading to the next. On CUDA the GPU measures it, so that no reading has to wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._last = self._now()
+
+    def _now(self) -> torch.cuda.Event | float:
+        if not self._cuda:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def read(self) -> Callable[[], float]:
+        """Start again from zero. The returned function gives the seconds until now, once the GPU has come here."""
+        last, self._last = self._last, self._now()
+        return partial(_seconds_between, last, self._last)
 
 
 class Stopwatch:
@@ -161,11 +230,17 @@ class Stopwatch:
         else:
             self._seconds += time.monotonic() - self._start
 
-    def read(self) -> float:
-        """Return the seconds since the last call and start again from zero. The GPU must have finished the blocks."""
-        seconds = self._seconds + sum(start.elapsed_time(end) for start, end in self._blocks) / 1000
+    def read(self) -> Callable[[], float]:
+        """Start again from zero. The returned function gives the seconds until now, once the GPU has come here."""
+        seconds, blocks = self._seconds, self._blocks
         self._seconds, self._blocks = 0.0, []
-        return seconds
+        return lambda: seconds + sum(_seconds_between(start, end) for start, end in blocks)
+
+
+def _seconds_between(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return float(end) - float(start)  # type: ignore[arg-type]
+    return start.elapsed_time(end) / 1000
 
 
 def mean_speed(rows: Sequence[Row]) -> float:

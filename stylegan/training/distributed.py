@@ -134,8 +134,13 @@ def own_share(batch: int, group: int) -> Tensor:
         batch: size of the global batch.
         group: size of a minibatch-stddev group.
     """
-    group = min(group, batch)
-    if world_size() == 1:
+    return whole_groups(batch, group, part=rank(), parts=world_size())
+
+
+def whole_groups(batch: int, group: int, *, part: int, parts: int) -> Tensor:
+    """Return the positions of one of so many equal parts of a batch, each of whole minibatch-stddev groups, int64."""
+    if parts == 1:
         return torch.arange(batch)
-    columns = batch // group // world_size()
-    return torch.arange(batch).view(group, -1)[:, rank() * columns : (rank() + 1) * columns].reshape(-1)
+    group = min(group, batch)
+    columns = batch // group // parts
+    return torch.arange(batch).view(group, -1)[:, part * columns : (part + 1) * columns].reshape(-1)

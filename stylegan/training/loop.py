@@ -28,14 +28,14 @@ from stylegan.training.background import Background
 from stylegan.training.checkpoints import CheckpointWriter, OnCheckpoint, check_shared
 from stylegan.training.cost import speed_record
 from stylegan.training.curves import Curves
+from stylegan.training.graphs import StepRunner
 from stylegan.training.hardware import tuned
 from stylegan.training.job import StageJob
 from stylegan.training.samples import write_reals, write_samples
 from stylegan.training.schedule import crossed
 from stylegan.training.state import Checkpoint, TrainState, newest_checkpoint, prune, resume_stage, start_stage
-from stylegan.training.step import discriminator_step, generator_step
 from stylegan.training.stop import StageStopped, StopRequests
-from stylegan.training.update import CHECK_EVERY, check_divergence
+from stylegan.training.update import CHECK_EVERY, DivergenceCheck
 
 
 def train_stage(
@@ -88,6 +88,7 @@ def _train_stage(
         prefetch(source, device, ahead=table.ahead) as training_batches,
     ):
         checkpoints = CheckpointWriter(job, state, background, on_checkpoint)
+        runner, divergence = StepRunner(config, stage, state, label_table), DivergenceCheck(state)
         stop_requests, begun_at = StopRequests(stop, device), state.nimg
         while True:
             # Decide whether the stage is done, or is to stop early.
@@ -117,7 +118,7 @@ def _train_stage(
             # Stop if work in the background has failed, or if training has diverged.
             background.check()
             if done or state.nimg // stage.batch % CHECK_EVERY == 0:
-                check_divergence(state)
+                divergence.check(last=done)
 
             if done:
                 break
@@ -127,14 +128,13 @@ def _train_stage(
 
             # Reset Adam at the start of the stage and at the end of its fade.
             if stage.resets_optimizers(state.nimg):
-                state.reset_optimizers(config, stage.learning_rate)
+                runner.reset_optimizers()
 
             # Train D, then G.
             with curves.waits:
                 images, labels = next(training_batches)
             with curves.steps:
-                discriminator_step(state, config, stage, images, labels if config.model.conditional else None)
-                generator_step(state, config, stage, label_table)
+                curves.took(runner.step(images, labels if config.model.conditional else None))
             state.nimg += stage.batch
             state.steps += 1
         newest = checkpoints.finish()

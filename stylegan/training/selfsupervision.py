@@ -20,59 +20,68 @@ from torch import Tensor
 from stylegan.config.sections import RotationConfig, TrainingConfig
 from stylegan.config.tree import Config
 from stylegan.networks.discriminator import TURNS, Discriminator
-from stylegan.training import distributed
 from stylegan.training.schedule import Stage
-from stylegan.training.state import TrainState
 
 Metrics = dict[str, Tensor]
 
 
 def with_turned_reals(
-    loss: Tensor, state: TrainState, *, config: Config, stage: Stage, reals: Tensor
+    loss: Tensor, D: Discriminator, training: TrainingConfig, *, reals: Tensor, turned: Tensor, alpha: float | Tensor
 ) -> tuple[Tensor, Metrics]:
     """Add the term for turned reals to the loss of D. Without `training.rotation` the loss stays as it is.
 
     Args:
         loss: GAN loss and penalties, a number.
-        reals: this rank's images as D sees them, [batch / ranks, C, r, r] in [-1, 1].
+        D: the discriminator.
+        training: contains the weight.
+        reals: images as D sees them, [n, C, r, r] in [-1, 1].
+        turned: the positions of those that are turned, int64.
+        alpha: weight of D's newest block.
 
     Returns:
         The loss with the term, and the metrics of the term.
     """
-    rotation = config.training.rotation
-    if rotation is None:
+    if training.rotation is None:
         return loss, {}
-    images = reals.detach()[turned_positions(config, stage).to(reals.device)]
-    term, accuracy = rotation_loss(state.D, images, alpha=stage.alpha(state.nimg))
+    term, accuracy = rotation_loss(D, reals.detach().index_select(0, turned), alpha=alpha)
     metrics = {"loss/rotation_d": term, "rotation/accuracy_real": accuracy}
-    return loss * _gan_weight(config.training) + rotation.weight_d * term, metrics
+    return loss * _gan_weight(training) + training.rotation.weight_d * term, metrics
 
 
 def with_turned_fakes(
-    loss: Tensor, state: TrainState, *, config: Config, stage: Stage, fakes: Tensor
+    loss: Tensor,
+    D: Discriminator,
+    training: TrainingConfig,
+    *,
+    fakes: Tensor,
+    turned: Tensor,
+    alpha: float | Tensor,
+    weight: float | Tensor,
 ) -> tuple[Tensor, Metrics]:
     """Add the term for turned fakes to the loss of G. Without `training.rotation` the loss stays as it is.
 
     Args:
         loss: GAN loss, a number.
-        fakes: this rank's images, [batch / ranks, C, r, r], with their graph back to G.
+        D: the discriminator.
+        training: contains whether the GAN loss is dropped.
+        fakes: images [n, C, r, r], with their graph back to G.
+        turned: the positions of those that are turned, int64.
+        alpha: weight of D's newest block.
+        weight: of the term. With the number 0 it is only a metric.
 
     Returns:
         The loss with the term, and the metrics of the term.
     """
-    rotation = config.training.rotation
-    if rotation is None:
+    if training.rotation is None:
         return loss, {}
-    weight = weight_g(rotation, state.nimg)
-    images = fakes[turned_positions(config, stage).to(fakes.device)]
-    with torch.set_grad_enabled(weight > 0):  # with the weight 0 the term is only a metric
-        term, accuracy = rotation_loss(state.D, images, alpha=stage.alpha(state.nimg))
+    with torch.set_grad_enabled(isinstance(weight, Tensor) or weight > 0):
+        term, accuracy = rotation_loss(D, fakes.index_select(0, turned), alpha=alpha)
     metrics = {
         "loss/rotation_g": term,
         "rotation/accuracy_fake": accuracy,
-        "rotation/weight_g": torch.full_like(term, weight),
+        "rotation/weight_g": torch.ones_like(term) * weight,
     }
-    return loss * _gan_weight(config.training) + weight * term, metrics
+    return loss * _gan_weight(training) + weight * term, metrics
 
 
 def rotation_only(training: TrainingConfig) -> bool:
@@ -95,8 +104,8 @@ def weight_g(rotation: RotationConfig, nimg: int) -> float:
     return rotation.weight_g * max(1 - nimg / (1000 * rotation.decay_kimg), 0.0)
 
 
-def turned_positions(config: Config, stage: Stage) -> Tensor:
-    """Return the positions of the turned images in this rank's share, int64, ascending.
+def turned_positions(config: Config, stage: Stage, positions: Tensor) -> Tensor:
+    """Return which of the samples at these positions of the global batch are turned, int64, ascending.
 
     Turned images are spread evenly over the global batch, in the order in which ranks share it: one whole
     minibatch-stddev group after the other. Their choice depends on the batch alone, and every rank has equally many. If
@@ -105,13 +114,13 @@ def turned_positions(config: Config, stage: Stage) -> Tensor:
     rotation, batch = config.training.rotation, stage.batch
     if rotation is None:
         return torch.empty(0, dtype=torch.int64)
-    share, group = distributed.own_share(batch, config.model.mbstd_group), min(config.model.mbstd_group, batch)
+    group = min(config.model.mbstd_group, batch)
     groups, count = batch // group, rotation.num_turned(batch)
-    order = share % groups * group + share // groups  # position of each sample in the order of whole groups
+    order = positions % groups * group + positions // groups  # position of each sample in the order of whole groups
     return torch.nonzero((order + 1) * count // batch > order * count // batch).squeeze(1)
 
 
-def rotation_loss(D: Discriminator, images: Tensor, *, alpha: float) -> tuple[Tensor, Tensor]:
+def rotation_loss(D: Discriminator, images: Tensor, *, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
     """Turn upright images [n, C, r, r] by all angles and classify the turns.
 
     Returns:
@@ -119,7 +128,7 @@ def rotation_loss(D: Discriminator, images: Tensor, *, alpha: float) -> tuple[Te
     """
     logits = D.rotation_logits(turn_all_ways(images), alpha=alpha)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    angles = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
+    angles = torch.arange(TURNS * len(images), device=images.device) // len(images)
     right = logits.detach().argmax(1) == angles
     return F.cross_entropy(logits, angles), right.to(logits.dtype).mean()
 

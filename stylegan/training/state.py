@@ -85,14 +85,24 @@ class TrainState:
     def _per_player(self, value: float) -> dict[str, Tensor]:
         return {player: torch.tensor(value, device=self.device) for player in ("G", "D")}
 
+    def clear_sums(self) -> None:
+        """Begin the sums for another point of the curves, in place: recorded steps add to these tensors."""
+        for value in self.sums.values():
+            value.zero_()
+        self.steps, self.measured = 0, {}
+
     def reset_optimizers(self, config: Config, learning_rate: float) -> None:
         """Give both networks a fresh Adam: moments and beta powers at zero. D's is corrected for lazy penalties."""
         training = config.training
 
         def adam(network: nn.Module, correction: float) -> torch.optim.Adam:
-            betas = (training.adam_beta1**correction, training.adam_beta2**correction)
             return torch.optim.Adam(
-                network.parameters(), lr=learning_rate * correction, betas=betas, eps=training.adam_eps, fused=True
+                network.parameters(),
+                lr=learning_rate * correction,
+                betas=(training.adam_beta1**correction, training.adam_beta2**correction),
+                eps=training.adam_eps,
+                fused=True,
+                capturable=self.device.type == "cuda",  # a step can be recorded as a CUDA graph
             )
 
         self.opt_G, self.opt_D = adam(self.G, 1.0), adam(self.D, lazy_correction(training.penalty_interval))

@@ -5,12 +5,15 @@ Nothing here waits for a GPU: the flag for a gradient that is not finite stays o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from stylegan.config.sections import TrainingConfig
 from stylegan.errors import DivergedError
 from stylegan.training import distributed
+from stylegan.training.background import HostCopy
 from stylegan.training.state import TrainState
 
 MAX_SKIPPED = 50  # updates of one kind in a row without a finite gradient, after which the stage ends
@@ -20,23 +23,33 @@ CHECK_EVERY = 16  # steps between two checks of that number, which wait for the 
 SCALE_GROWTH, SCALE_FALL = 0.0005, 1.0
 
 
-def loss_scale(state: TrainState, player: str, training: TrainingConfig) -> Tensor | None:
-    """Return the factor of the loss that keeps small gradients from vanishing in fp16.
+def loss_scale(state: TrainState, player: str, training: TrainingConfig, *, weight: float = 1.0) -> Tensor | None:
+    """Return the factor of the loss that keeps small gradients from vanishing in fp16, times `weight`.
 
     Returns:
         A number on the device; None in any other precision.
     """
-    return state.log2_scale[player].exp2() if training.precision == "fp16" else None
+    return state.log2_scale[player].exp2() * weight if training.precision == "fp16" else None
 
 
-def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfig, *, kind: str | None = None) -> None:
+def update(
+    state: TrainState,
+    player: str,
+    losses: Iterable[Tensor],
+    training: TrainingConfig,
+    *,
+    parts: int = 1,
+    kind: str | None = None,
+) -> None:
     """Make one step of a player's optimizer. If a gradient is not finite, all ranks skip the step and count it.
 
     Args:
         state: changed in place.
         player: "D" or "G".
-        loss: of this rank, a number.
+        losses: of each part of this rank's share, a number each. Each is computed when the gradients of the one before
+            are there, so that its layer outputs take the place of the others.
         training: contains the precision.
+        parts: the number of losses, whose mean is meant.
         kind: the kind of update, for people. Each kind counts its own skipped updates, so that an update that works
             does not hide one that never does. Unset: the player's main update.
     """
@@ -45,8 +58,9 @@ def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfi
 
     # Gradients, averaged over ranks.
     optimizer.zero_grad(set_to_none=True)
-    scaled_loss = loss if scale is None else loss * scale
-    scaled_loss.backward()
+    for loss in losses:
+        scaled_loss = loss if scale is None else loss * scale
+        (scaled_loss if parts == 1 else scaled_loss / parts).backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     distributed.mean_(gradients)
 
@@ -60,7 +74,9 @@ def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfi
 
     # Skipped updates of this kind in a row: one more after a failure, otherwise 0.
     kind = kind or player
-    state.skipped[kind] = (state.skipped.get(kind, torch.zeros_like(failed)) + failed) * failed
+    if kind not in state.skipped:
+        state.skipped[kind] = torch.zeros_like(failed)
+    state.skipped[kind].add_(failed).mul_(failed)
 
     # The exponent of the scale: down after a failure, otherwise up.
     if scale is not None:
@@ -68,14 +84,26 @@ def update(state: TrainState, player: str, loss: Tensor, training: TrainingConfi
     add_sums(state, {"optim/skipped": failed})
 
 
-def check_divergence(state: TrainState) -> None:
-    """Raise DivergedError if too many updates of one kind in a row were skipped. All ranks raise it or none."""
-    for kind, skipped in state.skipped.items():
-        if skipped >= MAX_SKIPPED:
-            raise DivergedError(
-                f"training diverged at {state.nimg} images: {int(skipped)} updates of {kind} in a row had gradients "
-                "that are not finite; lower training.learning_rate or raise training.r1_gamma"
-            )
+class DivergenceCheck:
+    """Ends a stage whose updates are skipped again and again. All ranks end it or none.
+
+    On a GPU it reads the counts of the check before, which have long arrived, so that it waits for nothing.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        self._before: HostCopy[dict[str, Tensor]] | None = None
+
+    def check(self, *, last: bool = False) -> None:
+        """Raise DivergedError if too many updates of one kind in a row were skipped; if `last`, by the present counts."""
+        now = HostCopy(self.state.skipped, self.state.device)
+        known, self._before = now if last or self.state.device.type == "cpu" else self._before, now
+        for kind, skipped in known.get().items() if known else ():
+            if skipped >= MAX_SKIPPED:
+                raise DivergedError(
+                    f"training diverged at {self.state.nimg} images: {int(skipped)} updates of {kind} in a row had "
+                    "gradients that are not finite; lower training.learning_rate or raise training.r1_gamma"
+                )
 
 
 @torch.no_grad()
@@ -89,6 +117,8 @@ def update_average(state: TrainState, beta: float) -> None:
 
 
 def add_sums(state: TrainState, values: dict[str, Tensor]) -> None:
-    """Add metrics to the running sums of the next point of the curves."""
-    for name, value in values.items():
-        state.sums[name] = state.sums.get(name, torch.zeros((), device=state.device)) + value.detach()
+    """Add metrics to the running sums of the next point of the curves, in place."""
+    for name in values.keys() - state.sums.keys():
+        state.sums[name] = torch.zeros((), device=state.device)
+    sums = [state.sums[name] for name in values]
+    torch._foreach_add_(sums, [value.detach().to(sums[0].dtype) for value in values.values()])

@@ -103,9 +103,14 @@ def mistake(**sections):
         ({"training": {"batch": {8: 0}}}, ["training.batch.8=0"]),
         ({"training": {"max_batch_per_worker": 0}}, ["training.max_batch_per_worker.4=0"]),
         (
-            {"training": {"max_batch_per_worker": 6}, "ray": {"workers": 2}},
-            ["at 8x8 gives each of 2 workers 6 images after training.max_batch_per_worker", "model.mbstd_group=4"],
+            {"training": {"max_batch_per_worker": 3}, "ray": {"workers": 2}},
+            ["training.max_batch_per_worker at 8x8 is 3", "model.mbstd_group=4", "use at least 4"],
         ),
+        (
+            {"training": {"batch": 8, "max_batch_per_worker": 4, "rotation": {"fraction": 0.125}}},
+            ["training.max_batch_per_worker at 8x8 is 4", "training.rotation", "use at least 8"],
+        ),
+        ({"training": {"cuda_graphs": True}}, ["training.cuda_graphs=true needs a GPU", "or use auto"]),
         (
             {"training": {"learning_rate_scaling": "log"}},
             ["training.learning_rate_scaling='log'", "'none', 'sqrt' or 'linear'"],
@@ -176,15 +181,16 @@ def test_auto_in_a_file_and_on_the_command_line(tmp_path):
     assert load(path, ["training.batch=4", "training.batch.16=auto"]).training.batch == {4: 4, 16: "auto"}
 
 
-def test_batches_are_cut_to_what_a_worker_can_hold():
-    """ProGAN's limits in single precision hold from 256x256 on; explicit batches are cut too."""
+def test_shares_go_through_the_networks_in_as_few_parts_as_a_worker_can_hold():
+    """The batch stays whole; parts are equal, and of whole stddev groups."""
     limits = {256: 16, 512: 8, 1024: 4}
     one = configured(1024, training={"batch": 64, "max_batch_per_worker": limits})
-    assert [one.batch_at(r) for r in (8, 128, 256, 512, 1024)] == [64, 64, 16, 8, 4]
-    four = configured(1024, training={"batch": "auto", "max_batch_per_worker": limits}, ray={"workers": 4})
-    assert [four.batch_at(r) for r in (128, 256, 512, 1024)] == [16, 16, 16, 16]
-    override = configured(training={"stages": {16: {"batch": 32}}, "max_batch_per_worker": 8})
-    assert [override.batch_at(r) for r in (8, 16, 32)] == [8, 8, 8]
+    assert [one.batch_at(r) for r in (8, 256, 1024)] == [64, 64, 64]
+    assert [one.parts_at(r) for r in (8, 128, 256, 512, 1024)] == [1, 1, 4, 8, 16]
+    four = configured(1024, training={"batch": 64, "max_batch_per_worker": limits}, ray={"workers": 4})
+    assert [four.parts_at(r) for r in (128, 256, 512, 1024)] == [1, 1, 2, 4]
+    uneven = configured(training={"batch": 60, "max_batch_per_worker": 32})
+    assert uneven.parts_at(16) == 3  # 15 groups: 2 parts would divide one
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 0.5), ("linear", 0.25)])

@@ -61,8 +61,6 @@ def test_how_a_run_is_carried_out_is_not_part_of_it(change):
         ({"training__total_kimg": 9000}, 2),
         ({"training__learning_rate": {4: 0.001, 32: 0.002}}, 2),
         ({"training__learning_rate_scaling": "sqrt"}, 0),
-        ({"training__max_batch_per_worker": 100}, 0),
-        ({"training__max_batch_per_worker": {32: 48}}, 2),
     ],
 )
 def test_a_change_reaches_exactly_the_stages_from_where_it_acts(change, first_changed):
@@ -75,8 +73,8 @@ def test_a_change_reaches_exactly_the_stages_from_where_it_acts(change, first_ch
 @pytest.mark.parametrize(
     ("change", "settings"),
     [
-        ({"ray__workers": 4}, {"training__max_batch_per_worker": 128}),  # cuts nothing
-        ({"training__max_batch_per_worker": {16: 128}}, {}),
+        ({"ray__workers": 4}, {"training__max_batch_per_worker": 8}),  # the same to rounding
+        ({"training__cuda_graphs": False}, {}),
         ({"training__batch": "auto"}, {}),  # the default is the official table for one worker
         ({"ray__workers": 8}, {"training__batch": "auto", "ray__workers": 4}),  # the table is the same at 8x8 and above
         (

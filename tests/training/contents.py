@@ -43,7 +43,7 @@ def pictures(uri):
     return {path.name: path.read_bytes() for path in Path(uri, "samples").iterdir()}
 
 
-def train_killed(job, monkeypatch):
+def train_killed(job, monkeypatch, device="cpu"):
     """Train a stage and kill it when its second checkpoint is complete, before the next image."""
     write, written = storage.write_json, []
 
@@ -56,4 +56,4 @@ def train_killed(job, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_json", die_after_the_second)
         with pytest.raises(KeyboardInterrupt):
-            train_stage(job)
+            train_stage(job, device=device)

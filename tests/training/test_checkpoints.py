@@ -15,10 +15,10 @@ from contents import assert_same, curves, training_state
 from stylegan import storage
 from stylegan.errors import StepError
 from stylegan.training import checkpoints as checkpoints_module
-from stylegan.training import loop
 from stylegan.training.background import Background
 from stylegan.training.checkpoints import CheckpointWriter
 from stylegan.training.curves import read_rows
+from stylegan.training.graphs import StepRunner
 from stylegan.training.loop import train_stage
 from stylegan.training.state import checkpoints, newest_checkpoint
 
@@ -29,20 +29,21 @@ def test_training_goes_on_while_a_checkpoint_is_written(job, monkeypatch):
     """The checkpoint of 8 images is complete only after the next step: training that waited for it would hang."""
     stage = job(4, "one", snapshots={"checkpoint_kimg": 0.008})
     stepped, waited = threading.Event(), []
-    write, step = storage.write_bytes, loop.generator_step
+    write, step = storage.write_bytes, StepRunner.step
 
     def slow_write(uri, data):
         if uri.endswith("checkpoint-000000008/training.pt"):
             waited.append(stepped.wait(SECONDS))
         write(uri, data)
 
-    def noticed_step(state, *arguments):
-        step(state, *arguments)
-        if state.nimg == 8:
+    def noticed_step(runner, *arguments):
+        path = step(runner, *arguments)
+        if runner.state.nimg == 8:
             stepped.set()
+        return path
 
     monkeypatch.setattr(storage, "write_bytes", slow_write)
-    monkeypatch.setattr(loop, "generator_step", noticed_step)
+    monkeypatch.setattr(StepRunner, "step", noticed_step)
     train_stage(stage)
     assert waited == [True]
 
@@ -51,7 +52,7 @@ def test_a_checkpoint_holds_the_state_of_its_moment(job, monkeypatch):
     """A checkpoint that is written after the next step equals the checkpoint of a run that ended before that step."""
     short = train_stage(job(4, "short", training={"stable_kimg": 0.004}))
     stage = job(4, "long", snapshots={"checkpoint_kimg": 0.004})
-    stepped, write, step = threading.Event(), storage.write_bytes, loop.generator_step
+    stepped, write, step = threading.Event(), storage.write_bytes, StepRunner.step
     stored = {}
 
     def slow_write(uri, data):
@@ -62,13 +63,14 @@ def test_a_checkpoint_holds_the_state_of_its_moment(job, monkeypatch):
         else:
             write(uri, data)
 
-    def noticed_step(state, *arguments):
-        step(state, *arguments)
-        if state.nimg == 4:
+    def noticed_step(runner, *arguments):
+        path = step(runner, *arguments)
+        if runner.state.nimg == 4:
             stepped.set()
+        return path
 
     monkeypatch.setattr(storage, "write_bytes", slow_write)
-    monkeypatch.setattr(loop, "generator_step", noticed_step)
+    monkeypatch.setattr(StepRunner, "step", noticed_step)
     train_stage(stage)
     expected = training_state(short.uri)
     for name in ("G", "D", "G_ema", "opt_G", "opt_D", "nimg"):

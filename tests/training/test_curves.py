@@ -9,7 +9,7 @@ import torch
 from stylegan import storage
 from stylegan.training import curves as curves_module
 from stylegan.training.background import Background
-from stylegan.training.curves import Curves, Stopwatch, read_rows
+from stylegan.training.curves import Curves, Stopwatch, _Point, read_rows
 from stylegan.training.state import start_stage
 
 
@@ -37,11 +37,11 @@ def test_points_are_means_over_the_steps_and_what_was_measured(curves):
     state = opened.state
     state.sums, state.steps, state.measured = {"loss/d": torch.tensor(6.0)}, 4, {"probe/accuracy": 0.5}
     opened.add_point()
-    point = opened.newest()
+    point = opened.newest()()
     assert point["loss/d"] == 1.5
     assert point["probe/accuracy"] == 0.5
     assert point["progress/kimg"] == 0.008
-    assert (state.sums, state.steps, state.measured) == ({}, 0, {})
+    assert (state.sums, state.steps, state.measured) == ({"loss/d": 0}, 0, {})
 
 
 def test_content_is_that_of_its_moment(curves):
@@ -69,7 +69,7 @@ def test_a_large_file_is_written_more_rarely(curves, monkeypatch, num_bytes, wri
     """Five seconds after the last write: the whole file is written again each time, and grows."""
     opened, writes = curves([]), []
     monkeypatch.setattr(opened, "write", lambda: writes.append(1))
-    opened._lines.append(" " * num_bytes)
+    opened._points.append(_Point.of({"nimg": 8, "resolution": 4, "metrics": {"x" * (num_bytes // 2): 1.0}}))
     opened._write_time -= 5
     opened.state.sums, opened.state.steps = {"loss/d": torch.tensor(6.0)}, 4
     opened.add_point()
@@ -81,5 +81,5 @@ def test_stopwatch_adds_up_blocks_and_begins_anew():
     for _ in range(2):
         with watch:
             time.sleep(0.005)
-    assert watch.read() >= 0.01
-    assert watch.read() == 0
+    assert watch.read()() >= 0.01
+    assert watch.read()() == 0

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 from contents import training_state
 
 from stylegan.errors import StepError
-from stylegan.training import distributed, loop
+from stylegan.training import distributed
+from stylegan.training.graphs import StepRunner
 from stylegan.training.loop import train_stage
 from stylegan.training.state import newest_checkpoint, start_stage
 
@@ -41,10 +42,11 @@ def raised(function, *arguments):
 def drift_at_48(step):
     """Return the step with a fault: at 48 images it leaves a weight a little off, as a faulty device would."""
 
-    def drifting(state, *arguments):
-        step(state, *arguments)
-        if state.nimg == 48:
-            state.G.mapping.layers[0].bias.data[2] += 1e-6
+    def drifting(runner, *arguments):
+        path = step(runner, *arguments)
+        if runner.state.nimg == 48:
+            runner.state.G.mapping.layers[0].bias.data[2] += 1e-6
+        return path
 
     return drifting
 
@@ -64,7 +66,7 @@ def on_rank(rank, folder, jobs):
     found["record"] = train_stage(stage, on_checkpoint=points.append).model_dump()
     found["points"] = [point["progress/kimg"] for point in points]
     if rank == 1:
-        loop.generator_step = drift_at_48(loop.generator_step)
+        StepRunner.step = drift_at_48(StepRunner.step)
     found["drifted in training"] = raised(train_stage, jobs["drifting"])
     found["other weights"] = raised(train_stage, jobs["other weights"][rank])
     found["other storage"] = raised(train_stage, jobs["other storage"][rank])

@@ -17,8 +17,9 @@ from stylegan.training import update as update_module
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import PENALTIES, Stage, stages
 from stylegan.training.state import newest_checkpoint, start_stage
-from stylegan.training.step import Draws, discriminator_step, generate, process_reals
-from stylegan.training.update import check_divergence
+from stylegan.training.step import discriminator_step, generate, process_reals
+from stylegan.training.step_inputs import Share, discriminator_inputs
+from stylegan.training.update import DivergenceCheck
 
 BATCH = 8
 
@@ -66,10 +67,11 @@ def test_a_penalty_is_a_second_update_with_the_weight_of_its_interval():
     """The step equals one update by the GAN loss, then one by k times gamma / 2 times R1 at the native resolution."""
     config, stage, state = make(penalty_interval=4, r1_gamma=10)
     expected = copy.deepcopy(state.D)
-    draws = Draws.of(config, stage, 0, "D", torch.device("cpu"))
+    share = Share.of(config, stage, torch.device("cpu"))
+    inputs = discriminator_inputs(config, stage, 0, share, REALS, None, static=False)
     images = process_reals(REALS, alpha=1.0)
     with torch.no_grad():
-        fakes = generate(copy.deepcopy(state), config, None, alpha=1.0, draws=draws)
+        fakes, _ = generate(copy.deepcopy(state.G), config.model, inputs)
     discriminator_step(state, config, stage, REALS, None)
 
     adam = torch.optim.Adam(expected.parameters(), lr=0.01 * 4 / 5, betas=(0.0, 0.99 ** (4 / 5)), eps=1e-8)
@@ -215,23 +217,23 @@ def test_skipped_penalties_end_a_stage_although_the_other_updates_work(monkeypat
     monkeypatch.setattr(losses, "penalties", broken)
     monkeypatch.setattr(update_module, "MAX_SKIPPED", 3)
     for _ in range(5):
-        check_divergence(state)
+        DivergenceCheck(state).check()
         discriminator_step(state, config, stage, REALS, None)
         state.nimg += BATCH
     assert {kind: int(count) for kind, count in state.skipped.items()} == {"G": 0, "D": 0, "D by its penalties": 3}
     with pytest.raises(DivergedError, match=r"diverged at 40 images: 3 updates of D by its penalties in a row"):
-        check_divergence(state)
+        DivergenceCheck(state).check()
     saved = state.state_dict()
     again = start_stage(config, stage, num_labels=0, previous=None)
     again.load_state_dict(saved)
     with pytest.raises(DivergedError):
-        check_divergence(again)
+        DivergenceCheck(again).check()
 
     # A penalty that works starts the count anew.
     monkeypatch.setattr(losses, "penalties", known)
     state.nimg += BATCH
     discriminator_step(state, config, stage, REALS, None)
-    check_divergence(state)
+    DivergenceCheck(state).check()
 
 
 def test_penalties_that_are_not_lazy_have_no_counter():

@@ -33,6 +33,7 @@ def test_a_stage_leaves_one_checkpoint_curves_grids_and_its_record(job):
     assert [row["nimg"] for row in rows] == [8, 16]
     assert all(0 <= row["metrics"]["time/overhead"] < 1 for row in rows)
     assert all(0 <= row["metrics"]["time/data_wait"] < 1 for row in rows)
+    assert {row["metrics"]["time/path"] for row in rows} == {0}  # no GPU, and training.compile is off
     assert not any("data/corrupt" in row["metrics"] for row in rows)
     assert set(storage.names(f"{first.uri}/samples")) == {"000000.png", "reals.png"}
     assert json.loads(Path(first.uri, "done.json").read_bytes())["img_per_sec"] > 0

@@ -89,7 +89,7 @@ def test_weight_of_g_falls_linearly_to_zero(decay_kimg, nimg, expected):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_every_rank_turns_equally_many_and_all_ranks_the_same_images_as_one(monkeypatch, group, fraction, ranks):
     config, stage, _ = make({"fraction": fraction}, model={"mbstd_group": group})
-    whole = turned_positions(config, stage).tolist()
+    whole = turned_positions(config, stage, torch.arange(16)).tolist()
     assert len(whole) == 16 * fraction
     if group * ranks > 16:
         return  # ranks take whole groups only
@@ -97,14 +97,15 @@ def test_every_rank_turns_equally_many_and_all_ranks_the_same_images_as_one(monk
     parts = []
     for rank in range(ranks):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        parts.append(set(distributed.own_share(16, group)[turned_positions(config, stage)].tolist()))
+        share = distributed.own_share(16, group)
+        parts.append(set(share[turned_positions(config, stage, share)].tolist()))
     assert {len(part) for part in parts} == {len(whole) // ranks}
     assert set.union(*parts) == set(whole)
 
 
 def test_a_fraction_of_one_in_a_group_turns_the_last_images_of_the_batch():
     config, stage, _ = make({"fraction": 0.25})
-    assert turned_positions(config, stage).tolist() == [12, 13, 14, 15]
+    assert turned_positions(config, stage, torch.arange(16)).tolist() == [12, 13, 14, 15]
 
 
 def test_each_player_changes_only_its_own_weights():

@@ -10,11 +10,11 @@ from ranks import in_double, on_two_ranks
 from stylegan.config.file import build
 from stylegan.errors import DivergedError
 from stylegan.training import distributed
-from stylegan.training import step as step_module
 from stylegan.training.schedule import ema_beta, stages
 from stylegan.training.state import start_stage
-from stylegan.training.step import Draws, discriminator_step, generator_step, process_reals
-from stylegan.training.update import MAX_SKIPPED, check_divergence
+from stylegan.training.step import discriminator_step, generator_step, process_reals
+from stylegan.training.step_inputs import Draws, Share, discriminator_inputs
+from stylegan.training.update import MAX_SKIPPED, DivergenceCheck
 
 TREE = {
     "name": "t",
@@ -98,11 +98,9 @@ def test_generator_average_moves_in_the_d_step_and_copies_buffers():
 
 def test_d_and_g_draw_independently_and_the_same_again_after_a_restart():
     config, stage, _ = make()
-    one, again = (Draws.of(config, stage, 32, "D", torch.device("cpu")) for _ in range(2))
-    other, later = (
-        Draws.of(config, stage, 32, "G", torch.device("cpu")),
-        Draws.of(config, stage, 48, "D", torch.device("cpu")),
-    )
+    positions = torch.arange(stage.batch)
+    one, again = (Draws.of(config, stage, 32, "D", positions) for _ in range(2))
+    other, later = Draws.of(config, stage, 32, "G", positions), Draws.of(config, stage, 48, "D", positions)
     z = one.normal(8)
     assert torch.equal(z, again.normal(8))
     assert not torch.equal(z, other.normal(8))
@@ -124,21 +122,16 @@ def test_every_step_of_a_player_draws_new_numbers(player):
     assert any(not torch.equal(value, after[1][name]) for name, value in after[0].items())
 
 
-def test_mixing_cuts_inside_the_current_layers(monkeypatch):
+@pytest.mark.parametrize("static", [False, True])
+def test_mixing_cuts_inside_the_current_layers(static):
     """Over many steps every cutoff from 1 to the last current layer occurs, none beyond; ten per cent do not mix."""
-    config, stage, state = make()
-    cutoffs = []
-    original = step_module.mix
-    monkeypatch.setattr(
-        step_module, "mix", lambda w1, w2, cutoff, layers: cutoffs.append(cutoff) or original(w1, w2, cutoff, layers)
-    )
-    with torch.no_grad():
-        for nimg in range(0, 16 * 100, 16):
-            step_module.generate(
-                state, config, LABELS, alpha=1.0, draws=Draws.of(config, stage, nimg, "D", torch.device("cpu"))
-            )
+    config, stage, _ = make()
+    share = Share.of(config, stage, torch.device("cpu"))
+    steps = [discriminator_inputs(config, stage, n, share, reals(), LABELS, static=static) for n in range(0, 1600, 16)]
+    cutoffs = [int(step.cutoff) for step in steps]
     assert set(cutoffs) == {1, 2, 3, 4}  # 4 layers at 8x8; 4 means not mixed
     assert 0.02 <= cutoffs.count(4) / len(cutoffs) <= 0.25
+    assert all(static or (step.mixed_z is None) == (step.cutoff == 4) for step in steps)
 
 
 def test_reals_are_faded_and_mirrored():
@@ -171,12 +164,12 @@ def test_non_finite_gradients_skip_the_update_and_end_the_stage_when_they_stay(p
     other = "G" if player == "D" else "D"
     assert {name: int(count) for name, count in state.skipped.items()} == {player: MAX_SKIPPED - 1, other: 0}
     assert state.sums["optim/skipped"] == MAX_SKIPPED - 1
-    check_divergence(state)
+    DivergenceCheck(state).check()
     one_step(state, config, stage)
     assert changed({k: v for k, v in before.items() if not v.isnan().any()}, network) <= {"w_avg"}
     torch.testing.assert_close(optimizer.state_dict()["state"], moments["state"], rtol=0, atol=0)
     with pytest.raises(DivergedError, match=r"diverged at 0 images: 5. updates of [DG].*learning_rate"):
-        check_divergence(state)
+        DivergenceCheck(state).check()
 
 
 def test_r1_weight_is_given_at_the_final_resolution():

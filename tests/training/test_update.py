@@ -30,8 +30,8 @@ def test_scaled_losses_move_weights_alike(training: TrainingConfig):
     """Adam divides the gradients by the scale before it computes their moments."""
     one, two = state(), state()
     images = torch.randn(4, 1, 8, 8)
-    update(one, "D", one.D(images).mean(), CONFIG.training)
-    update(two, "D", two.D(images).mean(), training)
+    update(one, "D", [one.D(images).mean()], CONFIG.training)
+    update(two, "D", [two.D(images).mean()], training)
     for (name, a), b in zip(one.D.named_parameters(), two.D.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
         if a in one.opt_D.state:  # without a fade the coarse path has no gradient
@@ -42,10 +42,10 @@ def test_scale_grows_slowly_and_falls_at_an_overflow():
     s = state()
     images = torch.randn(4, 1, 8, 8)
     before = float(s.log2_scale["D"])
-    update(s, "D", s.D(images).mean(), HALF)
+    update(s, "D", [s.D(images).mean()], HALF)
     assert float(s.log2_scale["D"]) == pytest.approx(before + SCALE_GROWTH, abs=1e-5)
     weights = [p.clone() for p in s.D.parameters()]
-    update(s, "D", s.D(images).mean() * torch.inf, HALF)
+    update(s, "D", [s.D(images).mean() * torch.inf], HALF)
     assert float(s.log2_scale["D"]) == pytest.approx(before + SCALE_GROWTH - 1, abs=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(weights, s.D.parameters(), strict=True))
     assert float(s.log2_scale["G"]) == before
