@@ -2,7 +2,8 @@
 
 The speed is that of a finished stage of the same networks in the same storage. Without one it is counted. On CPUs of
 this machine these are the operations at the speed of a core, which a quarter of a second measures, and the time in which
-a step is started, block by block. On GPUs it is what one H200 has reached.
+a step is started, block by block. On GPUs it is what one H200 has reached; for other kinds of GPU that is scaled by the
+figures of their datasheets.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from stylegan.errors import DamagedError
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.records import Record, digest
+from stylegan.training.gpus import MEASURED, Kind, Target, target
 from stylegan.training.hardware import COMPUTE_DTYPES
 from stylegan.training.schedule import Stage
 
@@ -34,10 +36,10 @@ D_PASSES = 3 + 3 + 2  # reals; fakes; the way through D to G
 PENALTY_PASSES = 3  # the gradient at the images, and the backward pass through it
 OWN_IMAGES_PASSES = 3  # forward and backward, for a penalty at images that have no scores yet
 
-# What one NVIDIA H200 has reached in training (torch 2.11, 32x32 to 1024x1024, batches of 8 to 64), by `training.precision`.
-# A step takes its operations divided by the first, the numbers in its layer outputs times passes times the second, and
-# the host's time to start its kernels. This meets the measured steps within a third.
-GPU = "NVIDIA H200"
+# What one NVIDIA H200 has reached in training (torch 2.11, 32x32 to 1024x1024, batches of 8 to 64, plain operations), by
+# `training.precision`. A step takes its operations divided by the first, the numbers in its layer outputs times passes
+# times the second, and the host's time to start its kernels. This meets the measured steps within a third. On another
+# kind of GPU the first is scaled by the peak of its datasheet, the second by the bandwidth of its memory.
 GPU_FLOPS = {"fp32": 27e12, "tf32": 260e12, "bf16": 510e12, "fp16": 510e12}  # per second, in convolutions
 GPU_SECONDS = {
     "fp32": 5.3e-12,
@@ -46,6 +48,12 @@ GPU_SECONDS = {
     "fp16": 4.2e-12,
 }  # per number and pass, for all the rest
 GPU_HOST_SECONDS = 0.03  # per step
+
+# The peak of memory on that GPU is met within 10 % by this: weights, their average, gradients and Adam's two moments in
+# four bytes each, and these many copies of the layer outputs of G and D, in the bytes of `training.precision`. A gradient
+# penalty in an update of its own needs fewer, because the graph of the first update is gone by then.
+GPU_COPIES, GPU_COPIES_LAZY = 2.2, 1.88
+GPU_CONTEXT_GIB = 0.5  # an allowance for what CUDA itself takes, beside the tensors
 
 # Seconds in which a core starts the operations of one block (a resolution) of G and D, however small they are. Small
 # stages on CPUs take hardly anything else.
@@ -73,27 +81,62 @@ def stage_cost(config: Config, stage: Stage, *, stored: bool = True) -> Cost:
     Args:
         stored: whether to look for the speed of a finished stage in storage.
     """
-    workers = config.workers_at(stage.resolution)
-
-    # Memory: weights, their average, gradients, Adam's two moments, and layer outputs; four bytes for each number.
-    _, _, parameters, activations = _count_forward_pass(config.model, stage.resolution, config.data.channels)
-    share = stage.batch // (workers.workers or 1)
-    memory = 4 * (5 * parameters + ACTIVATION_COPIES * share * activations) / 2**30
-
-    # Speed: from storage, otherwise counted, unless the stage would run on CPUs of other machines.
+    memory = stage_memory(config, stage)
     speed = measured_speed(config, stage) if stored else None
     if speed is not None:
         return Cost(speed, memory, "finished stages", measured=True)
-    if workers.gpus_per_worker:
-        basis = f"what one {GPU} a worker has reached; other GPUs take longer"
+    if config.workers_at(stage.resolution).gpus_per_worker:
+        gpu = target(config)
+        if gpu.kind is None:  # it may be ten times slower than those that are known
+            return Cost(None, memory)
+        basis = _gpu_basis(gpu, gpu.kind)
     elif runs_here(config, stage.resolution):
         basis = "the speed of this machine's cores"
         slower = _core_flops(torch.float32) / _core_flops(_dtype(config))
         if slower >= 2:  # cores without instructions for this type
             basis += f", which compute {config.training.precision} about {slower:.0f} times slower than fp32 (training.precision)"
-    else:
+    else:  # CPUs of other machines
         return Cost(None, memory)
     return Cost(1 / counted_seconds(config, stage), memory, basis)
+
+
+def _gpu_basis(gpu: Target, kind: Kind) -> str:
+    """Return in words what times on a GPU are from."""
+    if gpu.known == "assumed":
+        return (
+            f"what one {MEASURED.name} has reached (measured); other GPUs take longer, yours is not known here: name it, such as "
+            "ray.resources_per_worker={accelerator_type:A100: 0.001}"
+        )
+    if kind is MEASURED:
+        return f"what one {MEASURED.name} has reached (measured)"
+    return (
+        f"datasheets (estimated, nothing was measured on {gpu.name}): what one {MEASURED.name} has reached, scaled by the peaks "
+        f"and the memory bandwidth of {kind.name}"
+    )
+
+
+def micro_batch(config: Config, stage: Stage) -> int:
+    """Return the number of images whose layer outputs one worker holds at a time."""
+    return stage.batch // (config.workers_at(stage.resolution).workers or 1)
+
+
+def stage_memory(config: Config, stage: Stage) -> float:
+    """Estimate the peak of memory of one worker, in GiB: on its GPU if it has one, otherwise on the machine."""
+    return stage_memory_for(config, stage, micro_batch(config, stage))
+
+
+def stage_memory_for(config: Config, stage: Stage, images: int) -> float:
+    """Estimate what `stage_memory` does for another number of images at a time."""
+    _, _, parameters, activations = _count_forward_pass(config.model, stage.resolution, config.data.channels)
+    if not config.workers_at(stage.resolution).gpus_per_worker:
+        return 4 * (5 * parameters + ACTIVATION_COPIES * images * activations) / 2**30
+    training = config.training
+    together = training.penalty_interval == 1 and _active_penalties(training)
+    copies = GPU_COPIES if together else GPU_COPIES_LAZY
+    if training.rotation:  # one more graph of D, about half of all layer outputs, for its turned images
+        copies += 4 * training.rotation.fraction / 2
+    width = 4 if _dtype(config) == torch.float32 else 2
+    return GPU_CONTEXT_GIB + (4 * 5 * parameters + width * copies * images * activations) / 2**30
 
 
 def runs_here(config: Config, resolution: int) -> bool:
@@ -105,21 +148,35 @@ def counted_seconds(config: Config, stage: Stage) -> float:
     """Return the seconds for which all workers train on an image of a stage, from counted operations."""
     need = config.workers_at(stage.resolution)
     if need.gpus_per_worker:
-        return _gpu_seconds(config, stage) / min(need.gpus_per_worker, 1) / stage.batch
+        return _gpu_seconds(config, stage, target(config).kind or MEASURED) / min(need.gpus_per_worker, 1) / stage.batch
     blocks = stage.resolution.bit_length() - 2
     flops = step_flops(config, stage.resolution)
     worker_flops = _worker_flops(config, stage.resolution)
     return BLOCK_SECONDS * blocks / stage.batch + flops / (worker_flops * (need.workers or 1))
 
 
-def _gpu_seconds(config: Config, stage: Stage) -> float:
-    """Estimate the duration of a step on one GPU for each worker."""
+def _gpu_seconds(config: Config, stage: Stage, kind: Kind) -> float:
+    """Estimate the duration of a step on one GPU of a kind for each worker."""
     share = stage.batch // (config.workers_at(stage.resolution).workers or 1)
     _, _, _, activations = _count_forward_pass(config.model, stage.resolution, config.data.channels)
     precision = config.training.precision
     passes = G_PASSES + _passes_D(config.training)
-    convolutions = step_flops(config, stage.resolution) * share / GPU_FLOPS[precision]
-    return convolutions + passes * activations * share * GPU_SECONDS[precision] + GPU_HOST_SECONDS
+    convolutions = step_flops(config, stage.resolution) * share / _gpu_flops(kind, precision)
+    slower = MEASURED.bandwidth / kind.bandwidth
+    rest = passes * activations * share * GPU_SECONDS[precision] * slower
+    return convolutions + rest + GPU_HOST_SECONDS * share / micro_batch(config, stage)
+
+
+def _gpu_flops(kind: Kind, precision: str) -> float:
+    """Return the operations per second that convolutions reach; in single precision where a GPU lacks another one."""
+    used = precision if precision in kind.tflops else "fp32"
+    return GPU_FLOPS[used] * kind.tflops[used] / MEASURED.tflops[used]
+
+
+def gpu_hours(config: Config, stage: Stage, seconds: float) -> float:
+    """Return the hours of GPUs that a stage reserves in that time; 0 for a stage on CPUs."""
+    need = config.workers_at(stage.resolution)
+    return (need.workers or 1) * (need.gpus_per_worker or 0) * seconds / 3600
 
 
 def counted_evaluation(config: Config, resolution: int, images: int) -> float:
@@ -134,7 +191,7 @@ def _worker_flops(config: Config, resolution: int) -> float:
     """Return the operations per second of one worker; metrics on GPUs compute in single precision."""
     need = config.workers_at(resolution)
     if need.gpus_per_worker:
-        return GPU_FLOPS["fp32"] * need.gpus_per_worker
+        return _gpu_flops(target(config).kind or MEASURED, "fp32") * need.gpus_per_worker
     return (need.cpus_per_worker or 1) * _core_flops(_dtype(config))
 
 

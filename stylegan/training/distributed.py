@@ -70,9 +70,24 @@ def gather(value: Tensor) -> Tensor:
     """Wait for all ranks and return the values of all, [world_size, *value.shape]. NCCL needs `value` on the GPU."""
     if world_size() == 1:
         return value[None]
+    if value.is_cuda and dist.get_backend() == "gloo":  # it gathers in host memory only
+        return gather(value.cpu()).to(value.device)
     values = [torch.empty_like(value) for _ in range(world_size())]
     dist.all_gather(values, value)
     return torch.stack(values)
+
+
+def texts(name: str, value: str) -> list[str]:
+    """Wait for all ranks and return the texts of all, by rank.
+
+    They go through the store in which the ranks have met, so this works before NCCL does. `name` is that of the call.
+    """
+    if world_size() == 1:
+        return [value]
+    store = dist.distributed_c10d._get_default_store()
+    call = store.add(f"{name} calls of {rank()}", 1)  # the same on every rank: an earlier call leaves its texts there
+    store.set(f"{name} {call} of {rank()}", value)
+    return [store.get(f"{name} {call} of {number}").decode() for number in range(world_size())]
 
 
 def of_first_rank(values: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from stylegan.training.background import Background
 from stylegan.training.checkpoints import CheckpointWriter, OnCheckpoint, check_shared
 from stylegan.training.cost import speed_record
 from stylegan.training.curves import Curves
+from stylegan.training.faults import check_device, gpu_failures
 from stylegan.training.graphs import StepRunner
 from stylegan.training.hardware import tuned
 from stylegan.training.job import StageJob
@@ -61,11 +62,14 @@ def train_stage(
 
     Raises:
         StageStopped: as asked, after a checkpoint.
+        ConfigError: the GPU cannot train this stage, or several ranks have one GPU; nothing was trained.
         StepError: shards or checkpoints are damaged or belong to another config, storage refuses, the ranks disagree,
-            or training diverged. All files that were complete in storage by then remain.
+            training diverged, or the GPU failed. All files that were complete in storage by then remain.
     """
-    with storage_settings(job.config.storage):
-        return _train_stage(job, distributed.select_device(device), on_checkpoint, stop)
+    with storage_settings(job.config.storage), gpu_failures(job, torch.device(device)):
+        numbered = distributed.select_device(device)
+        check_device(job, numbered)
+        return _train_stage(job, numbered, on_checkpoint, stop)
 
 
 def _train_stage(

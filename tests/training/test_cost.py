@@ -60,6 +60,60 @@ def test_the_speed_on_a_gpu_is_near_the_measured_one(tmp_path, resolution, batch
     assert stage_cost(asked, stages(asked)[-1]).images_per_second == pytest.approx(measured, rel=0.35)
 
 
+@pytest.mark.parametrize(
+    ("resolution", "batch", "precision", "lazy", "mib"),
+    [
+        (256, 32, "tf32", False, 9439),
+        (64, 64, "tf32", False, 4862),
+        (32, 64, "tf32", False, 2344),
+        (256, 32, "bf16", True, 4596),
+        (256, 32, "fp16", True, 4597),
+        (256, 8, "bf16", True, 1812),
+        (64, 64, "bf16", True, 2536),
+        (32, 64, "bf16", True, 1582),
+        (1024, 8, "bf16", True, 4820),
+    ],
+)
+def test_the_memory_of_a_gpu_is_near_the_measured_peak(tmp_path, resolution, batch, precision, lazy, mib):
+    """What torch had allocated at its peak on one H200; CUDA's own share is not in these figures."""
+    training = {"batch": batch, "precision": precision, "penalty_interval": 16 if lazy else 1}
+    tree = {"name": "t", "storage": {"root": str(tmp_path)}, "data": {"source": "x", "resolution": resolution}}
+    asked = build(tree | {"training": training, "ray": {"gpus_per_worker": 1}})
+    tensors = cost.stage_memory(asked, stages(asked)[-1]) - cost.GPU_CONTEXT_GIB
+    assert tensors * 1024 == pytest.approx(mib, rel=0.1)
+
+
+def on_gpu(root, kind, precision, **ray):
+    named = {f"accelerator_type:{kind}": 0.001}
+    return config(root, {"precision": precision}, gpus_per_worker=1, resources_per_worker=named, **ray)
+
+
+def test_other_gpus_are_scaled_by_their_datasheets_and_it_is_said(tmp_path):
+    """A V100 has neither TF32 nor the bandwidth of an A100; what was measured is told apart from what was not."""
+    speeds = {}
+    for kind in ("V100", "A100", "A100-80G", "H100", "H200"):
+        asked = on_gpu(tmp_path, kind, "fp16")
+        found = stage_cost(asked, stages(asked)[-1])
+        speeds[kind] = found.images_per_second
+        assert ("(measured)" in found.basis, "estimated" in found.basis) == (kind == "H200", kind != "H200")
+    assert sorted(speeds, key=speeds.__getitem__) == ["V100", "A100", "A100-80G", "H100", "H200"]
+    assumed = config(tmp_path, {"precision": "fp16"}, gpus_per_worker=1)
+    assert "yours is not known" in stage_cost(assumed, stages(assumed)[-1]).basis
+    unknown = on_gpu(tmp_path, "L4", "fp16")
+    assert stage_cost(unknown, stages(unknown)[-1]).images_per_second is None
+    assert cost.counted_seconds(unknown, stages(unknown)[-1]) > 0  # its ratio to other stages is known
+
+
+def test_gpu_hours_are_those_that_the_workers_reserve(tmp_path):
+    def hours(**ray):
+        asked = config(tmp_path, **ray)
+        return cost.gpu_hours(asked, stages(asked)[0], 7200)
+
+    assert hours() == 0
+    assert hours(gpus_per_worker=1, workers=4) == 8
+    assert hours(gpus_per_worker=0.5, workers=2) == 2
+
+
 def test_a_finished_stage_of_the_same_networks_and_launch_gives_the_speed(tmp_path):
     here = config(tmp_path)
     stage = stages(here)[0]

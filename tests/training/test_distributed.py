@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from contents import training_state
 
-from stylegan.errors import StepError
-from stylegan.training import distributed
+from stylegan.config.file import build
+from stylegan.errors import ConfigError, StepError
+from stylegan.training import distributed, faults
+from stylegan.training.gpus import Device
 from stylegan.training.graphs import StepRunner
 from stylegan.training.loop import train_stage
+from stylegan.training.schedule import stages
 from stylegan.training.state import newest_checkpoint, start_stage
 
 
@@ -51,10 +55,27 @@ def drift_at_48(step):
     return drifting
 
 
+def told_about_gpus(rank, chips, **ray):
+    """Return what the ranks are told if their GPUs have these chips; nothing if they may train."""
+    asked = build({"name": "t", "data": {"source": "digits", "resolution": 8}, "ray": {"workers": 2} | ray})
+    job = SimpleNamespace(config=asked, stage=stages(asked)[0])
+    facts = Device(name="NVIDIA H100", memory=80 * 2**30, capability=(9, 0), uuid=chips[rank])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults, "device_facts", lambda device: facts)
+        try:
+            faults.check_device(job, torch.device("cuda", 0))
+        except ConfigError as error:
+            return str(error)
+    return ""
+
+
 def on_rank(rank, folder, jobs):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {"gathered": distributed.gather(torch.tensor([rank, 10])).tolist()}
+    found["one gpu"] = told_about_gpus(rank, ("GPU-1", "GPU-1"), gpus_per_worker=1)
+    found["one gpu shared"] = told_about_gpus(rank, ("GPU-1", "GPU-1"), gpus_per_worker=0.5)
+    found["two gpus"] = told_about_gpus(rank, ("GPU-1", "GPU-2"), gpus_per_worker=1)
     stage = jobs["whole"]
     state = start_stage(stage.config, stage.stage, num_labels=2, previous=stage.previous)
     distributed.check_agreement(state.networks(), state.nimg)
@@ -96,6 +117,11 @@ def test_two_ranks_train_a_stage_and_notice_what_differs(job, tmp_path):
     assert ranks[0] == ranks[1]
     found = ranks[0]
     assert found["gathered"] == [[0, 10], [1, 10]]
+    assert found["one gpu"].startswith(
+        "ray.gpus_per_worker=1: the workers of ranks [0, 1] have one and the same GPU (NVIDIA H100, GPU-1); set "
+        "ray.workers=1, or ray.gpus_per_worker=0.5 to let them share it, "
+    )
+    assert found["one gpu shared"] == found["two gpus"] == ""
     assert found["drifted"].startswith(
         "ranks disagree at 24 images: D head.conv.weight (the first of 1 tensors) differs between ranks [0] and [1]; "
     )

@@ -1,0 +1,180 @@
+"""Say in one line what keeps a GPU from training a stage: before the first step, and when it fails in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
+
+from stylegan.config.tree import Config
+from stylegan.errors import ConfigError, StepError, UnavailableError, UserError, one_line
+from stylegan.training import distributed
+from stylegan.training.cost import micro_batch, stage_memory_for
+from stylegan.training.gpus import Device, device_facts, target
+from stylegan.training.job import StageJob
+from stylegan.training.schedule import Stage
+from stylegan.training.state import newest_checkpoint
+
+# A stage is refused only if even this share of its estimated memory is more than the GPU has: the estimate may be too
+# large, and a stage that would fit must never be refused.
+SURELY = 0.5
+GPU_FAILURE = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # older versions of torch have no name for it
+# Parts of messages for which torch has no error class of its own.
+NO_MEMORY = (
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+BROKEN = ("CUDA error", "CUDA driver error", "cuDNN error", "CUDNN_STATUS_", "CUBLAS_STATUS_")
+
+
+# --- before the first step ---
+
+
+def check_gpus(config: Config, stages: Sequence[Stage], devices: Sequence[Device]) -> None:
+    """Check that one of these GPUs can train the stages of a config that ask for one; without any, nothing is known.
+
+    Raises:
+        ConfigError: none can train a stage, which the line names.
+    """
+    for stage in stages:
+        if devices and config.workers_at(stage.resolution).gpus_per_worker:
+            failures = [failure for device in devices if (failure := unfit(config, stage, device))]
+            if len(failures) == len(devices):
+                raise ConfigError(f"train {stage.name}: {failures[0]}")
+
+
+def unfit(config: Config, stage: Stage, device: Device) -> str | None:
+    """Return why a GPU cannot train a stage, as `check_stage` says it; None if it can."""
+    try:
+        check_stage(config, stage, device)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def check_stage(config: Config, stage: Stage, device: Device) -> None:
+    """Check that a GPU can train a stage.
+
+    Raises:
+        ConfigError: it does not compute in `training.precision`, or has too little memory by any estimate.
+    """
+    precision = config.training.precision
+    if not device.computes(precision):
+        raise ConfigError(
+            f"training.precision={precision}: {device.name} (compute {device.capability[0]}.{device.capability[1]}) does not "
+            "compute in it, which needs compute 8.0; use fp16 or fp32"
+        )
+    images = micro_batch(config, stage)
+    needed = stage_memory_for(config, stage, images)
+    if SURELY * needed > device.gib:
+        raise ConfigError(
+            f"needs about {needed:.1f} GiB of GPU memory for {images} images at a time, but {device.name} has "
+            f"{device.gib:.1f} GiB; {_less_memory(config, stage, device)}"
+        )
+
+
+def check_named(config: Config, stages: Sequence[Stage]) -> None:
+    """Check that the GPU which `ray.resources_per_worker` names computes in the precision. Raises ConfigError if not."""
+    gpu, precision = target(config), config.training.precision
+    on_gpus = any(config.workers_at(stage.resolution).gpus_per_worker for stage in stages)
+    if on_gpus and gpu.known == "named" and gpu.kind and precision not in gpu.kind.tflops:
+        raise ConfigError(
+            f"training.precision={precision}: {gpu.name}, which ray.resources_per_worker names, does not compute in it; use "
+            "fp16 or fp32"
+        )
+
+
+def check_device(job: StageJob, device: torch.device) -> None:
+    """Check on a worker that its GPU can train the stage and is its own. Every rank must call this; CPUs pass.
+
+    Raises:
+        ConfigError: as `check_stage`, or several ranks have one GPU although the config does not share it.
+    """
+    if device.type != "cuda":
+        return
+    facts = device_facts(device)
+    check_stage(job.config, job.stage, facts)
+    part = job.config.workers_at(job.stage.resolution).gpus_per_worker or 0
+    if 0 < part < 1:
+        return
+    chips = distributed.texts("gpu", facts.uuid)
+    for chip in dict.fromkeys(filter(None, chips)):
+        ranks = [rank for rank, other in enumerate(chips) if other == chip]
+        if len(ranks) > 1:
+            raise ConfigError(
+                f"ray.gpus_per_worker={part:g}: the workers of ranks {ranks} have one and the same GPU ({facts.name}, {chip}); "
+                f"set ray.workers=1, or ray.gpus_per_worker={1 / len(ranks):.2g} to let them share it, or start each Ray node "
+                "with the number of GPUs that it really has (--num-gpus)"
+            )
+
+
+# --- in the middle of a stage ---
+
+
+@contextmanager
+def gpu_failures(job: StageJob, device: torch.device) -> Iterator[None]:
+    """Turn failures of a GPU in the block into one line that says what to lower, or what to do.
+
+    Raises:
+        StepError: its memory was not enough; the same would happen again.
+        UnavailableError: it failed in another way, which may not come again.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in NO_MEMORY):
+            raise StepError(_out_of_memory(job, device)) from error
+        if isinstance(error, GPU_FAILURE) or any(part in text for part in BROKEN):
+            reason = one_line(RuntimeError(text.strip().partition("\n")[0]), 160)
+            raise UnavailableError(
+                f"the GPU ({_name(device)}) failed: {type(error).__name__}: {reason}; the same command goes on from "
+                f"{_origin(job)}; if it happens again, the GPU or its driver may be faulty: see `nvidia-smi` and `dmesg`"
+            ) from error
+        raise
+
+
+def _out_of_memory(job: StageJob, device: torch.device) -> str:
+    config, stage, facts, found = job.config, job.stage, None, ""
+    with suppress(RuntimeError, AssertionError, ValueError):  # where CUDA does not answer any more
+        facts = device_facts(device)
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_reserved(device)
+        rest = max(total - free - own, 0)
+        found = f", {total / 2**30:.1f} GiB: {own / 2**30:.1f} held by this worker, {rest / 2**30:.1f} by all else"
+    return (
+        f"out of GPU memory ({facts.name if facts else device}{found}) with {micro_batch(config, stage)} images at a time on "
+        f"each worker and training.precision={config.training.precision}; {_less_memory(config, stage, facts)}; the same "
+        f"command goes on from {_origin(job)}"
+    )
+
+
+def _less_memory(config: Config, stage: Stage, device: Device | None) -> str:
+    """Return what to set so that a stage takes less memory: as many images as a GPU holds, at most half of today's."""
+    group, fewer, cures = config.model.mbstd_group, micro_batch(config, stage) // 2, []
+    while device and fewer >= 2 * group and stage_memory_for(config, stage, fewer) > device.gib:
+        fewer //= 2
+    if fewer >= group:
+        cures.append(f"training.max_batch_per_worker={{{stage.resolution}: {fewer // group * group}}}")
+    if config.training.precision in ("fp32", "tf32"):
+        cures.append(f"training.precision={'bf16' if device is None or device.computes('bf16') else 'fp16'}")
+    return f"set {' or '.join(cures)}" if cures else "use a GPU with more memory, or a smaller model.fmap_max"
+
+
+def _name(device: torch.device) -> str:
+    with suppress(RuntimeError, AssertionError, ValueError):
+        return f"{torch.cuda.get_device_name(device)}, {device}"
+    return str(device)
+
+
+def _origin(job: StageJob) -> str:
+    """Return where a stage goes on, in words."""
+    with suppress(StepError):
+        newest = newest_checkpoint(job.uri)
+        return newest.uri if newest else "the start of the stage"
+    return "its newest checkpoint"
