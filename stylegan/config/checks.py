@@ -169,6 +169,11 @@ def _check_precision(config: UncheckedConfig) -> None:
             f"training.precision=fp16 needs a GPU, but ray.gpus_per_worker is 0 at {on_cpus[0]}x{on_cpus[0]}; "
             "set ray.gpus_per_worker=1, or use bf16 or fp32"
         )
+    if config.training.precision == "tf32" and len(on_cpus) == len(config.resolutions):
+        raise ValueError(
+            "training.precision=tf32 needs a GPU, but ray.gpus_per_worker is 0, and CPUs would compute in fp32; set "
+            "ray.gpus_per_worker=1, or use fp32 or bf16"
+        )
 
 
 def _check_labels(config: UncheckedConfig) -> None:

@@ -37,6 +37,10 @@ def mistake(**sections):
             {"training": {"precision": "fp16"}, "ray": {"gpus_per_worker": 1, "stages": {16: {"gpus_per_worker": 0}}}},
             ["at 16x16", "set ray.gpus_per_worker=1"],
         ),
+        (
+            {"training": {"precision": "tf32"}},
+            ["training.precision=tf32 needs a GPU", "ray.gpus_per_worker is 0", "use fp32 or bf16"],
+        ),
         ({"training": {"precision": "fp8"}}, ["training.precision='fp8'", "'fp32', 'tf32', 'bf16' or 'fp16'"]),
         (
             {"training": {"loss": "lsgan"}},
@@ -137,6 +141,7 @@ def test_values_that_do_not_fit_together(sections, words):
         {"training": {"batch": 8, "rotation": {}}, "ray": {"workers": 2}},
         {"training": {"precision": "fp16"}, "ray": {"gpus_per_worker": 1}},
         {"training": {"precision": "bf16"}},
+        {"training": {"precision": "tf32"}, "ray": {"gpus_per_worker": 1, "stages": {8: {"gpus_per_worker": 0}}}},
         {"snapshots": {"probe_kimg": 10}},
     ],
     ids=str,
