@@ -1,15 +1,21 @@
-"""Check that a cluster has the resources that the workers of a stage ask for."""
+"""Check that a cluster has the resources that the workers of a stage ask for, and that its GPUs can do the work."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from stylegan.cluster.session import connect
 from stylegan.config.sections import RayConfig, RayStageOverride
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError
+from stylegan.training.faults import check_gpus, check_named, unfit
+from stylegan.training.gpus import Device, cuda_problem, gpus_here
 from stylegan.training.schedule import Stage
+
+LOOK_SECONDS = 60.0  # for a look at the GPUs of a node; one that does not answer is taken to be in order
 
 
 def check_resources(config: Config, stages: Iterable[Stage]) -> None:
@@ -31,6 +37,66 @@ def check_resources(config: Config, stages: Iterable[Stage]) -> None:
                 f"ray: stage {stage.name} asks for {count} worker(s) with {_describe(bundle)} each, but the cluster has "
                 f"{describe_cluster()}; lower ray.workers or ray.cpus_per_worker / gpus_per_worker, or add nodes"
             )
+
+
+def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
+    """Check that torch can use the GPUs where these stages train, and that they can train them.
+
+    Those of a Ray on this machine are looked at from here, those of a cluster by a task on each node that has some.
+
+    Raises:
+        ConfigError: too few GPUs can; the line says why, and what to change.
+    """
+    import ray
+
+    stages = [stage for stage in stages if config.workers_at(stage.resolution).gpus_per_worker]
+    if not stages:
+        return
+    check_named(config, stages)
+    if config.ray.address is None:
+        if problem := cuda_problem(expected=True):
+            raise ConfigError(f"ray.gpus_per_worker: {problem}")
+        check_gpus(config, stages, gpus_here())
+        return
+    connect(config.ray)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    looks = _look_at([node["NodeID"] for node in nodes])
+    for stage in stages:
+        need = config.workers_at(stage.resolution)
+        bundle, places, reasons = worker_bundle(config.ray, need), 0, []
+        for node, (problem, devices) in zip(nodes, looks, strict=True):
+            why = problem or (min(unfit(config, stage, device) or "" for device in devices) if devices else "")
+            if why:
+                reasons.append(f"{why} (node {node['NodeManagerAddress']})")
+            else:
+                places += _count_fitting(dict(node["Resources"]), bundle)
+        if reasons and places < (need.workers or 1):
+            raise ConfigError(f"train {stage.name}: {reasons[0]}")
+
+
+def _look_at(nodes: Sequence[str]) -> list[tuple[str | None, tuple[Device, ...]]]:
+    """Return what `_look` says on each node, by its id; nothing where it does not answer in time."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    answers = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
+    ]
+    ray.wait(answers, num_returns=len(answers), timeout=LOOK_SECONDS)
+    looks: list[tuple[str | None, tuple[Device, ...]]] = []
+    for answer in answers:
+        looks.append((None, ()))
+        with suppress(ray.exceptions.RayError):
+            looks[-1] = ray.get(answer, timeout=0)
+    return looks
+
+
+def _look() -> tuple[str | None, tuple[Device, ...]]:
+    """Return why torch cannot use the GPUs of this node, if it cannot, and those GPUs. Takes none of them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # Ray hides the GPUs from a task that reserves none
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    return cuda_problem(expected=True), gpus_here()
 
 
 def describe_cluster() -> str:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from stylegan import storage
 from stylegan.cluster.resources import check_resources, worker_bundle
+from stylegan.config.sections import RayStageOverride
 from stylegan.errors import DivergedError, ExhaustedError, StepError, UnavailableError, UserError
 from stylegan.training import distributed
 from stylegan.training.job import StageJob
@@ -81,9 +82,7 @@ def _fit(job: StageJob) -> Checkpoint:
             resources_per_worker=worker_bundle(config.ray, need),
             placement_strategy="PACK",
         ),
-        torch_config=TorchConfig(
-            backend="nccl" if use_gpu else "gloo", timeout_s=distributed.timeout(config.storage.patience_s)
-        ),
+        torch_config=TorchConfig(backend=backend(need), timeout_s=distributed.timeout(config.storage.patience_s)),
         run_config=RunConfig(
             name=f"{job.run_id}-{job.stage.resolution:04d}-{job.key}",
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
@@ -95,6 +94,12 @@ def _fit(job: StageJob) -> Checkpoint:
     if "diverged" in result.return_value:
         raise StepError(f"train {job.stage.name}: {result.return_value['diverged']}")
     return Checkpoint.model_validate(result.return_value)
+
+
+def backend(need: RayStageOverride) -> str:
+    """Return how the ranks of a stage communicate: on GPUs by "nccl", but it refuses two ranks on one, so there by "gloo"."""
+    gpus = need.gpus_per_worker or 0
+    return "gloo" if gpus == 0 or (gpus < 1 and (need.workers or 1) > 1) else "nccl"
 
 
 def _ray_storage(root: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 
 from stylegan import storage
-from stylegan.cluster.resources import check_resources
+from stylegan.cluster.resources import check_gpu_nodes, check_resources
 from stylegan.cluster.session import check_address
 from stylegan.config.tree import Config
 from stylegan.data.cache import cache_root
@@ -58,13 +58,15 @@ def check_work(config: Config, stages: Sequence[Stage]) -> None:
         stages: those that are to be trained.
 
     Raises:
-        ConfigError: the cluster can never hold the workers, or a weight file cannot be had.
+        ConfigError: the cluster can never hold the workers, its GPUs cannot train a stage, or a weight file cannot be
+            had.
         StepError: storage refuses.
     """
     try_writing(storage.absolute(config.storage.root))
     public_weights.fetch_all(config.evaluation)
     if stages:
         check_resources(config, stages)
+        check_gpu_nodes(config, stages)
 
 
 def try_writing(root: str) -> None:

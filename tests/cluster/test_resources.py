@@ -3,12 +3,22 @@
 import os
 
 import pytest
+import torch
 
-from stylegan.cluster.resources import _count_fitting, _describe, check_resources, describe_cluster, worker_bundle
-from stylegan.cluster.session import ray_session
+from stylegan.cluster import resources
+from stylegan.cluster.resources import (
+    _count_fitting,
+    _describe,
+    check_gpu_nodes,
+    check_resources,
+    describe_cluster,
+    worker_bundle,
+)
+from stylegan.cluster.session import import_ray, ray_session
 from stylegan.config.file import build
 from stylegan.config.sections import RayConfig, RayStageOverride
 from stylegan.errors import ConfigError
+from stylegan.training.gpus import Device
 from stylegan.training.schedule import stages
 
 TREE = {"name": "t", "data": {"source": "digits", "resolution": 8}}
@@ -38,12 +48,54 @@ def test_resources_are_shown_without_those_of_ray_itself():
     assert _describe({}) == "nothing"
 
 
-def test_a_stage_that_no_node_can_hold_is_refused_with_what_there_is():
+def test_what_no_node_can_do_is_refused_with_what_there_is():
+    """Ray is told of a GPU that torch cannot use. A Ray of our own is looked at from here, a cluster by a task on its node."""
     fits, asks_too_much = build(TREE), build(TREE | {"ray": {"cpus_per_worker": 999}})
+    ours = build(TREE | {"ray": {"gpus_per_worker": 1}})
+    joined = build(TREE | {"ray": {"gpus_per_worker": 1, "address": "auto"}})
     with ray_session():
-        check_resources(fits, stages(fits))
-        assert describe_cluster() == f"1 node(s): {os.cpu_count()} CPU"
+        import_ray()
+        import ray
+
+        ray.init(num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        for config in (fits, ours, joined):
+            check_resources(config, stages(config))
+        assert describe_cluster() == f"1 node(s): {os.cpu_count()} CPU, 1 GPU"
         with pytest.raises(
             ConfigError, match=r"stage 8x8 asks for 1 worker\(s\) with 999 CPU each, but the cluster has 1 node"
         ):
             check_resources(asks_too_much, stages(asks_too_much))
+        check_gpu_nodes(fits, stages(fits))
+        if not torch.cuda.is_available():
+            with pytest.raises(ConfigError, match=r"^ray\.gpus_per_worker: torch .* cannot use a GPU"):
+                check_gpu_nodes(ours, stages(ours))
+            with pytest.raises(ConfigError, match=r"^train 8x8: torch .* cannot use a GPU.* \(node [0-9.]+\)$"):
+                check_gpu_nodes(joined, stages(joined))
+
+
+def test_a_stage_is_refused_only_if_too_few_nodes_can_train_it(monkeypatch):
+    """One node has an old GPU, one a new one, one does not answer. Two workers fit on the last two."""
+    import ray
+
+    nodes = [
+        {"Alive": True, "NodeID": name, "NodeManagerAddress": name, "Resources": {"CPU": 4.0, "GPU": 1.0}}
+        for name in ("old", "new", "silent")
+    ]
+    old = Device(name="Tesla V100", memory=16 * 2**30, capability=(7, 0))
+    looks = {
+        "old": (None, (old,)),
+        "new": (None, (old.model_copy(update={"capability": (9, 0)}),)),
+        "silent": (None, ()),
+    }
+    monkeypatch.setattr(resources, "connect", lambda _: None)
+    monkeypatch.setattr(resources, "_look_at", lambda names: [looks[name] for name in names])
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+    def check(workers):
+        asked = {"address": "auto", "gpus_per_worker": 1, "workers": workers}
+        config = build(TREE | {"training": {"precision": "bf16", "batch": 48}, "ray": asked})
+        check_gpu_nodes(config, stages(config))
+
+    check(2)
+    with pytest.raises(ConfigError, match=r"^train 8x8: training\.precision=bf16: Tesla V100.* \(node old\)$"):
+        check(3)

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from ray.train import WorkerGroupError
 
 from stylegan.cluster import stage_launch
-from stylegan.cluster.stage_launch import _explain, _interruptible, launch_stage
+from stylegan.cluster.stage_launch import _explain, _interruptible, backend, launch_stage
 from stylegan.config.file import build
+from stylegan.config.sections import RayStageOverride
 from stylegan.errors import ExhaustedError, StepError, UnavailableError
 from stylegan.training import distributed
 from stylegan.training.schedule import stages
@@ -84,6 +85,14 @@ def test_lost_workers_are_started_again_as_often_as_the_config_allows(attempts):
         fits, failure = attempts(*[lost] * 5, max_failures=allowed)
         assert (fits, type(failure)) == (allowed + 1, ExhaustedError)
     assert attempts(lost, StepError("wrong"))[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "library"), [(4, 0, "gloo"), (1, 1, "nccl"), (4, 1, "nccl"), (2, 0.5, "gloo"), (1, 0.5, "nccl")]
+)
+def test_workers_that_share_a_gpu_do_without_nccl(workers, gpus, library):
+    """NCCL refuses two ranks on one GPU."""
+    assert backend(RayStageOverride(workers=workers, gpus_per_worker=gpus)) == library
 
 
 def test_ranks_wait_longer_for_each_other_than_one_may_wait_for_storage():
