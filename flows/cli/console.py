@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
@@ -157,9 +158,12 @@ def print_plan(plan: Plan, config: Config) -> None:
     unknown = "the run id is known once the data is sharded"
     if plan.assumed_images is not None:
         unknown = f"{plan.assumed_images:,} images assumed; what is done already, and the run id, are not known"
-    table = Table(title=f"{plan.name}: {plan.run_id or unknown}", title_justify="left")
-    for heading in ("step", "state", "images", "time", "memory", "why"):
-        right = heading in ("images", "time", "memory")
+    table = Table(
+        title=f"{plan.name}: {plan.run_id or unknown}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    on_gpus = plan.gpu_hours is not None
+    for heading in ("step", "state", "images", "time", *(("GPU h",) if on_gpus else ()), "memory", "why"):
+        right = heading in ("images", "time", "GPU h", "memory")
         table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "why")
     for step in plan.steps:
         table.add_row(
@@ -167,14 +171,19 @@ def print_plan(plan: Plan, config: Config) -> None:
             step.state if step.state == "run" else f"[green]{step.state}[/]",
             f"{step.images:,}" if step.images else "",
             f"~{duration(step.seconds)}" if step.seconds else "",
+            *((f"{step.gpu_hours:,.1f}" if step.gpu_hours else "",) if on_gpus else ()),
             f"{step.memory_gib:.2f} GiB" if step.memory_gib else "",
             escape(printable(step.reason)),
         )
     seconds = [step.seconds for step in plan.steps if step.seconds]
     Console().print(table)
     if seconds:
-        print(f"training: about {duration(sum(seconds))} in all; memory is for one worker")
+        hours = f", {plan.gpu_hours:,.1f} GPU-hours" if plan.gpu_hours is not None else ""
+        print(f"training: about {duration(sum(seconds))} in all{hours}; memory is for one worker")
+    if plan.speeds:
         print(f"times are from {', and '.join(plan.speeds)}")
+    for note in plan.notes:
+        print(printable(note))
     if plan.missing:
         print(
             f"weights: {', '.join(plan.missing)} not on this machine; a run downloads them first, see `{config.command('doctor')}`"

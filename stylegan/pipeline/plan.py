@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
+
+from pydantic import computed_field
 
 from stylegan import storage
 from stylegan.config.sections import EvaluationConfig
@@ -21,7 +24,9 @@ from stylegan.records import Record
 from stylegan.registry.gate import describe_verdict
 from stylegan.registry.versions import find_version
 from stylegan.retry import storage_settings
-from stylegan.training.cost import Cost, stage_cost
+from stylegan.training.cost import Cost, gpu_hours, stage_cost
+from stylegan.training.faults import check_gpus, check_named
+from stylegan.training.gpus import cuda_problem, gpus_here, target, triton_cure
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import newest_checkpoint
 
@@ -34,7 +39,8 @@ class PlannedStep(Record):
     reason: str
     images: int = 0  # still to be shown or generated
     seconds: float | None = None  # estimate of what is left; None where nothing is known
-    memory_gib: float | None = None  # estimate for one worker
+    gpu_hours: float | None = None  # that its workers reserve; None without GPUs, and where no time is known
+    memory_gib: float | None = None  # estimate for one worker: of its GPU, or of the machine where it has none
 
 
 class Plan(Record):
@@ -43,6 +49,8 @@ class Plan(Record):
     - `run_id`: None until the data has been read once.
     - `missing`: public weights that `run` would download.
     - `speeds`: what the times are estimated from, in words.
+    - `gpu_hours`: those of all steps together; None if no stage that is left has a known time on GPUs.
+    - `notes`: what is to be known of the GPUs of this machine, a line each.
     - `assumed_images`: the number of images that the plan was asked to assume; None if it has looked.
     """
 
@@ -51,7 +59,14 @@ class Plan(Record):
     steps: tuple[PlannedStep, ...]
     missing: tuple[str, ...] = ()
     speeds: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     assumed_images: int | None = None
+
+    @computed_field
+    def gpu_hours(self) -> float | None:
+        """The hours of GPUs that all stages reserve."""
+        known = [step.gpu_hours for step in self.steps if step.gpu_hours is not None]
+        return sum(known) if known else None
 
 
 def make_plan(config: Config, *, images: int | None = None) -> Plan:
@@ -62,7 +77,8 @@ def make_plan(config: Config, *, images: int | None = None) -> Plan:
             done yet. Then neither the source nor a remote storage is looked at, which may be out of reach from here.
 
     Raises:
-        ConfigError, StepError: the source or the storage cannot be read, or holds too few images.
+        ConfigError, StepError: the source or the storage cannot be read or holds too few images, or the GPU of this machine
+            cannot train a stage that is left.
     """
     if images is not None:
         check_data(config, images, ("assumed",))
@@ -97,7 +113,40 @@ def _make_plan(config: Config) -> Plan:
     steps.append(_plan_evaluate(config, report, ready))
     steps += plan_registry(run, report)
     missing = () if report else _missing_weights(config)
-    return Plan(name=config.name, run_id=run.run_id, steps=tuple(steps), missing=missing, speeds=tuple(speeds))
+    left = {step.name for step in steps if step.state == "run"}
+    return Plan(
+        name=config.name,
+        run_id=run.run_id,
+        steps=tuple(steps),
+        missing=missing,
+        speeds=tuple(speeds),
+        notes=gpu_notes(config, [stage for stage in run.stages if f"train {stage.name}" in left]),
+    )
+
+
+def gpu_notes(config: Config, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Return what is to be known of the GPUs of this machine before these stages train, a line each.
+
+    Raises:
+        ConfigError: they cannot train a stage.
+    """
+    check_named(config, stages)
+    on_gpus = any(config.workers_at(stage.resolution).gpus_per_worker for stage in stages)
+    here = gpus_here() if stages and config.ray.address is None else ()
+    if not on_gpus:
+        return tuple(f"ray.gpus_per_worker=0 leaves the GPU of this machine unused: {gpu.name}" for gpu in here[:1])
+
+    lines, gpu = [], target(config)
+    if here:
+        check_gpus(config, stages, here)
+        lines.append(f"GPU: {here[0].name} of this machine, {here[0].gib:.1f} GiB")
+        if cure := triton_cure():
+            lines.append(f"Triton is missing, so training takes about twice as long as it could on this GPU: `{cure}`")
+    elif config.ray.address is None:
+        lines.append(f"GPU: {cuda_problem(expected=False) or 'this machine has none'}")
+    if gpu.kind is None:
+        lines.append(f"nothing is known of the speed of {gpu.name}: no times before a stage is finished on it")
+    return tuple(lines)
 
 
 def _plan_without_data(config: Config, images: int, reason: str, *, assumed: int | None = None) -> Plan:
@@ -108,7 +157,7 @@ def _plan_without_data(config: Config, images: int, reason: str, *, assumed: int
     speeds = dict[str, None]()
     for stage in stages(config):
         cost = stage_cost(config, stage, stored=stored)
-        steps.append(_train_step(stage, cost, stage.num_images, f"waits for shard{reused}", speeds))
+        steps.append(_train_step(config, stage, cost, stage.num_images, f"waits for shard{reused}", speeds))
     steps.append(_plan_evaluate(config, None, False))
     steps.append(PlannedStep(name="register", state="run", reason="waits for evaluate"))
     steps.append(PlannedStep(name="gate", state="run", reason="waits for register"))
@@ -118,6 +167,7 @@ def _plan_without_data(config: Config, images: int, reason: str, *, assumed: int
         steps=tuple(steps),
         missing=_missing_weights(config),
         speeds=tuple(speeds),
+        notes=gpu_notes(config, stages(config)),
         assumed_images=assumed,
     )
 
@@ -152,7 +202,7 @@ def _plan_stage(run: Run, stage: Stage, ready: bool, speeds: dict[str, None]) ->
         reason = f"goes on from {newest.nimg / 1000:g} of {stage.end_nimg / 1000:g} kimg"
     else:
         reason = _why_not_trained(run, stage) if ready else "waits for the stage below"
-    return _train_step(stage, stage_cost(run.config, stage), left, reason, speeds)
+    return _train_step(run.config, stage, stage_cost(run.config, stage), left, reason, speeds)
 
 
 def _why_not_trained(run: Run, stage: Stage) -> str:
@@ -163,15 +213,20 @@ def _why_not_trained(run: Run, stage: Stage) -> str:
     return "not trained yet"
 
 
-def _train_step(stage: Stage, cost: Cost, images: int, reason: str, speeds: dict[str, None]) -> PlannedStep:
+def _train_step(
+    config: Config, stage: Stage, cost: Cost, images: int, reason: str, speeds: dict[str, None]
+) -> PlannedStep:
     if cost.basis:
         speeds[cost.basis] = None
+    seconds = images / cost.images_per_second if cost.images_per_second else None
+    hours = gpu_hours(config, stage, seconds) if seconds is not None else 0.0
     return PlannedStep(
         name=f"train {stage.name}",
         state="run",
         reason=reason,
         images=images,
-        seconds=images / cost.images_per_second if cost.images_per_second else None,
+        seconds=seconds,
+        gpu_hours=hours or None,
         memory_gib=cost.memory_gib,
     )
 

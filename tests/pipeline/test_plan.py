@@ -1,8 +1,10 @@
 """The dry run."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from stylegan import storage
 from stylegan.config.file import build, load
@@ -74,6 +76,47 @@ def test_data_out_of_reach_is_planned_for_a_number_of_images(monkeypatch, tmp_pa
     assert all(step.images and step.seconds and step.memory_gib for step in trained)
     with pytest.raises(StepError, match="holds 3 images, fewer than the largest batch"):
         make_plan(config, images=3)
+
+
+def fake_gpu(monkeypatch, name, gib):
+    """Describe a machine with one GPU."""
+    facts = SimpleNamespace(name=name, total_memory=gib * 2**30, major=8, minor=0, uuid="GPU-1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: facts)
+
+
+def test_a_plan_knows_the_gpu_and_what_it_costs(monkeypatch):
+    """Hours of GPUs add up over the stages that train on some; a GPU that is not used is named."""
+    ray = {"gpus_per_worker": 1, "workers": 2, "stages": {8: {"gpus_per_worker": 0, "workers": 1}}}
+    tree = TREE | {"training": {"start_resolution": 8, "batch": 32}}
+    plan = make_plan(build(tree | {"ray": ray}), images=100)
+    trained = {step.name: step for step in plan.steps if step.name.startswith("train")}
+    assert trained["train 8x8"].gpu_hours is None
+    assert trained["train 32x32"].gpu_hours == pytest.approx(2 * trained["train 32x32"].seconds / 3600)
+    assert plan.gpu_hours == pytest.approx(trained["train 16x16"].gpu_hours + trained["train 32x32"].gpu_hours)
+    assert plan.notes == ("GPU: this machine has none",)
+    assert make_plan(build(tree), images=100).gpu_hours is None
+
+    fake_gpu(monkeypatch, "NVIDIA A100-SXM4-40GB", 40)
+    plan = make_plan(build(tree | {"ray": ray}), images=100)
+    assert plan.notes[0] == "GPU: NVIDIA A100-SXM4-40GB of this machine, 40.0 GiB"
+    assert any("estimated, nothing was measured on NVIDIA A100-SXM4-40GB" in speed for speed in plan.speeds)
+    unused = make_plan(build(tree), images=100)
+    assert unused.notes == ("ray.gpus_per_worker=0 leaves the GPU of this machine unused: NVIDIA A100-SXM4-40GB",)
+    fake_gpu(monkeypatch, "NVIDIA L4", 24)
+    plan = make_plan(build(tree | {"ray": {"gpus_per_worker": 1}}), images=100)
+    assert plan.notes[-1].startswith("nothing is known of the speed of NVIDIA L4")
+    assert (plan.speeds, plan.gpu_hours) == ((), None)
+
+
+def test_a_plan_refuses_a_stage_that_the_gpu_of_this_machine_cannot_train(monkeypatch):
+    fake_gpu(monkeypatch, "NVIDIA A100-SXM4-40GB", 1)
+    config = build(TREE | {"training": {"batch": 512}, "ray": {"gpus_per_worker": 1}})
+    with pytest.raises(
+        ConfigError, match=r"^train 16x16: needs about \d+\.\d GiB .* for 512 images at a time.* has 1\.0 GiB"
+    ):
+        make_plan(config, images=1000)
 
 
 def test_data_that_is_not_found_names_the_way_to_plan_without_it(tmp_path):
