@@ -20,8 +20,9 @@ from pathlib import Path
 import psutil
 
 from stylegan import storage
-from stylegan.cluster.resources import check_resources, describe_cluster
+from stylegan.cluster.resources import check_gpu_nodes, check_resources, describe_cluster
 from stylegan.cluster.session import check_address, connect, ray_session
+from stylegan.cluster.stage_launch import backend
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
 from stylegan.data.cache import cache_root
@@ -33,6 +34,10 @@ from stylegan.records import Record
 from stylegan.retry import storage_settings
 from stylegan.tracking.connection import check_server, resolve_uri, sqlite_file
 from stylegan.tracking.open_run import check_experiment
+from stylegan.training.faults import check_gpus, check_named
+from stylegan.training.gpus import cuda_problem, driver_version, gpus_here, triton_cure
+from stylegan.training.hardware import COMPUTE_DTYPES, operations_path
+from stylegan.training.schedule import Stage, stages
 from stylegan.uris import redact
 
 # Returns what works, in words; raises UserError with what does not.
@@ -75,6 +80,7 @@ def examine(config: Config | None) -> Examination:
     checks: list[tuple[str, Check]] = [
         ("storage", _storage),
         ("data", _data),
+        ("device", _training),
         ("metrics", _metrics),
         *(weight_checks(config) if config else ()),
         ("mlflow", _mlflow),
@@ -156,24 +162,21 @@ def _gpus() -> list[tuple[str, str]]:
     """Return a fact for CUDA and one for each GPU; a driver that this torch cannot use is named."""
     import torch
 
-    driver = _first_line("/proc/driver/nvidia/version", r"Kernel Module\s.*?(\d+\.[\d.]+)")
     if not torch.cuda.is_available():
-        if driver is None:
-            return [("gpu", "none")]
-        return [
-            (
-                "gpu",
-                f"driver {driver} is here, but torch {torch.__version__} cannot use it (CUDA: {torch.version.cuda})",
-            )
-        ]
+        return [("gpu", cuda_problem(expected=False) or "none")]
     cudnn = torch.backends.cudnn.version() or 0
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "is missing"
     parts = [f"CUDA {torch.version.cuda}", f"cuDNN {cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}", f"NCCL {nccl}"]
-    found = [("cuda", ", ".join([*parts, f"driver {driver or 'unknown'}"]))]
-    for number in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(number)
-        capability = f"compute {facts.major}.{facts.minor}"
-        found.append((f"gpu {number}", f"{facts.name}, {shown_bytes(facts.total_memory)}, {capability}"))
+    cure = triton_cure()
+    triton = f"Triton is missing (`{cure}`)" if cure else f"Triton {_version('triton')}"
+    found = [("cuda", ", ".join([*parts, triton, f"driver {driver_version() or 'unknown'}"]))]
+    for number, gpu in enumerate(gpus_here()):
+        free = ""
+        with suppress(RuntimeError):  # another process may have taken all of it
+            free = f", {shown_bytes(torch.cuda.mem_get_info(number)[0])} free"
+        able = ", ".join(precision for precision in COMPUTE_DTYPES if gpu.computes(precision))
+        capability = f"compute {gpu.capability[0]}.{gpu.capability[1]}"
+        found.append((f"gpu {number}", f"{gpu.name}, {shown_bytes(gpu.memory)}{free}, {capability}: {able}"))
     return found
 
 
@@ -267,6 +270,70 @@ def _weights(kind: weights.WeightName, config: Config | None) -> str:
     return f"{kind}: not on this machine yet; a run downloads {place.uri} ({size}) to {place.target}"
 
 
+def _training(config: Config | None) -> str:
+    """Say on what the stages train and by which path, and why; for stages that differ, from which one on."""
+    if config is None:
+        here = gpus_here()
+        return (
+            f"give a CONFIG to see its path; ray.gpus_per_worker=1 would train on {here[0].name}" if here else "on CPUs"
+        )
+    all_stages = stages(config)
+    check_named(config, all_stages)
+    if config.ray.address is None and any(config.workers_at(stage.resolution).gpus_per_worker for stage in all_stages):
+        if problem := cuda_problem(expected=False):
+            raise StepError(f"ray.gpus_per_worker: {problem}")
+        if not gpus_here():
+            raise StepError(
+                "ray.gpus_per_worker: this machine has no GPU; set it to 0, or ray.address to a cluster that has some"
+            )
+        check_gpus(config, all_stages, gpus_here())
+    paths: dict[str, str] = {}  # path -> the first stage that takes it
+    for stage in all_stages:
+        paths.setdefault(_path(config, stage), stage.name)
+    if len(paths) == 1:
+        return next(iter(paths))
+    return "; ".join(f"from {first} on: {path}" for path, first in paths.items())
+
+
+def _path(config: Config, stage: Stage) -> str:
+    import torch
+
+    need, training = config.workers_at(stage.resolution), config.training
+    workers = f"{need.workers} worker(s)"
+    if not need.gpus_per_worker:
+        how = (
+            "torch.compile fuses operations" if training.compile else "torch's own operations (training.compile=false)"
+        )
+        unused = gpus_here() if config.ray.address is None else ()
+        hint = f"; {unused[0].name} is unused, ray.gpus_per_worker=1 trains on it" if unused else ""
+        return f"{workers} on {need.cpus_per_worker:g} CPU core(s) each, {training.precision}: {how}{hint}"
+    if config.ray.address is not None:
+        return f"{workers} on {need.gpus_per_worker:g} GPU of the cluster each, {training.precision}; its curves have time/path"
+    path = operations_path(training, torch.device("cuda", 0))
+    how = {
+        "fused": f"the project's kernels (Triton {_version('triton')})",
+        "compiled": "torch.compile (training.compile=true)",
+        "eager": f"torch's own operations, as Triton's kernels do not work here{_triton_cure()}",
+    }[path]
+    return f"{workers} on {gpus_here()[0].name}, {training.precision}: {how}; {_graphs(config, stage)}"
+
+
+def _triton_cure() -> str:
+    cure = triton_cure()
+    return f" (it is missing: `{cure}`)" if cure else ""
+
+
+def _graphs(config: Config, stage: Stage) -> str:
+    """Say whether the whole steps of a stage on a GPU are captured as CUDA graphs, and why."""
+    setting = getattr(config.training, "cuda_graphs", "auto")
+    need = config.workers_at(stage.resolution)
+    if setting is False or setting == "false":
+        return "no CUDA graphs (training.cuda_graphs=false)"
+    if (need.workers or 1) > 1 and backend(need) != "nccl":
+        return "no CUDA graphs, because workers share a GPU"
+    return f"whole steps as CUDA graphs (training.cuda_graphs={str(setting).lower()})"
+
+
 def _mlflow(config: Config | None) -> str:
     if config is None:
         return "SQLite below storage.root unless tracking.uri is set"
@@ -285,7 +352,6 @@ def _prefect(config: Config | None) -> str:
 
 def _ray(config: Config | None) -> str:
     from stylegan.config.sections import RayConfig
-    from stylegan.training.schedule import stages
 
     with ray_session():
         if config is None:
@@ -293,6 +359,8 @@ def _ray(config: Config | None) -> str:
         else:
             check_address(config.ray)
             check_resources(config, stages(config))
+            if config.ray.address is not None:
+                check_gpu_nodes(config, stages(config))
         address = config.ray.address if config else None
         where = f"the cluster at {address}" if address else "a Ray of its own on this machine"
         return f"{where}, {describe_cluster()}{'; every stage fits' if config else ''}"

@@ -53,6 +53,15 @@ def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
         matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = reduced
 
 
+def operations_path(training: TrainingConfig, device: torch.device) -> str:
+    """Return by what means the element-wise operations of both networks run on `device`.
+
+    Returns:
+        "compiled": torch.compile; "eager": torch's own operations.
+    """
+    return "compiled" if training.compile else "eager"
+
+
 def set_precision(network: nn.Module, precision: str) -> None:
     """Set the dtype that a network computes in to that of a `training.precision`."""
     for module in network.modules():

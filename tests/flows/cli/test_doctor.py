@@ -60,7 +60,15 @@ def test_doctor_says_what_works_and_what_does_not(capsys, write, draw_images, tm
     captured = capsys.readouterr()
     machine, _, checks = captured.out.partition("\n\n")
     states = dict(line.split()[1::-1] for line in checks.splitlines())
-    assert states == {"storage": "ok", "data": "ok", "metrics": "ok", "mlflow": "FAIL", "prefect": "ok", "ray": "ok"}
+    assert states == {
+        "storage": "ok",
+        "data": "ok",
+        "device": "ok",
+        "metrics": "ok",
+        "mlflow": "FAIL",
+        "prefect": "ok",
+        "ray": "ok",
+    }
     assert "tracking.uri=http://127.0.0.1:9" in captured.out
     assert not (tmp_path / "root").exists()
     facts = dict(re.split(r"  +", line, maxsplit=1) for line in machine.splitlines())
@@ -84,19 +92,24 @@ def test_facts_name_gpus_and_keep_secrets(write, tmp_path, monkeypatch):
 
     from flows.cli import doctor
     from stylegan.config.file import load
+    from stylegan.training import gpus
 
     config = load(write(), ["name=a"])
-    monkeypatch.setattr(doctor, "_first_line", lambda path, pattern: "550.54" if "nvidia" in path else None)
+    for module in (doctor, gpus):
+        monkeypatch.setattr(module, "driver_version", lambda: "550.54")
     config = config.model_copy(update={"name": "https://me:secret@host"})
     facts = {fact.name: fact.detail for fact in doctor.machine_facts(config)}
     assert "secret" not in str(facts)
-    assert facts["gpu"].startswith("driver 550.54 is here, but torch")
+    assert "build for CPUs and cannot use the GPU of this machine (driver 550.54)" in facts["gpu"]
     gpu = SimpleNamespace(name="Some GPU", total_memory=80 * 2**30, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (70 * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     facts = dict(doctor._gpus())
-    assert facts["gpu 0"] == "Some GPU, 80 GiB, compute 9.0"
+    assert facts["gpu 0"] == "Some GPU, 80 GiB, 70 GiB free, compute 9.0: fp32, tf32, bf16, fp16"
+    gpu.major = 7
+    assert dict(doctor._gpus())["gpu 0"].endswith("compute 7.0: fp32, fp16")
     assert "cuDNN 9.10.2" in facts["cuda"]
     assert "driver 550.54" in facts["cuda"]
