@@ -162,7 +162,8 @@ def _gpus() -> list[tuple[str, str]]:
     """Return a fact for CUDA and one for each GPU; a driver that this torch cannot use is named."""
     import torch
 
-    if not torch.cuda.is_available():
+    here = gpus_here()
+    if not here:
         return [("gpu", cuda_problem(expected=False) or "none")]
     cudnn = torch.backends.cudnn.version() or 0
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "is missing"
@@ -170,7 +171,7 @@ def _gpus() -> list[tuple[str, str]]:
     cure = triton_cure()
     triton = f"Triton is missing (`{cure}`)" if cure else f"Triton {_version('triton')}"
     found = [("cuda", ", ".join([*parts, triton, f"driver {driver_version() or 'unknown'}"]))]
-    for number, gpu in enumerate(gpus_here()):
+    for number, gpu in enumerate(here):
         free = ""
         with suppress(RuntimeError):  # another process may have taken all of it
             free = f", {shown_bytes(torch.cuda.mem_get_info(number)[0])} free"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from typing import NamedTuple
 
 from stylegan.cluster.session import connect
 from stylegan.config.sections import RayConfig, RayStageOverride
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError
 from stylegan.training.faults import check_gpus, check_named, unfit
-from stylegan.training.gpus import Device, cuda_problem, gpus_here
+from stylegan.training.gpus import Device, cuda_problem, gpus_here, triton_cure
 from stylegan.training.schedule import Stage
 
+logger = logging.getLogger("stylegan")
 LOOK_SECONDS = 60.0  # for a look at the GPUs of a node; one that does not answer is taken to be in order
 
 
@@ -54,9 +56,11 @@ def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
         return
     check_named(config, stages)
     if config.ray.address is None:
-        if problem := cuda_problem(expected=True):
-            raise ConfigError(f"ray.gpus_per_worker: {problem}")
-        check_gpus(config, stages, gpus_here())
+        here = _look()
+        if here.problem:
+            raise ConfigError(f"ray.gpus_per_worker: {here.problem}")
+        check_gpus(config, stages, here.devices)
+        _warn_of_triton([here])
         return
     connect(config.ray)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
@@ -64,39 +68,69 @@ def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
     for stage in stages:
         need = config.workers_at(stage.resolution)
         bundle, places, reasons = worker_bundle(config.ray, need), 0, []
-        for node, (problem, devices) in zip(nodes, looks, strict=True):
-            why = problem or (min(unfit(config, stage, device) or "" for device in devices) if devices else "")
-            if why:
+        for node, look in zip(nodes, looks, strict=True):
+            if why := _unfit(config, stage, look):
                 reasons.append(f"{why} (node {node['NodeManagerAddress']})")
             else:
                 places += _count_fitting(dict(node["Resources"]), bundle)
         if reasons and places < (need.workers or 1):
             raise ConfigError(f"train {stage.name}: {reasons[0]}")
+    _warn_of_triton(looks)
 
 
-def _look_at(nodes: Sequence[str]) -> list[tuple[str | None, tuple[Device, ...]]]:
-    """Return what `_look` says on each node, by its id; nothing where it does not answer in time."""
+class Look(NamedTuple):
+    """What is seen of the GPUs of a node; by default nothing."""
+
+    problem: str | None = None  # why torch cannot use them
+    devices: tuple[Device, ...] = ()
+    triton: str | None = None  # how to install Triton, where it is missing
+
+
+def _look() -> Look:
+    """Look at the GPUs of this node, and take none of them."""
+    return Look(cuda_problem(expected=True), gpus_here(), triton_cure())
+
+
+def _look_on_node() -> Look:
+    """Look in a task of Ray, which hides the GPUs from a task that reserves none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    return _look()
+
+
+def _look_at(nodes: Sequence[str]) -> list[Look]:
+    """Look at nodes by their ids; nothing is seen of one that does not answer in time."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    look = ray.remote(num_cpus=0, max_retries=0)(_look_on_node)
     answers = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
     ]
     ray.wait(answers, num_returns=len(answers), timeout=LOOK_SECONDS)
-    looks: list[tuple[str | None, tuple[Device, ...]]] = []
+    looks = []
     for answer in answers:
-        looks.append((None, ()))
-        with suppress(ray.exceptions.RayError):
-            looks[-1] = ray.get(answer, timeout=0)
+        try:
+            looks.append(ray.get(answer, timeout=0))
+        except ray.exceptions.RayError:  # the error of the task itself, of its node, or of the time
+            looks.append(Look())
     return looks
 
 
-def _look() -> tuple[str | None, tuple[Device, ...]]:
-    """Return why torch cannot use the GPUs of this node, if it cannot, and those GPUs. Takes none of them."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # Ray hides the GPUs from a task that reserves none
-        del os.environ["CUDA_VISIBLE_DEVICES"]
-    return cuda_problem(expected=True), gpus_here()
+def _unfit(config: Config, stage: Stage, look: Look) -> str | None:
+    """Return why no GPU of a node can train a stage; None if one can, or if nothing is seen of them."""
+    reasons = [unfit(config, stage, device) for device in look.devices]
+    return look.problem or (reasons[0] if reasons and all(reasons) else None)
+
+
+def _warn_of_triton(looks: Sequence[Look]) -> None:
+    cures = [look.triton for look in looks if look.triton]
+    if cures:
+        logger.warning(
+            "Triton is missing%s, so steps on GPUs are made of plain operations and take longer: `%s`",
+            "" if len(looks) == 1 else f" on {len(cures)} of {len(looks)} nodes",
+            cures[0],
+        )
 
 
 def describe_cluster() -> str:

@@ -469,7 +469,8 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         "fp32",
         description="Number format of features and of weights in use. Statistics, losses, Adam and stored weights stay "
-        "fp32. `tf32` and `fp16` (with dynamic loss scaling) are for GPUs.",
+        "fp32. `tf32` and `fp16` (with dynamic loss scaling) are for GPUs. On these `tf32` and `bf16` need compute "
+        "capability 8.0 (A100 and newer).",
     )
     cuda_graphs: Literal["auto"] | bool = Field(
         "auto",
@@ -689,11 +690,16 @@ class RayConfig(Section):
     )
     gpus_per_worker: GPUs = Field(
         0,
-        description="GPUs that Ray reserves for each worker. 0: it trains on CPUs. Below 1: workers share a GPU.",
+        description="GPUs that Ray reserves for each worker. 0: it trains on CPUs. Below 1: workers share a GPU, and "
+        "exchange gradients through the machine's memory.",
     )
     resources_per_worker: Annotated[
         dict[str, Annotated[float, Field(ge=0, le=1e15)]], AfterValidator(_own_resources)
-    ] = Field({}, description="Custom Ray resources that each worker reserves, amounts by name: `{a100: 1}`.")
+    ] = Field(
+        {},
+        description="Custom Ray resources that each worker reserves, amounts by name: `{fast: 1}`. Ray's own "
+        "`{accelerator_type:A100: 0.001}` asks for that GPU, and `plan` counts its hours.",
+    )
     max_failures: int = Field(
         2,
         ge=0,

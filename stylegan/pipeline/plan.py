@@ -141,7 +141,7 @@ def gpu_notes(config: Config, stages: Sequence[Stage]) -> tuple[str, ...]:
         check_gpus(config, stages, here)
         lines.append(f"GPU: {here[0].name} of this machine, {here[0].gib:.1f} GiB")
         if cure := triton_cure():
-            lines.append(f"Triton is missing, so training takes about twice as long as it could on this GPU: `{cure}`")
+            lines.append(f"Triton is missing, so steps are made of plain operations and take longer: `{cure}`")
     elif config.ray.address is None:
         lines.append(f"GPU: {cuda_problem(expected=False) or 'this machine has none'}")
     if gpu.kind is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -94,7 +95,7 @@ def device_facts(device: torch.device | int) -> Device:
 
 def gpus_here() -> tuple[Device, ...]:
     """Return the GPUs of this machine that torch can use. None of their memory is taken."""
-    if not torch.cuda.is_available():
+    if not _cuda_works():
         return ()
     return tuple(device_facts(number) for number in range(torch.cuda.device_count()))
 
@@ -131,6 +132,12 @@ def target(config: Config) -> Target:
 # --- torch and the driver ---
 
 
+def _cuda_works() -> bool:
+    with warnings.catch_warnings():  # `cuda_problem` says in one line what torch warns of in five
+        warnings.simplefilter("ignore")
+        return torch.cuda.is_available()
+
+
 def driver_version() -> str | None:
     """Return the version of this machine's NVIDIA driver, None without one."""
     with suppress(OSError):
@@ -147,7 +154,7 @@ def cuda_problem(*, expected: bool) -> str | None:
         expected: whether there must be one, even if no driver is seen. Without it a machine without GPUs has no problem.
     """
     driver = driver_version()
-    if torch.cuda.is_available() or (driver is None and not expected):
+    if _cuda_works() or (driver is None and not expected):
         return None
     cuda, release = torch.version.cuda, torch.__version__
     machine = f"the GPU of this machine (driver {driver})" if driver else "a GPU"

@@ -7,6 +7,7 @@ import torch
 
 from stylegan.cluster import resources
 from stylegan.cluster.resources import (
+    Look,
     _count_fitting,
     _describe,
     check_gpu_nodes,
@@ -73,8 +74,8 @@ def test_what_no_node_can_do_is_refused_with_what_there_is():
                 check_gpu_nodes(joined, stages(joined))
 
 
-def test_a_stage_is_refused_only_if_too_few_nodes_can_train_it(monkeypatch):
-    """One node has an old GPU, one a new one, one does not answer. Two workers fit on the last two."""
+def test_a_stage_is_refused_only_if_too_few_nodes_can_train_it(monkeypatch, caplog):
+    """One node has an old GPU, one a new one without Triton, one does not answer. Two workers fit on the last two."""
     import ray
 
     nodes = [
@@ -82,11 +83,8 @@ def test_a_stage_is_refused_only_if_too_few_nodes_can_train_it(monkeypatch):
         for name in ("old", "new", "silent")
     ]
     old = Device(name="Tesla V100", memory=16 * 2**30, capability=(7, 0))
-    looks = {
-        "old": (None, (old,)),
-        "new": (None, (old.model_copy(update={"capability": (9, 0)}),)),
-        "silent": (None, ()),
-    }
+    newer = old.model_copy(update={"capability": (9, 0)})
+    looks = {"old": Look(devices=(old,)), "new": Look(devices=(newer,), triton="pip install triton"), "silent": Look()}
     monkeypatch.setattr(resources, "connect", lambda _: None)
     monkeypatch.setattr(resources, "_look_at", lambda names: [looks[name] for name in names])
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -97,5 +95,9 @@ def test_a_stage_is_refused_only_if_too_few_nodes_can_train_it(monkeypatch):
         check_gpu_nodes(config, stages(config))
 
     check(2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Triton is missing on 1 of 3 nodes, so steps on GPUs are made of plain operations and take longer: "
+        "`pip install triton`"
+    ]
     with pytest.raises(ConfigError, match=r"^train 8x8: training\.precision=bf16: Tesla V100.* \(node old\)$"):
         check(3)
