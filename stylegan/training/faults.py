@@ -13,7 +13,7 @@ from stylegan.training import distributed
 from stylegan.training.cost import micro_batch, stage_memory_for
 from stylegan.training.gpus import Device, device_facts, target
 from stylegan.training.job import StageJob
-from stylegan.training.schedule import Stage
+from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import newest_checkpoint
 
 # A stage is refused only if even this share of its estimated memory is more than the GPU has: the estimate may be too
@@ -33,13 +33,13 @@ BROKEN = ("CUDA error", "CUDA driver error", "cuDNN error", "CUDNN_STATUS_", "CU
 # --- before the first step ---
 
 
-def check_gpus(config: Config, stages: Sequence[Stage], devices: Sequence[Device]) -> None:
+def check_gpus(config: Config, wanted: Sequence[Stage], devices: Sequence[Device]) -> None:
     """Check that one of these GPUs can train the stages of a config that ask for one; without any, nothing is known.
 
     Raises:
         ConfigError: none can train a stage, which the line names.
     """
-    for stage in stages:
+    for stage in wanted:
         if devices and config.workers_at(stage.resolution).gpus_per_worker:
             failures = [failure for device in devices if (failure := unfit(config, stage, device))]
             if len(failures) == len(devices):
@@ -76,10 +76,10 @@ def check_stage(config: Config, stage: Stage, device: Device) -> None:
         )
 
 
-def check_named(config: Config, stages: Sequence[Stage]) -> None:
+def check_named(config: Config, wanted: Sequence[Stage]) -> None:
     """Check that the GPU which `ray.resources_per_worker` names computes in the precision. Raises ConfigError if not."""
     gpu, precision = target(config), config.training.precision
-    on_gpus = any(config.workers_at(stage.resolution).gpus_per_worker for stage in stages)
+    on_gpus = any(config.workers_at(stage.resolution).gpus_per_worker for stage in wanted)
     if on_gpus and gpu.known == "named" and gpu.kind and precision not in gpu.kind.tflops:
         raise ConfigError(
             f"training.precision={precision}: {gpu.name}, which ray.resources_per_worker names, does not compute in it; use "
@@ -133,7 +133,7 @@ def gpu_failures(job: StageJob, device: torch.device) -> Iterator[None]:
         if isinstance(error, GPU_FAILURE) or any(part in text for part in BROKEN):
             reason = one_line(RuntimeError(text.strip().partition("\n")[0]), 160)
             raise UnavailableError(
-                f"the GPU ({_name(device)}) failed: {type(error).__name__}: {reason}; the same command goes on from "
+                f"the GPU ({_name(device)}) failed: {type(error).__name__}: {reason}; the stage goes on from "
                 f"{_origin(job)}; if it happens again, the GPU or its driver may be faulty: see `nvidia-smi` and `dmesg`"
             ) from error
         raise
@@ -147,23 +147,40 @@ def _out_of_memory(job: StageJob, device: torch.device) -> str:
         own = torch.cuda.memory_reserved(device)
         rest = max(total - free - own, 0)
         found = f", {total / 2**30:.1f} GiB: {own / 2**30:.1f} held by this worker, {rest / 2**30:.1f} by all else"
+    cure = _less_memory(config, stage, facts)
+    anew = " (with another precision it starts anew)" if "precision" in cure else ""
     return (
         f"out of GPU memory ({facts.name if facts else device}{found}) with {micro_batch(config, stage)} images at a time on "
-        f"each worker and training.precision={config.training.precision}; {_less_memory(config, stage, facts)}; the same "
-        f"command goes on from {_origin(job)}"
+        f"each worker and training.precision={config.training.precision}; {cure}; the stage goes on from {_origin(job)}{anew}"
     )
 
 
 def _less_memory(config: Config, stage: Stage, device: Device | None) -> str:
-    """Return what to set so that a stage takes less memory: as many images as a GPU holds, at most half of today's."""
-    group, fewer, cures = config.model.mbstd_group, micro_batch(config, stage) // 2, []
-    while device and fewer >= 2 * group and stage_memory_for(config, stage, fewer) > device.gib:
-        fewer //= 2
-    if fewer >= group:
-        cures.append(f"training.max_batch_per_worker={{{stage.resolution}: {fewer // group * group}}}")
-    if config.training.precision in ("fp32", "tf32"):
+    """Return what to set so that this stage takes less memory, and that those after it fit the GPU, too."""
+    cures, half = [], micro_batch(config, stage) // 2
+    limits = {stage.resolution: _fitting(config, stage, half, device)}
+    if limits[stage.resolution] >= config.model.mbstd_group:
+        for later in stages(config) if device else ():
+            if later.resolution > stage.resolution:
+                limit = _fitting(config, later, micro_batch(config, later), device)
+                if limit < list(limits.values())[-1]:
+                    limits[later.resolution] = limit
+        entries = ", ".join(f"{resolution}: {limit}" for resolution, limit in limits.items())
+        cures.append(f"training.max_batch_per_worker={{{entries}}}")
+    # Two bytes for a number take as much memory as half of the images.
+    if config.training.precision in ("fp32", "tf32") and (
+        device is None or stage_memory_for(config, stage, half) <= device.gib
+    ):
         cures.append(f"training.precision={'bf16' if device is None or device.computes('bf16') else 'fp16'}")
     return f"set {' or '.join(cures)}" if cures else "use a GPU with more memory, or a smaller model.fmap_max"
+
+
+def _fitting(config: Config, stage: Stage, images: int, device: Device | None) -> int:
+    """Return how many images at a time fit a GPU, at most `images`, in whole groups where there are as many."""
+    group = config.model.mbstd_group
+    while device and images >= 2 * group and stage_memory_for(config, stage, images) > device.gib:
+        images //= 2
+    return images // group * group or images
 
 
 def _name(device: torch.device) -> str:

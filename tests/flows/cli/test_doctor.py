@@ -10,7 +10,7 @@ import torch
 from command_line import fail
 
 from flows.cli.main import main
-from stylegan.errors import StepError
+from stylegan.errors import ConfigError, StepError
 
 
 def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path, monkeypatch):
@@ -109,7 +109,23 @@ def test_facts_name_gpus_and_keep_secrets(write, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     facts = dict(doctor._gpus())
     assert facts["gpu 0"] == "Some GPU, 80 GiB, 70 GiB free, compute 9.0: fp32, tf32, bf16, fp16"
+
+    used = load(
+        write(
+            training={"start_resolution": 4, "batch": 4},
+            ray={"gpus_per_worker": 1, "stages": {4: {"gpus_per_worker": 0}}},
+        )
+    )
+    assert re.fullmatch(
+        r"from 4x4 on: 1 worker\(s\) on 1 CPU core\(s\) each, fp32: torch's own operations .*; Some GPU is unused, .*; "
+        r"from 8x8 on: 1 worker\(s\) on Some GPU, fp32: .*; whole steps as CUDA graphs \(training\.cuda_graphs=auto\)",
+        doctor._training(used),
+    )
+    shared = load(write(training={"batch": 8}, ray={"gpus_per_worker": 0.5, "workers": 2}))
+    assert doctor._training(shared).endswith("; no CUDA graphs, because workers share a GPU")
     gpu.major = 7
+    with pytest.raises(ConfigError, match=r"^train 8x8: training\.precision=bf16: Some GPU \(compute 7\.0\)"):
+        doctor._training(load(write(training={"precision": "bf16", "batch": 4}, ray={"gpus_per_worker": 1})))
     assert dict(doctor._gpus())["gpu 0"].endswith("compute 7.0: fp32, fp16")
     assert "cuDNN 9.10.2" in facts["cuda"]
     assert "driver 550.54" in facts["cuda"]
