@@ -326,9 +326,9 @@ def _triton_cure() -> str:
 
 def _graphs(config: Config, stage: Stage) -> str:
     """Say whether the whole steps of a stage on a GPU are captured as CUDA graphs, and why."""
-    setting = getattr(config.training, "cuda_graphs", "auto")
+    setting = config.training.cuda_graphs
     need = config.workers_at(stage.resolution)
-    if setting is False or setting == "false":
+    if setting is False:
         return "no CUDA graphs (training.cuda_graphs=false)"
     if (need.workers or 1) > 1 and backend(need) != "nccl":
         return "no CUDA graphs, because workers share a GPU"

@@ -117,7 +117,7 @@ def _gpu_basis(gpu: Target, kind: Kind) -> str:
 
 def micro_batch(config: Config, stage: Stage) -> int:
     """Return the number of images whose layer outputs one worker holds at a time."""
-    return stage.batch // (config.workers_at(stage.resolution).workers or 1)
+    return stage.batch // (config.workers_at(stage.resolution).workers or 1) // config.parts_at(stage.resolution)
 
 
 def stage_memory(config: Config, stage: Stage) -> float:
@@ -216,13 +216,15 @@ def speed_record(config: Config, images_per_second: float) -> dict[str, object]:
 def _speed_digests(config: Config) -> dict[str, str]:
     """Return digests of the settings that decide the speed of a stage, apart from its resolution."""
     training = config.training
-    work = [
+    work: list[object] = [
         training.precision,
         training.compile,
         training.penalty_interval,
         _active_penalties(training),
         training.rotation,
     ]
+    if training.max_batch_per_worker or training.cuda_graphs != "auto":  # speeds of version 0.1 stay known
+        work += [training.max_batch_per_worker, training.cuda_graphs]
     return {"model": digest(config.model.identity()), "ray": digest(config.ray), "work": digest(work)}
 
 
