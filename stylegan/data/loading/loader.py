@@ -135,28 +135,44 @@ def batches(table: ImageTable, order: Iterable[np.ndarray]) -> Iterator[Batch]:
 def prefetch(source: Iterator[Batch], device: torch.device, *, ahead: int = 1) -> Iterator[Iterator[Batch]]:
     """Yield an iterator over the same batches on a device, made ahead of their use.
 
-    While one batch is in use, a thread makes the next ones, in page-locked memory if they go to CUDA. An error of
-    `source` is raised when its batch is requested. The thread ends with the block.
+    While one batch is in use, a thread makes the next ones. If they go to CUDA, it also copies them there, from
+    page-locked memory and on a stream of its own: neither the host nor the GPU's other work waits for a copy. An error
+    of `source` is raised when its batch is requested. The thread ends with the block.
 
         with prefetch(batches(table, order), device, ahead=table.ahead) as source:
             images, labels = next(source)
 
     Args:
-        ahead: batches in memory besides the one in use, at most.
+        ahead: batches in memory besides the one in use, at most; for CUDA at least two, since the GPU works on a batch
+            while the host already asks for the next one.
     """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def make() -> Batch | None:
+    def make() -> tuple[Batch, torch.cuda.Event | None] | None:
         batch = next(source, None)
-        if batch is None or device.type != "cuda":
-            return batch
-        with torch.cuda.device(device):  # a new thread uses device 0, and would create a CUDA context there
-            return batch[0].pin_memory(), batch[1].pin_memory()
+        if batch is None:
+            return None
+        if stream is None:
+            return batch, None
+        # A new thread uses device 0, and would create a CUDA context there.
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            images, labels = (part.pin_memory().to(device, non_blocking=True) for part in batch)
+            return (images, labels), stream.record_event()
 
     def made_ahead() -> Iterator[Batch]:
-        made: deque[Future[Batch | None]] = deque(executor.submit(make) for _ in range(ahead))
-        while batch := made.popleft().result():
+        count = ahead if stream is None else max(ahead, 2)
+        made: deque[Future[tuple[Batch, torch.cuda.Event | None] | None]] = deque(
+            executor.submit(make) for _ in range(count)
+        )
+        while ready := made.popleft().result():
             made.append(executor.submit(make))
-            yield batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+            batch, copied = ready
+            if copied is not None:  # the GPU, not the host, waits for the copy
+                user = torch.cuda.current_stream(device)
+                user.wait_event(copied)
+                for part in batch:
+                    part.record_stream(user)  # its memory is not given to a later copy before the user is done
+            yield batch
 
     with ThreadPoolExecutor(1, "prefetch") as executor:
         try:

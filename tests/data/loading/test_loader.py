@@ -239,3 +239,22 @@ def test_prefetch_raises_where_the_batch_is_asked_for_and_leaves_no_thread():
     with pytest.raises(ZeroDivisionError):
         use_one_and_fail()
     assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_come_to_a_gpu_without_waiting_for_it():
+    """Neither the copy nor the use of a batch synchronises the host. Memory of a used batch does not change under it."""
+    device = torch.device("cuda:0")
+    order = (np.array([start % 12, 11]) for start in range(40))
+    expected = [torch.from_numpy(some_table().images[[start % 12, 11]]) for start in range(40)]
+    found = []
+    with prefetch(batches(some_table(), order), device) as source:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for images, labels in source:
+                assert (images.device, labels.device) == (device, device)
+                torch.cuda._sleep(1_000_000)  # the GPU is still busy when the next batches arrive
+                found.append(images + 0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected, strict=True))
