@@ -43,7 +43,10 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     need = config.workers_at(config.data.resolution)
     cpus, gpus = need.cpus_per_worker or 1, need.gpus_per_worker or 0
     resources = config.ray.resources_per_worker
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=resources, max_retries=3)(_call)
+    # By default Ray ends a process that had a GPU after one task, and each chunk of an evaluation would load torch, CUDA
+    # and all networks again.
+    options = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_retries": 3, "max_calls": 0}
+    task = ray.remote(**options)(_call)
     yield from _in_order(lambda item: task.remote(function, item, cpus, config.storage), items)
 
 

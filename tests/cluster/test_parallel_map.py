@@ -74,3 +74,16 @@ def test_items_are_done_on_ray_in_order_whatever_training_needs():
             list(pmap(fail_at_three, iter(range(5))))
         assert ray.is_initialized()
     assert not ray.is_initialized()
+
+
+def test_tasks_with_a_gpu_share_a_process():
+    """Ray alone would start a process for each, which loads torch and all networks again. It takes our word for the GPU."""
+    import ray
+
+    config = settings(ray={"gpus_per_worker": 1})
+    os.environ |= RAY_ENV
+    ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        assert len(set(parallel_map.parallel_map(lambda _: os.getpid(), range(4), config))) == 1
+    finally:
+        ray.shutdown()
