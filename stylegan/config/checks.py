@@ -29,6 +29,7 @@ def check(config: UncheckedConfig) -> None:
     _check_precision(config)
     _check_labels(config)
     _check_metrics(config)
+    _check_devices_of_metrics(config)
     _check_quick_metrics(config)
     _check_grid(config)
     _check_gate(config)
@@ -196,6 +197,21 @@ def _check_metrics(config: UncheckedConfig) -> None:
         raise ValueError(
             f"evaluation.metrics has {mixing[0]}, but model.styles=false leaves no styles to mix; take it out or set "
             "model.styles=true"
+        )
+
+
+def _check_devices_of_metrics(config: UncheckedConfig) -> None:
+    precision, final = config.evaluation.precision, config.data.resolution
+    if precision in ("tf32", "fp16") and not config.workers_at(final).gpus_per_worker:
+        raise ValueError(
+            f"evaluation.precision={precision} needs a GPU, but ray.gpus_per_worker is 0 at {final}x{final}, where the "
+            "model is measured; set ray.gpus_per_worker=1, or use bf16 or fp32"
+        )
+    on_gpus = [r for r in config.resolutions if config.workers_at(r).gpus_per_worker]
+    if config.snapshots.metrics_device == "cuda" and not on_gpus:
+        raise ValueError(
+            "snapshots.metrics_device=cuda needs a GPU, but ray.gpus_per_worker is 0 in every stage; set "
+            "ray.gpus_per_worker=1, or snapshots.metrics_device=cpu"
         )
 
 

@@ -552,6 +552,12 @@ class SnapshotsConfig(Section):
         le=MOST_IMAGES,
         description="Generated images of a quick metric, and the maximum number of real images it is compared with.",
     )
+    metrics_device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="Where quick metrics are measured. `cpu`: on CPU cores that nothing else wants, in fp32; the GPUs are "
+        "left to training. `cuda`: on the last GPU of the machine where `stylegan run` runs, as `evaluation.precision` "
+        "says; training on the same GPU becomes slower and has less memory.",
+    )
 
 
 class WeightsConfig(Section):
@@ -653,6 +659,12 @@ class EvaluationConfig(Section):
         "written.",
     )
     weights: WeightsConfig = WeightsConfig()
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Number format in which the generator draws the images that are measured. w, path lengths and the "
+        "networks that measure stay fp32. Part of the protocol: values of different formats never compare. `tf32` and "
+        "`fp16` are for GPUs, where all three are faster than `fp32`.",
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -660,6 +672,14 @@ class EvaluationConfig(Section):
         description="Seed of all random numbers of an evaluation: latents, noise, subsets and the feature "
         "networks it trains.",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what keys and protocols hold of this section, as JSON has it.
+
+        A setting that came after version 0.1 is there only where it is used, so that earlier work is still found.
+        """
+        values = self.model_dump(mode="json")
+        return {name: value for name, value in values.items() if name != "precision" or value != "fp32"}
 
 
 class RayStageOverride(Section):

@@ -146,8 +146,9 @@ def evaluate_images(
 ) -> Report:
     """Measure images instead of a generator, e.g. a folder that `write_shards` has sharded: fid, kid, is, pr.
 
-    Only the first `evaluation.num_images` images count; the report's `settings` and protocols have their number. All
-    other metrics are skipped with the reason that they need a generator.
+    Only the first `evaluation.num_images` images count; the report's `settings` and protocols have their number. No
+    generator draws them, so `evaluation.precision` is without effect, and all other metrics are skipped with the reason
+    that they need one.
 
     Args:
         images: the images to measure, at the resolution of the reals; `checkpoint_uri` of the report is their URI.
@@ -157,7 +158,8 @@ def evaluate_images(
         ConfigError: the networks of `evaluation.features` cannot be read or trained for these reals.
         StepError: the images have another shape than the reals.
     """
-    evaluation = evaluation.model_copy(update={"num_images": min(evaluation.num_images, images.num_images)})
+    changes = {"num_images": min(evaluation.num_images, images.num_images), "precision": "fp32"}
+    evaluation = evaluation.model_copy(update=changes)
     subject = _subject_of_images(images, shards, evaluation, root=root, pmap=pmap, device=device, loading=loading)
     return _Evaluation(subject, None, root=root, pmap=pmap).run(images.uri, out_uri)
 

@@ -20,9 +20,11 @@ from stylegan.data.loading.loader import DEFAULT_LOADING, ImageTable, LoaderSett
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation.features.spaces import Spaces
-from stylegan.evaluation.metrics.numerics import stream
-from stylegan.networks.generator import Generator, NoiseFn
+from stylegan.evaluation.metrics.numerics import stream, tf32
+from stylegan.networks.generator import Generator, NoiseFn, layer_resolution
+from stylegan.networks.replay import Replay, recorder_for
 from stylegan.networks.weights import load_generator
+from stylegan.training.hardware import COMPUTE_DTYPES
 
 CHUNK_SIZE = 256  # samples; part of the protocol
 TRUNCATED_LAYERS = 8  # of the truncation trick, as in the paper's figures
@@ -133,11 +135,13 @@ class SampleChunk:
     # A short chunk takes the first rows of a full one, here and below: its samples do not depend on its length.
     def latents(self, size: int, *, name: str = "z") -> Tensor:
         """Draw z ~ N(0, 1), [count, size]."""
-        return torch.randn(CHUNK_SIZE, size, generator=self.stream(name))[: self.count].to(self.subject.device)
+        drawn = torch.randn(CHUNK_SIZE, size, generator=self.stream(name))
+        return to_device(drawn[: self.count], self.subject.device)
 
     def path_positions(self) -> Tensor:
         """Draw t ~ U(0, 1), [count, 1]."""
-        return torch.rand(CHUNK_SIZE, 1, generator=self.stream("t"))[: self.count].to(self.subject.device)
+        drawn = torch.rand(CHUNK_SIZE, 1, generator=self.stream("t"))
+        return to_device(drawn[: self.count], self.subject.device)
 
     def cutoffs(self, num_layers: int) -> Tensor:
         """Draw the layers at which the next latent takes over.
@@ -146,7 +150,7 @@ class SampleChunk:
             [count, latents - 1] different layers from 1 to num_layers - 1, ascending.
         """
         order = torch.rand(CHUNK_SIZE, num_layers - 1, generator=self.stream("cutoffs")).argsort(dim=1)
-        return (order[: self.count, : self.source.latents - 1].sort(dim=1).values + 1).to(self.subject.device)
+        return to_device(order[: self.count, : self.source.latents - 1].sort(dim=1).values + 1, self.subject.device)
 
     def labels(self) -> Tensor | None:
         """Draw classes [count] with the shares of the data set; None for an unconditional generator."""
@@ -154,7 +158,7 @@ class SampleChunk:
             return None
         weights = torch.tensor(self.subject.label_weights)
         drawn = torch.multinomial(weights, CHUNK_SIZE, replacement=True, generator=self.stream("labels"))
-        return drawn[: self.count].to(self.subject.device)
+        return to_device(drawn[: self.count], self.subject.device)
 
     def batches(self, resolution: int, rows: Collection[int] | None = None) -> Iterator[slice]:
         """Yield slices of the chunk that fit into memory at this resolution.
@@ -195,9 +199,6 @@ class SampleChunk:
 
         Yields:
             The slice of the chunk, z and w [n, L], and images [n, C, r, r].
-
-        Raises:
-            StepError: an image has values that are not finite.
         """
         size, labels = generator.model.latent_size, self.labels()
         latents = [self.latents(size, name=name) for name in ("z", "z1", "z2", "z3")[: self.source.latents]]
@@ -223,19 +224,34 @@ class SampleChunk:
         return ws
 
     def synthesise(self, generator: Generator, ws: Tensor, noise: NoiseFn) -> Tensor:
-        """Generate images [N, C, r, r] from ws [N, num_layers, L].
+        """Generate images [N, C, r, r] from ws [N, num_layers, L], in the precision of this pass.
 
-        Raises:
-            StepError: an image has values that are not finite.
+        On a GPU this only queues the work: nothing waits for the images, so `require_finite` checks them afterwards.
         """
-        images = generator.synthesis(ws, alpha=self.subject.alpha, noise=noise)
-        if not torch.isfinite(images).all():
-            raise StepError(
-                f"{self.subject.generator_uri}: makes images with values that are not finite (first seen in "
-                f"{self.source.name}); the training has diverged: evaluate an earlier checkpoint, or lower "
-                "training.learning_rate and train again"
+        layers = range(generator.num_layers if generator.model.noise else 0)
+        maps = [noise(layer, len(ws), layer_resolution(layer)) for layer in layers]
+        return _synthesis(generator, self.subject.device, self.subject.alpha, self.precision)(ws, *maps)
+
+    @property
+    def precision(self) -> str:
+        """The number format of the images. Both ends of a path would be equal in any other than single precision."""
+        return "fp32" if self.source.path else self.subject.evaluation.precision
+
+    def require_finite(self, finite: bool) -> None:
+        """Raise StepError if an image has values that are not finite."""
+        if finite:
+            return
+        cause = (
+            "the training has diverged: evaluate an earlier checkpoint, or lower training.learning_rate and train again"
+        )
+        if self.precision == "fp16":
+            cause = (
+                f"fp16 may be too narrow for them: set evaluation.precision to bf16 or fp32; if that is not it, {cause}"
             )
-        return images
+        raise StepError(
+            f"{self.subject.generator_uri}: makes images with values that are not finite (first seen in "
+            f"{self.source.name}); {cause}"
+        )
 
 
 def batch_size(resolution: int) -> int:
@@ -275,3 +291,23 @@ def _generator(uri: str, expected: str, device: str) -> Generator:
     if sha256(data) != expected:
         raise StepError(f"{uri}: changed during the evaluation; run the same command again")
     return load_generator(data, uri)[0].to(device)
+
+
+@lru_cache(maxsize=1)  # a recording keeps its memory
+def _synthesis(generator: Generator, device: str, alpha: float, precision: str) -> Replay:
+    """Return the function of ws [N, num_layers, L] and the noise of each layer that computes images [N, C, r, r]."""
+
+    def synthesise(ws: Tensor, *maps: Tensor) -> Tensor:
+        generator.synthesis.compute_dtype = COMPUTE_DTYPES[precision]
+        with tf32(precision == "tf32"):
+            images: Tensor = generator.synthesis(ws, alpha=alpha, noise=lambda layer, _num, _resolution: maps[layer])
+        return images
+
+    return Replay(synthesise, name="the generator of an evaluation", record=recorder_for(device))
+
+
+def to_device(tensor: Tensor, device: str) -> Tensor:
+    """Copy a tensor of the host to a device; to a GPU without waiting for it."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps the page-locked memory until it was copied

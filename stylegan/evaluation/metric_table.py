@@ -68,7 +68,7 @@ class MetricFacts:
             number in a report, but a protocol, or a reason if the curve is skipped.
         roles: the networks that the metric needs; its keys end with the name of the first one.
         settings: the settings of the `evaluation` section that decide its values. Networks, seed, chunk size and
-            resolution decide every metric and are not listed.
+            resolution decide every metric and are not listed. Path lengths are always drawn in single precision.
         interval_settings: the settings that decide its intervals only. Values compare whatever these are.
         meter: `module:class` of its `Meter`, imported when the metric is measured.
         intervals: the version of the way in which its intervals are computed. Raised, it keeps the gate from comparing
@@ -196,7 +196,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
             )
         },
         roles=("pooled",),
-        settings=("num_images", "num_reals"),
+        settings=("num_images", "num_reals", "precision"),
         meter="stylegan.evaluation.meters:FrechetMeter",
         interval_settings=("bootstrap",),
         intervals=2,
@@ -212,7 +212,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
             )
         },
         roles=("pooled",),
-        settings=("num_images", "num_reals"),
+        settings=("num_images", "num_reals", "precision"),
         meter="stylegan.evaluation.meters:MixingMeter",
         needs_styles=True,
         shared_images=lambda evaluation: evaluation.num_images,
@@ -227,7 +227,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
             )
         },
         roles=("pooled",),
-        settings=("num_images", "num_reals", "kid_subsets", "kid_subset_size"),
+        settings=("num_images", "num_reals", "precision", "kid_subsets", "kid_subset_size"),
         meter="stylegan.evaluation.meters:KernelMeter",
         intervals=2,
         gate=("kid",),
@@ -248,7 +248,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
             ),
         },
         roles=("pooled",),
-        settings=("num_images", "is_splits"),
+        settings=("num_images", "is_splits", "precision"),
         meter="stylegan.evaluation.meters:InceptionScoreMeter",
         intervals=2,
         gate=("is",),
@@ -296,7 +296,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
             ),
         },
         roles=("manifold",),
-        settings=("num_images", "num_reals"),
+        settings=("num_images", "num_reals", "precision"),
         meter="stylegan.evaluation.meters:ManifoldMeter",
         intervals=2,
         gate=("precision", "recall", "density", "coverage"),
@@ -336,7 +336,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
             ),
         },
         roles=("attributes",),
-        settings=("separability_samples",),
+        settings=("separability_samples", "precision"),
         meter="stylegan.evaluation.meters:SeparabilityMeter",
         gate=("separability",),  # the gate compares separability_w
         shared_images=lambda evaluation: evaluation.separability_samples,
@@ -350,7 +350,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
             )
         },
         roles=("pooled", "manifold"),
-        settings=("num_images", "num_reals", "psi", "truncated_layers"),
+        settings=("num_images", "num_reals", "precision", "psi", "truncated_layers"),
         meter="stylegan.evaluation.meters:TruncationMeter",
         # The row of psi = 1 takes the images of the shared pass.
         shared_images=lambda evaluation: evaluation.num_images if 1 in evaluation.psi else 0,

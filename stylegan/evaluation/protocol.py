@@ -53,7 +53,8 @@ def protocol_of(metric: Metric, shards: ShardSet, evaluation: EvaluationConfig, 
     names = (*facts.settings, "seed", "chunk", "resolution")
     networks = {role: spaces.networks[role].sha256 for role in facts.roles if role in spaces.networks}
     intervals = [facts.intervals] if facts.intervals > 1 else []
-    return digest([PROTOCOL_VERSION, metric, networks, {name: values[name] for name in names}, *intervals])
+    settings = {name: values[name] for name in names if name in values}  # `identity` leaves some out
+    return digest([PROTOCOL_VERSION, metric, networks, settings, *intervals])
 
 
 def deciding_settings(evaluation: EvaluationConfig) -> list[Any]:
@@ -73,7 +74,7 @@ def deciding_settings(evaluation: EvaluationConfig) -> list[Any]:
     settings["metrics"] = tuple(metric for metric in METRIC_NAMES if metric in evaluation.metrics)
     if any(fact.roles for fact in facts):
         settings |= network_settings(evaluation)
-    return [EvaluationConfig().model_copy(update=settings), *newer_versions(evaluation)]
+    return [EvaluationConfig().model_copy(update=settings).identity(), *newer_versions(evaluation)]
 
 
 def newer_versions(evaluation: EvaluationConfig) -> list[dict[str, int]]:
@@ -112,7 +113,7 @@ def network_settings(evaluation: EvaluationConfig) -> dict[str, Any]:
 
 def settings_of(shards: ShardSet, evaluation: EvaluationConfig, spaces: Spaces) -> dict[str, Any]:
     """Return the settings of all metrics, for people and for digests; `num_reals` is the number that is really used."""
-    settings = evaluation.model_dump(mode="json", exclude={"weights", "bootstrap"})
+    settings = {name: value for name, value in evaluation.identity().items() if name not in ("weights", "bootstrap")}
     networks = {network.name: network.sha256 for network in spaces.networks.values()}
     fixed = {"chunk": CHUNK_SIZE, "truncated_layers": TRUNCATED_LAYERS, "resolution": max(shards.resolutions)}
     return settings | fixed | {"num_reals": count_reals(shards, evaluation), "networks": networks}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import platform
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol
+
+import torch
 
 from stylegan import storage
 from stylegan.config.resolutions import at_resolution
@@ -60,15 +63,17 @@ def quick_evaluation(config: Config, resolution: int) -> EvaluationConfig:
     """Return the settings of the quick metrics in the stage of a resolution.
 
     These are the metrics of `config.snapshots` (none where they are off) in the feature space of `config.evaluation`,
-    on few images.
+    on few images. On a CPU they are measured in single precision, whatever the evaluation on GPUs has.
     """
     snapshots = config.snapshots
     metrics = snapshots.metrics if at_resolution(snapshots.metrics_kimg, resolution) else ()
-    changes = {
+    changes: dict[str, Any] = {
         "metrics": metrics,
         "num_images": snapshots.metrics_images,
         "num_reals": snapshots.metrics_images,
     }
+    if snapshots.metrics_device == "cpu":
+        changes["precision"] = "fp32"
     return config.evaluation.model_copy(update=changes)
 
 
@@ -87,8 +92,10 @@ def rows_name(config: Config, resolution: int, shards: ShardSet | None = None) -
     evaluation = quick_evaluation(config, resolution)
     if not evaluation.metrics:
         return None
+    values = evaluation.identity()
     settings = {
-        metric: {name: getattr(evaluation, name) for name in METRICS[metric].settings} for metric in evaluation.metrics
+        metric: {name: values[name] for name in METRICS[metric].settings if name in values}
+        for metric in evaluation.metrics
     }
     networks = network_settings(evaluation)
     more: list[Any] = [] if networks["weights"] == WeightsConfig() else [networks["weights"]]
@@ -106,7 +113,10 @@ def lacks_end(job: StageJob) -> bool:
 
 @dataclass(frozen=True)
 class QuickRequest:
-    """A request to the worker: measure the generator in the folder `uri`. The other fields are as for `evaluate`."""
+    """A request to the worker: measure the generator in the folder `uri`. The other fields are as for `evaluate`.
+
+    `device` is `snapshots.metrics_device`.
+    """
 
     uri: str
     shards: ShardSet
@@ -114,15 +124,28 @@ class QuickRequest:
     root: str
     alpha: float
     loading: LoaderSettings
+    device: str = "cpu"
 
 
 def measure_quickly(request: QuickRequest) -> Report:
-    """Measure in this process, and return the report without figures, and without the intervals that take time."""
+    """Measure in this process, and return the report without figures, and without the intervals that take time.
+
+    Raises:
+        StepError: it is to be measured on a GPU, and there is none; or as `evaluate`.
+    """
+    if request.device == "cuda":
+        if not torch.cuda.is_available():
+            raise StepError(
+                f"snapshots.metrics_device=cuda: torch can use no GPU on {platform.node()}, where quick metrics are "
+                "measured; set snapshots.metrics_device=cpu"
+            )
+        torch.cuda.set_device(torch.cuda.device_count() - 1)  # Ray gives the first ones to training
     return evaluate(
         request.uri,
         request.shards,
         request.evaluation,
         root=request.root,
+        device=request.device,
         alpha=request.alpha,
         loading=request.loading,
         intervals=False,
@@ -237,7 +260,8 @@ class QuickMetrics:
         shards, alpha = job.shards.up_to(job.stage.resolution), job.stage.alpha(checkpoint.nimg)
         loading = LoaderSettings.of(job.config)
         try:
-            request = QuickRequest(folder, shards, self.evaluation, self.root, alpha, loading)
+            device = job.config.snapshots.metrics_device
+            request = QuickRequest(folder, shards, self.evaluation, self.root, alpha, loading, device)
             report = self.worker.call(measure_quickly, request)
         finally:
             storage.delete(folder)

@@ -28,7 +28,7 @@ def _resample(images: Tensor, dim: int, side: int) -> Tensor:
     if length == side:
         return images
     # Positions are computed in float32, as in TensorFlow's kernel.
-    scale = torch.tensor(length / side, dtype=torch.float32, device=images.device)
+    scale = torch.full((), length / side, dtype=torch.float32, device=images.device)  # no copy to a GPU to wait for
     position = torch.arange(side, dtype=torch.float32, device=images.device) * scale
     low = position.long()
     high = (low + 1).clamp_max(length - 1)

@@ -7,6 +7,7 @@ torch-fidelity publishes too. Layers have the names of these files.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,12 @@ VGG16_CURE = "give torchvision's vgg16-397923af.pth"
 LPIPS_CURE = "give lpips/weights/v0.1/vgg.pth of the lpips package or weights-vgg16-lpips.pth of torch-fidelity"
 
 
+@cache
+def _of_channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a constant of each channel, [C, 1, 1]; made once, because a copy to a GPU would wait for it."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+
 class _Maps(nn.Module):
     """The thirteen convolutions of VGG16."""
 
@@ -49,7 +56,7 @@ class _Maps(nn.Module):
         The k-th map, from 0, is [N, 64 to 512, h / 2^k, w / 2^k]; h and w are at least 16. Each map is computed when it
         is requested.
         """
-        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+        mean, deviation = (_of_channels(values, images.dtype, images.device) for values in (MEAN, DEVIATION))
         x = ((as_rgb(images) - mean) / deviation).contiguous(memory_format=torch.channels_last)
         for level, (_, numbers) in enumerate(LEVELS):
             x = functional.max_pool2d(x, 2) if level else x

@@ -41,6 +41,20 @@ def mistake(**sections):
             {"training": {"precision": "tf32"}},
             ["training.precision=tf32 needs a GPU", "ray.gpus_per_worker is 0", "use fp32 or bf16"],
         ),
+        *(
+            (
+                {
+                    "evaluation": {"precision": precision},
+                    "ray": {"gpus_per_worker": 1, "stages": {32: {"gpus_per_worker": 0}}},
+                },
+                [f"evaluation.precision={precision} needs a GPU", "is 0 at 32x32", "or use bf16 or fp32"],
+            )
+            for precision in ("tf32", "fp16")
+        ),
+        (
+            {"snapshots": {"metrics_device": "cuda"}},
+            ["snapshots.metrics_device=cuda needs a GPU", "0 in every stage", "or snapshots.metrics_device=cpu"],
+        ),
         ({"training": {"precision": "fp8"}}, ["training.precision='fp8'", "'fp32', 'tf32', 'bf16' or 'fp16'"]),
         (
             {"training": {"loss": "lsgan"}},
@@ -142,6 +156,9 @@ def test_values_that_do_not_fit_together(sections, words):
         {"training": {"precision": "fp16"}, "ray": {"gpus_per_worker": 1}},
         {"training": {"precision": "bf16"}},
         {"training": {"precision": "tf32"}, "ray": {"gpus_per_worker": 1, "stages": {8: {"gpus_per_worker": 0}}}},
+        {"evaluation": {"precision": "bf16"}},
+        {"evaluation": {"precision": "fp16"}, "ray": {"stages": {32: {"gpus_per_worker": 1}}}},
+        {"snapshots": {"metrics_device": "cuda"}, "ray": {"stages": {8: {"gpus_per_worker": 0.5}}}},
         {"snapshots": {"probe_kimg": 10}},
     ],
     ids=str,

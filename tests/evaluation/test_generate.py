@@ -21,7 +21,6 @@ from stylegan.evaluation.generate import (
     read_generator,
     sha256,
 )
-from stylegan.networks.generator import Generator
 
 
 @pytest.fixture
@@ -147,19 +146,6 @@ def test_each_layer_takes_the_latent_whose_turn_it_is(chunk: SampleChunk) -> Non
     ws = mixing._mix(styles, slice(0, 64), 5)[:, :, 0]
     for row, (first, second) in zip(ws.tolist(), mixing.cutoffs(5)[:64].tolist(), strict=True):
         assert row == [0.0] * first + [1.0] * (second - first) + [2.0] * (5 - second)
-
-
-def test_images_that_are_not_finite_stop_the_evaluation(chunk: SampleChunk, checkpoint: Callable[..., str]) -> None:
-    def spoil(generator: Generator) -> None:
-        generator.synthesis.to_rgb[-1].weight.fill_(3e38)  # type: ignore[union-attr,operator]
-
-    uri = storage.join(checkpoint(change=spoil), "generator.safetensors")
-    subject = replace(chunk.subject, generator_sha256=sha256(read_generator(uri)))
-    with pytest.raises(
-        StepError,
-        match=r"generator.safetensors: makes images with values that are not finite \(first seen in generated\)",
-    ):
-        next(replace(chunk, subject=subject).samples(generator_of(subject)))
 
 
 def test_a_replaced_file_is_not_mistaken_for_the_old_one(chunk: SampleChunk, checkpoint: Callable[..., str]) -> None:

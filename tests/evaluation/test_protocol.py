@@ -49,6 +49,7 @@ OF_REALS = {"fid", "kid", "pr", "fid_mixing", "truncation"}
         ({"features": "elsewhere/the-same.safetensors"}, set()),
         ({"bootstrap": 5}, set()),
         ({"num_reals": "all"}, OF_REALS),
+        ({"precision": "bf16"}, set(METRICS) - PPL),  # path lengths are always drawn in single precision
     ],
 )
 def test_a_setting_changes_the_metrics_that_it_decides(

@@ -276,3 +276,42 @@ def test_rows_of_other_settings_are_kept_apart(change: dict[str, Any], same: boo
 def test_networks_of_quick_metrics_are_needed_too() -> None:
     config = configured(evaluation={"metrics": ["ppl_wend"]}, registry={"gate": {"metric": "ppl_wend"}})
     assert with_quick(config).metrics == ("ppl_wend", "fid", "pr")
+
+
+def test_quick_metrics_leave_the_gpus_alone_unless_they_are_told_to_use_one(
+    make_job: Callable[..., StageJob], save: Any, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU they are measured in single precision, so they are the same whatever the evaluation on GPUs has."""
+    seen = []
+
+    def note(uri: str, shards: ShardSet, evaluation: Any, **means: Any) -> Any:
+        seen.append((evaluation.precision, means["device"]))
+        return evaluate(uri, shards, evaluation.model_copy(update={"precision": "fp32"}), **(means | {"device": "cpu"}))
+
+    monkeypatch.setattr(quick, "evaluate", note)
+    monkeypatch.setattr(quick.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(quick.torch.cuda, "device_count", lambda: 3)
+    chosen = []
+    monkeypatch.setattr(quick.torch.cuda, "set_device", chosen.append)
+    gpu, names = {"ray": {"gpus_per_worker": 1}, "evaluation": {"precision": "bf16"}}, []
+    for number, snapshots in enumerate(({}, {"metrics_device": "cuda"}), start=1):
+        job = make_job(snapshots=snapshots, **gpu)
+        save(job, 8000 * number)
+        QuickMetrics(job, Here(), root=root).measure_if_due()
+        names.append(rows_name(job.config, 8, job.shards))
+    assert seen == [("fp32", "cpu"), ("bf16", "cuda")]
+    assert chosen == [2]  # Ray gives the first GPUs to training
+    assert names[0] == rows_name(make_job().config, 8, job.shards)
+    assert names[1] != names[0]
+
+
+def test_a_machine_without_a_gpu_is_named_and_training_goes_on(
+    make_job: Callable[..., StageJob], save: Any, root: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(quick.torch.cuda, "is_available", lambda: False)
+    job = make_job(snapshots={"metrics_device": "cuda"}, ray={"gpus_per_worker": 1})
+    save(job, 8000)
+    QuickMetrics(job, Here(), root=root).measure_if_due()
+    assert rows(job) == []
+    assert "training goes on: snapshots.metrics_device=cuda: torch can use no GPU on " in caplog.text
+    assert "set snapshots.metrics_device=cpu" in caplog.text

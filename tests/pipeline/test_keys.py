@@ -51,6 +51,17 @@ def test_protocol_of_a_metric(metric: str) -> None:
     assert found == {name: KNOWN["protocols"][name][metric] for name in spaces}
 
 
+def test_a_precision_is_part_of_a_key_where_a_metric_depends_on_it() -> None:
+    def key(**evaluation: object) -> str:
+        changes = {"evaluation": EvaluationConfig(**evaluation), "snapshots": config.snapshots}  # type: ignore[arg-type]
+        return make_keys(config.model_copy(update=changes), SHARDS).evaluation
+
+    config = load(ROOT / "configs" / "quickstart.yaml")
+    assert key(metrics=("fid",), precision="fp32") == key(metrics=("fid",))
+    assert len({key(metrics=("fid",), precision=name) for name in ("fp32", "tf32", "bf16", "fp16")}) == 4
+    assert key(metrics=("ppl_wend",), precision="bf16") == key(metrics=("ppl_wend",))
+
+
 @pytest.mark.parametrize("reader", KNOWN["newest"])
 def test_newest_set_of_a_source(reader: str) -> None:
     """In version 0.1 the key held the module that read the images; the names stay, wherever that code is now."""

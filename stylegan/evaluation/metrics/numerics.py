@@ -44,6 +44,25 @@ def exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextlib.contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """Let GPUs round the factors of float32 convolutions and products to TF32 within this block, or leave all as it is.
+
+    Processes on CPUs must not enable it: there it would change the products of some CPUs too.
+    """
+    if not enabled:
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value and the two ends of its 95 % interval."""

@@ -271,6 +271,8 @@ def _other_counts(figure: Figure, report: Report, protocol: Mapping[str, Any]) -
         ours = report.settings.get(name)
         if ours != wanted:
             yield f"{words.format(_plain(ours))}, not {_plain(wanted)}"
+    if (precision := report.settings.get("precision")) and not figure.metric.startswith("ppl"):
+        yield f"images drawn in {precision}, not fp32"
 
 
 def _other_images(figure: Figure, report: Report, dataset: str | None) -> Iterator[str]:

@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy.special import ndtri
 
-from stylegan.evaluation.metrics.numerics import NORMAL_95, Estimate, deletions, exact_float32, group_numbers, stream
+from stylegan.evaluation.metrics.numerics import (
+    NORMAL_95,
+    Estimate,
+    deletions,
+    exact_float32,
+    group_numbers,
+    stream,
+    tf32,
+)
 
 
 def test_a_stream_depends_on_its_name_alone() -> None:
@@ -31,6 +39,18 @@ def test_exact_arithmetic_ends_with_the_block() -> None:
         assert not torch.backends.cudnn.deterministic
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_tf32_is_allowed_in_its_block_alone() -> None:
+    with exact_float32():
+        with tf32(True):
+            assert torch.get_float32_matmul_precision() == "high"
+            assert torch.backends.cudnn.allow_tf32
+        with tf32(False):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
 
 
 def test_group_of_a_sample_depends_on_its_number_alone() -> None:

@@ -1,0 +1,94 @@
+"""Replay the work of a network as a CUDA graph: the host then starts one graph instead of hundreds of kernels.
+
+At low resolutions a GPU computes faster than Python can ask it to, and waits for the host most of the time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from stylegan.errors import one_line
+
+logger = logging.getLogger("stylegan")
+Function = Callable[..., Tensor]
+Recorder = Callable[[Function, Sequence[Tensor]], Function]
+
+
+class Replay:
+    """A function of tensors that is recorded when it is called with the same shapes again, and then replayed.
+
+    The first call with given shapes is plain: it sets up what cannot be recorded, and shapes that come only once, such
+    as those of a last, smaller batch, are not worth a recording. The second call records. Where that fails, one warning
+    names the reason, and all calls are plain from then on.
+    """
+
+    def __init__(self, function: Function, *, name: str, record: Recorder | None) -> None:
+        """Wrap a function.
+
+        Args:
+            function: takes tensors of one device and returns one tensor. It computes without gradients, and depends on
+                nothing else that changes: a recording knows other values than those of its tensors only as they were.
+            name: of what is recorded, for the warning.
+            record: makes a recording, as `record_cuda_graph`; None records nothing.
+        """
+        self._function, self._name, self._record = function, name, record
+        self._seen: set[object] = set()
+        self._recordings: dict[object, Function] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return function(*inputs)."""
+        if self._record is None:
+            return self._function(*inputs)
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
+        if shapes not in self._seen:
+            self._seen.add(shapes)
+            return self._function(*inputs)
+        if shapes not in self._recordings:
+            try:
+                self._recordings[shapes] = self._record(self._function, inputs)
+            except RuntimeError as error:  # torch's base of all errors of CUDA
+                first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+                logger.warning(
+                    "%s: cannot be recorded as a CUDA graph (%s); it runs without, and small images take longer",
+                    self._name,
+                    one_line(first, 200),
+                )
+                self._record = None
+                self._recordings.clear()
+                return self._function(*inputs)
+        return self._recordings[shapes](*inputs)
+
+
+def recorder_for(device: torch.device | str) -> Recorder | None:
+    """Return what records on a device: CUDA graphs on a GPU, None elsewhere."""
+    return record_cuda_graph if torch.device(device).type == "cuda" else None
+
+
+def record_cuda_graph(function: Function, inputs: Sequence[Tensor]) -> Function:
+    """Record a function as a CUDA graph, and return a function that replays it for inputs of the same shapes.
+
+    Raises:
+        RuntimeError: the function waits for the GPU, copies from memory that is not page-locked, or needs more memory
+            than there is.
+    """
+    own_inputs = [x.clone() for x in inputs]  # a graph reads the same memory each time
+    torch.cuda.synchronize()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads may use the GPU meanwhile, e.g. for copies of the next batch: what they do is not recorded.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            own_output = function(*own_inputs)
+    finally:
+        torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream behind
+
+    def replay(*new_inputs: Tensor) -> Tensor:
+        for own, new in zip(own_inputs, new_inputs, strict=True):
+            own.copy_(new)
+        graph.replay()
+        return own_output.clone()  # the next replay overwrites it
+
+    return replay

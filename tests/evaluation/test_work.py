@@ -1,0 +1,145 @@
+"""The work of a worker on one chunk: what is drawn in which precision, joined for the networks, and refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stylegan import storage
+from stylegan.config.sections import EvaluationConfig
+from stylegan.data.shardset import ShardSet
+from stylegan.errors import StepError
+from stylegan.evaluation import work
+from stylegan.evaluation.features.spaces import Network, Spaces, obtain_spaces
+from stylegan.evaluation.generate import (
+    CHUNK_SIZE,
+    GENERATED,
+    Pass,
+    SampleChunk,
+    Subject,
+    batch_size,
+    generator_of,
+    read_generator,
+    sha256,
+)
+from stylegan.evaluation.work import PictureRequest, draw_pictures, images_at_once, measure_chunk
+from stylegan.networks.generator import Generator
+
+INCEPTION = Spaces({"pooled": Network("inception", ("i.pth",), "a" * 64, 2048)})
+
+
+@pytest.fixture
+def make_chunk(shards: ShardSet, evaluation: EvaluationConfig, checkpoint: Callable[..., str]) -> Callable:
+    """Return `make_chunk(precision="fp32", change=None)`: a chunk of five latents of a tiny generator."""
+
+    def make(precision: str = "fp32", change: Callable[[Generator], object] | None = None) -> SampleChunk:
+        uri = storage.join(checkpoint(change=change), "generator.safetensors")
+        settings = evaluation.model_copy(update={"precision": precision})
+        subject = Subject(uri, sha256(read_generator(uri)), None, shards, (), Spaces({}), settings, "cpu")
+        return SampleChunk(subject, GENERATED, (("z", 5),), 0)
+
+    return make
+
+
+def spoil(generator: Generator) -> None:
+    generator.synthesis.to_rgb[-1].weight.fill_(3e38)  # type: ignore[union-attr,operator]
+
+
+def test_images_that_are_not_finite_stop_the_evaluation(make_chunk: Callable[..., SampleChunk]) -> None:
+    chunk = make_chunk(change=spoil)
+    line = r"generator.safetensors: makes images with values that are not finite \(first seen in generated\); the train"
+    with pytest.raises(StepError, match=line):
+        measure_chunk(chunk)
+    with pytest.raises(StepError, match=line):
+        draw_pictures(PictureRequest(chunk, (3,)))
+
+
+def test_what_fp16_cannot_hold_is_said_to_be_its_fault(make_chunk: Callable[..., SampleChunk]) -> None:
+    with pytest.raises(StepError, match=r"fp16 may be too narrow for them: set evaluation.precision to bf16 or fp32"):
+        make_chunk("fp16").require_finite(False)
+
+
+def test_the_precision_is_that_of_the_images_and_not_of_path_lengths(
+    make_chunk: Callable[..., SampleChunk], evaluation: EvaluationConfig, shards: ShardSet, root: str
+) -> None:
+    """Rounded to 8 bits, both ends of a step of 1e-4 would be one image. z and w do not depend on the precision."""
+    drawn, lengths, products = {}, {}, {}
+    spaces = obtain_spaces(evaluation, shards, root=root)
+    for precision in ("fp32", "bf16", "fp32 again"):
+        chunk = make_chunk(precision.split()[0])
+        _, _, _, drawn[precision] = next(chunk.samples(generator_of(chunk.subject)))
+        path = Pass("ppl_wend", path="ppl_wend")
+        of_path = replace(chunk, subject=replace(chunk.subject, spaces=spaces), source=path, wants=(("lengths", 5),))
+        lengths[precision] = measure_chunk(of_path)["lengths"]
+        products[precision] = measure_chunk(replace(chunk, wants=(("z", 5), ("w", 5))))
+    assert torch.equal(drawn["fp32"], drawn["fp32 again"])
+    assert not torch.equal(drawn["fp32"], drawn["bf16"])
+    assert drawn["bf16"].dtype == torch.float32
+    torch.testing.assert_close(drawn["bf16"], drawn["fp32"], rtol=0.1, atol=0.1)
+    for name in ("bf16", "fp32 again"):
+        assert (lengths[name] == lengths["fp32"]).all()
+        assert (products[name]["w"] == products["fp32"]["w"]).all()
+
+
+@pytest.mark.parametrize(("resolution", "count"), [(8, 256), (256, 256), (512, 64), (1024, 16)])
+def test_inception_sees_more_images_at_once_on_a_gpu(
+    make_chunk: Callable[..., SampleChunk], resolution: int, count: int
+) -> None:
+    chunk = make_chunk()
+    on_gpu = replace(chunk, subject=replace(chunk.subject, device="cuda", spaces=INCEPTION))
+    assert images_at_once(on_gpu, resolution) == count
+    assert count % batch_size(resolution) == 0
+    others = [chunk, replace(on_gpu, subject=replace(on_gpu.subject, device="cpu"))]
+    others += [replace(on_gpu, subject=replace(on_gpu.subject, spaces=Spaces({})))]
+    assert [images_at_once(other, resolution) for other in others] == [batch_size(resolution)] * 3
+
+
+@pytest.mark.parametrize("count", [CHUNK_SIZE, 150])
+def test_joined_batches_are_the_chunk(make_chunk: Callable[..., SampleChunk], count: int) -> None:
+    chunk = replace(make_chunk(), wants=(("pooled", count),))
+    batches = [(batch, {"images": torch.rand(batch.stop - batch.start, 1, 8, 8)}) for batch in chunk.batches(8)]
+    whole = torch.cat([tensors["images"] for _, tensors in batches])
+    assert [batch for batch, _ in work._joined(chunk, iter(batches))] == [batch for batch, _ in batches]
+    on_gpu = replace(chunk, subject=replace(chunk.subject, device="cuda", spaces=INCEPTION))
+    ((batch, tensors),) = work._joined(on_gpu, iter(batches))
+    assert batch == slice(0, count)
+    assert torch.equal(tensors["images"], whole)
+
+
+def test_no_network_sees_more_images_than_are_generated_at_once_but_inception(
+    make_chunk: Callable[..., SampleChunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VGG16 and the attribute networks need more memory for an image than Inception, or see larger ones."""
+    seen: dict[str, list[int]] = {"pooled": [], "manifold": []}
+
+    def look(role: str) -> Callable:
+        def look_at(spaces: Spaces, images: torch.Tensor, device: str) -> object:
+            seen[role].append(len(images))
+            features = images.flatten(1)
+            return (features, features) if role == "pooled" else features
+
+        return look_at
+
+    monkeypatch.setattr(work, "recognise", look("pooled"))
+    monkeypatch.setattr(work, "manifold_features", look("manifold"))
+    vgg16 = Network("vgg16", ("v.pth",), "b" * 64, 4096)
+    chunk = make_chunk()
+    subject = replace(chunk.subject, spaces=Spaces({**INCEPTION.networks, "manifold": vgg16}))
+    chunk = replace(chunk, subject=subject, wants=(("pooled", 200), ("manifold", 200)))
+    images = torch.rand(200, 1, 8, 8)
+    products = work._measure_batch(chunk, slice(0, 200), {"images": images})
+    assert seen == {"pooled": [200], "manifold": [64, 64, 64, 8]}
+    assert torch.equal(products["pooled"], products["manifold"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_a_gpu_measures_every_precision(make_chunk: Callable[..., SampleChunk], precision: str) -> None:
+    """The graph is replayed from the third batch on; the images do not depend on that."""
+    chunk = replace(make_chunk(precision), wants=(("z", CHUNK_SIZE),))
+    chunk = replace(chunk, subject=replace(chunk.subject, device="cuda"))
+    with torch.no_grad():
+        first, second = (torch.cat([images for *_, images in chunk.samples(generator_of(chunk.subject))]) for _ in "12")
+    torch.testing.assert_close(first, second, rtol=1e-2, atol=1e-2)
+    assert measure_chunk(chunk)["z"].shape == (CHUNK_SIZE, 16)

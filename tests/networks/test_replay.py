@@ -1,0 +1,108 @@
+"""Recording and replaying: which calls are plain, and what happens where nothing can be recorded."""
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylegan.networks.replay import Function, Replay, recorder_for
+
+
+class Recorder:
+    """A recorder without a GPU: it keeps the function, and the shapes that were recorded and replayed."""
+
+    def __init__(self) -> None:
+        self.recorded: list[torch.Size] = []
+        self.replayed: list[torch.Size] = []
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Function:
+        self.recorded.append(inputs[0].shape)
+
+        def replay(*new: Tensor) -> Tensor:
+            self.replayed.append(new[0].shape)
+            return function(*new)
+
+        return replay
+
+
+def add(x: Tensor, *more: Tensor) -> Tensor:
+    return x + sum(more)
+
+
+def test_shapes_that_come_again_are_recorded_once_and_then_replayed() -> None:
+    """The last batch of a pass is smaller and comes once: it is computed plainly."""
+    recorder = Recorder()
+    call = Replay(add, name="sum", record=recorder)
+    for size in (4, 4, 4, 4, 2):
+        x = torch.rand(size)
+        assert torch.equal(call(x, x), 2 * x)
+    assert recorder.recorded == [(4,)]
+    assert recorder.replayed == [(4,)] * 3
+
+
+def test_every_set_of_shapes_and_types_has_its_own_recording() -> None:
+    recorder = Recorder()
+    call = Replay(add, name="sum", record=recorder)
+    one, two = torch.ones(3), torch.ones(1)
+    for inputs in ((one, one), (one, two), (one.double(), two)) * 2:
+        call(*inputs)
+    assert len(recorder.recorded) == 3
+
+
+def test_where_recording_fails_one_warning_says_why_and_all_calls_are_plain(caplog: pytest.LogCaptureFixture) -> None:
+    attempts = []
+
+    def fail(function: Function, inputs: Sequence[Tensor]) -> Function:
+        attempts.append(inputs)
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("capture ended")  # what the end of the block then raises hides the reason
+
+    call = Replay(add, name="the generator", record=fail)
+    with caplog.at_level(logging.WARNING, "stylegan"):
+        for _ in range(4):
+            assert call(torch.ones(2), torch.ones(2)).tolist() == [2, 2]
+            assert call(torch.ones(3)).tolist() == [1, 1, 1]
+    assert len(attempts) == 1
+    (line,) = caplog.messages
+    assert line.startswith("the generator: cannot be recorded as a CUDA graph (operation not permitted")
+
+
+def test_other_errors_are_raised() -> None:
+    def fail(function: Function, inputs: Sequence[Tensor]) -> Function:
+        raise TypeError("a mistake in the program")
+
+    call = Replay(add, name="sum", record=fail)
+    call(torch.ones(2))
+    with pytest.raises(TypeError, match="a mistake"):
+        call(torch.ones(2))
+
+
+def test_a_cpu_records_nothing() -> None:
+    assert recorder_for("cpu") is None
+    assert recorder_for("cuda") is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cuda_graph_computes_what_the_function_computes() -> None:
+    weight = torch.rand(8, 8, device="cuda")
+    call = Replay(lambda x: x @ weight + 1, name="product", record=recorder_for("cuda"))
+    found, expected = [], []
+    with torch.no_grad():
+        for _ in range(5):
+            x = torch.rand(4, 8, device="cuda")
+            found.append(call(x))
+            expected.append(x @ weight + 1)
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_cannot_be_a_cuda_graph_is_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    call = Replay(lambda x: x * x.sum().item(), name="a function that waits", record=recorder_for("cuda"))
+    with torch.no_grad():
+        for _ in range(3):
+            assert call(torch.ones(2, device="cuda")).tolist() == [2, 2]
+    assert "cannot be recorded" in caplog.text
