@@ -2,7 +2,8 @@
 
 Each variant has a process of its own, with the allocator that it would normally have, so that its peak memory can be
 measured. The variants take turns, one step each, round after round. Only the ratios within one run count: absolute
-times depend on the machine and on its load.
+times depend on the machine and on its load. `--device cuda` puts all variants, the yardstick too, on one GPU;
+`bench_gpu` measures more of it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import multiprocessing
 import platform
 import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
 from benchmarks.plain import Draws, PlainDiscriminator, PlainGenerator, PlainTraining
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from stylegan.config.file import build
@@ -28,8 +31,8 @@ from stylegan.config.tree import Config
 from stylegan.networks.generator import random_noise
 from stylegan.training.cost import step_flops
 from stylegan.training.hardware import set_precision, tuned
-from stylegan.training.schedule import stages
-from stylegan.training.state import start_stage
+from stylegan.training.schedule import Stage, stages
+from stylegan.training.state import TrainState, start_stage
 from stylegan.training.step import discriminator_step, generator_step
 
 # Name -> settings of `training`; None for the yardstick.
@@ -44,7 +47,20 @@ EXACT, FAST = "fp32 compiled", "bf16 compiled lazy"
 Step = Callable[[], object]
 
 
-def make_config(resolution: int, fmap_max: int, batch: int, training: dict[str, object]) -> Config:
+def require_device(device: str) -> None:
+    """End the program with one line and exit code 2 if it is to use a GPU, and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        print(
+            f"--device cuda: torch {torch.__version__} finds no GPU here; run it on a machine with one, or give "
+            "--device cpu",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+
+
+def make_config(
+    resolution: int, fmap_max: int, batch: int, training: dict[str, object], *, device: str = "cpu"
+) -> Config:
     """Return the configuration of a run of one stage, with R1 in every step unless `training` says otherwise."""
     return build(
         {
@@ -52,17 +68,37 @@ def make_config(resolution: int, fmap_max: int, batch: int, training: dict[str, 
             "data": {"source": "digits", "resolution": resolution},
             "model": {"fmap_max": fmap_max},
             "training": {"start_resolution": resolution, "batch": batch, **training},
+            "ray": {"gpus_per_worker": int(device == "cuda")},
         }
     )
 
 
-def plain_steps(config: Config) -> tuple[Step, Step]:
+@contextlib.contextmanager
+def plain_kernels(*, tf32: bool) -> Iterator[None]:
+    """Let the yardstick search for its fastest kernels on a GPU, as the product does; without TF32 unless it is asked for."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, tf32, tf32
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def some_images(config: Config, device: torch.device) -> Tensor:
+    """Return a batch of random images."""
+    resolution = config.data.resolution
+    shape = (config.batch_at(resolution), 3, resolution, resolution)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+
+def plain_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
     """Return a training step and an inference step of the yardstick."""
     resolution, batch = config.data.resolution, config.batch_at(config.data.resolution)
-    G = PlainGenerator(config.model, resolution=resolution, channels=3)
-    D = PlainDiscriminator(config.model, resolution=resolution, channels=3)
+    G = PlainGenerator(config.model, resolution=resolution, channels=3).to(device)
+    D = PlainDiscriminator(config.model, resolution=resolution, channels=3).to(device)
     training = PlainTraining(G, D, learning_rate=0.001)
-    images = torch.randint(0, 256, (batch, 3, resolution, resolution), dtype=torch.uint8)
+    images = some_images(config, device)
 
     def train() -> None:
         training.d_step(images.float() / 127.5 - 1, None, Draws.random(G, batch))
@@ -71,17 +107,28 @@ def plain_steps(config: Config) -> tuple[Step, Step]:
     return train, torch.no_grad()(lambda: G(Draws.random(G, batch)))
 
 
+def training_step(config: Config, stage: Stage, state: TrainState) -> Callable[[Tensor], None]:
+    """Return a function of a batch that makes a step of D and one of G, as the loop of a stage does."""
+
+    def step(images: Tensor) -> None:
+        discriminator_step(state, config, stage, images, None)
+        generator_step(state, config, stage, None)
+        state.nimg += stage.batch
+        state.steps += 1
+
+    return step
+
+
 def own_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
     """Return a training step and an inference step of the product."""
     stage = stages(config)[-1]
     state = start_stage(config, stage, num_labels=0, previous=None, device=device)
-    images = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
+    images = some_images(config, device)
+    step = training_step(config, stage, state)
     set_precision(state.G_ema, config.training.precision)
 
     def train() -> None:
-        discriminator_step(state, config, stage, images, None)
-        generator_step(state, config, stage, None)
-        state.nimg += stage.batch
+        step(images)
 
     def infer() -> None:
         z = torch.randn(stage.batch, config.model.latent_size, device=device)
@@ -98,28 +145,36 @@ def serve(connection: Connection, name: str, options: argparse.Namespace) -> Non
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     settings = VARIANTS[name]
-    config = make_config(options.resolution, options.fmap_max, options.batch, settings or {})
+    config = make_config(options.resolution, options.fmap_max, options.batch, settings or {}, device=options.device)
     with contextlib.ExitStack() as stack:
         if settings is None:
-            train, infer = plain_steps(config)
+            stack.enter_context(plain_kernels(tf32=False))
+            train, infer = plain_steps(config, device)
         else:
             stack.enter_context(tuned(config.training, device))
             train, infer = own_steps(config, device)
         while True:
             what, steps = connection.recv()
             if what == "end":
-                connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+                connection.send(peak_memory(device))
                 return
-            connection.send(timed(train if what == "train" else infer, steps))
+            connection.send(timed(train if what == "train" else infer, steps, device))
 
 
-def timed(step: Step, steps: int) -> float:
-    """Return the seconds per step."""
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory that this process has had, in MiB; on a GPU that of its tensors."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def timed(step: Step, steps: int, device: torch.device) -> float:
+    """Return the seconds per step. On a GPU a step counts until its work is done, not only queued."""
     start = time.perf_counter()
     for _ in range(steps):
         step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / steps
 
 
@@ -172,7 +227,7 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[floa
         print("| " + " | ".join([*cells, f"{peak:.0f}"]) + " |")
 
     # Share of the peak.
-    config = make_config(options.resolution, options.fmap_max, options.batch, {})
+    config = make_config(options.resolution, options.fmap_max, options.batch, {}, device=options.device)
     flops = step_flops(config, options.resolution) * options.batch
     peak_flops = {
         precision: convolution_peak(options, dtype) for precision, dtype in (("fp32", None), ("bf16", torch.bfloat16))
@@ -191,28 +246,45 @@ def convolution_peak(options: argparse.Namespace, dtype: torch.dtype | None) -> 
     """Measure the operations per second of the 3x3 forward convolution at the finest resolution, best of ten."""
     torch.set_num_threads(options.threads)
     width, side = min(int(8192 / (options.resolution / 2)), options.fmap_max), options.resolution
-    x = torch.randn(options.batch, width, side, side, dtype=dtype).to(memory_format=torch.channels_last)
-    weight = torch.randn(width, width, 3, 3, dtype=dtype)
+    with plain_kernels(tf32=False):
+        return convolution_speed((options.batch, width, side, side), dtype, torch.device(options.device))
+
+
+def convolution_speed(shape: tuple[int, int, int, int], dtype: torch.dtype | None, device: torch.device) -> float:
+    """Return the operations per second of a 3x3 convolution that keeps the shape [N, C, H, W], best of ten."""
+    x = torch.randn(shape, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+    weight = torch.randn(shape[1], shape[1], 3, 3, dtype=dtype, device=device)
+    if device.type == "cuda":
+        weight = weight.to(memory_format=torch.channels_last)
     step = partial(F.conv2d, x, weight, padding=1)
-    step()
-    return 2 * x.numel() * width * 9 / min(timed(step, 3) for _ in range(10))
+    timed(step, 1, device)
+    return 2 * x.numel() * shape[1] * 9 / min(timed(step, 3, device) for _ in range(10))
 
 
 def top_operations(options: argparse.Namespace) -> None:
-    """Print the operations that take most of the time of the bf16 compiled variant."""
+    """Print the operations that take most of the time of the bf16 compiled variant, on a GPU the kernels."""
     torch.set_num_threads(options.threads)
-    config = make_config(options.resolution, options.fmap_max, options.batch, {"precision": "bf16", "compile": True})
-    with tuned(config.training, torch.device(options.device)):
-        train, _ = own_steps(config, torch.device(options.device))
+    device = torch.device(options.device)
+    settings = {"precision": "bf16", "compile": True}
+    config = make_config(options.resolution, options.fmap_max, options.batch, settings, device=options.device)
+    on_gpu = device.type == "cuda"
+    with tuned(config.training, device):
+        train, _ = own_steps(config, device)
         for _ in range(2):
             train()
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
             train()
-    averages = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in averages)
+            if on_gpu:
+                torch.cuda.synchronize()
+    # Microseconds, number of calls and name.
+    rows = [
+        (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key)
+        for event in profiler.key_averages()
+    ]
+    total = sum(spent for spent, _, _ in rows)
     print("\nbf16 compiled, share of time:")
-    for event in averages[: options.top]:
-        print(f"  {event.self_cpu_time_total / total:5.1%}  {event.count:5d} x  {event.key[:70]}")
+    for spent, count, name in sorted(rows, reverse=True)[: options.top]:
+        print(f"  {spent / total:5.1%}  {count:5d} x  {name[:70]}")
 
 
 def main() -> None:
@@ -226,8 +298,9 @@ def main() -> None:
     parser.add_argument(
         "--top", type=int, default=12, help="number of operations to list by their share of time; 0 for no list"
     )
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of all variants")
     options = parser.parse_args()
+    require_device(options.device)
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.device}")
     measure(options)
     if options.top:
