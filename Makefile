@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help quickstart notebook test test-fast stack-test bench bench-training bench-evaluation bench-data bench-metrics \
-	bench-intervals lint format \
+	bench-intervals bench-gpu lint format \
 	config-reference setup clean
 
 help: ## List the targets
@@ -45,6 +45,9 @@ bench-metrics: setup ## ... of metrics once the features are there: three minute
 
 bench-intervals: setup ## ... of how wide the intervals of metrics are, against chance: three minutes
 	cd tests && ../$(BIN)/python -m benchmarks.bench_intervals $(BENCH)
+
+bench-gpu: setup ## ... of training on one GPU, with floors: at most eight minutes; needs torch in the build for the GPU
+	cd tests && ../$(BIN)/python -m benchmarks.bench_gpu $(BENCH)
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check .

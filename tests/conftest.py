@@ -195,6 +195,7 @@ SLOW_FILES = {
     "test_ablations.py",
     "test_against_plain.py",
     "test_attributes.py",
+    "test_bench_gpu.py",
     "test_distributed.py",
     "test_engine.py",
     "test_faithful.py",

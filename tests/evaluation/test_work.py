@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from stylegan import storage
 from stylegan.config.sections import EvaluationConfig
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
-from stylegan.evaluation import work
+from stylegan.evaluation import generate, work
 from stylegan.evaluation.features.spaces import Network, Spaces, obtain_spaces
 from stylegan.evaluation.generate import (
     CHUNK_SIZE,
@@ -80,6 +81,31 @@ def test_the_precision_is_that_of_the_images_and_not_of_path_lengths(
     for name in ("bf16", "fp32 again"):
         assert (lengths[name] == lengths["fp32"]).all()
         assert (products[name]["w"] == products["fp32"]["w"]).all()
+
+
+def test_a_recording_of_the_generator_draws_the_same_images(
+    make_chunk: Callable[..., SampleChunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a trace of the tensor operations stands for a CUDA graph: both know new values of their inputs only.
+
+    Tracing fails, like a CUDA graph, where the host reads a value.
+    """
+    chunk = replace(make_chunk("bf16"), wants=(("z", CHUNK_SIZE - 10),))
+    with torch.no_grad():
+        plain = torch.cat([images for *_, images in chunk.samples(generator_of(chunk.subject))])
+    traces = []
+
+    def trace(function: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
+        traces.append(make_fx(function)(*inputs))
+        return traces[-1]
+
+    monkeypatch.setattr(generate, "recorder_for", lambda device: trace)
+    generate._synthesis.cache_clear()
+    with torch.no_grad():
+        replayed = torch.cat([images for *_, images in chunk.samples(generator_of(chunk.subject))])
+    generate._synthesis.cache_clear()
+    assert torch.equal(plain, replayed)
+    assert len(traces) == 1  # for three batches of 64; the last one, of 54, is computed plainly
 
 
 @pytest.mark.parametrize(("resolution", "count"), [(8, 256), (256, 256), (512, 64), (1024, 16)])
