@@ -50,12 +50,14 @@ class Replay:
         if shapes not in self._recordings:
             try:
                 self._recordings[shapes] = self._record(self._function, inputs)
-            except RuntimeError as error:  # torch's base of all errors of CUDA
-                first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            except (
+                Exception
+            ) as error:  # the plain call has worked, so it is the recording that fails, for whatever reason
+                first = error.__context__ or error  # the end of a recording raises too
                 logger.warning(
                     "%s: cannot be recorded as a CUDA graph (%s); it runs without, and small images take longer",
                     self._name,
-                    one_line(first, 200),
+                    f"{type(first).__name__}: {one_line(first, 200)}",
                 )
                 self._record = None
                 self._recordings.clear()
@@ -72,8 +74,8 @@ def record_cuda_graph(function: Function, inputs: Sequence[Tensor]) -> Function:
     """Record a function as a CUDA graph, and return a function that replays it for inputs of the same shapes.
 
     Raises:
-        RuntimeError: the function waits for the GPU, copies from memory that is not page-locked, or needs more memory
-            than there is.
+        Exception: the function waits for the GPU, copies from memory that is not page-locked, needs more memory than there
+            is, or does anything else that a graph cannot hold.
     """
     own_inputs = [x.clone() for x in inputs]  # a graph reads the same memory each time
     torch.cuda.synchronize()
