@@ -30,6 +30,7 @@ from stylegan.config.file import build
 from stylegan.config.tree import Config
 from stylegan.networks.generator import random_noise
 from stylegan.training.cost import step_flops
+from stylegan.training.distributed import select_device
 from stylegan.training.hardware import set_precision, tuned
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import TrainState, start_stage
@@ -143,7 +144,7 @@ def serve(connection: Connection, name: str, options: argparse.Namespace) -> Non
     The answer to ("train" | "infer", steps) is the seconds per step, the answer to ("end", 0) the peak memory in MiB.
     """
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    device = select_device(options.device)
     settings = VARIANTS[name]
     config = make_config(options.resolution, options.fmap_max, options.batch, settings or {}, device=options.device)
     with contextlib.ExitStack() as stack:
@@ -264,7 +265,7 @@ def convolution_speed(shape: tuple[int, int, int, int], dtype: torch.dtype | Non
 def top_operations(options: argparse.Namespace) -> None:
     """Print the operations that take most of the time of the bf16 compiled variant, on a GPU the kernels."""
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    device = select_device(options.device)
     settings = {"precision": "bf16", "compile": True}
     config = make_config(options.resolution, options.fmap_max, options.batch, settings, device=options.device)
     on_gpu = device.type == "cuda"

@@ -53,6 +53,7 @@ from torch.profiler import ProfilerActivity, profile
 from stylegan.config.sections import TrainingConfig
 from stylegan.networks import ops
 from stylegan.training.cost import step_flops
+from stylegan.training.distributed import select_device
 from stylegan.training.hardware import COMPUTE_DTYPES, tuned
 
 ROOT = Path(__file__).parents[2]
@@ -241,7 +242,7 @@ def serve(connection: Connection, variant: Variant, size: Size, options: argpars
     """
     try:
         torch.set_num_threads(options.threads)
-        device = torch.device(options.device)
+        device = select_device(options.device)
         settings = variant.training or {}
         config = make_config(size[0], options.fmap_max, size[1], settings, device=options.device)
         with contextlib.ExitStack() as stack:
