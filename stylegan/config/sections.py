@@ -662,8 +662,8 @@ class EvaluationConfig(Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         "fp32",
         description="Number format in which the generator draws the images that are measured. w, path lengths and the "
-        "networks that measure stay fp32. Part of the protocol: values of different formats never compare. `tf32` and "
-        "`fp16` are for GPUs, where all three are faster than `fp32`.",
+        "networks that measure stay fp32. Part of the protocol: values of different formats never compare. The others are "
+        "for speed; `tf32` and `fp16` are for GPUs.",
     )
     seed: int = Field(
         0,

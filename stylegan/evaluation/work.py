@@ -71,7 +71,8 @@ def _joined(
 def images_at_once(chunk: SampleChunk, resolution: int) -> int:
     """Return the number of images of a chunk that the pooled network sees at once: a multiple of `batch_size`.
 
-    On a GPU Inception is fastest with 256 images or more, but all of them wait in memory: 200 MB at 256x256.
+    The last maps of Inception have 8x8 pixels: a few images do not fill a GPU. More of them take more memory, 200 MB at
+    256x256.
     """
     pooled = chunk.subject.spaces.networks.get("pooled")
     if torch.device(chunk.subject.device).type != "cuda" or pooled is None or pooled.name != "inception":
