@@ -4,22 +4,77 @@ Derivatives of every order use the same three convolution kernels: forward, grad
 weight. R1 needs second derivatives, and torch's own are slow: torch convolves with a kernel as large as the image where
 one weight gradient is enough. Bias and activation are applied in place, in the memory that the convolution wrote.
 
+What a layer convolves with is made from its stored weight: scaled, cast, and for resampling layers four shifts of it
+summed. Within `prepared_weights()` that is done once on a GPU, however often a network is used.
+
 As in `ops`, tensors are [N, C, H, W] in any memory format (channels_last is the fast one) and of any floating type.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from stylegan.networks.ops import SLOPE, act_bias_gradients, act_gradient, needs_graph, tiny
+from stylegan.networks.ops import (
+    SLOPE,
+    act_bias_gradients,
+    act_gradient,
+    bias_gradient,
+    input_gradients_only,
+    kernels_for,
+    load_kernels,
+    needs_graph,
+    skips_weights,
+    tiny,
+)
 
-_input_gradients_only = False
+# (identity of a stored weight, dtype, whether autograd records) -> stored weight, its version, what was made from it
+_prepared: dict[tuple[int, torch.dtype, bool], tuple[Tensor, int, Tensor]] | None = None
+
+
+@contextlib.contextmanager
+def prepared_weights() -> Iterator[None]:
+    """Let each layer prepare its weight once inside this context, instead of at each pass through it.
+
+    It is meant for one computation of a loss and its gradients: what layers prepared there shares one graph. It must be
+    entered anew for each, inside of what a CUDA graph captures. A weight that an optimizer or anything else changed in
+    place is prepared again. It changes nothing on a CPU, where results stay the same to the last bit (gradients would be
+    added in another order), and nothing for layers with spectral normalisation, whose weight changes at each pass. The
+    setting holds for the whole process.
+    """
+    global _prepared
+    before, _prepared = _prepared, {}
+    try:
+        yield
+    finally:
+        _prepared = before
+
+
+def prepare(layer: nn.Module, compute: Callable[[], Tensor], x: Tensor) -> Tensor:
+    """Return compute(), what a layer makes from its `weight`, as a convolution of x needs it.
+
+    Args:
+        layer: has the parameter `weight`.
+        compute: returns [O, I, k, k] or [I, O, k, k].
+        x: the input of the convolution, whose type the result has.
+    """
+    if _prepared is None or is_parametrized(layer) or load_kernels(x.device) is None:
+        return compute().to(x.dtype)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    key = id(weight), x.dtype, needs_graph(weight)
+    stored = _prepared.get(key)
+    if stored is None or stored[1] != weight._version:
+        used = compute().to(x.dtype).contiguous(memory_format=torch.channels_last)
+        stored = _prepared[key] = weight, weight._version, used
+    return stored[2]
 
 
 def input_gradients(outputs: Tensor, inputs: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -34,13 +89,9 @@ def input_gradients(outputs: Tensor, inputs: Tensor, scale: Tensor | None = None
         scale: multiplies the sum before differentiation and divides the gradient afterwards, so that small gradients
             survive in half precision.
     """
-    global _input_gradients_only
     total = outputs.sum() if scale is None else outputs.sum() * scale
-    _input_gradients_only = True
-    try:
+    with input_gradients_only():
         (gradient,) = torch.autograd.grad(total, inputs, create_graph=True)
-    finally:
-        _input_gradients_only = False
     return gradient if scale is None else gradient / scale
 
 
@@ -59,13 +110,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     Args:
         x: [N, I, H, W].
         weight: [O, I, k, k]; for a transposed convolution [I, O, k, k].
-        bias: [O], or None.
+        bias: [O], or None. Of the type of x, or with an activation also in single precision where there are kernels.
         geometry: stride, padding, direction and activation.
 
     Returns:
         [N, O, H', W'].
     """
-    if bias is not None and geometry.activate:
+    if bias is not None and geometry.activate and kernels_for(x) is None:
         bias = bias + tiny(bias.dtype)
     weight = weight.contiguous(memory_format=torch.channels_last)  # once here, not again in every kernel that reads it
     if needs_graph(x, weight, bias):
@@ -76,6 +127,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     s, p, _, activate = geometry
     x = x.contiguous(memory_format=torch.channels_last)
+    kernels = kernels_for(x)
+    if activate and kernels is not None:
+        y = torch.convolution(x, weight, None, [s, s], [p, p], [1, 1], geometry.transposed, [0, 0], 1)
+        y = y.contiguous(memory_format=torch.channels_last)
+        activated: Tensor = kernels.act_blur(y, bias, blurs=False, out=y)
+        return activated
     if activate and not geometry.transposed and _has_onednn(x):
         # oneDNN activates the result while it is still in the cache.
         return torch.ops.mkldnn._convolution_pointwise(
@@ -123,7 +180,7 @@ class _Convolve(torch.autograd.Function):
         x, weight, y = ctx.saved_tensors
         linear = ctx.geometry._replace(activate=False)
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        if _input_gradients_only:
+        if skips_weights():
             needs_weight = needs_bias = False
         grad_x: Tensor | None = None
         grad_weight: Tensor | None = None
@@ -135,8 +192,7 @@ class _Convolve(torch.autograd.Function):
         elif y is not None:
             g = act_gradient(g, y)
         elif needs_bias and ctx.has_bias:
-            # In half precision a sum over all pixels would overflow and lose digits.
-            grad_bias = g.sum((0, 2, 3), dtype=torch.promote_types(g.dtype, torch.float32))
+            grad_bias = bias_gradient(g)
 
         # Gradients of input and weight: one call if nothing is differentiated again, else two that can be.
         if not torch.is_grad_enabled() and needs_x and needs_weight:
@@ -207,19 +263,23 @@ def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False) -> Te
 
 def _four_tap(weight: Tensor, scale: float, rotated: bool) -> Tensor:
     taps = weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 9, I]; no copy if the weight is channels_last
-    # A copy from page-locked memory to the GPU is asynchronous: it does not wait for the GPU.
-    matrix = torch.tensor(_shifts(scale, rotated), dtype=weight.dtype, device="cpu", pin_memory=weight.is_cuda)
-    matrix = matrix.to(weight.device, non_blocking=True)
-    return (matrix @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    matrix = _shifts_on if weight.is_cuda else _shifts
+    return (matrix(scale, rotated, weight.dtype, weight.device) @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
 
-@lru_cache
-def _shifts(scale: float, rotated: bool) -> list[list[float]]:
+def _shifts(scale: float, rotated: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix [16, 9] that maps the pixels of a 3x3 kernel to the pixels of the 4x4 kernel."""
     row = np.eye(4, 3) + np.eye(4, 3, k=-1)
     if rotated:
         row = row[:, ::-1]
-    return (np.kron(row, row) * scale).tolist()
+    return torch.tensor((np.kron(row, row) * scale).tolist(), dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=1024)
+def _shifts_on(scale: float, rotated: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the same, copied once to a GPU: a copy waits for it, and cannot be part of a captured step."""
+    with torch.inference_mode(False):  # the tensor serves training too
+        return _shifts(scale, rotated, dtype, device)
 
 
 class _FourTap(torch.autograd.Function):

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.layers import Conv, Dense, DownConv, minibatch_stddev, num_fmaps
-from stylegan.networks.ops import blur, fade, fades, lrelu
+from stylegan.networks.ops import fade, fades, lrelu
 
 TURNS = 4  # rotations by 0, 90, 180 and 270 degrees
 
@@ -28,13 +28,11 @@ class Block(nn.Module):
 
     def __init__(self, model: ModelConfig, stage: int) -> None:
         super().__init__()
-        self.conv0 = Conv(num_fmaps(model, stage), num_fmaps(model, stage), activate=True)
+        self.conv0 = Conv(num_fmaps(model, stage), num_fmaps(model, stage), activate=True, blurs=model.blur)
         self.conv1_down = DownConv(num_fmaps(model, stage), num_fmaps(model, stage - 1), activate=True)
-        self.blurs = model.blur
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv0(x)
-        return self.conv1_down(blur(x) if self.blurs else x)
+        return self.conv1_down(self.conv0(x))
 
 
 class Head(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
-from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, adain, instance_norm, modulate, num_fmaps, pixel_norm
-from stylegan.networks.ops import blur, fade, fades, lrelu, noise_bias_act
+from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, instance_norm, modulate, num_fmaps, pixel_norm
+from stylegan.networks.ops import adain, blur, epilogue, fade, fades, lrelu, noise_bias_act
 
 # Called with (layer index, n, resolution); returns [n or 1, 1, resolution, resolution], nominally N(0, 1).
 NoiseFn = Callable[[int, int, int], Tensor]
@@ -159,6 +159,8 @@ class SynthesisLayer(nn.Module):
             noise: [N or 1, 1, H, W], or None.
         """
         x = self.source(x)
+        if self.instance_norm and not self.pixel_norm and self.style is not None:
+            return epilogue(x, noise, self.noise_weight, self.bias, self.style(w), blurs=self.blurs)
         if self.blurs:
             x = blur(x)
         x = noise_bias_act(x, noise, self.noise_weight, self.bias)

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylegan.config.sections import ModelConfig
-from stylegan.networks.convolution import Geometry, convolve, four_tap
-from stylegan.networks.ops import EPS, instance_norm_style
+from stylegan.networks.convolution import Geometry, convolve, four_tap, prepare
+from stylegan.networks.ops import EPS, act_blur, blur, instance_norm_style, kernels_for
 
 SQRT2 = math.sqrt(2)
+UP, DOWN = Geometry(stride=2, padding=1, transposed=True), Geometry(stride=2, padding=1)
 FUSED_FROM = 128  # from this resolution (of the finer side) on, StyleGAN fuses resampling and convolution
 
 
@@ -66,21 +67,36 @@ class Conv(nn.Module):
         gain: float = SQRT2,
         bias: bool = True,
         activate: bool = False,
+        blurs: bool = False,
     ) -> None:
-        """Make the layer; with `activate` a leaky ReLU follows the bias."""
+        """Make the layer; with `activate` a leaky ReLU follows the bias, and with `blurs` as well a blur follows that."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel).to(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
         self.scale = gain / math.sqrt(kernel * kernel * num_in)
-        self.activate = activate
+        self.size, self.activate, self.blurs = kernel, activate, blurs
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * self.scale  # read self.weight once: with spectral normalisation every access computes it
-        geometry = Geometry(padding=weight.shape[-1] // 2, activate=self.activate)
-        return convolve(x, weight.to(x.dtype), self._bias(x), geometry)
+        weight = prepare(self, self.kernel, x)
+        if self.activate and self.blurs and self.bias is not None and kernels_for(x) is not None:
+            return act_blur(convolve(x, weight, None, self.geometry), self.bias)
+        x = convolve(x, weight, self._bias(x), self.geometry._replace(activate=self.activate))
+        return blur(x) if self.blurs else x
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the layer convolves with `kernel()`."""
+        return Geometry(padding=self.size // 2)
+
+    def kernel(self) -> Tensor:
+        """Return what the layer convolves with; with spectral normalisation every call computes another."""
+        return self.weight * self.scale
 
     def _bias(self, x: Tensor) -> Tensor | None:
-        return None if self.bias is None else self.bias.to(x.dtype)
+        # The kernels that activate take the bias as it is stored.
+        if self.bias is None or (self.activate and kernels_for(x) is not None):
+            return self.bias
+        return self.bias.to(x.dtype)
 
 
 class UpConv(Conv):
@@ -88,6 +104,8 @@ class UpConv(Conv):
 
     It has no bias, because the bias belongs after the blur.
     """
+
+    geometry = UP
 
     def __init__(self, num_in: int, num_out: int, *, resolution: int) -> None:
         """Make the layer; `resolution` is the side of its output."""
@@ -98,24 +116,27 @@ class UpConv(Conv):
             self.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return up_conv(x, self.weight, scale=self.scale, fused=self.fused)
+    def kernel(self) -> Tensor:
+        """Return what the layer convolves with, see `up_kernel`."""
+        return up_kernel(self.weight, scale=self.scale, fused=self.fused)
 
 
 class DownConv(Conv):
     """A layer that convolves, halves the side and adds the bias: [N, num_in, 2H, 2W] -> [N, num_out, H, W]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return down_conv(x, self.weight, scale=self.scale, bias=self._bias(x), activate=self.activate)
+    geometry = DOWN
+
+    def kernel(self) -> Tensor:
+        """Return what the layer convolves with, see `down_kernel`."""
+        return down_kernel(self.weight, scale=self.scale)
 
 
-def up_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, fused: bool) -> Tensor:
-    """Double the side by nearest neighbour and convolve with a 3x3 kernel, in one transposed convolution.
+def up_kernel(weight: Tensor, *, scale: float = 1.0, fused: bool) -> Tensor:
+    """Make the kernel that doubles the side by nearest neighbour and convolves, in one transposed convolution, `UP`.
 
     That takes 16 instead of 36 products per pixel.
 
     Args:
-        x: [N, I, H, W].
         weight: [O, I, 3, 3].
         scale: multiplies the weight.
         fused: True if the weight belongs to a transposed convolution (StyleGAN's layers from 128x128 on). This is the
@@ -123,30 +144,24 @@ def up_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, fused: bool) -> Te
             convolution.
 
     Returns:
-        [N, O, 2H, 2W].
+        [I, O, 4, 4].
     """
-    kernel = four_tap(weight.transpose(0, 1), scale=scale, rotated=not fused).to(x.dtype)
-    return convolve(x, kernel, None, Geometry(stride=2, padding=1, transposed=True))
+    return four_tap(weight.transpose(0, 1), scale=scale, rotated=not fused)
 
 
-def down_conv(x: Tensor, weight: Tensor, *, scale: float = 1.0, bias: Tensor | None, activate: bool = False) -> Tensor:
-    """Convolve with a 3x3 kernel and take the mean of each 2x2 block, in one strided convolution.
+def down_kernel(weight: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Make the kernel that convolves and takes the mean of each 2x2 block, in one strided convolution, `DOWN`.
 
     StyleGAN's fused and unfused layers compute the same numbers, so there is no switch.
 
     Args:
-        x: [N, I, 2H, 2W].
         weight: [O, I, 3, 3].
         scale: multiplies the weight.
-        bias: [O], added after the mean; or None.
-        activate: apply a leaky ReLU at the end.
 
     Returns:
-        [N, O, H, W].
+        [O, I, 4, 4].
     """
-    return convolve(
-        x, four_tap(weight, scale=scale / 4).to(x.dtype), bias, Geometry(stride=2, padding=1, activate=activate)
-    )
+    return four_tap(weight, scale=scale / 4)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -167,17 +182,6 @@ def modulate(x: Tensor, style: Tensor) -> Tensor:
     """Apply a learned style without the normalisation of AdaIN: x * (scale + 1) + shift; arguments as in `adain`."""
     scale, shift = style[:, :, None, None].to(x.dtype).chunk(2, dim=1)
     return torch.addcmul(shift, x, scale + 1)
-
-
-def adain(x: Tensor, style: Tensor) -> Tensor:
-    """Apply AdaIN with a learned style (StyleGAN, equation 1): instance_norm(x) * (scale + 1) + shift.
-
-    Args:
-        x: features [N, C, H, W].
-        style: [N, 2C], the C scales before the C shifts.
-    """
-    scale, shift = style.chunk(2, dim=1)
-    return instance_norm_style(x, scale + 1, shift)
 
 
 def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operations with hand-written derivatives: blur, activation, and instance normalisation with style.
+"""Operations with hand-written derivatives: blur, activation, instance normalisation with style, and what combines them.
 
 Torch can derive all of them, but at a cost: its backward pass of a depthwise filter is several times slower, and each
 element-wise operation keeps its own copy of its input. Here one tensor per layer is kept for the backward pass. The
@@ -9,19 +9,27 @@ type. Statistics and their gradients are computed in single precision or better.
 any number of times. Without gradients they are plain torch operations, which exporters can read.
 
 The element-wise parts are pure functions marked `_fusable`. Within `fused()` torch.compile turns each into one kernel,
-which makes one pass over memory where torch needs up to ten.
+which makes one pass over memory where torch needs up to ten. On a GPU the kernels of `kernels` take their place, which
+also combine several operations into one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
+from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stylegan.errors import one_line
+
+logger = logging.getLogger("stylegan")
 
 SLOPE = 0.2  # slope of the leaky ReLU below zero
 EPS = 1e-8  # added under the root by every normalisation
@@ -29,6 +37,8 @@ EPS = 1e-8  # added under the root by every normalisation
 P = ParamSpec("P")
 R = TypeVar("R")
 _fused = False
+_kernels_enabled = True
+_input_gradients_only = False
 
 
 @contextlib.contextmanager
@@ -43,6 +53,81 @@ def fused(enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         _fused = before
+
+
+@contextlib.contextmanager
+def kernels_enabled(enabled: bool) -> Iterator[None]:
+    """Use the kernels of `kernels` inside this context wherever they can run, or nowhere. They are on by default.
+
+    The setting holds for the whole process, like that of `fused`.
+    """
+    global _kernels_enabled
+    before, _kernels_enabled = _kernels_enabled, enabled
+    try:
+        yield
+    finally:
+        _kernels_enabled = before
+
+
+def kernels_for(x: Tensor) -> ModuleType | None:
+    """Return the module `kernels` if its kernels are to work on this tensor, otherwise None."""
+    kernels = load_kernels(x.device)
+    return kernels if kernels is not None and x.dtype in kernels.DTYPES else None
+
+
+def load_kernels(device: torch.device) -> ModuleType | None:
+    """Return the module `kernels` if its kernels are to work on this device, otherwise None.
+
+    The first call for a GPU tries one of them. Where it fails, a warning says why, and torch's operations do the work.
+    """
+    if not _kernels_enabled or (device.type != "cuda" and not _is_interpreted()):
+        return None
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _try_kernels(device)
+
+
+@cache
+def _is_interpreted() -> bool:
+    """Return whether Triton interprets kernels, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _try_kernels(device: torch.device) -> ModuleType | None:
+    """Return the module `kernels`; None if its kernels do not work on this device, with a warning.
+
+    Triton comes with torch's CUDA builds. It compiles its launchers with the C compiler of the machine, at the first use.
+    """
+    try:
+        from stylegan.networks import kernels
+
+        if device.type != "cuda" or torch.cuda.is_available():  # a GPU of another machine cannot be tried from here
+            kernels.blur(torch.zeros(1, 1, 4, 4, device=device))
+    except Exception as error:  # a missing compiler, an old GPU and a full disk raise errors of many types
+        logger.warning(
+            "%s: element-wise operations are slower here, because Triton's kernels do not work (%s: %s)%s",
+            device, type(error).__name__, one_line(error, 160),
+            "; install the package triton" if isinstance(error, ImportError) else "",
+        )  # fmt: skip
+        return None
+    return kernels
+
+
+@contextlib.contextmanager
+def input_gradients_only() -> Iterator[None]:
+    """Leave out the gradients of weights and biases inside this context. It holds for the whole process."""
+    global _input_gradients_only
+    _input_gradients_only = True
+    try:
+        yield
+    finally:
+        _input_gradients_only = False
+
+
+def skips_weights() -> bool:
+    """Return whether gradients of weights and biases are left out at present."""
+    return _input_gradients_only
 
 
 def _fusable(function: Callable[P, R]) -> Callable[P, R]:
@@ -68,6 +153,10 @@ def act_gradient(g: Tensor, y: Tensor) -> Tensor:
 
 def act_bias_gradients(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of x [N, C, H, W] and of the bias [C] for y = leaky ReLU(x + bias) and output gradient g."""
+    kernels = kernels_for(g)
+    if kernels is not None and not torch.is_grad_enabled():
+        masked: tuple[Tensor, Tensor] = kernels.blur_mask(g, y, None, blurs=False, sums=True)
+        return masked
     # Torch's own sum over pixels is faster than the compiled one, but it has no kernel from half to single precision.
     half = g.dtype in (torch.bfloat16, torch.float16)
     return _fusable_act_bias_gradients(g, y) if half else _plain_act_bias_gradients(g, y)
@@ -75,10 +164,24 @@ def act_bias_gradients(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _plain_act_bias_gradients(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     g = act_gradient(g, y)
-    return g, g.sum((0, 2, 3), dtype=torch.promote_types(g.dtype, torch.float32))
+    return g, _plain_bias_gradient(g)
 
 
 _fusable_act_bias_gradients = _fusable(_plain_act_bias_gradients)
+
+
+def bias_gradient(g: Tensor) -> Tensor:
+    """Return the gradient of a bias [C] that was added to every pixel: the sum of g [N, C, H, W]."""
+    kernels = kernels_for(g)
+    if kernels is not None and not torch.is_grad_enabled():
+        sums: Tensor = kernels.channel_sums(g)
+        return sums
+    return _plain_bias_gradient(g)
+
+
+def _plain_bias_gradient(g: Tensor) -> Tensor:
+    # In half precision a sum over all pixels would overflow and lose digits.
+    return g.sum((0, 2, 3), dtype=torch.promote_types(g.dtype, torch.float32))
 
 
 def lrelu(x: Tensor) -> Tensor:
@@ -104,9 +207,13 @@ def blur(x: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
+    kernels = kernels_for(x)
+    if kernels is not None:
+        blurred: Tensor = kernels.blur(x)
+        return blurred
     channels = x.shape[1]
     taps = x.new_ones(3)
-    taps[1] = 2
+    taps[1].add_(1)  # where the image is; to set it to 2 would copy that number from the host
     kernel = torch.outer(taps, taps / 16)
     return F.conv2d(x, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
 
@@ -142,6 +249,118 @@ def fade(coarse: Tensor, fine: Tensor, alpha: float | Tensor) -> Tensor:
     if isinstance(alpha, Tensor) and alpha.dtype != fine.dtype:
         return torch.lerp(coarse.to(alpha.dtype), fine.to(alpha.dtype), alpha).to(fine.dtype)
     return torch.lerp(coarse, fine, alpha)
+
+
+def act_blur(x: Tensor, bias: Tensor) -> Tensor:
+    """Compute blur(lrelu(x + bias)), x [N, C, H, W] and bias [C], on a device for which there are kernels."""
+    return _ActBlur.apply(x, bias)
+
+
+class _ActBlur(torch.autograd.Function):
+    """`act_blur`; it keeps its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        return kernels_for(x).act_blur(x, bias, blurs=True)  # type: ignore[union-attr]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        (g,), (x, bias) = grads, ctx.saved_tensors
+        needs_bias = ctx.needs_input_grad[1] and not _input_gradients_only
+        if not torch.is_grad_enabled():
+            return kernels_for(g).blur_mask(g, x, bias, blurs=True, sums=needs_bias)  # type: ignore[union-attr]
+        g = _BlurMask.apply(g, x, bias)
+        return g, bias_gradient(g) if needs_bias else None
+
+
+class _BlurMask(torch.autograd.Function):
+    """Compute blur(g) times the slope of the leaky ReLU at x + bias; linear in g, and constant in x and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        return kernels_for(g).blur_mask(g, x, bias, blurs=True, sums=False)[0]  # type: ignore[union-attr]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _MaskBlur.apply(grads[0], *ctx.saved_tensors), None, None
+
+
+class _MaskBlur(torch.autograd.Function):
+    """Compute blur(g times the slope of the leaky ReLU at x + bias), the adjoint of `_BlurMask`."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        return kernels_for(g).mask_blur(g, x, bias)  # type: ignore[union-attr]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _BlurMask.apply(grads[0], *ctx.saved_tensors), None, None
+
+
+def epilogue(
+    x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor, style: Tensor, *, blurs: bool
+) -> Tensor:
+    """Compute all of a synthesis layer that follows its convolution.
+
+    That is noise_bias_act(x, noise, noise_weight, bias), of the blurred x if `blurs`, and then AdaIN with a learned
+    style (StyleGAN, equation 1).
+
+    Args:
+        x: [N, C, H, W].
+        noise: see `noise_bias_act`.
+        noise_weight: see `noise_bias_act`.
+        bias: [C].
+        style: [N, 2C], the C scales less 1 before the C shifts.
+        blurs: whether to blur x first.
+    """
+    if noise is None or noise_weight is None:
+        noise = noise_weight = None
+    if kernels_for(x) is None or (noise is not None and noise.requires_grad):
+        return _plain_epilogue(x, noise, noise_weight, bias, style, blurs)
+    return _Epilogue.apply(x, noise, noise_weight, bias, style, blurs)
+
+
+def _plain_epilogue(
+    x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor, style: Tensor, blurs: bool
+) -> Tensor:
+    return adain(noise_bias_act(blur(x) if blurs else x, noise, noise_weight, bias), style)
+
+
+class _Epilogue(torch.autograd.Function):
+    """`epilogue` on a device for which there are kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        noise: Tensor | None,
+        noise_weight: Tensor | None,
+        bias: Tensor,
+        style: Tensor,
+        blurs: bool,
+    ) -> Tensor:
+        y, saved = kernels_for(x).epilogue(x, noise, noise_weight, bias, style, blurs=blurs)  # type: ignore[union-attr]
+        ctx.blurs = blurs
+        ctx.save_for_backward(x, noise, noise_weight, bias, style, *saved)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (x, noise, noise_weight, bias, style, *saved) = grads, ctx.saved_tensors
+        inputs = (x, noise, noise_weight, bias, style)
+        if torch.is_grad_enabled():
+            # The gradient will be differentiated again, so autograd must see how it comes about.
+            wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+            found = iter(torch.autograd.grad(_plain_epilogue(*inputs, ctx.blurs), wanted, g, create_graph=True))
+            return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:5]), None)
+        kernels: Any = kernels_for(g)
+        grad_x, *others = kernels.epilogue_backward(
+            g, kernels.Epilogue(*saved), noise, noise_weight, bias, style, blurs=ctx.blurs
+        )
+        return grad_x, None, *others, None
 
 
 def noise_bias_act(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor) -> Tensor:
@@ -193,6 +412,17 @@ class _NoiseBiasAct(torch.autograd.Function):
             rows = noise.to(g.dtype).expand(g.shape[0], -1, -1, -1).reshape(1, -1)
             grad_noise_weight = (rows @ g.movedim(1, -1).reshape(-1, g.shape[1])).view(-1)
         return g, grad_noise, grad_noise_weight, grad_bias
+
+
+def adain(x: Tensor, style: Tensor) -> Tensor:
+    """Apply AdaIN with a learned style (StyleGAN, equation 1): instance_norm(x) * (scale + 1) + shift.
+
+    Args:
+        x: features [N, C, H, W].
+        style: [N, 2C], the C scales before the C shifts.
+    """
+    scale, shift = style.chunk(2, dim=1)
+    return instance_norm_style(x, scale + 1, shift)
 
 
 def instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -1,15 +1,20 @@
 """Comparison of the building blocks with their formulas, which are written out here a second time."""
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from stylegan.config.sections import ModelConfig
-from stylegan.networks import layers
+from stylegan.networks import convolution, layers, ops
+from stylegan.networks.convolution import convolve
 from stylegan.networks.layers import Conv, Dense, DownConv, UpConv
+from stylegan.networks.ops import adain
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +41,16 @@ def test_channels_follow_the_paper() -> None:
     assert [layers.num_fmaps(ModelConfig(), k - 1) for k in range(2, 11)] == [512, 512, 512, 512, 256, 128, 64, 32, 16]
 
 
+def up(x: Tensor, weight: Tensor, *, fused: bool) -> Tensor:
+    """Double the side and convolve, as `UpConv` does."""
+    return convolve(x, layers.up_kernel(weight, fused=fused), None, layers.UP)
+
+
+def down(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve and halve the side, as `DownConv` does."""
+    return convolve(x, layers.down_kernel(weight), bias, layers.DOWN)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_up_conv_is_upscale_then_convolution(dtype: torch.dtype) -> None:
     """Check that an unfused layer equals nearest-neighbour doubling and a plain convolution.
@@ -44,16 +59,16 @@ def test_up_conv_is_upscale_then_convolution(dtype: torch.dtype) -> None:
     """
     x, w = torch.randn(2, 5, 6, 6, dtype=dtype), torch.randn(3, 5, 3, 3, dtype=dtype) / 7
     plain = F.conv2d(_upscale(x), w, padding=1)
-    torch.testing.assert_close(layers.up_conv(x, w, fused=False), plain, atol=1e-5, rtol=0)
-    torch.testing.assert_close(layers.up_conv(x, w.rot90(2, (2, 3)), fused=True), plain, atol=1e-5, rtol=0)
-    assert not torch.allclose(layers.up_conv(x, w, fused=True), plain, atol=1e-2)
+    torch.testing.assert_close(up(x, w, fused=False), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(up(x, w.rot90(2, (2, 3)), fused=True), plain, atol=1e-5, rtol=0)
+    assert not torch.allclose(up(x, w, fused=True), plain, atol=1e-2)
 
 
 def test_fused_up_conv_is_a_transposed_convolution() -> None:
     """Check that the fused form adds the four shifts without dividing."""
     x, w = torch.randn(2, 5, 4, 4), torch.randn(3, 5, 3, 3) / 7
     expected = F.conv_transpose2d(x, _shifts(w).transpose(0, 1), stride=2, padding=1)
-    torch.testing.assert_close(layers.up_conv(x, w, fused=True), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(up(x, w, fused=True), expected, atol=1e-5, rtol=0)
 
 
 def test_down_conv_is_convolution_then_mean() -> None:
@@ -61,7 +76,7 @@ def test_down_conv_is_convolution_then_mean() -> None:
     x, w, b = torch.randn(2, 5, 8, 8), torch.randn(3, 5, 3, 3) / 7, torch.randn(3)
     unfused = F.avg_pool2d(F.conv2d(x, w, padding=1), 2) + b.view(-1, 1, 1)
     fused = F.conv2d(x, _shifts(w) * 0.25, stride=2, padding=1) + b.view(-1, 1, 1)
-    torch.testing.assert_close(layers.down_conv(x, w, bias=b), unfused, atol=1e-5, rtol=0)
+    torch.testing.assert_close(down(x, w, b), unfused, atol=1e-5, rtol=0)
     torch.testing.assert_close(fused, unfused, atol=1e-5, rtol=0)
 
 
@@ -105,8 +120,8 @@ def test_resampling_convolutions_have_second_derivatives() -> None:
     """Check that both can be differentiated twice by image and weight."""
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x, w: layers.up_conv(x, w, fused=False), (x, w), fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda x, w: layers.down_conv(x, w, bias=None), (x, w), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x, w: up(x, w, fused=False), (x, w), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x, w: down(x, w), (x, w), fast_mode=True)
 
 
 def test_pixel_norm() -> None:
@@ -180,7 +195,7 @@ def test_minibatch_stddev_groups(n: int, group: int, groups: list[list[int]]) ->
 def test_adain_is_instance_norm_then_modulation() -> None:
     """Check that `adain` equals normalisation followed by modulation."""
     x, style = torch.randn(2, 3, 5, 5), torch.randn(2, 6)
-    torch.testing.assert_close(layers.adain(x, style), layers.modulate(layers.instance_norm(x), style))
+    torch.testing.assert_close(adain(x, style), layers.modulate(layers.instance_norm(x), style))
 
 
 def test_adaptive_instance_norm_takes_over_the_statistics_of_the_style() -> None:
@@ -207,3 +222,99 @@ def test_kernels_are_stored_as_convolutions_read_them() -> None:
     """
     assert DownConv(3, 5).weight.is_contiguous(memory_format=torch.channels_last)
     assert UpConv(3, 5, resolution=8).weight.transpose(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def prepares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let weights be prepared once on a CPU too, as they are where there are kernels."""
+    monkeypatch.setattr(convolution, "load_kernels", lambda device: object())
+
+
+class Layers(nn.Module):
+    """One layer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Conv(3, 3, activate=True), UpConv(3, 3, resolution=8), DownConv(3, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply all of them."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def count_preparations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the name of a layer's class whenever its weight is prepared."""
+    prepared: list[str] = []
+    for kind in (Conv, UpConv, DownConv):
+
+        def kernel(self: Conv, kind: type[Conv] = kind, compute: Callable[[Conv], Tensor] = kind.kernel) -> Tensor:
+            prepared.append(kind.__name__)
+            return compute(self)
+
+        monkeypatch.setattr(kind, "kernel", kernel)
+    return prepared
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_weights_that_are_prepared_once_have_the_same_gradients(spectral: bool, prepares: None) -> None:
+    """Check a loss of two passes and a gradient penalty; spectral normalisation goes on with its power method."""
+    torch.manual_seed(0)
+    network = Layers()
+    if spectral:
+        for layer in network.layers:
+            spectral_norm(layer)
+    x, y = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4)
+    state = copy.deepcopy(network.state_dict())
+
+    def gradients() -> list[Tensor]:
+        network.load_state_dict(state)
+        scores = network(x).square().sum((1, 2, 3))
+        loss = convolution.input_gradients(scores, x).square().sum() + network(y).sin().sum() + scores.sum()
+        return list(torch.autograd.grad(loss, list(network.parameters()), allow_unused=True, materialize_grads=True))
+
+    plain = gradients()
+    with convolution.prepared_weights():
+        torch.testing.assert_close(gradients(), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_is_prepared_once_in_a_context(prepares: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the number of preparations, and that nothing outlives the context."""
+    prepared, network, x = count_preparations(monkeypatch), Layers(), torch.randn(1, 3, 4, 4)
+    for _ in range(2):
+        with convolution.prepared_weights():
+            network(x), network(x)
+        assert prepared == ["Conv", "UpConv", "DownConv"]
+        prepared.clear()
+    network(x), network(x)
+    assert len(prepared) == 6
+
+
+def test_no_stale_weight_is_used(prepares: None) -> None:
+    """Check after a step of an optimizer, without and with gradients, frozen and not, and in another type."""
+    network, x = Layers(), torch.randn(1, 3, 4, 4)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    with convolution.prepared_weights():
+        with torch.no_grad():
+            before = network(x)
+        assert not before.requires_grad
+        network(x).sum().backward()  # not with the weights of the pass without gradients
+        assert all(layer.weight.grad is not None for layer in network.layers)
+        optimizer.step()
+        after = network(x)
+        assert not torch.allclose(after, before)
+        network.requires_grad_(False)
+        assert not network(x).requires_grad
+        network.requires_grad_(True)
+        assert network(x).requires_grad
+        assert network(x.bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(network(x), after)
+
+
+def test_weights_are_prepared_at_each_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that a CPU adds gradients in the order that it always did."""
+    prepared, network, x = count_preparations(monkeypatch), Layers(), torch.randn(1, 3, 4, 4)
+    with convolution.prepared_weights(), ops.kernels_enabled(False):
+        network(x), network(x)
+    assert len(prepared) == 6

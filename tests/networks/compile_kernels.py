@@ -1,0 +1,78 @@
+"""Compile every kernel for a GPU that is not there: `python -m networks.compile_kernels CAPABILITY`, from tests/.
+
+Prints for each kernel, dtype and set of switches what it takes of a GPU: registers, memory.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stylegan.networks import kernels
+
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+DUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class Compiled:
+    """A kernel that is compiled, not started, at each of its launches."""
+
+    def __init__(self, kernel: Any, capability: int) -> None:
+        self.kernel, self.target, self.done = kernel, GPUTarget("cuda", capability, 32), set()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        """Return what a launch calls with the arguments of the kernel."""
+        return self.launch
+
+    def launch(self, *args: Any, num_warps: int, **switches: Any) -> None:
+        """Compile the kernel for these arguments, as Triton would do at a launch."""
+        signature, constants, attributes = {}, {}, {}
+        for number, (parameter, value) in enumerate(zip(self.kernel.params, [*args, *switches.values()], strict=True)):
+            if parameter.is_constexpr:
+                signature[parameter.name], constants[parameter.name] = "constexpr", switches[parameter.name]
+                continue
+            tensor = isinstance(value, torch.Tensor)
+            signature[parameter.name] = TYPES[value.dtype] if tensor else "i32"
+            if tensor or (value % 16 == 0 and not parameter.do_not_specialize):
+                attributes[(number,)] = [["tt.divisibility", 16]]
+        key = repr((signature, constants, attributes, num_warps))
+        if key in self.done:
+            return
+        self.done.add(key)
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        binary = triton.compile(source, target=self.target, options={"num_warps": num_warps}).asm["cubin"]
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(binary)
+            usage = subprocess.run([DUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+        (line,) = (line.strip() for line in usage.stdout.splitlines() if "REG:" in line)
+        print(self.kernel.__name__, constants, line, flush=True)
+
+
+def launch_all(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    """Launch every kernel, with and without blur."""
+    n, channels = shape[:2]
+    x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+    noise, weight, style = (
+        torch.empty(size, device="meta") for size in ((n, 1, *shape[2:]), channels, (n, 2 * channels))
+    )
+    for blurs in (False, True):
+        _, saved = kernels.epilogue(x, noise, weight, weight, style, blurs=blurs)
+        kernels.epilogue_backward(x, saved, noise, weight, weight, style, blurs=blurs)
+        kernels.act_blur(x, weight, blurs=blurs)
+        kernels.blur_mask(x, x, weight, blurs=blurs, sums=True)
+    kernels.blur_mask(x, x, weight, blurs=True, sums=False)
+    kernels.mask_blur(x, x, weight)
+    kernels.blur(x)
+    kernels.channel_sums(x)
+
+
+if __name__ == "__main__":
+    for name in [name for name in vars(kernels) if name.endswith("_kernel")]:
+        setattr(kernels, name, Compiled(getattr(kernels, name), int(sys.argv[1])))
+    launch_all(torch.bfloat16, (32, 64, 256, 256))
