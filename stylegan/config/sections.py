@@ -480,7 +480,8 @@ class TrainingConfig(Section):
     )
     compile: bool = Field(
         False,
-        description="Fuse element-wise operations with torch.compile. Needs a C++ compiler, or a GPU with Triton.",
+        description="On a CPU: fuse element-wise operations with torch.compile, which needs a C++ compiler. On a GPU it "
+        "does nothing: there the project's own Triton kernels fuse them, always, and torch.compile was slower than none.",
     )
     adam_beta1: float = Field(
         0.0,

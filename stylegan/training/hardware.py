@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import nn
@@ -15,8 +17,14 @@ from stylegan.networks import ops
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Synthesis
 
+logger = logging.getLogger("stylegan")
+
 # `training.precision` -> dtype of features, and of weights when they are used; None is the dtype of the stored weights.
 COMPUTE_DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WHY_NOT_COMPILED = {  # path of operations -> why torch.compile is left off
+    "fused": "the project's own kernels take its place",
+    "eager": "without Triton's kernels torch.compile was measured to halve the speed, so it is left off",
+}
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
@@ -43,10 +51,13 @@ def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
     matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = False
 
     # Compiled operations.
+    path = operations_path(training, device)
     try:
-        if training.compile:
+        if training.compile and path != "compiled":
+            log_once(f"training.compile=true does nothing on a GPU: {WHY_NOT_COMPILED[path]}")
+        if path == "compiled":
             check_compiler(device)
-        with ops.fused(training.compile):
+        with ops.fused(path == "compiled"):
             yield
     finally:
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
@@ -56,10 +67,22 @@ def tuned(training: TrainingConfig, device: torch.device) -> Iterator[None]:
 def operations_path(training: TrainingConfig, device: torch.device) -> str:
     """Return by what means the element-wise operations of both networks run on `device`.
 
+    On a GPU `training.compile` changes nothing. There torch.compile was measured (one H200, bf16) to halve the speed at
+    256x256 and to cut it to a sixth at 1024x1024: its sums over pixels are slow.
+
     Returns:
-        "compiled": torch.compile; "eager": torch's own operations.
+        "fused": the project's Triton kernels, which a GPU takes wherever Triton works; "compiled": torch.compile;
+        "eager": torch's own operations.
     """
-    return "compiled" if training.compile else "eager"
+    if ops.load_kernels(device) is not None:
+        return "fused"
+    return "compiled" if training.compile and device.type != "cuda" else "eager"
+
+
+@cache
+def log_once(line: str) -> None:
+    """Write a line to the log, once in a process."""
+    logger.warning(line)
 
 
 def set_precision(network: nn.Module, precision: str) -> None:
@@ -78,7 +101,7 @@ def check_compiler(device: torch.device) -> None:
         reason = one_line(error, 160)
         raise StepError(
             f"training.compile=true: torch.compile does not work here ({type(error).__name__}: {reason}); "
-            "install a C++ compiler such as g++ (on a GPU: Triton), or set training.compile=false"
+            "install a C++ compiler such as g++, or set training.compile=false"
         ) from error
 
 

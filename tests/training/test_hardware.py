@@ -11,12 +11,13 @@ import torch
 from benchmarks.compare import assert_near
 
 from stylegan.config.file import build
+from stylegan.config.sections import TrainingConfig
 from stylegan.errors import StepError
 from stylegan.networks import ops
 from stylegan.networks.convolution import input_gradients
 from stylegan.networks.weights import load_generator, save_generator
 from stylegan.training import hardware
-from stylegan.training.hardware import set_precision, tuned
+from stylegan.training.hardware import log_once, operations_path, set_precision, tuned
 from stylegan.training.schedule import stages
 from stylegan.training.state import start_stage
 from stylegan.training.step import discriminator_step, generator_step
@@ -155,3 +156,51 @@ def test_every_precision_of_the_config_has_a_type():
     for precision in type(config.training).model_fields["precision"].annotation.__args__:
         set_precision(copy.deepcopy(state.D), precision)
     assert set(hardware.COMPUTE_DTYPES) == set(type(config.training).model_fields["precision"].annotation.__args__)
+
+
+def test_the_path_of_operations_follows_from_device_and_config(monkeypatch):
+    """On a CPU it is what the config says; a GPU takes the kernels where they work, and never torch.compile."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    paths = {}
+    for works in (True, False):
+        kernels = object() if works else None
+        monkeypatch.setattr(ops, "load_kernels", lambda device, k=kernels: k if device.type == "cuda" else None)
+        for compiles in (False, True):
+            training = TrainingConfig(compile=compiles)
+            paths[works, compiles] = [operations_path(training, device) for device in (cpu, gpu)]
+    assert paths == {
+        (True, False): ["eager", "fused"],
+        (True, True): ["compiled", "fused"],
+        (False, False): ["eager", "eager"],
+        (False, True): ["compiled", "eager"],
+    }
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_compile_says_once_that_it_does_nothing_on_a_gpu(works, monkeypatch, caplog):
+    """Nothing is compiled either."""
+    log_once.cache_clear()
+    monkeypatch.setattr(ops, "load_kernels", lambda device: object() if works else None)
+    for _ in range(2):
+        with tuned(TrainingConfig(compile=True), torch.device("cuda")):
+            assert not ops._fused
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("training.compile=true does nothing on a GPU: ")
+
+
+def test_kernels_that_do_not_work_are_a_warning(monkeypatch, caplog):
+    """The warning comes once, names the reason, and torch's own operations do the work."""
+    ops._try_kernels.cache_clear()
+    ops._is_interpreted.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # a CPU then takes the kernels, if there were any
+    monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
+    monkeypatch.delitem(sys.modules, "stylegan.networks.kernels", raising=False)
+    try:
+        for _ in range(2):
+            assert ops.blur(torch.ones(1, 1, 4, 4))[0, 0, 1, 1] == 1
+    finally:
+        ops._try_kernels.cache_clear()
+        ops._is_interpreted.cache_clear()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "do not work" in line
+    assert "install the package triton" in line
