@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart notebook test test-fast stack-test bench bench-training bench-evaluation bench-data bench-metrics \
-	bench-intervals bench-gpu lint format \
+# Triton comes with torch's CUDA builds. Beside its CPU build it is kept out of .venv, because torch behaves otherwise where
+# it finds Triton. This is the version that the kernels were tested with.
+TRITON := triton==3.6.0
+
+.PHONY: help quickstart notebook test test-fast test-kernels stack-test bench bench-training bench-evaluation bench-data \
+	bench-metrics bench-intervals bench-gpu lint format \
 	config-reference setup clean
 
 help: ## List the targets
@@ -27,6 +31,13 @@ stack-test: setup ## Run the long tests of the engines together: signals, kills,
 
 test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3) and train nothing: under two minutes
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope -m "not engine and not slow and not stack"
+
+test-kernels: $(VENV)/triton/.installed ## Test the GPU kernels on this CPU, interpreted, and compile them for GPUs: minutes, 640 MB
+	PYTHONPATH=$(abspath $(VENV))/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/networks/test_kernels.py
+
+$(VENV)/triton/.installed: $(STAMP) Makefile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) $(TRITON)
+	@touch $@
 
 # For other sizes give one of the benchmarks options, BENCH="--resolution 64"; BENCH=--help lists them.
 bench: bench-training bench-evaluation bench-data ## Measure ratios to plain versions of the same: a quarter of an hour
