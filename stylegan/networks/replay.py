@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from stylegan.errors import one_line
 
+T = TypeVar("T")
 logger = logging.getLogger("stylegan")
 Function = Callable[..., Tensor]
 Recorder = Callable[[Function, Sequence[Tensor]], Function]
@@ -53,11 +55,10 @@ class Replay:
             except (
                 Exception
             ) as error:  # the plain call has worked, so it is the recording that fails, for whatever reason
-                first = error.__context__ or error  # the end of a recording raises too
                 logger.warning(
                     "%s: cannot be recorded as a CUDA graph (%s); it runs without, and small images take longer",
                     self._name,
-                    f"{type(first).__name__}: {one_line(first, 200)}",
+                    why_not_recorded(error),
                 )
                 self._record = None
                 self._recordings.clear()
@@ -74,18 +75,11 @@ def record_cuda_graph(function: Function, inputs: Sequence[Tensor]) -> Function:
     """Record a function as a CUDA graph, and return a function that replays it for inputs of the same shapes.
 
     Raises:
-        Exception: the function waits for the GPU, copies from memory that is not page-locked, needs more memory than there
-            is, or does anything else that a graph cannot hold.
+        Exception: as `capture`.
     """
     own_inputs = [x.clone() for x in inputs]  # a graph reads the same memory each time
     torch.cuda.synchronize()
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        # Other threads may use the GPU meanwhile, e.g. for copies of the next batch: what they do is not recorded.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            own_output = function(*own_inputs)
-    finally:
-        torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream behind
+    graph, own_output = capture(lambda: function(*own_inputs))
 
     def replay(*new_inputs: Tensor) -> Tensor:
         for own, new in zip(own_inputs, new_inputs, strict=True):
@@ -94,3 +88,33 @@ def record_cuda_graph(function: Function, inputs: Sequence[Tensor]) -> Function:
         return own_output.clone()  # the next replay overwrites it
 
     return replay
+
+
+def capture(function: Callable[[], T], **options: Any) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Record what a function would do on the GPU, without doing it.
+
+    Args:
+        function: does the same each time, on the same memory.
+        options: those of `torch.cuda.graph`.
+
+    Returns:
+        The graph, and what the function returned; its tensors are written by each replay.
+
+    Raises:
+        Exception: the function waits for the GPU, copies from memory that is not page-locked, needs more memory than there
+            is, or does anything else that a graph cannot hold.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads may use the GPU meanwhile, e.g. for copies of the next batch: what they do is not recorded.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local", **options):
+            result = function()
+    finally:
+        torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream behind
+    return graph, result
+
+
+def why_not_recorded(error: Exception) -> str:
+    """Return the reason for which a recording failed, in a line: the first error, as its end raises another one."""
+    first = error.__context__ or error
+    return f"{type(first).__name__}: {one_line(first, 200)}"

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from stylegan.config.sections import TrainingConfig
 from stylegan.config.tree import Config
-from stylegan.errors import StepError, one_line
+from stylegan.errors import StepError
+from stylegan.networks.replay import capture, why_not_recorded
 from stylegan.training import distributed
 from stylegan.training.schedule import Stage
 from stylegan.training.state import TrainState
@@ -61,14 +62,8 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Record the function as a CUDA graph. Other threads may use the GPU meanwhile, as those that load images do."""
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                function()
-        finally:
-            torch.cuda.set_stream(current)  # torch leaves the stream of a recording that failed as the current one
-        return graph.replay
+        """Record the function as a CUDA graph."""
+        return capture(function, pool=self._pool, stream=self._stream)[0].replay
 
 
 def cuda_recorder(training: TrainingConfig, device: torch.device) -> Recorder | None:
@@ -77,7 +72,7 @@ def cuda_recorder(training: TrainingConfig, device: torch.device) -> Recorder | 
     Raises:
         StepError: `training.cuda_graphs` is true, and it cannot be.
     """
-    problem = why_not_recorded(training, device)
+    problem = why_not_recordable(training, device)
     if problem is None:
         return CudaRecorder(device)
     if training.cuda_graphs is True:
@@ -85,7 +80,7 @@ def cuda_recorder(training: TrainingConfig, device: torch.device) -> Recorder | 
     return None
 
 
-def why_not_recorded(training: TrainingConfig, device: torch.device) -> str | None:
+def why_not_recordable(training: TrainingConfig, device: torch.device) -> str | None:
     """Return the reason for which steps are not recorded on a device, None if they are."""
     if device.type != "cuda":
         return f"steps on a {device.type} are not recorded"
@@ -200,7 +195,7 @@ class StepRunner:
         return False
 
     def _stop_recording(self, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        reason = why_not_recorded(error)
         if self.config.training.cuda_graphs is True:
             raise StepError(f"training.cuda_graphs=true: a step could not be recorded ({reason}); use auto") from error
         logger.warning(

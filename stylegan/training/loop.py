@@ -30,7 +30,7 @@ from stylegan.training.cost import speed_record
 from stylegan.training.curves import Curves
 from stylegan.training.faults import check_device, gpu_failures
 from stylegan.training.graphs import StepRunner
-from stylegan.training.hardware import tuned
+from stylegan.training.hardware import operations_path, tuned
 from stylegan.training.job import StageJob
 from stylegan.training.samples import write_reals, write_samples
 from stylegan.training.schedule import crossed
@@ -92,7 +92,8 @@ def _train_stage(
         prefetch(source, device, ahead=table.ahead) as training_batches,
     ):
         checkpoints = CheckpointWriter(job, state, background, on_checkpoint)
-        runner, divergence = StepRunner(config, stage, state, label_table), DivergenceCheck(state)
+        runner = StepRunner(config, stage, state, label_table, path=operations_path(config.training, device))
+        divergence = DivergenceCheck(state)
         stop_requests, begun_at = StopRequests(stop, device), state.nimg
         while True:
             # Decide whether the stage is done, or is to stop early.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stylegan.config.sections import TrainingConfig
 from stylegan.errors import DivergedError
+from stylegan.networks.convolution import prepared_weights
 from stylegan.training import distributed
 from stylegan.training.background import HostCopy
 from stylegan.training.state import TrainState
@@ -58,9 +59,12 @@ def update(
 
     # Gradients, averaged over ranks.
     optimizer.zero_grad(set_to_none=True)
-    for loss in losses:
-        scaled_loss = loss if scale is None else loss * scale
-        (scaled_loss if parts == 1 else scaled_loss / parts).backward()
+    remaining = iter(losses)
+    for _ in range(parts):
+        with prepared_weights():
+            loss = next(remaining)
+            scaled_loss = loss if scale is None else loss * scale
+            (scaled_loss if parts == 1 else scaled_loss / parts).backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     distributed.mean_(gradients)
 

@@ -31,10 +31,10 @@ from stylegan.config.tree import Config
 from stylegan.networks.generator import random_noise
 from stylegan.training.cost import step_flops
 from stylegan.training.distributed import select_device
+from stylegan.training.graphs import StepRunner
 from stylegan.training.hardware import set_precision, tuned
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import TrainState, start_stage
-from stylegan.training.step import discriminator_step, generator_step
 
 # Name -> settings of `training`; None for the yardstick.
 VARIANTS: dict[str, dict[str, object] | None] = {
@@ -111,9 +111,10 @@ def plain_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
 def training_step(config: Config, stage: Stage, state: TrainState) -> Callable[[Tensor], None]:
     """Return a function of a batch that makes a step of D and one of G, as the loop of a stage does."""
 
+    runner = StepRunner(config, stage, state)
+
     def step(images: Tensor) -> None:
-        discriminator_step(state, config, stage, images, None)
-        generator_step(state, config, stage, None)
+        runner.step(images, None)
         state.nimg += stage.batch
         state.steps += 1
 

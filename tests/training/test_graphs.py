@@ -13,7 +13,7 @@ from stylegan.errors import StepError
 from stylegan.networks import layers
 from stylegan.training import distributed, graphs
 from stylegan.training.curves import PATHS, read_rows
-from stylegan.training.graphs import WARM_UPS, StepRunner, why_not_recorded
+from stylegan.training.graphs import WARM_UPS, StepRunner, why_not_recordable
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import stages
 from stylegan.training.state import newest_checkpoint, start_stage
@@ -155,13 +155,13 @@ def test_why_steps_are_not_recorded(monkeypatch):
     training = make()[0].training
     off = training.model_copy(update={"cuda_graphs": False})
     gpu = torch.device("cuda")
-    assert why_not_recorded(training, torch.device("cpu")) == "steps on a cpu are not recorded"
-    assert why_not_recorded(off, gpu) == "training.cuda_graphs is false"
-    assert why_not_recorded(training, gpu) is None
+    assert why_not_recordable(training, torch.device("cpu")) == "steps on a cpu are not recorded"
+    assert why_not_recordable(off, gpu) == "training.cuda_graphs is false"
+    assert why_not_recordable(training, gpu) is None
     monkeypatch.setattr(graphs.distributed, "world_size", lambda: 2)
     for backend, known in (("gloo", "the workers communicate by gloo"), ("nccl", None)):
         monkeypatch.setattr(graphs.dist, "get_backend", lambda backend=backend: backend)
-        reason = why_not_recorded(training, gpu)
+        reason = why_not_recordable(training, gpu)
         assert reason is None if known is None else reason.startswith(known)
 
 
