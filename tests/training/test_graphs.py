@@ -1,6 +1,7 @@
 """Recorded steps: a replay equals the step itself, whatever changes from step to step, and who cannot record goes on."""
 
 import logging
+from functools import cache
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tape import RefusingRecorder, TapeRecorder
 
 from stylegan.config.file import build
 from stylegan.errors import StepError
-from stylegan.networks import layers
+from stylegan.networks import convolution, layers
 from stylegan.training import distributed, graphs
 from stylegan.training.curves import PATHS, read_rows
 from stylegan.training.graphs import WARM_UPS, StepRunner, why_not_recordable
@@ -58,6 +59,12 @@ def make(*, conditional=False, spectral=False, **training):
 LABELS = torch.arange(20) % 3
 
 
+@pytest.fixture(autouse=True)
+def as_on_gpus(monkeypatch):
+    """Keep the matrices of four-tap kernels, which only GPUs do: they come from the host."""
+    monkeypatch.setattr(convolution, "_shifts", cache(convolution._shifts))
+
+
 def train(recorder, steps, **variant):
     """Make steps, across the end of the fade if there are enough, and return the state and how they were made."""
     config, stage, state = make(**variant)
@@ -91,13 +98,14 @@ def test_replays_equal_the_steps(variant, monkeypatch):
 
 def train_share():
     """Train with this rank's share of each batch, in three kinds of steps, and return the weights and the paths."""
+    convolution._shifts = cache(convolution._shifts)  # in a process of its own, which has no fixtures
     state, paths = train(TapeRecorder if distributed.world_size() > 1 else RefusingRecorder, 12, **VARIANTS["lazy"])
     return {name: network.state_dict() for name, network in state.networks().items()}, paths
 
 
 def test_replays_on_two_ranks_train_like_one(tmp_path):
     """The means over ranks are a part of what is recorded."""
-    expected, _ = in_double(train_share)
+    expected, _ = in_double(train_share)  # the fixture undoes what it sets in this process
     for weights, paths in on_two_ranks(train_share, tmp_path):
         assert paths.count("graph") >= 4
         for network, values in expected.items():
