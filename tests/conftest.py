@@ -1,5 +1,6 @@
 """Fixtures for all tests: a real S3 server on this machine, small drawn images, a tiny config, a private cache."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +11,9 @@ from typing import Any
 import hypothesis
 import pytest
 from s3_faults import Faults, faulty
+
+# cuBLAS reads this at its first product, and tests of exact resume on a GPU need it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # A slow or busy machine is no fault.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

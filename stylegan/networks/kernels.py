@@ -398,6 +398,17 @@ def _grid(n: int, channels: int, height: int, width: int) -> _Grid:
     return _Grid((n * strips * blocks, groups), (height, width, channels, strips, blocks), block)
 
 
+def try_out(device: torch.device) -> None:
+    """Run each kind of kernel once on small images. Raises whatever keeps one from working here."""
+    x, channels = torch.zeros(1, 2, 4, 4, device=device), torch.zeros(2, device=device)
+    noise, style = torch.zeros(1, 1, 4, 4, device=device), torch.zeros(1, 4, device=device)
+    blur(x)
+    mask_blur(x, act_blur(x, channels, blurs=True), channels)
+    blur_mask(x, x, channels, blurs=True, sums=True)
+    _, saved = epilogue(x, noise, channels, channels, style, blurs=True)
+    epilogue_backward(x, saved, noise, channels, channels, style, blurs=True)
+
+
 def blur(x: Tensor) -> Tensor:
     """Compute `ops.blur`."""
     return _act_blur(_dense(x), None, None, PLAIN.value, blurs=True)

@@ -103,7 +103,7 @@ def _try_kernels(device: torch.device) -> ModuleType | None:
         from stylegan.networks import kernels
 
         if device.type != "cuda" or torch.cuda.is_available():  # a GPU of another machine cannot be tried from here
-            kernels.blur(torch.zeros(1, 1, 4, 4, device=device))
+            kernels.try_out(device)
     except Exception as error:  # a missing compiler, an old GPU and a full disk raise errors of many types
         logger.warning(
             "%s: element-wise operations are slower here, because Triton's kernels do not work (%s: %s)%s",
@@ -148,6 +148,8 @@ def _fusable(function: Callable[P, R]) -> Callable[P, R]:
 
 def act_gradient(g: Tensor, y: Tensor) -> Tensor:
     """Return the gradient of the leaky ReLU with result `y`; it is linear in g, and its derivative in y is zero."""
+    if kernels_for(g) is not None:
+        return torch.where(y.detach() >= 0, g, g * SLOPE)  # at 0 as the kernels; torch takes the smaller slope
     return torch.ops.aten.leaky_relu_backward(g, y.detach(), SLOPE, False)
 
 

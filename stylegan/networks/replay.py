@@ -5,6 +5,7 @@ At low resolutions a GPU computes faster than Python can ask it to, and waits fo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -50,20 +51,26 @@ class Replay:
             self._seen.add(shapes)
             return self._function(*inputs)
         if shapes not in self._recordings:
-            try:
-                self._recordings[shapes] = self._record(self._function, inputs)
-            except (
-                Exception
-            ) as error:  # the plain call has worked, so it is the recording that fails, for whatever reason
+            reason = self._try_to_record(shapes, inputs)
+            if reason:  # what a failed recording held in memory is free by now
                 logger.warning(
                     "%s: cannot be recorded as a CUDA graph (%s); it runs without, and small images take longer",
                     self._name,
-                    why_not_recorded(error),
+                    reason,
                 )
                 self._record = None
                 self._recordings.clear()
                 return self._function(*inputs)
         return self._recordings[shapes](*inputs)
+
+    def _try_to_record(self, shapes: object, inputs: Sequence[Tensor]) -> str | None:
+        """Record a call; return the reason if that fails: the plain call has worked, so it is the recording that fails."""
+        assert self._record is not None
+        try:
+            self._recordings[shapes] = self._record(self._function, inputs)
+        except Exception as error:  # of many types
+            return why_not_recorded(error)
+        return None
 
 
 def recorder_for(device: torch.device | str) -> Recorder | None:
@@ -105,10 +112,17 @@ def capture(function: Callable[[], T], **options: Any) -> tuple[torch.cuda.CUDAG
             is, or does anything else that a graph cannot hold.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    pool = options.pop("pool", None) or torch.cuda.graph_pool_handle()
     try:
         # Other threads may use the GPU meanwhile, e.g. for copies of the next batch: what they do is not recorded.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local", **options):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local", **options):
             result = function()
+    except BaseException:
+        # Older versions of torch leave the allocator in the state of a recording: memory that was used on two streams
+        # would never be free again, and no other recording could begin.
+        with contextlib.suppress(Exception):
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        raise
     finally:
         torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream behind
     return graph, result

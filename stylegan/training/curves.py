@@ -160,7 +160,9 @@ class _Point:
     @cached_property
     def row(self) -> Row:
         """The point; waits until its values have arrived. Any thread may read it."""
-        return self._compute()
+        row = self._compute()
+        self._compute = lambda: row  # what was measured on the GPU is free now
+        return row
 
     @cached_property
     def line(self) -> str:

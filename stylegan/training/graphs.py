@@ -34,11 +34,15 @@ from stylegan.training.step_inputs import Share, StepInputs, discriminator_input
 # Steps of a kind before one is recorded. They make what the first steps alone make, such as Adam's moments, and let the
 # libraries choose their kernels.
 WARM_UPS = 2
+MOST_AWAITED = 64  # steps between two gradient penalties, up to which recording waits for them
 logger = logging.getLogger("stylegan")
 
 
 class Recorder(Protocol):
     """Records what a function does to tensors, and does it again."""
+
+    def forget(self) -> None:
+        """Prepare for other recordings; those so far are gone."""
 
     def warm_up(self, function: Callable[[], None]) -> None:
         """Call the function in the surroundings in which it will be recorded."""
@@ -52,6 +56,10 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def forget(self) -> None:
+        """Begin another pool of memory, because the graphs of the last one are gone."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, function: Callable[[], None]) -> None:
@@ -116,8 +124,7 @@ class StepRunner:
         """
         self.config, self.stage, self.state, self.label_table, self.path = config, stage, state, label_table, path
         self.share = Share.of(config, stage, state.device)
-        self._new_recorder = recorder or partial(cuda_recorder, config.training, state.device)
-        self._recorder = self._new_recorder()
+        self._recorder = recorder() if recorder else cuda_recorder(config.training, state.device)
         # GPUs draw the same numbers whether or not a step is recorded.
         self._static = state.device.type == "cuda" or self._recorder is not None
         self._inputs: dict[Hashable, StepInputs] = {}  # that recorded steps read
@@ -128,7 +135,7 @@ class StepRunner:
         """Give both networks a fresh Adam, for which steps are recorded anew."""
         self._inputs, self._warm_ups, self._replays = {}, {}, {}
         if self._recorder is not None:
-            self._recorder = self._new_recorder()
+            self._recorder.forget()
         self.state.reset_optimizers(self.config, self.stage.learning_rate)
 
     def step(self, reals: Tensor, labels: Tensor | None) -> str:
@@ -177,13 +184,12 @@ class StepRunner:
             self._inputs[shapes].copy_(inputs)
         update_own = partial(update, self._inputs[shapes])
 
-        # Record the step once it is warm.
+        # Record the step once it is warm, and the other kinds are that come soon.
         kind = (shapes, variant)
-        if kind not in self._replays and self._warm_ups.get(kind, 0) >= WARM_UPS:
-            try:
-                self._replays[kind] = self._recorder.record(update_own)
-            except Exception as error:  # what a graph cannot contain raises errors of many types
-                self._stop_recording(error)
+        if kind not in self._replays and self._is_warm(kind):
+            reason = self._try_to_record(kind, update_own)
+            if reason:  # what a failed recording held in memory is free by now
+                self._stop_recording(reason)
                 update(inputs)
                 return False
 
@@ -194,15 +200,37 @@ class StepRunner:
         self._warm_ups[kind] = self._warm_ups.get(kind, 0) + 1
         return False
 
-    def _stop_recording(self, error: Exception) -> None:
-        reason = why_not_recorded(error)
+    def _is_warm(self, kind: Hashable) -> bool:
+        """Return whether a step may be recorded.
+
+        What is recorded keeps memory for all layer outputs. So the steps with a gradient penalty, which need most, are
+        warmed up before anything is recorded, unless they are far apart.
+        """
+        if self._warm_ups.get(kind, 0) < WARM_UPS:
+            return False
+        if self.stage.penalty_interval > MOST_AWAITED:
+            return True
+        fades = self.stage.alpha(self.state.nimg) < 1
+        return self._warm_ups.get((("D", fades), True), 0) >= WARM_UPS
+
+    def _try_to_record(self, kind: Hashable, update_own: Callable[[], None]) -> str | None:
+        """Record a step; return the reason if that fails."""
+        assert self._recorder is not None
+        try:
+            self._replays[kind] = self._recorder.record(update_own)
+        except Exception as error:  # what a graph cannot contain raises errors of many types
+            return why_not_recorded(error)
+        return None
+
+    def _stop_recording(self, reason: str) -> None:
+        self._recorder, self._inputs, self._replays = None, {}, {}
+        for network in (self.state.G, self.state.D):
+            network.zero_grad(set_to_none=True)
         if self.config.training.cuda_graphs is True:
-            raise StepError(f"training.cuda_graphs=true: a step could not be recorded ({reason}); use auto") from error
+            raise StepError(f"training.cuda_graphs=true: a step could not be recorded ({reason}); use auto")
         logger.warning(
             "train %s: steps are not recorded as CUDA graphs, which small resolutions profit from (%s); they go on "
             "without; training.cuda_graphs=false does not try",
             self.stage.name,
             reason,
         )
-        self._recorder, self._inputs, self._replays = None, {}, {}
-        self._new_recorder = lambda: None

@@ -240,6 +240,8 @@ def serve(connection: Connection, variant: Variant, size: Size, options: argpars
     The answers to "warm up" and "train" are the seconds of a step, to "profile" a dict of `Work`, to "memory" the peaks
     in MiB: of tensors, and of what torch has reserved for them.
     """
+    # The profiler's library must not be loaded anew between two sessions while graphs are replayed (pytorch#75504).
+    os.environ |= {"DISABLE_CUPTI_LAZY_REINIT": "1", "TEARDOWN_CUPTI": "0"}
     try:
         torch.set_num_threads(options.threads)
         device = select_device(options.device)
@@ -251,7 +253,7 @@ def serve(connection: Connection, variant: Variant, size: Size, options: argpars
                 step, _ = plain_steps(config, device)
             else:
                 stack.enter_context(tuned(config.training, device))
-                stack.enter_context(getattr(ops, "kernels_enabled", contextlib.nullcontext)(variant.kernels))
+                stack.enter_context(ops.kernels_enabled(variant.kernels))
                 step, _ = own_steps(config, device)
             while True:
                 what, steps = connection.recv()

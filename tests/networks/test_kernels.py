@@ -35,8 +35,10 @@ Inputs = list[Tensor]
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the same numbers in every test, and compute in single precision on a GPU too."""
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture

@@ -32,6 +32,9 @@ Operation = tuple[Any, tuple, dict, list[Tensor]]
 class TapeRecorder:
     """Records steps on a CPU."""
 
+    def forget(self) -> None:
+        """Do nothing: a tape holds its own memory."""
+
     def warm_up(self, function: Callable[[], None]) -> None:
         """Call the function."""
         function()

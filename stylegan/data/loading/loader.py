@@ -29,6 +29,7 @@ from stylegan.errors import StepError
 Batch = tuple[Tensor, Tensor]  # images, uint8 [N, C, r, r]; labels, int64 [N]
 AT_ONCE = 64 * 2**20  # bytes of raw pixels: tables up to this size are decoded when they are opened
 AHEAD = 4  # batches to make ahead while images are still being decoded
+MOST_IN_USE = 8  # batches on a GPU whose steps the host has asked for and the GPU has not made
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def prefetch(source: Iterator[Batch], device: torch.device, *, ahead: int = 1) -
             return (images, labels), stream.record_event()
 
     def made_ahead() -> Iterator[Batch]:
-        count = ahead if stream is None else max(ahead, 2)
+        count, used = ahead if stream is None else max(ahead, 2), deque[torch.cuda.Event]()
         made: deque[Future[tuple[Batch, torch.cuda.Event | None] | None]] = deque(
             executor.submit(make) for _ in range(count)
         )
@@ -173,6 +174,11 @@ def prefetch(source: Iterator[Batch], device: torch.device, *, ahead: int = 1) -
                 for part in batch:
                     part.record_stream(user)  # its memory is not given to a later copy before the user is done
             yield batch
+            # A host that runs far ahead of the GPU would fill its memory with batches.
+            if copied is not None:
+                used.append(torch.cuda.current_stream(device).record_event())
+                if len(used) > MOST_IN_USE:
+                    used.popleft().synchronize()
 
     with ThreadPoolExecutor(1, "prefetch") as executor:
         try:
