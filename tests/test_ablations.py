@@ -153,4 +153,4 @@ def test_every_row_trains_and_has_the_parts_of_its_row(tiny):
     assert any(".style." in key for key in parts) == (not traditional)
     assert ("synthesis.layers.0.source.const" in parts) == (not traditional and name != "c")
     assert len(state.G.mapping.layers) == config.model.mapping_layers
-    assert state.D.blocks[0].blurs == state.G.synthesis.layers[2].blurs == (name != "a")
+    assert state.D.blocks[0].conv0.blurs == state.G.synthesis.layers[2].blurs == (name != "a")

@@ -556,7 +556,7 @@ class SnapshotsConfig(Section):
     metrics_device: Literal["cpu", "cuda"] = Field(
         "cpu",
         description="Where quick metrics are measured. `cpu`: on CPU cores that nothing else wants, in fp32; the GPUs are "
-        "left to training. `cuda`: on the last GPU of the machine where `stylegan run` runs, as `evaluation.precision` "
+        "left to training. `cuda`: on the last GPU of the machine of the driver, as `evaluation.precision` "
         "says; training on the same GPU becomes slower and has less memory.",
     )
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -86,8 +87,7 @@ def archive(folder: Path, name: str) -> Path:
 def test_cifar10(tmp_path, opened, listed, contents, kind):
     """An archive and its unpacked folder give the training batches in order, 32x32 in RGB, with names of classes."""
     path = archive(tmp_path, f"cifar-10-{kind}.tar.gz")
-    with tarfile.open(path) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
+    shutil.unpack_archive(path, tmp_path / "unpacked")
     for form in (path, tmp_path / "unpacked"):
         source = opened(form)
         assert source.label_names == tuple(NAMES)
@@ -126,8 +126,7 @@ def test_cifar100_has_fine_labels(tmp_path, opened, listed, kind):
 
 def test_test_images_by_name(tmp_path, opened, listed):
     """A test batch can be given by its name. Without a meta file the names of the classes are numbers."""
-    with tarfile.open(archive(tmp_path, "cifar-10-python.tar.gz")) as tar:
-        tar.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(archive(tmp_path, "cifar-10-python.tar.gz"), tmp_path)
     source = opened(tmp_path / "cifar-10-batches-py" / "test_batch")
     assert listed(source) == [(f"test_batch/{row:05d}", 3) for row in range(4)]
     assert source.label_names == ("0", "1", "2", "3")
