@@ -79,7 +79,7 @@ def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
 
 
 class Look(NamedTuple):
-    """What is seen of the GPUs of a node; by default nothing."""
+    """The facts that are seen of the GPUs of a node; by default none."""
 
     problem: str | None = None  # why torch cannot use them
     devices: tuple[Device, ...] = ()

@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Share:
-    """What of every batch of a stage this rank works on, and in which parts. All parts have the same size."""
+    """The samples of every batch of a stage that this rank works on, in parts of the same size."""
 
     positions: Tensor  # of its samples in the global batch, int64 [n], on the device
     parts: tuple[Part, ...]
@@ -64,7 +64,7 @@ class Share:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What one player's step reads besides the weights, for the n images of a share or of a part of it."""
+    """The values that one player's step reads besides the weights, for the n images of a share or of a part of it."""
 
     z: Tensor  # [n, L]
     mixed_z: Tensor | None  # latents of the second style, [n, L]; None: styles are not mixed

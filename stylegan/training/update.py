@@ -18,7 +18,7 @@ from stylegan.training.background import HostCopy
 from stylegan.training.state import TrainState
 
 MAX_SKIPPED = 50  # updates of one kind in a row without a finite gradient, after which the stage ends
-CHECK_EVERY = 16  # steps between two checks of that number, which wait for the device
+CHECK_EVERY = 16  # steps between two checks of that number
 # Dynamic loss scaling for fp16 as in the official code: the exponent of two grows slowly and falls by one at each
 # overflow.
 SCALE_GROWTH, SCALE_FALL = 0.0005, 1.0
