@@ -300,7 +300,8 @@ def _path(config: Config, stage: Stage) -> str:
     import torch
 
     need, training = config.workers_at(stage.resolution), config.training
-    workers = f"{need.workers} worker(s)"
+    counts = config.worker_counts_at(stage.resolution)
+    workers = f"{counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} worker(s)"
     if not need.gpus_per_worker:
         how = (
             "torch.compile fuses operations" if training.compile else "torch's own operations (training.compile=false)"
@@ -327,10 +328,9 @@ def _triton_cure() -> str:
 def _graphs(config: Config, stage: Stage) -> str:
     """Say whether the whole steps of a stage on a GPU are captured as CUDA graphs, and why."""
     setting = config.training.cuda_graphs
-    need = config.workers_at(stage.resolution)
     if setting is False:
         return "no CUDA graphs (training.cuda_graphs=false)"
-    if (need.workers or 1) > 1 and backend(need) != "nccl":
+    if config.most_workers_at(stage.resolution) > 1 and backend(config, stage.resolution) != "nccl":
         return "no CUDA graphs, because workers share a GPU"
     return f"whole steps as CUDA graphs (training.cuda_graphs={str(setting).lower()})"
 

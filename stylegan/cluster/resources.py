@@ -33,7 +33,7 @@ def check_resources(config: Config, stages: Iterable[Stage]) -> None:
     for stage in stages:
         need = config.workers_at(stage.resolution)
         bundle = worker_bundle(config.ray, need)
-        count = need.workers or 1
+        count = config.worker_counts_at(stage.resolution)[0]
         if sum(_count_fitting(node, bundle) for node in nodes) < count:
             raise ConfigError(
                 f"ray: stage {stage.name} asks for {count} worker(s) with {_describe(bundle)} each, but the cluster has "
@@ -73,7 +73,7 @@ def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
                 reasons.append(f"{why} (node {node['NodeManagerAddress']})")
             else:
                 places += _count_fitting(dict(node["Resources"]), bundle)
-        if reasons and places < (need.workers or 1):
+        if reasons and places < config.worker_counts_at(stage.resolution)[0]:
             raise ConfigError(f"train {stage.name}: {reasons[0]}")
     _warn_of_triton(looks)
 
@@ -144,6 +144,8 @@ def describe_cluster() -> str:
 def worker_bundle(ray_config: RayConfig, need: RayStageOverride) -> dict[str, float]:
     """Return the Ray resources of one worker; resources of amount zero are left out."""
     bundle = {"CPU": need.cpus_per_worker or 0, "GPU": need.gpus_per_worker or 0} | ray_config.resources_per_worker
+    if need.accelerator_type and need.gpus_per_worker:
+        bundle |= {f"accelerator_type:{need.accelerator_type}": 0.001}  # as Ray's own `accelerator_type` option does
     return {name: float(amount) for name, amount in bundle.items() if amount}
 
 

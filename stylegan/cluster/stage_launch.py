@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from stylegan import storage
 from stylegan.cluster.resources import check_resources, worker_bundle
-from stylegan.config.sections import RayStageOverride
+from stylegan.config.tree import Config
 from stylegan.errors import DivergedError, ExhaustedError, StepError, UnavailableError, UserError
 from stylegan.training import distributed
 from stylegan.training.job import StageJob
@@ -77,12 +77,14 @@ def _fit(job: StageJob) -> Checkpoint:
         _train_worker,
         train_loop_config={"job": job, "stop_key": stop_key},
         scaling_config=ScalingConfig(
-            num_workers=need.workers or 1,
+            num_workers=config.most_workers_at(job.stage.resolution),
             use_gpu=use_gpu,
             resources_per_worker=worker_bundle(config.ray, need),
             placement_strategy="PACK",
         ),
-        torch_config=TorchConfig(backend=backend(need), timeout_s=distributed.timeout(config.storage.patience_s)),
+        torch_config=TorchConfig(
+            backend=backend(config, job.stage.resolution), timeout_s=distributed.timeout(config.storage.patience_s)
+        ),
         run_config=RunConfig(
             name=f"{job.run_id}-{job.stage.resolution:04d}-{job.key}",
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
@@ -96,10 +98,10 @@ def _fit(job: StageJob) -> Checkpoint:
     return Checkpoint.model_validate(result.return_value)
 
 
-def backend(need: RayStageOverride) -> str:
+def backend(config: Config, resolution: int) -> str:
     """Return how the ranks of a stage communicate: on GPUs by "nccl", but it refuses two ranks on one, so there by "gloo"."""
-    gpus = need.gpus_per_worker or 0
-    return "gloo" if gpus == 0 or (gpus < 1 and (need.workers or 1) > 1) else "nccl"
+    gpus = config.workers_at(resolution).gpus_per_worker or 0
+    return "gloo" if gpus == 0 or (gpus < 1 and config.most_workers_at(resolution) > 1) else "nccl"
 
 
 def _ray_storage(root: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def check(config: UncheckedConfig) -> None:
     The message is one line that names the keys, their values, what is allowed and the cure.
     """
     check_addresses(config)
+    _check_workers(config)
     _check_storage(config)
     _check_data(config)
     _check_stages(config)
@@ -78,34 +79,62 @@ def _check_stages(config: UncheckedConfig) -> None:
         )
 
 
+def _check_workers(config: UncheckedConfig) -> None:
+    for r in config.resolutions:
+        key = f"ray.stages.{r}.workers" if r in config.ray.stages and config.ray.stages[r].workers else "ray.workers"
+        workers = config.workers_at(r).workers
+        if workers is None or isinstance(workers, int):
+            continue
+        given = f"{key}={{min: {workers.min}, max: {workers.max}}}"
+        if workers.min > workers.max:
+            raise ValueError(f"{given}: min is above max; swap them")
+        if config.takes_official_batch(r):
+            raise ValueError(
+                f"{given} with training.batch=auto: the batch would follow the number of workers, which changes while "
+                "the stage trains; set training.batch to a number"
+            )
+        if not config.worker_counts_at(r):
+            fitting = [n for n in range(1, config.batch_at(r) + 1) if config.divides_among(n, r)]
+            raise ValueError(
+                f"{given}: no number of workers in it divides the batch of {config.batch_at(r)} at {r}x{r} into whole "
+                f"groups of model.mbstd_group={config.model.mbstd_group}; {fitting} do, so take some of them in, or "
+                "change the batch"
+            )
+
+
 def _check_batches(config: UncheckedConfig) -> None:
     for r in config.resolutions:
-        batch, workers, group = config.batch_at(r), config.workers_at(r).workers or 1, config.model.mbstd_group
+        for workers in config.worker_counts_at(r):
+            _check_batch(config, r, workers)
 
-        # Every worker has the same number of images.
-        if batch % workers:
-            raise ValueError(
-                f"training.batch at {r}x{r} is {batch}: not divisible by its {workers} workers; use a multiple of "
-                f"{workers} or auto, or set training.stages.{r}.batch or ray.stages.{r}.workers"
-            )
 
-        # A group of the minibatch standard deviation is never divided among workers.
-        share, members = batch // workers, min(group, batch)
-        if share % min(members, share) or (workers > 1 and share % members):
-            raise ValueError(
-                f"training.batch at {r}x{r} gives each of {workers} workers {share} images: not divisible by "
-                f"model.mbstd_group={group}; use a batch that is a multiple of {group * workers}"
-            )
+def _check_batch(config: UncheckedConfig, r: int, workers: int) -> None:
+    batch, group = config.batch_at(r), config.model.mbstd_group
 
-        # Nor is it divided among the parts of a worker's share.
-        least, limits = share // config.parts_at(r), config.training.max_batch_per_worker or {}
-        if limits and r >= min(limits) and least > at_resolution(limits, r):
-            turned = ", and equally many images that training.rotation turns" if config.training.rotation else ""
-            raise ValueError(
-                f"training.max_batch_per_worker at {r}x{r} is {at_resolution(limits, r)}: a worker's {share} images "
-                f"divide into equal parts of no fewer than {least} (whole groups of model.mbstd_group={group}{turned}); "
-                f"use at least {least}"
-            )
+    # Every worker has the same number of images.
+    if batch % workers:
+        raise ValueError(
+            f"training.batch at {r}x{r} is {batch}: not divisible by its {workers} workers; use a multiple of "
+            f"{workers} or auto, or set training.stages.{r}.batch or ray.stages.{r}.workers"
+        )
+
+    # A group of the minibatch standard deviation is never divided among workers.
+    share, members = batch // workers, min(group, batch)
+    if share % min(members, share) or (workers > 1 and share % members):
+        raise ValueError(
+            f"training.batch at {r}x{r} gives each of {workers} workers {share} images: not divisible by "
+            f"model.mbstd_group={group}; use a batch that is a multiple of {group * workers}"
+        )
+
+    # Nor is it divided among the parts of a worker's share.
+    least, limits = share // config.parts_at(r, workers), config.training.max_batch_per_worker or {}
+    if limits and r >= min(limits) and least > at_resolution(limits, r):
+        turned = ", and equally many images that training.rotation turns" if config.training.rotation else ""
+        raise ValueError(
+            f"training.max_batch_per_worker at {r}x{r} is {at_resolution(limits, r)}: a worker's {share} images "
+            f"divide into equal parts of no fewer than {least} (whole groups of model.mbstd_group={group}{turned}); "
+            f"use at least {least}"
+        )
 
 
 def _check_networks(config: UncheckedConfig) -> None:
@@ -147,7 +176,7 @@ def _check_rotation(config: UncheckedConfig) -> None:
     if rotation is None:
         return
     for r in config.resolutions:
-        batch, workers = config.batch_at(r), config.workers_at(r).workers or 1
+        batch, workers = config.batch_at(r), config.most_workers_at(r)  # others of a range divide it, too
         count = rotation.fraction * batch
         whole = abs(count - round(count)) <= 0.01  # 0.333 may stand for a third
         if not whole or round(count) < 1 or round(count) % workers:

@@ -324,7 +324,7 @@ def _default_table(path: Keys) -> dict[Any, Any]:
 def _explain(error: ValidationError, places: dict[Keys, str]) -> tuple[str, str]:
     """Return the place of the first problem, "" if it has none, and one line: key, value, what is allowed, the cure."""
     problem = min(error.errors(), key=_comes_later)
-    location = [str(part) for part in problem["loc"] if part != "[key]"]
+    location = [str(part) for part in problem["loc"] if not str(part).startswith("[")]
     key = ".".join(location) or "config"
     message = problem["msg"].removeprefix("Value error, ")
     if not location:  # a check of several values, whose message begins with the first key
@@ -405,6 +405,15 @@ def _field_at(path: Sequence[str]) -> FieldInfo | None:
     return section.model_fields.get(path[-1]) if section else None
 
 
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield the plain types of a union, however deep."""
+    parts = get_args(annotation)
+    if not parts or get_origin(annotation) is dict:
+        yield annotation
+    for part in parts:
+        yield from _parts(part)
+
+
 def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
     """Return the model that checks the section at `path`, also inside a table by resolution: training.stages.8."""
     model: Any = Config
@@ -413,8 +422,10 @@ def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
             model = get_args(model)[1]
         elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = model.model_fields[part].annotation
-            if type(None) in get_args(model):  # an optional section
-                model = get_args(model)[0]
+            if get_origin(model) is not dict:  # an optional section, or a section in place of a plain value
+                model = next(
+                    (part for part in _parts(model) if isinstance(part, type) and issubclass(part, BaseModel)), model
+                )
         else:
             return None
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None

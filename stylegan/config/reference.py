@@ -133,11 +133,12 @@ def _inline(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     for key, value in schema.items():
         if key == "properties":
             inlined[key] = {name: _inline(part, definitions) for name, part in value.items()}
-        elif key == "anyOf":
-            inlined[key] = [_inline(part, definitions) for part in value]
+        elif key in ("anyOf", "oneOf"):
+            parts = [_inline(part, definitions) for part in value]
+            inlined["anyOf"] = [option for part in parts for option in part.get("anyOf", [part])]
         elif key in ("additionalProperties", "items") and isinstance(value, dict):
             inlined[key] = _inline(value, definitions)
-        elif key == "title" or (key == "default" and "properties" in schema):
+        elif key in ("title", "discriminator") or (key == "default" and "properties" in schema):
             continue
         elif key == "default":
             inlined[key] = _shortest(value)
@@ -192,8 +193,14 @@ def _sections(path: str, schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 def _section_of(value: Schema) -> Schema | None:
-    """Return the section in a key, also an optional one or one for each resolution; None for a plain value."""
-    for option in value.get("anyOf", [value]):
+    """Return the section in a key, also an optional one or one for each resolution; None for a plain value.
+
+    A table that may stand in place of a plain value is no section: its entries are in the description of the key.
+    """
+    options = value.get("anyOf", [value])
+    if any(option.get("type") not in ("object", "null") for option in options):
+        return None
+    for option in options:
         for candidate in (option, option.get("additionalProperties")):
             if isinstance(candidate, dict) and "properties" in candidate:
                 return candidate
@@ -257,8 +264,11 @@ def _kind(option: Schema) -> str:
         items = option["items"]
         words = ", ".join(f"`{choice}`" for choice in items["enum"]) if "enum" in items else _kind(items)
         return f"list of {words.replace('number', 'numbers')}"
+    if "properties" in option:
+        return f"table of {' and '.join(f'`{name}`' for name in option['properties'])}"
     if option["type"] == "object":
-        return f"table of names, each with a {_kind(option['additionalProperties'])}"
+        values = option.get("additionalProperties") or next(iter(option["patternProperties"].values()))
+        return f"table of names, each with a {_kind(values)}"
     return {"string": "text", "boolean": "`true` or `false`"}[option["type"]]
 
 

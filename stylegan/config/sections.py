@@ -13,7 +13,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    field_validator,
+)
 
 from stylegan.config.resolutions import (
     OFFICIAL_BATCH,
@@ -683,12 +693,37 @@ class EvaluationConfig(Section):
         return {name: value for name, value in values.items() if name != "precision" or value != "fp32"}
 
 
+AcceleratorType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
+LabelSelector = dict[
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")], Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
+]
+
+
+class WorkerRange(Section):
+    """As many workers of a stage as the cluster has room for, within bounds; they become more or fewer while it trains."""
+
+    min: int = Field(ge=1, le=10_000, description="Fewest workers that a stage trains with.")
+    max: int = Field(ge=1, le=10_000, description="Most workers that a stage trains with.")
+
+
+def _number_or_range(workers: Any) -> str:
+    return "[range]" if isinstance(workers, (dict, WorkerRange)) else "[number]"  # in brackets: no part of a key
+
+
+Workers = Annotated[
+    Annotated[int, Field(ge=1, le=10_000), Tag("[number]")] | Annotated[WorkerRange, Tag("[range]")],
+    Discriminator(_number_or_range),
+]
+
+
 class RayStageOverride(Section):
     """Workers and resources of exactly one stage, by its resolution. A key that is `null` follows `ray`."""
 
-    workers: int | None = Field(None, ge=1, le=10_000, description="Workers of this stage.")
+    workers: Workers | None = Field(None, description="Workers of this stage: a number, or `{min: 2, max: 8}`.")
     cpus_per_worker: CPUs | None = Field(None, description="CPU cores of each worker of this stage.")
     gpus_per_worker: GPUs | None = Field(None, description="GPUs of each worker of this stage. 0: it trains on CPUs.")
+    accelerator_type: AcceleratorType | None = Field(None, description="Model of the GPUs of this stage.")
+    label_selector: LabelSelector | None = Field(None, description="Labels of the nodes of this stage.")
 
 
 class RayConfig(Section):
@@ -703,8 +738,10 @@ class RayConfig(Section):
         description="Ray cluster to join: `host:port` of its head, or `auto` for the one that this machine belongs to. "
         "`null`: start Ray on this machine.",
     )
-    workers: int = Field(
-        1, ge=1, le=10_000, description="Workers of a stage; each trains on an equal share of every batch."
+    workers: Workers = Field(
+        1,
+        description="Workers of a stage; each trains on an equal share of every batch. `{min: 2, max: 8}`: as many as the "
+        "cluster has room for at any time, of the numbers that divide the batch; the result is the same but for rounding.",
     )
     cpus_per_worker: CPUs = Field(
         1, description="CPU cores that Ray reserves for each worker, which are also its threads."
@@ -718,8 +755,31 @@ class RayConfig(Section):
         dict[str, Annotated[float, Field(ge=0, le=1e15)]], AfterValidator(_own_resources)
     ] = Field(
         {},
-        description="Custom Ray resources that each worker reserves, amounts by name: `{fast: 1}`. Ray's own "
-        "`{accelerator_type:A100: 0.001}` asks for that GPU, and `plan` counts its hours.",
+        description="Custom Ray resources that each worker reserves, amounts by name: `{fast: 1}`.",
+    )
+    accelerator_type: AcceleratorType | None = Field(
+        None,
+        description="Model of the GPUs, as Ray names it: `A100`, `H100`. Workers start on nodes with it only. `null`: any, "
+        "but one model for all workers of a stage.",
+    )
+    label_selector: LabelSelector = Field(
+        {},
+        description="Labels that the nodes of the workers must have, as Ray's label selectors: "
+        "`{ray.io/market-type: spot, region: in(eu-1, eu-2)}`.",
+    )
+    wait_s: float = Field(
+        1800.0,
+        ge=0,
+        le=7 * 86_400,
+        description="Seconds that a stage on a cluster waits for nodes with room for its workers, so that an autoscaler "
+        "can bring them. A Ray on this machine is not waited for.",
+    )
+    stop_grace_s: float = Field(
+        30.0,
+        ge=1,
+        le=3600,
+        description="Seconds that a run which is stopped may take for its last checkpoint and a clean end. It is killed "
+        "after that; at most the work since the newest checkpoint is lost.",
     )
     max_failures: int = Field(
         2,
@@ -731,6 +791,18 @@ class RayConfig(Section):
     stages: Annotated[dict[int, RayStageOverride], BeforeValidator(whole_keys)] = Field(
         {}, description="Exceptions for single stages, by resolution: `{8: {workers: 1}}`."
     )
+
+    def speed_settings(self) -> dict[str, Any]:
+        """Return what the speed of a stage depends on, as JSON has it.
+
+        A setting that came after version 0.1 is there only where it is used, so that measured speeds stay known.
+        """
+        values = self.model_dump(mode="json", exclude={"wait_s", "stop_grace_s"})
+        for section in (values, *values["stages"].values()):
+            for name in ("accelerator_type", "label_selector"):
+                if not section[name]:
+                    del section[name]
+        return values
 
 
 class TrackingConfig(Section):
@@ -824,18 +896,51 @@ class UncheckedConfig(Section):
         return tuple(r for r in RESOLUTIONS if self.training.start_resolution <= r <= self.data.resolution)
 
     def workers_at(self, resolution: int) -> RayStageOverride:
-        """Return the workers and resources of one stage; no field of the result is None."""
+        """Return the workers and resources of one stage; of its fields only `accelerator_type` may be None."""
         given = self.ray.stages.get(resolution, RayStageOverride()).model_dump(exclude_none=True)
-        common = {key: getattr(self.ray, key) for key in ("workers", "cpus_per_worker", "gpus_per_worker")}
+        common = {key: getattr(self.ray, key) for key in RayStageOverride.model_fields}
         return RayStageOverride(**(common | given))
+
+    def worker_counts_at(self, resolution: int) -> tuple[int, ...]:
+        """Return the numbers of workers that one stage may have, ascending: one, or those of a range that divide its batch.
+
+        A number that is given is returned as it is; a range may have no such number.
+        """
+        workers = self.workers_at(resolution).workers or 1
+        if isinstance(workers, int):
+            return (workers,)
+        return tuple(n for n in range(workers.min, workers.max + 1) if self.divides_among(n, resolution))
+
+    def most_workers_at(self, resolution: int) -> int:
+        """Return the most workers that one stage may have."""
+        return max(self.worker_counts_at(resolution), default=1)
+
+    def divides_among(self, workers: int, resolution: int) -> bool:
+        """Return whether a batch of one stage divides among so many workers.
+
+        Each has equally many images, whole minibatch-stddev groups, and equally many images that `training.rotation` turns.
+        """
+        batch, rotation = self.batch_at(resolution), self.training.rotation
+        share, members = batch // workers, min(self.model.mbstd_group, batch)
+        turned = rotation.num_turned(batch) if rotation else 0
+        return batch % workers == 0 and turned % workers == 0 and (workers == 1 or share % members == 0)
+
+    def takes_official_batch(self, resolution: int) -> bool:
+        """Return whether the batch of one stage is `auto`: the published one for its number of workers."""
+        return self._given_batch(resolution) == "auto"
+
+    def _given_batch(self, resolution: int) -> Any:
+        given = self.training.stages.get(resolution, StageOverride()).batch
+        return given or at_resolution(self.training.batch, resolution)
 
     def batch_at(self, resolution: int) -> int:
         """Return the images per step of one stage, over all workers."""
-        given = self.training.stages.get(resolution, StageOverride()).batch
-        batch = given or at_resolution(self.training.batch, resolution)
+        batch: Any = self._given_batch(resolution)
         if batch == "auto":
-            return official_batch(resolution, self.workers_at(resolution).workers or 1, self.model.mbstd_group)
-        return batch
+            workers = self.workers_at(resolution).workers or 1
+            most = workers if isinstance(workers, int) else workers.max  # a config with such a range is refused
+            return official_batch(resolution, most, self.model.mbstd_group)
+        return int(batch)
 
     def parts_at(self, resolution: int, workers: int | None = None) -> int:
         """Return in how many equal parts a worker's share of a batch goes through the networks in one stage.
@@ -846,7 +951,7 @@ class UncheckedConfig(Section):
         limits, rotation, batch = self.training.max_batch_per_worker, self.training.rotation, self.batch_at(resolution)
         if not limits or resolution < min(limits):
             return 1
-        workers, limit = workers or self.workers_at(resolution).workers or 1, at_resolution(limits, resolution)
+        workers, limit = workers or self.most_workers_at(resolution), at_resolution(limits, resolution)
         share, groups = batch // workers, batch // workers // min(self.model.mbstd_group, batch)
         turned = rotation.num_turned(batch) // workers if rotation else 0
         possible = [n for n in range(1, max(groups, 1) + 1) if groups % n == 0 and turned % n == 0]

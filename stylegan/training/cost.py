@@ -105,7 +105,7 @@ def _gpu_basis(gpu: Target, kind: Kind) -> str:
     if gpu.known == "assumed":
         return (
             f"what one {MEASURED.name} has reached (measured); other GPUs take longer, yours is not known here: name it, such as "
-            "ray.resources_per_worker={accelerator_type:A100: 0.001}"
+            "ray.accelerator_type=A100"
         )
     if kind is MEASURED:
         return f"what one {MEASURED.name} has reached (measured)"
@@ -116,8 +116,9 @@ def _gpu_basis(gpu: Target, kind: Kind) -> str:
 
 
 def micro_batch(config: Config, stage: Stage) -> int:
-    """Return the number of images whose layer outputs one worker holds at a time."""
-    return stage.batch // (config.workers_at(stage.resolution).workers or 1) // config.parts_at(stage.resolution)
+    """Return the number of images whose layer outputs one worker holds at a time, with the fewest workers."""
+    fewest = config.worker_counts_at(stage.resolution)[0]
+    return stage.batch // fewest // config.parts_at(stage.resolution, fewest)
 
 
 def stage_memory(config: Config, stage: Stage) -> float:
@@ -152,19 +153,19 @@ def counted_seconds(config: Config, stage: Stage) -> float:
     blocks = stage.resolution.bit_length() - 2
     flops = step_flops(config, stage.resolution)
     worker_flops = _worker_flops(config, stage.resolution)
-    return BLOCK_SECONDS * blocks / stage.batch + flops / (worker_flops * (need.workers or 1))
+    return BLOCK_SECONDS * blocks / stage.batch + flops / (worker_flops * config.most_workers_at(stage.resolution))
 
 
 def _gpu_seconds(config: Config, stage: Stage, kind: Kind) -> float:
     """Estimate the duration of a step on one GPU of a kind for each worker."""
-    share = stage.batch // (config.workers_at(stage.resolution).workers or 1)
+    share = stage.batch // config.most_workers_at(stage.resolution)
     _, _, _, activations = _count_forward_pass(config.model, stage.resolution, config.data.channels)
     precision = config.training.precision
     passes = G_PASSES + _passes_D(config.training)
     convolutions = step_flops(config, stage.resolution) * share / _gpu_flops(kind, precision)
     slower = MEASURED.bandwidth / kind.bandwidth
     rest = passes * activations * share * GPU_SECONDS[precision] * slower
-    return convolutions + rest + GPU_HOST_SECONDS * share / micro_batch(config, stage)
+    return convolutions + rest + GPU_HOST_SECONDS * config.parts_at(stage.resolution)
 
 
 def _gpu_flops(kind: Kind, precision: str) -> float:
@@ -176,7 +177,7 @@ def _gpu_flops(kind: Kind, precision: str) -> float:
 def gpu_hours(config: Config, stage: Stage, seconds: float) -> float:
     """Return the hours of GPUs that a stage reserves in that time; 0 for a stage on CPUs."""
     need = config.workers_at(stage.resolution)
-    return (need.workers or 1) * (need.gpus_per_worker or 0) * seconds / 3600
+    return config.most_workers_at(stage.resolution) * (need.gpus_per_worker or 0) * seconds / 3600
 
 
 def counted_evaluation(config: Config, resolution: int, images: int) -> float:
@@ -225,7 +226,7 @@ def _speed_digests(config: Config) -> dict[str, str]:
     ]
     if training.max_batch_per_worker or training.cuda_graphs != "auto":  # speeds of version 0.1 stay known
         work += [training.max_batch_per_worker, training.cuda_graphs]
-    return {"model": digest(config.model.identity()), "ray": digest(config.ray), "work": digest(work)}
+    return {"model": digest(config.model.identity()), "ray": digest(config.ray.speed_settings()), "work": digest(work)}
 
 
 def measured_speed(config: Config, stage: Stage) -> float | None:

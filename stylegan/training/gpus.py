@@ -116,14 +116,15 @@ class Target:
 def target(config: Config) -> Target:
     """Return the GPU that the stages of a config train on, if they train on GPUs.
 
-    It is the one that `ray.resources_per_worker` names, otherwise the first of this machine if Ray is started here.
+    It is the one that `ray.accelerator_type` or `ray.resources_per_worker` names, otherwise the first of this machine if
+    Ray is started here.
     Without either one of the kind that was measured is assumed.
     """
-    for resource, amount in config.ray.resources_per_worker.items():
-        if resource.startswith(ACCELERATOR) and amount:
-            name = resource.removeprefix(ACCELERATOR)
-            kind = find_kind(name)
-            return Target(kind.name if kind else name, kind, "named")
+    resources = [name for name, amount in config.ray.resources_per_worker.items() if amount]
+    names = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
+    for name in filter(None, (config.ray.accelerator_type, *names)):
+        kind = find_kind(name)
+        return Target(kind.name if kind else name, kind, "named")
     if config.ray.address is None and (here := gpus_here()):
         return Target(here[0].name, find_kind(here[0].name), "here")
     return Target(MEASURED.name, MEASURED, "assumed")

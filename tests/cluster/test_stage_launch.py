@@ -11,7 +11,7 @@ from ray.train import WorkerGroupError
 from stylegan.cluster import stage_launch
 from stylegan.cluster.stage_launch import _explain, _interruptible, backend, launch_stage
 from stylegan.config.file import build
-from stylegan.config.sections import RayStageOverride
+from stylegan.config.tree import Config
 from stylegan.errors import ExhaustedError, StepError, UnavailableError
 from stylegan.training import distributed
 from stylegan.training.schedule import stages
@@ -92,7 +92,11 @@ def test_lost_workers_are_started_again_as_often_as_the_config_allows(attempts):
 )
 def test_workers_that_share_a_gpu_do_without_nccl(workers, gpus, library):
     """NCCL refuses two ranks on one GPU."""
-    assert backend(RayStageOverride(workers=workers, gpus_per_worker=gpus)) == library
+    ray = {"workers": workers, "gpus_per_worker": gpus}
+    config = Config.model_validate(
+        {"name": "x", "data": {"source": "digits", "resolution": 8}, "training": {"batch": 32}, "ray": ray}
+    )
+    assert backend(config, 4) == library
 
 
 def test_ranks_wait_longer_for_each_other_than_one_may_wait_for_storage():
