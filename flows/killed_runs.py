@@ -1,4 +1,6 @@
-"""End flow runs whose process was killed: Prefect itself would show them as Running for ever.
+"""Correct what Prefect shows of runs that did not end by themselves.
+
+It would show runs whose process was killed as Running for ever, and those that were stopped in order as Crashed.
 
 `has_unfinished` needs no Prefect, so this file imports it only where it is used.
 """
@@ -11,10 +13,14 @@ import os
 import socket
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from stylegan.records import digest
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun, State
 
 FLOW_NAME = "stylegan-train"
 PID_TAG = "process:"
@@ -88,6 +94,23 @@ def end_killed_runs(flow_name: str) -> int:
                 )
                 ended += 1
     return ended
+
+
+def show_stopped(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    """Show a crashed flow run and its task as Cancelled if it was stopped by a signal; a hook of Prefect."""
+    if not isinstance(state.data, KeyboardInterrupt):
+        return
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.states import Cancelled
+
+    stopped: State[Any] = Cancelled(message=str(state.data) or "stopped by a signal; repeat the run to go on")
+    with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # a server that is away shows nothing
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+        for task in tasks:
+            if task.state_name == "Crashed":
+                client.set_task_run_state(task.id, stopped, force=True)
+        client.set_flow_run_state(flow_run.id, stopped, force=True)
 
 
 def has_unfinished(flow_name: str, run_name: str, database: Path) -> bool:

@@ -44,7 +44,7 @@ def _checked(config: Config | dict[str, Any] | str, overrides: list[str]) -> Con
     return build(values, "config", overrides)
 
 
-@flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False)
+@flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False, on_crashed=[killed_runs.show_stopped])
 def train_flow(config: Config | dict[str, Any] | str, overrides: list[str] | None = None) -> Summary:
     """Turn images into a registered, judged model; go on where an earlier run of the same config stopped.
 

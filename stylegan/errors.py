@@ -67,6 +67,18 @@ class DamagedError(StepError):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was stopped from elsewhere than this process, in good order; the same command goes on.
+
+    Attributes:
+        number: the signal that did it.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(redact(printable(message)))
+        self.number = number
+
+
 class DivergedError(StepError):
     """Gradients of training are no longer finite; from the same checkpoint it would end the same way."""
 

@@ -19,7 +19,7 @@ import stylegan
 from flows.cli import console, listing, mistakes, model_commands, registry_commands, run_commands
 from flows.cli.arguments import AsJson
 from stylegan.commands import shell_command
-from stylegan.errors import ConfigError, UserError, one_line
+from stylegan.errors import ConfigError, Stopped, UserError, one_line
 from stylegan.places import explain_full_disk
 
 EXAMPLES = "Examples\n--------\n"  # the heading of the last section of a command's docstring
@@ -98,6 +98,9 @@ def run(arguments: list[str]) -> int:
     except ConfigError as error:
         console.print_error(f"{error}{mistakes.meant(error, arguments)}")
         return 2
+    except Stopped as error:
+        console.print_error(str(error))
+        return 128 + error.number
     except Exception as error:
         full = explain_full_disk(error)
         if full is None and not isinstance(error, UserError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 
+from flows.cli import supervisor
 from stylegan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def load(config: str, overrides: list[str] | None) -> Config:
     """Read a config and its overrides. Raises ConfigError of one line."""
     from stylegan.config import file  # takes half a second, which help and mistakes of usage need not wait for
 
-    return file.load(config, overrides or [])
+    found = file.load(config, overrides or [])
+    supervisor.allow(found.ray.stop_grace_s)
+    return found
 
 
 def registry_config(config: str | None, overrides: list[str] | None) -> Config | None:

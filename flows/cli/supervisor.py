@@ -2,9 +2,9 @@
 
 It forks the program into a session of its own, which the signals of a terminal do not reach, and waits for it. The
 first SIGINT, SIGTERM or SIGHUP asks the program to stop: its main thread gets a KeyboardInterrupt, so that a stage under
-way writes a checkpoint and files, MLflow and Prefect are left in order. What is not done after `STOP_SECONDS`, or at a
-second signal, is killed together with every process that the program has started. Nothing is lost by that: storage is
-written so that `kill -9` at any moment is safe.
+way writes a checkpoint and files, MLflow and Prefect are left in order. What is not done after `STOP_SECONDS` (or what the
+program has set by `allow`), or at a second signal, is killed together with every process that it has started. Nothing is
+lost by that: storage is written so that `kill -9` at any moment is safe.
 
 Exit codes: 128 plus the number of the signal (129, 130, 143), 141 if the reader of standard output is gone, 1 if the
 program crashed, else that of the program.
@@ -17,9 +17,11 @@ the log is temporary and is shown only after a crash.
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import select
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +38,7 @@ SHOWN_LOG = 4000  # bytes of the log that are shown after a crash
 _terminal: TextIO | None = None  # of the supervised program
 _begun = False  # whether there is anything that a stop must leave in order
 _received: int | None = None  # the signal that has interrupted the program
+_patience = mmap.mmap(-1, 8)  # both processes see it: seconds from the first signal to the end of everything
 
 
 def supervise(program: Callable[[], int]) -> int:
@@ -67,6 +70,15 @@ def begin() -> None:
     _begun = True
 
 
+def allow(seconds: float) -> None:
+    """Set how long the program may take to stop."""
+    _patience[:] = struct.pack("d", seconds)
+
+
+def _allowed() -> float:
+    return float(struct.unpack("d", _patience[:])[0]) or STOP_SECONDS
+
+
 def terminal() -> TextIO:
     """Return the stream of lines for the user: the real standard error, which libraries do not reach."""
     return _terminal or sys.stderr
@@ -79,7 +91,7 @@ class _Supervisor:
         self.child, self.request, self.signals, self.log = child, request, signals, log
         self.status: int | None = None  # of the program, once it has ended
         self.signal: int | None = None  # the first that arrived
-        self.deadline = float("inf")
+        self.asked = self.deadline = float("inf")  # times at which the program was asked to stop, and is killed
 
     def wait(self) -> int:
         """Wait until every process has ended, and return the exit code."""
@@ -97,11 +109,11 @@ class _Supervisor:
     def _on_signal(self, number: int) -> None:
         now = time.monotonic()
         if self.signal is None:
-            self.signal, self.deadline = number, now + STOP_SECONDS
+            self.signal, self.asked, self.deadline = number, now, now + _allowed()
             with suppress(OSError):  # it has just ended
                 os.write(self.request, b"s")
             _say_stopped(number)
-        elif now > self.deadline - STOP_SECONDS + SAME_SECONDS:
+        elif now > self.asked + SAME_SECONDS:
             self.deadline = now
 
     def _arrived(self) -> list[int]:
@@ -180,7 +192,8 @@ def _run(program: Callable[[], int], requests: int, log: int) -> int:
     except BaseException as error:
         if _received is None and isinstance(error, SystemExit):
             raise
-        os._exit(128 + (_received or signal.SIGINT))  # no more waiting for threads; the supervisor ends what is left
+        own: int = getattr(error, "number", signal.SIGINT)  # `Stopped` has one
+        os._exit(128 + (_received or own))  # no more waiting for threads; the supervisor ends what is left
 
 
 def _leave(code: int) -> NoReturn:
@@ -213,7 +226,7 @@ def _watch(requests: int) -> None:
     if _terminal is not None:
         os.dup2(silence, _terminal.fileno())
     with suppress(OSError, ValueError):
-        faulthandler.dump_traceback_later(STOP_SECONDS - 2, file=2)  # the log says what did not end in time
+        faulthandler.dump_traceback_later(max(_allowed() - 2, 0.1), file=2)  # the log says what did not end in time
     # Once is not enough: a signal that comes right before a system call that waits does not interrupt it.
     while _received is None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from stylegan import storage
-from stylegan.cluster.resources import check_resources
+from stylegan.cluster.room import wait_for_room
 from stylegan.cluster.session import connect
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
@@ -30,7 +30,8 @@ AHEAD = 128  # tasks submitted before the oldest result is taken: results wait i
 def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config) -> Iterator[R]:
     """Map over Ray tasks with the resources of a training worker, at most `AHEAD` before the result that is due.
 
-    A task whose worker dies is repeated, it alone. Results are dropped once they are yielded.
+    A task whose worker dies is repeated, it alone. Results are dropped once they are yielded. Without room for one worker
+    it is waited for, as `wait_for_room` says.
 
     Args:
         function: picklable, importable on the workers.
@@ -39,7 +40,7 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     """
     import ray
 
-    check_resources(config, stages(config)[-1:])
+    wait_for_room(config, stages(config)[-1], counts=(1,), purpose="evaluate")
     need = config.workers_at(config.data.resolution)
     cpus, gpus = need.cpus_per_worker or 1, need.gpus_per_worker or 0
     resources = config.ray.resources_per_worker

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -20,24 +21,43 @@ logger = logging.getLogger("stylegan")
 LOOK_SECONDS = 60.0  # for a look at the GPUs of a node; one that does not answer is taken to be in order
 
 
-def check_resources(config: Config, stages: Iterable[Stage]) -> None:
-    """Check that the cluster can place the workers of these stages when nothing else runs on it.
+def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = False) -> None:
+    """Check that the workers of these stages can be placed when nothing else runs on the cluster.
+
+    A cluster may still get nodes, for `ray.wait_s`, up to what its autoscaler allows; a Ray on this machine gets none.
+
+    Args:
+        config: that of the run.
+        stages: the stages.
+        tell: log what is missing now and will be waited for.
 
     Raises:
-        ConfigError: it never can; the line says what was asked and what the cluster has.
+        ConfigError: they never can; the line says what was asked and what the cluster has.
     """
     import ray
+    from ray._private.state import state
 
     connect(config.ray)
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    grows = config.ray.address is not None and config.ray.wait_s > 0
+    limits = state.get_max_resources_from_cluster_config() if grows else None  # None: it has no autoscaler
     for stage in stages:
-        need = config.workers_at(stage.resolution)
-        bundle = worker_bundle(config.ray, need)
+        bundle = worker_bundle(config.ray, config.workers_at(stage.resolution))
         count = config.worker_counts_at(stage.resolution)[0]
-        if sum(_count_fitting(node, bundle) for node in nodes) < count:
-            raise ConfigError(
-                f"ray: stage {stage.name} asks for {count} worker(s) with {_describe(bundle)} each, but the cluster has "
-                f"{describe_cluster()}; lower ray.workers or ray.cpus_per_worker / gpus_per_worker, or add nodes"
+        if sum(_count_fitting(node, bundle) for node in nodes) >= count:
+            continue
+        asked = f"ray: stage {stage.name} asks for {describe_workers(config, stage, count)}, but"
+        cure = "lower ray.workers or ray.cpus_per_worker / gpus_per_worker, or add nodes"
+        if limits and any(limits.get(name, 0) < amount * count for name, amount in bundle.items() if name in limits):
+            raise ConfigError(f"{asked} the cluster grows to {_describe(dict(limits))} at most; {cure}")
+        if not grows:
+            raise ConfigError(f"{asked} the cluster has {describe_cluster()}; {cure}")
+        if tell:
+            logger.warning(
+                "%s the cluster has %s now; it will wait for nodes, up to %g s (ray.wait_s)",
+                asked,
+                describe_cluster(),
+                config.ray.wait_s,
             )
 
 
@@ -133,12 +153,27 @@ def _warn_of_triton(looks: Sequence[Look]) -> None:
         )
 
 
-def describe_cluster() -> str:
-    """Return the nodes of the cluster that this process has joined, and their resources, for people."""
+def describe_workers(config: Config, stage: Stage, count: int) -> str:
+    """Return a number of workers of a stage and what each asks for, for people."""
+    need = config.workers_at(stage.resolution)
+    labels = ", ".join(f"{name}={value}" for name, value in (need.label_selector or {}).items())
+    return f"{count} worker(s) with {_describe(worker_bundle(config.ray, need))} each" + (
+        f" on nodes with {labels}" if labels else ""
+    )
+
+
+def describe_cluster(*, free: bool = False) -> str:
+    """Return the nodes of the cluster that this process has joined, and their resources, for people.
+
+    Args:
+        free: also say what of them nobody uses now.
+    """
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    return f"{len(nodes)} node(s): " + "; ".join(_describe(dict(node["Resources"])) for node in nodes)
+    kinds = Counter(_describe(dict(node["Resources"])) for node in nodes)
+    text = f"{len(nodes)} node(s): " + "; ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in kinds.items())
+    return f"{text} (free: {_describe(ray.available_resources())})" if free else text
 
 
 def worker_bundle(ray_config: RayConfig, need: RayStageOverride) -> dict[str, float]:

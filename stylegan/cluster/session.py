@@ -36,7 +36,7 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
-        if not before and _is_open():
+        if not before and _is_open() and head_answers():  # Ray would wait for a lost head, then end the process
             import ray
 
             ray.shutdown()
@@ -48,6 +48,18 @@ def _is_open() -> bool:
     import ray
 
     return ray.is_initialized()
+
+
+def head_answers() -> bool:
+    """Return whether something answers at the head of the cluster that this process has joined or started."""
+    import ray
+
+    try:
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return True
 
 
 def connect(ray_config: RayConfig) -> None:
@@ -69,7 +81,7 @@ def connect(ray_config: RayConfig) -> None:
         dashboard = None if ray_config.address else False
         with _own_sigterm():
             ray.init(
-                address=ray_config.address,
+                address=ray_config.address or "local",
                 include_dashboard=dashboard,
                 logging_level=logging.ERROR,
                 log_to_driver=False,

@@ -8,94 +8,285 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import socket
 import threading
-import uuid
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from functools import partial
-from itertools import count
 from typing import Any, TypeVar
 
 from stylegan import storage
-from stylegan.cluster.resources import check_resources, worker_bundle
+from stylegan.cluster.notices import Board, Notice, watched
+from stylegan.cluster.resources import worker_bundle
+from stylegan.cluster.room import is_placed, placed, wait_for_room
+from stylegan.cluster.session import head_answers
 from stylegan.config.tree import Config
-from stylegan.errors import DivergedError, ExhaustedError, StepError, UnavailableError, UserError
+from stylegan.errors import DivergedError, ExhaustedError, StepError, Stopped, UnavailableError, UserError
 from stylegan.training import distributed
 from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import Stage
-from stylegan.training.state import Checkpoint
+from stylegan.training.state import Checkpoint, newest_checkpoint
 from stylegan.training.stop import StageStopped
 
 R = TypeVar("R")
-STOP_SECONDS = 5.0  # for the last checkpoint of a stage that is interrupted
-POLL_SECONDS = 0.3  # between two looks of a worker for a request to stop
+OnEvent = Callable[[str, int, int], None]
+LOOK_SECONDS = 2.0  # between two looks at the cluster while a stage trains
+HEAD_SECONDS = 20.0  # that the head of the cluster may be silent
+GROW_SECONDS = 60.0  # that workers train at least before more take their place, which costs some seconds
+START_ERRORS = (
+    "WorkerGroupStartupTimeoutError",
+    "InsufficientClusterResourcesError",
+)  # of Ray Train, in private modules
 
 logger = logging.getLogger("stylegan")
 
 
-def launch_stage(job: StageJob) -> Checkpoint:
+def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Checkpoint:
     """Train one stage with its own workers and return the record of its last checkpoint.
 
-    The workers are started again, as often as ray.max_failures allows, after a failure that may not come again. Ray
-    itself starts none again: it would not tell a lost worker from a mistake.
+    The stage waits for room in the cluster (room.py). It has as many workers as there is room for, of the numbers that
+    the config allows, and they are started again, always from the newest checkpoint,
+
+    - after a failure that may not come again, such as a lost node, as often as `ray.max_failures` allows;
+    - when a node of theirs is going to be taken away, or there is room for more of them. They write a checkpoint first,
+      so nothing is lost.
+
+    Ray Train itself starts none again: it would not tell a lost worker from a mistake. Nor is it Ray that makes a group
+    larger: it would choose numbers that do not divide the batch, and lose the work since the newest checkpoint.
 
     What interrupts this call (a KeyboardInterrupt, a SystemExit) is raised after the workers have written a checkpoint of
-    the state so far, if they do so within `STOP_SECONDS`.
+    the state so far, if they do so in time for `ray.stop_grace_s`.
+
+    Args:
+        job: what to train.
+        on_event: called with what happened to the workers, a number, and the images from which they go on: `worker_lost`
+            and `preempted` with how many workers, `resized` with how many there are now.
 
     Raises:
         ConfigError: the cluster can never hold the workers.
         StepError: a worker met something it cannot work with.
-        ExhaustedError: storage did not answer, or workers were lost more often than ray.max_failures allows.
+        ExhaustedError: storage did not answer, workers were lost more often than ray.max_failures allows, or there was
+            no room for them for ray.wait_s.
+        Stopped: a worker was sent SIGTERM; the stage has a checkpoint of this moment.
     """
     from ray.train import TrainingFailedError
 
-    check_resources(job.config, [job.stage])
-    for attempt in count():
+    failures, before, config, name = 0, None, job.config, f"train {job.stage.name}"
+    while True:
+        count = wait_for_room(config, job.stage)
+        if before is not None and count != before:
+            logger.info("%s: goes on with %d worker(s)", name, count)
+            on_event("resized", count, _resumed_at(job))
+        before, board = count, Board()
         try:
-            return _fit(job)
+            outcome = _fit(job, count, board)
+            nodes = board.nodes()
         except TrainingFailedError as error:
-            failure = _explain(job.stage, error)
+            nodes, failure = board.nodes(), _explain(job.stage, error)
+            if _found_no_room(error):
+                logger.info("%s: somebody else has taken the room for its workers", name)
+                continue
             if not isinstance(failure, UnavailableError) or isinstance(failure, ExhaustedError):
                 raise failure from error
-            if attempt >= job.config.ray.max_failures:
-                raise ExhaustedError(str(failure)) from error
-            logger.warning("%s; starting its workers again, from the newest checkpoint", failure)
-    raise AssertionError("unreachable")
+            leaving = {node: number for node, number in nodes.items() if node in draining()}
+            lost = _lost(nodes)
+            if _was_preempted(error) or (leaving and not lost):
+                _tell_preempted(job, leaving, on_event)
+                continue
+            on_event("worker_lost", sum(lost.values()) or 1, _resumed_at(job))
+            what = f"{name}: lost {_named(lost, count)}" if lost else str(failure)
+            if failures >= config.ray.max_failures:
+                raise ExhaustedError(f"{what}; ray.max_failures={config.ray.max_failures} allows no more") from error
+            failures += 1
+            logger.warning("%s; its workers start again from %s", what, _newest(job))
+            continue
+        finally:
+            if head_answers():
+                with contextlib.suppress(Exception):
+                    board.clear()
+        if not isinstance(outcome, Notice):
+            return outcome
+        if outcome.reason == "signal" and not draining().keys() & nodes.keys():
+            raise Stopped(
+                f"{name}: the worker of {outcome.detail} was sent SIGTERM, so the run is stopped at {_newest(job)}; run "
+                "the same command again to go on",
+                signal.SIGTERM,
+            )
+        if outcome.reason == "grow":
+            logger.info("%s: there is room for more workers; they start again from %s", name, _newest(job))
+        else:  # one that is idle may have gone since
+            named = outcome.detail.split() if outcome.reason == "drain" else draining()
+            _tell_preempted(job, {node: number for node, number in nodes.items() if node in named}, on_event)
 
 
-def _fit(job: StageJob) -> Checkpoint:
-    """Train with one set of workers. Raises TrainingFailedError if one fails, StepError if training diverges."""
+def _fit(job: StageJob, count: int, board: Board) -> Checkpoint | Notice:
+    """Train with one set of workers; return the last checkpoint, or the notice that has stopped them.
+
+    Raises:
+        TrainingFailedError: a worker failed.
+        StepError: training diverged.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from stylegan.cluster.stoppable import StoppableTorchConfig
 
     config = job.config
     need = config.workers_at(job.stage.resolution)
-    use_gpu = bool(need.gpus_per_worker)
-    stop_key = f"stylegan-stop-{uuid.uuid4().hex}"
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "stop_key": stop_key},
+        train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=config.most_workers_at(job.stage.resolution),
-            use_gpu=use_gpu,
+            num_workers=count,
+            use_gpu=bool(need.gpus_per_worker),
             resources_per_worker=worker_bundle(config.ray, need),
             placement_strategy="PACK",
+            label_selector=need.label_selector or None,
         ),
-        torch_config=TorchConfig(
+        torch_config=StoppableTorchConfig(
             backend=backend(config, job.stage.resolution), timeout_s=distributed.timeout(config.storage.patience_s)
         ),
         run_config=RunConfig(
             name=f"{job.run_id}-{job.stage.resolution:04d}-{job.key}",
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             **_ray_storage(config.storage.root),
         ),
     )
-    with _quiet_ray_train():
-        result = _interruptible(trainer.fit, on_interrupt=partial(_request_stop, stop_key))
+    outcome: Future[Any] = Future()
+    with _quiet_ray_train(), _looking_after(job, count, board, outcome):
+        result = _interruptible(
+            trainer.fit, outcome, on_interrupt=partial(board.post, "stop"), patience=_checkpoint_seconds(config)
+        )
     if "diverged" in result.return_value:
         raise StepError(f"train {job.stage.name}: {result.return_value['diverged']}")
+    if not result.return_value:
+        return board.read() or Notice("stop")
     return Checkpoint.model_validate(result.return_value)
+
+
+@contextlib.contextmanager
+def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any]) -> Iterator[None]:
+    """Look at the cluster while the workers of a stage train.
+
+    Workers are stopped if a node of theirs is going to be taken away, or there is room for more of them. If the head of
+    the cluster is gone, that is the outcome: Ray itself would end this process after a minute, without a word.
+    """
+    larger = [other for other in job.config.worker_counts_at(job.stage.resolution) if other > count]
+    begun, over, demands = time.monotonic(), threading.Event(), contextlib.ExitStack()
+
+    def look() -> None:
+        answered, demand = time.monotonic(), None
+        while not over.wait(LOOK_SECONDS):
+            if head_answers():
+                answered = time.monotonic()
+            elif time.monotonic() - answered > HEAD_SECONDS:
+                with contextlib.suppress(InvalidStateError):
+                    outcome.set_exception(_head_lost(job))
+                return
+            else:
+                continue
+            with contextlib.suppress(Exception):  # it may still go away
+                nodes = board.nodes()
+                if leaving := draining().keys() & nodes.keys():
+                    board.post("drain", " ".join(sorted(leaving)))
+                elif larger and demand is None and sum(nodes.values()) == count:  # earlier it would take their own room
+                    demand = demands.enter_context(placed(job.config, job.stage, larger[0] - count))
+                elif demand and time.monotonic() - begun > GROW_SECONDS and is_placed(demand, 0):
+                    board.post("grow")
+
+    watch = threading.Thread(target=look, name="cluster-watch", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join(LOOK_SECONDS)
+        if head_answers():
+            demands.close()
+
+
+def _head_lost(job: StageJob) -> ExhaustedError:
+    address = job.config.ray.address
+    which = f"the head of the cluster (ray.address={address})" if address else "Ray on this machine"
+    return ExhaustedError(
+        f"train {job.stage.name}: {which} has not answered for {HEAD_SECONDS:.0f} s; once there is a cluster again, the same "
+        f"command goes on from {_newest(job)}"
+    )
+
+
+def _checkpoint_seconds(config: Config) -> float:
+    """Return how long an interrupted stage may take for its last checkpoint: the rest of the run has to end, too."""
+    return max(config.ray.stop_grace_s - 4, config.ray.stop_grace_s / 2)
+
+
+def _resumed_at(job: StageJob) -> int:
+    """Return the image count from which workers that start now go on."""
+    newest = newest_checkpoint(job.uri)
+    return newest.nimg if newest else job.stage.start_nimg
+
+
+def _newest(job: StageJob) -> str:
+    return f"{_resumed_at(job) / 1000:g} kimg"
+
+
+def _tell_preempted(job: StageJob, leaving: dict[str, int], on_event: OnEvent) -> None:
+    on_event("preempted", sum(leaving.values()) or 1, _resumed_at(job))
+    logger.warning(
+        "train %s: %s will be taken away; its workers go on elsewhere, from %s",
+        job.stage.name,
+        _named(leaving) if leaving else "a node",
+        _newest(job),
+    )
+
+
+def _named(nodes: dict[str, int], workers: int | None = None) -> str:
+    """Return nodes with workers in words: `node 10.0.0.3 (4f2a91c0) with 2 of 3 workers`."""
+    import ray
+
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    names = [f"{addresses.get(node, 'unknown')} ({node[:8]})" for node in nodes]
+    number = f"{sum(nodes.values())} of {workers}" if workers else f"{sum(nodes.values())}"
+    return f"node{'s' if len(names) > 1 else ''} {' and '.join(names)} with {number} worker(s)"
+
+
+def _lost(nodes: dict[str, int]) -> dict[str, int]:
+    """Return those nodes that no longer answer; the cluster itself notices that only after a while."""
+    import ray
+
+    facts = {node["NodeID"]: node for node in ray.nodes()} if nodes else {}
+    return {node: number for node, number in nodes.items() if not _answers(facts.get(node))}
+
+
+def _answers(node: dict[str, Any] | None) -> bool:
+    if node is None or not node["Alive"]:
+        return False
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def draining() -> dict[str, int]:
+    """Return the ids of the nodes that are going to be taken away, and when: milliseconds since 1970, 0 for unknown."""
+    from ray._private.state import state
+
+    found: dict[str, int] = state.get_draining_nodes()
+    return found
+
+
+def _found_no_room(error: Exception) -> bool:
+    """Return whether Ray Train could not place the workers."""
+    return type(getattr(error, "controller_failure", None)).__name__ in START_ERRORS
+
+
+def _was_preempted(error: Exception) -> bool:
+    """Return whether workers were lost because their node was taken away after a notice."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return type(error).__name__ == "PreemptionError" or any(getattr(each, "preempted", False) for each in failures)
 
 
 def backend(config: Config, resolution: int) -> str:
@@ -115,18 +306,26 @@ def _ray_storage(root: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))}
 
 
-def _interruptible(function: Callable[[], R], *, on_interrupt: Callable[[], None]) -> R:
+def _interruptible(
+    function: Callable[[], R], outcome: Future[R], *, on_interrupt: Callable[[], None], patience: float
+) -> R:
     """Call a function on another thread, so that signals interrupt this one at once and Ray installs no handler for them.
 
-    What interrupts is raised again after `on_interrupt` was called, and `function` has ended or `STOP_SECONDS` are over.
+    What interrupts is raised again after `on_interrupt` was called, and `function` has ended or `patience` seconds are over.
+
+    Args:
+        function: what is called.
+        outcome: receives what it returns or raises, unless somebody else decides the outcome before.
+        on_interrupt: asks the function to end.
+        patience: seconds.
     """
-    outcome: Future[R] = Future()
 
     def call() -> None:
-        try:
-            outcome.set_result(function())
-        except BaseException as error:
-            outcome.set_exception(error)
+        with contextlib.suppress(InvalidStateError):
+            try:
+                outcome.set_result(function())
+            except BaseException as error:
+                outcome.set_exception(error)
 
     threading.Thread(target=call, name="stage-launch", daemon=True).start()
     try:
@@ -135,40 +334,8 @@ def _interruptible(function: Callable[[], R], *, on_interrupt: Callable[[], None
         if not outcome.done():
             with contextlib.suppress(Exception):  # what interrupts is more important
                 on_interrupt()
-                outcome.result(timeout=STOP_SECONDS)
+                outcome.result(timeout=patience)
         raise
-
-
-def _request_stop(key: str) -> None:
-    """Ask the workers that look for this key to stop."""
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(key, b"stop")
-
-
-@contextlib.contextmanager
-def _stop_requests(key: str) -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns at once whether a worker is asked to stop; only that of rank 0 is ever called."""
-    import ray.train
-    from ray.experimental.internal_kv import _internal_kv_exists
-
-    if ray.train.get_context().get_world_rank() > 0:
-        yield lambda: False
-        return
-    asked, over = threading.Event(), threading.Event()
-
-    def look() -> None:
-        while not over.wait(POLL_SECONDS):
-            with contextlib.suppress(Exception):  # the head of the cluster may be away for a moment
-                if _internal_kv_exists(key):
-                    asked.set()
-                    return
-
-    threading.Thread(target=look, name="stop-requests", daemon=True).start()
-    try:
-        yield asked.is_set
-    finally:
-        over.set()
 
 
 def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -178,10 +345,11 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     job: StageJob = loop_config["job"]
+    rank = ray.train.get_context().get_world_rank()
     cpus = job.config.workers_at(job.stage.resolution).cpus_per_worker or 1
     torch.set_num_threads(max(int(cpus), 1))
     try:
-        with _stop_requests(loop_config["stop_key"]) as stop:
+        with watched(loop_config["board"], rank) as stop:
             record = train_stage(job, device=get_device(), on_checkpoint=ray.train.report, stop=stop)
         return record.model_dump(mode="json")
     except StageStopped:

@@ -288,10 +288,10 @@ def keys_called(name: str) -> list[str]:
     def walk(path: tuple[str, ...]) -> Iterator[str]:
         section = _section_at(path)
         for key in section.model_fields if section else ():
-            if _section_at((*path, key)):
-                yield from walk((*path, key))
-            elif key == name:
+            if key == name:
                 yield ".".join((*path, key))
+            elif _section_at((*path, key)):
+                yield from walk((*path, key))
 
     return list(walk(()))
 

@@ -65,7 +65,7 @@ def check_work(config: Config, stages: Sequence[Stage]) -> None:
     try_writing(storage.absolute(config.storage.root))
     public_weights.fetch_all(config.evaluation)
     if stages:
-        check_resources(config, stages)
+        check_resources(config, stages, tell=True)
         check_gpu_nodes(config, stages)
 
 

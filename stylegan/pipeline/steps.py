@@ -225,6 +225,7 @@ class Pipeline:
         Raises:
             ConfigError: the cluster can never hold its workers.
             StepError: training or storage failed.
+            Stopped: a worker was sent SIGTERM; the stage has a checkpoint of this moment.
         """
         self._course.begin(f"train {stage.name}")
         run = self.run(shards)
@@ -236,7 +237,7 @@ class Pipeline:
         if needed:
             tracked.start()
         with StageRelay(tracked, job.uri, quick=quick, on_rows=show):
-            record = self._train(job) if needed else found
+            record = self._train(job, tracked) if needed else found
             if found and lacks_end(job):  # it was stopped while the end of the stage was measured
                 with self._quick_metrics(job):
                     pass
@@ -249,9 +250,13 @@ class Pipeline:
         run = self.run(shards)
         return run.find_stage(stage) is None and run.is_needed(stage, target)
 
-    def _train(self, job: StageJob) -> Checkpoint:
+    def _train(self, job: StageJob, tracked: TrackedRun) -> Checkpoint:
+        def on_event(name: str, value: int, nimg: int) -> None:
+            with decoration(f"train {job.stage.name}: the event {name} in MLflow"), suppress(UnavailableError):
+                tracked.log_event(name, value, nimg=nimg)
+
         with self._quick_metrics(job):
-            return launch_stage(job)
+            return launch_stage(job, on_event=on_event)
 
     def _quick_metrics(self, job: StageJob) -> QuickMetrics:
         connect(self.config.ray)  # here, so that two threads do not do it at the same time

@@ -112,6 +112,13 @@ class TrackedRun:
             self._quick_steps[name] = {point.step for point in self.client.get_metric_history(self.mlflow_run_id, name)}
         return self._quick_steps[name]
 
+    def log_event(self, name: str, value: float, *, nimg: int) -> None:
+        """Log something that happened to the run as events/<name>; its step is the kimg of `nimg` images."""
+        with self._lock, explained(self.uri, "log an event"):
+            self.start()
+            for batch in _batches([(nimg // 1000, {f"events/{name}": value})]):
+                self.client.log_batch(self.mlflow_run_id, metrics=batch)
+
     def log_sample(self, kimg: int, png: bytes, origin: str = "a sample grid") -> None:
         """Log a grid of samples, the bytes of the PNG file `origin`, unless the run has one of the same kimg."""
         with self._lock, explained(self.uri, "log a sample grid"):

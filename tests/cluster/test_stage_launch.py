@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from ray.train import WorkerGroupError
 
 from stylegan.cluster import stage_launch
+from stylegan.cluster.notices import Board
 from stylegan.cluster.stage_launch import _explain, _interruptible, backend, launch_stage
 from stylegan.config.file import build
 from stylegan.config.tree import Config
@@ -54,16 +56,20 @@ def attempts(monkeypatch):
             build({"name": "t", "data": {"source": "digits", "resolution": 8}, "ray": {"max_failures": max_failures}}),
         )
 
-        def fit(job):
+        def fit(job, _count, _board):
             fits.append(job)
             if len(fits) <= len(failures):
                 raise WorkerGroupError("failed", {0: failures[len(fits) - 1]})
             return "record"
 
-        monkeypatch.setattr(stage_launch, "check_resources", lambda *_: None)
+        monkeypatch.setattr(stage_launch, "wait_for_room", lambda *_: 1)
+        monkeypatch.setattr(stage_launch, "draining", dict)
+        monkeypatch.setattr(stage_launch, "head_answers", lambda: False)
+        monkeypatch.setattr(Board, "nodes", lambda _: {})
+        monkeypatch.setattr(stage_launch, "newest_checkpoint", lambda _: None)
         monkeypatch.setattr(stage_launch, "_fit", fit)
         try:
-            result = launch_stage(SimpleNamespace(config=config, stage=STAGE))
+            result = launch_stage(SimpleNamespace(config=config, stage=STAGE, uri=""))
         except StepError as error:
             result = error
         return len(fits), result
@@ -122,7 +128,7 @@ def test_an_interrupted_launch_asks_for_a_checkpoint_and_waits_for_it(interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(interrupt):
-            _interruptible(train, on_interrupt=request)
+            _interruptible(train, Future(), on_interrupt=request, patience=30)
     finally:
         signal.signal(signal.SIGALRM, before)
     assert order == ["request", "checkpoint"]
@@ -130,4 +136,4 @@ def test_an_interrupted_launch_asks_for_a_checkpoint_and_waits_for_it(interrupt)
 
 def test_an_error_of_a_launch_is_raised_without_a_request():
     with pytest.raises(ZeroDivisionError):
-        _interruptible(lambda: 1 / 0, on_interrupt=lambda: pytest.fail("asked to stop"))
+        _interruptible(lambda: 1 / 0, Future(), on_interrupt=lambda: pytest.fail("asked to stop"), patience=1)

@@ -57,11 +57,11 @@ def test_a_run_stopped_while_it_trains_saves_its_state_and_goes_on_from_there(ma
     place.config.write_text(yaml.safe_dump(tree))
     stop(place, lambda: trained(place), signal.SIGINT, os.killpg)
     assert 0 < stage_nimg(place, 4) < 2000  # no checkpoint was due
-    assert states(place) == (["Crashed"], ["KILLED"])
+    assert states(place) == (["Cancelled"], ["KILLED"])
     stop(place, lambda: stage_nimg(place, 4) == 2000, signal.SIGTERM, os.kill)
     summary = place.json("run", str(place.config))
     assert [checkpoint["nimg"] for checkpoint in summary["checkpoints"]] == [2000, 3200]
-    assert states(place) == (["Crashed", "Crashed", "Completed"], ["FINISHED"])
+    assert states(place) == (["Cancelled", "Cancelled", "Completed"], ["FINISHED"])
 
 
 def test_a_cached_run_stops_at_once(finished):

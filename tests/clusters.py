@@ -1,0 +1,108 @@
+"""Ray clusters of several nodes on this machine, for tests: each node is a process group that can be killed."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def free_port():
+    """Return a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Machines:
+    """A Ray cluster whose nodes stand for machines.
+
+    Attributes:
+        address: `host:port` of its head.
+        dashboard: URL of its dashboard; None without one.
+    """
+
+    def __init__(self, *, dashboard=False, env=None, autoscaling=None, head_cpus=0):
+        """Start the head, which has no CPUs for workers unless it is given some.
+
+        Args:
+            dashboard: whether it has a dashboard, which is also the server of jobs.
+            env: environment variables of all nodes.
+            autoscaling: node types of an autoscaler that brings nodes by itself, by name.
+        """
+        self.temp = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's sockets allow short paths only
+        self.env = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""} | (env or {})
+        self.port, port = free_port(), free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.dashboard = f"http://127.0.0.1:{port}" if dashboard else None
+        self._processes = []
+        options = [f"--port={self.port}", f"--temp-dir={self.temp}", "--node-ip-address=127.0.0.1"]
+        options += [f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={port}"]
+        if autoscaling is not None:
+            options.append(f"--autoscaling-config={self._autoscaler(autoscaling)}")
+            self.env |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+        self.head = self._start("--head", *options, cpus=head_cpus)
+
+    def add(self, cpus=1, *options):
+        """Start a node and return its process."""
+        return self._start(f"--address={self.address}", "--node-ip-address=127.0.0.1", *options, cpus=cpus)
+
+    def kill(self, process):
+        """Kill all processes of a node at once, as the end of a machine does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def close(self):
+        """Kill all nodes and delete their files."""
+        for process in self._processes:
+            self.kill(process)
+        shutil.rmtree(self.temp, ignore_errors=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _start(self, *options, cpus):
+        """Start a node with ports of its own."""
+        command = [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats", *options]
+        command += [
+            f"--num-cpus={cpus}",
+            "--object-store-memory=100000000",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+        ]
+        for name in ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent"):
+            command.append(f"--{name}-port={free_port()}")
+        path = Path(self.temp, f"node-{len(self._processes)}.log")
+        with open(path, "wb") as log:
+            process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
+        self._processes.append(process)
+        deadline = time.monotonic() + 120
+        while "will now block" not in path.read_text():  # one at a time: nodes of one address take each other's ports
+            assert process.poll() is None, path.read_text()
+            assert time.monotonic() < deadline, path.read_text()
+            time.sleep(0.1)
+        return process
+
+    def _autoscaler(self, types):
+        """Write the config of an autoscaler whose nodes are further processes of the head, and return its path."""
+        import ray
+        import yaml
+
+        example = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
+        config = yaml.safe_load(example.read_text())
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        config["available_node_types"] = {"ray.head.default": head} | types
+        config["max_workers"], config["idle_timeout_minutes"] = 8, 0.2
+        path = Path(self.temp, "autoscaler.json")
+        path.write_text(json.dumps(config))
+        return path

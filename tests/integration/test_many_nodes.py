@@ -1,0 +1,190 @@
+"""Stages on clusters of several nodes: a lost node, one that is taken away, more that come, and an autoscaler."""
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from clusters import Machines
+from conftest import TREE
+from mlflow import MlflowClient
+
+from stylegan.cluster import stage_launch
+from stylegan.config.file import build
+from stylegan.pipeline.steps import Pipeline
+from stylegan.training.curves import read_rows
+from stylegan.training.schedule import stages
+from stylegan.training.state import newest_checkpoint
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(autouse=True)
+def _without_tokens(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+def make_config(root, kimg=2.4, checkpoint_kimg=0.2, **ray):
+    """Return the config of a stage that can be trained by one or two workers."""
+    training = {"start_resolution": 8, "stable_kimg": kimg, "batch": 8, "ema_kimg": 0.2}
+    snapshots = {"checkpoint_kimg": checkpoint_kimg, "log_kimg": 0.1, "samples_kimg": 50, "grid": 2}
+    return build(TREE | {"storage": {"root": str(root)}, "training": training, "snapshots": snapshots, "ray": ray})
+
+
+def train(config, *acts):
+    """Train the stage of a config and return its last checkpoint, calling each act when the image count of it is reached.
+
+    Args:
+        config: that of the run.
+        acts: pairs of a number of images in its curves, and a function that is called then.
+    """
+    failures = []
+
+    def act(uri):
+        try:
+            for nimg, function in acts:
+                wait_for(lambda nimg=nimg: trained(uri) >= nimg)
+                function()
+        except BaseException as error:
+            failures.append(error)
+
+    with Pipeline(config) as pipeline:
+        shards = pipeline.shard().record
+        stage = stages(config)[0]
+        threading.Thread(target=act, args=(pipeline.run(shards).stage_uri(stage),), daemon=True).start()
+        checkpoint = pipeline.train(shards, stage, None).record
+    assert not failures
+    return checkpoint
+
+
+def trained(uri):
+    """Return the image count of the newest point in the curves of a stage."""
+    return max((row["nimg"] for row in read_rows(f"{uri}/stats.jsonl")), default=0)
+
+
+def weights(checkpoint):
+    """Return the digest of the whole state of a checkpoint."""
+    state = torch.load(Path(checkpoint.uri, "training.pt"), weights_only=True)
+    tensors = [tensor for name in ("G", "D", "G_ema") for tensor in state[name].values()]
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def events(root):
+    """Return the events in MLflow, in order: name, kimg, value."""
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    names = [name for name in run.data.metrics if name.startswith("events/")]
+    points = [point for name in names for point in client.get_metric_history(run.info.run_id, name)]
+    return [(point.key, point.step, point.value) for point in sorted(points, key=lambda point: point.timestamp)]
+
+
+def lines(caplog):
+    """Return what was logged."""
+    return [record.getMessage() for record in caplog.records if record.name == "stylegan"]
+
+
+def wait_for(condition, seconds=120):
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_lost_node_costs_the_work_since_the_newest_checkpoint_and_no_bit(tmp_path, caplog):
+    """Two workers on two nodes, of which one is killed and another one comes: as on one machine without a failure."""
+    caplog.set_level(logging.INFO, logger="stylegan")
+    undisturbed = train(make_config(tmp_path / "one", workers=2))
+    with Machines() as machines:
+        machines.add()
+        second = machines.add()
+        config = make_config(tmp_path / "two", workers=2, address=machines.address, max_failures=1)
+
+        def kill():
+            machines.kill(second)
+            wait_for(lambda: any("lost node" in line for line in lines(caplog)))
+            wait_for(lambda: "waiting for room for 2 worker(s)" in lines(caplog)[-1])
+            machines.add()
+
+        found = train(config, (500, kill))
+    assert weights(found) == weights(undisturbed)
+    (lost,) = [line for line in lines(caplog) if "lost node" in line]
+    assert lost.startswith("train 8x8: lost node ")
+    assert "with 1 of 2 worker(s); its workers start again from " in lost
+    ((name, kimg, workers),) = events(tmp_path / "two")
+    assert (name, workers) == ("events/worker_lost", 1)
+    assert 0 <= kimg <= 5
+
+
+def drain(machines, node):
+    """Announce that a node is taken away in a minute, as a preemption hook does."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    options = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command = [ray, "drain-node", "--address", machines.address, "--node-id", node, *options]
+    subprocess.run([*command, "--deadline-remaining-seconds", "60"], env=machines.env, check=True, capture_output=True)
+
+
+def test_a_range_of_workers_grows_and_gives_way_to_a_preemption_without_losing_a_step(tmp_path, caplog, monkeypatch):
+    """One worker, two once a second node is there, one again when that is drained.
+
+    That the model is that of a fixed number is tested in tests/training/test_worker_numbers.py.
+    """
+    import ray
+
+    caplog.set_level(logging.INFO, logger="stylegan")
+    monkeypatch.setattr(stage_launch, "GROW_SECONDS", 1.0)
+    with Machines() as machines:
+        machines.add()
+        workers = {"min": 1, "max": 3}  # three do not divide a batch of 8
+        config = make_config(
+            tmp_path, 4.0, 100.0, workers=workers, address=machines.address, max_failures=0, wait_s=120
+        )  # no checkpoint is due: those that there are were written because the workers stop
+
+        def preempt():
+            wait_for(lambda: any("goes on with 2 worker(s)" in line for line in lines(caplog)))
+            at = newest_checkpoint(stage).nimg
+            assert at >= 400
+            wait_for(lambda: trained(stage) > at)
+            (newest,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in before]
+            drain(machines, newest)
+
+        def grow():
+            before.update(node["NodeID"] for node in ray.nodes())
+            machines.add()
+
+        before, stage = set(), None
+        with Pipeline(config) as pipeline:
+            stage = pipeline.run(pipeline.shard().record).stage_uri(stages(config)[0])
+        found = train(config, (400, grow), (600, preempt))
+    happened = events(tmp_path)
+    assert [name for name, _, _ in happened] == ["events/resized", "events/preempted", "events/resized"]
+    assert [value for _, _, value in happened] == [2, 1, 1]
+    assert 0 < happened[0][1] < happened[1][1] == happened[2][1]
+    assert found.nimg == 4000
+
+
+def test_an_autoscaler_brings_the_nodes_that_a_stage_waits_for(tmp_path, caplog):
+    """A small stage has one worker on one node; the next asks for two, and the second node comes."""
+    import ray
+
+    caplog.set_level(logging.INFO, logger="stylegan")
+    kind = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    with Machines(autoscaling={"worker": kind}) as machines:
+        tree = make_config(tmp_path / "root", kimg=0.4).model_dump(mode="json")
+        tree["training"] |= {"start_resolution": 4, "fade_kimg": 0.2}
+        tree["ray"] |= {"address": machines.address, "workers": 2, "stages": {4: {"workers": 1}}}
+        config, nodes = build(tree), []
+        with Pipeline(config) as pipeline:
+            shards, previous = pipeline.shard().record, None
+            for stage in stages(config):
+                previous = pipeline.train(shards, stage, previous).record
+                nodes.append(sum(node["Alive"] for node in ray.nodes()) - 1)
+    assert nodes == [1, 2]
+    assert any("train 4x4: waiting for room for 1 worker(s)" in line for line in lines(caplog))
+    assert os.listdir(tmp_path / "root" / "stages")
