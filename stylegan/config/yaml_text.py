@@ -41,6 +41,7 @@ _CORE = {  # in this order
     ),
 }
 _WORDS = re.compile(r"[A-Za-z0-9_./][\w./-]*( [\w./-]+)*")
+_LINES = re.compile(r"(?! )([ -~]*[!-~]\n)+")  # none of them empty or with a blank at its end
 _NO_CHARACTER = re.compile(r"\\U(?!000|0010)[0-9a-fA-F]{8}")  # which the parser leaves to chr()
 _TEXT = ("str", "text-in-1.2")
 _KEY_WITHOUT_COLON = "could not find expected ':'"
@@ -106,6 +107,7 @@ def write(value: Any, *, inline: bool = False) -> str:
     yaml = _yaml()
     yaml.default_flow_style, yaml.width, yaml.allow_unicode = inline, 100_000, True
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.representer.blocks = not inline
     stream = io.StringIO()
     yaml.dump(value, stream)
     text = stream.getvalue()
@@ -247,11 +249,16 @@ class _Reader:
 
 
 class _Representer(SafeRepresenter):
-    """Writes floats with a point, as YAML 1.1 has them, text in quotes unless it is words, and never an alias."""
+    """Writes floats with a point, as YAML 1.1 has them, text in quotes or as lines unless it is words, and never an alias."""
+
+    blocks = False  # whether lines are written below each other
 
     def represent_str(self, data: Any) -> Any:
-        words = _WORDS.fullmatch(data) and _resolve(data) == "str"
-        return self.represent_scalar(f"{TAG}str", data, style=None if words else '"')
+        if _WORDS.fullmatch(data) and _resolve(data) == "str":
+            style = None
+        else:
+            style = "|" if self.blocks and _LINES.fullmatch(data) else '"'
+        return self.represent_scalar(f"{TAG}str", data, style=style)
 
     def represent_float(self, data: Any) -> Any:
         node = super().represent_float(data)
