@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 
     from flows.cli.doctor import Examination
     from stylegan.config.tree import Config
-    from stylegan.pipeline.plan import Plan
+    from stylegan.pipeline.plan import Plan, PlannedStep
     from stylegan.pipeline.steps import Done, Summary
 
 WHOLE = "whole run"  # the bar of the whole run
+LEAST_REASON = 30  # columns beside a plan's numbers; on a narrower terminal the reasons are below them
 LEAST_BAR = 12  # columns for a bar, and for what is between it and the words
 
 
@@ -158,28 +160,44 @@ def print_plan(plan: Plan, config: Config) -> None:
     unknown = "the run id is known once the data is sharded"
     if plan.assumed_images is not None:
         unknown = f"{plan.assumed_images:,} images assumed; what is done already, and the run id, are not known"
-    table = Table(
-        title=f"{plan.name}: {plan.run_id or unknown}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    on_gpus = plan.gpu_hours is not None
-    for heading in ("step", "state", "images", "time", *(("GPU h",) if on_gpus else ()), "memory", "why"):
-        right = heading in ("images", "time", "GPU h", "memory")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "why")
-    for step in plan.steps:
-        table.add_row(
-            step.name,
-            step.state if step.state == "run" else f"[green]{step.state}[/]",
-            f"{step.images:,}" if step.images else "",
-            f"~{duration(step.seconds)}" if step.seconds else "",
-            *((f"{step.gpu_hours:,.1f}" if step.gpu_hours else "",) if on_gpus else ()),
-            f"{step.memory_gib:.2f} GiB" if step.memory_gib else "",
-            escape(printable(step.reason)),
-        )
+    columns = [
+        ("state", [step.state if step.state == "run" else f"[green]{step.state}[/]" for step in plan.steps]),
+        ("workers", [_workers(step) for step in plan.steps]),
+        ("images", [f"{step.images:,}" if step.images else "" for step in plan.steps]),
+        ("time", [duration(step.seconds) if step.seconds else "" for step in plan.steps]),
+        ("GPU h", [f"{step.gpu_hours:,.1f}" if step.gpu_hours else "" for step in plan.steps]),
+        ("cost", [_short(step.cost, 1000) if step.cost is not None else "" for step in plan.steps]),
+        ("GiB", [_short(step.memory_gib, 100) if step.memory_gib else "" for step in plan.steps]),
+    ]
+    title = f"{plan.name}: {plan.run_id or unknown}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("step", no_wrap=True)
+    columns = [(heading, cells) for heading, cells in columns if any(cells)]
+    for heading, _ in columns:
+        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    rows = [[step.name, *cells] for step, *cells in zip(plan.steps, *(cells for _, cells in columns), strict=True)]
+    console = Console()
+    reasons = [escape(printable(step.reason)) for step in plan.steps]
+    wide = console.width - sum(max(map(len, cells)) + 2 for cells in zip(*rows, strict=True)) >= LEAST_REASON
+    if wide:
+        table.add_column("why")
+    for row, reason in zip(rows, reasons, strict=True):
+        table.add_row(*row, *([reason] if wide else []))
+    console.print(table)
+    if not wide:
+        _print_reasons(plan)
     seconds = [step.seconds for step in plan.steps if step.seconds]
-    Console().print(table)
     if seconds:
+        evaluated = any(step.seconds for step in plan.steps if step.name == "evaluate")
         hours = f", {plan.gpu_hours:,.1f} GPU-hours" if plan.gpu_hours is not None else ""
-        print(f"training: about {duration(sum(seconds))} in all{hours}; memory is for one worker")
+        if plan.cost is not None:
+            hours += f", {plan.cost:,.2f} at {plan.price_per_gpu_hour:g} per GPU-hour"
+        what = "training and evaluation" if evaluated else "training"
+        print(f"{what}: about {duration(sum(seconds))} in all{hours}; memory is for one worker")
+    elif plan.price_per_gpu_hour is not None:
+        print("the price is not known: no step that is left has a known time on GPUs")
+    if any(step.workers and step.workers[0] != step.workers[1] for step in plan.steps):
+        print("times are for the most workers of a range")
     if plan.speeds:
         print(f"times are from {', and '.join(plan.speeds)}")
     for note in plan.notes:
@@ -188,6 +206,26 @@ def print_plan(plan: Plan, config: Config) -> None:
         print(
             f"weights: {', '.join(plan.missing)} not on this machine; a run downloads them first, see `{config.command('doctor')}`"
         )
+
+
+def _short(number: float, whole: float) -> str:
+    """Return a number with two digits after the point, above `whole` with none."""
+    return f"{number:,.0f}" if number >= whole else f"{number:,.2f}"
+
+
+def _workers(step: PlannedStep) -> str:
+    """Return the number of workers of a step, or their range, and the model of their GPUs."""
+    fewest, most = step.workers or (0, 0)
+    count = f"{most}" if fewest == most else f"{fewest}-{most}"
+    return escape(f"{count} {step.accelerator_type or ''}".strip()) if most else ""
+
+
+def _print_reasons(plan: Plan) -> None:
+    """Print why each step is cached or not; a line for steps after each other that have the same reason."""
+    for (_, reason), same in groupby(plan.steps, key=lambda step: (step.name.split()[0], step.reason)):
+        first, *others = [step.name for step in same]
+        name = f"{first} to {others[-1].split()[-1]}" if others else first
+        print(f"{name}: {printable(reason)}")
 
 
 def print_json(record: BaseModel) -> None:

@@ -6,7 +6,17 @@ import os
 from typing import TYPE_CHECKING
 
 from flows.cli import console
-from flows.cli.arguments import AnyFile, AsJson, ConfigFile, Overrides, Whole, is_config_file, load, parse_metrics
+from flows.cli.arguments import (
+    AnyFile,
+    AsJson,
+    ConfigFile,
+    Number,
+    Overrides,
+    Whole,
+    is_config_file,
+    load,
+    parse_metrics,
+)
 from flows.cli.console import print_json
 from stylegan.errors import ConfigError, StepError
 
@@ -16,27 +26,39 @@ if TYPE_CHECKING:
 
 
 def plan(
-    config: ConfigFile, /, *, images: Whole | None = None, overrides: Overrides = None, as_json: AsJson = False
+    config: ConfigFile,
+    /,
+    *,
+    images: Whole | None = None,
+    price_per_gpu_hour: Number | None = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what `run` would do: the steps, cached or not and why, images, time and memory. Touches nothing.
+    """Say what `run` would do: the steps, cached or not and why, images, time, GPU-hours and memory. Touches nothing.
 
     Parameters
     ----------
     images
         Assume so many images and that nothing is done yet, without looking: for data that cannot be reached from here.
+    price_per_gpu_hour
+        Price of an hour of one GPU, in any currency: what each step costs, and all of them.
 
     Examples
     --------
     stylegan plan configs/quickstart.yaml
     stylegan plan faces.yaml --set data.resolution=64
-    stylegan plan configs/ffhq-1024.yaml --images 70000
+    stylegan plan configs/ffhq-1024.yaml --images 70000 --price-per-gpu-hour 2.5
     """
     settings = load(config, overrides)
     if images is not None and images < 1:
         raise ConfigError(f"--images {images}: must be at least 1")
+    if price_per_gpu_hour is not None and not 0 <= price_per_gpu_hour <= 1e6:
+        raise ConfigError(f"--price-per-gpu-hour {price_per_gpu_hour:g}: must be from 0 to 1,000,000")
     from stylegan.pipeline.plan import make_plan
 
     found = make_plan(settings, images=images)
+    if price_per_gpu_hour is not None:
+        found = found.priced(price_per_gpu_hour)
     if as_json:
         print_json(found)
     else:

@@ -24,9 +24,9 @@ from stylegan.records import Record
 from stylegan.registry.gate import describe_verdict
 from stylegan.registry.versions import find_version
 from stylegan.retry import storage_settings
-from stylegan.training.cost import Cost, gpu_hours, stage_cost
+from stylegan.training.cost import Cost, counted_evaluation, gpu_hours, stage_cost
 from stylegan.training.faults import check_gpus, check_named
-from stylegan.training.gpus import cuda_problem, gpus_here, target, triton_cure
+from stylegan.training.gpus import cuda_problem, gpus_here, named_accelerators, target, triton_cure
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import newest_checkpoint
 
@@ -37,9 +37,12 @@ class PlannedStep(Record):
     name: str
     state: Literal["cached", "not needed", "run"]
     reason: str
+    workers: tuple[int, int] | None = None  # the fewest and the most of a stage that is left
+    accelerator_type: str | None = None  # of its GPUs, if the config names one
     images: int = 0  # still to be shown or generated
-    seconds: float | None = None  # estimate of what is left; None where nothing is known
+    seconds: float | None = None  # estimate of what is left, with the most workers; None where nothing is known
     gpu_hours: float | None = None  # that its workers reserve; None without GPUs, and where no time is known
+    cost: float | None = None  # of these GPU-hours; None without a price
     memory_gib: float | None = None  # estimate for one worker: of its GPU, or of the machine where it has none
 
 
@@ -49,7 +52,8 @@ class Plan(Record):
     - `run_id`: None until the data has been read once.
     - `missing`: public weights that `run` would download.
     - `speeds`: what the times are estimated from, in words.
-    - `gpu_hours`: those of all steps together; None if no stage that is left has a known time on GPUs.
+    - `gpu_hours`: those of all steps together; None if no step that is left has a known time on GPUs.
+    - `price_per_gpu_hour`, `cost`: a price that was given, and that of all steps together.
     - `notes`: what is to be known of the GPUs of this machine, a line each.
     - `assumed_images`: the number of images that the plan was asked to assume; None if it has looked.
     """
@@ -61,12 +65,25 @@ class Plan(Record):
     speeds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     assumed_images: int | None = None
+    price_per_gpu_hour: float | None = None
 
     @computed_field
     def gpu_hours(self) -> float | None:
-        """The hours of GPUs that all stages reserve."""
+        """The hours of GPUs that all steps reserve."""
         known = [step.gpu_hours for step in self.steps if step.gpu_hours is not None]
         return sum(known) if known else None
+
+    @computed_field
+    def cost(self) -> float | None:
+        """The price of the GPU-hours of all steps."""
+        known = [step.cost for step in self.steps if step.cost is not None]
+        return sum(known) if known else None
+
+    def priced(self, price_per_gpu_hour: float) -> Plan:
+        """Return this plan with the price of every step that has GPU-hours."""
+        costs = [None if step.gpu_hours is None else step.gpu_hours * price_per_gpu_hour for step in self.steps]
+        steps = tuple(step.model_copy(update={"cost": cost}) for step, cost in zip(self.steps, costs, strict=True))
+        return self.model_copy(update={"steps": steps, "price_per_gpu_hour": price_per_gpu_hour})
 
 
 def make_plan(config: Config, *, images: int | None = None) -> Plan:
@@ -136,7 +153,7 @@ def gpu_notes(config: Config, stages: Sequence[Stage]) -> tuple[str, ...]:
     if not on_gpus:
         return tuple(f"ray.gpus_per_worker=0 leaves the GPU of this machine unused: {gpu.name}" for gpu in here[:1])
 
-    lines, gpu = [], target(config)
+    lines = []
     if here:
         check_gpus(config, stages, here)
         lines.append(f"GPU: {here[0].name} of this machine, {here[0].gib:.1f} GiB")
@@ -144,8 +161,10 @@ def gpu_notes(config: Config, stages: Sequence[Stage]) -> tuple[str, ...]:
             lines.append(f"Triton is missing, so steps are made of plain operations and take longer: `{cure}`")
     elif config.ray.address is None:
         lines.append(f"GPU: {cuda_problem(expected=False) or 'this machine has none'}")
-    if gpu.kind is None:
-        lines.append(f"nothing is known of the speed of {gpu.name}: no times before a stage is finished on it")
+    resolutions = [stage.resolution for stage in stages if config.workers_at(stage.resolution).gpus_per_worker]
+    gpus = [target(config, resolution) for resolution in resolutions]
+    unknown = dict.fromkeys(gpu.name for gpu in gpus if gpu.kind is None)
+    lines += [f"nothing is known of the speed of {name}: no times before a stage is finished on it" for name in unknown]
     return tuple(lines)
 
 
@@ -220,10 +239,13 @@ def _train_step(
         speeds[cost.basis] = None
     seconds = images / cost.images_per_second if cost.images_per_second else None
     hours = gpu_hours(config, stage, seconds) if seconds is not None else 0.0
+    counts, named = config.worker_counts_at(stage.resolution), named_accelerators(config, stage.resolution)
     return PlannedStep(
         name=f"train {stage.name}",
         state="run",
         reason=reason,
+        workers=(counts[0], counts[-1]),
+        accelerator_type=named[0] if named and config.workers_at(stage.resolution).gpus_per_worker else None,
         images=images,
         seconds=seconds,
         gpu_hours=hours or None,
@@ -236,7 +258,19 @@ def _plan_evaluate(config: Config, report: Report | None, ready: bool) -> Planne
     if report:
         return PlannedStep(name="evaluate", state="cached", reason=f"report under protocol {report.protocol}")
     reason = "not evaluated with these settings yet" if ready else "waits for training"
-    return PlannedStep(name="evaluate", state="run", reason=reason, images=count_generated(config.evaluation))
+    images, resolution = count_generated(config.evaluation), config.data.resolution
+    gpus = config.workers_at(resolution).gpus_per_worker
+    if not gpus or target(config, resolution).kind is None:
+        return PlannedStep(name="evaluate", state="run", reason=reason, images=images)
+    alone = counted_evaluation(config, resolution, images)  # by one worker; all of the last stage divide the images
+    return PlannedStep(
+        name="evaluate",
+        state="run",
+        reason=reason,
+        images=images,
+        seconds=alone / config.most_workers_at(resolution),
+        gpu_hours=alone * gpus / 3600 or None,
+    )
 
 
 def count_generated(evaluation: EvaluationConfig) -> int:

@@ -86,7 +86,7 @@ def stage_cost(config: Config, stage: Stage, *, stored: bool = True) -> Cost:
     if speed is not None:
         return Cost(speed, memory, "finished stages", measured=True)
     if config.workers_at(stage.resolution).gpus_per_worker:
-        gpu = target(config)
+        gpu = target(config, stage.resolution)
         if gpu.kind is None:  # it may be ten times slower than those that are known
             return Cost(None, memory)
         basis = _gpu_basis(gpu, gpu.kind)
@@ -140,6 +140,14 @@ def stage_memory_for(config: Config, stage: Stage, images: int) -> float:
     return GPU_CONTEXT_GIB + (4 * 5 * parameters + width * copies * images * activations) / 2**30
 
 
+def host_memory(config: Config, stage: Stage) -> float:
+    """Estimate the memory of the machine, in GiB, that the tensors of one worker take: on GPUs only its checkpoint."""
+    if not config.workers_at(stage.resolution).gpus_per_worker:
+        return stage_memory(config, stage)
+    _, _, parameters, _ = _count_forward_pass(config.model, stage.resolution, config.data.channels)
+    return 4 * 5 * parameters / 2**30  # weights, their average, gradients and Adam's two moments
+
+
 def runs_here(config: Config, resolution: int) -> bool:
     """Return whether a stage runs on the cores of this machine, whose speed can be measured."""
     return not config.workers_at(resolution).gpus_per_worker and not config.ray.address
@@ -149,7 +157,8 @@ def counted_seconds(config: Config, stage: Stage) -> float:
     """Return the seconds for which all workers train on an image of a stage, from counted operations."""
     need = config.workers_at(stage.resolution)
     if need.gpus_per_worker:
-        return _gpu_seconds(config, stage, target(config).kind or MEASURED) / min(need.gpus_per_worker, 1) / stage.batch
+        kind = target(config, stage.resolution).kind or MEASURED
+        return _gpu_seconds(config, stage, kind) / min(need.gpus_per_worker, 1) / stage.batch
     blocks = stage.resolution.bit_length() - 2
     flops = step_flops(config, stage.resolution)
     worker_flops = _worker_flops(config, stage.resolution)
@@ -192,7 +201,7 @@ def _worker_flops(config: Config, resolution: int) -> float:
     """Return the operations per second of one worker; metrics on GPUs compute in single precision."""
     need = config.workers_at(resolution)
     if need.gpus_per_worker:
-        return _gpu_flops(target(config).kind or MEASURED, "fp32") * need.gpus_per_worker
+        return _gpu_flops(target(config, resolution).kind or MEASURED, "fp32") * need.gpus_per_worker
     return (need.cpus_per_worker or 1) * _core_flops(_dtype(config))
 
 

@@ -77,14 +77,16 @@ def check_stage(config: Config, stage: Stage, device: Device) -> None:
 
 
 def check_named(config: Config, wanted: Sequence[Stage]) -> None:
-    """Check that the GPU which `ray.resources_per_worker` names computes in the precision. Raises ConfigError if not."""
-    gpu, precision = target(config), config.training.precision
-    on_gpus = any(config.workers_at(stage.resolution).gpus_per_worker for stage in wanted)
-    if on_gpus and gpu.known == "named" and gpu.kind and precision not in gpu.kind.tflops:
-        raise ConfigError(
-            f"training.precision={precision}: {gpu.name}, which ray.resources_per_worker names, does not compute in it; use "
-            "fp16 or fp32"
-        )
+    """Check that the GPUs which the config names for these stages compute in the precision. Raises ConfigError if not."""
+    precision = config.training.precision
+    for stage in wanted:
+        gpu = target(config, stage.resolution)
+        on_gpus = config.workers_at(stage.resolution).gpus_per_worker
+        if on_gpus and gpu.known == "named" and gpu.kind and precision not in gpu.kind.tflops:
+            raise ConfigError(
+                f"training.precision={precision}: {gpu.name}, which ray names for stage {stage.name}, does not compute in it; "
+                "use fp16 or fp32, or another ray.accelerator_type"
+            )
 
 
 def check_device(job: StageJob, device: torch.device) -> None:

@@ -113,16 +113,22 @@ class Target:
     known: Literal["here", "named", "assumed"]
 
 
-def target(config: Config) -> Target:
-    """Return the GPU that the stages of a config train on, if they train on GPUs.
+def named_accelerators(config: Config, resolution: int) -> tuple[str, ...]:
+    """Return the models of GPU that the config names for a stage, as Ray names them."""
+    own = config.workers_at(resolution).accelerator_type
+    resources = [name for name, amount in config.ray.resources_per_worker.items() if amount]
+    named = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
+    return tuple(filter(None, (own, *named)))
 
-    It is the one that `ray.accelerator_type` or `ray.resources_per_worker` names, otherwise the first of this machine if
-    Ray is started here.
+
+def target(config: Config, resolution: int) -> Target:
+    """Return the GPU that a stage trains on, if it trains on GPUs.
+
+    It is the one that `ray.accelerator_type`, of the stage or of the run, or `ray.resources_per_worker` names, otherwise the
+    first of this machine if Ray is started here.
     Without either one of the kind that was measured is assumed.
     """
-    resources = [name for name, amount in config.ray.resources_per_worker.items() if amount]
-    names = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
-    for name in filter(None, (config.ray.accelerator_type, *names)):
+    for name in named_accelerators(config, resolution)[:1]:
         kind = find_kind(name)
         return Target(kind.name if kind else name, kind, "named")
     if config.ray.address is None and (here := gpus_here()):

@@ -94,7 +94,12 @@ def test_a_plan_knows_the_gpu_and_what_it_costs(monkeypatch):
     trained = {step.name: step for step in plan.steps if step.name.startswith("train")}
     assert trained["train 8x8"].gpu_hours is None
     assert trained["train 32x32"].gpu_hours == pytest.approx(2 * trained["train 32x32"].seconds / 3600)
-    assert plan.gpu_hours == pytest.approx(trained["train 16x16"].gpu_hours + trained["train 32x32"].gpu_hours)
+    evaluate = next(step for step in plan.steps if step.name == "evaluate")
+    assert evaluate.gpu_hours == pytest.approx(2 * evaluate.seconds / 3600)  # both workers of the last stage measure
+    parts = [trained["train 16x16"].gpu_hours, trained["train 32x32"].gpu_hours, evaluate.gpu_hours]
+    assert plan.gpu_hours == pytest.approx(sum(parts))
+    assert (plan.cost, plan.priced(0).cost) == (None, 0)
+    assert plan.priced(2.5).cost == pytest.approx(2.5 * plan.gpu_hours)
     assert plan.notes == ("GPU: this machine has none",)
     assert make_plan(build(tree), images=100).gpu_hours is None
 
@@ -108,6 +113,28 @@ def test_a_plan_knows_the_gpu_and_what_it_costs(monkeypatch):
     plan = make_plan(build(tree | {"ray": {"gpus_per_worker": 1}}), images=100)
     assert plan.notes[-1].startswith("nothing is known of the speed of NVIDIA L4")
     assert (plan.speeds, plan.gpu_hours) == ((), None)
+
+
+def test_each_stage_is_planned_for_its_own_gpus_and_the_most_workers_of_a_range():
+    """A GPU with half the bandwidth takes longer; a range of workers is shown, and its most workers reserve GPUs."""
+    tree = TREE | {"training": {"start_resolution": 8, "batch": 32}}
+
+    def planned(**ray):
+        cluster = {"address": "1.2.3.4:5", "gpus_per_worker": 1, "accelerator_type": "H200", **ray}
+        steps = make_plan(build(tree | {"ray": cluster}), images=100).steps
+        return {step.name: step for step in steps}
+
+    plain, other = planned(), planned(stages={32: {"accelerator_type": "V100"}})
+    assert other["train 32x32"].seconds > plain["train 32x32"].seconds
+    assert other["evaluate"].seconds > plain["evaluate"].seconds  # on the nodes of the last stage
+    assert other["train 16x16"] == plain["train 16x16"]
+    assert [other[f"train {side}"].accelerator_type for side in ("16x16", "32x32")] == ["H200", "V100"]
+    wide = planned(workers={"min": 2, "max": 8})["train 32x32"]
+    assert wide.workers == (2, 8)
+    assert wide.gpu_hours == pytest.approx(8 * wide.seconds / 3600)
+    unknown = planned(stages={32: {"accelerator_type": "L4"}})
+    assert unknown["train 32x32"].seconds is unknown["evaluate"].seconds is None
+    assert unknown["train 16x16"].seconds
 
 
 def test_a_plan_refuses_a_stage_that_the_gpu_of_this_machine_cannot_train(monkeypatch):

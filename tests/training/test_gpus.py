@@ -45,13 +45,15 @@ def fake_gpu(monkeypatch, name, gib=80, capability=(9, 0), uuid="GPU-1"):
 
 def test_the_gpu_of_a_stage_is_the_named_one_or_that_of_this_machine(monkeypatch):
     """What the config names counts more; a cluster has other GPUs than this machine."""
-    assert (target(config(gpus_per_worker=1)).known, target(config()).kind) == ("assumed", MEASURED)
+    assert (target(config(gpus_per_worker=1), 8).known, target(config(), 8).kind) == ("assumed", MEASURED)
     fake_gpu(monkeypatch, "NVIDIA A100-SXM4-40GB")
-    here = target(config(gpus_per_worker=1))
+    here = target(config(gpus_per_worker=1), 8)
     assert (here.known, here.name, here.kind.name) == ("here", "NVIDIA A100-SXM4-40GB", "NVIDIA A100 40GB")
-    assert target(config(address="1.2.3.4:5")).known == "assumed"
-    named = target(config(address="1.2.3.4:5", resources_per_worker={"accelerator_type:V100": 0.001}))
+    assert target(config(address="1.2.3.4:5"), 8).known == "assumed"
+    named = target(config(address="1.2.3.4:5", resources_per_worker={"accelerator_type:V100": 0.001}), 8)
     assert (named.known, named.name) == ("named", "NVIDIA V100")
+    own = config(accelerator_type="H100", stages={8: {"accelerator_type": "A100"}})
+    assert [target(own, resolution).name for resolution in (4, 8)] == ["NVIDIA H100", "NVIDIA A100 40GB"]
 
 
 def test_a_machine_without_a_driver_has_no_problem_unless_it_must_have_a_gpu(monkeypatch):

@@ -84,3 +84,27 @@ def test_a_plan_of_assumed_images_says_so(capsys, write, tmp_path):
     plan = json.loads(capsys.readouterr().out)
     assert (plan["assumed_images"], plan["steps"][0]["images"]) == (5000, 5000)
     assert "--images 0: must be at least 1" in fail(capsys, 2, "plan", config, "--images", "0")
+
+
+def test_a_plan_for_gpus_fits_a_terminal_of_80_columns_and_adds_up_its_price(capsys, monkeypatch, write, tmp_path):
+    """What does not fit beside the numbers is below them; the price is that of the GPU-hours, in all and for each step."""
+    config = write(tmp_path / "of another machine", data={"resolution": 1024}, training={"start_resolution": 4})
+    ray = ["-s", "ray.address=1.2.3.4:5", "-s", "ray.gpus_per_worker=1", "-s", "ray.workers={min: 1, max: 4}"]
+    ray += ["-s", "model.mbstd_group=1", "-s", "ray.stages={1024: {accelerator_type: H100}}"]
+    arguments = ["plan", config, "--images", "70000", "--price-per-gpu-hour", "2.5", *ray]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    table, _, below = shown.partition("\nshard: ")
+    assert all(len(line) <= 80 for line in table.splitlines())
+    assert "…" not in table
+    assert "1-4 H100" in table
+    assert "train 4x4 to 1024x1024: waits for shard" in below
+    assert "at 2.5 per GPU-hour" in below
+    assert "times are for the most workers of a range" in below
+    assert main([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert abs(plan["cost"] - 2.5 * plan["gpu_hours"]) < 1e-9
+    assert sum(step["cost"] or 0 for step in plan["steps"]) == plan["cost"]
+    line = fail(capsys, 2, "plan", config, "--price-per-gpu-hour", "-1")
+    assert "--price-per-gpu-hour -1: must be from 0 to 1,000,000" in line
