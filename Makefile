@@ -10,7 +10,7 @@ TRITON := triton==3.6.0
 
 .PHONY: help quickstart notebook test test-fast test-kernels stack-test bench bench-training bench-evaluation bench-data \
 	bench-metrics bench-intervals bench-gpu lint format \
-	config-reference setup clean
+	config-reference manifests setup clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' Makefile
@@ -71,6 +71,16 @@ format: setup ## Format the code and fix what can be fixed without thought
 
 config-reference: setup ## Write configs/README.md's list of keys and configs/config.schema.json anew
 	$(BIN)/python -m stylegan.config.reference
+
+# The examples of infra/README.md: the published FFHQ run on a cluster of one's own. `tests/infra` notices old ones.
+EXAMPLE := $(BIN)/stylegan manifest configs/ffhq-1024.yaml --set tracking.uri=http://mlflow.mlflow.svc:5000 \
+	--image registry.example.com/stylegan:0.1.0
+manifests: setup ## Write infra/k8s and infra/ray anew
+	$(EXAMPLE) --kind rayjob --secret stylegan --out infra/k8s/rayjob.yaml
+	$(EXAMPLE) --kind raycronjob --secret stylegan --schedule "0 3 * * 1" --out infra/k8s/raycronjob.yaml
+	$(EXAMPLE) --kind raycluster --secret stylegan --workers-per-node 8 --out infra/k8s/raycluster.yaml
+	$(EXAMPLE) --kind cluster-yaml --provider aws --region eu-central-1 --workers-per-node 8 --instance-type g6e.48xlarge \
+		--out infra/ray/cluster.yaml
 
 setup: $(STAMP) ## Install everything into .venv
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from cyclopts import App, CycloptsError, Group
 
 import stylegan
-from flows.cli import console, listing, mistakes, model_commands, registry_commands, run_commands
+from flows.cli import console, listing, manifest_command, mistakes, model_commands, registry_commands, run_commands
 from flows.cli.arguments import AsJson
 from stylegan.commands import shell_command
 from stylegan.errors import ConfigError, Stopped, UserError, one_line
@@ -56,6 +56,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Plan and run": (run_commands.plan, run_commands.run),
     "Single steps": (run_commands.shard, run_commands.train, run_commands.evaluate, run_commands.register),
     "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
+    "Clusters": (manifest_command.manifest,),
     "Registry": (registry_commands.promote, registry_commands.rollback),
     "Look around": (listing.ls, run_commands.doctor),
     "This command": (completion,),
