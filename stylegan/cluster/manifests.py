@@ -1,8 +1,8 @@
 """Manifests for Kubernetes: a cluster, a run and a scheduled run as objects of KubeRay, made from a config.
 
 The head runs no work but the driver. The groups of workers begin empty (`node_groups.py`); Ray's autoscaler brings the pods
-that a stage waits for and takes them away after it. A pod that Kubernetes ends first says so to Ray, which gives its
-training time for a checkpoint.
+that a stage waits for and takes them away after it. A worker that Kubernetes ends first says so to Ray, and a head that it
+ends first stops the run: either gives training time for a checkpoint.
 
 Sources: the fields of `ray.io/v1` in KubeRay 1.7, https://docs.ray.io/en/latest/cluster/kubernetes/references.html; what the
 autoscaler reads of them, `ray/autoscaler/_private/kuberay/autoscaling_config.py`.
@@ -149,6 +149,7 @@ def _config_map(config: Config) -> str:
 def _job(config: Config, options: Options, cluster: Document) -> Document:
     """Return the spec of a RayJob: `stylegan run` on a cluster of its own, which goes when the run is over."""
     job: Document = {
+        "jobId": object_name(config),
         "entrypoint": f"stylegan run {CONFIG_FOLDER}/config.yaml",
         # The operator submits and watches the run. A pod that follows its log would fail a run of days by a lost connection.
         "submissionMode": "HTTPMode",
@@ -192,13 +193,15 @@ class _Pods:
 
     def _head(self) -> Document:
         container = self._container("ray-head", HEAD_CPUS, HEAD_GIB, 0)
-        volumes = self._volumes(SHARED_GIB)
+        spec: Document = {"containers": [container], "volumes": self._volumes(SHARED_GIB)}
         if self.runs:
             container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
-            volumes.append({"name": "config", "configMap": {"name": _config_map(self.config)}})
+            spec["volumes"].append({"name": "config", "configMap": {"name": _config_map(self.config)}})
+            seconds = notice_seconds(self.config)
+            container["lifecycle"] = _before_end(stop_command(self.config, seconds))
+            spec["terminationGracePeriodSeconds"] = seconds + END_SECONDS
         # A cluster ends with its head: what makes room by moving pods leaves it where it is.
         kept = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
-        spec = {"containers": [container], "volumes": volumes}
         return {"metadata": {"annotations": kept}, "spec": spec | self._place("head")}
 
     def _group(self, group: NodeGroup, autoscaling: bool) -> Document:
@@ -221,7 +224,7 @@ class _Pods:
     def _worker(self, group: NodeGroup) -> Document:
         container = self._container("ray-worker", group.cpus + OWN_CPUS, group.memory_gib, group.gpus)
         deadline = notice_seconds(self.config)
-        container["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", drain_command(deadline)]}}}
+        container["lifecycle"] = _before_end(drain_command(deadline))
         spec: Document = {
             "containers": [container],
             "volumes": self._volumes(group.shared_gib),
@@ -297,6 +300,15 @@ class _Pods:
 def notice_seconds(config: Config) -> int:
     """Return the seconds between the notice that a node goes away and its end: at least `ray.stop_grace_s`."""
     return math.ceil(config.ray.stop_grace_s) + NOTICE_SECONDS
+
+
+def stop_command(config: Config, seconds: int) -> str:
+    """Return the shell command by which the head stops the run before it goes: training writes a checkpoint."""
+    return f"timeout {seconds} ray job stop --address http://127.0.0.1:8265 {object_name(config)}"
+
+
+def _before_end(command: str) -> Document:
+    return {"preStop": {"exec": {"command": ["/bin/sh", "-c", command]}}}
 
 
 def drain_command(seconds: int) -> str:

@@ -132,19 +132,28 @@ def test_a_schedule_repeats_the_run_and_a_queue_holds_it_back():
     assert [group["replicas"] for group in groups] == [8, 8, 0]  # all that the run will need, at once
 
 
-def test_the_command_before_the_end_is_one_that_this_ray_knows():
-    """The shell parses it, and Ray's command line takes every option in it."""
+def test_what_runs_before_the_end_of_a_pod_are_commands_of_this_ray():
+    """The shell parses each, and Ray's command line takes every word of it."""
+    from ray.dashboard.modules.job.cli import stop
     from ray.scripts.scripts import drain_node
 
-    command = drain_command(40)
-    subprocess.run(["sh", "-n", "-c", command], check=True)
-    drain = command.partition(" ray drain-node ")[2].partition(" && ")[0]
-    words = subprocess.run(
-        ["sh", "-c", f"printf '%s\\n' {drain}"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    parsed = drain_node.make_context("drain-node", words).params
-    assert parsed["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
-    assert (parsed["deadline_remaining_seconds"], parsed["node_id"], parsed["address"]) == (40, None, None)
+    def parsed(command, ray_command, words):
+        subprocess.run(["sh", "-n", "-c", command], check=True)
+        arguments = command.partition(f" ray {words} ")[2].partition(" && ")[0]
+        printed = subprocess.run(
+            ["sh", "-c", f"printf '%s\\n' {arguments}"], capture_output=True, text=True, check=True
+        )
+        return ray_command.make_context(words, printed.stdout.splitlines()).params
+
+    drain = parsed(drain_command(40), drain_node, "drain-node")
+    assert drain["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+    assert (drain["deadline_remaining_seconds"], drain["node_id"], drain["address"]) == (40, None, None)
+    _, job = documents()
+    head = cluster_of(job)["headGroupSpec"]["template"]["spec"]
+    command = head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    stopped = parsed(command, stop, "job stop")
+    assert (stopped["job_id"], stopped["no_wait"]) == (job["spec"]["jobId"], False)
+    assert head["terminationGracePeriodSeconds"] > notice_seconds(build(TREE))
 
 
 @pytest.mark.parametrize(
