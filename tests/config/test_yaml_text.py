@@ -199,3 +199,11 @@ def test_what_is_written_reads_back_also_by_rules_of_yaml_1_1(value):
     assert read(text, "a.yaml").value == {"a": value}
     assert yaml_1_1.safe_load(text) == {"a": value}
     assert read(write({"a": value}, inline=True), "a.yaml").value == {"a": value}
+
+
+def test_lines_are_a_block_except_inside_a_line():
+    assert write({"text": "a: 1\nb:\n  - c\n"}) == "text: |\n  a: 1\n  b:\n    - c\n"
+    for value in ("a\nb", " a\n", "a \n", "a\n\n", "ä\n"):
+        assert write(value).startswith('"')
+    for value in ("a\n", ["a\n"]):
+        assert "\n" not in write(value, inline=True)
