@@ -155,7 +155,7 @@ def manifest(
         )
         documents = manifests.kuberay_documents(settings, kind, options)
         release = f"Ray {manifests.ray_version()} and KubeRay {manifests.KUBERAY}"
-    comment = f"Made from {os.path.basename(config)} by `stylegan manifest --kind {kind}` for {release}."
+    comment = f"Made from {os.path.basename(config)} with --kind {kind}, for {release}."
     text = manifests.manifest_text(documents, f"{comment}\nChange the config and make it again; do not edit it.")
     write_output(uri, text.encode())
     record = manifests.Manifest(kind=kind, path=uri, documents=documents)

@@ -23,7 +23,7 @@ def test_a_manifest_goes_to_a_file_or_to_standard_output(capsys, tmp_path, confi
     assert main(["manifest", config, "--kind", "rayjob", *IMAGE, *REMOTE, "--out", out]) == 0
     assert capsys.readouterr().out == f"rayjob t in {out}; start it with `kubectl apply -f {out}`\n"
     text = (tmp_path / "job.yaml").read_text()
-    assert text.startswith("# Made from t.yaml by `stylegan manifest --kind rayjob` for Ray 2.")
+    assert text.startswith("# Made from t.yaml with --kind rayjob, for Ray 2.")
     assert main(["manifest", config, "--kind", "rayjob", *IMAGE, *REMOTE]) == 0
     assert capsys.readouterr().out == text
     assert main(["manifest", config, "--kind", "rayjob", *IMAGE, *REMOTE, "--out", out, "--json"]) == 0
