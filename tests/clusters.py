@@ -95,14 +95,22 @@ class Machines:
 
     def _autoscaler(self, types):
         """Write the config of an autoscaler whose nodes are further processes of the head, and return its path."""
-        import ray
-        import yaml
-
-        example = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
-        config = yaml.safe_load(example.read_text())
+        provider = {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True}
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-        config["available_node_types"] = {"ray.head.default": head} | types
-        config["max_workers"], config["idle_timeout_minutes"] = 8, 0.2
+        config = {
+            "cluster_name": "test",
+            "provider": provider | {"disable_launch_config_check": True},
+            "available_node_types": {"ray.head.default": head} | types,
+            "head_node_type": "ray.head.default",
+            "max_workers": 8,
+            "upscaling_speed": 1.0,
+            "idle_timeout_minutes": 5,
+            "auth": {},
+        }
+        config |= {f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")}
+        config |= {"head_start_ray_commands": [], "worker_start_ray_commands": [], "file_mounts": {}}
+        config |= {"cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": []}
+        config |= {"rsync_filter": [], "docker": {}}
         path = Path(self.temp, "autoscaler.json")
         path.write_text(json.dumps(config))
         return path
