@@ -695,7 +695,9 @@ class EvaluationConfig(Section):
 
 AcceleratorType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
 LabelSelector = dict[
-    Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")], Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")],
+    # To Ray a space after a comma would be a part of the next value.
+    Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$"), AfterValidator(lambda selector: selector.replace(" ", ""))],
 ]
 
 
@@ -791,6 +793,12 @@ class RayConfig(Section):
     stages: Annotated[dict[int, RayStageOverride], BeforeValidator(whole_keys)] = Field(
         {}, description="Exceptions for single stages, by resolution: `{8: {workers: 1}}`."
     )
+
+    @field_validator("address")
+    @classmethod
+    def _not_local(cls, address: str | None) -> str | None:
+        """Return None for Ray's own word for a Ray on this machine."""
+        return None if address == "local" else address
 
     def speed_settings(self) -> dict[str, Any]:
         """Return what the speed of a stage depends on, as JSON has it.

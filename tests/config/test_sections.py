@@ -446,6 +446,15 @@ def numeric_fields(model=Config, path=()):
             yield (*path, name)
 
 
+def test_words_of_ray_are_understood_as_people_mean_them():
+    """`local` is a Ray of its own. To Ray a space in a list of labels would be a part of the next one."""
+    tree = {"name": "a", "data": {"source": "digits", "resolution": 8}}
+    ray = {"address": "local", "label_selector": {"region": "in(eu-1, eu-2)"}}
+    config = build(tree | {"ray": ray})
+    assert config.ray.address is None
+    assert config.workers_at(8).label_selector == {"region": "in(eu-1,eu-2)"}
+
+
 def test_no_number_is_without_bounds():
     """No field takes a negative number, one beyond any machine, one that is none, or another type."""
     paths = list(numeric_fields())
