@@ -20,8 +20,9 @@ from pathlib import Path
 import psutil
 
 from stylegan import storage
+from stylegan.cluster.head import check_address
 from stylegan.cluster.resources import check_gpu_nodes, check_resources, describe_cluster
-from stylegan.cluster.session import check_address, connect, ray_session
+from stylegan.cluster.session import connect, ray_session
 from stylegan.cluster.stage_launch import backend
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config

@@ -36,11 +36,13 @@ def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = Fal
     """
     import ray
     from ray._private.state import state
+    from ray.util.client import ray as client
 
     connect(config.ray)
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     grows = config.ray.address is not None and config.ray.wait_s > 0
-    limits = state.get_max_resources_from_cluster_config() if grows else None  # None: it has no autoscaler
+    # None: it has no autoscaler, or Ray Client is used, which does not know it.
+    limits = state.get_max_resources_from_cluster_config() if grows and not client.is_connected() else None
     for stage in stages:
         bundle = worker_bundle(config.ray, config.workers_at(stage.resolution))
         count = config.worker_counts_at(stage.resolution)[0]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
 
-from stylegan.commands import shell_command
+from stylegan.cluster.environment import environment, of_own_ray, read_again
+from stylegan.cluster.head import find_head, head_answers
 from stylegan.config.sections import RayConfig
-from stylegan.errors import StepError, one_line
-from stylegan.places import check_place, use_place
+from stylegan.errors import StepError, UserError, one_line
+from stylegan.places import use_place
 
 # Ray's defaults poll every 2 s and start spare workers: on one machine that doubles the cost of a short stage.
 RAY_ENV = {
@@ -29,20 +28,38 @@ RAY_ENV = {
 }
 
 
+# What the sessions of this process have set in its environment; the outermost session takes it back.
+_settings = contextlib.ExitStack()
+
+
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Open a lazy session: Ray is started or joined at its first use inside, and left at the end if it was started here."""
-    before = _is_open()
+    """Open a lazy session: Ray is started or joined at its first use inside, and left at the end if it was started here.
+
+    Then the environment of this process is as it was before.
+    """
+    before = is_open()
     try:
         yield
     finally:
-        if not before and _is_open() and head_answers():  # Ray would wait for a lost head, then end the process
-            import ray
-
-            ray.shutdown()
+        if not before:
+            _leave()
 
 
-def _is_open() -> bool:
+def _leave() -> None:
+    """End the Ray of this process, if there is one, and take back what was set for it."""
+    opened = is_open()
+    if opened and head_answers():  # Ray would wait for a lost head, then end the process
+        import ray
+
+        ray.shutdown()
+    _settings.close()
+    if opened:
+        read_again()  # whoever uses Ray in this process afterwards does so with the user's own token
+
+
+def is_open() -> bool:
+    """Return whether this process has started or joined Ray."""
     if "ray" not in sys.modules:  # a finished run does not even import it
         return False
     import ray
@@ -50,101 +67,70 @@ def _is_open() -> bool:
     return ray.is_initialized()
 
 
-def head_answers() -> bool:
-    """Return whether something answers at the head of the cluster that this process has joined or started."""
-    import ray
-
-    try:
-        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, ValueError, RuntimeError):
-        return False
-    return True
-
-
 def connect(ray_config: RayConfig) -> None:
-    """Start Ray on this machine, or join `ray_config.address`; do nothing in a process that has Ray already.
+    """Start a Ray of its own on this machine, or join `ray_config.address`; do nothing in a process that has Ray already.
+
+    A Ray of its own is alone, whatever RAY_ADDRESS, a file of another cluster or a head on this machine say.
 
     Raises:
-        StepError: nothing answers at the address, or Ray does not start.
+        StepError: the cluster cannot be joined, which takes 30 s at most, or Ray does not start.
     """
-    import_ray()
-    import ray
-
-    if ray.is_initialized():
+    if is_open():
         return
-    check_address(ray_config)
+    import_ray()
     if ray_config.address is None:
-        _use_own_token()
-        use_place("RAY_TMPDIR", os.environ.get("RAY_TMPDIR") or "/tmp/ray")
+        _start()
+    else:
+        _join(ray_config)
+
+
+def _start() -> None:
+    from ray._common.utils import get_default_ray_temp_dir
+
+    folder = get_default_ray_temp_dir()
+    use_place("RAY_TMPDIR", folder)
     try:
-        dashboard = None if ray_config.address else False
-        with _own_sigterm():
-            ray.init(
-                address=ray_config.address or "local",
-                include_dashboard=dashboard,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+        read_again()
+        with environment(of_own_ray()):
+            read_again()
+            _init("local", include_dashboard=False)
     except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error, 200)}"
-        if ray_config.address is None:
-            raise StepError(
-                f"Ray did not start on this machine ({reason}); it needs about 20 free ports, room in /dev/shm, and space "
-                f"and short paths in RAY_TMPDIR; {os.environ.get('RAY_TMPDIR') or '/tmp'}/ray/session_latest/logs may say "
-                "more"
-            ) from error
         raise StepError(
-            f"ray.address={ray_config.address}: Ray did not join it ({reason}); check that the head runs the same Ray "
-            "version and, for a cluster with tokens, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH"
+            f"Ray did not start on this machine ({type(error).__name__}: {one_line(error, 200)}); it needs about 20 free "
+            f"ports, room in /dev/shm, and space and short paths in RAY_TMPDIR; {folder}/session_latest/logs may say more"
         ) from error
 
 
-def import_ray(*, train: bool = False) -> None:
-    """Import Ray with its settings, and for `train` also what launches a stage: seconds. Nothing is started."""
-    for name, value in RAY_ENV.items():
-        os.environ.setdefault(name, value)
+def _join(ray_config: RayConfig) -> None:
+    try:
+        head = find_head(ray_config)
+        with environment(head.environment):
+            _init(head.address)
+    except UserError:
+        raise
+    except Exception as error:
+        raise StepError(
+            f"ray.address={ray_config.address}: Ray did not join it ({type(error).__name__}: {one_line(error, 200)}); look at "
+            "the logs of its head"
+        ) from error
+
+
+def _init(address: str, *, include_dashboard: bool | None = None) -> None:
+    """Call ray.init, and keep the handler of SIGTERM: that of Ray's C++ code prints a stack and aborts the process."""
     import ray
 
-    if train:
-        import ray.train.torch  # noqa: F401
-
-
-def _use_own_token() -> None:
-    """Give a Ray of our own its token in the environment where Ray could not write one below HOME."""
-    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        try:
-            check_place("RAY_AUTH_TOKEN_PATH", "~/.ray")
-        except StepError:
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray itself switches to tokens
-
-
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM: that of Ray's C++ code prints a stack and aborts the process."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        ray.init(address=address, include_dashboard=include_dashboard, logging_level=logging.ERROR, log_to_driver=False)
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 
-def check_address(ray_config: RayConfig) -> None:
-    """Check that something answers at `ray.address`: Ray itself would retry a closed port for minutes.
+def import_ray(*, train: bool = False) -> None:
+    """Import Ray with its settings, and for `train` also what launches a stage: seconds. Nothing is started."""
+    _settings.enter_context(environment({name: value for name, value in RAY_ENV.items() if name not in os.environ}))
+    import ray
 
-    Raises:
-        StepError: nothing answers.
-    """
-    address = ray_config.address
-    if address is None or "://" in address or ":" not in address:  # Ray itself resolves `auto` and ray://
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise StepError(
-            f"ray.address={address}: nothing answers there ({error}); start the head on {host} with "
-            f"`{shell_command('ray', 'start', '--head', f'--port={port}')}`, correct ray.address, or leave it unset to "
-            "start Ray on this machine"
-        ) from None
+    if train:
+        import ray.train.torch  # noqa: F401

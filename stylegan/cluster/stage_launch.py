@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from stylegan import storage
+from stylegan.cluster.head import head_answers
 from stylegan.cluster.notices import Board, Notice, watched
 from stylegan.cluster.resources import worker_bundle
 from stylegan.cluster.room import is_placed, placed, wait_for_room
-from stylegan.cluster.session import head_answers
 from stylegan.config.tree import Config
 from stylegan.errors import DivergedError, ExhaustedError, StepError, Stopped, UnavailableError, UserError
 from stylegan.training import distributed
@@ -271,10 +271,14 @@ def _answers(node: dict[str, Any] | None) -> bool:
 
 
 def draining() -> dict[str, int]:
-    """Return the ids of the nodes that are going to be taken away, and when: milliseconds since 1970, 0 for unknown."""
-    from ray._private.state import state
+    """Return the ids of the nodes that are going to be taken away, and when: milliseconds since 1970, 0 for unknown.
 
-    found: dict[str, int] = state.get_draining_nodes()
+    Empty where Ray Client is used, which does not know it.
+    """
+    from ray._private.state import state
+    from ray.util.client import ray as client
+
+    found: dict[str, int] = {} if client.is_connected() else state.get_draining_nodes()
     return found
 
 

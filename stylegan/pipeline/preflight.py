@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Sequence
 
 from stylegan import storage
+from stylegan.cluster.head import check_address
 from stylegan.cluster.resources import check_gpu_nodes, check_resources
-from stylegan.cluster.session import check_address
 from stylegan.config.tree import Config
 from stylegan.data.cache import cache_root
 from stylegan.errors import ConfigError, StepError

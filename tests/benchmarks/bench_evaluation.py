@@ -154,7 +154,7 @@ def on_ray(workers: int) -> None:
     import ray
 
     os.environ.update(RAY_ENV)
-    ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init("local", num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 
 
 def scale(workers: int, chunks: list[SampleChunk], resolution: int) -> tuple[float, str]:

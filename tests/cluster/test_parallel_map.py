@@ -82,7 +82,7 @@ def test_tasks_with_a_gpu_share_a_process():
 
     config = settings(ray={"gpus_per_worker": 1})
     os.environ |= RAY_ENV
-    ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:
         assert len(set(parallel_map.parallel_map(lambda _: os.getpid(), range(4), config))) == 1
     finally:

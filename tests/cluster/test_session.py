@@ -1,33 +1,16 @@
-"""The Ray session: addresses where nothing answers, and who leaves Ray at the end."""
+"""The Ray session: a Ray of its own is alone and leaves nothing behind, and who leaves Ray at the end."""
 
 import os
-import socket
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from stylegan.cluster.session import check_address, connect, ray_session
+from stylegan.cluster.session import connect, ray_session
 from stylegan.config.sections import RayConfig
-from stylegan.errors import StepError
-
-
-def test_a_closed_port_is_refused_at_once():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(StepError, match=f"ray.address={address}: nothing answers there .* or leave it unset"):
-        check_address(RayConfig(address=address))
-
-
-@pytest.mark.parametrize("address", [None, "auto", "ray://host:10001"])
-def test_addresses_that_ray_resolves_itself_are_not_checked(address):
-    check_address(RayConfig(address=address))
-
-
-def test_an_open_port_is_enough():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        check_address(RayConfig(address=f"127.0.0.1:{server.getsockname()[1]}"))
 
 
 def test_ray_starts_at_its_first_use_and_ends_with_the_session_that_started_it():
@@ -46,38 +29,61 @@ def test_ray_starts_at_its_first_use_and_ends_with_the_session_that_started_it()
     assert not ray.is_initialized()
 
 
-WITHOUT_HOME = """
-import signal
+ALONE = """
+import os, signal, sys
 from stylegan.cluster.session import connect, ray_session
 from stylegan.config.sections import RayConfig
 
 def handler(number, frame):
     raise KeyboardInterrupt
 
+def settings():
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") and name != "RAY_CLIENT_MODE"}
+
 signal.signal(signal.SIGTERM, handler)
-with ray_session():
-    connect(RayConfig())
-    import ray
-    assert ray.get(ray.remote(lambda: 7).remote()) == 7
-    assert signal.getsignal(signal.SIGTERM) is handler
-    try:
-        signal.raise_signal(signal.SIGTERM)
-    except KeyboardInterrupt:
-        print("interrupted")
+before, tokens = settings(), []
+for _ in range(int(sys.argv[1])):
+    with ray_session():
+        connect(RayConfig())
+        import ray
+        there = ray.get(ray.remote(settings).remote())
+        assert "RAY_ADDRESS" not in there, there
+        assert there["RAY_AUTH_MODE"] == "token"
+        tokens.append(there["RAY_AUTH_TOKEN"])
+        assert not settings().keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+        assert signal.getsignal(signal.SIGTERM) is handler
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            print("interrupted")
+    assert settings() == before, settings()
+assert len(set(tokens)) == len(tokens)
+from ray._raylet import AuthenticationMode, get_authentication_mode
+assert get_authentication_mode() == AuthenticationMode.DISABLED
 """
 
 
-def test_ray_starts_without_a_home_and_leaves_the_handler_of_sigterm():
-    """The token of a Ray of our own stays in the environment. Ray's own handler would abort with a stack of C++.
+@pytest.mark.parametrize(("home", "times"), [("fresh", 2), ("none", 1)])
+def test_a_ray_of_its_own_is_alone_and_leaves_nothing_behind(home, times, tmp_path):
+    """Whatever RAY_ADDRESS and the file of another cluster say. Its token stays in the environment of its own processes.
 
-    In a process of its own: Ray's C++ code keeps the token of the first session of a process.
+    It leaves the handler of SIGTERM: Ray's own would abort with a stack of C++. A process of its own, as the first session
+    of a process is the one that Ray's C++ code would remember.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    command = [sys.executable, "-c", WITHOUT_HOME]
-    done = subprocess.run(
-        command, env=env | {"HOME": "/dev/null"}, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets allow short paths only
+    try:
+        (folder / "ray").mkdir()
+        (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+        env |= {"RAY_ADDRESS": "127.0.0.1:9", "RAY_TMPDIR": str(folder)}
+        env |= {"HOME": str(tmp_path) if home == "fresh" else "/dev/null"}
+        done = subprocess.run(
+            [sys.executable, "-c", ALONE, str(times)], env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n" * times), done.stderr
+    assert not (tmp_path / ".ray").exists()
 
 
 def test_a_ray_of_our_own_that_cannot_start_says_what_it_needs(tmp_path):
