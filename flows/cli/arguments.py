@@ -14,7 +14,7 @@ from flows.cli import supervisor
 from stylegan.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stylegan.config.sections import Metric
+    from stylegan.config.sections import Metric, RayConfig
     from stylegan.config.tree import Config
 
     File = str
@@ -92,6 +92,21 @@ def load(config: str, overrides: list[str] | None) -> Config:
     found = file.load(config, overrides or [])
     supervisor.allow(found.ray.stop_grace_s)
     return found
+
+
+def ray_cluster(address: str) -> RayConfig:
+    """Return the section `ray` of a config that names a cluster, from its `--address`. Raises ConfigError for another form."""
+    from pydantic import ValidationError
+
+    from stylegan.config.sections import RayConfig
+
+    rule = "must be host:port of the head of a cluster (port 6379 by default), or `auto`"
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(f"--address {address}: is that of the dashboard; {rule}")
+    try:
+        return RayConfig(address=address)
+    except ValidationError:
+        raise ConfigError(f"--address {address}: {rule}") from None
 
 
 def registry_config(config: str | None, overrides: list[str] | None) -> Config | None:

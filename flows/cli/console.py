@@ -270,8 +270,12 @@ def print_record(record: BaseModel, cached: bool) -> None:
 
 
 def print_examination(examination: Examination) -> None:
-    """Print the facts of the machine, and what works and what does not, a line each; on a terminal lines are wrapped."""
+    """Print the facts of the machine and of nodes, and what works and what does not, a line each; a terminal wraps lines."""
+    from stylegan.cluster.node_check import describe_node
+
     lines = [f"{fact.name:<23} {fact.detail}" for fact in examination.machine]
+    lines += [f"{f'node {node.name}':<23} {describe_node(node)}" for node in examination.nodes]
+    facts = len(lines)
     lines += ["", *(f"{'ok  ' if one.ok else 'FAIL'}  {one.name:<8} {one.detail}" for one in examination.findings)]
     width, indent = shutil.get_terminal_size().columns, {True: " " * 24, False: " " * 15}
     for position, line in enumerate(lines):
@@ -279,7 +283,7 @@ def print_examination(examination: Examination) -> None:
             line = textwrap.fill(
                 line,
                 width,
-                subsequent_indent=indent[position < len(examination.machine)],
+                subsequent_indent=indent[position < facts],
                 break_long_words=False,
                 break_on_hyphens=False,
             )

@@ -1,4 +1,4 @@
-"""`stylegan doctor`: the facts of this machine, and a try of every engine that a run needs: what works, what to do.
+"""`stylegan doctor`: the facts of this machine and of a cluster, and a try of every engine: what works, what to do.
 
 What it prints belongs into a report of a bug: secrets are redacted.
 """
@@ -21,10 +21,11 @@ import psutil
 
 from stylegan import storage
 from stylegan.cluster.head import check_address
+from stylegan.cluster.node_check import SKEW_SECONDS, NodeFacts, check_nodes, problem_lines
 from stylegan.cluster.resources import check_gpu_nodes, check_resources, describe_cluster
-from stylegan.cluster.session import connect, ray_session
+from stylegan.cluster.session import connect, is_open, ray_session
 from stylegan.cluster.stage_launch import backend
-from stylegan.config.sections import StorageConfig
+from stylegan.config.sections import RayConfig, StorageConfig
 from stylegan.config.tree import Config
 from stylegan.data.cache import cache_root
 from stylegan.errors import StepError, UserError
@@ -64,9 +65,10 @@ class Finding(Record):
 
 
 class Examination(Record):
-    """The facts of this machine and the results of all checks; `ok` if everything works."""
+    """The facts of this machine and of the nodes of a cluster, and the results of all checks; `ok` if everything works."""
 
     machine: tuple[Fact, ...] = ()
+    nodes: tuple[NodeFacts, ...] = ()
     findings: tuple[Finding, ...]
 
     @property
@@ -75,9 +77,15 @@ class Examination(Record):
         return all(finding.ok for finding in self.findings)
 
 
-def examine(config: Config | None) -> Examination:
-    """Check what a run of this config needs; without a config, what the defaults need on this machine."""
+def examine(config: Config | None, ray_config: RayConfig | None = None) -> Examination:
+    """Check what a run of this config needs; without a config, what the defaults need on this machine.
+
+    Args:
+        config: that of the run.
+        ray_config: names the cluster, if it is not that of the config.
+    """
     settings = config.storage if config else StorageConfig()
+    ray_config = ray_config or (config.ray if config else RayConfig())
     checks: list[tuple[str, Check]] = [
         ("storage", _storage),
         ("data", _data),
@@ -86,11 +94,15 @@ def examine(config: Config | None) -> Examination:
         *(weight_checks(config) if config else ()),
         ("mlflow", _mlflow),
         ("prefect", _prefect),
-        ("ray", _ray),
     ]
-    with storage_settings(settings.model_copy(update={"patience_s": 5.0})):  # a store that is away is not waited for
-        findings = tuple(_try(name, check, config) for name, check in checks)
-    return Examination(machine=tuple(machine_facts(config)), findings=findings)
+    patient = settings.model_copy(update={"patience_s": 5.0})  # a store that is away is not waited for
+    nodes: list[NodeFacts] = []
+    with storage_settings(patient), ray_session():
+        findings = [_try(name, check, config) for name, check in checks]
+        findings.append(_try("ray", partial(_ray, ray_config), config))
+        if ray_config.address is not None and is_open():
+            findings += _nodes(config, ray_config, nodes)
+    return Examination(machine=tuple(machine_facts(config)), nodes=tuple(nodes), findings=tuple(findings))
 
 
 # --- the machine ---
@@ -352,17 +364,30 @@ def _prefect(config: Config | None) -> str:
         return f"{url} answers"
 
 
-def _ray(config: Config | None) -> str:
-    from stylegan.config.sections import RayConfig
+def _ray(ray_config: RayConfig, config: Config | None) -> str:
+    check_address(ray_config)
+    connect(ray_config)
+    if config is not None:
+        check_resources(config, stages(config))
+        if ray_config.address is not None:
+            check_gpu_nodes(config, stages(config))
+    where = f"the cluster at {ray_config.address}" if ray_config.address else "a Ray of its own on this machine"
+    return f"{where}, {describe_cluster()}{'; every stage fits' if config else ''}"
 
-    with ray_session():
-        if config is None:
-            connect(RayConfig())
-        else:
-            check_address(config.ray)
-            check_resources(config, stages(config))
-            if config.ray.address is not None:
-                check_gpu_nodes(config, stages(config))
-        address = config.ray.address if config else None
-        where = f"the cluster at {address}" if address else "a Ray of its own on this machine"
-        return f"{where}, {describe_cluster()}{'; every stage fits' if config else ''}"
+
+def _nodes(config: Config | None, ray_config: RayConfig, nodes: list[NodeFacts]) -> list[Finding]:
+    """Look at the nodes of the cluster, append them to `nodes`, and return what is wrong with them, or that all is well."""
+    try:
+        nodes += check_nodes(ray_config, config.storage if config else None)
+    except UserError as error:
+        return [Finding(name="nodes", ok=False, detail=str(error))]
+    lines = problem_lines(nodes)
+    if config is None:  # otherwise `check_gpu_nodes` knows whether a stage needs them
+        lines += [f"node {node.name}: {node.look.problem}" for node in nodes if node.look.problem]
+    if lines:
+        return [Finding(name="nodes", ok=False, detail=redact(line)) for line in lines]
+    seen = "see storage.root" if config else "give a CONFIG to see whether they reach its storage"
+    detail = (
+        f"{len(nodes)}, all with the versions and the code of this process, clocks within {SKEW_SECONDS:.0f} s; {seen}"
+    )
+    return [Finding(name="nodes", ok=True, detail=detail)]

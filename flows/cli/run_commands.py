@@ -16,6 +16,7 @@ from flows.cli.arguments import (
     is_config_file,
     load,
     parse_metrics,
+    ray_cluster,
 )
 from flows.cli.console import print_json
 from stylegan.errors import ConfigError, StepError
@@ -228,18 +229,33 @@ def register(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJ
     console.print_done(done, as_json)
 
 
-def doctor(config: ConfigFile | None = None, /, *, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check storage, Ray, MLflow, Prefect and the metrics' weights: what works, and what to do about the rest.
+def doctor(
+    config: ConfigFile | None = None,
+    /,
+    *,
+    address: str | None = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check storage, Ray and its nodes, MLflow, Prefect and the metrics' weights: what works, and what to do about the rest.
+
+    Parameters
+    ----------
+    address
+        Ray cluster whose nodes are looked at, instead of that of ray.address: host:port of its head, or auto.
 
     Examples
     --------
     stylegan doctor
     stylegan doctor configs/quickstart.yaml
+    stylegan doctor configs/quickstart.yaml --address HEAD:6379
     """
-    settings = load(config, overrides) if config is not None else None
+    cluster = ray_cluster(address) if address is not None else None
+    there = [f"ray.address='{cluster.address}'"] if cluster and cluster.address else []
+    settings = load(config, [*(overrides or []), *there]) if config is not None else None
     from flows.cli.doctor import examine
 
-    examination = examine(settings)
+    examination = examine(settings, cluster)
     if as_json:
         print_json(examination)
     else:

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from stylegan import storage
+from stylegan.cluster.resources import worker_bundle
 from stylegan.cluster.room import wait_for_room
 from stylegan.cluster.session import connect
 from stylegan.config.sections import StorageConfig
@@ -43,10 +44,19 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     wait_for_room(config, stages(config)[-1], counts=(1,), purpose="evaluate")
     need = config.workers_at(config.data.resolution)
     cpus, gpus = need.cpus_per_worker or 1, need.gpus_per_worker or 0
-    resources = config.ray.resources_per_worker
+    bundle = worker_bundle(config.ray, need)
+    resources = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU")}
     # By default Ray ends a process that had a GPU after one task, and each chunk of an evaluation would load torch, CUDA
     # and all networks again.
-    options = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_retries": 3, "max_calls": 0}
+    options: dict[str, Any] = {
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "resources": resources,
+        "max_retries": 3,
+        "max_calls": 0,
+    }
+    if need.label_selector:
+        options["label_selector"] = dict(need.label_selector)
     task = ray.remote(**options)(_call)
     yield from _in_order(lambda item: task.remote(function, item, cpus, config.storage), items)
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any
 
+from stylegan.cluster.node_check import Look, look_at
 from stylegan.cluster.session import connect
 from stylegan.config.sections import RayConfig, RayStageOverride
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError
 from stylegan.training.faults import check_gpus, check_named, unfit
-from stylegan.training.gpus import Device, cuda_problem, gpus_here, triton_cure
+from stylegan.training.gpus import ACCELERATOR, cuda_problem, gpus_here, triton_cure
 from stylegan.training.schedule import Stage
 
 logger = logging.getLogger("stylegan")
-LOOK_SECONDS = 60.0  # for a look at the GPUs of a node; one that does not answer is taken to be in order
 
 
 def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = False) -> None:
@@ -39,14 +38,14 @@ def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = Fal
     from ray.util.client import ray as client
 
     connect(config.ray)
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     grows = config.ray.address is not None and config.ray.wait_s > 0
     # None: it has no autoscaler, or Ray Client is used, which does not know it.
     limits = state.get_max_resources_from_cluster_config() if grows and not client.is_connected() else None
     for stage in stages:
-        bundle = worker_bundle(config.ray, config.workers_at(stage.resolution))
-        count = config.worker_counts_at(stage.resolution)[0]
-        if sum(_count_fitting(node, bundle) for node in nodes) >= count:
+        need = config.workers_at(stage.resolution)
+        bundle, count = worker_bundle(config.ray, need), config.worker_counts_at(stage.resolution)[0]
+        if sum(_count_fitting(dict(node["Resources"]), bundle) for node in nodes if _has_labels(node, need)) >= count:
             continue
         asked = f"ray: stage {stage.name} asks for {describe_workers(config, stage, count)}, but"
         cure = "lower ray.workers or ray.cpus_per_worker / gpus_per_worker, or add nodes"
@@ -66,10 +65,12 @@ def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = Fal
 def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
     """Check that torch can use the GPUs where these stages train, and that they can train them.
 
-    Those of a Ray on this machine are looked at from here, those of a cluster by a task on each node that has some.
+    Those of a Ray on this machine are looked at from here, those of a cluster by a task on each node that has some. A node
+    that does not answer is taken to be in order.
 
     Raises:
-        ConfigError: too few GPUs can; the line says why, and what to change.
+        ConfigError: too few GPUs can, or the workers of a stage could get GPUs of different models; the line says what to
+            change.
     """
     import ray
 
@@ -78,7 +79,7 @@ def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
         return
     check_named(config, stages)
     if config.ray.address is None:
-        here = _look()
+        here = Look(problem=cuda_problem(expected=True), devices=gpus_here(), triton=triton_cure())
         if here.problem:
             raise ConfigError(f"ray.gpus_per_worker: {here.problem}")
         check_gpus(config, stages, here.devices)
@@ -86,57 +87,47 @@ def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
         return
     connect(config.ray)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    looks = _look_at([node["NodeID"] for node in nodes])
+    looks = look_at(nodes)
     for stage in stages:
         need = config.workers_at(stage.resolution)
         bundle, places, reasons = worker_bundle(config.ray, need), 0, []
+        models: dict[str, str | None] = {}
         for node, look in zip(nodes, looks, strict=True):
+            room = _count_fitting(dict(node["Resources"]), bundle) if _has_labels(node, need) else 0
             if why := _unfit(config, stage, look):
                 reasons.append(f"{why} (node {node['NodeManagerAddress']})")
-            else:
-                places += _count_fitting(dict(node["Resources"]), bundle)
+            elif room:
+                places += room
+                models |= {device.name: _accelerator(node) for device in look.devices}
         if reasons and places < config.worker_counts_at(stage.resolution)[0]:
             raise ConfigError(f"train {stage.name}: {reasons[0]}")
+        if len(models) > 1 and config.most_workers_at(stage.resolution) > 1:
+            raise ConfigError(_mixed(stage, models))
     _warn_of_triton(looks)
 
 
-class Look(NamedTuple):
-    """The facts that are seen of the GPUs of a node; by default none."""
+def _has_labels(node: dict[str, Any], need: RayStageOverride) -> bool:
+    from ray._raylet import node_labels_match_selector
 
-    problem: str | None = None  # why torch cannot use them
-    devices: tuple[Device, ...] = ()
-    triton: str | None = None  # how to install Triton, where it is missing
+    return bool(node_labels_match_selector(node.get("Labels") or {}, dict(need.label_selector or {})))
 
 
-def _look() -> Look:
-    """Look at the GPUs of this node, and take none of them."""
-    return Look(cuda_problem(expected=True), gpus_here(), triton_cure())
+def _accelerator(node: dict[str, Any]) -> str | None:
+    """Return the model of a node's GPUs as Ray names it."""
+    names = (name.removeprefix(ACCELERATOR) for name in node["Resources"] if name.startswith(ACCELERATOR))
+    return next(names, None)
 
 
-def _look_on_node() -> Look:
-    """Look in a task of Ray, which hides the GPUs from a task that reserves none."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        del os.environ["CUDA_VISIBLE_DEVICES"]
-    return _look()
-
-
-def _look_at(nodes: Sequence[str]) -> list[Look]:
-    """Look at nodes by their ids; nothing is seen of one that does not answer in time."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    look = ray.remote(num_cpus=0, max_retries=0)(_look_on_node)
-    answers = [
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
-    ]
-    ray.wait(answers, num_returns=len(answers), timeout=LOOK_SECONDS)
-    looks = []
-    for answer in answers:
-        try:
-            looks.append(ray.get(answer, timeout=0))
-        except ray.exceptions.RayError:  # the error of the task itself, of its node, or of the time
-            looks.append(Look())
-    return looks
+def _mixed(stage: Stage, models: dict[str, str | None]) -> str:
+    """Return the line about GPUs of several models, which are given with their names by Ray."""
+    kinds = dict.fromkeys(filter(None, models.values()))
+    cure = " or ".join(f"ray.accelerator_type={kind}" for kind in kinds)
+    if len(kinds) < 2:
+        cure = "ray.label_selector to labels that only nodes with one of them have"
+    return (
+        f"train {stage.name}: its workers could get GPUs of different models ({' and '.join(models)}), and all would wait for "
+        f"the slowest at every step; set {cure}"
+    )
 
 
 def _unfit(config: Config, stage: Stage, look: Look) -> str | None:

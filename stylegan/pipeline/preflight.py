@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from stylegan import storage
 from stylegan.cluster.head import check_address
+from stylegan.cluster.node_check import require_nodes
 from stylegan.cluster.resources import check_gpu_nodes, check_resources
 from stylegan.config.tree import Config
 from stylegan.data.cache import cache_root
@@ -53,6 +54,8 @@ def use_places(config: Config) -> None:
 def check_work(config: Config, stages: Sequence[Stage]) -> None:
     """Check that the work of a run can be done: storage takes files, public weights are there, Ray has the workers.
 
+    The nodes of a cluster must run the same code and see storage.
+
     Args:
         config: that of the run.
         stages: those that are to be trained.
@@ -60,10 +63,11 @@ def check_work(config: Config, stages: Sequence[Stage]) -> None:
     Raises:
         ConfigError: the cluster can never hold the workers, its GPUs cannot train a stage, or a weight file cannot be
             had.
-        StepError: storage refuses.
+        StepError: storage refuses, or the cluster or a node of it cannot do the work.
     """
     try_writing(storage.absolute(config.storage.root))
     public_weights.fetch_all(config.evaluation)
+    require_nodes(config)
     if stages:
         check_resources(config, stages, tell=True)
         check_gpu_nodes(config, stages)

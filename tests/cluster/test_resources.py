@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stylegan.cluster import resources
+from stylegan.cluster.node_check import Look
 from stylegan.cluster.resources import (
-    Look,
     _count_fitting,
     _describe,
     check_gpu_nodes,
@@ -58,7 +58,7 @@ def test_what_no_node_can_do_is_refused_with_what_there_is():
         import_ray()
         import ray
 
-        ray.init(num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         for config in (fits, ours, joined):
             check_resources(config, stages(config))
         assert describe_cluster() == f"1 node(s): {os.cpu_count()} CPU, 1 GPU"
@@ -86,7 +86,7 @@ def test_a_stage_is_refused_only_if_too_few_nodes_can_train_it(monkeypatch, capl
     newer = old.model_copy(update={"capability": (9, 0)})
     looks = {"old": Look(devices=(old,)), "new": Look(devices=(newer,), triton="pip install triton"), "silent": Look()}
     monkeypatch.setattr(resources, "connect", lambda _: None)
-    monkeypatch.setattr(resources, "_look_at", lambda names: [looks[name] for name in names])
+    monkeypatch.setattr(resources, "look_at", lambda found: [looks[node["NodeID"]] for node in found])
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
     def check(workers):
@@ -101,3 +101,45 @@ def test_a_stage_is_refused_only_if_too_few_nodes_can_train_it(monkeypatch, capl
     ]
     with pytest.raises(ConfigError, match=r"^train 8x8: training\.precision=bf16: Tesla V100.* \(node old\)$"):
         check(3)
+
+
+def test_workers_that_could_get_gpus_of_two_models_are_refused(monkeypatch):
+    """One worker has one model whatever it is; labels, or the model that Ray gives the nodes, may choose."""
+    import ray
+
+    kinds = {"a": ("NVIDIA A100-SXM4-40GB", "A100"), "h": ("NVIDIA H100 PCIe", "H100")}
+    nodes = [
+        {
+            "Alive": True,
+            "NodeID": name,
+            "NodeManagerAddress": name,
+            "Resources": {"CPU": 8.0, "GPU": 4.0, f"accelerator_type:{kind}": 1.0},
+            "Labels": {"zone": name},
+        }
+        for name, (_, kind) in kinds.items()
+    ]
+    devices = {name: Device(name=model, memory=40 * 2**30, capability=(9, 0)) for name, (model, _) in kinds.items()}
+    monkeypatch.setattr(resources, "connect", lambda _: None)
+    monkeypatch.setattr(
+        resources, "look_at", lambda found: [Look(devices=(devices[node["NodeID"]],) * 4) for node in found]
+    )
+    monkeypatch.setattr(resources, "_warn_of_triton", lambda _: None)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+    def check(**settings):
+        asked = {"address": "auto", "gpus_per_worker": 1, "workers": 2} | settings
+        config = build(TREE | {"training": {"batch": 48}, "ray": asked})
+        check_gpu_nodes(config, stages(config))
+
+    mixed = r"^train 8x8: .* \(NVIDIA A100-SXM4-40GB and NVIDIA H100 PCIe\).*"
+    with pytest.raises(ConfigError, match=mixed + r"set ray\.accelerator_type=A100 or ray\.accelerator_type=H100$"):
+        check()
+    with pytest.raises(ConfigError, match=mixed):
+        check(label_selector={"zone": "in(a, h)"})
+    check(workers=1)
+    check(accelerator_type="H100")
+    check(label_selector={"zone": "a"})
+    for node in nodes:
+        node["Resources"] = {"CPU": 8.0, "GPU": 4.0}
+    with pytest.raises(ConfigError, match=mixed + r"set ray\.label_selector to labels"):
+        check()
