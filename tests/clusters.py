@@ -95,7 +95,7 @@ class Machines:
 
     def _autoscaler(self, types):
         """Write the config of an autoscaler whose nodes are further processes of the head, and return its path."""
-        provider = {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True}
+        provider = {"type": "fake_multinode", "gcs_address": f"{self.host}:{self.port}"}
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
         config = {
             "cluster_name": "test",

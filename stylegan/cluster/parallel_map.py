@@ -9,8 +9,8 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from stylegan import storage
-from stylegan.cluster.resources import worker_bundle
-from stylegan.cluster.room import wait_for_room
+from stylegan.cluster.resources import check_resources, worker_bundle
+from stylegan.cluster.room import Ask, ask_of_stage, wait_for_room
 from stylegan.cluster.session import connect
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
@@ -41,7 +41,10 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     """
     import ray
 
-    wait_for_room(config, stages(config)[-1], counts=(1,), purpose="evaluate")
+    last = stages(config)[-1]
+    check_resources(config, [last])
+    if config.ray.address is not None:
+        wait_for_room(config.ray, ask_of_stage(config, last, "evaluate"))
     need = config.workers_at(config.data.resolution)
     cpus, gpus = need.cpus_per_worker or 1, need.gpus_per_worker or 0
     bundle = worker_bundle(config.ray, need)
@@ -110,6 +113,8 @@ def _map_on_cpus(config: Config, function: Callable[[T], R], items: Iterable[T])
         yield from map(function, first)
         return
     connect(config.ray)
+    if config.ray.address is not None:
+        wait_for_room(config.ray, Ask({"CPU": 1.0}, {}, "shard"))
 
     def call(shared: Callable[[T], R], item: T) -> R:  # pickled by value: a worker need not import this file and torch
         with storage_settings(config.storage):

@@ -47,7 +47,9 @@ def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = Fal
         bundle, count = worker_bundle(config.ray, need), config.worker_counts_at(stage.resolution)[0]
         if sum(_count_fitting(dict(node["Resources"]), bundle) for node in nodes if _has_labels(node, need)) >= count:
             continue
-        asked = f"ray: stage {stage.name} asks for {describe_workers(config, stage, count)}, but"
+        asked = (
+            f"ray: stage {stage.name} asks for {describe_workers(bundle, dict(need.label_selector or {}), count)}, but"
+        )
         cure = "lower ray.workers or ray.cpus_per_worker / gpus_per_worker, or add nodes"
         if limits and any(limits.get(name, 0) < amount * count for name, amount in bundle.items() if name in limits):
             raise ConfigError(f"{asked} the cluster grows to {_describe(dict(limits))} at most; {cure}")
@@ -146,13 +148,11 @@ def _warn_of_triton(looks: Sequence[Look]) -> None:
         )
 
 
-def describe_workers(config: Config, stage: Stage, count: int) -> str:
-    """Return a number of workers of a stage and what each asks for, for people."""
-    need = config.workers_at(stage.resolution)
-    labels = ", ".join(f"{name}={value}" for name, value in (need.label_selector or {}).items())
-    return f"{count} worker(s) with {_describe(worker_bundle(config.ray, need))} each" + (
-        f" on nodes with {labels}" if labels else ""
-    )
+def describe_workers(bundle: dict[str, float], labels: dict[str, str], count: int) -> str:
+    """Return a number of workers and what each asks for, for people."""
+    wanted = ", ".join(f"{name}={value}" for name, value in labels.items())
+    where = f" on nodes with {wanted}" if wanted else ""
+    return f"{count} worker(s) with {_describe(bundle)} each{where}"
 
 
 def describe_cluster(*, free: bool = False) -> str:

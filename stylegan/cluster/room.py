@@ -10,9 +10,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from stylegan.cluster.resources import check_resources, describe_cluster, describe_workers, worker_bundle
+from stylegan.config.sections import RayConfig
 from stylegan.config.tree import Config
 from stylegan.errors import ExhaustedError
 from stylegan.progress import duration
@@ -24,55 +25,83 @@ SILENT_SECONDS = 2.0  # before its first line: the workers of the stage before m
 SETTLE_SECONDS = 2.0  # in which Ray places what there is room for; it tries again about once a second
 
 
-def wait_for_room(
-    config: Config, stage: Stage, *, counts: tuple[int, ...] | None = None, purpose: str | None = None
-) -> int:
-    """Return the largest number of workers that the cluster has room for now, after waiting until there is one.
+class Ask(NamedTuple):
+    """What one worker asks for.
 
-    Args:
-        config: gives the resources of the workers.
-        stage: the stage that they are for.
-        counts: the numbers that are allowed, ascending; unset those that the config allows for the stage.
-        purpose: what they are for, as lines begin; unset is the training of the stage.
+    - `bundle`: amounts of Ray's resources by name.
+    - `labels`: those that its node must have.
+    - `purpose`: what it is for, as lines begin.
+    """
+
+    bundle: dict[str, float]
+    labels: dict[str, str]
+    purpose: str
+
+    def describe(self, count: int) -> str:
+        """Return so many of these workers in words."""
+        return describe_workers(self.bundle, self.labels, count)
+
+
+def ask_of_stage(config: Config, stage: Stage, purpose: str | None = None) -> Ask:
+    """Return what one worker of a stage asks for."""
+    need = config.workers_at(stage.resolution)
+    return Ask(worker_bundle(config.ray, need), dict(need.label_selector or {}), purpose or f"train {stage.name}")
+
+
+def wait_for_workers(config: Config, stage: Stage) -> int:
+    """Return the largest number of workers of a stage that there is room for, after waiting until there is some.
 
     Raises:
         ConfigError: there can never be room.
-        ExhaustedError: there was none for `ray.wait_s`; the line says what the cluster has.
+        ExhaustedError: there was none for `ray.wait_s`.
     """
-    counts, purpose = counts or config.worker_counts_at(stage.resolution), purpose or f"train {stage.name}"
+    counts = config.worker_counts_at(stage.resolution)
     check_resources(config, [stage])
     if config.ray.address is None and len(counts) == 1:
         return counts[0]  # this machine has what it has, and nobody else uses this Ray
+    return wait_for_room(config.ray, ask_of_stage(config, stage), counts)
+
+
+def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,)) -> int:
+    """Return the largest number of workers that the cluster has room for now, after waiting until there is one.
+
+    Args:
+        ray_config: says how long is waited.
+        ask: what each of them asks for.
+        counts: the numbers that are allowed, ascending.
+
+    Raises:
+        ExhaustedError: there was no room for `ray.wait_s`; the line says what the cluster has.
+    """
     begun, told = time.monotonic(), False
     while True:
-        if count := _largest(config, stage, counts):
+        if count := _largest(ask, counts):
             if told:
-                logger.info("%s: there is room for %d worker(s) now", purpose, count)
+                logger.info("%s: there is room for %d worker(s) now", ask.purpose, count)
             return count
-        with placed(config, stage, counts[0]) as demand:
+        with placed(ask, counts[0]) as demand:
             wait = SILENT_SECONDS
-            while not is_placed(demand, min(wait, begun + config.ray.wait_s - time.monotonic())):
+            while not is_placed(demand, min(wait, begun + ray_config.wait_s - time.monotonic())):
                 told, wait, waited = True, LINE_SECONDS, time.monotonic() - begun
-                asked = describe_workers(config, stage, counts[0])
-                if waited >= config.ray.wait_s:
+                if waited >= ray_config.wait_s:
                     raise ExhaustedError(
-                        f"{purpose}: waited {duration(waited)} for room for {asked} (ray.wait_s="
-                        f"{config.ray.wait_s:g}); the cluster has {describe_cluster(free=True)}; add nodes, lower "
+                        f"{ask.purpose}: waited {duration(waited)} for room for {ask.describe(counts[0])} (ray.wait_s="
+                        f"{ray_config.wait_s:g}); the cluster has {describe_cluster(free=True)}; add nodes, lower "
                         "ray.workers, or raise ray.wait_s, and run the same command again"
                     )
                 logger.info(
                     "%s: waiting for room for %s, for at most another %s (ray.wait_s); the cluster has %s",
-                    purpose,
-                    asked,
-                    duration(config.ray.wait_s - waited),
+                    ask.purpose,
+                    ask.describe(counts[0]),
+                    duration(ray_config.wait_s - waited),
                     describe_cluster(free=True),
                 )
 
 
-def _largest(config: Config, stage: Stage, counts: tuple[int, ...]) -> int | None:
+def _largest(ask: Ask, counts: tuple[int, ...]) -> int | None:
     """Return the largest of these numbers of workers that fits now."""
     for count in reversed(counts):
-        with placed(config, stage, count) as group:
+        with placed(ask, count) as group:
             if is_placed(group, SETTLE_SECONDS):
                 return count
     return None
@@ -94,13 +123,12 @@ def is_placed(group: Any, seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def placed(config: Config, stage: Stage, count: int) -> Iterator[Any]:
-    """Ask Ray to reserve so many workers of a stage while the block lasts; yield its placement group."""
+def placed(ask: Ask, count: int) -> Iterator[Any]:
+    """Ask Ray to reserve room for so many workers while the block lasts; yield its placement group."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    need = config.workers_at(stage.resolution)
-    bundles, labels = [worker_bundle(config.ray, need)] * count, [dict(need.label_selector or {})] * count
-    group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels if need.label_selector else None)
+    labels = [ask.labels] * count if ask.labels else None
+    group = placement_group([ask.bundle] * count, strategy="PACK", bundle_label_selector=labels)
     try:
         yield group
     finally:

@@ -21,7 +21,7 @@ from stylegan import storage
 from stylegan.cluster.head import head_answers
 from stylegan.cluster.notices import Board, Notice, watched
 from stylegan.cluster.resources import worker_bundle
-from stylegan.cluster.room import is_placed, placed, wait_for_room
+from stylegan.cluster.room import ask_of_stage, is_placed, placed, wait_for_workers
 from stylegan.config.tree import Config
 from stylegan.errors import DivergedError, ExhaustedError, StepError, Stopped, UnavailableError, UserError
 from stylegan.training import distributed
@@ -76,7 +76,7 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
 
     failures, before, config, name = 0, None, job.config, f"train {job.stage.name}"
     while True:
-        count = wait_for_room(config, job.stage)
+        count = wait_for_workers(config, job.stage)
         if before is not None and count != before:
             logger.info("%s: goes on with %d worker(s)", name, count)
             on_event("resized", count, _resumed_at(job))
@@ -193,7 +193,7 @@ def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any]
                 if leaving := draining().keys() & nodes.keys():
                     board.post("drain", " ".join(sorted(leaving)))
                 elif larger and demand is None and sum(nodes.values()) == count:  # earlier it would take their own room
-                    demand = demands.enter_context(placed(job.config, job.stage, larger[0] - count))
+                    demand = demands.enter_context(placed(ask_of_stage(job.config, job.stage), larger[0] - count))
                 elif demand and time.monotonic() - begun > GROW_SECONDS and is_placed(demand, 0):
                     board.post("grow")
 

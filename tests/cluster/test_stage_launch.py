@@ -62,7 +62,7 @@ def attempts(monkeypatch):
                 raise WorkerGroupError("failed", {0: failures[len(fits) - 1]})
             return "record"
 
-        monkeypatch.setattr(stage_launch, "wait_for_room", lambda *_: 1)
+        monkeypatch.setattr(stage_launch, "wait_for_workers", lambda *_: 1)
         monkeypatch.setattr(stage_launch, "draining", dict)
         monkeypatch.setattr(stage_launch, "head_answers", lambda: False)
         monkeypatch.setattr(Board, "nodes", lambda _: {})
