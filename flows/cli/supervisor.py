@@ -39,6 +39,7 @@ _terminal: TextIO | None = None  # of the supervised program
 _begun = False  # whether there is anything that a stop must leave in order
 _received: int | None = None  # the signal that has interrupted the program
 _patience = mmap.mmap(-1, 8)  # both processes see it: seconds from the first signal to the end of everything
+_last_words = mmap.mmap(-1, 2048)  # of the program, for the supervisor: the two processes share it
 
 
 def supervise(program: Callable[[], int]) -> int:
@@ -77,6 +78,11 @@ def allow(seconds: float) -> None:
 
 def _allowed() -> float:
     return float(struct.unpack("d", _patience[:])[0]) or STOP_SECONDS
+
+
+def say_when_stopped(text: str) -> None:
+    """Replace the line that a signal makes this command say, for one that leaves something behind that goes on."""
+    _last_words[:] = text.encode()[: len(_last_words)].ljust(len(_last_words), b"\0")
 
 
 def terminal() -> TextIO:
@@ -255,8 +261,11 @@ def _say_stopped(number: int) -> None:
     if sys.stderr and sys.stderr.isatty():
         time.sleep(0.05)  # until the program has stopped to draw its bars
         _write("\n")
+    said = bytes(_last_words).rstrip(b"\0").decode(errors="replace")
     _write(
-        f"stylegan: stopping ({signal.Signals(number).name}); finished work is kept and the same command goes on from "
+        f"stylegan: {said}\n"
+        if said
+        else f"stylegan: stopping ({signal.Signals(number).name}); finished work is kept and the same command goes on from "
         "there; a second signal ends at once\n"
     )
 

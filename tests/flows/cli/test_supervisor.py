@@ -86,6 +86,13 @@ def test_a_signal_ends_the_program_in_order_and_leaves_no_process(start, tmp_pat
     assert left(tmp_path) == []
 
 
+def test_a_program_that_leaves_something_behind_says_so_itself(start):
+    process = start("supervisor.say_when_stopped('detached'); ready(); time.sleep(300)")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "stylegan: detached\n")
+    assert process.returncode == 130
+
+
 STUCK = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 subprocess.Popen(["setsid", "sleep", "300"])
