@@ -13,6 +13,7 @@ is measured, the factor is 1 where the plan has measured this machine; elsewhere
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -240,6 +241,61 @@ class Progress:
         if done >= self.total or now - self.last_line >= EVERY_SECONDS:
             self.last_line = now
             logger.info("%s: %s", self.name, line, extra=extra)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a line of `Progress` says.
+
+    Attributes:
+        name: of the work.
+        done: how much is done.
+        total: how much it is.
+        unit: of both.
+        rate: the speed, in units per second; None if it is not known.
+        left: how long the work goes on, as `duration` writes it; None if it is not known.
+        whole: how long the whole run goes on, in the same way.
+    """
+
+    name: str
+    done: int
+    total: int
+    unit: str
+    rate: int | None
+    left: str | None
+    whole: str | None
+
+
+_LINE = re.compile(
+    r"(?P<name>\S.*?): (?P<done>[\d,]+) of (?P<total>[\d,]+) (?P<unit>[^\s,;]+)(?:, (?P<rate>[\d,]+) [^\s,;]+/s)?"
+    r"(?:, done|, (?P<left>[\d.]+ \w+) left)?(?:$|[,;])(?:.*?\bwhole run about (?P<whole>[\d.]+ \w+) left)?"
+)
+
+
+_CHECKPOINT = re.compile(r"checkpoint at (?P<kimg>\d+(?:\.\d+)?) kimg")
+
+
+def describe_checkpoint(nimg: int) -> str:
+    """Return how a line of the log names a checkpoint, so that `newest_checkpoint` finds it: `checkpoint at 1.5 kimg`."""
+    return f"checkpoint at {nimg / 1000:.10g} kimg"
+
+
+def newest_checkpoint(log: str) -> float | None:
+    """Return the kimg of the last checkpoint that a log names; None if it names none."""
+    found = list(_CHECKPOINT.finditer(log))
+    return float(found[-1]["kimg"]) if found else None
+
+
+def newest_line(log: str) -> Reached | None:
+    """Return what the last line of `Progress` in a log says; None if it has none."""
+    for line in reversed(log.splitlines()):
+        found = _LINE.match(line)
+        if found:
+            done, total, rate = (
+                int(found[key].replace(",", "")) if found[key] else None for key in ("done", "total", "rate")
+            )
+            return Reached(found["name"], done or 0, total or 0, found["unit"], rate, found["left"], found["whole"])
+    return None
 
 
 def duration(seconds: float) -> str:

@@ -134,3 +134,44 @@ def test_a_line_names_the_part_and_the_whole_run(course, caplog):
     assert caplog.records[-1].progress[3] == "9,000 of 16,000 img, 200 img/s, 35 s left, D 1.386"
     Progress("evaluate: linear SVMs", 10, "attributes").update(1)  # work beside that of a step moves nothing
     assert course.text == "whole run about 71 s left"
+
+
+@pytest.mark.parametrize("whole", ["", "whole run about 2.5 h left"])
+def test_the_lines_of_progress_are_read_back(caplog, monkeypatch, whole):
+    """Of every unit, with and without speed, also with a name that has a colon, between other lines."""
+    caplog.set_level(logging.INFO)
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    if whole:
+        run = module.Course()
+        monkeypatch.setattr(module.Course, "text", whole)
+        token = module.course.set(run)
+    for name, total, unit, rate in (
+        ("train 8x8", 1_600_000, "img", 1234.4),
+        ("evaluate: SVMs", 40, "attributes", None),
+    ):
+        progress = Progress(name, total, unit, part=(2, 3), step=(0, 0))
+        progress.update(0, "D 0.512", rate=rate and 0)
+        for share in (0.5, 1):
+            now[0] += 20
+            progress.update(total * share, "D 0.512, G 1.2", rate=rate)
+            log = f"stylegan: begins\n{caplog.messages[-1]}\nother: of 3\n"
+            found = module.newest_line(log)
+            speed = round(rate) if rate else {0.5: 1, 1: 1}[share]
+            assert (found.name, found.done, found.total, found.unit) == (f"{name} (2 of 3)", total * share, total, unit)
+            assert found.rate == speed
+            assert (found.left is None) == (share == 1)
+            assert found.whole == ((whole and "2.5 h") or None)
+    if whole:
+        module.course.reset(token)
+
+
+def test_a_log_without_progress():
+    assert module.newest_line("") is None
+    assert module.newest_line("Running entrypoint\ntiny: 6 steps; to do: shard\n") is None
+
+
+def test_checkpoints_are_found_in_a_log():
+    assert module.newest_checkpoint("nothing") is None
+    log = "".join(f"train 8x8: stopped, {module.describe_checkpoint(nimg)}\n" for nimg in (500, 1_234_567))
+    assert module.newest_checkpoint(log) == 1234.567

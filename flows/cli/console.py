@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 WHOLE = "whole run"  # the bar of the whole run
 LEAST_REASON = 30  # columns beside a plan's numbers; on a narrower terminal the reasons are below them
+SUMMARY = ": training"  # the end of the first line of a summary
 LEAST_BAR = 12  # columns for a bar, and for what is between it and the words
 
 
@@ -297,7 +298,8 @@ def print_summary(config: Config, summary: Summary) -> None:
     from stylegan.training.schedule import PENALTIES
 
     console = Console()
-    table = Table(title=f"{summary.run_id}: training", title_justify="left")
+    console.print(f"{escape(summary.run_id)}{SUMMARY}", highlight=False, soft_wrap=True)
+    table = Table()
     penalty = next((key for key in PENALTIES if any(key in point for point in summary.stages)), PENALTIES[0])
     for heading in (
         "stage",
