@@ -1,8 +1,8 @@
 """The commands of `stylegan`. Results go to standard output, everything else to standard error.
 
 Exit codes: 0 done (also when the gate says no), 1 a step failed, 2 bad usage or config; those of signals are in
-supervisor.py. Each command imports the heavy libraries that it needs, after it has read its config, so that help and
-mistakes are answered at once.
+supervisor.py. A command that follows a job of a cluster returns that of the job. Each command imports the heavy libraries
+that it needs, after it has read its config, so that help and mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from typing import Any, Literal
 from cyclopts import App, CycloptsError, Group
 
 import stylegan
-from flows.cli import console, listing, manifest_command, mistakes, model_commands, registry_commands, run_commands
+from flows.cli import (
+    console,
+    job_commands,
+    listing,
+    manifest_command,
+    mistakes,
+    model_commands,
+    registry_commands,
+    run_commands,
+)
 from flows.cli.arguments import AsJson
 from stylegan.commands import shell_command
 from stylegan.errors import ConfigError, Stopped, UserError, one_line
@@ -52,11 +61,17 @@ def completion(shell: Literal["bash", "zsh", "fish"], /, *, as_json: AsJson = Fa
 
 
 # By what people want to do, in the order of the help.
-COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
     "Plan and run": (run_commands.plan, run_commands.run),
     "Single steps": (run_commands.shard, run_commands.train, run_commands.evaluate, run_commands.register),
+    "Clusters": (
+        job_commands.launch,
+        job_commands.jobs,
+        job_commands.logs,
+        job_commands.stop,
+        manifest_command.manifest,
+    ),
     "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
-    "Clusters": (manifest_command.manifest,),
     "Registry": (registry_commands.promote, registry_commands.rollback),
     "Look around": (listing.ls, run_commands.doctor),
     "This command": (completion,),
@@ -92,7 +107,7 @@ def run(arguments: list[str]) -> int:
     app.version_flags = ["--version"] if not arguments or arguments[0].startswith("-") else []
     try:
         with console.logging_to_terminal():
-            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         console.print_error(mistakes.explain(error, arguments, _examples))
         return 2
@@ -108,7 +123,7 @@ def run(arguments: list[str]) -> int:
             raise
         console.print_error(f"{full} ({one_line(error)})" if full else str(error))
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _spare_this_machine() -> None:

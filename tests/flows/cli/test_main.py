@@ -12,7 +12,7 @@ import stylegan
 from flows.cli import app
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "shard", "train", "evaluate", "register"])
+@pytest.mark.parametrize("verb", ["plan", "run", "launch", "shard", "train", "evaluate", "register"])
 def test_missing_config_is_bad_usage_for_every_verb(capsys, verb):
     assert "nowhere.yaml: no such config file" in fail(capsys, 2, verb, "nowhere.yaml")
 
@@ -119,7 +119,7 @@ def test_help_and_mistakes_do_not_wait_for_heavy_libraries(tmp_path):
     config.write_text("name: t\ndata: {source: digits, resolution: 8}\n")
     wrong = str(tmp_path / "wrong.yaml")
     (tmp_path / "wrong.yaml").write_text("name: t\ndata: {source: digits, resolution: 8, crob: wide}\n")
-    verbs = ("plan", "run", "shard", "train", "evaluate", "register", "doctor")
+    verbs = ("plan", "run", "launch", "shard", "train", "evaluate", "register", "doctor")
     answers = {
         (("--version",),): (0, HEAVY | PARSER | CONFIG),
         (("--help",), ("plan", "--help"), ("sample", "--help")): (0, HEAVY | CONFIG),
@@ -141,6 +141,9 @@ def test_help_and_mistakes_do_not_wait_for_heavy_libraries(tmp_path):
             ("plan", str(config), "data.resolution", "32"),
             ("run", str(config), "--seed", "3"),
             ("evaluate", "x", "--metrics", "fit"),
+            ("launch", str(config), "--address", "http://h:8265", "--set", "storage.root=here"),
+            *((verb, "x", "--address", "h:6379") for verb in ("logs", "stop")),
+            ("jobs", "--address", "h:6379"),
         ): (2, HEAVY),
     }
     lines = [list(arguments) for group in answers for arguments in group]
