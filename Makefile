@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TRITON := triton==3.6.0
 
 .PHONY: help quickstart notebook test test-fast test-kernels stack-test bench bench-training bench-evaluation bench-data \
-	bench-metrics bench-intervals bench-gpu lint format \
+	bench-metrics bench-intervals bench-gpu kill-test lint format \
 	config-reference manifests setup clean
 
 help: ## List the targets
@@ -59,6 +59,9 @@ bench-intervals: setup ## ... of how wide the intervals of metrics are, against 
 
 bench-gpu: setup ## ... of training on one GPU, with floors: at most eight minutes; needs torch in the build for the GPU
 	cd tests && ../$(BIN)/python -m benchmarks.bench_gpu $(BENCH)
+
+kill-test: setup ## Kill parts of a stage on a cluster at random and compare its weights with an undisturbed run: half an hour
+	cd tests && PYTHONPATH=..:. ../$(BIN)/python -m benchmarks.kills $(KILLS)
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check .

@@ -272,20 +272,6 @@ _LINE = re.compile(
 )
 
 
-_CHECKPOINT = re.compile(r"checkpoint at (?P<kimg>\d+(?:\.\d+)?) kimg")
-
-
-def describe_checkpoint(nimg: int) -> str:
-    """Return how a line of the log names a checkpoint, so that `newest_checkpoint` finds it: `checkpoint at 1.5 kimg`."""
-    return f"checkpoint at {nimg / 1000:.10g} kimg"
-
-
-def newest_checkpoint(log: str) -> float | None:
-    """Return the kimg of the last checkpoint that a log names; None if it names none."""
-    found = list(_CHECKPOINT.finditer(log))
-    return float(found[-1]["kimg"]) if found else None
-
-
 def newest_line(log: str) -> Reached | None:
     """Return what the last line of `Progress` in a log says; None if it has none."""
     for line in reversed(log.splitlines()):

@@ -95,11 +95,11 @@ class Machines:
 
     def _autoscaler(self, types):
         """Write the config of an autoscaler whose nodes are further processes of the head, and return its path."""
-        provider = {"type": "fake_multinode", "gcs_address": f"{self.host}:{self.port}"}
+        provider = {"type": "fake_multinode", "gcs_address": self.address, "use_node_id_as_ip": True}
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
         config = {
             "cluster_name": "test",
-            "provider": provider | {"disable_launch_config_check": True},
+            "provider": provider | {"disable_launch_config_check": True, "disable_node_updaters": True},
             "available_node_types": {"ray.head.default": head} | types,
             "head_node_type": "ray.head.default",
             "max_workers": 8,

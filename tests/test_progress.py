@@ -169,9 +169,3 @@ def test_the_lines_of_progress_are_read_back(caplog, monkeypatch, whole):
 def test_a_log_without_progress():
     assert module.newest_line("") is None
     assert module.newest_line("Running entrypoint\ntiny: 6 steps; to do: shard\n") is None
-
-
-def test_checkpoints_are_found_in_a_log():
-    assert module.newest_checkpoint("nothing") is None
-    log = "".join(f"train 8x8: stopped, {module.describe_checkpoint(nimg)}\n" for nimg in (500, 1_234_567))
-    assert module.newest_checkpoint(log) == 1234.567

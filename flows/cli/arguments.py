@@ -100,9 +100,7 @@ def ray_cluster(address: str) -> RayConfig:
 
     from stylegan.config.sections import RayConfig
 
-    rule = "must be host:port of the head of a cluster (port 6379 by default), or `auto`"
-    if address.startswith(("http://", "https://")):
-        raise ConfigError(f"--address {address}: is that of the dashboard; {rule}")
+    rule = "must be host:port of the head of a cluster (port 6379 by default), `auto`, or the URL of its dashboard"
     try:
         return RayConfig(address=address)
     except ValidationError:

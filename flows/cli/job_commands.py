@@ -17,9 +17,11 @@ from stylegan.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from stylegan.cluster.jobs import Job, JobServer, Launch
+    from stylegan.config.tree import Config
 
 logger = logging.getLogger("stylegan")
 LAST_LINES = 40  # of a log in which no summary is found
+GRACE_SECONDS = 10.0  # for the end of a job without a config
 WIDE = 200  # columns of a table that goes to a file or a pipe: ids are never cut
 
 Address = Annotated[
@@ -197,6 +199,38 @@ def stop(job: JobId, /, *, address: Address = None, as_json: AsJson = False) -> 
     print(f"{ended.id}: {before}{_state(ended)}{_place(ended)}")
 
 
+def examine(config: Config | None, file: str, address: str, *, as_json: bool) -> int:
+    """Run `doctor` as a job of a cluster, print what it prints, and return its exit code.
+
+    Args:
+        config: that of a run; None: only the cluster is examined.
+        file: the name of its file.
+        address: URL of the cluster's dashboard.
+        as_json: print only the record.
+    """
+    from stylegan.cluster.job_package import environment, make_package
+    from stylegan.cluster.jobs import JobServer, resolve_address
+
+    where = resolve_address(address)
+    package = make_package(config, os.path.basename(file))
+    server = JobServer(where)
+    server.check_versions()
+    arguments = ["doctor", package.config] if config else ["doctor", "--address", "auto"]
+    printed: list[str] = []
+    code = server.run_as_job(
+        [*arguments, "--json"] if as_json else arguments,
+        package,
+        printed.append if as_json else _write,
+        environment=environment(os.environ),
+        grace_s=config.ray.stop_grace_s if config else GRACE_SECONDS,
+    )
+    if as_json:  # both streams of the job are in one
+        print(
+            next((line for line in reversed("".join(printed).splitlines()) if line.startswith("{")), "".join(printed))
+        )
+    return code
+
+
 def _follow(server: JobServer, job: Job, address: str | None, as_json: bool) -> int:
     """Print the log of a job until it is over, and return its exit code."""
     from flows.cli.supervisor import say_when_stopped, terminal
@@ -304,11 +338,10 @@ def _state(job: Job) -> str:
 
 def _place(job: Job) -> str:
     """Return where a job was when it ended, if its log says so."""
-    reached, saved = job.progress, job.checkpoint_kimg
-    place = ""
-    if reached and reached.unit == "img" and job.state != "finished":
-        place = f", at {reached.done / 1000:g} of {reached.total / 1000:g} kimg of {printable(reached.name)}"
-    return place + (f"; its newest checkpoint is at {saved:g} kimg" if saved is not None else "")
+    reached = job.progress
+    if reached is None or reached.unit != "img" or job.state == "finished":
+        return ""
+    return f", at {reached.done / 1000:g} of {reached.total / 1000:g} kimg of {printable(reached.name)}"
 
 
 def _clock(seconds: float) -> str:

@@ -236,20 +236,26 @@ def doctor(
     address: str | None = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Check storage, Ray and its nodes, MLflow, Prefect and the metrics' weights: what works, and what to do about the rest.
 
     Parameters
     ----------
     address
-        Ray cluster whose nodes are looked at, instead of that of ray.address: host:port of its head, or auto.
+        Ray cluster whose nodes are looked at, instead of that of ray.address: host:port of its head, or auto. From a
+        machine that is no node of it: the URL of its dashboard, where this command then runs as a job.
 
     Examples
     --------
     stylegan doctor
     stylegan doctor configs/quickstart.yaml
     stylegan doctor configs/quickstart.yaml --address HEAD:6379
+    stylegan doctor configs/quickstart.yaml --address http://HEAD:8265
     """
+    if address is not None and address.startswith(("http://", "https://")):
+        from flows.cli.job_commands import examine as examine_there
+
+        return examine_there(load(config, overrides) if config else None, config or "", address, as_json=as_json)
     cluster = ray_cluster(address) if address is not None else None
     there = [f"ray.address='{cluster.address}'"] if cluster and cluster.address else []
     settings = load(config, [*(overrides or []), *there]) if config is not None else None
@@ -262,6 +268,7 @@ def doctor(
         console.print_examination(examination)
     if not examination.ok:
         raise StepError("doctor: not everything works; the lines above say what to do")
+    return 0
 
 
 def _repeat(settings: Config) -> Summary | None:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from stylegan.cluster.job_package import JobPackage, requirements
 from stylegan.commands import pip_install, shell_command
 from stylegan.errors import ConfigError, StepError, UnavailableError, one_line, shown
-from stylegan.progress import Reached, newest_checkpoint, newest_line
+from stylegan.progress import Reached, newest_line
 from stylegan.records import Record
 from stylegan.uris import find_secret, redact
 
@@ -66,7 +66,6 @@ class Job(Record):
         until: time at which it ended; None before.
         grace_s: seconds that Ray gives it for its end.
         progress: what its log says last; None where that was not asked for or is not known.
-        checkpoint_kimg: the last checkpoint that its log names; None as for `progress`.
     """
 
     id: str
@@ -81,7 +80,6 @@ class Job(Record):
     until: float | None
     grace_s: float
     progress: Reached | None = None
-    checkpoint_kimg: float | None = None
 
     @property
     def over(self) -> bool:
@@ -208,7 +206,7 @@ class JobServer:
         if job.run is None or job.state in ("waiting", "finished"):
             return job
         tail = self._tail(details)
-        return job.model_copy(update={"progress": newest_line(tail), "checkpoint_kimg": newest_checkpoint(tail)})
+        return job.model_copy(update={"progress": newest_line(tail)})
 
     def _tail(self, details: Any) -> str:
         """Return the last lines of a job's log; nothing if the node that has it does not answer."""

@@ -23,6 +23,7 @@ RAY_ENV = {
     "RAY_enable_worker_prestart": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "45",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its future default, which a warning announces at every start
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more for each stage; stage_launch.py looks at the nodes itself
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_oom_retries": "2",  # of a task that Ray kills because memory is short; by default it is repeated for ever
 }

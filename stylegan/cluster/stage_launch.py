@@ -1,4 +1,4 @@
-"""Train one stage as a Ray Train run: its workers, their restart after a failure, and the barrier between them.
+"""Train one stage as a Ray Train run: its workers, and their restart when some are lost, must go, or may be more.
 
 Checkpoints and curves go to storage straight from rank 0 (`training/loop.py`), with or without Ray, so there is one way
 to resume.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 from stylegan import storage
 from stylegan.cluster.head import head_answers
+from stylegan.cluster.nodes import draining, lost_of, named
 from stylegan.cluster.notices import Board, Notice, watched
 from stylegan.cluster.resources import worker_bundle
 from stylegan.cluster.room import ask_of_stage, is_placed, placed, wait_for_workers
@@ -92,12 +92,12 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
             if not isinstance(failure, UnavailableError) or isinstance(failure, ExhaustedError):
                 raise failure from error
             leaving = {node: number for node, number in nodes.items() if node in draining()}
-            lost = _lost(nodes)
+            lost = lost_of(nodes)
             if _was_preempted(error) or (leaving and not lost):
                 _tell_preempted(job, leaving, on_event)
                 continue
             on_event("worker_lost", sum(lost.values()) or 1, _resumed_at(job))
-            what = f"{name}: lost {_named(lost, count)}" if lost else str(failure)
+            what = f"{name}: lost {named(lost, count)}" if lost else str(failure)
             if failures >= config.ray.max_failures:
                 raise ExhaustedError(f"{what}; ray.max_failures={config.ray.max_failures} allows no more") from error
             failures += 1
@@ -118,8 +118,8 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
         if outcome.reason == "grow":
             logger.info("%s: there is room for more workers; they start again from %s", name, _newest(job))
         else:  # one that is idle may have gone since
-            named = outcome.detail.split() if outcome.reason == "drain" else draining()
-            _tell_preempted(job, {node: number for node, number in nodes.items() if node in named}, on_event)
+            gone = outcome.detail.split() if outcome.reason == "drain" else draining()
+            _tell_preempted(job, {node: number for node, number in nodes.items() if node in gone}, on_event)
 
 
 def _fit(job: StageJob, count: int, board: Board) -> Checkpoint | Notice:
@@ -237,49 +237,9 @@ def _tell_preempted(job: StageJob, leaving: dict[str, int], on_event: OnEvent) -
     logger.warning(
         "train %s: %s will be taken away; its workers go on elsewhere, from %s",
         job.stage.name,
-        _named(leaving) if leaving else "a node",
+        named(leaving) if leaving else "a node",
         _newest(job),
     )
-
-
-def _named(nodes: dict[str, int], workers: int | None = None) -> str:
-    """Return nodes with workers in words: `node 10.0.0.3 (4f2a91c0) with 2 of 3 workers`."""
-    import ray
-
-    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-    names = [f"{addresses.get(node, 'unknown')} ({node[:8]})" for node in nodes]
-    number = f"{sum(nodes.values())} of {workers}" if workers else f"{sum(nodes.values())}"
-    return f"node{'s' if len(names) > 1 else ''} {' and '.join(names)} with {number} worker(s)"
-
-
-def _lost(nodes: dict[str, int]) -> dict[str, int]:
-    """Return those nodes that no longer answer; the cluster itself notices that only after a while."""
-    import ray
-
-    facts = {node["NodeID"]: node for node in ray.nodes()} if nodes else {}
-    return {node: number for node, number in nodes.items() if not _answers(facts.get(node))}
-
-
-def _answers(node: dict[str, Any] | None) -> bool:
-    if node is None or not node["Alive"]:
-        return False
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def draining() -> dict[str, int]:
-    """Return the ids of the nodes that are going to be taken away, and when: milliseconds since 1970, 0 for unknown.
-
-    Empty where Ray Client is used, which does not know it.
-    """
-    from ray._private.state import state
-    from ray.util.client import ray as client
-
-    found: dict[str, int] = {} if client.is_connected() else state.get_draining_nodes()
-    return found
 
 
 def _found_no_room(error: Exception) -> bool:

@@ -30,6 +30,19 @@ def mistake(**sections):
             ["data.label_file=a.csv with data.labels=folder", "set data.labels=file or remove it"],
         ),
         (
+            {"training": {"batch": "auto"}, "ray": {"workers": {"min": 2, "max": 8}}},
+            ["ray.workers={min: 2, max: 8} with training.batch=auto", "set training.batch to a number"],
+        ),
+        (
+            {"training": {"batch": 32}, "ray": {"stages": {16: {"workers": {"min": 3, "max": 3}}}}},
+            ["ray.stages.16.workers={min: 3, max: 3}", "divides the batch of 32 at 16x16", "[1, 2, 4, 8] do"],
+        ),
+        ({"ray": {"workers": {"min": 4, "max": 2}}}, ["ray.workers={min: 4, max: 2}: min is above max; swap them"]),
+        ({"ray": {"workers": {"min": 0, "max": 2}}}, ["ray.workers.min=0"]),
+        ({"ray": {"workers": 0}}, ["ray.workers=0"]),
+        ({"ray": {"workers": {"min": 1}}}, ["ray.workers.max is missing"]),
+        ({"ray": {"workers": {"min": 1, "max": 2, "mim": 3}}}, ["unknown key ray.workers.mim", "ray.workers.min?"]),
+        (
             {"training": {"precision": "fp16"}},
             ["training.precision=fp16", "ray.gpus_per_worker is 0 at 8x8", "use bf16 or fp32"],
         ),
@@ -239,3 +252,21 @@ def test_a_root_behind_a_cache_is_refused():
         build(
             {"name": "t", "data": {"source": "digits", "resolution": 8}, "storage": {"root": "simplecache::s3://b/x"}}
         )
+
+
+def test_a_range_of_workers_has_the_numbers_that_divide_the_batch():
+    """Into whole groups of the minibatch standard deviation, with equally many images that are turned."""
+    ray = {"workers": {"min": 1, "max": 9}, "stages": {8: {"workers": 4}, 16: {"workers": {"min": 2, "max": 3}}}}
+    config = configured(training={"batch": 32}, ray=ray)
+    assert [config.worker_counts_at(r) for r in (8, 16, 32)] == [(4,), (2,), (1, 2, 4, 8)]
+    assert config.most_workers_at(32) == 8
+    turned = configured(training={"batch": 32, "rotation": {"fraction": 0.125}}, ray=ray)
+    assert turned.worker_counts_at(32) == (1, 2, 4)
+    assert build(load_back(config)).ray == config.ray
+
+
+def load_back(config):
+    """Return the values of a config as its YAML file has them."""
+    import yaml
+
+    return yaml.safe_load(dump(config))

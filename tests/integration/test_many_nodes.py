@@ -3,12 +3,14 @@
 import hashlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from clusters import Machines
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 
 from stylegan.cluster import stage_launch
 from stylegan.config.file import build
+from stylegan.errors import Stopped
 from stylegan.pipeline.steps import Pipeline
 from stylegan.training.curves import read_rows
 from stylegan.training.schedule import stages
@@ -90,11 +93,12 @@ def lines(caplog):
 
 
 def wait_for(condition, seconds=120):
-    """Wait until a condition holds."""
+    """Wait until a condition holds, and return its value."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    return value
 
 
 def test_a_lost_node_costs_the_work_since_the_newest_checkpoint_and_no_bit(tmp_path, caplog):
@@ -174,6 +178,8 @@ def test_an_autoscaler_brings_the_nodes_that_a_stage_waits_for(tmp_path, caplog)
     import ray
 
     caplog.set_level(logging.INFO, logger="stylegan")
+    with Pipeline(make_config(tmp_path / "root")) as pipeline:
+        pipeline.shard()  # here, since its tasks would bring both nodes
     kind = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
     with Machines(autoscaling={"worker": kind}) as machines:
         tree = make_config(tmp_path / "root", kimg=0.4).model_dump(mode="json")
@@ -188,3 +194,48 @@ def test_an_autoscaler_brings_the_nodes_that_a_stage_waits_for(tmp_path, caplog)
     assert nodes == [1, 2]
     assert any("train 4x4: waiting for room for 1 worker(s)" in line for line in lines(caplog))
     assert os.listdir(tmp_path / "root" / "stages")
+
+
+def test_sigterm_to_a_worker_stops_the_run_in_order_and_it_goes_on_from_there(tmp_path):
+    """The stage has a checkpoint of that moment, although none is due, and the run in MLflow is stopped, not failed."""
+    config = make_config(tmp_path, 2.4, 100.0)
+
+    def terminate():
+        (worker,) = [process for process in psutil.process_iter() if process.name().startswith("ray::RayTrainWork")]
+        worker.terminate()
+
+    with pytest.raises(
+        Stopped, match=r"^train 8x8: the worker of rank 0 was sent SIGTERM, so the run is stopped at "
+    ) as stop:
+        train(config, (500, terminate))
+    assert stop.value.number == signal.SIGTERM
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "KILLED"
+    with Pipeline(config) as pipeline:
+        stage = pipeline.run(pipeline.shard().record).stage_uri(stages(config)[0])
+    assert 500 <= newest_checkpoint(stage).nimg < 2400
+    assert train(config).nimg == 2400
+
+
+def test_a_lost_head_is_one_line_and_a_new_cluster_goes_on_from_storage(make_place):
+    """Ray itself would end the program after a minute, with a stack of C++."""
+    tree = make_config("unused").model_dump(mode="json", include={"training", "snapshots"})
+    place = make_place(**tree)
+    place.env["RAY_AUTH_MODE"] = "disabled"
+    with Machines(head_cpus=1) as machines:
+        process = place.start("train", str(place.config), "--set", f"ray.address={machines.address}")
+        (stats,) = wait_for(lambda: list(Path(place.root).glob("stages/*/stats.jsonl")))
+        wait_for(lambda: trained(stats.parent) >= 500)
+        machines.kill(machines.head)
+        assert process.wait(120) == 1
+    lines = [line for line in place.errors().splitlines() if line.startswith("stylegan: ")]
+    assert lines[-1].startswith(
+        f"stylegan: train 8x8: the head of the cluster (ray.address={machines.address}) has not answered"
+    )
+    assert "Traceback" not in place.errors()
+    at = newest_checkpoint(str(stats.parent)).nimg
+    assert at >= 400
+    with Machines(head_cpus=1) as machines:
+        assert place.json("train", str(place.config), "--set", f"ray.address={machines.address}")["nimg"] == 2400
+    place.wait_until_empty()
