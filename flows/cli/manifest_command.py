@@ -118,7 +118,7 @@ def manifest(
     for name, value in (on_kubernetes if kind == "cluster-yaml" else on_machines).items():
         if value is not None:
             raise ConfigError(f"{name}: is no option of --kind {kind}; leave it out")
-    from stylegan.cluster import manifests, ray_up
+    from stylegan.cluster.manifests import kuberay, ray_up
 
     if kind == "cluster-yaml":
         if provider is None:
@@ -134,14 +134,14 @@ def manifest(
             workers_per_node=workers_per_node,
         )
         documents: tuple[dict[str, Any], ...] = (ray_up.cluster_yaml(settings, machines),)
-        release = f"Ray {manifests.ray_version()}"
+        release = f"Ray {kuberay.ray_version()}"
     else:
         if image is None:
             raise ConfigError(
                 "--image: is missing; the container image that holds this package, such as "
                 "--image registry.example.com/stylegan:0.1.0"
             )
-        options = manifests.Options(
+        options = kuberay.Options(
             image=image,
             secret=secret,
             env=tuple(env or ()),
@@ -153,13 +153,13 @@ def manifest(
             schedule=schedule,
             timezone=timezone,
         )
-        documents = manifests.kuberay_documents(settings, kind, options)
-        release = f"Ray {manifests.ray_version()} and KubeRay {manifests.KUBERAY}"
+        documents = kuberay.kuberay_documents(settings, kind, options)
+        release = f"Ray {kuberay.ray_version()} and KubeRay {kuberay.KUBERAY}"
     comment = f"Made from {os.path.basename(config)} with --kind {kind}, for {release}."
-    text = manifests.manifest_text(documents, f"{comment}\nChange the config and make it again; do not edit it.")
+    text = kuberay.manifest_text(documents, f"{comment}\nChange the config and make it again; do not edit it.")
     write_output(uri, text.encode())
-    record = manifests.Manifest(kind=kind, path=uri, documents=documents)
-    name, file = manifests.object_name(settings), "FILE" if out == "-" else out
+    record = kuberay.Manifest(kind=kind, path=uri, documents=documents)
+    name, file = kuberay.object_name(settings), "FILE" if out == "-" else out
     start = (
         shell_command("ray", "up", file) if kind == "cluster-yaml" else shell_command("kubectl", "apply", "-f", file)
     )

@@ -11,7 +11,7 @@ import pytest
 
 from flows.cli.app import app
 from flows.cli.run_commands import run
-from stylegan.cluster.manifests import (
+from stylegan.cluster.manifests.kuberay import (
     CONFIG_FOLDER,
     KUBERAY,
     Options,
@@ -20,7 +20,7 @@ from stylegan.cluster.manifests import (
     manifest_text,
     notice_seconds,
 )
-from stylegan.cluster.node_groups import node_groups
+from stylegan.cluster.manifests.node_groups import node_groups
 from stylegan.config import file
 from stylegan.config.file import build
 from stylegan.config.yaml_text import read

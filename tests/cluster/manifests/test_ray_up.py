@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 import ray.autoscaler
 from ray.autoscaler._private.util import prepare_config, validate_config
-from test_manifests import TREE
+from test_kuberay import TREE
 
-from stylegan.cluster.ray_up import Machines, cluster_yaml
+from stylegan.cluster.manifests.ray_up import Machines, cluster_yaml
 from stylegan.config.file import build
 from stylegan.errors import ConfigError
 

@@ -16,7 +16,7 @@ import zoneinfo
 from importlib.metadata import version
 from typing import Any, Literal
 
-from stylegan.cluster.node_groups import SHARED_GIB, NodeGroup, node_groups
+from stylegan.cluster.manifests.node_groups import SHARED_GIB, NodeGroup, node_groups
 from stylegan.config import file
 from stylegan.config.addresses import addresses
 from stylegan.config.tree import Config

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from stylegan.cluster.manifests import Document, check_image, object_name
-from stylegan.cluster.node_groups import NodeGroup, node_groups
+from stylegan.cluster.manifests.kuberay import Document, check_image, object_name
+from stylegan.cluster.manifests.node_groups import NodeGroup, node_groups
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError
 from stylegan.records import Record
