@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def api(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
             finally:
                 APILogWorker.drain_all(timeout=5)  # log lines that are still on their way need the server
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -149,12 +150,23 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Serve on 127.0.0.1 until stopped or until the parent is gone: `python -m flows.prefect_server PORT PARENT_PID`."""
+    """Serve on 127.0.0.1 until stopped or until the parent is gone: `python -m flows.prefect_server PORT PARENT_PID`.
+
+    SIGINT stops it. SIGTERM does not: whoever stops a run may send that to all its processes at once, as Ray does with a
+    job, and the run needs this server to show that it was stopped.
+    """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, self.handle_exit)
+            yield
 
     port, parent = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    uvicorn.run(
+    config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
         host="127.0.0.1",
@@ -162,6 +174,7 @@ def main() -> None:
         log_level="critical",
         lifespan="on",
     )
+    Server(config).run()
 
 
 if __name__ == "__main__":

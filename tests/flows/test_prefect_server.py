@@ -1,21 +1,51 @@
-"""The embedded Prefect server: what is said where it cannot start."""
+"""The embedded Prefect server, in a process without other settings of Prefect: what is said where it cannot start, signals."""
 
 import contextlib
+import os
 import sqlite3
-
-import pytest
-
-from flows import prefect_server
-from stylegan.errors import StepError
+import subprocess
+import sys
 
 
-def test_a_database_of_another_prefect_is_one_line_with_the_cure(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+def in_own_process(code, home):
+    """Run code with a Prefect home of its own, and return what it printed."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env | {"PREFECT_HOME": str(home)}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_database_of_another_prefect_is_one_line_with_the_cure(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "prefect.db")) as database, database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         database.execute("INSERT INTO alembic_version VALUES ('abcdef123456')")
-    with pytest.raises(StepError, match=r"ended while it started \(exit code \d+\)") as caught, prefect_server.api():
-        pass
-    assert f"if {tmp_path}/prefect.db is damaged or of a newer Prefect than " in str(caught.value)
-    assert "move it away" in str(caught.value)
+    code = """
+from flows import prefect_server
+from stylegan.errors import StepError
+try:
+    with prefect_server.api():
+        print("started")
+except StepError as error:
+    print(error)
+"""
+    (line,) = in_own_process(code, tmp_path).splitlines()
+    assert "ended while it started (exit code " in line
+    assert f"if {tmp_path}/prefect.db is damaged or of a newer Prefect than " in line
+    assert "move it away" in line
+
+
+def test_sigterm_to_all_processes_of_a_run_leaves_the_server_that_shows_its_end(tmp_path):
+    code = """
+import time
+import httpx, psutil
+from flows import prefect_server
+with prefect_server.api() as url:
+    (server,) = psutil.Process().children()
+    server.terminate()
+    time.sleep(1)
+    print(httpx.get(f"{url}/health").status_code)
+print(server.is_running())
+"""
+    assert in_own_process(code, tmp_path).split() == ["200", "False"]

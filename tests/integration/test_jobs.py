@@ -19,6 +19,7 @@ import psutil
 import pytest
 from conftest import MARK
 from printed import type_in
+from test_signals import states
 
 from stylegan.cluster import jobs
 from stylegan.cluster.job_package import environment, make_package
@@ -220,6 +221,13 @@ def test_a_run_is_launched_followed_stopped_and_goes_on(cluster):
         job: "stopped",
         f"{job}-2": "finished",
     }
+    assert states(place) == (["Cancelled", "Completed"], ["FINISHED"])
+
+    # Every node is examined by a job, from a machine that is none.
+    examined = place.json("doctor", given, "--address", head.url)
+    assert examined["ok"]
+    assert len(examined["nodes"]) == 1
+    assert len(json.loads(place.run("jobs", "--all", "--json"))) == 2
 
 
 DRIVER = b"""
