@@ -198,12 +198,14 @@ def main():
                     lambda before=before: wild.trained() > before and len(workers_of(cluster.machines)) == 2, "training"
                 )
                 time.sleep(chance.uniform(0, 3))
-                at = wild.trained()
+                at, former = wild.trained(), set(workers_of(cluster.machines))
                 cluster.strike(target, sent, wild.process, chance)
                 struck = time.monotonic()
                 repeated = _go_on(target, sent, wild, cluster)
+                wait_for(lambda old=former: not old & set(workers_of(cluster.machines)), "the end of the workers")
+                last = max(wild.checkpoints(), default=0)
                 newest = wait_for(
-                    lambda at=at: [n for n in wild.checkpoints() if n > at + 100 and n in known], "a checkpoint"
+                    lambda last=last: [n for n in wild.checkpoints() if n > last and n in known], "a checkpoint"
                 )[0]
                 seconds.append(time.monotonic() - struck)
                 equal = wild.digest(newest) == known[newest]
