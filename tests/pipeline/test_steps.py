@@ -155,7 +155,7 @@ def test_steps_out_of_order_name_the_step_that_comes_first(pipeline):
 
 def test_a_stage_below_a_finished_one_is_not_trained_again(make_config, monkeypatch):
     """Its folder was deleted to save space; asked for by itself it would be trained."""
-    monkeypatch.setattr(Pipeline, "_train", lambda _, job: pytest.fail(f"trains {job.stage.name}"))
+    monkeypatch.setattr(Pipeline, "_train", lambda _, job, _tracked: pytest.fail(f"trains {job.stage.name}"))
     with Pipeline(make_config(training={"batch": 4, "start_resolution": 4})) as opened:
         run = opened.run(SHARDS)
         low, high = run.stages
