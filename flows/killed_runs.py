@@ -98,13 +98,16 @@ def end_killed_runs(flow_name: str) -> int:
 
 def show_stopped(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
     """Show a crashed flow run and its task as Cancelled if it was stopped by a signal; a hook of Prefect."""
-    if not isinstance(state.data, KeyboardInterrupt):
+    from prefect.exceptions import TerminationSignal  # where SIGTERM reaches the process of the run itself
+
+    if not isinstance(state.data, KeyboardInterrupt | TerminationSignal):
         return
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.states import Cancelled
 
-    stopped: State[Any] = Cancelled(message=str(state.data) or "stopped by a signal; repeat the run to go on")
+    said = str(state.data) if isinstance(state.data, KeyboardInterrupt) else ""
+    stopped: State[Any] = Cancelled(message=said or "stopped by a signal; repeat the run to go on")
     with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # a server that is away shows nothing
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
         for task in tasks:

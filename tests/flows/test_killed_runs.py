@@ -1,15 +1,18 @@
 """Flow runs whose process was killed."""
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 from prefect.states import Running
 
@@ -86,3 +89,30 @@ def test_a_history_that_cannot_be_read_counts_as_unfinished(tmp_path):
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("create table flow_run (id text)")  # of another version
     assert killed_runs.has_unfinished("stylegan-train", "digits", database)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_a_signal_stops_is_cancelled_with_its_task(number):
+    """SIGTERM to its own process is answered by Prefect, which sends it again at the end."""
+
+    @task
+    def stops():
+        signal.raise_signal(number)
+        time.sleep(60)
+
+    @flow(name=f"stylegan-stopped-{number}", persist_result=False, on_crashed=[killed_runs.show_stopped])
+    def stopped():
+        stops()
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(BaseException):  # noqa: B017, PT011 (of several kinds)
+            stopped()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with get_client(sync_client=True) as client:
+        named = FlowFilter(name=FlowFilterName(any_=[f"stylegan-stopped-{number}"]))
+        (run,) = client.read_flow_runs(flow_filter=named)
+        (done,) = client.read_task_runs(flow_filter=named)
+    assert (run.state_name, done.state_name) == ("Cancelled", "Cancelled")
+    assert "repeat the run to go on" in run.state.message
