@@ -21,7 +21,6 @@ from stylegan.training.schedule import Stage
 
 logger = logging.getLogger("stylegan")
 LINE_SECONDS = 30.0  # between two lines of a stage that waits
-SILENT_SECONDS = 2.0  # before its first line: the workers of the stage before may just be ending
 SETTLE_SECONDS = 2.0  # in which Ray places what there is room for; it tries again about once a second
 
 
@@ -75,14 +74,12 @@ def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,
     """
     begun, told = time.monotonic(), False
     while True:
-        if count := _largest(ask, counts):
-            if told:
-                logger.info("%s: there is room for %d worker(s) now", ask.purpose, count)
-            return count
-        with placed(ask, counts[0]) as demand:
-            wait = SILENT_SECONDS
-            while not is_placed(demand, min(wait, begun + ray_config.wait_s - time.monotonic())):
-                told, wait, waited = True, LINE_SECONDS, time.monotonic() - begun
+        count, wait = _largest(ask, counts[1:]), SETTLE_SECONDS
+        with placed(ask, counts[0]) if count is None else contextlib.nullcontext() as demand:
+            # One demand for all of the time: an autoscaler may count one that takes its place besides the former.
+            while demand and not is_placed(demand, wait):
+                told, waited = True, time.monotonic() - begun
+                wait = min(LINE_SECONDS, ray_config.wait_s - waited)
                 if waited >= ray_config.wait_s:
                     raise ExhaustedError(
                         f"{ask.purpose}: waited {duration(waited)} for room for {ask.describe(counts[0])} (ray.wait_s="
@@ -96,6 +93,10 @@ def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,
                     duration(ray_config.wait_s - waited),
                     describe_cluster(free=True),
                 )
+        if count or wait == SETTLE_SECONDS or len(counts) == 1:  # otherwise there may be room for more by now
+            if told:
+                logger.info("%s: there is room for %d worker(s) now", ask.purpose, count or counts[0])
+            return count or counts[0]
 
 
 def _largest(ask: Ask, counts: tuple[int, ...]) -> int | None:

@@ -72,6 +72,7 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
             no room for them for ray.wait_s.
         Stopped: a worker was sent SIGTERM; the stage has a checkpoint of this moment.
     """
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     failures, before, config, name = 0, None, job.config, f"train {job.stage.name}"
@@ -84,7 +85,9 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
         try:
             outcome = _fit(job, count, board)
             nodes = board.nodes()
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayError) as error:
+            if not head_answers():  # its node may have had the workers, too
+                raise _head_lost(job) from error
             nodes, failure = board.nodes(), _explain(job.stage, error)
             if _found_no_room(error):
                 logger.info("%s: somebody else has taken the room for its workers", name)
@@ -212,7 +215,7 @@ def _head_lost(job: StageJob) -> ExhaustedError:
     address = job.config.ray.address
     which = f"the head of the cluster (ray.address={address})" if address else "Ray on this machine"
     return ExhaustedError(
-        f"train {job.stage.name}: {which} has not answered for {HEAD_SECONDS:.0f} s; once there is a cluster again, the same "
+        f"train {job.stage.name}: {which} does not answer any more; once there is a cluster again, the same "
         f"command goes on from {_newest(job)}"
     )
 

@@ -64,7 +64,8 @@ def attempts(monkeypatch):
 
         monkeypatch.setattr(stage_launch, "wait_for_workers", lambda *_: 1)
         monkeypatch.setattr(stage_launch, "draining", dict)
-        monkeypatch.setattr(stage_launch, "head_answers", lambda: False)
+        monkeypatch.setattr(stage_launch, "head_answers", lambda: True)
+        monkeypatch.setattr(Board, "clear", lambda _: None)
         monkeypatch.setattr(Board, "nodes", lambda _: {})
         monkeypatch.setattr(stage_launch, "newest_checkpoint", lambda _: None)
         monkeypatch.setattr(stage_launch, "_fit", fit)

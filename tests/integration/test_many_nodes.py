@@ -231,7 +231,7 @@ def test_a_lost_head_is_one_line_and_a_new_cluster_goes_on_from_storage(make_pla
         assert process.wait(120) == 1
     lines = [line for line in place.errors().splitlines() if line.startswith("stylegan: ")]
     assert lines[-1].startswith(
-        f"stylegan: train 8x8: the head of the cluster (ray.address={machines.address}) has not answered"
+        f"stylegan: train 8x8: the head of the cluster (ray.address={machines.address}) does not answer"
     )
     assert "Traceback" not in place.errors()
     at = newest_checkpoint(str(stats.parent)).nimg
