@@ -245,7 +245,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a line of `Progress` says.
+    """Say what a line of `Progress` shows.
 
     Attributes:
         name: of the work.

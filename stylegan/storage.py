@@ -525,6 +525,25 @@ def delete(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+@contextmanager
+def probe(root: str) -> Iterator[tuple[str, bytes]]:
+    """Write a small file below a root for the block, and yield its URI and content.
+
+    A local root that did not exist is deleted afterwards, unless somebody else has written there meanwhile.
+    """
+    existed = exists(root)
+    content = uuid.uuid4().hex
+    uri = join(root, f".probe-{content[:8]}")
+    write_bytes(uri, content.encode())
+    try:
+        yield uri, content.encode()
+    finally:
+        delete(uri)
+        if not existed and is_local(root):
+            with suppress(OSError):
+                Path(absolute(root)).rmdir()
+
+
 @_guarded("read")
 def download(uri: str, local: str | Path) -> None:
     """Copy one file to this machine, atomically. Its length must be what the store reports."""

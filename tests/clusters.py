@@ -25,33 +25,33 @@ class Machines:
 
     Attributes:
         address: `host:port` of its head.
-        dashboard: URL of its dashboard; None without one.
     """
 
-    def __init__(self, *, dashboard=False, env=None, autoscaling=None, head_cpus=0):
+    def __init__(self, *, env=None, autoscaling=None, head_cpus=0):
         """Start the head, which has no CPUs for workers unless it is given some.
 
         Args:
-            dashboard: whether it has a dashboard, which is also the server of jobs.
             env: environment variables of all nodes.
             autoscaling: node types of an autoscaler that brings nodes by itself, by name.
         """
         self.temp = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's sockets allow short paths only
-        self.env = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""} | (env or {})
-        self.port, port = free_port(), free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.dashboard = f"http://127.0.0.1:{port}" if dashboard else None
+        # With RAY_TMPDIR the file that names a cluster to processes on this machine is its own, too.
+        own = {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "", "RAY_TMPDIR": self.temp}
+        self.env = os.environ | own | (env or {})
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
         self._processes = []
-        options = [f"--port={self.port}", f"--temp-dir={self.temp}", "--node-ip-address=127.0.0.1"]
-        options += [f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={port}"]
+        options = [f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
         if autoscaling is not None:
             options.append(f"--autoscaling-config={self._autoscaler(autoscaling)}")
             self.env |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
         self.head = self._start("--head", *options, cpus=head_cpus)
 
-    def add(self, cpus=1, *options):
-        """Start a node and return its process."""
-        return self._start(f"--address={self.address}", "--node-ip-address=127.0.0.1", *options, cpus=cpus)
+    def add(self, cpus=1, *, resources=None, env=None):
+        """Start a node, with resources and environment variables of its own, and return its process."""
+        options = [f"--address={self.address}", "--node-ip-address=127.0.0.1"]
+        options += [f"--resources={json.dumps(resources)}"] if resources else []
+        return self._start(*options, cpus=cpus, env=env)
 
     def kill(self, process):
         """Kill all processes of a node at once, as the end of a machine does."""
@@ -71,7 +71,7 @@ class Machines:
     def __exit__(self, *_):
         self.close()
 
-    def _start(self, *options, cpus):
+    def _start(self, *options, cpus, env=None):
         """Start a node with ports of its own."""
         command = [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats", *options]
         command += [
@@ -84,7 +84,9 @@ class Machines:
             command.append(f"--{name}-port={free_port()}")
         path = Path(self.temp, f"node-{len(self._processes)}.log")
         with open(path, "wb") as log:
-            process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command, env=self.env | (env or {}), stdout=log, stderr=log, start_new_session=True
+            )
         self._processes.append(process)
         deadline = time.monotonic() + 120
         while "will now block" not in path.read_text():  # one at a time: nodes of one address take each other's ports

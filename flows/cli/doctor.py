@@ -367,12 +367,13 @@ def _prefect(config: Config | None) -> str:
 def _ray(ray_config: RayConfig, config: Config | None) -> str:
     check_address(ray_config)
     connect(ray_config)
+    fits = ""
     if config is not None:
-        check_resources(config, stages(config))
+        fits = "; " + (next(iter(check_resources(config, stages(config))), None) or "every stage fits")
         if ray_config.address is not None:
             check_gpu_nodes(config, stages(config))
     where = f"the cluster at {ray_config.address}" if ray_config.address else "a Ray of its own on this machine"
-    return f"{where}, {describe_cluster()}{'; every stage fits' if config else ''}"
+    return f"{where}, {describe_cluster()}{fits}"
 
 
 def _nodes(config: Config | None, ray_config: RayConfig, nodes: list[NodeFacts]) -> list[Finding]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-# What a shell, a job of a cluster or the container of a head sets for another cluster; each would lead a Ray of its own,
-# or a process that it starts, there.
-OF_OTHERS = ("RAY_ADDRESS", "RAY_REDIS_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_GCS_SERVER_PORT")
+# What a shell or a job of a cluster sets for another cluster; each would lead a Ray of its own, or a process that it starts,
+# there.
+OF_OTHERS = ("RAY_REDIS_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
 @contextmanager
@@ -51,12 +52,21 @@ def has_token() -> bool:
 
 
 def of_own_ray() -> dict[str, str | None]:
-    """Return the variables with which a Ray on this machine starts: alone, and with a token.
+    """Return the variables with which a Ray on this machine starts: alone, at an address of its own, and with a token.
+
+    Its processes know that address, so that none of them follows RAY_ADDRESS or the file of another cluster in Ray's
+    temporary folder: Ray's state API, which Ray Train asks at the end of a stage, would wait for a dead one for minutes.
 
     The token is the user's own, or a new one. Ray itself would write one to ~/.ray/auth_token, which may not be writable,
     and which turns every later `ray start --head` of this user into a cluster with tokens.
     """
+    from ray.util import get_node_ip_address
+
     values: dict[str, str | None] = dict.fromkeys(OF_OTHERS)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    values |= {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         values["RAY_AUTH_MODE"] = "token"
         if not has_token():

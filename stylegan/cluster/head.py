@@ -40,7 +40,7 @@ class _Place(NamedTuple):
 
     @property
     def of_client(self) -> bool:
-        """Whether it is that of Ray Client's server, by which a machine that is no node joins."""
+        """Return whether it is that of Ray Client's server, by which a machine that is no node joins."""
         return self.address.startswith(CLIENT)
 
 

@@ -1,4 +1,4 @@
-"""What a job on a cluster is given: the code of this program and one config, names of environment variables, no data.
+"""Pack what a job on a cluster is given: the code of this program and one config, names of environment variables, no data.
 
 The code of this machine is the code of the run: Ray puts the package first on the path of the driver and of all its
 workers, before a version that the image of the cluster may have. Everything else comes from that image.

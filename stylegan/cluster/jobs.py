@@ -83,7 +83,7 @@ class Job(Record):
 
     @property
     def over(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has ended."""
         return self.state in OVER
 
     @property
@@ -95,7 +95,7 @@ class Job(Record):
 
 
 class Launch(Record):
-    """What `submit_run` has done.
+    """Say what `submit_run` has done.
 
     Attributes:
         job: the job of the run: a new one, or the newest attempt that there was.

@@ -48,7 +48,7 @@ class Disk(Record):
 
 
 class Look(Record):
-    """What is seen of a node; by default nothing, as of one that does not answer.
+    """Say what is seen of a node; by default nothing, as of one that does not answer.
 
     - `versions`: of Python and of packages, those of torch without the build.
     - `code`: digest of the package's modules.
@@ -70,7 +70,7 @@ class Look(Record):
 
     @property
     def answered(self) -> bool:
-        """Whether the node has answered."""
+        """Return whether the node has answered."""
         return bool(self.versions)
 
 
@@ -129,14 +129,17 @@ def check_nodes(ray_config: RayConfig, storage_config: StorageConfig | None = No
     return found
 
 
-def require_nodes(config: Config) -> None:
+def require_nodes(config: Config) -> list[NodeFacts]:
     """Check that the nodes of the cluster that a config joins can do its work. One that does not answer is only warned of.
+
+    Returns:
+        what is seen of the nodes; nothing for a Ray of its own on this machine.
 
     Raises:
         StepError: one cannot; the line names all nodes of which the same is true.
     """
     if config.ray.address is None:
-        return
+        return []
     nodes = check_nodes(config.ray, config.storage)
     for node in nodes:
         if not node.look.answered:
@@ -145,6 +148,7 @@ def require_nodes(config: Config) -> None:
     if lines:
         more = f" (and {len(lines) - 1} more: `{config.command('doctor')}` shows them)" if len(lines) > 1 else ""
         raise StepError(f"{lines[0]}{more}")
+    return nodes
 
 
 def problem_lines(nodes: Sequence[NodeFacts]) -> list[str]:
@@ -197,18 +201,8 @@ def _probe(storage_config: StorageConfig | None) -> Iterator[Probe | None]:
     if storage_config is None:
         yield None
         return
-    root = storage.absolute(storage_config.root)
-    existed = storage.exists(root)
-    name = uuid.uuid4().hex
-    probe = Probe(root=storage_config.root, uri=storage.join(root, f".probe-{name[:8]}"), content=name)
-    storage.write_bytes(probe.uri, probe.content.encode())
-    try:
-        yield probe
-    finally:
-        storage.delete(probe.uri)
-        if not existed and storage.is_local(root):
-            with suppress(OSError):  # whoever has written there meanwhile keeps it
-                Path(root).rmdir()
+    with storage.probe(storage.absolute(storage_config.root)) as (uri, content):
+        yield Probe(root=storage_config.root, uri=uri, content=content.decode())
 
 
 # --- the look ---

@@ -19,7 +19,7 @@ _terminated = threading.Event()  # whether this worker has received SIGTERM
 
 
 class Notice(NamedTuple):
-    """Why the workers of a stage stop.
+    """Say why the workers of a stage stop.
 
     - `stop`: the program that has launched them is stopped.
     - `signal`: a worker was sent SIGTERM.
@@ -32,7 +32,7 @@ class Notice(NamedTuple):
 
 
 class Board:
-    """Where the notices for one set of workers are, and what they tell of themselves; can be pickled."""
+    """Hold the notices for one set of workers, and what they tell of themselves; can be pickled."""
 
     def __init__(self) -> None:
         self.key = f"stylegan-{uuid.uuid4().hex}"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stylegan.cluster.node_check import Look, look_at
+from stylegan.cluster.node_check import Look, NodeFacts, look_at
 from stylegan.cluster.session import connect
 from stylegan.config.sections import RayConfig, RayStageOverride
 from stylegan.config.tree import Config
@@ -20,7 +20,7 @@ from stylegan.training.schedule import Stage
 logger = logging.getLogger("stylegan")
 
 
-def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = False) -> None:
+def check_resources(config: Config, stages: Iterable[Stage]) -> list[str]:
     """Check that the workers of these stages can be placed when nothing else runs on the cluster.
 
     A cluster may still get nodes, for `ray.wait_s`, up to what its autoscaler allows; a Ray on this machine gets none.
@@ -28,7 +28,9 @@ def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = Fal
     Args:
         config: that of the run.
         stages: the stages.
-        tell: log what is missing now and will be waited for.
+
+    Returns:
+        a line for each stage that will have to wait for nodes.
 
     Raises:
         ConfigError: they never can; the line says what was asked and what the cluster has.
@@ -42,33 +44,35 @@ def check_resources(config: Config, stages: Iterable[Stage], *, tell: bool = Fal
     grows = config.ray.address is not None and config.ray.wait_s > 0
     # None: it has no autoscaler, or Ray Client is used, which does not know it.
     limits = state.get_max_resources_from_cluster_config() if grows and not client.is_connected() else None
+    waiting = []
     for stage in stages:
         need = config.workers_at(stage.resolution)
         bundle, count = worker_bundle(config.ray, need), config.worker_counts_at(stage.resolution)[0]
         if sum(_count_fitting(dict(node["Resources"]), bundle) for node in nodes if _has_labels(node, need)) >= count:
             continue
-        asked = (
-            f"ray: stage {stage.name} asks for {describe_workers(bundle, dict(need.label_selector or {}), count)}, but"
-        )
+        asked = f"stage {stage.name} asks for {describe_workers(bundle, dict(need.label_selector or {}), count)}, but"
         cure = "lower ray.workers or ray.cpus_per_worker / gpus_per_worker, or add nodes"
         if limits and any(limits.get(name, 0) < amount * count for name, amount in bundle.items() if name in limits):
-            raise ConfigError(f"{asked} the cluster grows to {_describe(dict(limits))} at most; {cure}")
+            raise ConfigError(f"ray: {asked} the cluster grows to {_describe(dict(limits))} at most; {cure}")
         if not grows:
-            raise ConfigError(f"{asked} the cluster has {describe_cluster()}; {cure}")
-        if tell:
-            logger.warning(
-                "%s the cluster has %s now; it will wait for nodes, up to %g s (ray.wait_s)",
-                asked,
-                describe_cluster(),
-                config.ray.wait_s,
-            )
+            raise ConfigError(f"ray: {asked} the cluster has {describe_cluster()}; {cure}")
+        waiting.append(
+            f"{asked} the cluster has {describe_cluster()} now; it will wait for nodes, up to {config.ray.wait_s:g} s "
+            "(ray.wait_s)"
+        )
+    return waiting
 
 
-def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
+def check_gpu_nodes(config: Config, stages: Sequence[Stage], seen: Sequence[NodeFacts] = ()) -> None:
     """Check that torch can use the GPUs where these stages train, and that they can train them.
 
     Those of a Ray on this machine are looked at from here, those of a cluster by a task on each node that has some. A node
     that does not answer is taken to be in order.
+
+    Args:
+        config: that of the run.
+        stages: the stages.
+        seen: nodes that were looked at a moment ago, and need not be again.
 
     Raises:
         ConfigError: too few GPUs can, or the workers of a stage could get GPUs of different models; the line says what to
@@ -89,7 +93,10 @@ def check_gpu_nodes(config: Config, stages: Sequence[Stage]) -> None:
         return
     connect(config.ray)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    looks = look_at(nodes)
+    known = {facts.node_id: facts.look for facts in seen}
+    new = [node for node in nodes if node["NodeID"] not in known]
+    known |= dict(zip((node["NodeID"] for node in new), look_at(new), strict=True))
+    looks = [known[node["NodeID"]] for node in nodes]
     for stage in stages:
         need = config.workers_at(stage.resolution)
         bundle, places, reasons = worker_bundle(config.ray, need), 0, []

@@ -25,7 +25,7 @@ SETTLE_SECONDS = 2.0  # in which Ray places what there is room for; it tries aga
 
 
 class Ask(NamedTuple):
-    """What one worker asks for.
+    """Say what one worker asks for.
 
     - `bundle`: amounts of Ray's resources by name.
     - `labels`: those that its node must have.
@@ -62,7 +62,7 @@ def wait_for_workers(config: Config, stage: Stage) -> int:
 
 
 def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,)) -> int:
-    """Return the largest number of workers that the cluster has room for now, after waiting until there is one.
+    """Return the largest number of workers that the cluster has room for, after waiting until there is one.
 
     Args:
         ray_config: says how long is waited.
@@ -74,11 +74,11 @@ def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,
     """
     begun, told = time.monotonic(), False
     while True:
-        count, wait = _largest(ask, counts[1:]), SETTLE_SECONDS
+        count, wait, waits = _largest(ask, counts[1:]), SETTLE_SECONDS, False
         with placed(ask, counts[0]) if count is None else contextlib.nullcontext() as demand:
             # One demand for all of the time: an autoscaler may count one that takes its place besides the former.
             while demand and not is_placed(demand, wait):
-                told, waited = True, time.monotonic() - begun
+                told, waits, waited = True, True, time.monotonic() - begun
                 wait = min(LINE_SECONDS, ray_config.wait_s - waited)
                 if waited >= ray_config.wait_s:
                     raise ExhaustedError(
@@ -93,7 +93,7 @@ def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,
                     duration(ray_config.wait_s - waited),
                     describe_cluster(free=True),
                 )
-        if count or wait == SETTLE_SECONDS or len(counts) == 1:  # otherwise there may be room for more by now
+        if not waits or len(counts) == 1:  # otherwise there may be room for more by now
             if told:
                 logger.info("%s: there is room for %d worker(s) now", ask.purpose, count or counts[0])
             return count or counts[0]

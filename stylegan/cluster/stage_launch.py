@@ -36,10 +36,6 @@ OnEvent = Callable[[str, int, int], None]
 LOOK_SECONDS = 2.0  # between two looks at the cluster while a stage trains
 HEAD_SECONDS = 20.0  # that the head of the cluster may be silent
 GROW_SECONDS = 60.0  # that workers train at least before more take their place, which costs some seconds
-START_ERRORS = (
-    "WorkerGroupStartupTimeoutError",
-    "InsufficientClusterResourcesError",
-)  # of Ray Train, in private modules
 
 logger = logging.getLogger("stylegan")
 
@@ -75,36 +71,18 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    failures, before, config, name = 0, None, job.config, f"train {job.stage.name}"
+    failures, before, name = 0, None, f"train {job.stage.name}"
     while True:
-        count = wait_for_workers(config, job.stage)
+        count = wait_for_workers(job.config, job.stage)
         if before is not None and count != before:
             logger.info("%s: goes on with %d worker(s)", name, count)
             on_event("resized", count, _resumed_at(job))
         before, board = count, Board()
         try:
             outcome = _fit(job, count, board)
-            nodes = board.nodes()
+            nodes = board.nodes() if isinstance(outcome, Notice) else {}
         except (TrainingFailedError, RayError) as error:
-            if not head_answers():  # its node may have had the workers, too
-                raise _head_lost(job) from error
-            nodes, failure = board.nodes(), _explain(job.stage, error)
-            if _found_no_room(error):
-                logger.info("%s: somebody else has taken the room for its workers", name)
-                continue
-            if not isinstance(failure, UnavailableError) or isinstance(failure, ExhaustedError):
-                raise failure from error
-            leaving = {node: number for node, number in nodes.items() if node in draining()}
-            lost = lost_of(nodes)
-            if _was_preempted(error) or (leaving and not lost):
-                _tell_preempted(job, leaving, on_event)
-                continue
-            on_event("worker_lost", sum(lost.values()) or 1, _resumed_at(job))
-            what = f"{name}: lost {named(lost, count)}" if lost else str(failure)
-            if failures >= config.ray.max_failures:
-                raise ExhaustedError(f"{what}; ray.max_failures={config.ray.max_failures} allows no more") from error
-            failures += 1
-            logger.warning("%s; its workers start again from %s", what, _newest(job))
+            failures += _failed(job, error, board, count, failures, on_event)
             continue
         finally:
             if head_answers():
@@ -123,6 +101,34 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
         else:  # one that is idle may have gone since
             gone = outcome.detail.split() if outcome.reason == "drain" else draining()
             _tell_preempted(job, {node: number for node, number in nodes.items() if node in gone}, on_event)
+
+
+def _failed(job: StageJob, error: Exception, board: Board, count: int, failures: int, on_event: OnEvent) -> bool:
+    """Tell why workers have failed, from which new ones can go on; return whether it counts as a failure.
+
+    Raises:
+        UserError: new workers could not go on, or there were as many failures before as ray.max_failures allows.
+    """
+    if not head_answers():  # its node may have had the workers, too
+        raise _head_lost(job) from error
+    name, allowed = f"train {job.stage.name}", job.config.ray.max_failures
+    nodes, failure = board.nodes(), _explain(job.stage, error)
+    lost = lost_of(nodes)
+    if _found_no_room(error):
+        what = f"{name}: somebody else has taken the room for its workers"
+    else:
+        if not isinstance(failure, UnavailableError) or isinstance(failure, ExhaustedError):
+            raise failure from error
+        leaving = {node: number for node, number in nodes.items() if node in draining()}
+        if _was_preempted(error) or (leaving and not lost):
+            _tell_preempted(job, leaving, on_event)
+            return False
+        on_event("worker_lost", sum(lost.values()) or 1, _resumed_at(job))
+        what = f"{name}: lost {named(lost, count)}" if lost else str(failure)
+    if failures >= allowed:
+        raise ExhaustedError(f"{what}; ray.max_failures={allowed} allows no more") from error
+    logger.warning("%s; its workers start again from %s", what, _newest(job))
+    return True
 
 
 def _fit(job: StageJob, count: int, board: Board) -> Checkpoint | Notice:
@@ -182,6 +188,7 @@ def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any]
 
     def look() -> None:
         answered, demand = time.monotonic(), None
+        nodes: dict[str, int] = {}
         while not over.wait(LOOK_SECONDS):
             if head_answers():
                 answered = time.monotonic()
@@ -192,7 +199,8 @@ def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any]
             else:
                 continue
             with contextlib.suppress(Exception):  # it may still go away
-                nodes = board.nodes()
+                if sum(nodes.values()) < count:  # they do not move
+                    nodes = board.nodes()
                 if leaving := draining().keys() & nodes.keys():
                     board.post("drain", " ".join(sorted(leaving)))
                 elif larger and demand is None and sum(nodes.values()) == count:  # earlier it would take their own room
@@ -246,8 +254,8 @@ def _tell_preempted(job: StageJob, leaving: dict[str, int], on_event: OnEvent) -
 
 
 def _found_no_room(error: Exception) -> bool:
-    """Return whether Ray Train could not place the workers."""
-    return type(getattr(error, "controller_failure", None)).__name__ in START_ERRORS
+    """Return whether Ray Train could not place the workers in time, by an error of its own in a private module."""
+    return type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
 
 
 def _was_preempted(error: Exception) -> bool:

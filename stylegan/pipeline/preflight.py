@@ -6,9 +6,8 @@ write, fetches public weights and asks Ray. What the images must have is in `che
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
-import uuid
 from collections.abc import Sequence
 
 from stylegan import storage
@@ -23,6 +22,8 @@ from stylegan.places import check_place, may, nearest, use_place
 from stylegan.tracking.connection import resolve_uri, sqlite_file
 from stylegan.tracking.open_run import check_experiment
 from stylegan.training.schedule import Stage
+
+logger = logging.getLogger("stylegan")
 
 
 def check_places(config: Config) -> None:
@@ -67,23 +68,22 @@ def check_work(config: Config, stages: Sequence[Stage]) -> None:
     """
     try_writing(storage.absolute(config.storage.root))
     public_weights.fetch_all(config.evaluation)
-    require_nodes(config)
+    nodes = require_nodes(config)
     if stages:
-        check_resources(config, stages, tell=True)
-        check_gpu_nodes(config, stages)
+        missing = check_resources(config, stages)
+        if missing:
+            more = f" (and so will {len(missing) - 1} more stages)" if len(missing) > 1 else ""
+            logger.warning("ray: %s%s", missing[0], more)
+        check_gpu_nodes(config, stages, nodes)
 
 
 def try_writing(root: str) -> None:
     """Write a small file below a root, read it back and delete it. Raises StepError if that does not work."""
-    existed = storage.exists(root)
-    probe = storage.join(root, f".probe-{uuid.uuid4().hex[:8]}")
-    storage.write_bytes(probe, b"probe")
-    if storage.read_bytes(probe) != b"probe":
-        raise StepError(f"storage.root={root}: a file that was just written reads back differently; check that store")
-    storage.delete(probe)
-    if not existed and storage.is_local(root):
-        with contextlib.suppress(OSError):  # a run that has started meanwhile keeps it
-            os.rmdir(root)
+    with storage.probe(root) as (uri, content):
+        if storage.read_bytes(uri) != content:
+            raise StepError(
+                f"storage.root={root}: a file that was just written reads back differently; check that store"
+            )
 
 
 def check_root(given: str) -> None:

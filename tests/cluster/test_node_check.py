@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from ray_cluster import ray_cluster
+from clusters import Machines
 
 from stylegan.cluster import node_check, resources
 from stylegan.cluster.head import find_head
@@ -86,14 +86,11 @@ def test_a_look_at_every_node_of_a_cluster(tmp_path, tiny_config, monkeypatch, c
     fake.mkdir(parents=True)
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9+cpu\n")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    nodes = (
-        {"num_cpus": 2},
-        {"resources": {"old": 1}, "env_vars": {"PYTHONPATH": str(fake.parent)}},
-        {"resources": {"full": 1}, "env_vars": {"STYLEGAN_CACHE": "/dev/null/cache"}},
-    )
     root = tmp_path / "data"
-    with ray_cluster(*nodes) as address, ray_session():
-        config = tiny_config(root, ray={"address": address})
+    with Machines(head_cpus=2) as machines, ray_session():
+        machines.add(resources={"old": 1}, env={"PYTHONPATH": str(fake.parent)})
+        machines.add(resources={"full": 1}, env={"STYLEGAN_CACHE": "/dev/null/cache"})
+        config = tiny_config(root, ray={"address": machines.address})
         found = {
             next((name for name in ("old", "full") if name in node.resources), "head"): node
             for node in check_nodes(config.ray, config.storage)
@@ -123,7 +120,8 @@ def test_a_look_at_every_node_of_a_cluster(tmp_path, tiny_config, monkeypatch, c
         assert resources.describe_cluster().startswith("3 node(s): ")
 
     # The cluster of another version of Ray, as its head says of itself.
-    with ray_cluster({}) as address:
+    with Machines(head_cpus=1) as machines:
+        address = machines.address
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         with ray_session():
             connect(RayConfig(address=address))

@@ -1,12 +1,13 @@
 """Requests of workers against the resources of a cluster."""
 
 import os
+import re
 
 import pytest
 import torch
 
 from stylegan.cluster import resources
-from stylegan.cluster.node_check import Look
+from stylegan.cluster.node_check import Look, NodeFacts
 from stylegan.cluster.resources import (
     _count_fitting,
     _describe,
@@ -60,12 +61,18 @@ def test_what_no_node_can_do_is_refused_with_what_there_is():
 
         ray.init("local", num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         for config in (fits, ours, joined):
-            check_resources(config, stages(config))
+            assert check_resources(config, stages(config)) == []
         assert describe_cluster() == f"1 node(s): {os.cpu_count()} CPU, 1 GPU"
         with pytest.raises(
             ConfigError, match=r"stage 8x8 asks for 1 worker\(s\) with 999 CPU each, but the cluster has 1 node"
         ):
             check_resources(asks_too_much, stages(asks_too_much))
+        may_grow = build(TREE | {"ray": {"cpus_per_worker": 999, "address": "auto"}})
+        (line,) = check_resources(may_grow, stages(may_grow)[-1:])
+        assert re.fullmatch(
+            r"stage 8x8 asks .* 999 CPU each, but the cluster has 1 node.* now; it will wait .* 1800 s \(ray\.wait_s\)",
+            line,
+        )
         check_gpu_nodes(fits, stages(fits))
         if not torch.cuda.is_available():
             with pytest.raises(ConfigError, match=r"^ray\.gpus_per_worker: torch .* cannot use a GPU"):
@@ -89,18 +96,26 @@ def test_a_stage_is_refused_only_if_too_few_nodes_can_train_it(monkeypatch, capl
     monkeypatch.setattr(resources, "look_at", lambda found: [looks[node["NodeID"]] for node in found])
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
-    def check(workers):
+    def check(workers, seen=()):
         asked = {"address": "auto", "gpus_per_worker": 1, "workers": workers}
         config = build(TREE | {"training": {"precision": "bf16", "batch": 48}, "ray": asked})
-        check_gpu_nodes(config, stages(config))
+        check_gpu_nodes(config, stages(config), seen)
 
     check(2)
     assert [record.getMessage() for record in caplog.records] == [
         "Triton is missing on 1 of 3 nodes, so steps on GPUs are made of plain operations and take longer: "
         "`pip install triton`"
     ]
-    with pytest.raises(ConfigError, match=r"^train 8x8: training\.precision=bf16: Tesla V100.* \(node old\)$"):
+    refused = pytest.raises(ConfigError, match=r"^train 8x8: training\.precision=bf16: Tesla V100.* \(node old\)$")
+    with refused:
         check(3)
+
+    # What was seen a moment ago is not looked at again.
+    seen = [NodeFacts(name=name, node_id=name, head=False, resources={}, look=look) for name, look in looks.items()]
+    looks.clear()
+    check(2, seen)
+    with refused:
+        check(3, seen)
 
 
 def test_workers_that_could_get_gpus_of_two_models_are_refused(monkeypatch):

@@ -47,10 +47,10 @@ for _ in range(int(sys.argv[1])):
         connect(RayConfig())
         import ray
         there = ray.get(ray.remote(settings).remote())
-        assert "RAY_ADDRESS" not in there, there
+        assert there["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address  # its processes follow no other
         assert there["RAY_AUTH_MODE"] == "token"
         tokens.append(there["RAY_AUTH_TOKEN"])
-        assert not settings().keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+        assert not settings().keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_GCS_SERVER_PORT"}
         assert signal.getsignal(signal.SIGTERM) is handler
         try:
             signal.raise_signal(signal.SIGTERM)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from stylegan.cluster import stage_launch
 from stylegan.cluster.notices import Board
@@ -59,7 +60,8 @@ def attempts(monkeypatch):
         def fit(job, _count, _board):
             fits.append(job)
             if len(fits) <= len(failures):
-                raise WorkerGroupError("failed", {0: failures[len(fits) - 1]})
+                failure = failures[len(fits) - 1]
+                raise failure if isinstance(failure, TrainingFailedError) else WorkerGroupError("failed", {0: failure})
             return "record"
 
         monkeypatch.setattr(stage_launch, "wait_for_workers", lambda *_: 1)
@@ -92,6 +94,15 @@ def test_lost_workers_are_started_again_as_often_as_the_config_allows(attempts):
         fits, failure = attempts(*[lost] * 5, max_failures=allowed)
         assert (fits, type(failure)) == (allowed + 1, ExhaustedError)
     assert attempts(lost, StepError("wrong"))[0] == 2
+
+
+def test_room_that_somebody_else_takes_counts_as_a_failure(attempts):
+    """Otherwise a launch would go on for ever where Ray Train never gets the room that was there."""
+    taken = ControllerError(WorkerGroupStartupTimeoutError(1))
+    assert attempts(taken, taken) == (3, "record")
+    fits, failure = attempts(*[taken] * 5)
+    assert (fits, type(failure)) == (3, ExhaustedError)
+    assert str(failure).startswith("train 8x8: somebody else has taken the room for its workers; ray.max_failures=2")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from clusters import free_port
 from conftest import MARK
 from printed import type_in
 from test_signals import states
@@ -26,12 +27,6 @@ from stylegan.cluster.job_package import environment, make_package
 from stylegan.cluster.jobs import JobServer
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 class Proxy:

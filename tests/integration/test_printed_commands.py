@@ -9,15 +9,10 @@ import time
 
 import httpx
 import pytest
+from clusters import free_port
 from printed import printed, shell, type_in
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def test_each_step_names_the_command_of_the_one_before(make_place):

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ray_cluster import ray_cluster
-from test_ray import free_port
+from clusters import Machines, free_port
 
 TOKEN, WRONG = "1" * 32 + "right", "2" * 32 + "wrong"
 
@@ -45,8 +44,8 @@ def test_a_cluster_with_tokens(make_place):
     place.env |= {"HOME": str(home)}
     for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
         place.env[name] = ""
-    with ray_cluster({"num_cpus": 2}, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as address:
-        there = ("train", str(place.config), "--until", "4", "--set", f"ray.address={address}")
+    with Machines(env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}, head_cpus=2) as machines:
+        there = ("train", str(place.config), "--until", "4", "--set", f"ray.address={machines.address}")
         refused = [
             {},
             {"RAY_AUTH_MODE": "token"},
@@ -66,7 +65,7 @@ def test_a_cluster_with_tokens(make_place):
         assert place.json(*there)["nimg"] == 1000
         assert TOKEN not in place.errors()
         place.env = clean | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-        out = place.run("doctor", str(place.config), "--address", address)
+        out = place.run("doctor", str(place.config), "--address", machines.address)
         assert "ok    nodes    1, all with the versions and the code of this process" in out
         assert TOKEN not in out + place.errors()
     assert not (home / ".ray").exists()

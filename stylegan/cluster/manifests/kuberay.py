@@ -61,7 +61,7 @@ _KUBERNETES_LABELS = {
 
 
 class Options(Record):
-    """What a manifest says beyond the config.
+    """Say what a manifest needs beyond the config.
 
     - `image`: holds this package, the same on all pods.
     - `secret`: name of a Secret whose entries become environment variables of all pods.
@@ -87,7 +87,7 @@ class Options(Record):
 
 
 class Manifest(Record):
-    """What was written, and where."""
+    """Say what was written, and where."""
 
     kind: str
     path: str

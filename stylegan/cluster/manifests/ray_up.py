@@ -29,7 +29,7 @@ _OPEN = "ulimit -n 65536; export RAY_AUTH_MODE=token;"
 
 
 class Machines(Record):
-    """What a cluster YAML says beyond the config.
+    """Say what a cluster YAML needs beyond the config.
 
     - `image`: a container in which all of it runs; None: the package is installed on the machines.
     - `region`, `instance_types`: of AWS; a type of the machines with GPUs, or `GROUP:TYPE` for one group or `head`.
