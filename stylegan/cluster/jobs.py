@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+from stylegan.cluster.environment import environment, read_again
 from stylegan.cluster.job_package import JobPackage, requirements
 from stylegan.commands import pip_install, shell_command
 from stylegan.errors import ConfigError, StepError, UnavailableError, one_line, shown
@@ -512,12 +513,9 @@ def _connect(address: str) -> Any:
             answer = ANSWER_SECONDS if method == "GET" else SUBMIT_SECONDS
             return super()._do_request(method, endpoint, timeout=(CONNECT_SECONDS, answer), **options)
 
-    # Ray prefers these variables to the address that it is given.
-    ambient = {name: os.environ.pop(name) for name in (ADDRESS, "RAY_ADDRESS") if name in os.environ}
-    try:
+    read_again()  # this process may have had a Ray with another token, or with none
+    with environment({ADDRESS: None, "RAY_ADDRESS": None}):  # Ray prefers these to the address that it is given
         return Client(address)
-    finally:
-        os.environ.update(ambient)
 
 
 def _cause(error: BaseException) -> str:
