@@ -369,7 +369,7 @@ def _ray(ray_config: RayConfig, config: Config | None) -> str:
     connect(ray_config)
     fits = ""
     if config is not None:
-        fits = "; " + (next(iter(check_resources(config, stages(config))), None) or "every stage fits")
+        fits = f"; {check_resources(config, stages(config)) or 'every stage fits'}"
         if ray_config.address is not None:
             check_gpu_nodes(config, stages(config))
     where = f"the cluster at {ray_config.address}" if ray_config.address else "a Ray of its own on this machine"

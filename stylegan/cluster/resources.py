@@ -20,7 +20,7 @@ from stylegan.training.schedule import Stage
 logger = logging.getLogger("stylegan")
 
 
-def check_resources(config: Config, stages: Iterable[Stage]) -> list[str]:
+def check_resources(config: Config, stages: Iterable[Stage]) -> str | None:
     """Check that the workers of these stages can be placed when nothing else runs on the cluster.
 
     A cluster may still get nodes, for `ray.wait_s`, up to what its autoscaler allows; a Ray on this machine gets none.
@@ -30,7 +30,7 @@ def check_resources(config: Config, stages: Iterable[Stage]) -> list[str]:
         stages: the stages.
 
     Returns:
-        a line for each stage that will have to wait for nodes.
+        a line on the stages that will have to wait for nodes; None if there are none.
 
     Raises:
         ConfigError: they never can; the line says what was asked and what the cluster has.
@@ -60,7 +60,8 @@ def check_resources(config: Config, stages: Iterable[Stage]) -> list[str]:
             f"{asked} the cluster has {describe_cluster()} now; it will wait for nodes, up to {config.ray.wait_s:g} s "
             "(ray.wait_s)"
         )
-    return waiting
+    more = f" (and so will {len(waiting) - 1} more stage(s))" if len(waiting) > 1 else ""
+    return f"{waiting[0]}{more}" if waiting else None
 
 
 def check_gpu_nodes(config: Config, stages: Sequence[Stage], seen: Sequence[NodeFacts] = ()) -> None:

@@ -112,14 +112,15 @@ def _failed(job: StageJob, error: Exception, board: Board, count: int, failures:
     if not head_answers():  # its node may have had the workers, too
         raise _head_lost(job) from error
     name, allowed = f"train {job.stage.name}", job.config.ray.max_failures
-    nodes, failure = board.nodes(), _explain(job.stage, error)
-    lost = lost_of(nodes)
     if _found_no_room(error):
         what = f"{name}: somebody else has taken the room for its workers"
     else:
+        failure = _explain(job.stage, error)
         if not isinstance(failure, UnavailableError) or isinstance(failure, ExhaustedError):
             raise failure from error
-        leaving = {node: number for node, number in nodes.items() if node in draining()}
+        nodes, going = board.nodes(), draining()
+        lost = lost_of(nodes)
+        leaving = {node: number for node, number in nodes.items() if node in going}
         if _was_preempted(error) or (leaving and not lost):
             _tell_preempted(job, leaving, on_event)
             return False

@@ -70,10 +70,8 @@ def check_work(config: Config, stages: Sequence[Stage]) -> None:
     public_weights.fetch_all(config.evaluation)
     nodes = require_nodes(config)
     if stages:
-        missing = check_resources(config, stages)
-        if missing:
-            more = f" (and so will {len(missing) - 1} more stages)" if len(missing) > 1 else ""
-            logger.warning("ray: %s%s", missing[0], more)
+        if waiting := check_resources(config, stages):
+            logger.warning("ray: %s", waiting)
         check_gpu_nodes(config, stages, nodes)
 
 

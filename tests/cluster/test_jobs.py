@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from stylegan.cluster import jobs
+from stylegan.cluster.environment import read_again
 from stylegan.cluster.jobs import JobServer, _job, _Log, resolve_address
 from stylegan.errors import ConfigError, StepError, UnavailableError
 
@@ -99,6 +100,31 @@ def test_the_address_counts_more_than_the_variables_that_ray_reads(monkeypatch):
             JobServer(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
     assert {name: os.environ[name] for name in ambient} == ambient
+
+
+def test_the_token_of_now_is_sent_not_the_mode_of_an_earlier_ray(monkeypatch):
+    """Ray's C++ code keeps the mode with which this process used it first."""
+    sent = []
+
+    class Listener(_Stranger):
+        def do_GET(self):
+            sent.append(str(self.headers))
+            super().do_GET()
+
+    try:
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+            read_again()
+            monkeypatch.setenv("RAY_AUTH_MODE", "token")
+            monkeypatch.setenv("RAY_AUTH_TOKEN", "5" * 64)
+            with pytest.raises(StepError):
+                JobServer(f"http://127.0.0.1:{server.server_port}")
+            server.shutdown()
+        assert "5" * 64 in sent[0]
+    finally:
+        monkeypatch.undo()
+        read_again()
 
 
 def details(status, **others):

@@ -61,18 +61,19 @@ def test_what_no_node_can_do_is_refused_with_what_there_is():
 
         ray.init("local", num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         for config in (fits, ours, joined):
-            assert check_resources(config, stages(config)) == []
+            assert check_resources(config, stages(config)) is None
         assert describe_cluster() == f"1 node(s): {os.cpu_count()} CPU, 1 GPU"
         with pytest.raises(
             ConfigError, match=r"stage 8x8 asks for 1 worker\(s\) with 999 CPU each, but the cluster has 1 node"
         ):
             check_resources(asks_too_much, stages(asks_too_much))
         may_grow = build(TREE | {"ray": {"cpus_per_worker": 999, "address": "auto"}})
-        (line,) = check_resources(may_grow, stages(may_grow)[-1:])
+        line = check_resources(may_grow, stages(may_grow)[-1:])
         assert re.fullmatch(
             r"stage 8x8 asks .* 999 CPU each, but the cluster has 1 node.* now; it will wait .* 1800 s \(ray\.wait_s\)",
             line,
         )
+        assert check_resources(may_grow, stages(may_grow)).endswith("(ray.wait_s) (and so will 1 more stage(s))")
         check_gpu_nodes(fits, stages(fits))
         if not torch.cuda.is_available():
             with pytest.raises(ConfigError, match=r"^ray\.gpus_per_worker: torch .* cannot use a GPU"):
