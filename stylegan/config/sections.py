@@ -865,6 +865,87 @@ class RegistryConfig(Section):
     gate: GateConfig = GateConfig()
 
 
+class RetrainConfig(Section):
+    """When scheduled retraining trains, from which weights it starts, and whom it tells. No part of a run's identity."""
+
+    min_new_images: int = Field(
+        1,
+        ge=0,
+        le=MOST_IMAGES,
+        description="Fewest new or changed images, since the newest version of the model was trained, for which it is "
+        "trained again.",
+    )
+    min_new_share: Share = Field(
+        0.0,
+        description="Fewest such images as a share of those that the newest version was trained on. Both must be met.",
+    )
+    max_age: str | None = Field(
+        None,
+        pattern=r"^[0-9]{1,6}(\.[0-9]{1,3})?[mhdw]$",
+        description="Age of the newest version after which fewer new images are enough: `12h`, `30d`, `8w`. With `start: "
+        "champion` none are needed. `null`: never.",
+    )
+    start: Literal["scratch", "champion", "auto"] = Field(
+        "auto",
+        description="Weights that a retraining starts from. `scratch`: new ones, through all stages. `champion`: G, D, the "
+        "average of G and both optimizers of the champion, at the last stage only, for `warm_kimg`. `auto`: the champion "
+        "where it can be continued, else `scratch`; the run says why.",
+    )
+    warm_kimg: Distance = Field(
+        1000.0, description="Length, in kimg, of a training that starts from the champion, whatever the stages are."
+    )
+    drift_kid: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Threshold of the drift: the kernel distance (KID) between the new images and those of the champion, in "
+        "the network of `evaluation.features`. It counts once the whole 95 % interval is above it. `null`: none.",
+    )
+    on_drift: Literal["log", "train", "hold"] = Field(
+        "log",
+        description="What a drift above `drift_kid` does. `log`: nothing more. `train`: train also for fewer new images. "
+        "`hold`: train nothing until somebody has looked, and set another threshold or `log`.",
+    )
+    notify: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        exclude=True,  # they hold secrets: neither MLflow nor the copy of the config in storage has them
+        description="Apprise URLs that are told of promotions, rejections, failures and crashes: `mailto://...`, "
+        "`slack://...`. `$NAME` stands for the URLs in an environment variable, which keeps secrets out of this file.",
+    )
+    notify_skips: bool = Field(False, description="Tell them also of checks after which nothing was trained.")
+
+
+class RetentionConfig(Section):
+    """What `stylegan gc` keeps, also after each scheduled retraining. No part of a run's identity.
+
+    What the aliases champion, challenger and previous, the newest versions and running work need is always kept.
+    """
+
+    versions: int = Field(5, ge=1, le=1_000_000, description="Newest versions of each registered model that are kept.")
+    runs: int = Field(10, ge=0, le=1_000_000, description="Newest runs that are kept, beside those of kept versions.")
+    days: float | None = Field(
+        None,
+        ge=0,
+        le=100_000,
+        description="Everything younger than this many days is kept, too. `null`: age protects nothing.",
+    )
+    max_gib: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        description="Size of `storage.root`, in GiB, from which on things are deleted, the oldest first, down to this size. "
+        "`null`: everything that is not kept is deleted.",
+    )
+    grace_days: float = Field(
+        1.0,
+        ge=0,
+        le=100_000,
+        description="Days between the mark and the deletion. What is used again in between is kept.",
+    )
+    automatic: bool = Field(False, description="Clean up after each scheduled retraining.")
+
+
 class UncheckedConfig(Section):
     """All sections of a run, and the values of each stage that follow from them.
 
@@ -892,6 +973,8 @@ class UncheckedConfig(Section):
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
     registry: RegistryConfig = RegistryConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     @property
     def model_name(self) -> str:
