@@ -62,20 +62,24 @@ def _key(text: str) -> str:
 
 
 def _publish_picture(uri: str, *, key: str, description: str) -> None:
-    """Create an artifact of a picture as a data URI, which a browser shows without access to storage.
+    """Create an artifact of a picture as a data URI, which a browser shows without access to storage."""
+    if picture := read_thumbnail(uri):
+        data = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        create_image_artifact(data, key=key, description=description)
 
-    A picture that is gone or damaged is named in a warning; it is never worth a run.
+
+def read_thumbnail(uri: str) -> bytes | None:
+    """Read a picture of storage, made small, as the bytes of a PNG file.
+
+    None for one that is gone or damaged, which is named in a warning: it is never worth a run.
     """
     try:
-        picture = open_picture(storage.read_bytes(uri), uri, cure="delete it and run the same command again")
+        return thumbnail(open_picture(storage.read_bytes(uri), uri, cure="delete it and run the same command again"))
     except FileNotFoundError:
-        logger.warning("%s: missing, so its page in Prefect has no picture", uri)
-        return
+        logger.warning("%s: missing, so there is no picture of it", uri)
     except DamagedError as error:
         logger.warning("%s", error)
-        return
-    data = f"data:image/png;base64,{base64.b64encode(thumbnail(picture)).decode()}"
-    create_image_artifact(data, key=key, description=description)
+    return None
 
 
 def _metric_table(report: Report) -> list[dict[str, str]]:

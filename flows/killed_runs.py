@@ -22,7 +22,7 @@ from stylegan.records import digest
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
-FLOW_NAME = "stylegan-train"
+FLOW_NAME, RETRAIN_FLOW_NAME = "stylegan-train", "stylegan-retrain"
 PID_TAG = "process:"
 
 
@@ -69,8 +69,8 @@ def tag_process() -> None:
             client.update_flow_run(context.flow_run.id, tags=[*context.flow_run.tags, process_tag()])
 
 
-def end_killed_runs(flow_name: str) -> int:
-    """Set flow runs to Crashed that are shown as Running although their process was killed; return how many."""
+def end_killed_runs(flow_name: str) -> list[str]:
+    """Set flow runs to Crashed that are shown as Running although their process was killed; return their names."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         FlowFilter,
@@ -81,7 +81,7 @@ def end_killed_runs(flow_name: str) -> int:
     )
     from prefect.states import Crashed
 
-    ended = 0
+    ended = []
     with get_client(sync_client=True) as client:
         running = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])),
@@ -92,7 +92,7 @@ def end_killed_runs(flow_name: str) -> int:
                 client.set_flow_run_state(
                     run.id, Crashed(message="its process was killed; repeat the run to go on"), force=True
                 )
-                ended += 1
+                ended.append(run.name)
     return ended
 
 

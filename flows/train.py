@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
-from flows import artifacts, killed_runs, tasks
-from flows.killed_runs import FLOW_NAME
+from flows import artifacts, tasks
+from flows.attempts import call
+from flows.beginning import begin, flow_name_of
+from flows.killed_runs import FLOW_NAME, show_stopped
 from stylegan.config.file import build, load
 from stylegan.config.tree import Config
+from stylegan.data.shardset import ShardSet
 from stylegan.pipeline.steps import Pipeline, Summary
 from stylegan.training.schedule import stages
 from stylegan.training.state import Checkpoint
-from stylegan.uris import redact
-
-_FORMATTER = logging.Formatter()
-
-
-def _run_name() -> str:
-    config = flow_run.parameters.get("config")
-    if isinstance(config, dict):
-        return str(config.get("name"))
-    return config.name if isinstance(config, Config) else Path(str(config)).stem
-
-
-def _redacted(record: logging.LogRecord) -> bool:
-    """Redact the secrets of URLs in a log record before Prefect stores it, also in the traceback of another library."""
-    record.msg, record.args = redact(record.getMessage()), ()
-    if record.exc_info:
-        record.exc_text, record.exc_info = redact(_FORMATTER.formatException(record.exc_info)), None
-    return True
 
 
 def _checked(config: Config | dict[str, Any] | str, overrides: list[str]) -> Config:
@@ -44,7 +26,7 @@ def _checked(config: Config | dict[str, Any] | str, overrides: list[str]) -> Con
     return build(values, "config", overrides)
 
 
-@flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False, on_crashed=[killed_runs.show_stopped])
+@flow(name=FLOW_NAME, flow_run_name=flow_name_of, persist_result=False, on_crashed=[show_stopped])
 def train_flow(config: Config | dict[str, Any] | str, overrides: list[str] | None = None) -> Summary:
     """Turn images into a registered, judged model; go on where an earlier run of the same config stopped.
 
@@ -55,20 +37,19 @@ def train_flow(config: Config | dict[str, Any] | str, overrides: list[str] | Non
     Raises:
         ConfigError: the config is not valid; nothing was started.
     """
-    logging.getLogger("stylegan").setLevel(logging.INFO)
-    for name in ("stylegan", "prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_redacted)
-    killed_runs.tag_process()  # first, so that a run killed at any moment can be recognised
-    killed_runs.end_killed_runs(FLOW_NAME)
-    config = _checked(config, overrides or [])
-    with Pipeline(config) as pipeline:
-        shards = tasks.call(tasks.shard, pipeline)
-        checkpoints: list[Checkpoint | None] = [None]
-        for stage in stages(config):
-            checkpoints.append(tasks.call(tasks.train, pipeline, shards, stage, checkpoints[-1]))
-        report = tasks.call(tasks.evaluate, pipeline, shards, checkpoints[-1])
-        version = tasks.call(tasks.register, pipeline, shards, checkpoints[-1], report)
-        verdict = tasks.call(tasks.gate, pipeline, shards, version, report)
-        summary = pipeline.summarize(shards, checkpoints, report, version, verdict)
+    begin(FLOW_NAME)
+    with Pipeline(_checked(config, overrides or [])) as pipeline:
+        return run_steps(pipeline, call(tasks.shard, pipeline))
+
+
+def run_steps(pipeline: Pipeline, shards: ShardSet) -> Summary:
+    """Do all steps after sharding as tasks of the present flow run, and return their summary."""
+    checkpoints: list[Checkpoint | None] = [None]
+    for stage in stages(pipeline.config):
+        checkpoints.append(call(tasks.train, pipeline, shards, stage, checkpoints[-1]))
+    report = call(tasks.evaluate, pipeline, shards, checkpoints[-1])
+    version = call(tasks.register, pipeline, shards, checkpoints[-1], report)
+    verdict = call(tasks.gate, pipeline, shards, version, report)
+    summary = pipeline.summarize(shards, checkpoints, report, version, verdict)
     artifacts.publish_run(summary)
     return summary

@@ -10,24 +10,26 @@ import io
 import math
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageSequence, PngImagePlugin
-from torch import Tensor
 
 from stylegan.errors import DamagedError, one_line, shown
 
+if TYPE_CHECKING:  # its import takes seconds, and whoever only looks at a listing needs no pixels
+    import torch
+    from torch import Tensor
 
-def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Convert uint8 images [0, 255] of any shape to floats [-1, 1]."""
-    return images.to(dtype) * (2 / 255) - 1
+
+def to_float(images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Convert uint8 images [0, 255] of any shape to floats [-1, 1], float32 unless `dtype` says otherwise."""
+    return (images.float() if dtype is None else images.to(dtype)) * (2 / 255) - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """Convert float images of any shape, nominally [-1, 1], to uint8: rounded to nearest and clipped; for pictures."""
-    return torch.round(images.detach().to(torch.float32) * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
+    return (images.detach().float() * 127.5 + 127.5).round().clamp(0, 255).byte()
 
 
 def quantise(images: Tensor) -> Tensor:
@@ -35,7 +37,7 @@ def quantise(images: Tensor) -> Tensor:
 
     127.5 x + 128 is clipped to [0, 255] and its fraction cut off.
     """
-    return (images.detach().to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    return (images.detach().float() * 127.5 + 128).clamp(0, 255).byte()
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------
@@ -43,7 +45,7 @@ def quantise(images: Tensor) -> Tensor:
 CELL = 64  # pixels: a smaller image is enlarged to this side, so that people see its pixels and a name fits above it
 PAPER, INK = "#e6e6e6", "#333333"  # light enough for white pages and for black ones
 
-Pixels = Tensor | np.ndarray
+Pixels: TypeAlias = Union["Tensor", np.ndarray]
 
 
 def grid(
@@ -99,6 +101,9 @@ def grid(
 
 def picture(image: Pixels, *, cell: int = CELL) -> Image.Image:
     """Return one image as a picture; image and cell are as for `grid`."""
+    import torch
+    from torch import Tensor
+
     tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     pixels = (tensor if tensor.dtype == torch.uint8 else to_uint8(tensor)).cpu().permute(1, 2, 0).contiguous().numpy()
     drawn = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

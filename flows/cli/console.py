@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from flows.cli.doctor import Examination
+    from flows.retrain import Retrained
     from stylegan.config.tree import Config
     from stylegan.pipeline.plan import Plan, PlannedStep
+    from stylegan.pipeline.retraining import Decision
     from stylegan.pipeline.steps import Done, Summary
 
 WHOLE = "whole run"  # the bar of the whole run
@@ -171,6 +173,8 @@ def print_plan(plan: Plan, config: Config) -> None:
         ("GiB", [_short(step.memory_gib, 100) if step.memory_gib else "" for step in plan.steps]),
     ]
     title = f"{plan.name}: {plan.run_id or unknown}"
+    if plan.decision:
+        print(describe_decision(plan.decision))
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("step", no_wrap=True)
     columns = [(heading, cells) for heading, cells in columns if any(cells)]
@@ -207,6 +211,31 @@ def print_plan(plan: Plan, config: Config) -> None:
         print(
             f"weights: {', '.join(plan.missing)} not on this machine; a run downloads them first, see `{config.command('doctor')}`"
         )
+
+
+def describe_decision(decision: Decision) -> str:
+    """Return what a schedule does and why, and from which weights it starts."""
+    start = ""
+    if decision.start is not None:
+        weights = "the champion" if decision.start.kind == "champion" else "new weights"
+        start = f"; from {weights} ({decision.start.why})"
+    return printable(f"{'train' if decision.train else 'skip'}: {decision.reason}{start}")
+
+
+def print_retrained(config: Config, done: Retrained, day: str | None) -> None:
+    """Print what a retraining has found, decided and done."""
+    print(f"{f'{day}: ' if day else ''}{describe_decision(done.decision)}")
+    if done.drift is not None:
+        print(f"drift: {done.drift.text}")  # type: ignore[attr-defined]
+    if done.run is not None:
+        print_summary(config, done.run)  # type: ignore[arg-type]
+    if done.freed_bytes is not None:
+        print(f"clean-up: freed {done.freed_bytes / 2**20:,.1f} MiB")
+
+
+def print_note(text: str) -> None:
+    """Print a line beside the results, on standard error."""
+    print(printable(text), file=terminal())
 
 
 def _short(number: float, whole: float) -> str:

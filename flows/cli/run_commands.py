@@ -32,6 +32,7 @@ def plan(
     *,
     images: Whole | None = None,
     price_per_gpu_hour: Number | None = None,
+    scheduled: bool = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,21 +44,38 @@ def plan(
         Assume so many images and that nothing is done yet, without looking: for data that cannot be reached from here.
     price_per_gpu_hour
         Price of an hour of one GPU, in any currency: what each step costs, and all of them.
+    scheduled
+        Predict what `retrain` would decide now, by which rule, from which weights it would start, and what it would do.
 
     Examples
     --------
     stylegan plan configs/quickstart.yaml
     stylegan plan faces.yaml --set data.resolution=64
     stylegan plan configs/ffhq-1024.yaml --images 70000 --price-per-gpu-hour 2.5
+    stylegan plan faces.yaml --scheduled
     """
     settings = load(config, overrides)
+    if scheduled and images is not None:
+        raise ConfigError(
+            f"--images {images} with --scheduled: the schedule looks at the images that are there; leave it out"
+        )
     if images is not None and images < 1:
         raise ConfigError(f"--images {images}: must be at least 1")
     if price_per_gpu_hour is not None and not 0 <= price_per_gpu_hour <= 1e6:
         raise ConfigError(f"--price-per-gpu-hour {price_per_gpu_hour:g}: must be from 0 to 1,000,000")
+    decision = None
+    if scheduled:
+        from flows import notify
+        from stylegan.pipeline.retraining import predict
+
+        notify.check_urls(settings)
+        decision, settings = predict(settings)
+        if not decision.train:
+            console.print_result(decision, f"skip: {decision.reason}", as_json)
+            return
     from stylegan.pipeline.plan import make_plan
 
-    found = make_plan(settings, images=images)
+    found = make_plan(settings, images=images).model_copy(update={"decision": decision})
     if price_per_gpu_hour is not None:
         found = found.priced(price_per_gpu_hour)
     if as_json:
@@ -75,12 +93,12 @@ def run(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJson =
     stylegan run faces.yaml --set data.source=/data/faces --set ray.workers=2
     """
     settings = load(config, overrides)
-    _quiet_prefect()
+    quiet_prefect()
     from flows.prefect_server import api
 
     summary = _repeat(settings)
     if summary is None:
-        with api(meanwhile=_import_engines):
+        with api(meanwhile=import_engines):
             from flows.train import train_flow
 
             summary = train_flow(settings)
@@ -289,7 +307,7 @@ def _repeat(settings: Config) -> Summary | None:
         return pipeline.repeat()
 
 
-def _import_engines() -> None:
+def import_engines() -> None:
     """Import all that a run needs, while something else is waited for: it takes half as long as Prefect's server."""
     import flows.train  # noqa: F401
     from stylegan.cluster.session import import_ray
@@ -299,7 +317,7 @@ def _import_engines() -> None:
     import_ray(train=True)
 
 
-def _quiet_prefect() -> None:
+def quiet_prefect() -> None:
     """Keep Prefect's log off the terminal, which shows our own. Must be called before prefect is imported."""
     settings = {
         "PREFECT_LOGGING_EXTRA_LOGGERS": "stylegan",

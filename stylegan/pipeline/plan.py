@@ -19,6 +19,7 @@ from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.preflight import check_root
+from stylegan.pipeline.retraining import Decision
 from stylegan.pipeline.run import Run
 from stylegan.records import Record
 from stylegan.registry.gate import describe_verdict
@@ -56,6 +57,7 @@ class Plan(Record):
     - `price_per_gpu_hour`, `cost`: a price that was given, and that of all steps together.
     - `notes`: what is to be known of the GPUs of this machine, a line each.
     - `assumed_images`: the number of images that the plan was asked to assume; None if it has looked.
+    - `decision`: why a scheduled run would do these steps; None for a run by hand.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Plan(Record):
     notes: tuple[str, ...] = ()
     assumed_images: int | None = None
     price_per_gpu_hour: float | None = None
+    decision: Decision | None = None
 
     @computed_field
     def gpu_hours(self) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel, computed_field
 
@@ -22,7 +22,7 @@ from stylegan.cluster.stage_launch import launch_stage
 from stylegan.config.file import dump
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import read_card
-from stylegan.data.sharding.write_shards import complete_set, find_shards, shard_key
+from stylegan.data.sharding.write_shards import complete_set, find_content, find_shards, shard_key
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
@@ -51,6 +51,9 @@ from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
+
+if TYPE_CHECKING:
+    from stylegan.evaluation.drift import Drift
 
 logger = logging.getLogger("stylegan")
 R = TypeVar("R", bound=BaseModel | None)
@@ -193,6 +196,53 @@ class Pipeline:
         record = found if found and is_final else shard_in_parallel(source, self.config)
         check_data(self.config, record.num_images, record.label_names, record.attribute_names)
         return self._done("shard", record, found if record == found else None)
+
+    def take(self, shards: ShardSet, then: Sequence[Stage]) -> Done[ShardSet]:
+        """Go on with the shards of a run that was begun before, whatever the source holds now.
+
+        Args:
+            shards: in storage, complete.
+            then: the stages that are trained next; all further steps come after them.
+
+        Raises:
+            ConfigError, StepError: as `shard` for what cannot be done later.
+        """
+        self._plan(shards, then, shards_done=True, to_end=True)
+        if self.run(shards).find_report() is None:
+            check_work(self.config, [stage for stage in then if self._is_to_train(shards, stage, then[-1])])
+        return self._done("shard", shards, shards)
+
+    def measure_drift(self, shards: ShardSet, before: str) -> Drift | None:
+        """Measure how different the images are that an earlier set does not have; log it with the run.
+
+        Args:
+            shards: the images of this run.
+            before: fingerprint of the earlier set.
+
+        Returns:
+            None if that set is gone, if fewer than two images are new, or if their network cannot measure them.
+        """
+        from stylegan.evaluation.drift import measure_drift
+
+        found = find_content(before, self.config.storage.root)
+        if found is None or found.fingerprint == shards.fingerprint:
+            return None
+        try:
+            drift = measure_drift(shards, found, self.config.evaluation, **evaluation_means(self.config))
+        except UnavailableError:
+            raise
+        except UserError as error:  # other networks, or other shapes of images: nothing to compare
+            logger.warning("drift: cannot be measured: %s", error)
+            return None
+        if drift is not None:
+            logger.info("drift: %s", drift.text)
+        return drift
+
+    def log_drift(self, shards: ShardSet, drift: Drift) -> None:
+        """Log a drift to the MLflow run, at its first kimg."""
+        values = {"drift/kid": drift.kid, "drift/kid_low": drift.low, "drift/kid_high": drift.high}
+        with decoration("the drift in MLflow"):
+            self.tracked(shards).log_values(values, nimg=stages(self.config)[0].start_nimg)
 
     def _plan(self, found: ShardSet | None, then: Sequence[Stage], *, shards_done: bool, to_end: bool) -> None:
         """Log what will run and about how long; a command of one step has nothing to say."""

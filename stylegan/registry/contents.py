@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
+from stylegan.config.tree import Config
 from stylegan.evaluation.metric_table import rank, split_key
 from stylegan.records import Record
-from stylegan.tracking.connection import connect, explained, is_empty
+from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
 
+REGISTERED = "stylegan.registered"  # tag of a version; without it the registration was interrupted
 PAGE = 200  # entries in one answer; servers refuse more than 1,000
 
 
@@ -30,6 +33,55 @@ class RegisteredVersion(Record):
     run_id: str = ""
     metrics: dict[str, float] = {}
     created: str = ""
+
+
+class VersionFacts(Record):
+    """A version that this program has registered, with all that its tags say.
+
+    Attributes:
+        name: of the model.
+        version: its number.
+        aliases: of this version, sorted.
+        created: when it was made, ISO 8601 in UTC.
+        tags: as `versions.register` and the gate write them.
+    """
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    created: str
+    tags: dict[str, str]
+
+
+def list_registered(config: Config) -> tuple[VersionFacts, ...]:
+    """Return the versions of a config's model whose registration is complete, the newest first. Writes nothing.
+
+    Raises:
+        ConfigError, StepError: as `connect`; MLflow refuses.
+    """
+    uri, name = resolve_uri(config), config.model_name
+    if is_empty(uri):
+        return ()
+    client = connect(uri)
+    with explained(uri, f"look up {name}"):
+        found = _all_pages(partial(client.search_model_versions, f"name='{name}'"))
+        if not found:
+            return ()
+        aliases: dict[str, list[str]] = {}
+        for alias, number in client.get_registered_model(name).aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+    found.sort(key=lambda version: int(version.version), reverse=True)
+    return tuple(
+        VersionFacts(
+            name=name,
+            version=str(version.version),
+            aliases=tuple(sorted(aliases.get(str(version.version), ()))),
+            created=_time(version),
+            tags=dict(version.tags),
+        )
+        for version in found
+        if REGISTERED in version.tags
+    )
 
 
 def list_versions(uri: str) -> tuple[RegisteredVersion, ...]:
@@ -76,5 +128,9 @@ def _record(version: Any, aliases: dict[str, set[str]]) -> RegisteredVersion:
         aliases=tuple(sorted(aliases.get(str(version.version), ()))),
         run_id=version.tags.get("stylegan.run_id", ""),
         metrics=dict(sorted(metrics.items(), key=lambda item: (rank(item[0]), item[0]))),
-        created=datetime.fromtimestamp((version.creation_timestamp or 0) / 1000, UTC).isoformat(timespec="seconds"),
+        created=_time(version),
     )
+
+
+def _time(version: Any) -> str:
+    return datetime.fromtimestamp((version.creation_timestamp or 0) / 1000, UTC).isoformat(timespec="seconds")

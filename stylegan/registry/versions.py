@@ -34,6 +34,7 @@ from stylegan.registry.aliases import (
     move_aliases,
     plan_move,
 )
+from stylegan.registry.contents import REGISTERED
 from stylegan.registry.gate import Verdict
 from stylegan.registry.model_card import write_card
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
     from stylegan.networks.generator import Generator
 
-REGISTERED = "stylegan.registered"  # without it the registration was interrupted
 MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors")
 

@@ -114,9 +114,13 @@ class TrackedRun:
 
     def log_event(self, name: str, value: float, *, nimg: int) -> None:
         """Log something that happened to the run as events/<name>; its step is the kimg of `nimg` images."""
-        with self._lock, explained(self.uri, "log an event"):
+        self.log_values({f"events/{name}": value}, nimg=nimg)
+
+    def log_values(self, values: dict[str, float], *, nimg: int) -> None:
+        """Log values that belong to no point of the curves, at the kimg of `nimg` images."""
+        with self._lock, explained(self.uri, f"log {', '.join(values)}"):
             self.start()
-            for batch in _batches([(nimg // 1000, {f"events/{name}": value})]):
+            for batch in _batches([(nimg // 1000, values)]):
                 self.client.log_batch(self.mlflow_run_id, metrics=batch)
 
     def log_sample(self, kimg: int, png: bytes, origin: str = "a sample grid") -> None:

@@ -4,6 +4,7 @@ import pytest
 from prefect import flow, task
 from pydantic import BaseModel
 
+from flows import attempts as how
 from flows import tasks
 from stylegan.errors import ExhaustedError, StepError, UnavailableError
 from stylegan.pipeline.steps import Done
@@ -19,7 +20,7 @@ def attempts(*errors):
     """Run a step that raises these errors in turn and then succeeds; how often it ran, and the record or the error."""
     ran = []
 
-    @task(**tasks.OPTIONS | {"retry_delay_seconds": 0})
+    @task(**how.OPTIONS | {"retry_delay_seconds": 0})
     def step():
         ran.append(1)
         if len(ran) <= len(errors):
@@ -28,7 +29,7 @@ def attempts(*errors):
 
     @flow(persist_result=False)
     def once():
-        return tasks.call(step)
+        return how.call(step)
 
     try:
         result = once()
@@ -53,7 +54,7 @@ def test_what_was_waited_for_in_vain_is_not_tried_again():
 def test_a_crash_is_tried_again_but_not_for_ever():
     ran, error = attempts(*[OSError("crash")] * 5)
     assert isinstance(error, OSError)
-    assert ran == 1 + tasks.CRASHES
+    assert ran == 1 + how.CRASHES
 
 
 def test_a_mistake_of_the_user_is_not_tried_again():
@@ -63,24 +64,24 @@ def test_a_mistake_of_the_user_is_not_tried_again():
 
 
 def test_a_step_that_is_not_needed_shows_as_cached_and_gives_none():
-    @task(task_run_name="step", **tasks.OPTIONS)
+    @task(task_run_name="step", **how.OPTIONS)
     def step():
         return tasks._state(Done(None, cached=True))
 
     @flow(persist_result=False)
     def once():
-        return tasks.call(step), step(return_state=True).name
+        return how.call(step), step(return_state=True).name
 
     assert once() == (None, "Cached")
 
 
 def test_a_cached_step_shows_as_cached_and_still_gives_its_record():
-    @task(task_run_name="step", **tasks.OPTIONS)
+    @task(task_run_name="step", **how.OPTIONS)
     def step():
         return tasks._state(Done(Record(number=7), cached=True))
 
     @flow(persist_result=False)
     def once():
-        return tasks.call(step), step(return_state=True).name
+        return how.call(step), step(return_state=True).name
 
     assert once() == (Record(number=7), "Cached")

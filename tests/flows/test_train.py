@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from flows.train import _checked, _redacted, train_flow
+from flows.beginning import redacted
+from flows.train import _checked, train_flow
 from stylegan.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -37,9 +38,9 @@ def test_a_deployment_with_a_wrong_config_ends_with_one_line(changes, says):
     assert "\n" not in str(caught.value)
 
 
-def test_the_log_of_a_run_is_redacted_with_its_tracebacks(caplog):
+def test_the_log_of_a_run_isredacted_with_its_tracebacks(caplog):
     logger = logging.getLogger("stylegan")
-    logger.addFilter(_redacted)
+    logger.addFilter(redacted)
     try:
         raise ConnectionError("Max retries exceeded with url: https://host/x?sig=CANARY")
     except ConnectionError:

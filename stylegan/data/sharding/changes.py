@@ -96,6 +96,25 @@ def plan_change(source: Source, data: DataConfig, root: str) -> Change:
     return plan_work(source, data, root).change
 
 
+def change_since(source: Source, key: str, root: str) -> Change | None:
+    """Return the difference between a listing and a finished set that was made of the same source, without opening an image.
+
+    Args:
+        source: the listing.
+        key: the name of the folder of the set.
+
+    Returns:
+        The change. None if the set is gone or cannot be built on, or if less than half of it would still count: then
+        every image is a new one.
+
+    Raises:
+        StepError: the store does not answer.
+    """
+    parent = _read_parent(source, key, root)
+    work = _compare(source, *_canonical(source.images), parent) if parent else None
+    return work.change if work else None
+
+
 def newest_uri(source: Source, data: DataConfig, root: str) -> str:
     """Return the URI of the file that names the newest finished set of a source with these settings.
 
@@ -164,17 +183,19 @@ class _Parent:
 
 
 def _find_parent(source: Source, pointer: str, root: str) -> _Parent | None:
-    """Return the set that a file names if it can be built on: the same kind of labels, a whole table and every tar.
+    """Return the set that a file names if it can be built on. Raises DamagedError if that file is damaged."""
+    key = read_pointer(pointer)
+    return _read_parent(source, key, root) if key is not None else None
+
+
+def _read_parent(source: Source, key: str, root: str) -> _Parent | None:
+    """Return a set if it can be built on: the same kind of labels, a whole table and every tar.
 
     A set that is damaged is named in a warning, and everything is made anew.
 
     Raises:
-        DamagedError: the file that names the newest set is damaged.
         StepError: the store does not answer.
     """
-    key = read_pointer(pointer)
-    if key is None:
-        return None
     uri = storage.join(storage.absolute(root), "datasets", key)
     try:
         manifest = find_manifest(uri)

@@ -44,6 +44,9 @@ logger = logging.getLogger("stylegan")
 _logged: set[str] = set()
 
 
+DATE = "{date}"  # in `data.source`: a day, which a retraining puts there
+
+
 class _Format(NamedTuple):
     """A format of data files.
 
@@ -144,6 +147,11 @@ def _list(data: DataConfig, root: str | None) -> Listing:
     # The digits inside scikit-learn have no URI.
     if data.source == "digits":
         return digits.list_images()
+    if DATE in data.source:
+        raise ConfigError(
+            f"data.source={data.source}: {DATE} stands for a day, which `stylegan retrain` puts there; other commands need "
+            f"one, such as --set data.source={data.source.replace(DATE, '2026-03-31')}"
+        )
     uri = check_uri("data.source", data.source)
     own_labels = data.labels == "auto" and data.label_file is None
     files = Files(data.source, uri, {}, Counter(), data.label_file, own_labels)
