@@ -276,6 +276,50 @@ def write_bytes(uri: str, data: bytes) -> None:
     write_local(target, data)
 
 
+@_guarded("write", writes=True)
+def create(uri: str, data: bytes) -> bool:
+    """Write a whole file that nobody else has written; of several that try at once, one succeeds.
+
+    On a folder (also NFS), on S3 and on Google Cloud that is certain. S3 does it by a conditional write, which AWS, MinIO,
+    Ceph and others have; a store that ignores the condition, and stores of other kinds, look first and write then, so that
+    two that try within the same moment may both succeed.
+
+    Returns:
+        False if the file exists.
+
+    Raises:
+        StepError: the store refuses or does not answer.
+    """
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        return _create_local(Path(path), data)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except Exception as error:
+        if not (isinstance(error, FileExistsError) or answer_of(error)[0] in (409, 412)):
+            raise
+        # It may be our own, written by an earlier attempt whose answer was lost.
+        with suppress(FileNotFoundError):
+            return cast(bytes, fs.cat_file(path)) == data
+        return False
+    return True
+
+
+def _create_local(target: Path, data: bytes) -> bool:
+    make_folder(target.parent)
+    partial = target.with_name(f".{target.name}.{boot_id()[:8]}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+    try:
+        partial.write_bytes(data)
+        _sync(partial)
+        os.link(partial, target)  # fails if the target exists, also on NFS
+        _sync(target.parent)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
 def write_local(path: Path, data: bytes) -> None:
     """Write a local file outside storage.root, atomically and durably. Raise OSError if the disk refuses."""
     with replacing(path) as partial:

@@ -27,11 +27,13 @@ from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
 from stylegan.evaluation.engine import evaluate, redraw
+from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, write_page
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
+from stylegan.pipeline import lock
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
@@ -39,7 +41,7 @@ from stylegan.pipeline.run import VERDICT, Run, find_run
 from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
-from stylegan.registry.gate import Verdict, comparable, judge, lacks_interval
+from stylegan.registry.gate import Verdict, comparable, describe_old_reals, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
 from stylegan.tracking.open_run import open_run
@@ -101,6 +103,11 @@ class Pipeline:
         self._tracked: TrackedRun | None = None
         self._course = Course()
         self._told = set[str]()  # the steps that are said to be taken from storage
+        self._finished = (
+            False  # whether every step is known to be done, so that nothing is written that two would double
+        )
+        self._claimed = False  # whether this process holds the lock of the run
+        self.version_tags: dict[str, str] = {}  # of the version that is registered, beside its own
 
     def __enter__(self) -> Pipeline:
         """Check what can be checked before any work.
@@ -144,9 +151,17 @@ class Pipeline:
         """
         if self._tracked is None:
             run = self.run(shards)
+            if not self._finished:
+                self._claim(run)
             storage.write_bytes(storage.join(run.uri, "config.yaml"), dump(self.config).encode())
             self._tracked = open_run(self.config, run.run_id, shards)
         return self._tracked
+
+    def _claim(self, run: Run) -> None:
+        """Take the lock of the run, to the end of this pipeline. Raises LockedError if another process works for it."""
+        if not self._claimed:
+            self._stack.enter_context(lock.hold(run.root, f"run-{run.run_id}", run_id=run.run_id, what="stylegan run"))
+            self._claimed = True
 
     def _done(self, step: str, record: R, found: R | None) -> Done[R]:
         """Return the record of a step; `found` is what storage had of it."""
@@ -410,6 +425,7 @@ class Pipeline:
 
     def _judge(self, run: Run, version: ModelVersion, report: Report) -> Verdict:
         champion_version, champion = versions.champion(self.config) or (None, None)
+        before = champion
         gate = self.config.registry.gate
         other = champion is not None and champion.checkpoint_uri != report.checkpoint_uri
         # Without an interval of its own the challenger loses anyway; measured like it, the champion would lose its own.
@@ -421,8 +437,32 @@ class Pipeline:
                 report = self._evaluate_again(run.shards, report, "challenger")
             champion = again
         verdict = judge(report, champion, gate, challenger_version=version.version, champion_version=champion_version)
+        if before and other and before.dataset_fingerprint != run.shards.fingerprint:
+            beside = self._on_old_reals(report, before)
+            verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, *([beside] if beside else []))})
         run.write_verdict(verdict, applied=False)
         return verdict
+
+    def _on_old_reals(self, report: Report, champion: Report) -> str | None:
+        """Return in a sentence how the challenger measures on the images that the champion was judged on.
+
+        None if these are gone or cannot be compared with.
+        """
+        gate, evaluation = self.config.registry.gate, self.config.evaluation
+        metrics = tuple(name for name in evaluation.metrics if gate.metric in METRICS[name].gate)[:1]
+        old = find_content(champion.dataset_fingerprint, self.config.storage.root)
+        if old is None or not metrics:
+            return None
+        logger.info("gate: measuring the challenger on the champion's images too")
+        only = evaluation.model_copy(update={"metrics": metrics})
+        try:
+            again = evaluate(report.checkpoint_uri, old, only, **evaluation_means(self.config))
+        except UnavailableError:
+            raise
+        except StepError as error:
+            logger.warning("gate: the challenger cannot be measured on the champion's images: %s", error)
+            return None
+        return describe_old_reals(again, champion, gate)
 
     def _evaluate_again(self, shards: ShardSet, report: Report, whose: str) -> Report:
         """Measure a model on these images and under today's protocol; if it cannot be, keep its report."""
@@ -447,7 +487,8 @@ class Pipeline:
 
         The steps themselves are called, so what a killed run has left in MLflow is mended as in any other run.
         """
-        if not self._is_finished():
+        self._finished = self._is_finished()
+        if not self._finished:
             return None
         shards = self.shard().record
         checkpoints: list[Checkpoint | None] = [None]

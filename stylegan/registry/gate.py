@@ -96,6 +96,32 @@ def comparable(challenger: Report, champion: Report, gate: GateConfig) -> bool:
     return not _other_measurements(challenger, champion, gate, "")
 
 
+def describe_old_reals(challenger: Report, champion: Report, gate: GateConfig) -> str:
+    """Return in a sentence how two models measure on the images of the champion, which does not decide.
+
+    A model that was trained on new images may have forgotten old ones.
+
+    Args:
+        challenger, champion: measured against the same images, those that the champion was judged on.
+        gate: names the metric.
+    """
+    key, other = metric_key(challenger, gate.metric), metric_key(champion, gate.metric)
+    if key is None or key != other or _other_measurements(challenger, champion, gate, "the champion"):
+        return f"On the champion's own images {gate.metric} cannot be compared."
+    value, old = challenger.metrics[key], champion.metrics[key]
+    sign = 1 if better(key) == "higher" else -1
+    chance = _chance(key, challenger, champion)
+    change = _change(value, old)
+    if chance is not None and abs(value - old) <= chance:
+        change += ", within what chance explains"
+    elif sign * (value - old) < 0:
+        change += ": it has forgotten some of them"
+    return (
+        f"On the champion's own images {key} is {_shown(key, challenger)} against the champion's "
+        f"{_shown(key, champion)}{change}; this does not decide."
+    )
+
+
 def metric_key(report: Report, metric: str) -> str | None:
     """Return the key of a metric in a report, with its feature space: fid -> fid_classifier, not fid_mixing_classifier."""
     keys = [key for key in report.metrics if key.startswith(f"{metric}_")]

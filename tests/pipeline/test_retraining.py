@@ -198,7 +198,7 @@ def test_the_key_of_a_config_is_that_of_its_results():
     def other(**sections):
         return retraining.config_key(build({**TREE, **sections}))
 
-    assert other(retrain={"start": "scratch"}, ray={"workers": 2}, storage={"root": "x"}, name="u") == key
+    assert other(retrain={"start": "scratch"}, ray={"wait_s": 2.0}, storage={"root": "x"}, name="u") == key
     assert other(data=TREE["data"] | {"source": "/elsewhere"}) == key
     for changed in (
         {"seed": 1},
