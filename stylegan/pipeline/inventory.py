@@ -293,7 +293,7 @@ class _Root:
         problems: list[str] = []
         report = self._read(_Report, "runs", run_id, "report.json", problems)
         verdict = self._read(dict[str, Any], "runs", run_id, "verdict.json", problems)
-        return run_id, report, bool(verdict and verdict.get("applied")), problems
+        return run_id, report, bool(verdict), problems
 
     def _run(
         self,

@@ -23,7 +23,7 @@ from stylegan.pipeline.retraining import Decision
 from stylegan.pipeline.run import Run
 from stylegan.records import Record
 from stylegan.registry.gate import describe_verdict
-from stylegan.registry.versions import find_version
+from stylegan.registry.versions import find_version, is_applied
 from stylegan.retry import storage_settings
 from stylegan.training.cost import Cost, counted_evaluation, gpu_hours, stage_cost
 from stylegan.training.faults import check_gpus, check_named
@@ -290,12 +290,16 @@ def plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
         reason = f"version {version.version} of {version.name}"
     else:
         reason = "not registered yet" if report else "waits for evaluate"
+        if report and run.judged_version():
+            reason = "the registry does not have this run any more"
     register = PlannedStep(name="register", state="cached" if version else "run", reason=reason)
 
-    verdict, applied = run.find_verdict(version.version) if version else (None, False)
-    judged = verdict if applied else None
+    verdict = run.find_verdict(version.version) if version else None
+    judged = verdict if verdict and is_applied(run.config, verdict) else None
     if judged and version:
         reason = describe_verdict(judged, version.aliases)
     else:
         reason = "not judged by this gate yet" if version else "waits for register"
+        if verdict:
+            reason = "the registry does not have its verdict, or has lost the alias champion"
     return [register, PlannedStep(name="gate", state="cached" if judged else "run", reason=reason)]

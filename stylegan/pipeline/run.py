@@ -27,10 +27,9 @@ VERDICT_CURE = "delete it and run the same command again, which judges anew"
 
 
 class _StoredVerdict(Record):
-    """A verdict in storage, with the key of the gate that gave it; `applied`: the registry's aliases were moved."""
+    """A verdict in storage, with the key of the gate that gave it. Whether it was applied is asked of the registry."""
 
     key: str
-    applied: bool
     verdict: Verdict
 
 
@@ -198,8 +197,8 @@ class Run:
             )
         return report
 
-    def find_verdict(self, version: str) -> tuple[Verdict | None, bool]:
-        """Return this gate's verdict on a version, if there is one, and whether the registry's aliases were moved.
+    def find_verdict(self, version: str) -> Verdict | None:
+        """Return this gate's verdict on a version, None if there is none; the registry knows whether it was applied.
 
         Raises:
             DamagedError: the stored verdict is not what was written. Judging anew could undo what a person decided
@@ -207,20 +206,20 @@ class Run:
         """
         found = self._stored_verdict()
         if found is None or found.key != gate_key(self.config, version):
-            return None, False
+            return None
         if found.verdict.challenger != version:
             problem = f"verdict.challenger: it is on version {found.verdict.challenger}, its key on {version}"
             raise DamagedError(f"{self._verdict_uri}: is damaged ({problem}); {VERDICT_CURE}")
-        return found.verdict, found.applied
+        return found.verdict
 
     def judged_version(self) -> str | None:
-        """Return the version on which this gate's verdict is, if the registry's aliases were moved; asks no registry.
+        """Return the version on which this gate's verdict is, None without one; asks no registry.
 
         Raises:
             DamagedError: the stored verdict is not what was written.
         """
         found = self._stored_verdict()
-        if found is None or not found.applied or found.key != gate_key(self.config, found.verdict.challenger):
+        if found is None or found.key != gate_key(self.config, found.verdict.challenger):
             return None
         return found.verdict.challenger
 
@@ -230,9 +229,9 @@ class Run:
         except FileNotFoundError:
             return None
 
-    def write_verdict(self, verdict: Verdict, *, applied: bool) -> None:
+    def write_verdict(self, verdict: Verdict) -> None:
         """Write a verdict for `find_verdict`."""
-        found = _StoredVerdict(key=gate_key(self.config, verdict.challenger), applied=applied, verdict=verdict)
+        found = _StoredVerdict(key=gate_key(self.config, verdict.challenger), verdict=verdict)
         storage.write_json(self._verdict_uri, found.model_dump(mode="json"))
 
 

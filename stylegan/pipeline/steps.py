@@ -44,15 +44,18 @@ from stylegan.registry import versions
 from stylegan.registry.gate import Verdict, comparable, describe_old_reals, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
+from stylegan.tracking.connection import resolve_uri
 from stylegan.tracking.open_run import open_run
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
 from stylegan.training.cost import runs_here
 from stylegan.training.curves import SPEED, STATS, mean_speed, read_rows
+from stylegan.training.identity import identity, place_below
 from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
+from stylegan.uris import redact
 
 if TYPE_CHECKING:
     from stylegan.evaluation.drift import Drift
@@ -390,10 +393,18 @@ class Pipeline:
     def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
         """Register a version of the model, as challenger."""
         self._course.begin("register")
-        key = self.run(shards).keys.registration
+        run = self.run(shards)
+        key = run.keys.registration
         found = versions.find_version(self.config, key)
+        tags = self._version_tags(shards)
         if found:
+            versions.tag(self.config, found.version, tags)
             return self._done("register", found, found)
+        if run.judged_version():
+            logger.info(
+                "register: the registry %s does not have this run any more; it is registered again",
+                redact(resolve_uri(self.config)),
+            )
         tracked = self.tracked(shards)
         tracked.start()
         record = versions.register(
@@ -403,31 +414,46 @@ class Pipeline:
             shards=shards,
             report=report,
             key=key,
+            tags=tags,
         )
         return self._done("register", record, None)
+
+    def _version_tags(self, shards: ShardSet) -> dict[str, str]:
+        """Return the tags of a version that say what it was trained on; later checks of a retraining go by them."""
+        return {
+            "stylegan.source": redact(self.config.data.source),
+            "stylegan.dataset_key": storage.name(shards.uri),
+            "stylegan.num_images": str(shards.num_images),
+            **self.version_tags,
+        }
 
     def gate(self, shards: ShardSet, version: ModelVersion, report: Report) -> Done[Verdict]:
         """Judge the version against the champion and move the aliases.
 
-        The verdict is written before the aliases move and marked when they have: a kill in between neither loses it nor
-        judges twice.
+        The verdict is written before the aliases move, so a kill in between neither loses it nor judges twice. Whether they
+        have moved is what the registry says: one that was emptied, replaced or changed by hand is put right.
         """
         self._course.begin("gate")
         run = self.run(shards)
-        verdict, applied = run.find_verdict(version.version)
-        if verdict and applied:
+        verdict = run.find_verdict(version.version)
+        if verdict and versions.is_applied(self.config, verdict):
             return self._done("gate", verdict, verdict)
+        if verdict and not versions.can_apply(self.config, verdict):
+            logger.info("gate: the registry has another champion than the stored verdict was against; judging anew")
+            verdict = None
         try:
-            verdict = self._apply(run, verdict or self._judge(run, version, report))
+            verdict = verdict or self._judge(run, version, report)
+            versions.apply_verdict(self.config, verdict)
         except StaleVerdictError:  # another version has become champion since it was judged
-            verdict = self._apply(run, self._judge(run, version, report))
+            verdict = self._judge(run, version, report)
+            versions.apply_verdict(self.config, verdict)
         return self._done("gate", verdict, None)
 
     def _judge(self, run: Run, version: ModelVersion, report: Report) -> Verdict:
         champion_version, champion = versions.champion(self.config) or (None, None)
         before = champion
         gate = self.config.registry.gate
-        other = champion is not None and champion.checkpoint_uri != report.checkpoint_uri
+        other = champion is not None and identity(champion.checkpoint_uri) != identity(report.checkpoint_uri)
         # Without an interval of its own the challenger loses anyway; measured like it, the champion would lose its own.
         tested = champion is not None and not lacks_interval(report, champion, gate)
         if champion and other and tested and not comparable(report, champion, gate):
@@ -440,7 +466,7 @@ class Pipeline:
         if before and other and before.dataset_fingerprint != run.shards.fingerprint:
             beside = self._on_old_reals(report, before)
             verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, *([beside] if beside else []))})
-        run.write_verdict(verdict, applied=False)
+        run.write_verdict(verdict)
         return verdict
 
     def _on_old_reals(self, report: Report, champion: Report) -> str | None:
@@ -456,7 +482,7 @@ class Pipeline:
         logger.info("gate: measuring the challenger on the champion's images too")
         only = evaluation.model_copy(update={"metrics": metrics})
         try:
-            again = evaluate(report.checkpoint_uri, old, only, **evaluation_means(self.config))
+            again = evaluate(place_below(self._root, report.checkpoint_uri), old, only, **evaluation_means(self.config))
         except UnavailableError:
             raise
         except StepError as error:
@@ -468,17 +494,12 @@ class Pipeline:
         """Measure a model on these images and under today's protocol; if it cannot be, keep its report."""
         logger.info("gate: the %s was measured on other images or under another protocol; measuring it again", whose)
         try:
-            return self._evaluate(shards, report.checkpoint_uri, out=None)
+            return self._evaluate(shards, place_below(self._root, report.checkpoint_uri), out=None)
         except UnavailableError:
             raise  # a moment's outage must not become a verdict
         except StepError as error:
             logger.warning("gate: the %s cannot be measured again: %s", whose, error)
             return report
-
-    def _apply(self, run: Run, verdict: Verdict) -> Verdict:
-        versions.apply_verdict(self.config, verdict)
-        run.write_verdict(verdict, applied=True)
-        return verdict
 
     # --- a finished run ---
 
@@ -535,7 +556,10 @@ class Pipeline:
                 "shard", *(f"train {stage.name}" for stage in run.stages if run.find_stage(stage)), "evaluate"
             )
             version = versions.find_version(self.config, run.keys.registration)
-            return version is not None and version.version == judged
+            if version is None or version.version != judged:
+                return False
+            verdict = run.find_verdict(judged)
+            return verdict is not None and versions.is_applied(self.config, verdict)
         return False
 
     # --- single steps, for the command line ---

@@ -10,6 +10,7 @@ from stylegan.config.tree import Config
 from stylegan.evaluation.metric_table import rank, split_key
 from stylegan.records import Record
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
+from stylegan.training.identity import place_below
 
 REGISTERED = "stylegan.registered"  # tag of a version; without it the registration was interrupted
 PAGE = 200  # entries in one answer; servers refuse more than 1,000
@@ -51,6 +52,10 @@ class VersionFacts(Record):
     aliases: tuple[str, ...]
     created: str
     tags: dict[str, str]
+
+    def checkpoint_uri(self, root: str) -> str:
+        """Return its checkpoint, below a storage root if that has it: roots move."""
+        return place_below(root, self.tags.get("stylegan.checkpoint_uri", ""))
 
 
 def list_registered(config: Config) -> tuple[VersionFacts, ...]:

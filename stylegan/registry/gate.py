@@ -9,6 +9,7 @@ from stylegan.config.sections import GateConfig
 from stylegan.evaluation.metric_table import METRICS, better, describe
 from stylegan.evaluation.report import Report
 from stylegan.records import Record
+from stylegan.training.identity import identity
 
 
 class Verdict(Record):
@@ -174,7 +175,7 @@ def _untested(report: Report, gate: GateConfig, whose: str) -> str:
 
 def _differences(challenger: Report, champion: Report, gate: GateConfig, whose: str) -> list[str]:
     """Return why two reports cannot be compared; empty if they can."""
-    if challenger.checkpoint_uri == champion.checkpoint_uri:
+    if identity(challenger.checkpoint_uri) == identity(champion.checkpoint_uri):
         return [f"It is the same checkpoint as the champion, {whose}: {champion.checkpoint_uri}."]
     return _other_measurements(challenger, champion, gate, whose)
 

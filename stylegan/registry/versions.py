@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from stylegan.networks.generator import Generator
 
 MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
+logger = logging.getLogger("stylegan")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors")
 
 
@@ -62,7 +65,14 @@ class ModelVersion(Record):
 
 
 def register(
-    config: Config, *, mlflow_run_id: str, checkpoint: str, shards: ShardSet, report: Report, key: str
+    config: Config,
+    *,
+    mlflow_run_id: str,
+    checkpoint: str,
+    shards: ShardSet,
+    report: Report,
+    key: str,
+    tags: Mapping[str, str] = {},
 ) -> ModelVersion:
     """Log the checkpoint's generator as a model of the run, register it and make it the challenger.
 
@@ -75,6 +85,7 @@ def register(
         shards: the images that it was trained on.
         report: what was measured on it.
         key: identity of this step.
+        tags: more tags of the version.
 
     Raises:
         StepError: the checkpoint holds no generator, or MLflow refuses.
@@ -91,7 +102,8 @@ def register(
                 name,
                 location,
                 run_id=mlflow_run_id,
-                tags=_version_tags(report, key=key, checkpoint=checkpoint, run_id=run_id) | {MODEL_ID: model_id},
+                tags=_version_tags(report, key=key, checkpoint=checkpoint, run_id=run_id)
+                | {MODEL_ID: model_id, **tags},
                 model_id=model_id,
             )
         version = str(found.version)
@@ -119,6 +131,17 @@ def find_version(config: Config, key: str) -> ModelVersion | None:
     with explained(uri, f"look up {config.model_name}"):
         found = _find(client, config.model_name, key)
         return _record(client, config.model_name, str(found.version)) if found and REGISTERED in found.tags else None
+
+
+def tag(config: Config, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version, as far as it does not have them. Raises StepError if MLflow refuses."""
+    uri, name = resolve_uri(config), config.model_name
+    client = connect(uri)
+    with explained(uri, f"tag version {version} of {name}"):
+        there = client.get_model_version(name, version).tags
+        for key, value in tags.items():
+            if there.get(key) != value:
+                client.set_model_version_tag(name, version, key, value)
 
 
 def champion(config: Config) -> tuple[str, Report] | None:
@@ -151,10 +174,48 @@ def champion(config: Config) -> tuple[str, Report] | None:
     return str(found.version), report
 
 
+def is_applied(config: Config, verdict: Verdict) -> bool:
+    """Return whether the registry shows that a verdict was applied; writes nothing.
+
+    It was if the version carries it. Who is champion now is another matter, since people move aliases too. Only if nobody
+    is, although the verdict made the version champion, has the alias been lost.
+    """
+    uri, name = resolve_uri(config), config.model_name
+    if is_empty(uri):
+        return False
+    client = connect(uri)
+    with explained(uri, f"look up the verdict on {name}"):
+        model = _model(client, name)
+        if model is None or verdict.challenger not in _versions(client, name):
+            return False
+        tags = client.get_model_version(name, verdict.challenger).tags
+        return _carries(tags, verdict) and not (verdict.promote and current_champion(model) is None)
+
+
+def can_apply(config: Config, verdict: Verdict) -> bool:
+    """Return whether a stored verdict still fits the registry: it carries it, or has the champion that it was against."""
+    uri, name = resolve_uri(config), config.model_name
+    client = connect(uri)
+    with explained(uri, f"look up {name}"):
+        model = _model(client, name)
+        now = current_champion(model) if model else None
+        return now in (verdict.champion, verdict.challenger) or _carries(
+            client.get_model_version(name, verdict.challenger).tags, verdict
+        )
+
+
+def _carries(tags: Mapping[str, str], verdict: Verdict) -> bool:
+    """Return whether the tags of a version hold a verdict on it."""
+    decision, against = ("promote" if verdict.promote else "keep"), verdict.champion or "none"
+    same = (tags.get("gate.verdict"), tags.get("gate.champion")) == (decision, against)
+    return same or verdict.challenger == verdict.champion
+
+
 def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
     """Write the verdict to the challenger's version and move the aliases if it promotes.
 
-    A verdict that was applied before changes nothing, not even after a rollback in between: a person's decision stays.
+    A verdict that was applied before changes nothing, not even after a rollback in between: a person's decision stays. But
+    if nobody is champion any more, the version that was it last gets the alias again.
 
     Raises:
         StaleVerdictError: another version became champion since the verdict.
@@ -170,10 +231,16 @@ def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
 
         def plan(aliases: dict[str, str], finished: Move | None) -> Move | None:
             found = client.get_model_version(name, verdict.challenger).tags
-            applied = (found.get("gate.verdict"), found.get("gate.champion")) == (decision, against)
-            if applied or verdict.challenger == verdict.champion:
-                return None
             now = aliases.get(CHAMPION)
+            if _carries(found, verdict):
+                last = None if now or not verdict.promote else _last_champion(client, name)
+                if last is None:
+                    return None
+                logger.info(
+                    "gate: %s had lost its alias %s; version %s, which had it last, has it again", name, CHAMPION, last
+                )
+                before = aliases.get(PREVIOUS)
+                return plan_move("gate", last, None if before == last else before, "The alias had been removed.")
             if verdict.promote and now not in (verdict.champion, verdict.challenger):
                 raise StaleVerdictError(
                     f"{name}: version {now} became champion after version {verdict.challenger} was judged; "
@@ -187,6 +254,15 @@ def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
 
         move_aliases(client, name, plan)
         return _record(client, name, verdict.challenger)
+
+
+def _last_champion(client: MlflowClient, name: str) -> str | None:
+    """Return the version that became champion last, None if none of those that there are ever did."""
+    found: list[tuple[str, str]] = []
+    for version in client.search_model_versions(f"name='{name}'"):
+        times = [key for key in version.tags if key.startswith("champion.")]
+        found += [(max(times), str(version.version))] if times else []
+    return max(found)[1] if found else None
 
 
 def promote(uri: str, name: str, version: str | None = None) -> ModelVersion:

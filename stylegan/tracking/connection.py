@@ -27,6 +27,7 @@ from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError, UnavailableError, one_line
 from stylegan.places import may, nearest
+from stylegan.tracking.moved import follow
 from stylegan.uris import file_url, without_login
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def connect(uri: str) -> MlflowClient:
     check_server(uri)
     if _is_sqlite(uri):
         os.makedirs(os.path.dirname(os.path.abspath(_sqlite_path(uri))), exist_ok=True)
+        follow(Path(_sqlite_path(uri)))
     import_mlflow()
     from mlflow import MlflowClient
 

@@ -21,6 +21,7 @@ from stylegan.evaluation.page.write_page import read_report
 from stylegan.pipeline.run import find_run
 from stylegan.registry.versions import load_version
 from stylegan.tracking.connection import resolve_uri
+from stylegan.training.identity import place_below
 from stylegan.training.state import MARKER, read_checkpoint
 
 SHORT_VERSION = r"([A-Za-z0-9][A-Za-z0-9 _-]*)(@[^/@]+|/\d+)"
@@ -152,6 +153,7 @@ def _version(config: Config | None, model: str) -> Model:
     if not uri:
         raise ConfigError(f"{model}: no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")
     checkpoint_uri, run_id, number = load_version(uri, model)
+    checkpoint_uri = place_below((config.storage if config else StorageConfig()).root, checkpoint_uri)
     _require_generator(model, checkpoint_uri)
     name = re.split("[@/]", model.removeprefix("models:/"))[0]
     return Model(f"{name} version {number}", "version", checkpoint_uri, _run_of(checkpoint_uri, run_id))
@@ -172,17 +174,11 @@ def _run(run_uri: str) -> Model:
     name = storage.name(run_uri)
     report = read_report(run_uri)
     if report:
-        checkpoint_uri = _below(root_of(run_uri), report.checkpoint_uri)
+        checkpoint_uri = place_below(root_of(run_uri), report.checkpoint_uri)
     else:
         checkpoint_uri = _last_checkpoint(name, run_config(run_uri))
     _require_generator(name, checkpoint_uri)
     return Model(name, "run", checkpoint_uri, run_uri)
-
-
-def _below(root: str, checkpoint_uri: str) -> str:
-    """Return the checkpoint below this root, which may have moved since the URI was recorded."""
-    here = storage.join(root, "stages", *checkpoint_uri.rstrip("/").split("/")[-2:])
-    return here if storage.exists(here) else checkpoint_uri
 
 
 def _last_checkpoint(name: str, config: Config) -> str:

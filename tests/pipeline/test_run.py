@@ -97,12 +97,10 @@ def test_a_job_names_the_folder_and_key_of_its_stage(trained):
 
 def test_a_verdict_is_that_of_this_gate_on_this_version(tmp_path):
     run = run_at(tmp_path)
-    assert (run.find_verdict("3"), run.judged_version()) == ((None, False), None)
-    run.write_verdict(VERDICT, applied=False)
-    assert (run.find_verdict("3"), run.judged_version()) == ((VERDICT, False), None)
-    run.write_verdict(VERDICT, applied=True)
-    assert (run.find_verdict("3"), run.judged_version()) == ((VERDICT, True), "3")
-    assert run.find_verdict("4") == (None, False)
+    assert (run.find_verdict("3"), run.judged_version()) == (None, None)
+    run.write_verdict(VERDICT)
+    assert (run.find_verdict("3"), run.judged_version()) == (VERDICT, "3")
+    assert run.find_verdict("4") is None
     stored = storage.read_bytes(f"{run.uri}/verdict.json")
     storage.write_bytes(f"{run.uri}/verdict.json", stored.replace(b'"challenger": "3"', b'"challenger": "4"'))
     with pytest.raises(DamagedError, match=r"verdict.json: is damaged .* version 4, .* on 3\); delete it"):
@@ -111,7 +109,7 @@ def test_a_verdict_is_that_of_this_gate_on_this_version(tmp_path):
     storage.write_bytes(f"{run.uri}/verdict.json", stored)
     stricter = run_at(tmp_path, registry={"gate": {"min_improvement": 0.1}})
     assert stricter.run_id == run.run_id
-    assert (stricter.find_verdict("3"), stricter.judged_version()) == ((None, False), None)
+    assert (stricter.find_verdict("3"), stricter.judged_version()) == (None, None)
 
 
 @pytest.mark.parametrize("wrong", [{"checkpoint_uri": "0008-other/checkpoint-000001000"}, {"dataset_fingerprint": "g"}])
