@@ -21,9 +21,12 @@ from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
 from stylegan.pipeline.course import StageProgress
+from stylegan.pipeline.lock import LockedError
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
+from stylegan.registry.contents import list_registered
+from stylegan.tracking.connection import connect, resolve_uri
 from stylegan.training.state import Checkpoint
 
 GRID = png_bytes(Image.new("L", (20, 20)))
@@ -342,3 +345,134 @@ def test_an_evaluation_tolerates_as_many_damaged_samples_as_training(small, monk
         else:
             with pytest.raises(StepError, match=r"data\.max_corrupt=0"):
                 pipeline.evaluate(shards, checkpoint)
+
+
+# --- the registry decides what was applied ---
+
+
+def judged(pipeline, trained, nimg=1000, fid=10.0):
+    """Register and judge a version; its record and its verdict."""
+    checkpoint, report = trained(nimg, fid)
+    version = pipeline.register(SHARDS, checkpoint, report).record
+    return version, pipeline.gate(SHARDS, version, report).record
+
+
+def again(pipeline, trained, nimg=1000, fid=10.0):
+    """Do the two last steps as the next command would; their results, and who is champion."""
+    with Pipeline(pipeline.config) as other:
+        checkpoint, report = trained(nimg, fid)
+        version = other.register(SHARDS, checkpoint, report)
+        verdict = other.gate(SHARDS, version.record, report)
+    champion = versions.champion(pipeline.config)
+    return version, verdict, champion and champion[0]
+
+
+def client_of(pipeline):
+    return connect(resolve_uri(pipeline.config))
+
+
+def test_a_registry_that_was_moved_gets_version_and_alias(pipeline, trained, make_config, tmp_path, caplog):
+    """The verdict in storage says promoted, but this registry has never heard of it."""
+    caplog.set_level("INFO", "stylegan")
+    judged(pipeline, trained)
+    elsewhere = make_config(tracking={"uri": f"sqlite:///{tmp_path}/team.db"})
+    pipeline._stack.close()
+    with Pipeline(elsewhere) as other:
+        checkpoint, report = trained(1000, 10.0)
+        assert versions.find_version(elsewhere, other.run(SHARDS).keys.registration) is None
+        version = other.register(SHARDS, checkpoint, report)
+        verdict = other.gate(SHARDS, version.record, report)
+    assert (version.cached, verdict.cached, verdict.record.promote) == (False, False, True)
+    assert versions.champion(elsewhere)[0] == version.record.version
+    assert "team.db does not have this run any more; it is registered again" in caplog.text
+
+
+def test_a_deleted_model_is_registered_and_promoted_again(pipeline, trained):
+    judged(pipeline, trained)
+    client_of(pipeline).delete_registered_model("tiny")
+    pipeline._stack.close()
+    version, verdict, champion = again(pipeline, trained)
+    assert (version.cached, verdict.cached, champion) == (False, False, version.record.version)
+
+
+def test_a_deleted_version_is_registered_and_promoted_again(pipeline, trained):
+    version, _ = judged(pipeline, trained)
+    client_of(pipeline).delete_model_version("tiny", version.version)
+    pipeline._stack.close()
+    found, _, champion = again(pipeline, trained)
+    assert found.record.version != version.version
+    assert champion == found.record.version
+
+
+def test_an_alias_that_was_removed_by_hand_is_set_again_and_said(pipeline, trained, caplog):
+    caplog.set_level("INFO", "stylegan")
+    version, _ = judged(pipeline, trained)
+    client_of(pipeline).delete_registered_model_alias("tiny", "champion")
+    assert versions.champion(pipeline.config) is None
+    pipeline._stack.close()
+    found, verdict, champion = again(pipeline, trained)
+    assert (found.cached, verdict.cached, champion) == (True, False, version.version)
+    assert "had lost its alias champion" in caplog.text
+    found, verdict, champion = again(pipeline, trained)
+    assert (found.cached, verdict.cached) == (True, True)
+
+
+def test_the_alias_goes_to_who_had_it_last(pipeline, trained):
+    """The repeat of an older run does not bring an older model back."""
+    judged(pipeline, trained)
+    checkpoint, report = trained(2000, 5.0)
+    newer = versions.register(
+        pipeline.config,
+        mlflow_run_id=pipeline.tracked(SHARDS).mlflow_run_id,
+        checkpoint=checkpoint.uri,
+        shards=SHARDS,
+        report=report,
+        key="newer",
+    )
+    versions.promote(resolve_uri(pipeline.config), "tiny", newer.version)
+    client_of(pipeline).delete_registered_model_alias("tiny", "champion")
+    pipeline._stack.close()
+    assert again(pipeline, trained)[2] == newer.version
+
+
+def test_a_decision_of_a_person_stays(pipeline, trained):
+    """Another version is champion since: the repeat of the run changes nothing."""
+    judged(pipeline, trained)
+    checkpoint, report = trained(2000, 5.0)
+    other = versions.register(
+        pipeline.config,
+        mlflow_run_id=pipeline.tracked(SHARDS).mlflow_run_id,
+        checkpoint=checkpoint.uri,
+        shards=SHARDS,
+        report=report,
+        key="other",
+    )
+    versions.promote(resolve_uri(pipeline.config), "tiny", other.version)
+    pipeline._stack.close()
+    _, verdict, champion = again(pipeline, trained)
+    assert (verdict.cached, champion) == (True, other.version)
+
+
+def test_a_version_says_what_it_was_trained_on(pipeline, trained):
+    pipeline.version_tags = {"stylegan.listing": "abc"}
+    judged(pipeline, trained)
+    (found,) = list_registered(pipeline.config)
+    assert found.tags["stylegan.dataset_key"] == "x"
+    assert found.tags["stylegan.num_images"] == "9"
+    assert found.tags["stylegan.listing"] == "abc"
+    assert found.aliases == ("champion",)
+    # Images that were touched but not changed have another listing and make the same run.
+    pipeline._stack.close()
+    with Pipeline(pipeline.config) as other:
+        other.version_tags = {"stylegan.listing": "def"}
+        other.register(SHARDS, *trained(1000, 10.0))
+    assert list_registered(pipeline.config)[0].tags["stylegan.listing"] == "def"
+
+
+def test_two_pipelines_of_one_run_do_not_work_at_once(pipeline):
+    pipeline.tracked(SHARDS)
+    with Pipeline(pipeline.config) as other:
+        with pytest.raises(LockedError, match=r"run tiny-.* is training since"):
+            other.tracked(SHARDS)
+        another = SHARDS.model_copy(update={"fingerprint": "f2"})
+        other.tracked(another)  # another run
