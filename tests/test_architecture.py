@@ -20,6 +20,7 @@ STOREYS = [
         "stylegan.errors",
         "stylegan.commands",
         "stylegan.places",
+        "stylegan.processes",
         "stylegan.records",
         "stylegan.progress",
         "stylegan.images",
@@ -34,7 +35,19 @@ STOREYS = [
     ["stylegan.registry"],
     ["stylegan.pipeline"],
     ["stylegan.verbs"],
-    ["flows.tasks", "flows.train", "flows.artifacts", "flows.killed_runs", "flows.prefect_server"],
+    [
+        "flows.artifacts",
+        "flows.attempts",
+        "flows.beginning",
+        "flows.killed_runs",
+        "flows.notify",
+        "flows.outage",
+        "flows.prefect_server",
+        "flows.retrain",
+        "flows.schedule",
+        "flows.tasks",
+        "flows.train",
+    ],
     ["flows.cli"],
 ]
 # Engine -> the only places that may import it.

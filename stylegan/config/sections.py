@@ -388,6 +388,16 @@ class RotationConfig(Section):
         return max(round(self.fraction * batch), 1)
 
 
+class WarmStartConfig(Section):
+    """Training that goes on from a model: the last stage only, with G, D, the average and both optimizers as they were."""
+
+    checkpoint: str = Field(
+        description="URI of a `checkpoint-...` folder of the last stage of a run with the same networks. It must hold the "
+        "whole state, as those of training do."
+    )
+    kimg: Distance = Field(1000.0, description="Length of the training, in kimg, instead of that of the stages.")
+
+
 class TrainingConfig(Section):
     """Progressive growing, losses and optimizers. 1 kimg is 1,000 real images shown to D."""
 
@@ -472,6 +482,11 @@ class TrainingConfig(Section):
         le=1_000_000,
         description="Steps between two gradient penalties. 1: they are part of every step. k > 1: every k-th step has "
         "them, as an update of their own with k times the weight (the lazy regularisation of StyleGAN2).",
+    )
+    warm_start: WarmStartConfig | None = Field(
+        None,
+        description="Go on from a model instead of from new weights: `{checkpoint: URI, kimg: 1000}`. `null`: new weights, "
+        "through all stages.",
     )
     rotation: RotationConfig | None = Field(
         None, description="Self-supervision by rotation (SS-GAN). `null`: off. `{}`: on, with the values of the paper."
@@ -983,7 +998,12 @@ class UncheckedConfig(Section):
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """The resolutions of the stages, ascending."""
+        """The resolutions of the stages, ascending; a warm start has the last one only."""
+        return self.growth[-1:] if self.training.warm_start else self.growth
+
+    @property
+    def growth(self) -> tuple[int, ...]:
+        """The resolutions that the networks grow through when they start from new weights, ascending."""
         return tuple(r for r in RESOLUTIONS if self.training.start_resolution <= r <= self.data.resolution)
 
     def workers_at(self, resolution: int) -> RayStageOverride:
@@ -1067,6 +1087,8 @@ class UncheckedConfig(Section):
         The first stage has no fade-in. `training.total_kimg` sets the length of the last stage.
         """
         training, override = self.training, self.training.stages.get(resolution, StageOverride())
+        if training.warm_start:
+            return 0.0, training.warm_start.kimg
 
         # Fade-in.
         fade = 0.0

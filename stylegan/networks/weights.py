@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from safetensors import torch as safetensors_torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from stylegan import storage
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
+from stylegan.records import parse
 
 # The metadata has a single key: the order of several keys, and so the bytes, would differ from process to process.
+MAX_HEADER = 100 * 2**20  # bytes; the format allows no more
 GENERATOR_KEY = "stylegan.generator"
 DISCRIMINATOR_KEY = "stylegan.discriminator"
 
@@ -71,6 +76,37 @@ def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, t
             "give a generator.safetensors written by this program, or delete its checkpoint and train again"
         ) from error
     return generator.eval().requires_grad_(False), label_names
+
+
+class Description(TypedDict):
+    """What a generator file says of its network."""
+
+    model: dict[str, Any]
+    resolution: int
+    channels: int
+    num_labels: int
+    label_names: list[str]
+
+
+def read_description(uri: str) -> Description:
+    """Read what a generator file says of its network; the weights stay where they are.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedError: it is no generator file.
+        StepError: storage does not answer.
+    """
+    try:
+        (length,) = struct.unpack("<Q", storage.read_range(uri, 0, 8))
+        if length > MAX_HEADER:
+            raise ValueError(f"a header of {length:,} bytes")
+        header = json.loads(storage.read_range(uri, 8, length))
+        found = json.loads(header["__metadata__"][GENERATOR_KEY])
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{uri}: is no generator file ({one_line(error, 200)}); give one that this program has written"
+        ) from None
+    return parse(json.dumps(found), Description, origin=uri, cure="train again")
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:

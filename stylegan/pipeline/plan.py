@@ -29,7 +29,8 @@ from stylegan.training.cost import Cost, counted_evaluation, gpu_hours, stage_co
 from stylegan.training.faults import check_gpus, check_named
 from stylegan.training.gpus import cuda_problem, gpus_here, named_accelerators, target, triton_cure
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import newest_checkpoint
+from stylegan.training.state import checkpoints, newest_checkpoint
+from stylegan.training.warm_start import require_warm_start
 
 
 class PlannedStep(Record):
@@ -117,6 +118,8 @@ def _make_plan(config: Config) -> Plan:
         unseen = f"`{config.command('plan')} --images N` plans for N images without looking"
         raise type(error)(f"{error}; if the data cannot be reached from here, {unseen}") from error
     check_data(config, len(source.images), source.label_names, source.attribute_names)
+    if shards is None or not checkpoints(Run(config, shards).stage_uri(stages(config)[-1])):
+        require_warm_start(config, source.label_names)
     if shards is None:
         change = plan_change(source, config.data, root)
         return _plan_without_data(config, change.new + change.changed, _describe(change))

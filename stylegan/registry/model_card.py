@@ -9,6 +9,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.page.metric_rows import MetricRow, metric_rows, skipped_rows
 from stylegan.evaluation.page.published import dataset_of, licence_of
 from stylegan.evaluation.report import Report
+from stylegan.training.identity import identity
 from stylegan.uris import redact
 
 MAX_CARD = 5000  # characters; MLflow's databases hold no longer description, and all but SQLite refuse one
@@ -123,8 +124,14 @@ def _origin(config: Config, report: Report, shards: ShardSet, run_id: str) -> li
         f"- run: `{run_id}`; its artifact `report.html` is the whole report",
         f"- images: fingerprint `{report.dataset_fingerprint}`; licence: {licence_of(data) or UNKNOWN_LICENCE}",
         f"- checkpoint: `{shorten(report.checkpoint_uri, 800)}`",
+        *_parent(config),
         f"- evaluation protocol: `{report.protocol}`",
     ]
+
+
+def _parent(config: Config) -> list[str]:
+    warm = config.training.warm_start
+    return [f"- went on from: `{shorten(identity(warm.checkpoint), 200)}`, for {warm.kimg:g} kimg"] if warm else []
 
 
 def _metric_line(row: MetricRow) -> str:

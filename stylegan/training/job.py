@@ -18,7 +18,12 @@ class StageJob(Record):
     key: str  # of the stage; a checkpoint with another key belongs to another config
     run_id: str
     uri: str  # the stage's folder in storage
-    previous: Checkpoint | None  # the end of the stage below; None for the first stage
+    previous: Checkpoint | None  # the end of the stage below, or what a warm start goes on from; None for new weights
+
+    @property
+    def is_warm(self) -> bool:
+        """True if it goes on from a checkpoint of this resolution, optimizers included."""
+        return self.previous is not None and self.previous.resolution == self.stage.resolution
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -131,8 +131,8 @@ def _train_stage(
                 checkpoints.wait()
                 raise StageStopped(f"train {stage.name}: stopped at {state.nimg} images, as asked")
 
-            # Reset Adam at the start of the stage and at the end of its fade.
-            if stage.resets_optimizers(state.nimg):
+            # Reset Adam at the start of the stage, unless it goes on from a model, and at the end of its fade.
+            if stage.resets_optimizers(state.nimg) and not (job.is_warm and state.nimg == stage.start_nimg):
                 runner.reset_optimizers()
 
             # Train D, then G.

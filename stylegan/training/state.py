@@ -201,11 +201,15 @@ def start_stage(
 ) -> TrainState:
     """Return the state at the first image of a stage.
 
-    Its networks are new without `previous`, and otherwise those of the stage below, grown by one resolution.
+    Its networks are new without `previous`, and otherwise those of the stage below, grown by one resolution. If `previous`
+    has the resolution of the stage itself, training goes on from it (a warm start): with its optimizers, too, since a fresh
+    Adam takes large steps in all directions at once, and with its average of G.
 
     Raises:
         StepError: `previous` is not the end of the stage below in this config, or is damaged.
     """
+    if previous and previous.resolution == stage.resolution:
+        return _continue(config, stage, previous, num_labels, device)
     state = TrainState(config, previous.resolution if previous else stage.resolution, num_labels, device)
     if previous:
         _load(previous, state.load_networks)
@@ -217,6 +221,20 @@ def start_stage(
                 "run the stage below again"
             )
     state.reset_optimizers(config, stage.learning_rate)
+    return state
+
+
+def _continue(config: Config, stage: Stage, previous: Checkpoint, num_labels: int, device: Device) -> TrainState:
+    """Return the whole state of a checkpoint, without the sums of the curve that it was part of."""
+    state = TrainState(config, stage.resolution, num_labels, device)
+    state.reset_optimizers(config, stage.learning_rate)
+    _load(previous, state.load_state_dict)
+    state.sums, state.steps, state.measured = {}, 0, {}
+    if state.nimg != stage.start_nimg:
+        raise StepError(
+            f"checkpoint {previous.uri} is of {state.nimg} images, its name says {stage.start_nimg}; give a folder as "
+            "training wrote it"
+        )
     return state
 
 

@@ -111,7 +111,9 @@ def test_every_key_has_a_meaning_and_a_row() -> None:
 def test_defaults_can_be_pasted(key: str, default: str) -> None:
     """A default of the tables, given as an override, changes nothing."""
     tree = SMALL
-    if key not in ("training.rotation", "training.stages", "ray.stages"):  # keys inside these need the section
+    if key.startswith("training.warm_start."):
+        tree = SMALL | {"training": {"warm_start": {"checkpoint": "/stages/0016-0123456789/checkpoint-000001000"}}}
+    elif key not in ("training.rotation", "training.stages", "ray.stages", "training.warm_start"):  # keys inside need these
         tree = SMALL | {"training": {"rotation": {}, "stages": {16: {}}}, "ray": {"stages": {16: {}}}}
     assert build(tree, overrides=[f"{key}={default}"]) == build(tree)
 

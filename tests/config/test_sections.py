@@ -465,6 +465,8 @@ def test_no_number_is_without_bounds():
             section = tree
             for key in path[:-1]:
                 section = section.setdefault(key, {})
+            if "warm_start" in path:
+                section["checkpoint"] = "/stages/0008-0123456789/checkpoint-000001000"
             section[path[-1]] = value
             with pytest.raises(ConfigError, match=re.escape(".".join(path))) as caught:
                 build(tree)
