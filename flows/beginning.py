@@ -7,27 +7,26 @@ from pathlib import Path
 
 from prefect.runtime import flow_run
 
-from flows import killed_runs
+from flows import killed_runs, outage
 from stylegan.config.tree import Config
 from stylegan.uris import redact
 
 _FORMATTER = logging.Formatter()
 
 
-def begin(flow_name: str) -> list[str]:
+def begin() -> list[str]:
     """Let Prefect's log have no secrets, mark the flow run with its process, and end those whose process was killed.
 
-    Args:
-        flow_name: of the runs that are ended.
-
     Returns:
-        The names of the runs that were ended.
+        The names of the retrainings that were ended.
     """
     logging.getLogger("stylegan").setLevel(logging.INFO)
     for name in ("stylegan", "prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(redacted)
-    killed_runs.tag_process()  # first, so that a run killed at any moment can be recognised
-    return killed_runs.end_killed_runs(flow_name)
+    ended: list[str] = []
+    outage.when_there("tag of the process", killed_runs.tag_process)  # first: a run may be killed at any moment
+    outage.when_there("runs that were killed", lambda: ended.extend(killed_runs.end_killed_runs()))
+    return ended
 
 
 def flow_name_of() -> str:

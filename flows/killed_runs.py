@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def tag_process() -> None:
             client.update_flow_run(context.flow_run.id, tags=[*context.flow_run.tags, process_tag()])
 
 
-def end_killed_runs(flow_name: str) -> list[str]:
+def end_killed_runs(flow_names: Sequence[str] = (FLOW_NAME, RETRAIN_FLOW_NAME)) -> list[str]:
     """Set flow runs to Crashed that are shown as Running although their process was killed; return their names."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
@@ -60,7 +61,7 @@ def end_killed_runs(flow_name: str) -> list[str]:
     ended = []
     with get_client(sync_client=True) as client:
         running = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])),
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(flow_names))),
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Running"]))),
         )
         for run in running:

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from stylegan.commands import shell_command
-from stylegan.errors import StepError
+from stylegan.errors import ConfigError, StepError
 from stylegan.places import check_place
 
 # Files in which Prefect finds settings, besides its environment variables, and a word that is in them if it does.
@@ -66,6 +66,25 @@ def api(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def require_server() -> str:
+    """Return the URL of the configured server.
+
+    Raises:
+        ConfigError: none is configured; the embedded one runs only as long as a command.
+        StepError: it does not answer.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise ConfigError(
+            "PREFECT_API_URL: is not set, and a schedule needs a Prefect server that stays: start one with "
+            f"`{shell_command('prefect', 'server', 'start')}`, then `export PREFECT_API_URL=http://127.0.0.1:4200/api`"
+        )
+    _check(url)
+    return url
 
 
 def own_history() -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import SerializeAsAny
 
-from flows import notify
+from flows import notify, outage
 from flows.attempts import OPTIONS, call
 from flows.beginning import begin, flow_name_of
 from flows.killed_runs import RETRAIN_FLOW_NAME as FLOW_NAME
@@ -82,15 +83,17 @@ def retrain_flow(config: str, overrides: list[str] | None = None, day: str | Non
         ConfigError: the config is not valid, or `retrain.start: champion` cannot be done; nothing was started.
         StepError: the source cannot be listed, or a step failed.
     """
-    for name in begin(FLOW_NAME):
-        _tell(load(config, overrides or []), "crashed", f"the process of {name} was killed; this run goes on", ())
-    settings = load(config, overrides or [])
-    notify.check_urls(settings)
-    settings, day = _of_day(settings, day)
-    with storage_settings(settings.storage):
-        done = retrain(settings, day)
-        if message := _message(settings, done):
-            call(send, settings, message)
+    with outage.surviving():
+        ended = begin()
+        settings = load(config, overrides or [])
+        notify.check_urls(settings)
+        if settings.name in ended:
+            _tell(settings, "crashed", "its process was killed; this run goes on from storage", _links(settings))
+        settings, day = _of_day(settings, day)
+        with storage_settings(settings.storage):
+            done = retrain(settings, day)
+            if message := _message(settings, done):
+                call(send, settings, message)
     if done.run is None:
         logger.info("retrain: skipped: %s", done.decision.reason)
         return Completed(name="Skipped", message=done.decision.reason, data=done)
@@ -255,8 +258,9 @@ def _tell(config: Config, what: str, reason: str, links: Sequence[str]) -> None:
 def _links(config: Config) -> tuple[str, ...]:
     """Return the pages that show more."""
     found, uri = [], resolve_uri(config)
-    if page := flow_run.ui_url:
-        found.append(f"run: {page}")
+    with suppress(Exception):  # a server that is away
+        if page := flow_run.ui_url:
+            found.append(f"run: {page}")
     if uri.startswith("http"):
         found.append(f"model: {uri.rstrip('/')}/#/models/{config.model_name}")
     return tuple(found)

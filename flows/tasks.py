@@ -7,6 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.states import Completed
 
+from flows import outage
 from flows.artifacts import publish_shards
 from flows.attempts import OPTIONS
 from stylegan.data.shardset import ShardSet
@@ -30,7 +31,7 @@ def _state(done: Done[Any]) -> Any:
 def shard(pipeline: Pipeline) -> ShardSet:
     """Write images as WebDataset shards; card, rejects and a sheet of images become artifacts."""
     done = pipeline.shard(then=stages(pipeline.config), to_end=True)
-    publish_shards(done.record)
+    outage.when_there("the artifacts of this data set", lambda: publish_shards(done.record))
     return _state(done)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows import artifacts, tasks
+from flows import artifacts, outage, tasks
 from flows.attempts import call
 from flows.beginning import begin, flow_name_of
 from flows.killed_runs import FLOW_NAME, show_stopped
@@ -37,9 +37,10 @@ def train_flow(config: Config | dict[str, Any] | str, overrides: list[str] | Non
     Raises:
         ConfigError: the config is not valid; nothing was started.
     """
-    begin(FLOW_NAME)
-    with Pipeline(_checked(config, overrides or [])) as pipeline:
-        return run_steps(pipeline, call(tasks.shard, pipeline))
+    with outage.surviving():
+        begin()
+        with Pipeline(_checked(config, overrides or [])) as pipeline:
+            return run_steps(pipeline, call(tasks.shard, pipeline))
 
 
 def run_steps(pipeline: Pipeline, shards: ShardSet) -> Summary:
@@ -51,5 +52,5 @@ def run_steps(pipeline: Pipeline, shards: ShardSet) -> Summary:
     version = call(tasks.register, pipeline, shards, checkpoints[-1], report)
     verdict = call(tasks.gate, pipeline, shards, version, report)
     summary = pipeline.summarize(shards, checkpoints, report, version, verdict)
-    artifacts.publish_run(summary)
+    outage.when_there("the artifacts of this run", lambda: artifacts.publish_run(summary))
     return summary

@@ -113,7 +113,12 @@ def test_defaults_can_be_pasted(key: str, default: str) -> None:
     tree = SMALL
     if key.startswith("training.warm_start."):
         tree = SMALL | {"training": {"warm_start": {"checkpoint": "/stages/0016-0123456789/checkpoint-000001000"}}}
-    elif key not in ("training.rotation", "training.stages", "ray.stages", "training.warm_start"):  # keys inside need these
+    elif key not in (
+        "training.rotation",
+        "training.stages",
+        "ray.stages",
+        "training.warm_start",
+    ):  # keys inside need these
         tree = SMALL | {"training": {"rotation": {}, "stages": {16: {}}}, "ray": {"stages": {16: {}}}}
     assert build(tree, overrides=[f"{key}={default}"]) == build(tree)
 

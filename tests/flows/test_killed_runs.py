@@ -34,7 +34,7 @@ def test_a_run_whose_process_is_gone_becomes_crashed_and_a_living_one_stays():
                 lives, tags=[killed_runs.process_tag().replace(str(os.getpid()), gone.stdout.strip())]
             )
             client.set_flow_run_state(killed.id, Running(), force=True)
-            ended = killed_runs.end_killed_runs("stylegan-test")
+            ended = killed_runs.end_killed_runs(["stylegan-test"])
             return len(ended), client.read_flow_run(killed.id).state.name
 
     assert lives() == (1, "Crashed")
@@ -80,7 +80,7 @@ def test_the_embedded_history_shows_what_the_next_flow_run_would_mend(tmp_path):
         killed = client.create_flow_run(ends, name="others", parameters={"well": True}, tags=[tag])
         client.set_flow_run_state(killed.id, Running(), force=True)
     assert (unfinished(), unfinished("others")) == (True, True)
-    killed_runs.end_killed_runs("stylegan-history")
+    killed_runs.end_killed_runs(["stylegan-history"])
     assert (unfinished(), unfinished("others")) == (False, True)
 
 

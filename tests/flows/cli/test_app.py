@@ -1,6 +1,7 @@
 """The help of the command: groups and examples in the help, and completion by real shells."""
 
 import json
+import shlex
 import shutil
 import subprocess
 
@@ -30,7 +31,7 @@ def test_the_help_of_every_command_shows_an_example_that_is_read(capsys, monkeyp
     assert lines
     for line in lines:
         assert " ".join(line.split()) in shown
-        arguments = line[line.index("stylegan ") :].rstrip(")").split(" | ")[0].split()[1:]
+        arguments = shlex.split(line[line.index("stylegan ") :].rstrip(")").split(" | ")[0])[1:]
         assert app.app.parse_args(arguments, exit_on_error=False, print_error=False)[0] is VERBS[verb]
 
 
