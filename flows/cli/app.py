@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group
 
 import stylegan
 from flows.cli import (
+    clean_command,
     console,
     job_commands,
     listing,
@@ -75,7 +76,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         manifest_command.manifest,
     ),
     "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
-    "Registry": (registry_commands.promote, registry_commands.rollback),
+    "Registry": (registry_commands.promote, registry_commands.rollback, clean_command.gc),
     "Look around": (listing.ls, run_commands.doctor),
     "This command": (completion,),
 }

@@ -35,11 +35,14 @@ from stylegan.registry.aliases import (
     current_champion,
     move_aliases,
     plan_move,
+    unfinished,
+    versions_of,
 )
 from stylegan.registry.contents import REGISTERED
 from stylegan.registry.gate import Verdict
 from stylegan.registry.model_card import write_card
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
+from stylegan.tracking.removal import delete_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -323,6 +326,45 @@ def rollback(uri: str, name: str) -> ModelVersion:
 
         move_aliases(client, name, plan)
         return _record(client, name, chosen)
+
+
+def delete_version(config: Config, version: str) -> bool:
+    """Delete a version that nothing points at, with its model; return whether it is gone.
+
+    Aliases, and moves of them that are under way, are looked up at the last moment: such a version stays.
+
+    Raises:
+        StepError: MLflow refuses.
+    """
+    uri, name = resolve_uri(config), config.model_name
+    client = connect(uri)
+    with explained(uri, f"delete version {version} of {name}"):
+        model = _model(client, name)
+        if model is None or version not in _versions(client, name):
+            return True
+        pending = unfinished(model)
+        if version in versions_of(model).values() or (pending and version in (pending.champion, pending.previous)):
+            return False
+        model_id = client.get_model_version(name, version).tags.get(MODEL_ID)
+        client.delete_model_version(name, version)
+    if model_id:
+        delete_model(config, model_id)
+    return True
+
+
+def protected_versions(config: Config) -> frozenset[str]:
+    """Return the versions of a config's model that an alias, or a move of aliases under way, points at."""
+    uri, name = resolve_uri(config), config.model_name
+    if is_empty(uri):
+        return frozenset()
+    client = connect(uri)
+    with explained(uri, f"look up {name}"):
+        model = _model(client, name)
+        if model is None:
+            return frozenset()
+        pending = unfinished(model)
+        moved = {pending.champion, pending.previous or pending.champion} if pending else set()
+        return frozenset({*versions_of(model).values(), *moved})
 
 
 def load_version(uri: str, model: str) -> tuple[str, str, str]:

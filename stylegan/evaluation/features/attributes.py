@@ -105,15 +105,14 @@ def obtain_attributes(
         )
 
     # One file per attribute, in a folder named after all that decides the weights.
-    kimg, seed = evaluation.attributes_kimg, evaluation.seed
-    key = digest([ATTRIBUTES_VERSION, shards.fingerprint, max(shards.resolutions), names, kimg, seed])
-    folder = storage.join(storage.absolute(root), "features", f"attributes-{key}")
+    kimg = evaluation.attributes_kimg
+    folder = storage.join(storage.absolute(root), "features", classifiers_folder(evaluation, shards))
     uris = [storage.join(folder, f"{index:04d}.safetensors") for index in range(len(names))]
 
     # Train the missing ones.
     finished = set(storage.names(folder))
     requests = [
-        AttributeRequest(shards, index, kimg, seed, device, uri, loading)
+        AttributeRequest(shards, index, kimg, evaluation.seed, device, uri, loading)
         for index, uri in enumerate(uris)
         if storage.name(uri) not in finished
     ]
@@ -122,6 +121,13 @@ def obtain_attributes(
         detail = f"{names[request.index]}: {accuracy:.1%} of the held-out images are classified correctly"
         progress.update(request.index + 1, detail)
     return uris
+
+
+def classifiers_folder(evaluation: EvaluationConfig, shards: ShardSet) -> str:
+    """Return the name of the folder in {root}/features of the classifiers that are trained on these images."""
+    kimg, names = evaluation.attributes_kimg, attribute_names(shards)
+    facts = [ATTRIBUTES_VERSION, shards.fingerprint, max(shards.resolutions), names, kimg, evaluation.seed]
+    return f"attributes-{digest(facts)}"
 
 
 @dataclass(frozen=True)

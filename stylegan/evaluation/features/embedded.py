@@ -221,10 +221,7 @@ def obtain_features(
     check_embedded(evaluation, bool(shards.label_names))
     uri = evaluation.features
     if evaluation.features in EMBEDDED_KINDS:
-        key = digest(
-            [FEATURES_VERSION, evaluation.features, shards.fingerprint, max(shards.resolutions), evaluation.seed]
-        )
-        uri = storage.join(storage.absolute(root), "features", f"{evaluation.features}-{key}.safetensors")
+        uri = storage.join(storage.absolute(root), "features", network_file(evaluation, shards))
         if not storage.exists(uri):
             kind = cast(EmbeddedKind, evaluation.features)
             _train_on_worker(TrainRequest(kind, shards, evaluation.seed, device, uri, loading), pmap)
@@ -247,6 +244,12 @@ def obtain_features(
             "shape"
         )
     return features
+
+
+def network_file(evaluation: EvaluationConfig, shards: ShardSet) -> str:
+    """Return the name of the file in {root}/features of the network that is trained on these images."""
+    facts = [FEATURES_VERSION, evaluation.features, shards.fingerprint, max(shards.resolutions), evaluation.seed]
+    return f"{evaluation.features}-{digest(facts)}.safetensors"
 
 
 def _shown_shape(channels: int, resolution: int) -> str:
