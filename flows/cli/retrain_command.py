@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.cli import console
 from flows.cli.arguments import AsJson, ConfigFile, Overrides, load
@@ -91,5 +91,6 @@ def _retrain(config: str, overrides: list[str] | None, settings: Config, day: da
     with api(meanwhile=import_engines):
         from flows.retrain import retrain_flow
 
-        done = retrain_flow(config, overrides or [], text, return_state=True).result()
+        ended: Any = retrain_flow(config, overrides or [], text, return_state=True)
+        done: Retrained = ended.result()
     return done
