@@ -121,6 +121,8 @@ def has_unfinished(flow_name: str, run_name: str, database: Path) -> bool:
             runs = connection.execute(query, (flow_name, run_name)).fetchall()
         tags = [tag for _, state, text in runs if state == "Running" for tag in json.loads(text)]
         last = [state for name, state, _ in runs if name == run_name][-1:]
-        return last not in ([], ["Completed"]) or any(tag.startswith(PID_TAG) and _is_gone(tag) for tag in tags)
+        return last not in ([], ["Completed"], ["Skipped"]) or any(
+            tag.startswith(PID_TAG) and _is_gone(tag) for tag in tags
+        )
     except (sqlite3.Error, TypeError, ValueError):
         return True

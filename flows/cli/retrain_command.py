@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cli import console
@@ -81,11 +82,11 @@ def _retrain(config: str, overrides: list[str] | None, settings: Config, day: da
     from flows.prefect_server import api, own_history
 
     text, history = day.isoformat() if day else None, own_history()
-    if history is not None and not has_unfinished(RETRAIN_FLOW_NAME, settings.name, history):
+    if history is not None and not has_unfinished(RETRAIN_FLOW_NAME, Path(config).stem, history):
         from flows.retrain import glance
 
-        if done := glance(settings, text):
-            return done
+        if nothing := glance(settings, text):
+            return nothing
     from flows.cli.run_commands import import_engines
 
     with api(meanwhile=import_engines):
