@@ -1,6 +1,7 @@
 """The flow of the schedule away from training: what it refuses, whom it tells, what it does when somebody else works."""
 
 import json
+import os
 import threading
 import uuid
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -42,10 +43,10 @@ def service():
 def write(tmp_path, service):
     """write(source, **retrain): a config on that source which tells the service; its path."""
 
-    def make(source, name="t", **retrain):
+    def make(source, **retrain):
         path = tmp_path / "t.yaml"
         tree = {
-            "name": name,
+            "name": "t",
             "storage": {"root": str(tmp_path / "root")},
             "data": {"source": str(source), "resolution": 8, "channels": 1},
             "training": {"batch": 4},
@@ -68,8 +69,8 @@ def test_a_failure_is_told(write, service, tmp_path):
 
 def test_a_run_that_was_killed_is_told_by_the_next_one(write, service, tmp_path):
     name = f"t-{uuid.uuid4().hex[:6]}"
-    config = write(tmp_path / "gone", name=name)
-    (tmp_path / f"{name}.yaml").write_text((tmp_path / "t.yaml").read_text())
+    config = str(tmp_path / f"{name}.yaml")
+    os.rename(write(tmp_path / "gone"), config)
     tag = f"{killed_runs.PID_TAG}{processes.place()}:1:1"
     with get_client(sync_client=True) as client:
         dead = client.create_flow_run(retrain_flow, name=name, parameters={"config": config}, tags=[tag])
@@ -77,10 +78,7 @@ def test_a_run_that_was_killed_is_told_by_the_next_one(write, service, tmp_path)
         with pytest.raises(ConfigError):
             retrain_flow(config)
         assert client.read_flow_run(dead.id).state.name == "Crashed"
-    assert [message["title"] for message in service.got] == [
-        f"{name}: retraining crashed",
-        f"{name}: retraining failed",
-    ]
+    assert [message["title"] for message in service.got] == ["t: retraining crashed", "t: retraining failed"]
 
 
 def test_while_another_one_works_it_ends_as_skipped_and_looks_at_nothing(write, tmp_path):
