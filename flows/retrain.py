@@ -183,7 +183,7 @@ def decide(config: Config, check: Check, begun: Begun | None) -> Decision:
     """Apply the rules of `retrain`, and choose the weights to start from."""
     decision = retraining.decide(config, check, begun=begun)
     if decision.start is None and (decision.train or retraining.wants_drift(config, check, decision)):
-        decision = decision.model_copy(update={"start": retraining.choose_start(config, check)})
+        decision = decision.model_copy(update={"start": retraining.choose_start(config, check, decision.rule)})
     return decision
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylegan import storage
-from stylegan.config.file import build
+from stylegan.config.file import build, dump
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError, UnavailableError
 from stylegan.pipeline import retraining
@@ -132,6 +132,58 @@ def test_it_trains_for_enough_new_images_and_for_no_fewer(new, changed, least, s
     train, rule, _ = of(found(version(), new=new, changed=changed), min_new_images=least, min_new_share=share)
     enough = new + changed >= least and new + changed >= share * 1000 and new + changed > 0
     assert (train, rule == "images") == (enough, enough)
+
+
+def test_going_on_from_the_same_champion_on_the_same_images_is_done_once():
+    checkpoint = "/root/stages/0008-0123456789/checkpoint-000001000"
+    champion = version("2", **{"stylegan.checkpoint_uri": checkpoint})
+    newest = version("3", aliases=(), **{"stylegan.parent_checkpoint": "0008-0123456789/checkpoint-000001000"})
+    assert of(found(newest, champion=champion), max_age="1w", start="champion")[:2] == (False, "unchanged")
+    newest = version("3", aliases=(), **{"stylegan.parent_checkpoint": "0008-0123456789/checkpoint-000000500"})
+    assert of(found(newest, champion=champion), max_age="1w", start="champion")[:2] == (True, "age")
+
+
+# --- the start ---
+
+
+def test_what_the_registry_lacks_is_put_right_by_the_run_that_made_the_version():
+    """Not by another one from the champion, which would be a new model."""
+    lost = version(aliases=(), **{"stylegan.parent_checkpoint": "0008-0123456789/checkpoint-000001000"})
+    start = retraining.choose_start(config(), found(lost, champion=None), "registry")
+    assert start.checkpoint.endswith("/stages/0008-0123456789/checkpoint-000001000")
+    start = retraining.choose_start(config(start="champion"), found(version(aliases=())), "registry")
+    assert (start.kind, start.checkpoint) == ("scratch", None)
+
+
+@pytest.mark.parametrize(
+    "warm", [None, {"checkpoint": "/x/stages/0008-0123456789/checkpoint-000001000", "kimg": 1000.0}]
+)
+def test_a_registry_that_was_emptied_gets_the_run_that_storage_has(tmp_path, warm):
+    settings = begun_config(tmp_path)
+    stored = build(
+        {
+            **settings.model_dump(mode="json"),
+            "training": settings.training.model_dump(mode="json") | {"warm_start": warm},
+        }
+    )
+    run = f"{tmp_path}/root/runs/t-0123456789"
+    storage.write_bytes(f"{run}/config.yaml", dump(stored).encode())
+    storage.write_json(f"{run}/report.json", {"dataset_fingerprint": "f"})
+    storage.write_json(f"{run}/verdict.json", {})
+    empty = found(fingerprint="f").model_copy(update={"config_key": retraining.config_key(settings)})
+    start = retraining.choose_start(settings, empty, "first")
+    assert start.why == "as run t-0123456789, which storage has and the registry has not"
+    assert start.checkpoint == (warm and warm["checkpoint"])
+    other = empty.model_copy(update={"fingerprint": "g"})
+    assert "has no champion yet" in retraining.choose_start(settings, other, "first").why
+
+
+def test_the_champion_is_needed_where_it_is_asked_for():
+    with pytest.raises(
+        ConfigError, match=r"retrain\.start=champion: t has no champion yet; set retrain\.start=scratch or auto"
+    ):
+        retraining.choose_start(config(start="champion"), found(), "first")
+    assert retraining.choose_start(config(start="scratch"), found(version()), "images").kind == "scratch"
 
 
 # --- drift ---
