@@ -8,6 +8,7 @@ versions say it in their tags; a file in storage holds only a retraining that wa
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -306,10 +307,10 @@ def decide(config: Config, check: Check, *, begun: Begun | None = None, now: dat
 
     # The images.
     fresh, trained_on = check.new + check.changed, int(newest.tags.get("stylegan.num_images", 0))
-    least = max(retrain.min_new_images, -(-retrain.min_new_share * trained_on // 1))
+    least = max(retrain.min_new_images, math.ceil(retrain.min_new_share * trained_on))
     found = _images(check)
     since = f"version {newest.version} was trained at {_minute(newest.created)}"
-    asked = f"at least {least:,.0f} are asked for (retrain.min_new_images={retrain.min_new_images:,}" + (
+    asked = f"at least {least:,} are asked for (retrain.min_new_images={retrain.min_new_images:,}" + (
         f", min_new_share={retrain.min_new_share:g})" if retrain.min_new_share else ")"
     )
     unchanged = not (fresh or check.deleted)
@@ -322,8 +323,10 @@ def decide(config: Config, check: Check, *, begun: Begun | None = None, now: dat
         reason = f"{since}, longer ago than retrain.max_age={retrain.max_age}, and there are {found}"
         return Decision(train=True, rule="age", reason=reason)
     if unchanged:
-        reason = f"no new images since {_minute(newest.created)}, when version {newest.version} was trained on these"
-        reason += f" {check.num_images:,} (listing {check.listing})"
+        reason = (
+            f"no new images since {_minute(newest.created)}, when version {newest.version} was trained on these "
+            f"{check.num_images:,} (listing {check.listing})"
+        )
         if old:
             reason += (
                 "; retrain.max_age has passed, but the same images and config would make the same model again "
