@@ -18,12 +18,13 @@ from stylegan.evaluation.features import public_weights
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
+from stylegan.pipeline.keys import gate_key
 from stylegan.pipeline.preflight import check_root
 from stylegan.pipeline.retraining import Decision
 from stylegan.pipeline.run import Run
 from stylegan.records import Record
 from stylegan.registry.gate import describe_verdict
-from stylegan.registry.versions import find_version, is_applied
+from stylegan.registry.versions import find_verdict, find_version, is_applied
 from stylegan.retry import storage_settings
 from stylegan.training.cost import Cost, counted_evaluation, gpu_hours, stage_cost
 from stylegan.training.faults import check_gpus, check_named
@@ -297,7 +298,9 @@ def plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
             reason = "the registry does not have this run any more"
     register = PlannedStep(name="register", state="cached" if version else "run", reason=reason)
 
-    verdict = run.find_verdict(version.version) if version else None
+    stored, verdict = run.find_verdict(version.version) if version else None, None
+    if version:
+        verdict = find_verdict(run.config, version.version, gate_key(run.config, version.version), stored)
     judged = verdict if verdict and is_applied(run.config, verdict) else None
     if judged and version:
         reason = describe_verdict(judged, version.aliases)
@@ -305,4 +308,6 @@ def plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
         reason = "not judged by this gate yet" if version else "waits for register"
         if verdict:
             reason = "the registry does not have its verdict, or has lost the alias champion"
+        elif stored:
+            reason = "the stored verdict is not on the models that the registry has"
     return [register, PlannedStep(name="gate", state="cached" if judged else "run", reason=reason)]

@@ -14,8 +14,7 @@ from stylegan.errors import DamagedError, StepError
 from stylegan.evaluation.page.write_page import GROWTH, PAGE, REPORT, REPORT_CURE, read_report
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import Keys, former_stage_keys, gate_key, make_keys, stage_keys
-from stylegan.records import Record
-from stylegan.registry.gate import Verdict
+from stylegan.registry.gate import StoredVerdict, Verdict
 from stylegan.training.curves import STATS, Row, read_rows
 from stylegan.training.job import StageJob
 from stylegan.training.samples import sample_grids
@@ -24,13 +23,6 @@ from stylegan.training.state import MARKER, Checkpoint, check_folder, checkpoint
 
 VERDICT = "verdict.json"  # in the folder of a run, from its last step
 VERDICT_CURE = "delete it and run the same command again, which judges anew"
-
-
-class _StoredVerdict(Record):
-    """A verdict in storage, with the key of the gate that gave it. Whether it was applied is asked of the registry."""
-
-    key: str
-    verdict: Verdict
 
 
 def find_run(config: Config) -> Run:
@@ -197,8 +189,8 @@ class Run:
             )
         return report
 
-    def find_verdict(self, version: str) -> Verdict | None:
-        """Return this gate's verdict on a version, None if there is none; the registry knows whether it was applied.
+    def find_verdict(self, version: str) -> StoredVerdict | None:
+        """Return this gate's verdict on a version of this number, None if there is none; `versions.find_verdict` judges it.
 
         Raises:
             DamagedError: the stored verdict is not what was written. Judging anew could undo what a person decided
@@ -210,7 +202,7 @@ class Run:
         if found.verdict.challenger != version:
             problem = f"verdict.challenger: it is on version {found.verdict.challenger}, its key on {version}"
             raise DamagedError(f"{self._verdict_uri}: is damaged ({problem}); {VERDICT_CURE}")
-        return found.verdict
+        return found
 
     def judged_version(self) -> str | None:
         """Return the version on which this gate's verdict is, None without one; asks no registry.
@@ -223,15 +215,15 @@ class Run:
             return None
         return found.verdict.challenger
 
-    def _stored_verdict(self) -> _StoredVerdict | None:
+    def _stored_verdict(self) -> StoredVerdict | None:
         try:
-            return storage.read_json(self._verdict_uri, _StoredVerdict, cure=VERDICT_CURE)
+            return storage.read_json(self._verdict_uri, StoredVerdict, cure=VERDICT_CURE)
         except FileNotFoundError:
             return None
 
-    def write_verdict(self, verdict: Verdict) -> None:
-        """Write a verdict for `find_verdict`."""
-        found = _StoredVerdict(key=gate_key(self.config, verdict.challenger), verdict=verdict)
+    def write_verdict(self, verdict: Verdict, models: tuple[str, str]) -> None:
+        """Write a verdict for `find_verdict`, with the models of which it is (`versions.model_ids`)."""
+        found = StoredVerdict(key=gate_key(self.config, verdict.challenger), verdict=verdict, models=models)
         storage.write_json(self._verdict_uri, found.model_dump(mode="json"))
 
 

@@ -36,6 +36,7 @@ from stylegan.evaluation.report import Report
 from stylegan.pipeline import lock
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
+from stylegan.pipeline.keys import gate_key
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.run import VERDICT, Run, find_run
 from stylegan.progress import Course, course
@@ -464,18 +465,23 @@ class Pipeline:
         """
         self._course.begin("gate")
         run = self.run(shards)
-        verdict = run.find_verdict(version.version)
+        stored, key = run.find_verdict(version.version), gate_key(self.config, version.version)
+        verdict = versions.find_verdict(self.config, version.version, key, stored)
         if verdict and versions.is_applied(self.config, verdict):
+            if stored is None or stored.verdict != verdict:  # that of another registry; the next repeat finds this one
+                run.write_verdict(verdict, versions.model_ids(self.config, verdict))
             return self._done("gate", verdict, verdict)
-        if verdict and not versions.can_apply(self.config, verdict):
-            logger.info("gate: the registry has another champion than the stored verdict was against; judging anew")
-            verdict = None
+        if stored and not verdict:
+            logger.info(
+                "gate: the stored verdict is not on the models that the registry %s has; judging anew",
+                redact(resolve_uri(self.config)),
+            )
         try:
             verdict = verdict or self._judge(run, version, report)
-            versions.apply_verdict(self.config, verdict)
+            versions.apply_verdict(self.config, verdict, key)
         except StaleVerdictError:  # another version has become champion since it was judged
             verdict = self._judge(run, version, report)
-            versions.apply_verdict(self.config, verdict)
+            versions.apply_verdict(self.config, verdict, key)
         return self._done("gate", verdict, None)
 
     def _judge(self, run: Run, version: ModelVersion, report: Report) -> Verdict:
@@ -495,7 +501,7 @@ class Pipeline:
         if before and other and before.dataset_fingerprint != run.shards.fingerprint:
             beside = self._on_old_reals(report, before)
             verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, *([beside] if beside else []))})
-        run.write_verdict(verdict)
+        run.write_verdict(verdict, versions.model_ids(self.config, verdict))
         return verdict
 
     def _on_old_reals(self, report: Report, champion: Report) -> str | None:
@@ -577,17 +583,17 @@ class Pipeline:
             report = run.find_report()
             if run.find_stage(run.stages[-1]) is None or report is None or missing_figures(report):
                 return False
-            judged = run.judged_version()
-            if judged is None:
+            if run.judged_version() is None:
                 return False
             # Before MLflow, whose import takes as long as all of this.
             self._tell_taken(
                 "shard", *(f"train {stage.name}" for stage in run.stages if run.find_stage(stage)), "evaluate"
             )
             version = versions.find_version(self.config, run.keys.registration)
-            if version is None or version.version != judged:
+            if version is None:
                 return False
-            verdict = run.find_verdict(judged)
+            key = gate_key(self.config, version.version)
+            verdict = versions.find_verdict(self.config, version.version, key, run.find_verdict(version.version))
             return verdict is not None and versions.is_applied(self.config, verdict)
         return False
 
