@@ -129,3 +129,25 @@ def test_what_is_no_database_is_left_to_mlflow(tmp_path):
     (tmp_path / "mlartifacts").mkdir()
     (tmp_path / "mlflow.db").write_bytes(b"no database, " * 100)
     follow(Path(tmp_path / "mlflow.db"))
+
+
+def test_an_experiment_whose_artifacts_are_elsewhere_and_not_here_keeps_its_place(registered, tmp_path):
+    """One database for two roots: the experiment of the other root has its artifacts there."""
+    config, _, _ = registered
+    client = connect(resolve_uri(config))
+    (tmp_path / "other/mlartifacts").mkdir(parents=True)
+    there = (tmp_path / "other/mlartifacts").as_uri()
+    client.create_experiment("of-the-other-root", artifact_location=there)
+    run = client.create_run(client.get_experiment_by_name("of-the-other-root").experiment_id)
+    client.log_text(run.info.run_id, "text", "note.txt")
+    client = connect(resolve_uri(config))
+    assert client.get_experiment_by_name("of-the-other-root").artifact_location == there
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
+
+
+def test_a_root_that_has_two_paths_keeps_the_one_it_has(registered, tmp_path):
+    """A link to the root: whoever works by the first path goes on."""
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    before = places(tmp_path / "a" / "mlflow.db")
+    follow(tmp_path / "link" / "mlflow.db")
+    assert places(tmp_path / "a" / "mlflow.db") == before
