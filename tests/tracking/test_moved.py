@@ -72,7 +72,7 @@ def test_the_models_of_a_root_that_is_elsewhere_now_are_found_there(registered, 
     assert (after == before).all()
 
 
-def test_name_at_champion_is_the_checkpoint_below_the_present_root(registered, tmp_path):
+def test_name_at_champion_is_the_checkpoint_below_the_present_root(registered, tmp_path, monkeypatch):
     from stylegan.verbs.find_model import find_model
 
     config, moved, _ = registered
@@ -81,7 +81,11 @@ def test_name_at_champion_is_the_checkpoint_below_the_present_root(registered, t
     stale.mkdir(parents=True)
     (stale / "generator.safetensors").write_bytes(b"of something else")
     found = find_model(moved, f"{config.model_name}@champion")
-    assert found.checkpoint_uri == f"{tmp_path}/b/stages/0008-abcdefabcd/checkpoint-000001000"
+    here = f"{tmp_path}/b/stages/0008-abcdefabcd/checkpoint-000001000"
+    assert found.checkpoint_uri == here
+    # Without a config the root is named by itself.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", resolve_uri(moved))
+    assert find_model(None, f"{config.model_name}@champion", root=str(tmp_path / "b")).checkpoint_uri == here
 
 
 def test_a_root_that_went_to_a_bucket_keeps_its_models_by_name(registered, tmp_path, s3_server):
