@@ -10,14 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
-from stylegan.records import digest
+from stylegan.processes import has_ended, place, start_time
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -27,35 +24,14 @@ PID_TAG = "process:"
 
 
 def process_tag() -> str:
-    """Return the tag of this process: where its pid counts, pid and start time (pids are reused)."""
-    return f"{PID_TAG}{_place()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _place() -> str:
-    """Return the name of the place whose pids this process sees: a machine, or a container on it.
-
-    Hosts and containers may have the same name and share a Prefect server, so the name alone does not tell. It stays
-    the same when the machine is started again.
-    """
-    facts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        facts.append(Path("/etc/machine-id").read_text().strip())
-    with contextlib.suppress(OSError):
-        facts.append(os.readlink("/proc/self/ns/pid"))
-    return f"{facts[0]}-{digest(facts)}"
+    """Return the tag of this process: where its pid counts, pid and start time."""
+    return f"{PID_TAG}{place()}:{os.getpid()}:{start_time():.0f}"
 
 
 def _is_gone(tag: str) -> bool:
     """Return whether the tag names a process of this place that no longer runs."""
-    place, pid, started = tag.removeprefix(PID_TAG).rsplit(":", 2)
-    if place != _place():
-        return False
-    try:
-        return (
-            abs(psutil.Process(int(pid)).create_time() - float(started)) > 5
-        )  # computed from the boot time, which is adjusted
-    except psutil.Error:
-        return True
+    where, pid, started = tag.removeprefix(PID_TAG).rsplit(":", 2)
+    return where == place() and has_ended(int(pid), float(started))
 
 
 def tag_process() -> None:

@@ -21,6 +21,7 @@ STOREYS = [
         "stylegan.commands",
         "stylegan.places",
         "stylegan.records",
+        "stylegan.processes",
         "stylegan.progress",
         "stylegan.images",
     ],

@@ -25,6 +25,7 @@ from stylegan.config.yaml_text import read as read_yaml
 from stylegan.data.shardset import MANIFEST
 from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
 from stylegan.evaluation.metric_table import rank
+from stylegan.pipeline.lock import held, run_lock
 from stylegan.places import nearest
 from stylegan.records import Record
 from stylegan.registry.contents import RegisteredVersion, list_versions
@@ -45,6 +46,7 @@ ROOMS = {
     "mlflow.db": "MLflow",
     "mlartifacts": "MLflow",
     "ray": "Ray",
+    "locks": "locks",
 }
 
 
@@ -66,7 +68,7 @@ class StoredRun(Record):
     Attributes:
         run_id: as other commands take it.
         state: started, `in 8x8` (a stage is under way, or was stopped), `trained 8x8` (up to a stage that is not the
-            last one), trained, evaluated (not judged yet), or finished.
+            last one), trained, evaluated (not judged yet), or finished; before it `running, ` if a process works on it.
         changed: when it last did something, ISO 8601 in UTC.
         num_images: of its set; None if that is not known.
         kimg: of its newest checkpoint; None before the first one.
@@ -215,7 +217,12 @@ class _Root:
             sets = list(pool.map(self._set, self._names("datasets")))
             stages = list(pool.map(self._stage, filter(STAGE.fullmatch, self._names("stages"))))
             read = list(pool.map(self._run_records, self._names("runs")))
+        running = {holder.name for holder in held(self.root)}
         runs = [self._run(*records, sets, stages) for records in read]
+        runs = [
+            run.model_copy(update={"state": f"running, {run.state}"}) if run_lock(run.run_id) in running else run
+            for run in runs
+        ]
         num_bytes: dict[str, int] = {}
         for path, facts in self.files.items():
             room = ROOMS.get(path.partition("/")[0], "other files")

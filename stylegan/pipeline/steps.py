@@ -34,6 +34,7 @@ from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
+from stylegan.pipeline.lock import LostError, hold, run_lock
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.run import VERDICT, Run, find_run
 from stylegan.progress import Course, course
@@ -96,6 +97,8 @@ class Pipeline:
         self._stack = ExitStack()
         self._run: Run | None = None
         self._tracked: TrackedRun | None = None
+        self._lock = ExitStack()
+        self._claimed = False
         self._course = Course()
         self._told = set[str]()  # the steps that are said to be taken from storage
 
@@ -109,6 +112,7 @@ class Pipeline:
             stack.enter_context(storage_settings(self.config.storage))
             check_places(self.config)
             use_places(self.config)
+            self._lock = stack.enter_context(ExitStack())  # released when no worker of ours is left
             stack.enter_context(ray_session())
             self._stack = stack.pop_all()
         course.set(self._course)  # here, so that every step and every thread of it has it in its context
@@ -120,7 +124,7 @@ class Pipeline:
         self._course.end()
         course.set(None)
         with self._stack:
-            if self._tracked is None:
+            if self._tracked is None or isinstance(error, LostError):  # the new holder goes on with it
                 return
             if error is None:
                 self._tracked.finish("FINISHED")
@@ -133,6 +137,16 @@ class Pipeline:
         if self._run is None or self._run.shards != shards:
             self._run = Run(self.config, shards)
         return self._run
+
+    def _claim(self, run: Run) -> None:
+        """Hold the lock of the run from here to the end of the block, so that no other process works on it.
+
+        Raises:
+            LockedError: another process holds it.
+        """
+        if not self._claimed:
+            self._lock.enter_context(hold(run.root, run_lock(run.run_id), run_id=run.run_id, what="stylegan run"))
+            self._claimed = True
 
     def tracked(self, shards: ShardSet) -> TrackedRun:
         """Return the MLflow run of this pipeline run, opened at the first call.
@@ -229,6 +243,7 @@ class Pipeline:
         """
         self._course.begin(f"train {stage.name}")
         run = self.run(shards)
+        self._claim(run)
         job, found = run.job(stage, previous), run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
         show = StageProgress(self.config, job).show if needed else None
@@ -266,6 +281,7 @@ class Pipeline:
         """Measure the averaged generator of a checkpoint by the metrics of the config, in parallel on Ray."""
         self._course.begin("evaluate")
         run = self.run(shards)
+        self._claim(run)
         found = run.find_report()
         report = found
         if found is None or not storage.exists(run.grid_uri):
@@ -325,6 +341,7 @@ class Pipeline:
     def register(self, shards: ShardSet, checkpoint: Checkpoint, report: Report) -> Done[ModelVersion]:
         """Register a version of the model, as challenger."""
         self._course.begin("register")
+        self._claim(self.run(shards))
         key = self.run(shards).keys.registration
         found = versions.find_version(self.config, key)
         if found:
@@ -349,6 +366,7 @@ class Pipeline:
         """
         self._course.begin("gate")
         run = self.run(shards)
+        self._claim(run)
         verdict, applied = run.find_verdict(version.version)
         if verdict and applied:
             return self._done("gate", verdict, verdict)
@@ -399,6 +417,7 @@ class Pipeline:
         """
         if not self._is_finished():
             return None
+        self._claimed = True  # nothing is left to do, so it needs no lock, and no other process is in its way
         shards = self.shard().record
         checkpoints: list[Checkpoint | None] = [None]
         for stage in stages(self.config):

@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 from prefect.states import Running
 
 from flows import killed_runs
+from stylegan.processes import place
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -73,7 +74,7 @@ def test_the_embedded_history_shows_what_the_next_flow_run_would_mend(tmp_path):
     ends(True)
     assert not unfinished()
     with get_client(sync_client=True) as client:
-        tag = f"{killed_runs.PID_TAG}{killed_runs._place()}:{os.getpid()}:1"  # that pid belongs to another process now
+        tag = f"{killed_runs.PID_TAG}{place()}:{os.getpid()}:1"  # that pid belongs to another process now
         killed = client.create_flow_run(ends, name="others", parameters={"well": True}, tags=[tag])
         client.set_flow_run_state(killed.id, Running(), force=True)
     assert (unfinished(), unfinished("others")) == (True, True)
