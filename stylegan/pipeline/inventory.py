@@ -25,7 +25,7 @@ from stylegan.config.yaml_text import read as read_yaml
 from stylegan.data.shardset import MANIFEST
 from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
 from stylegan.evaluation.metric_table import rank
-from stylegan.pipeline.lock import held, run_lock
+from stylegan.pipeline.lock import LOCKS, Holder, lives, run_lock
 from stylegan.places import nearest
 from stylegan.records import Record
 from stylegan.registry.contents import RegisteredVersion, list_versions
@@ -46,7 +46,7 @@ ROOMS = {
     "mlflow.db": "MLflow",
     "mlartifacts": "MLflow",
     "ray": "Ray",
-    "locks": "locks",
+    LOCKS: "locks",
 }
 
 
@@ -217,11 +217,11 @@ class _Root:
             sets = list(pool.map(self._set, self._names("datasets")))
             stages = list(pool.map(self._stage, filter(STAGE.fullmatch, self._names("stages"))))
             read = list(pool.map(self._run_records, self._names("runs")))
-        running = {holder.name for holder in held(self.root)}
+            running = list(pool.map(self._is_running, self._names("runs")))
         runs = [self._run(*records, sets, stages) for records in read]
         runs = [
-            run.model_copy(update={"state": f"running, {run.state}"}) if run_lock(run.run_id) in running else run
-            for run in runs
+            run.model_copy(update={"state": f"running, {run.state}"}) if is_running else run
+            for run, is_running in zip(runs, running, strict=True)
         ]
         num_bytes: dict[str, int] = {}
         for path, facts in self.files.items():
@@ -301,6 +301,13 @@ class _Root:
         report = self._read(_Report, "runs", run_id, "report.json", problems)
         verdict = self._read(dict[str, Any], "runs", run_id, "verdict.json", problems)
         return run_id, report, bool(verdict and verdict.get("applied")), problems
+
+    def _is_running(self, run_id: str) -> bool:
+        """Return whether a process works on a run, by the newest record of its lock."""
+        lock = run_lock(run_id)
+        files = self.folders.get((LOCKS, lock))
+        holder = self._read(Holder, LOCKS, lock, max(files), []) if files else None
+        return holder is not None and lives(holder)
 
     def _run(
         self,

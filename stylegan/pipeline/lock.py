@@ -126,15 +126,21 @@ def hold(root: str, name: str, *, run_id: str, what: str) -> Iterator[None]:
 
 
 def holder(root: str, name: str) -> Holder | None:
-    """Return who holds a lock, without waiting; None if nobody does.
-
-    A holder that may be dead, but would have to be watched for that, counts as living.
+    """Return the living holder of a lock, without waiting; None if there is none.
 
     Raises:
         StepError: storage does not answer.
     """
     _, found = _newest(_folder(root, name))
-    return found if found and not _is_free(found) and time.time() - found.beat_time < DOUBT_SECONDS else None
+    return found if found and lives(found) else None
+
+
+def lives(holder: Holder) -> bool:
+    """Return whether the newest holder of a lock holds it still, by its record alone.
+
+    One that may be dead, but would have to be watched for that, counts as living.
+    """
+    return not _is_free(holder) and time.time() - holder.beat_time < DOUBT_SECONDS
 
 
 def held(root: str) -> tuple[Holder, ...]:
@@ -215,9 +221,11 @@ class _Lock:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(MISSED * BEAT_SECONDS / 6)
-        if not self._thread.is_alive() and self._taken_over() is None:  # else the store does not answer
-            with suppress(StepError):  # the next one waits until this process has ended
+        self._thread.join(BEAT_SECONDS / 2)
+        if self._thread.is_alive():  # the store does not answer
+            return
+        with suppress(StepError):  # the next one takes over when this process has ended
+            if self._taken_over() is None:
                 self._write(released=True)
 
     def _write(self, **changes: object) -> None:

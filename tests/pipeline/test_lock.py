@@ -241,6 +241,18 @@ def test_an_error_releases_the_lock(root):
     assert held(root) == ()
 
 
+def test_a_store_that_is_away_at_the_end_hides_no_error(root, monkeypatch):
+    def refuse(*_):
+        raise StepError("storage: does not answer")
+
+    def fail():
+        monkeypatch.setattr(storage, "names", refuse)
+        raise ValueError("work")
+
+    with pytest.raises(ValueError, match="work"), take(root):
+        fail()
+
+
 def test_beats_are_counted(root, quick):
     with take(root):
         deadline = time.monotonic() + 20

@@ -21,9 +21,11 @@ from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
 from stylegan.pipeline.course import StageProgress
+from stylegan.pipeline.lock import LockedError, LostError
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
+from stylegan.registry.versions import ModelVersion
 from stylegan.training.state import Checkpoint
 
 GRID = png_bytes(Image.new("L", (20, 20)))
@@ -342,3 +344,40 @@ def test_an_evaluation_tolerates_as_many_damaged_samples_as_training(small, monk
         else:
             with pytest.raises(StepError, match=r"data\.max_corrupt=0"):
                 pipeline.evaluate(shards, checkpoint)
+
+
+def test_a_step_of_a_run_that_another_process_works_on_is_refused_and_logs_nothing(make_config, tmp_path):
+    config = make_config()
+    with Pipeline(config) as first, Pipeline(config) as second:
+        run = first.run(SHARDS)
+        first._claim(run)
+        first._claim(run)  # each step does
+        checkpoint = Checkpoint(uri="x", run_id="r", resolution=8, nimg=1, digest="d")
+        report = Report(protocol="p", dataset_fingerprint="f1", checkpoint_uri="x", metrics={}, figures={})
+        version = ModelVersion(name="tiny", version="1", aliases=())
+        for step in (
+            lambda: second.train(SHARDS, run.stages[0], None),
+            lambda: second.evaluate(SHARDS, checkpoint),
+            lambda: second.register(SHARDS, checkpoint, report),
+            lambda: second.gate(SHARDS, version, report),
+        ):
+            with pytest.raises(LockedError, match=f"run {run.run_id} is training since"):
+                step()
+        assert second._tracked is None
+        assert not (tmp_path / "runs").exists()
+    with Pipeline(config) as third:  # the block of the first one has ended
+        third._claim(third.run(SHARDS))
+
+
+def test_a_run_that_another_process_took_over_keeps_its_state_in_mlflow(make_config):
+    """That process has set it to running, and goes on with it."""
+    pipeline = Pipeline(make_config())
+
+    def work():
+        pipeline.tracked(SHARDS).start()
+        raise LostError("taken over", 15)
+
+    with pytest.raises(LostError), pipeline:
+        work()
+    tracked = pipeline.tracked(SHARDS)
+    assert tracked.client.get_run(tracked.mlflow_run_id).info.status == "RUNNING"
