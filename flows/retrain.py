@@ -134,10 +134,8 @@ def retrain(config: Config, day: str | None) -> Retrained:
 
 def _busy(config: Config) -> Retrained | None:
     """Return the result of a check while another retraining of the model is under way, None if there is none."""
-    holder = lock.holder(storage.absolute(config.storage.root), retraining.lock_name(config))
-    if holder is None:
-        return None
-    return Retrained(check=None, decision=Decision(train=False, rule="locked", reason=str(lock.LockedError(holder))))
+    busy = retraining.busy(config)
+    return Retrained(check=None, decision=busy) if busy else None
 
 
 def _train(config: Config, check: Check, decision: Decision, begun: Begun | None) -> Retrained:

@@ -33,9 +33,9 @@ from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, write_page
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
-from stylegan.pipeline import lock
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
+from stylegan.pipeline.lock import LostError, hold, run_lock
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.run import VERDICT, Run, find_run
 from stylegan.progress import Course, course
@@ -106,12 +106,10 @@ class Pipeline:
         self._stack = ExitStack()
         self._run: Run | None = None
         self._tracked: TrackedRun | None = None
+        self._lock = ExitStack()
+        self._claimed = False
         self._course = Course()
         self._told = set[str]()  # the steps that are said to be taken from storage
-        self._finished = (
-            False  # whether every step is known to be done, so that nothing is written that two would double
-        )
-        self._claimed = False  # whether this process holds the lock of the run
         self.version_tags: dict[str, str] = {}  # of the version that is registered, beside its own
 
     def __enter__(self) -> Pipeline:
@@ -124,6 +122,7 @@ class Pipeline:
             stack.enter_context(storage_settings(self.config.storage))
             check_places(self.config)
             use_places(self.config)
+            self._lock = stack.enter_context(ExitStack())  # released when no worker of ours is left
             stack.enter_context(ray_session())
             self._stack = stack.pop_all()
         course.set(self._course)  # here, so that every step and every thread of it has it in its context
@@ -135,7 +134,7 @@ class Pipeline:
         self._course.end()
         course.set(None)
         with self._stack:
-            if self._tracked is None:
+            if self._tracked is None or isinstance(error, LostError):  # the new holder goes on with it
                 return
             if error is None:
                 self._tracked.finish("FINISHED")
@@ -149,6 +148,16 @@ class Pipeline:
             self._run = Run(self.config, shards)
         return self._run
 
+    def _claim(self, run: Run) -> None:
+        """Hold the lock of the run from here to the end of the block, so that no other process works on it.
+
+        Raises:
+            LockedError: another process holds it.
+        """
+        if not self._claimed:
+            self._lock.enter_context(hold(run.root, run_lock(run.run_id), run_id=run.run_id, what="stylegan run"))
+            self._claimed = True
+
     def tracked(self, shards: ShardSet) -> TrackedRun:
         """Return the MLflow run of this pipeline run, opened at the first call.
 
@@ -156,17 +165,9 @@ class Pipeline:
         """
         if self._tracked is None:
             run = self.run(shards)
-            if not self._finished:
-                self._claim(run)
             storage.write_bytes(storage.join(run.uri, "config.yaml"), dump(self.config).encode())
             self._tracked = open_run(self.config, run.run_id, shards)
         return self._tracked
-
-    def _claim(self, run: Run) -> None:
-        """Take the lock of the run, to the end of this pipeline. Raises LockedError if another process works for it."""
-        if not self._claimed:
-            self._stack.enter_context(lock.hold(run.root, f"run-{run.run_id}", run_id=run.run_id, what="stylegan run"))
-            self._claimed = True
 
     def _done(self, step: str, record: R, found: R | None) -> Done[R]:
         """Return the record of a step; `found` is what storage had of it."""
@@ -308,6 +309,7 @@ class Pipeline:
         """
         self._course.begin(f"train {stage.name}")
         run = self.run(shards)
+        self._claim(run)
         found = run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
         if needed and previous is None and not checkpoints(run.stage_uri(stage)):
@@ -348,6 +350,7 @@ class Pipeline:
         """Measure the averaged generator of a checkpoint by the metrics of the config, in parallel on Ray."""
         self._course.begin("evaluate")
         run = self.run(shards)
+        self._claim(run)
         found = run.find_report()
         report = found
         if found is None or not storage.exists(run.grid_uri):
@@ -408,6 +411,7 @@ class Pipeline:
         """Register a version of the model, as challenger."""
         self._course.begin("register")
         run = self.run(shards)
+        self._claim(run)
         key = run.keys.registration
         found = versions.find_version(self.config, key)
         tags = self._version_tags(shards)
@@ -464,6 +468,7 @@ class Pipeline:
         """
         self._course.begin("gate")
         run = self.run(shards)
+        self._claim(run)
         verdict = run.find_verdict(version.version)
         if verdict and versions.is_applied(self.config, verdict):
             return self._done("gate", verdict, verdict)
@@ -537,9 +542,9 @@ class Pipeline:
 
         The steps themselves are called, so what a killed run has left in MLflow is mended as in any other run.
         """
-        self._finished = self._is_finished()
-        if not self._finished:
+        if not self._is_finished():
             return None
+        self._claimed = True  # nothing is left to do, so it needs no lock, and no other process is in its way
         shards = self.shard().record
         checkpoints: list[Checkpoint | None] = [None]
         for stage in stages(self.config):
