@@ -299,6 +299,8 @@ def create(uri: str, data: bytes) -> bool:
         if is_local(uri):
             make_folder(Path(path).parent)
             _create_local(Path(path), data)
+        elif fs.exists(path):  # some servers ignore the condition below
+            raise FileExistsError(path)
         else:
             fs.pipe_file(path, data, mode="create")
     except FileExistsError:
