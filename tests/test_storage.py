@@ -377,3 +377,13 @@ def test_a_disk_without_links_creates_a_file_once(tmp_path, monkeypatch):
     assert storage.create(uri, b"one")
     assert not storage.create(uri, b"two")
     assert storage.read_bytes(uri) == b"one"
+
+
+def test_s3_itself_refuses_the_second_of_two_writers(s3_server, monkeypatch):
+    """Both have seen that there is no such file."""
+    uri = f"{s3_server()}/a"
+    fs, _ = storage.filesystem(uri)
+    monkeypatch.setattr(fs, "exists", lambda path: False)
+    assert storage.create(uri, b"one")
+    assert not storage.create(uri, b"two")
+    assert storage.read_bytes(uri) == b"one"
