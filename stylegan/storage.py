@@ -280,9 +280,8 @@ def write_bytes(uri: str, data: bytes) -> None:
 def create(uri: str, data: bytes) -> bool:
     """Write a whole file unless it exists; of several writers exactly one succeeds.
 
-    Local folders, S3, Google and Azure decide that by themselves. Of other stores, and of servers that imitate S3
-    without `If-None-Match`, each writer may believe to be the one if both write at the same moment; the content is then
-    that of the last one.
+    Local folders, S3 and Google decide that by themselves. In other stores, and on servers that imitate S3 without
+    `If-None-Match`, two writers of the same moment may both get True; the content is then that of the last one.
 
     Args:
         uri: of the file.
@@ -300,6 +299,8 @@ def create(uri: str, data: bytes) -> bool:
         if is_local(uri):
             make_folder(Path(path).parent)
             _create_local(Path(path), data)
+        elif fs.exists(path):  # some servers ignore the condition below
+            raise FileExistsError(path)
         else:
             fs.pipe_file(path, data, mode="create")
     except FileExistsError:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from dataclasses import replace
 
 import pytest
@@ -39,16 +38,8 @@ def test_the_second_of_two_is_refused_and_a_killed_one_gives_way_at_once(finishe
     # Nobody waits for the killed one.
     place.wait_until_empty()
     assert held(place.root) == ()
-    began = time.monotonic()
-    process = second.start("run", str(second.config))
-    try:
-        wait_for(lambda: held(place.root), process)
-        print(f"took the lock after {time.monotonic() - began:.1f} s")
-        assert process.wait(600) == 0, second.errors()
-    finally:
-        process.kill()
-    assert "has not been heard of" not in second.errors()
     summary = second.json("run", str(second.config))
+    assert "has not been heard of" not in second.errors()
     assert weights(summary) == weights(expected)
 
     # Every point and picture once.

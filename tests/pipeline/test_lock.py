@@ -304,23 +304,3 @@ def test_a_slow_taker_does_not_hold_a_generation_that_is_over(root, monkeypatch)
     monkeypatch.setattr(storage, "create", late)
     with pytest.raises(LockedError, match="on far"):
         take_and_release(root)
-
-
-def test_only_one_creates_a_file(root):
-    uri = storage.join(root, "a", "b")
-    assert storage.create(uri, b"one")
-    assert storage.create(uri, b"one")  # the answer was lost, and the request repeated
-    assert not storage.create(uri, b"two")
-    assert storage.read_bytes(uri) == b"one"
-    assert storage.names(storage.join(root, "a")) == ["b"]
-
-
-def test_a_disk_without_links_creates_a_file_once(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(1, "no links")
-
-    monkeypatch.setattr(os, "link", refuse)
-    uri = str(tmp_path / "a")
-    assert storage.create(uri, b"one")
-    assert not storage.create(uri, b"two")
-    assert storage.read_bytes(uri) == b"one"
