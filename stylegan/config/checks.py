@@ -59,14 +59,15 @@ def _check_stages(config: UncheckedConfig) -> None:
 
     # The first stage.
     start = training.start_resolution
-    if start not in config.resolutions:
+    if start not in config.grown_resolutions:
         raise ValueError(f"training.start_resolution={start}: must be a power of two from 4 to data.resolution={final}")
 
     # Exceptions for single stages.
     for owner, given in (("training", training.stages), ("ray", config.ray.stages)):
-        unknown = [r for r in given if r not in config.resolutions]
+        unknown = [r for r in given if r not in config.grown_resolutions]
         if unknown:
-            raise ValueError(f"{owner}.stages.{unknown[0]}: no such stage; the stages are {list(config.resolutions)}")
+            known = list(config.grown_resolutions)
+            raise ValueError(f"{owner}.stages.{unknown[0]}: no such stage; the stages are {known}")
     if start in training.stages and training.stages[start].fade_kimg:
         raise ValueError(f"training.stages.{start}.fade_kimg: the first stage has nothing to fade in from; remove it")
 

@@ -36,6 +36,7 @@ from stylegan.config.resolutions import (
 )
 
 T = TypeVar("T")
+_CHECKPOINT = re.compile(r"(?:.*/)?[0-9]{4}-[0-9a-z]+/checkpoint-[0-9]{9,}/*", re.DOTALL)
 Metric = Literal[
     "fid",
     "kid",
@@ -388,6 +389,46 @@ class RotationConfig(Section):
         return max(round(self.fraction * batch), 1)
 
 
+class WarmStartConfig(Section):
+    """Go on with a trained model on the present images: the last stage only, from the whole state of a checkpoint.
+
+    `training.warm_start: {checkpoint: URI}` turns it on; `null` is off. G, D, the average of G and both optimizers go on, so
+    the networks must be those of this config, and the classes those of the images. A checkpoint that has moved is found
+    below the present `storage.root`; the last two parts of its URI alone are part of a run's identity.
+    """
+
+    checkpoint: str = Field(
+        description="Folder of the checkpoint at the end of a last stage: `.../stages/0016-KEY/checkpoint-000023000`."
+    )
+    kimg: Distance = Field(
+        1000.0, description="Length of this training, in kimg, whatever `stable_kimg` and `total_kimg` say."
+    )
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _of_a_stage(cls, value: str) -> str:
+        if not _CHECKPOINT.fullmatch(value):
+            raise ValueError(
+                "must be the folder of a checkpoint of a stage, as .../stages/0016-KEY/checkpoint-000023000"
+            )
+        return value.rstrip("/")
+
+    @property
+    def identity(self) -> str:
+        """The last two parts of the URI. A stage's key is a digest of all that made it, so they name the content."""
+        return "/".join(self.checkpoint.split("/")[-2:])
+
+    @property
+    def resolution(self) -> int:
+        """The resolution of the checkpoint's stage."""
+        return int(self.identity[:4])
+
+    @property
+    def nimg(self) -> int:
+        """The images that D had been shown at the checkpoint."""
+        return int(self.identity.rpartition("-")[2])
+
+
 class TrainingConfig(Section):
     """Progressive growing, losses and optimizers. 1 kimg is 1,000 real images shown to D."""
 
@@ -509,6 +550,11 @@ class TrainingConfig(Section):
         "copy of G.",
     )
     mirror: bool = Field(False, description="Flip each real image left-right with probability 1/2.")
+    warm_start: WarmStartConfig | None = Field(
+        None,
+        description="Go on with the whole state of a checkpoint instead of growing new networks: `{checkpoint: URI, kimg: "
+        "1000}`. `null`: new networks, through all stages.",
+    )
 
 
 class SnapshotsConfig(Section):
@@ -983,7 +1029,12 @@ class UncheckedConfig(Section):
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """The resolutions of the stages, ascending."""
+        """The resolutions of the stages, ascending. A warm start has the last one only."""
+        return self.grown_resolutions if self.training.warm_start is None else (self.data.resolution,)
+
+    @property
+    def grown_resolutions(self) -> tuple[int, ...]:
+        """The resolutions through which new networks grow, ascending."""
         return tuple(r for r in RESOLUTIONS if self.training.start_resolution <= r <= self.data.resolution)
 
     def workers_at(self, resolution: int) -> RayStageOverride:
@@ -1064,8 +1115,10 @@ class UncheckedConfig(Section):
     def kimg_at(self, resolution: int) -> tuple[float, float]:
         """Return the lengths of one stage's fade-in and of its training after that, in kimg.
 
-        The first stage has no fade-in. `training.total_kimg` sets the length of the last stage.
+        The first stage has no fade-in. `training.total_kimg` sets the length of the last stage, and a warm start its own.
         """
+        if self.training.warm_start:
+            return 0.0, self.training.warm_start.kimg
         training, override = self.training, self.training.stages.get(resolution, StageOverride())
 
         # Fade-in.

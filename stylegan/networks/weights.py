@@ -18,6 +18,7 @@ from stylegan.networks.generator import Generator
 # The metadata has a single key: the order of several keys, and so the bytes, would differ from process to process.
 GENERATOR_KEY = "stylegan.generator"
 DISCRIMINATOR_KEY = "stylegan.discriminator"
+MAX_HEADER = 100_000_000  # bytes that safetensors itself allows
 
 
 def save_generator(generator: Generator, label_names: Sequence[str]) -> bytes:
@@ -54,7 +55,7 @@ def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, t
     try:
         # Read the file.
         tensors = read_tensors(data)
-        header = _header(data)
+        header = generator_header(data)
         label_names = tuple(header.pop("label_names"))
 
         # Rebuild the network. The meta device draws no random weights, so loading leaves the global random state alone.
@@ -71,6 +72,28 @@ def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, t
             "give a generator.safetensors written by this program, or delete its checkpoint and train again"
         ) from error
     return generator.eval().requires_grad_(False), label_names
+
+
+def generator_header(data: bytes) -> dict[str, Any]:
+    """Return what a file of `save_generator` says of its generator; the first `header_bytes(data)` of it are enough.
+
+    The keys are model, resolution, channels, num_labels and label_names. Bytes of another kind raise errors of many types.
+    """
+    # JSON inside the JSON metadata.
+    header: dict[str, Any] = json.loads(json.loads(data[8 : header_bytes(data)])["__metadata__"][GENERATOR_KEY])
+    return header
+
+
+def header_bytes(data: bytes) -> int:
+    """Return where the tensors of a safetensors file begin, from its first eight bytes.
+
+    Raises:
+        ValueError: no such file has so long a header.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    return 8 + length
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:
@@ -111,9 +134,3 @@ def _save(key: str, network: Generator | Discriminator, label_names: Sequence[st
         header["rotation"] = network.rotation is not None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     return safetensors_torch.save(tensors, metadata={key: json.dumps(header)})
-
-
-def _header(data: bytes) -> dict[str, Any]:
-    """Read the header of a generator: JSON inside the JSON metadata, which follows its length in eight bytes."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][GENERATOR_KEY])

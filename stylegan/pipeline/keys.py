@@ -30,6 +30,7 @@ IN_STAGE = (
     "batch",
     "learning_rate",
     "learning_rate_scaling",
+    "warm_start",  # and through its checkpoint, which takes the place of the stage below
 )
 # Settings of training that change its speed and memory, and the weights by no more than rounding.
 OF_SPEED = ("max_batch_per_worker", "cuda_graphs")
@@ -46,7 +47,8 @@ class Keys(Record):
 
 def stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
     """Compute the keys of the stages, the first stage first."""
-    keys, below = list[str](), ""
+    warm = config.training.warm_start
+    keys, below = list[str](), warm.identity if warm else ""
     common = config.training.model_dump(mode="json", exclude={*IN_STAGE, *OF_SPEED})
     # Workers and intervals are not part of what is trained, but for the batch that `auto` makes of the workers. The
     # final resolution is, since the weights of the penalties are given there.

@@ -35,7 +35,7 @@ from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
-from stylegan.pipeline.run import VERDICT, Run, find_run
+from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
 from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
@@ -167,8 +167,9 @@ class Pipeline:
             to_end: whether evaluation, registration and gate come after them.
 
         Raises:
-            ConfigError: the source does not exist or lacks the labels that the config asks for, public weights that
-                the config needs cannot be had, or the cluster cannot hold the workers of a stage.
+            ConfigError: the source does not exist or lacks the labels that the config asks for, training cannot go on
+                from the checkpoint of a warm start, public weights that the config needs cannot be had, or the cluster
+                cannot hold the workers of a stage.
             StepError: the images cannot be used, or storage refuses.
         """
         check_root(self.config.storage.root)
@@ -176,6 +177,7 @@ class Pipeline:
         # Check the listing; no image is read.
         source = open_source(self.config.data, self.config.storage.root)
         check_data(self.config, len(source.images), source.label_names, source.attribute_names)
+        find_origin(self.config, source)
 
         # What cannot be done later ends a run now, not after days of training.
         found = find_shards(source, self.config.data, self.config.storage.root)
@@ -223,14 +225,16 @@ class Pipeline:
             finished or has a checkpoint to go on from.
 
         Raises:
-            ConfigError: the cluster can never hold its workers.
+            ConfigError: the cluster can never hold its workers, or training cannot go on from the checkpoint of a warm
+                start.
             StepError: training or storage failed.
             Stopped: a worker was sent SIGTERM; the stage has a checkpoint of this moment.
         """
         self._course.begin(f"train {stage.name}")
         run = self.run(shards)
-        job, found = run.job(stage, previous), run.find_stage(stage)
+        found = run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
+        job = run.job(stage, run.origin(stage) if needed and previous is None else previous)
         show = StageProgress(self.config, job).show if needed else None
         quick = rows_name(self.config, stage.resolution, shards)
         tracked = self.tracked(shards)

@@ -24,6 +24,7 @@ def write_card(
     mlflow_run_id: str,
     version: str,
     tracking_uri: str,
+    parent_version: str | None = None,
 ) -> str:
     """Return the card as Markdown: model, warnings, samples, how to draw more, metrics, and where it comes from.
 
@@ -36,6 +37,7 @@ def write_card(
         mlflow_run_id: MLflow's id of the run, whose artifacts hold the pictures.
         version: the number of the version that the card describes.
         tracking_uri: where MLflow is.
+        parent_version: the number of the version that a warm start has gone on from, if this model has it.
     """
     rows = metric_rows(report)
     lines = [
@@ -58,7 +60,7 @@ def write_card(
         "| metric | value | 95 % interval | what it says | key |",
         "|---|---|---|---|---|",
     ]
-    tail = ["", *_origin(config, report, shards, run_id)]
+    tail = ["", *_origin(config, report, shards, run_id, parent_version)]
     shown = len(lines)
     while True:
         more = [f"| and {len(lines) - shown} more | | | see report.html of the run | |"] if shown < len(lines) else []
@@ -115,7 +117,9 @@ def _drawing(config: Config, version: str, tracking_uri: str, *, conditional: bo
     ]
 
 
-def _origin(config: Config, report: Report, shards: ShardSet, run_id: str) -> list[str]:
+def _origin(config: Config, report: Report, shards: ShardSet, run_id: str, parent_version: str | None) -> list[str]:
+    warm = config.training.warm_start
+    version = f"version {parent_version}, " if parent_version else ""
     data = dataset_of(config.data.source, shards.num_images)
     return [
         "## Where it comes from",
@@ -123,6 +127,7 @@ def _origin(config: Config, report: Report, shards: ShardSet, run_id: str) -> li
         f"- run: `{run_id}`; its artifact `report.html` is the whole report",
         f"- images: fingerprint `{report.dataset_fingerprint}`; licence: {licence_of(data) or UNKNOWN_LICENCE}",
         f"- checkpoint: `{shorten(report.checkpoint_uri, 800)}`",
+        *([f"- went on from: {version}checkpoint `{shorten(warm.identity, 300)}`"] if warm else []),
         f"- evaluation protocol: `{report.protocol}`",
     ]
 

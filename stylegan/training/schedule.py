@@ -74,9 +74,13 @@ class Stage(Record):
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    """Return the stages of a run, ascending in resolution. Each starts where the one before it ends."""
+    """Return the stages of a run, ascending in resolution. Each starts where the one before it ends.
+
+    A warm start is one stage, which starts where its checkpoint ends.
+    """
     plan: list[Stage] = []
-    training, start = config.training, 0
+    training, warm = config.training, config.training.warm_start
+    start = warm.nimg if warm else 0
     for resolution in config.resolutions:
         fade, stable = config.kimg_at(resolution)
         plan.append(

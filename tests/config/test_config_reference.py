@@ -113,6 +113,8 @@ def test_defaults_can_be_pasted(key: str, default: str) -> None:
     tree = SMALL
     if key not in ("training.rotation", "training.stages", "ray.stages"):  # keys inside these need the section
         tree = SMALL | {"training": {"rotation": {}, "stages": {16: {}}}, "ray": {"stages": {16: {}}}}
+    if key.startswith("training.warm_start."):
+        tree = SMALL | {"training": {"warm_start": {"checkpoint": "stages/0032-0/checkpoint-000000000"}}}
     assert build(tree, overrides=[f"{key}={default}"]) == build(tree)
 
 
