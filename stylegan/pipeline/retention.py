@@ -392,7 +392,7 @@ class _Look:
 
     def _warm(self, config: Config) -> set[str]:
         warm = config.training.warm_start
-        return {f"stages/{identity(warm.checkpoint).partition('/')[0]}"} if warm else set()
+        return {f"stages/{warm.identity.partition('/')[0]}"} if warm else set()
 
     def _measured_by(self, config: Config, shards: ShardSet) -> set[str]:
         """Return the networks and statistics by which a run is measured, at all of its resolutions."""

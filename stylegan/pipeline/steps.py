@@ -37,11 +37,10 @@ from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
 from stylegan.pipeline.lock import LostError, hold, run_lock
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
-from stylegan.pipeline.run import VERDICT, Run, find_run
+from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
 from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
-from stylegan.registry.contents import list_registered
 from stylegan.registry.gate import Verdict, comparable, describe_old_reals, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
@@ -55,8 +54,7 @@ from stylegan.training.identity import identity, place_below
 from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import Checkpoint, checkpoints
-from stylegan.training.warm_start import find_warm_checkpoint, require_warm_start
+from stylegan.training.state import Checkpoint
 from stylegan.uris import redact
 
 if TYPE_CHECKING:
@@ -191,8 +189,9 @@ class Pipeline:
             to_end: whether evaluation, registration and gate come after them.
 
         Raises:
-            ConfigError: the source does not exist or lacks the labels that the config asks for, public weights that
-                the config needs cannot be had, or the cluster cannot hold the workers of a stage.
+            ConfigError: the source does not exist or lacks the labels that the config asks for, training cannot go on
+                from the checkpoint of a warm start, public weights that the config needs cannot be had, or the cluster
+                cannot hold the workers of a stage.
             StepError: the images cannot be used, or storage refuses.
         """
         check_root(self.config.storage.root)
@@ -200,13 +199,13 @@ class Pipeline:
         # Check the listing; no image is read.
         source = open_source(self.config.data, self.config.storage.root)
         check_data(self.config, len(source.images), source.label_names, source.attribute_names)
+        find_origin(self.config, source)
 
         # What cannot be done later ends a run now, not after days of training.
         found = find_shards(source, self.config.data, self.config.storage.root)
         is_final = found is not None and storage.name(found.uri) == shard_key(self.config.data, source)
         self._plan(found, then, shards_done=is_final, to_end=to_end)
         if found is None or self.run(found).find_report() is None:
-            self._require_start(found, source.label_names)
             check_work(
                 self.config, [stage for stage in then if found is None or self._is_to_train(found, stage, then[-1])]
             )
@@ -218,13 +217,6 @@ class Pipeline:
         record = found if found and is_final else shard_in_parallel(source, self.config)
         check_data(self.config, record.num_images, record.label_names, record.attribute_names)
         return self._done("shard", record, found if record == found else None)
-
-    def _require_start(self, found: ShardSet | None, label_names: tuple[str, ...]) -> None:
-        """Raise ConfigError if training cannot go on from the checkpoint of the config and has not done so yet."""
-        if self.config.training.warm_start is None:
-            return
-        if found is None or not checkpoints(self.run(found).stage_uri(stages(self.config)[0])):
-            require_warm_start(self.config, label_names)
 
     def take(self, shards: ShardSet, then: Sequence[Stage]) -> Done[ShardSet]:
         """Go on with the shards of a run that was begun before, whatever the source holds now.
@@ -238,7 +230,7 @@ class Pipeline:
         """
         self._plan(shards, then, shards_done=True, to_end=True)
         if self.run(shards).find_report() is None:
-            self._require_start(shards, shards.label_names)
+            self.run(shards).origin(then[0])
             check_work(self.config, [stage for stage in then if self._is_to_train(shards, stage, then[-1])])
         return self._done("shard", shards, shards)
 
@@ -303,7 +295,8 @@ class Pipeline:
             finished or has a checkpoint to go on from.
 
         Raises:
-            ConfigError: the cluster can never hold its workers.
+            ConfigError: the cluster can never hold its workers, or training cannot go on from the checkpoint of a warm
+                start.
             StepError: training or storage failed.
             Stopped: a worker was sent SIGTERM; the stage has a checkpoint of this moment.
         """
@@ -312,9 +305,7 @@ class Pipeline:
         self._claim(run)
         found = run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
-        if needed and previous is None and not checkpoints(run.stage_uri(stage)):
-            previous = find_warm_checkpoint(self.config)
-        job = run.job(stage, previous)
+        job = run.job(stage, run.origin(stage) if needed and previous is None else previous)
         show = StageProgress(self.config, job).show if needed else None
         quick = rows_name(self.config, stage.resolution, shards)
         tracked = self.tracked(shards)
@@ -442,23 +433,8 @@ class Pipeline:
             "stylegan.source": redact(self.config.data.source),
             "stylegan.dataset_key": storage.name(shards.uri),
             "stylegan.num_images": str(shards.num_images),
-            **self._lineage(),
             **self.version_tags,
         }
-
-    def _lineage(self) -> dict[str, str]:
-        """Return the tags of a version that name the model which its training went on from."""
-        warm = self.config.training.warm_start
-        if warm is None:
-            return {}
-        parent = identity(warm.checkpoint)
-        known = (
-            version
-            for version in list_registered(self.config)
-            if identity(version.tags.get("stylegan.checkpoint_uri", "")) == parent
-        )
-        found = next(known, None)
-        return {"stylegan.parent_checkpoint": parent} | ({"stylegan.parent_version": found.version} if found else {})
 
     def gate(self, shards: ShardSet, version: ModelVersion, report: Report) -> Done[Verdict]:
         """Judge the version against the champion and move the aliases.
