@@ -33,6 +33,7 @@ logger = logging.getLogger("stylegan")
 LOCKS = "locks"
 BEAT_SECONDS = 10.0
 MISSED = 3  # beats after which a holder counts as dead
+CLEAN_UP = "clean-up"  # name of the lock of a clean-up, see retention.py
 CURE = "delete it if no run of this root works"
 
 
@@ -115,6 +116,21 @@ def held(root: str) -> tuple[Holder, ...]:
     names = storage.names(storage.join(storage.absolute(root), LOCKS))
     found = (holder(root, name) for name in names)
     return tuple(one for one in found if one is not None)
+
+
+def run_lock(run_id: str) -> str:
+    """Return the name of the lock of a run."""
+    return f"run-{run_id}"
+
+
+def wait_for_clean_up(root: str) -> None:
+    """Wait until nothing is being deleted below a root. Call it with a lock of one's own: a clean-up ends at that."""
+    told = False
+    while found := holder(root, CLEAN_UP):
+        if not told:
+            logger.info("waiting for a clean-up on %s to end, which it does after the present item", found.host)
+        told = True
+        time.sleep(BEAT_SECONDS / 50)
 
 
 # --- taking ---

@@ -163,9 +163,16 @@ class Pipeline:
         return self._tracked
 
     def _claim(self, run: Run) -> None:
-        """Take the lock of the run, to the end of this pipeline. Raises LockedError if another process works for it."""
+        """Take the lock of the run, to the end of this pipeline; nothing that it needs is deleted from then on.
+
+        Raises:
+            LockedError: another process works for it.
+        """
         if not self._claimed:
-            self._stack.enter_context(lock.hold(run.root, f"run-{run.run_id}", run_id=run.run_id, what="stylegan run"))
+            self._stack.enter_context(
+                lock.hold(run.root, lock.run_lock(run.run_id), run_id=run.run_id, what="stylegan run")
+            )
+            lock.wait_for_clean_up(run.root)
             self._claimed = True
 
     def _done(self, step: str, record: R, found: R | None) -> Done[R]:
@@ -308,6 +315,8 @@ class Pipeline:
         """
         self._course.begin(f"train {stage.name}")
         run = self.run(shards)
+        if not self._finished:
+            self._claim(run)  # before the first look at what a clean-up might delete
         found = run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
         if needed and previous is None and not checkpoints(run.stage_uri(stage)):
