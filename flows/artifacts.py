@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import re
+from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
@@ -17,6 +18,10 @@ from stylegan.evaluation.report import Report
 from stylegan.images import open_picture, thumbnail
 from stylegan.pipeline.steps import Summary
 from stylegan.registry.gate import describe_verdict
+
+if TYPE_CHECKING:
+    from stylegan.evaluation.drift import Drift
+    from stylegan.pipeline.retraining import Check, Decision
 
 logger = logging.getLogger("stylegan")
 LISTED_COUNTS = 100  # classes or attributes in the Markdown table of a data set
@@ -33,6 +38,21 @@ def publish_run(summary: Summary) -> None:
     )
     create_markdown_artifact(_run_markdown(summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}")
     _publish_picture(summary.grid, key=f"{key}-samples", description=f"Samples of {summary.run_id}")
+
+
+@decoration("the decision in Prefect")
+def publish_decision(check: Check, decision: Decision, drift: Drift | None) -> None:
+    """Create the artifact of a retraining that trains: why, from which weights, and how different the new images are."""
+    start = decision.start
+    lines = [
+        f"## {_cell(check.model)}: trained again",
+        f"- why: {_cell(decision.reason)} (rule `{decision.rule}`)",
+        *([f"- start: {start.kind}, {_cell(start.why)}"] if start else []),
+        *([f"- drift: {_cell(drift.text)}"] if drift else []),
+        f"- images: {check.num_images:,} in `{check.source}`; {check.new:,} new, {check.changed:,} changed, "
+        f"{check.deleted:,} deleted since the newest version",
+    ]
+    create_markdown_artifact("\n".join(lines), key=f"{_key(check.model.lower())}-decision", description=decision.rule)
 
 
 @decoration("the artifacts of this data set")

@@ -11,6 +11,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FLOW_NAME, RETRAIN_FLOW_NAME = "stylegan-train", "stylegan-retrain"
 PID_TAG = "process:"
+NEVER_BEGAN = timedelta(minutes=10)  # after which a pending run is not expected to begin any more
 
 
 def process_tag() -> str:
@@ -47,28 +49,36 @@ def tag_process() -> None:
 
 
 def end_killed_runs(flow_names: Sequence[str] = (FLOW_NAME, RETRAIN_FLOW_NAME)) -> list[str]:
-    """Set flow runs to Crashed that are shown as Running although their process was killed; return their names."""
+    """Set flow runs to Crashed that are shown as Running although their process was killed; return their names.
+
+    So are runs whose worker was lost before they began: they would be pending for ever.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         FlowFilter,
         FlowFilterName,
         FlowRunFilter,
         FlowRunFilterState,
-        FlowRunFilterStateName,
+        FlowRunFilterStateType,
     )
+    from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed
 
     ended = []
+    kinds = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
     with get_client(sync_client=True) as client:
         running = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(flow_names))),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Running"]))),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=kinds)),
         )
         for run in running:
+            message = ""
             if any(tag.startswith(PID_TAG) and _is_gone(tag) for tag in run.tags):
-                client.set_flow_run_state(
-                    run.id, Crashed(message="its process was killed; repeat the run to go on"), force=True
-                )
+                message = "its process was killed; repeat the run to go on"
+            elif run.state and run.state.is_pending() and datetime.now(UTC) - run.state.timestamp > NEVER_BEGAN:
+                message = "its worker was lost before it began"
+            if message:
+                client.set_flow_run_state(run.id, Crashed(message=message), force=True)
                 ended.append(run.name)
     return ended
 
@@ -111,6 +121,8 @@ def has_unfinished(flow_name: str, run_name: str, database: Path) -> bool:
             runs = connection.execute(query, (flow_name, run_name)).fetchall()
         tags = [tag for _, state, text in runs if state == "Running" for tag in json.loads(text)]
         last = [state for name, state, _ in runs if name == run_name][-1:]
-        return last not in ([], ["Completed"]) or any(tag.startswith(PID_TAG) and _is_gone(tag) for tag in tags)
+        return last not in ([], ["Completed"], ["Skipped"]) or any(
+            tag.startswith(PID_TAG) and _is_gone(tag) for tag in tags
+        )
     except (sqlite3.Error, TypeError, ValueError):
         return True

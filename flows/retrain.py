@@ -87,7 +87,7 @@ def retrain_flow(config: str, overrides: list[str] | None = None, day: str | Non
         ended = begin()
         settings = load(config, overrides or [])
         notify.check_urls(settings)
-        if settings.name in ended:
+        if flow_name_of() in ended:
             _tell(settings, "crashed", "its process was killed; this run goes on from storage", _links(settings))
         settings, day = _of_day(settings, day)
         with storage_settings(settings.storage):
@@ -142,7 +142,7 @@ def _busy(config: Config) -> Retrained | None:
 
 def _train(config: Config, check: Check, decision: Decision, begun: Begun | None) -> Retrained:
     """Shard, measure the drift, and do all further steps unless it forbids them."""
-    from flows import tasks
+    from flows import artifacts, tasks
     from flows.train import run_steps
     from stylegan.pipeline.steps import Pipeline
 
@@ -161,6 +161,8 @@ def _train(config: Config, check: Check, decision: Decision, begun: Begun | None
             if not decision.train:
                 return Retrained(check=check, decision=decision, drift=drift)
             record.write(decision, shards)
+        shown = record.record.decision
+        outage.when_there("the decision", lambda: artifacts.publish_decision(check, shown, drift))
         if drift is not None:
             pipeline.log_drift(shards, drift)
         summary = run_steps(pipeline, shards)
@@ -181,7 +183,7 @@ def decide(config: Config, check: Check, begun: Begun | None) -> Decision:
     """Apply the rules of `retrain`, and choose the weights to start from."""
     decision = retraining.decide(config, check, begun=begun)
     if decision.start is None and (decision.train or retraining.wants_drift(config, check, decision)):
-        decision = decision.model_copy(update={"start": retraining.choose_start(config, check)})
+        decision = decision.model_copy(update={"start": retraining.choose_start(config, check, decision.rule)})
     return decision
 
 

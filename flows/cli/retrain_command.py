@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flows.cli import console
 from flows.cli.arguments import AsJson, ConfigFile, Overrides, load
@@ -81,15 +82,16 @@ def _retrain(config: str, overrides: list[str] | None, settings: Config, day: da
     from flows.prefect_server import api, own_history
 
     text, history = day.isoformat() if day else None, own_history()
-    if history is not None and not has_unfinished(RETRAIN_FLOW_NAME, settings.name, history):
+    if history is not None and not has_unfinished(RETRAIN_FLOW_NAME, Path(config).stem, history):
         from flows.retrain import glance
 
-        if done := glance(settings, text):
-            return done
+        if nothing := glance(settings, text):
+            return nothing
     from flows.cli.run_commands import import_engines
 
     with api(meanwhile=import_engines):
         from flows.retrain import retrain_flow
 
-        done = retrain_flow(config, overrides or [], text, return_state=True).result()
+        ended: Any = retrain_flow(config, overrides or [], text, return_state=True)
+        done: Retrained = ended.result()
     return done

@@ -8,6 +8,7 @@ versions say it in their tags; a file in storage holds only a retraining that wa
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,9 +16,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from stylegan import storage
-from stylegan.config.file import build
+from stylegan.config.file import build, read
 from stylegan.config.tree import Config
 from stylegan.data.sharding.changes import Change, change_since, settings_key, shard_key
+from stylegan.data.sharding.write_shards import find_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import DATE, open_source
 from stylegan.errors import ConfigError, DamagedError, UnavailableError, UserError, shown
@@ -27,6 +29,7 @@ from stylegan.registry.aliases import CHAMPION
 from stylegan.registry.contents import VersionFacts, list_registered
 from stylegan.retry import storage_settings
 from stylegan.tracking.connection import resolve_uri
+from stylegan.training.identity import identity
 from stylegan.uris import redact
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ logger = logging.getLogger("stylegan")
 
 # Tags of a version: what it was trained for. Another helper of the registry writes what it was trained on.
 CONFIG_KEY, LISTING, DAY = "stylegan.config_key", "stylegan.listing", "stylegan.date"
+PARENT = "stylegan.parent_checkpoint"
 BEGUN = "begun"  # name of the file of a retraining that has not ended, below {root}/retrain/{model}
 BEGUN_CURE = "delete it, and the next check decides anew"
 SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -74,6 +78,7 @@ class Check(Record):
         newest: the newest version that was trained with this config (and for this day); None if there is none.
         others: the number of all other versions of the model.
         champion: the version with this alias, whatever its config.
+        fingerprint: that of the images if they are sharded; looked for only without `newest`.
         new, changed, deleted: images since `newest` was trained; 0 without it.
     """
 
@@ -88,6 +93,7 @@ class Check(Record):
     newest: VersionFacts | None
     others: int
     champion: VersionFacts | None
+    fingerprint: str | None = None
     new: int = 0
     changed: int = 0
     deleted: int = 0
@@ -203,6 +209,7 @@ def check(config: Config, day: str | None = None) -> Check:
             trained_on = newest.tags.get("stylegan.dataset_key", "")
             found = change_since(source, trained_on, root) if trained_on else None
             change = found or Change(len(source.images), 0, 0, 0, None)
+        shards = find_shards(source, config.data, root) if newest is None else None
     return Check(
         model=config.model_name,
         source=shown(redact(config.data.source), 200),
@@ -215,6 +222,7 @@ def check(config: Config, day: str | None = None) -> Check:
         newest=newest,
         others=len(versions) - len(own),
         champion=next((version for version in versions if CHAMPION in version.aliases), None),
+        fingerprint=shards.fingerprint if shards else None,
         new=change.new,
         changed=change.changed,
         deleted=change.deleted,
@@ -257,7 +265,7 @@ def predict(config: Config, day: str | None = None) -> tuple[Decision, Config]:
     found = check(config, day)
     decision = decide(config, found, begun=find_begun(config, day))
     if decision.train and decision.start is None:
-        decision = decision.model_copy(update={"start": choose_start(config, found)})
+        decision = decision.model_copy(update={"start": choose_start(config, found, decision.rule)})
     return decision, start_config(config, decision.start)
 
 
@@ -299,24 +307,26 @@ def decide(config: Config, check: Check, *, begun: Begun | None = None, now: dat
 
     # The images.
     fresh, trained_on = check.new + check.changed, int(newest.tags.get("stylegan.num_images", 0))
-    least = max(retrain.min_new_images, -(-retrain.min_new_share * trained_on // 1))
+    least = max(retrain.min_new_images, math.ceil(retrain.min_new_share * trained_on))
     found = _images(check)
     since = f"version {newest.version} was trained at {_minute(newest.created)}"
-    asked = f"at least {least:,.0f} are asked for (retrain.min_new_images={retrain.min_new_images:,}" + (
+    asked = f"at least {least:,} are asked for (retrain.min_new_images={retrain.min_new_images:,}" + (
         f", min_new_share={retrain.min_new_share:g})" if retrain.min_new_share else ")"
     )
     unchanged = not (fresh or check.deleted)
     if not unchanged and fresh >= least:
         return Decision(train=True, rule="images", reason=f"{found} since {since}; {asked}")
 
-    # The age.
+    # The age. Going on from the same champion on the same images would make the same model again.
     old = retrain.max_age is not None and _age(newest, now) >= _seconds(retrain.max_age)
-    if old and (not unchanged or retrain.start == "champion"):
+    if old and (not unchanged or (retrain.start == "champion" and not _went_on(check, newest))):
         reason = f"{since}, longer ago than retrain.max_age={retrain.max_age}, and there are {found}"
         return Decision(train=True, rule="age", reason=reason)
     if unchanged:
-        reason = f"no new images since {_minute(newest.created)}, when version {newest.version} was trained on these"
-        reason += f" {check.num_images:,} (listing {check.listing})"
+        reason = (
+            f"no new images since {_minute(newest.created)}, when version {newest.version} was trained on these "
+            f"{check.num_images:,} (listing {check.listing})"
+        )
         if old:
             reason += (
                 "; retrain.max_age has passed, but the same images and config would make the same model again "
@@ -355,6 +365,13 @@ def wants_drift(config: Config, check: Check, decision: Decision) -> bool:
     return decision.rule == "few" and bool(fresh) and forces and check.champion is not None
 
 
+def _went_on(check: Check, newest: VersionFacts) -> bool:
+    """Return whether a version went on from the present champion."""
+    if check.champion is None:
+        return False
+    return newest.tags.get(PARENT) == identity(check.champion.tags.get("stylegan.checkpoint_uri", ""))
+
+
 def _registry_fault(check: Check, newest: VersionFacts) -> str | None:
     """Return what the registry lacks that a run of the same config puts right; None if nothing."""
     if "gate.verdict" not in newest.tags and CHAMPION not in newest.aliases:
@@ -386,12 +403,25 @@ def _seconds(age: str) -> float:
 # --- the start ---
 
 
-def choose_start(config: Config, check: Check) -> Start:
-    """Choose the weights that a retraining starts from, as `retrain.start` says.
+def choose_start(config: Config, check: Check, rule: Rule) -> Start:
+    """Choose the weights that a retraining starts from: those of the run that it repeats, else as `retrain.start` says.
+
+    Args:
+        rule: the rule by which it trains. `registry` repeats the run of the newest version, and `first` one that storage
+            has and a registry that was emptied or moved has not.
 
     Raises:
         ConfigError: `start: champion` without a champion that can be continued.
+        StepError: storage does not answer.
     """
+    repeated = None
+    if rule == "registry" and check.newest is not None:
+        repeated = _as_version(config, check.newest)
+    elif rule == "first" and check.fingerprint is not None:
+        with storage_settings(config.storage):
+            repeated = _as_stored(config, check)
+    if repeated is not None:
+        return repeated
     from stylegan.training.warm_start import warm_obstacle  # imports torch
 
     wanted, champion = config.retrain.start, check.champion
@@ -420,6 +450,40 @@ def choose_start(config: Config, check: Check) -> Start:
     assert champion is not None
     why = f"retrain.start=auto: the champion, version {champion.version}, has these networks and most of these images"
     return Start(kind="champion", why=why, checkpoint=checkpoint)
+
+
+def _as_version(config: Config, version: VersionFacts) -> Start:
+    """Return the start of the run that registered a version."""
+    parent, why = version.tags.get(PARENT), f"as version {version.version}, whose run is repeated"
+    if not parent:
+        return Start(kind="scratch", why=why)
+    uri = storage.join(storage.absolute(config.storage.root), "stages", parent)
+    return Start(kind="champion", why=why, checkpoint=uri)
+
+
+def _as_stored(config: Config, check: Check) -> Start | None:
+    """Return the start of the newest judged run in storage with this config on these images, None if there is none."""
+    root = storage.join(storage.absolute(config.storage.root), "runs")
+    files = storage.files(root)
+    judged = [path for path in files if path.startswith(f"{config.name}-") and path.endswith("/verdict.json")]
+    for path in sorted(judged, key=lambda path: files[path].changed, reverse=True):
+        run_id = path.partition("/")[0]
+        uri = storage.join(root, run_id)
+        with suppress(UserError, FileNotFoundError):
+            report = storage.read_json(storage.join(uri, "report.json"), _Measured, cure="")
+            stored = read(storage.read_bytes(storage.join(uri, "config.yaml")).decode(), uri)
+            if (config_key(stored), report.dataset_fingerprint) == (check.config_key, check.fingerprint):
+                warm, why = stored.training.warm_start, f"as run {run_id}, which storage has and the registry has not"
+                return Start(
+                    kind="champion" if warm else "scratch", why=why, checkpoint=warm.checkpoint if warm else None
+                )
+    return None
+
+
+class _Measured(Record):
+    """What is read of a report here."""
+
+    dataset_fingerprint: str
 
 
 def _better_anew(config: Config, check: Check, champion: VersionFacts) -> str | None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
-from prefect.states import Running
+from prefect.states import Pending, Running
 
 from flows import killed_runs
 from stylegan import processes
@@ -38,6 +39,20 @@ def test_a_run_whose_process_is_gone_becomes_crashed_and_a_living_one_stays():
             return len(ended), client.read_flow_run(killed.id).state.name
 
     assert lives() == (1, "Crashed")
+
+
+def test_a_run_whose_worker_was_lost_before_it_began_becomes_crashed(monkeypatch):
+    @flow(name="stylegan-pending", persist_result=False)
+    def waits():
+        pass
+
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(waits)
+        client.set_flow_run_state(run.id, Pending(name="Submitting"), force=True)
+        assert killed_runs.end_killed_runs(["stylegan-pending"]) == []  # it may begin in a moment
+        monkeypatch.setattr(killed_runs, "NEVER_BEGAN", timedelta(0))
+        assert len(killed_runs.end_killed_runs(["stylegan-pending"])) == 1
+        assert client.read_flow_run(run.id).state.name == "Crashed"
 
 
 def test_a_run_of_another_machine_or_container_stays(monkeypatch):

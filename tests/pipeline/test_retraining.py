@@ -7,16 +7,19 @@ from contextlib import suppress
 from datetime import UTC, date, datetime
 
 import pytest
+import s3fs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stylegan import storage
-from stylegan.config.file import build
+from stylegan.config.file import build, dump
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError, UnavailableError
 from stylegan.pipeline import retraining
 from stylegan.pipeline.retraining import Begun, Check, Decision, Retraining, Start, decide, for_day, parse_days
+from stylegan.pipeline.steps import Pipeline
 from stylegan.registry.contents import VersionFacts
+from stylegan.tracking.connection import connect, resolve_uri
 
 TREE = {
     "name": "t",
@@ -129,6 +132,58 @@ def test_it_trains_for_enough_new_images_and_for_no_fewer(new, changed, least, s
     train, rule, _ = of(found(version(), new=new, changed=changed), min_new_images=least, min_new_share=share)
     enough = new + changed >= least and new + changed >= share * 1000 and new + changed > 0
     assert (train, rule == "images") == (enough, enough)
+
+
+def test_going_on_from_the_same_champion_on_the_same_images_is_done_once():
+    checkpoint = "/root/stages/0008-0123456789/checkpoint-000001000"
+    champion = version("2", **{"stylegan.checkpoint_uri": checkpoint})
+    newest = version("3", aliases=(), **{"stylegan.parent_checkpoint": "0008-0123456789/checkpoint-000001000"})
+    assert of(found(newest, champion=champion), max_age="1w", start="champion")[:2] == (False, "unchanged")
+    newest = version("3", aliases=(), **{"stylegan.parent_checkpoint": "0008-0123456789/checkpoint-000000500"})
+    assert of(found(newest, champion=champion), max_age="1w", start="champion")[:2] == (True, "age")
+
+
+# --- the start ---
+
+
+def test_what_the_registry_lacks_is_put_right_by_the_run_that_made_the_version():
+    """Not by another one from the champion, which would be a new model."""
+    lost = version(aliases=(), **{"stylegan.parent_checkpoint": "0008-0123456789/checkpoint-000001000"})
+    start = retraining.choose_start(config(), found(lost, champion=None), "registry")
+    assert start.checkpoint.endswith("/stages/0008-0123456789/checkpoint-000001000")
+    start = retraining.choose_start(config(start="champion"), found(version(aliases=())), "registry")
+    assert (start.kind, start.checkpoint) == ("scratch", None)
+
+
+@pytest.mark.parametrize(
+    "warm", [None, {"checkpoint": "/x/stages/0008-0123456789/checkpoint-000001000", "kimg": 1000.0}]
+)
+def test_a_registry_that_was_emptied_gets_the_run_that_storage_has(tmp_path, warm):
+    settings = begun_config(tmp_path)
+    stored = build(
+        {
+            **settings.model_dump(mode="json"),
+            "training": settings.training.model_dump(mode="json") | {"warm_start": warm},
+        }
+    )
+    run = f"{tmp_path}/root/runs/t-0123456789"
+    storage.write_bytes(f"{run}/config.yaml", dump(stored).encode())
+    storage.write_json(f"{run}/report.json", {"dataset_fingerprint": "f"})
+    storage.write_json(f"{run}/verdict.json", {})
+    empty = found(fingerprint="f").model_copy(update={"config_key": retraining.config_key(settings)})
+    start = retraining.choose_start(settings, empty, "first")
+    assert start.why == "as run t-0123456789, which storage has and the registry has not"
+    assert start.checkpoint == (warm and warm["checkpoint"])
+    other = empty.model_copy(update={"fingerprint": "g"})
+    assert "has no champion yet" in retraining.choose_start(settings, other, "first").why
+
+
+def test_the_champion_is_needed_where_it_is_asked_for():
+    with pytest.raises(
+        ConfigError, match=r"retrain\.start=champion: t has no champion yet; set retrain\.start=scratch or auto"
+    ):
+        retraining.choose_start(config(start="champion"), found(), "first")
+    assert retraining.choose_start(config(start="scratch"), found(version()), "images").kind == "scratch"
 
 
 # --- drift ---
@@ -293,3 +348,83 @@ def test_a_check_imports_neither_torch_nor_ray():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- the look, on real stores ---
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the requests to S3."""
+    made, real = [], s3fs.S3FileSystem._call_s3
+
+    async def counted(self, method, *args, **kwargs):
+        made.append((method, kwargs.get("Key", "")))
+        return await real(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    return made
+
+
+def test_a_look_at_an_unchanged_bucket_is_one_listing_and_reads_no_image(make_config, s3_server, calls):
+    bucket = s3_server()
+    for number in range(30):
+        storage.write_bytes(f"{bucket}/images/{number:03d}.png", b"never looked at")
+    settings = make_config(
+        data={"source": f"{bucket}/images", "resolution": 8, "channels": 1}, evaluation={"metrics": []}
+    )
+    first = retraining.check(settings)
+    assert (decide(settings, first).rule, first.num_images) == ("first", 30)
+
+    # A version that was trained on these.
+    uri = resolve_uri(settings)
+    client = connect(uri)
+    client.create_registered_model("tiny")
+    facts = {"stylegan.registered": "x", "gate.verdict": "promote", "stylegan.num_images": "30"}
+    client.create_model_version("tiny", "source", tags=facts | retraining.version_tags(first))
+    client.set_registered_model_alias("tiny", "champion", "1")
+    calls.clear()
+    again = retraining.check(settings)
+    assert decide(settings, again).rule == "unchanged"
+    assert {method for method, _ in calls} <= {"list_objects_v2", "head_object"}
+    assert sum(method == "list_objects_v2" for method, _ in calls) <= 3
+    assert not [key for _, key in calls if key.endswith(".png")]
+
+
+def test_a_source_that_cannot_be_listed_is_a_failure_and_not_no_images(make_config, s3_server, tmp_path):
+    with pytest.raises(ConfigError, match="no such folder or file"):
+        retraining.check(make_config(data={"source": str(tmp_path / "gone"), "resolution": 8}))
+    with pytest.raises((StepError, ConfigError)):
+        retraining.check(make_config(data={"source": "s3://no-such-bucket/images", "resolution": 8}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StepError):
+        retraining.check(make_config(data={"source": str(tmp_path / "empty"), "resolution": 8}))
+
+
+def test_a_registry_that_is_away_is_a_failure(make_config, image_folder):
+    away = make_config(data={"source": str(image_folder), "resolution": 8}, tracking={"uri": "http://127.0.0.1:1"})
+    with pytest.raises(StepError, match="does not answer"):
+        retraining.check(away)
+
+
+def test_new_changed_and_deleted_images_are_counted_from_the_listing(make_config, draw_images, tmp_path):
+    source = draw_images(tmp_path / "images", [f"{number}.png" for number in range(8)])
+    settings = make_config(
+        data={"source": str(source), "resolution": 8}, evaluation={"metrics": []}, training={"batch": 4}
+    )
+    with Pipeline(settings) as pipeline:
+        shards = pipeline.shard().record
+    client = connect(resolve_uri(settings))
+    client.create_registered_model("tiny")
+    facts = {"stylegan.registered": "x", "gate.verdict": "promote", "stylegan.dataset_key": storage.name(shards.uri)}
+    tags = facts | retraining.version_tags(retraining.check(settings))
+    client.create_model_version("tiny", "source", tags=tags)
+    assert decide(settings, retraining.check(settings)).rule == "unchanged"
+    draw_images(tmp_path / "images", ["8.png", "9.png"])
+    (source / "0.png").unlink()
+    (source / "1.png").write_bytes((source / "8.png").read_bytes())
+    found = retraining.check(settings)
+    assert (found.new, found.changed, found.deleted) == (2, 1, 1)
+    # The set is gone: nothing is known of what was there, so all are new.
+    storage.delete(shards.uri)
+    assert (retraining.check(settings).new, retraining.check(settings).changed) == (9, 0)

@@ -1,6 +1,7 @@
 """The gate as a pure function of two reports."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,15 @@ from stylegan.config.file import build
 from stylegan.config.sections import GateConfig
 from stylegan.errors import ConfigError
 from stylegan.evaluation.report import Report
-from stylegan.registry.gate import Verdict, comparable, describe_verdict, judge, lacks_interval, metric_key
+from stylegan.registry.gate import (
+    Verdict,
+    comparable,
+    describe_old_reals,
+    describe_verdict,
+    judge,
+    lacks_interval,
+    metric_key,
+)
 
 
 def report(
@@ -361,3 +370,26 @@ def test_promotion_means_strictly_lower_and_never_both_ways(a, b, min_improvemen
 def test_intervals_only_ever_make_promotion_harder(a, b, half_a, half_b):
     one, other = within(a, half_a, checkpoint="x"), within(b, half_b, checkpoint="y")
     assert decide(one, other).promote <= decide(one, other, use_intervals=False).promote
+
+
+# --- the champion's own images, beside the verdict ---
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "says"),
+    [
+        (
+            within(12.0, 0.5),
+            within(10.0, 0.5),
+            r"12 \[11\.5, 12\.5\] against the champion's 10 .*20\.00% higher: it has forgotten",
+        ),
+        (within(10.1, 0.5), within(10.0, 0.5), "1.00% higher, within what chance explains"),
+        (within(8.0, 0.5), within(10.0, 0.5), r"20\.00% lower; this does not decide"),
+        (report(8.0, protocol="p2"), report(10.0), "fid cannot be compared"),
+        (report(None), report(10.0), "fid cannot be compared"),
+    ],
+)
+def test_forgetting_is_said_in_words(challenger, champion, says):
+    sentence = describe_old_reals(challenger, champion, GateConfig())
+    assert re.search(says, sentence), sentence
+    assert sentence.startswith("On the champion's own images")

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -298,7 +297,8 @@ def test_a_week_alone(server, config, tmp_path):
     assert killed["server"]
     assert killed["worker"]
     assert len(states) >= 20
-    assert set(states) <= {"Completed", "Skipped", "Crashed", "Pending", "Late"}
+    # A run whose worker was killed before it began is pending until a run that starts ten minutes later.
+    assert set(states) <= {"Completed", "Skipped", "Crashed", "Pending", "Submitting"}
     assert states.count("Completed") >= 1
 
     # The registry: a version for each set of images at most, none doubled, and the last images are trained on.
@@ -317,4 +317,3 @@ def test_a_week_alone(server, config, tmp_path):
         assert len(run) == 1
         steps = [point.step for point in client.get_metric_history(run[0].info.run_id, "loss/d")]
         assert len(set(steps)) == len(steps)
-    assert signal.SIGKILL
