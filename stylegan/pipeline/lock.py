@@ -39,6 +39,8 @@ READERS = 16  # locks read at the same time
 LOCKS = "locks"  # folder below a storage root
 FILE = re.compile(r"(\d{8})\.json")
 
+CLEAN_UP = "clean-up"  # name of the lock of a clean-up, see retention.py
+
 logger = logging.getLogger("stylegan")
 
 
@@ -88,9 +90,8 @@ class LockedError(StepError):
 
     def __init__(self, holder: Holder) -> None:
         super().__init__(
-            f"{_subject(holder)} is training since {holder.since[:16].replace('T', ' ')} UTC on {holder.host} (pid "
-            f"{holder.pid}); wait for its end or stop it there, then run the same command again (a process that was lost "
-            f"with its machine gives way after {_patience():.0f} s)"
+            f"{describe(holder)}; wait for its end or stop it there, then run the same command again (a process that was "
+            f"lost with its machine gives way after {_patience():.0f} s)"
         )
         self.holder = holder
 
@@ -153,6 +154,22 @@ def held(root: str) -> tuple[Holder, ...]:
     names = [unquote(folder) for folder in storage.names(storage.join(storage.absolute(root), LOCKS))]
     with ThreadPoolExecutor(READERS, "locks") as pool:
         return tuple(one for one in pool.map(lambda name: holder(root, name), names) if one)
+
+
+def wait_for_clean_up(root: str) -> None:
+    """Wait until nothing is being deleted below a root. Call it with a lock of one's own: a clean-up ends at that."""
+    told = False
+    while (found := holder(root, CLEAN_UP)) and beats(found):
+        if not told:
+            logger.info("waiting for a clean-up on %s to end, which it does after the present item", found.host)
+        told = True
+        time.sleep(BEAT_SECONDS / 50)
+
+
+def describe(holder: Holder) -> str:
+    """Return in words who works since when."""
+    since = holder.since[:16].replace("T", " ")
+    return f"{_subject(holder)} is training since {since} UTC on {holder.host} (pid {holder.pid})"
 
 
 def _subject(holder: Holder) -> str:

@@ -35,7 +35,7 @@ from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
-from stylegan.pipeline.lock import LostError, hold, run_lock
+from stylegan.pipeline.lock import LostError, hold, run_lock, wait_for_clean_up
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
 from stylegan.progress import Course, course
@@ -147,13 +147,15 @@ class Pipeline:
         return self._run
 
     def _claim(self, run: Run) -> None:
-        """Hold the lock of the run from here to the end of the block, so that no other process works on it.
+        """Hold the lock of the run from here to the end of the block: no other process works on it, and nothing that it needs
+        is deleted.
 
         Raises:
             LockedError: another process holds it.
         """
         if not self._claimed:
             self._lock.enter_context(hold(run.root, run_lock(run.run_id), run_id=run.run_id, what="stylegan run"))
+            wait_for_clean_up(run.root)
             self._claimed = True
 
     def tracked(self, shards: ShardSet) -> TrackedRun:
@@ -302,7 +304,7 @@ class Pipeline:
         """
         self._course.begin(f"train {stage.name}")
         run = self.run(shards)
-        self._claim(run)
+        self._claim(run)  # before the first look at what a clean-up might delete
         found = run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
         job = run.job(stage, run.origin(stage) if needed and previous is None else previous)
