@@ -63,3 +63,5 @@ def _print(config: Config, found: CleanUp) -> None:
         print(f"damaged    {printable(problem)}")
     if found.stopped:
         print(f"stopped    {printable(found.stopped)}")
+    for note in found.notes:
+        print(f"note       {printable(note)}")

@@ -9,6 +9,7 @@ from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import find_shards, shards_uri
 from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.base import Source
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import DamagedError, StepError
 from stylegan.evaluation.page.write_page import GROWTH, PAGE, REPORT, REPORT_CURE, read_report
@@ -20,9 +21,26 @@ from stylegan.training.job import StageJob
 from stylegan.training.samples import sample_grids
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import MARKER, Checkpoint, check_folder, checkpoints
+from stylegan.training.warm_start import warm_checkpoint
 
 VERDICT = "verdict.json"  # in the folder of a run, from its last step
 VERDICT_CURE = "delete it and run the same command again, which judges anew"
+
+
+def find_origin(config: Config, source: Source) -> Checkpoint | None:
+    """Return what `Run.origin` returns for the stage of a warm start, also before the images are sharded.
+
+    Raises:
+        ConfigError: training cannot go on from that checkpoint.
+        StepError: storage does not answer.
+    """
+    if config.training.warm_start is None:
+        return None
+    shards = find_shards(source, config.data, config.storage.root)
+    if shards is None:
+        return warm_checkpoint(config, source.label_names)
+    run = Run(config, shards)
+    return run.origin(run.stages[-1])
 
 
 def find_run(config: Config) -> Run:
@@ -109,7 +127,7 @@ class Run:
         return storage.join(self._stages_uri, _stage_folder(stage, self.stage_key(stage)))
 
     def job(self, stage: Stage, previous: Checkpoint | None) -> StageJob:
-        """Return what a worker needs to train a stage that starts at the end of the stage below."""
+        """Return what a worker needs to train a stage; `previous` is the end of the stage below, or its `origin`."""
         return StageJob(
             config=self.config,
             stage=stage,
@@ -119,6 +137,17 @@ class Run:
             uri=self.stage_uri(stage),
             previous=previous,
         )
+
+    def origin(self, stage: Stage) -> Checkpoint | None:
+        """Return the checkpoint with which a warm start begins; None without one, and once it has a checkpoint of its own.
+
+        Raises:
+            ConfigError: training cannot go on from that checkpoint.
+            StepError: storage does not answer.
+        """
+        if self.config.training.warm_start is None or checkpoints(self.stage_uri(stage)):
+            return None
+        return warm_checkpoint(self.config, self.shards.label_names)
 
     def find_stage(self, stage: Stage) -> Checkpoint | None:
         """Return the last checkpoint of a stage that is finished and whose files still exist, else None.

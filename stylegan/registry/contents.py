@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -77,15 +78,34 @@ def list_registered(config: Config) -> tuple[VersionFacts, ...]:
             aliases.setdefault(str(number), []).append(alias)
     found.sort(key=lambda version: int(version.version), reverse=True)
     return tuple(
-        VersionFacts(
-            name=name,
-            version=str(version.version),
-            aliases=tuple(sorted(aliases.get(str(version.version), ()))),
-            created=_time(version),
-            tags=dict(version.tags),
-        )
-        for version in found
-        if REGISTERED in version.tags
+        _facts(version, aliases.get(str(version.version), ())) for version in found if REGISTERED in version.tags
+    )
+
+
+def list_all(uri: str) -> tuple[VersionFacts, ...]:
+    """Return the versions of all models of a registry, the newest numbers first, also those whose registration was cut.
+
+    Their aliases are left out. Writes nothing.
+
+    Raises:
+        ConfigError, StepError: as `connect`; MLflow refuses.
+    """
+    if is_empty(uri):
+        return ()
+    client = connect(uri)
+    with explained(uri, "list the versions"):
+        found = _all_pages(client.search_model_versions)
+    found.sort(key=lambda version: int(version.version), reverse=True)
+    return tuple(_facts(version, ()) for version in found)
+
+
+def _facts(version: Any, aliases: Iterable[str]) -> VersionFacts:
+    return VersionFacts(
+        name=version.name,
+        version=str(version.version),
+        aliases=tuple(sorted(aliases)),
+        created=_time(version),
+        tags=dict(version.tags),
     )
 
 

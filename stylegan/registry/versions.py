@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from stylegan.networks.generator import Generator
 
+PARENT_VERSION = "stylegan.parent_version"  # whose checkpoint a warm start has gone on from
 MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
 logger = logging.getLogger("stylegan")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors")
@@ -106,6 +107,7 @@ def register(
                 location,
                 run_id=mlflow_run_id,
                 tags=_version_tags(report, key=key, checkpoint=checkpoint, run_id=run_id)
+                | _parent_tags(client, config)
                 | {MODEL_ID: model_id, **tags},
                 model_id=model_id,
             )
@@ -119,6 +121,7 @@ def register(
                 mlflow_run_id=mlflow_run_id,
                 version=version,
                 tracking_uri=uri,
+                parent_version=found.tags.get(PARENT_VERSION),
             )
             client.update_model_version(name, version, description=card)
             _complete(client, name, version)
@@ -521,6 +524,17 @@ def _version_tags(report: Report, *, key: str, checkpoint: str, run_id: str) -> 
     }
     metrics = {name: f"{value:.6g}" for name, value in report.metrics.items()}
     return {f"stylegan.{name}": value for name, value in facts.items()} | metrics
+
+
+def _parent_tags(client: MlflowClient, config: Config) -> dict[str, str]:
+    """Return the tags that name what a warm start has gone on from, and its version if this model has it."""
+    warm = config.training.warm_start
+    if warm is None:
+        return {}
+    same = f"name='{config.model_name}' and tags.`stylegan.checkpoint_uri` LIKE '%/{warm.identity}'"
+    found = client.search_model_versions(same, order_by=["version_number DESC"], max_results=1)
+    version = {PARENT_VERSION: str(found[0].version)} if found else {}
+    return {"stylegan.parent_checkpoint": warm.identity} | version
 
 
 def _create_model(client: MlflowClient, name: str) -> None:

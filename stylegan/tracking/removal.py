@@ -7,26 +7,27 @@ tracking server keeps it to itself, and to whoever runs `mlflow gc` beside it.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stylegan.config.tree import Config
 from stylegan.records import Record
 from stylegan.tracking.connection import artifact_location, connect, explained, is_empty, resolve_uri
 from stylegan.tracking.open_run import RUN_TAG
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 PAGE = 1000
 
 
 class LoggedRun(Record):
-    """A run of MLflow that belongs to a run of the pipeline; `changed`: its newest time, in seconds since 1970."""
+    """A run of MLflow that belongs to a run of the pipeline.
+
+    `changed` is its newest time, in seconds since 1970; `running` says that MLflow shows it so.
+    """
 
     mlflow_run_id: str
     run_id: str
     artifact_uri: str
     changed: float
+    running: bool
 
 
 def list_runs(config: Config) -> tuple[LoggedRun, ...]:
@@ -57,14 +58,24 @@ def list_runs(config: Config) -> tuple[LoggedRun, ...]:
             run_id=run.data.tags[RUN_TAG],
             artifact_uri=run.info.artifact_uri,
             changed=max(run.info.start_time or 0, run.info.end_time or 0) / 1000,
+            running=run.info.status == "RUNNING",
         )
         for run in found
         if RUN_TAG in run.data.tags
     )
 
 
+def frees_bytes(config: Config) -> bool:
+    """Return whether what is deleted here is gone at once: behind a database, not behind a tracking server."""
+    return not resolve_uri(config).startswith(("http://", "https://", "databricks"))
+
+
 def delete_run(config: Config, mlflow_run_id: str) -> None:
-    """Delete a run of MLflow with its files; do nothing if it is gone. Raises StepError if MLflow refuses."""
+    """Delete a run of MLflow with its files and its logged models; do nothing if it is gone.
+
+    Raises:
+        StepError: MLflow refuses.
+    """
     uri = resolve_uri(config)
     client = connect(uri)
     with explained(uri, f"delete the run {mlflow_run_id}"):
@@ -78,7 +89,12 @@ def delete_run(config: Config, mlflow_run_id: str) -> None:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return
             raise
-        if store := _database(config, client):
+        # A registration that was cut leaves a model without a version.
+        models = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id='{mlflow_run_id}'")
+    for model in models:
+        delete_model(config, model.model_id)
+    with explained(uri, f"delete the run {mlflow_run_id}"):
+        if store := _database(config):
             _delete_files(run.info.artifact_uri)
             store._hard_delete_run(mlflow_run_id)
 
@@ -97,19 +113,18 @@ def delete_model(config: Config, model_id: str) -> None:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return
             raise
-        if store := _database(config, client):
+        if store := _database(config):
             _delete_files(location)
             store._hard_delete_logged_model(model_id)
 
 
-def _database(config: Config, client: MlflowClient) -> Any | None:
+def _database(config: Config) -> Any | None:
     """Return the store of a database, which can delete for good; None for a tracking server."""
-    uri = resolve_uri(config)
-    if uri.startswith(("http://", "https://", "databricks")):
+    if not frees_bytes(config):
         return None
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    return SqlAlchemyStore(uri, artifact_location(config) or "")
+    return SqlAlchemyStore(resolve_uri(config), artifact_location(config) or "")
 
 
 def _delete_files(artifact_uri: str) -> None:

@@ -1,322 +1,365 @@
-"""Clean-up: what is reached is never deleted, all else is after its grace; a real root, a kill in the middle, a dry run."""
+"""The rules of the clean-up on random graphs, and its two phases on a real root: graces, races, kills, what is left."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from hypothesis import given, settings
+from cleaning import make_world
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stylegan import storage
 from stylegan.config.file import dump
 from stylegan.config.sections import RetentionConfig
 from stylegan.errors import ConfigError, StepError
-from stylegan.evaluation.report import Report
-from stylegan.networks.generator import Generator
-from stylegan.networks.weights import save_generator
-from stylegan.pipeline import lock, retention
-from stylegan.pipeline.lock import LockedError
+from stylegan.pipeline import lock, reachability, retention
 from stylegan.pipeline.plan import make_plan
-from stylegan.pipeline.retention import DAY, Item, clean_up, due, garbage, reached
+from stylegan.pipeline.reachability import Item
+from stylegan.pipeline.retention import DAY, MARKS, AnotherCleanUpError, clean_up, due, garbage, reached
 from stylegan.pipeline.run import Run
-from stylegan.pipeline.steps import Pipeline
-from stylegan.registry import versions
 from stylegan.registry.contents import list_registered
-from stylegan.tracking.connection import resolve_uri
 from stylegan.tracking.removal import list_runs
-from stylegan.training.schedule import stages
-from stylegan.training.state import Checkpoint
 from stylegan.verbs.find_model import find_model
 
 # --- the rules, on random graphs ---
 
-NAMES = [f"i{number}" for number in range(12)]
+NAMES = [f"i{number:02d}" for number in range(12)]
+ROOTS = ["", "", "", "versions with an alias", "runs that work"]
+
+
+def _item(draw, name):
+    """Items reach only later names: a version its run, a run its stages, a set those below it; never in a circle."""
+    below = NAMES[NAMES.index(name) + 1 :]
+    return Item(
+        name=name,
+        kind="sets",
+        num_bytes=draw(st.integers(0, 3)) * 2**30,
+        changed=draw(st.integers(0, 50)) * DAY,
+        reaches=tuple(draw(st.lists(st.sampled_from(below), max_size=4, unique=True))) if below else (),
+        why=draw(st.sampled_from(ROOTS)),
+    )
 
 
 @st.composite
 def graphs(draw):
-    """Items of any kind that reach any others, some of them roots."""
-    items = {}
-    for name in draw(st.lists(st.sampled_from(NAMES), unique=True)):
-        items[name] = Item(
-            name=name,
-            kind="sets",
-            num_bytes=draw(st.integers(0, 3)) * 2**30,
-            changed=draw(st.integers(0, 50)) * DAY,
-            reaches=tuple(draw(st.lists(st.sampled_from(NAMES), max_size=4))),
-            why=draw(st.sampled_from(["", "", "", "champion", "running"])),
-        )
-    return items
+    return {name: _item(draw, name) for name in draw(st.lists(st.sampled_from(NAMES), unique=True))}
 
 
-@settings(deadline=None, max_examples=300)
-@given(graphs(), st.one_of(st.none(), st.integers(1, 20)), st.integers(0, 5), st.data())
-def test_nothing_that_a_root_reaches_is_ever_deleted_and_all_else_is_after_its_grace(items, gib, grace, data):
+def _paths(items, start):
+    """Yield all that an item needs, by a definition of its own: step by step along every path."""
+    yield start
+    for name in items[start].reaches:
+        if name in items:
+            yield from _paths(items, name)
+
+
+def _needed(items, starts):
+    return {name for start in starts for name in _paths(items, start)}
+
+
+@given(graphs(), st.one_of(st.none(), st.integers(1, 20)), st.integers(0, 5), st.integers(0, 6), st.data())
+def test_nothing_that_a_root_reaches_is_ever_deleted_and_all_else_is_after_its_grace(items, gib, grace, wait, data):
+    """Two clean-ups, between which files change, roots come and go, and new items reach old ones."""
     rules = RetentionConfig(max_gib=gib, grace_days=float(grace))
-    kept, loose = reached(items), garbage(items, rules)
-    # By an independent definition of reachability: kept items are closed, and begin at the roots.
-    assert {name for name, item in items.items() if item.why} <= kept
-    for name in kept:
-        assert {other for other in items[name].reaches if other in items} <= kept
-    assert not {item.name for item in loose} & kept
-    if gib is None:
-        assert {item.name for item in loose} == set(items) - kept
-    else:
-        size = sum(item.num_bytes for item in items.values())
-        without = sum(item.num_bytes for item in loose)
-        assert size - without <= gib * 2**30 or {item.name for item in loose} == set(items) - kept
-        assert all(
-            other.changed >= loose[-1].changed
-            for name, other in items.items()
-            if loose and name not in kept and other not in loose
-        )
+    first, marks = due(items, garbage(items, rules), {}, rules, 100 * DAY)
+    assert not first or grace == 0
 
-    # Two clean-ups: what changes in between, or is reached by then, is not deleted.
-    now = 100 * DAY
-    first, marks = due(loose, {}, rules, now)
-    assert first == (loose if grace == 0 else [])
-    changed = data.draw(st.sets(st.sampled_from(sorted(items)) if items else st.nothing()))
-    later = {
-        name: item.model_copy(update={"changed": item.changed + (name in changed)}) for name, item in items.items()
-    }
-    second, _ = due(garbage(later, rules.model_copy(update={"max_gib": None})), marks, rules, now + grace * DAY)
-    names = {item.name for item in second}
+    later, untouched = dict(items), set(items)
+    for name in data.draw(st.lists(st.sampled_from(NAMES), unique=True)) if wait else ():
+        if name in items and data.draw(st.booleans()):
+            later[name] = items[name].model_copy(update={"why": data.draw(st.sampled_from(ROOTS))})
+        else:
+            later[name] = _item(data.draw, name).model_copy(update={"changed": 100 * DAY + 1})
+            untouched.discard(name)
+    loose = garbage(later, rules)
+    second, left = due(later, loose, marks, rules, (100 + wait) * DAY)
+    deleted = [item.name for item in second]
+
+    roots = [name for name, item in later.items() if item.why]
+    assert not _needed(later, roots) & set(deleted)
+    survivors = later.keys() - set(deleted)
+    assert not _needed(later, survivors) & set(deleted)  # what stays is whole
     if grace:
-        assert not names & changed
-        assert {item.name for item in loose} - changed <= names
-    assert not names & kept
-    too_early, _ = due(loose, marks, rules, now + (grace - 0.5) * DAY)
-    assert grace == 0 or too_early == []
+        assert set(deleted) <= untouched & marks.keys()
+        assert not deleted or wait >= grace
+    assert left.keys() == {item.name for item in loose}
+
+    # A kill after any deletion leaves nothing that leads to something deleted.
+    for number in range(len(deleted)):
+        assert not _needed(later, later.keys() - set(deleted[:number])) & set(deleted[:number])
+
+    # Everything else goes in the end.
+    end, _ = due(later, garbage(later, rules), left, rules, (200 + wait) * DAY)
+    size = sum(item.num_bytes for item in later.values()) - sum(item.num_bytes for item in end)
+    if gib is None:
+        assert {item.name for item in end} == later.keys() - _needed(later, roots)
+    else:
+        assert size <= gib * 2**30 or {item.name for item in end} == later.keys() - _needed(later, roots)
+        assert not end or size + end[-1].num_bytes > gib * 2**30
 
 
-def test_a_mark_is_lost_when_somebody_needs_the_item_again():
-    item = Item(name="a", kind="sets", num_bytes=1, changed=0.0)
-    _, marks = due([item], {}, RetentionConfig(), DAY)
-    assert list(marks) == ["a"]
-    _, marks = due([], marks, RetentionConfig(), 2 * DAY)
-    assert marks == {}
+def test_circles_and_long_chains_end():
+    ring = {name: Item(name=name, kind="sets", num_bytes=1, changed=0.0, reaches=("a", "b")) for name in "ab"}
+    assert {item.name for item in garbage(ring, RetentionConfig())} == {"a", "b"}
+    chain = {
+        f"{number}": Item(name=f"{number}", kind="sets", num_bytes=1, changed=float(number), reaches=(f"{number - 1}",))
+        for number in range(5000)
+    }
+    assert [item.name for item in garbage(chain, RetentionConfig())] == [f"{number}" for number in range(4999, -1, -1)]
+    assert reached(chain, ["4999"]) == chain.keys()
+
+
+def test_with_a_limit_the_oldest_goes_first_and_takes_what_only_it_needs():
+    def item(name, changed, *reaches):
+        return Item(name=name, kind="runs", num_bytes=2**30, changed=changed, reaches=reaches)
+
+    # The stage of the old run is younger than the new run; a stage of the new run is the oldest of all.
+    items = [item("old", 1.0, "shared", "own"), item("new", 5.0, "shared", "oldest")]
+    items += [item("shared", 0.5), item("own", 9.0), item("oldest", 0.0)]
+    rules = RetentionConfig(max_gib=3.0)
+    assert [found.name for found in garbage({one.name: one for one in items}, rules)] == ["old", "new"]
 
 
 # --- a real root ---
 
 
-@pytest.fixture
-def world(make_config, draw_images, tmp_path):
-    """A root with two runs on two sets, the second built on the first, with stages and versions; the config of each."""
-    source = draw_images(tmp_path / "images", [f"{number}.png" for number in range(8)])
-    base = make_config(
-        name="tiny",
-        storage={"root": str(tmp_path / "root")},
-        tracking={"uri": None},
-        data={"source": str(source), "resolution": 8, "channels": 1},
-        evaluation={"metrics": ["fid"], "features": "rotation"},
-        training={"batch": 4, "start_resolution": 4, "fade_kimg": 0, "stable_kimg": 1},
-        retention={"grace_days": 0.0, "versions": 1, "runs": 1},
-    )
-
-    def make(config, fid):
-        with Pipeline(config) as pipeline:
-            shards = pipeline.shard().record
-            run = pipeline.run(shards)
-            for stage in stages(config):
-                uri = storage.join(run.stage_uri(stage), f"checkpoint-{stage.end_nimg:09d}")
-                generator = Generator(config.model, resolution=stage.resolution, channels=1)
-                storage.write_bytes(f"{uri}/generator.safetensors", save_generator(generator, ()))
-                record = Checkpoint(
-                    uri=uri,
-                    run_id=run.run_id,
-                    resolution=stage.resolution,
-                    nimg=stage.end_nimg,
-                    digest=run.stage_key(stage),
-                )
-                storage.write_json(f"{uri}/checkpoint.json", record.model_dump())
-                storage.write_json(f"{run.stage_uri(stage)}/done.json", record.model_dump())
-            report = Report(
-                protocol="p", dataset_fingerprint=shards.fingerprint, checkpoint_uri=uri, metrics={"fid_rotation": fid}
-            )
-            storage.write_bytes(f"{run.uri}/config.yaml", dump(config).encode())
-            storage.write_json(f"{run.uri}/report.json", report.model_dump(mode="json"))
-            storage.write_bytes(f"{run.root}/stats/rotation-x/{shards.fingerprint}.npz", b"x")
-            version = pipeline.register(shards, record, report).record
-            versions.promote(resolve_uri(config), "tiny", version.version)
-            pipeline.gate(shards, version, report)
-        return run
-
-    first = make(base, 10.0)
-    os.utime(f"{first.uri}/report.json", (1, 1))
-    os.utime(f"{first.uri}/config.yaml", (1, 1))
-    draw_images(tmp_path / "images", [f"{number}.png" for number in range(8, 12)])
-    second = make(base, 5.0)
-    return base, first, second
-
-
-def listing(root):
-    return {
-        path: facts.num_bytes
-        for path, facts in storage.files(root).items()
-        if not path.startswith(("mlflow.db", "locks/"))
-    }
-
-
-def test_what_aliases_reach_stays_and_a_kept_run_is_all_cached(world):
-    """`previous` keeps the first run alive, although only one version and one run are to be kept."""
-    config, first, second = world
-    before = listing(first.root)
-    assert clean_up(config).deleted == ()
-    assert listing(first.root) == before
-    assert [step.state for step in make_plan(config).steps] == [
-        "cached",
-        "cached",
-        "cached",
-        "cached",
-        "cached",
-        "cached",
-    ]
-    assert find_model(config, "tiny@previous").checkpoint_uri.startswith(first.stage_uri(first.stages[-1]))
-    assert second.run_id != first.run_id
+def _stage_items(run):
+    return {f"stages/{storage.name(run.stage_uri(stage))}" for stage in run.stages}
 
 
 def test_what_nothing_reaches_goes_with_its_version_and_its_run_of_mlflow(world):
-    config, first, second = world
-    uri = resolve_uri(config)
-    from stylegan.tracking.connection import connect
-
-    connect(uri).delete_registered_model_alias("tiny", "previous")
-    found = clean_up(config)
+    config, (first, second) = world.config, world.runs
+    logged = {run.run_id: run for run in list_runs(config)}
+    world.forget()
+    found = world.clean()
     assert f"runs/{first.run_id}" in found.deleted
-    assert {f"stages/{storage.name(first.stage_uri(stage))}" for stage in first.stages} <= set(found.deleted)
+    assert _stage_items(first) <= set(found.deleted)
+    assert min(found.freed[kind] for kind in ("stages", "versions", "MLflow")) > 0
+    assert found.freed_bytes == sum(found.freed.values())
     assert [version.version for version in list_registered(config)] == ["2"]
     assert [run.run_id for run in list_runs(config)] == [second.run_id]
+    assert not any(logged[first.run_id].mlflow_run_id in path for path in world.listing())
     # The second set lists tars of the first one.
     assert f"datasets/{storage.name(first.shards.uri)}" not in found.deleted
-    assert found.freed["stages"] > 0
     assert [step.state for step in make_plan(config).steps] == ["cached"] * 6
     assert find_model(config, "tiny@champion").checkpoint_uri.startswith(second.stage_uri(second.stages[-1]))
     with pytest.raises((StepError, ConfigError)):
         find_model(config, "tiny/1")
-    assert clean_up(config).deleted == ()
+    assert world.clean().deleted == ()
 
 
-def test_rollback_keeps_its_target(world):
-    config, first, _ = world
-    versions.rollback(resolve_uri(config), "tiny")
-    clean_up(config)
-    assert find_model(config, "tiny@champion").checkpoint_uri.startswith(first.stage_uri(first.stages[-1]))
-    versions.rollback(resolve_uri(config), "tiny")
-    assert versions.champion(config)[0] == "2"
-
-
-def test_a_dry_run_writes_nothing(world):
-    config, first, _ = world
-    from stylegan.tracking.connection import connect
-
-    connect(resolve_uri(config)).delete_registered_model_alias("tiny", "previous")
-    before = listing(first.root)
-    found = clean_up(config, dry_run=True)
+def test_a_dry_run_writes_nothing_and_says_what_the_next_one_does(world):
+    world.forget()
+    before = world.listing()
+    found = world.clean(dry_run=True)
     assert found.deleted
-    assert listing(first.root) == before
-    assert clean_up(config).deleted == found.deleted
+    assert world.listing() == before
+    later = world.with_retention(grace_days=1.0)
+    assert (later.clean(dry_run=True).deleted, later.listing()) == ((), before)
+    assert set(later.clean(dry_run=True).marked) == set(found.deleted)
+    assert world.clean().deleted == found.deleted
 
 
 def test_marks_come_first_and_deletion_after_the_grace(world):
-    config, first, _ = world
-    from stylegan.tracking.connection import connect
+    world.forget()
+    world = world.with_retention(grace_days=1.0)
+    first = world.runs[0]
+    assert world.clean(days=2).deleted == ()
+    assert f"runs/{first.run_id}" in world.clean(days=2.5).marked
+    # Somebody goes on with a stage: it is marked anew, and so what it needs stays; what leads to it goes.
+    changed = first.stage_uri(first.stages[0])
+    storage.write_bytes(f"{changed}/samples/new.png", b"x")
+    found = world.clean(days=3)
+    assert f"runs/{first.run_id}" in found.deleted
+    assert f"stages/{storage.name(changed)}" in found.marked
+    assert f"stages/{storage.name(changed)}" in world.clean(days=4).deleted
+    assert world.clean(days=9).marked == ()
 
-    connect(resolve_uri(config)).delete_registered_model_alias("tiny", "previous")
-    config = config.model_copy(update={"retention": config.retention.model_copy(update={"grace_days": 1.0})})
-    now = time.time() + 2 * DAY
-    first_look = clean_up(config, now=now)
-    assert first_look.deleted == ()
-    assert f"runs/{first.run_id}" in first_look.marked
-    assert clean_up(config, now=now + DAY / 2).deleted == ()
-    storage.write_bytes(f"{first.stage_uri(first.stages[0])}/samples/new.png", b"x")  # somebody uses it again
-    second_look = clean_up(config, now=now + DAY)
-    assert f"runs/{first.run_id}" in second_look.deleted
-    assert f"stages/{storage.name(first.stage_uri(first.stages[0]))}" in second_look.marked
+
+def test_what_is_marked_and_used_again_keeps_all_that_it_needs(world):
+    """A set that builds on another one is touched between mark and deletion: the tars below it stay, too."""
+    world = world.with_retention(grace_days=1.0, versions=1, runs=0)
+    for run in world.runs:
+        storage.delete(run.uri)  # nothing leads to the sets any more
+    for alias in ("previous", "champion"):
+        world.forget(alias)
+    world.client.delete_registered_model("tiny")
+    for path in storage.files(world.root):
+        if path.startswith("datasets/newest-"):
+            storage.delete(storage.join(world.root, path))
+    below, above = (f"datasets/{storage.name(run.shards.uri)}" for run in world.runs)
+    assert {below, above} <= set(world.clean(days=2).marked)
+    storage.write_bytes(f"{world.root}/{above}/preview.png", b"x")
+    found = world.clean(days=3)
+    assert not {below, above} & set(found.deleted)
+    assert {below, above} <= set(world.clean(days=4).deleted)
 
 
-def test_running_work_is_kept_and_new_work_ends_the_clean_up(world, monkeypatch):
-    config, first, _ = world
-    from stylegan.tracking.connection import connect
+def test_the_size_is_brought_down_to_the_limit_and_no_further(world):
+    world.forget()
+    assert world.with_retention(max_gib=100.0).clean().deleted == ()
+    assert world.with_retention(max_gib=1e-9).clean().deleted
 
-    connect(resolve_uri(config)).delete_registered_model_alias("tiny", "previous")
-    with lock.hold(first.root, f"run-{first.run_id}", run_id=first.run_id, what="stylegan run"):
-        found = clean_up(config)
-        assert f"runs/{first.run_id}" not in found.deleted
-        assert not {f"stages/{storage.name(first.stage_uri(stage))}" for stage in first.stages} & set(found.deleted)
 
-    # A run that begins after the look.
+# --- beside others ---
+
+
+def test_what_works_is_kept(world):
+    first = world.runs[0]
+    world.forget()
+    with lock.hold(world.root, lock.run_lock(first.run_id), run_id=first.run_id, what="stylegan run"):
+        found = world.clean()
+    assert not {f"runs/{first.run_id}", *_stage_items(first)} & set(found.deleted)
+    assert found.kept["runs that work"] == 1
+
+
+def test_a_run_that_begins_after_the_look_ends_the_clean_up(world, monkeypatch):
+    world.forget()
     real, begun = retention.garbage, []
 
     def then_begins(*arguments):
-        begun.append(lock.hold(first.root, "run-new", run_id="new", what="stylegan run"))
+        begun.append(lock.hold(world.root, "run-new", run_id="new", what="stylegan run"))
         begun[0].__enter__()
         return real(*arguments)
 
     monkeypatch.setattr(retention, "garbage", then_begins)
-    found = clean_up(config)
+    found = world.clean()
     begun[0].__exit__(None, None, None)
     assert found.deleted == ()
-    assert "run new has begun meanwhile" in found.stopped
+    assert found.stopped.startswith("new is training since")
+    monkeypatch.undo()
+    assert world.clean().deleted
+
+
+def test_a_run_that_has_its_lock_and_no_config_yet_ends_the_clean_up(world):
+    world.forget()
+    with lock.hold(world.root, "run-new", run_id="new", what="stylegan run"):
+        found = world.clean()
+    assert (found.deleted, found.stopped[:4]) == ((), "new ")
 
 
 def test_two_clean_ups_do_not_work_at_once(world):
-    config, first, _ = world
-    with lock.hold(first.root, "clean-up", run_id="clean-up", what="stylegan gc"), pytest.raises(LockedError):
-        clean_up(config)
+    before = world.listing()
+    with (
+        lock.hold(world.root, lock.CLEAN_UP, run_id=lock.CLEAN_UP, what="stylegan gc"),
+        pytest.raises(AnotherCleanUpError, match="is cleaned up already, since"),
+    ):
+        world.clean()
+    assert world.listing() == before
 
 
-def test_a_kill_in_the_middle_leaves_nothing_that_counts_and_the_next_one_goes_on(world, monkeypatch):
-    config, first, _ = world
-    from stylegan.tracking.connection import connect
+def test_a_version_that_gets_an_alias_after_the_look_stays_and_ends_the_clean_up(world, monkeypatch):
+    world.forget()
+    real = retention.due
 
-    connect(resolve_uri(config)).delete_registered_model_alias("tiny", "previous")
-    wanted = clean_up(config, dry_run=True).deleted
-    real, left = storage.delete, [3]
+    def then_promoted(*arguments):
+        found = real(*arguments)
+        world.client.set_registered_model_alias("tiny", "demo", "1")
+        return found
 
-    def killed(uri):
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        real(uri)
+    monkeypatch.setattr(retention, "due", then_promoted)
+    found = world.clean()
+    assert "versions/1 got an alias meanwhile" in found.stopped
+    assert found.deleted == ()
+    assert find_model(world.config, "tiny@demo")
 
-    monkeypatch.setattr(storage, "delete", killed)
-    with pytest.raises(KeyboardInterrupt):
-        clean_up(config)
-    monkeypatch.setattr(storage, "delete", real)
-    run = Run(config, first.shards)
-    for stage in run.stages:
-        found = run.find_stage(stage)
-        assert found is None or storage.exists(f"{found.uri}/generator.safetensors")
-    clean_up(config)
-    there = {"/".join(path.split("/")[:2]) for path in storage.files(first.root)}
+
+# --- killed, and away ---
+
+
+def test_a_kill_after_any_deletion_leaves_nothing_that_counts_and_is_not_whole(world, monkeypatch):
+    world.forget()
+    wanted = world.clean(dry_run=True).deleted
+    first, real, number = world.runs[0], storage.delete, 0
+    while True:
+        left = [number]
+
+        def killed(uri, left=left):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            real(uri)
+
+        monkeypatch.setattr(storage, "delete", killed)
+        try:
+            world.clean()
+            break
+        except KeyboardInterrupt:
+            run = Run(world.config, first.shards)
+            for stage in run.stages:
+                found = run.find_stage(stage)
+                assert found is None or storage.exists(f"{found.uri}/generator.safetensors")
+            number = 1  # one further deletion each time
+        finally:
+            monkeypatch.setattr(storage, "delete", real)
+    assert number
+    there = {"/".join(path.split("/")[:2]) for path in storage.files(world.root)}
     assert not {name for name in wanted if name.partition("/")[0] in ("runs", "stages")} & there
 
 
-def test_a_damaged_config_of_a_run_keeps_everything_that_it_may_need(world):
-    config, first, _ = world
-    from stylegan.tracking.connection import connect
-
-    connect(resolve_uri(config)).delete_registered_model_alias("tiny", "previous")
-    storage.write_bytes(f"{first.uri}/config.yaml", b"name: [")
-    found = clean_up(config)
-    assert found.deleted == ("versions/1",)
-    assert "config.yaml" in found.damaged[0]
+@pytest.mark.stack
+def test_after_kill_9_the_next_clean_up_goes_on_without_another_grace(world, tmp_path):
+    world.forget()
+    world = world.with_retention(grace_days=1.0)
+    assert world.clean(days=2).marked
+    config = tmp_path / "tiny.yaml"
+    config.write_text(dump(world.config))
+    code = f"""
+import os, time
+from stylegan import storage
+from stylegan.config.file import load
+from stylegan.pipeline.retention import DAY, clean_up
+real, left = storage.delete, [4]
+def delete(uri):
+    if left[0] == 0:
+        os.kill(os.getpid(), 9)
+    left[0] -= 1
+    real(uri)
+storage.delete = delete
+clean_up(load({str(config)!r}), now=time.time() + 3 * DAY)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGKILL
+    found = world.clean(days=3)
+    assert _stage_items(world.runs[0]) <= set(found.deleted)
+    assert (found.marked, world.clean(days=3).deleted) == ((), ())
 
 
 def test_a_registry_that_is_away_ends_it_before_anything_is_deleted(world):
-    config, first, _ = world
-    before = listing(first.root)
-    away = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://127.0.0.1:1"})})
+    world.forget()
+    before = world.listing()
+    tracking = world.config.tracking.model_copy(update={"uri": "http://127.0.0.1:1"})
     with pytest.raises(StepError, match="does not answer"):
-        clean_up(away)
-    assert listing(first.root) == before
+        clean_up(world.config.model_copy(update={"tracking": tracking}), now=time.time() + 2 * DAY)
+    assert world.listing() == before
 
 
-def test_the_size_is_brought_down_to_the_limit_and_no_further(world):
-    config, _, _ = world
-    from stylegan.tracking.connection import connect
+def test_a_damaged_file_of_marks_marks_anew(world):
+    world.forget()
+    world = world.with_retention(grace_days=1.0)
+    world.clean(days=2)
+    storage.write_bytes(storage.join(world.root, MARKS), b"{")
+    assert world.clean(days=3).deleted == ()
+    assert world.clean(days=4).deleted
 
-    connect(resolve_uri(config)).delete_registered_model_alias("tiny", "previous")
-    large = config.model_copy(update={"retention": config.retention.model_copy(update={"max_gib": 100.0})})
-    assert clean_up(large).deleted == ()
+
+def test_a_root_in_a_bucket_is_cleaned_up(tmp_path, s3_server, tiny_config, draw_images, empty_database):
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(empty_database.read_bytes())
+    root = f"{s3_server()}/deep/root"
+    world = make_world(tiny_config, draw_images, tmp_path, root=root, tracking=f"sqlite:///{database}")
+    world.forget()
+    first, second = world.runs
+    assert world.clean(days=0).deleted == ()  # everything is from this minute
+    assert _stage_items(first) <= set(world.clean(dry_run=True).deleted)
+    found = world.clean()
+    there = {"/".join(path.split("/")[:2]) for path in storage.files(root)}
+    assert not _stage_items(first) & there
+    assert _stage_items(second) <= there
+    assert found.freed["stages"] > 0
+    assert [step.state for step in make_plan(world.config).steps] == ["cached"] * 6
+    assert os.path.exists(database)
+    assert reachability.PARTIAL_KIND not in found.before

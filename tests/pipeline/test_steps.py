@@ -21,7 +21,7 @@ from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
 from stylegan.pipeline.course import StageProgress
-from stylegan.pipeline.lock import LockedError
+from stylegan.pipeline.lock import LostError
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
@@ -469,15 +469,6 @@ def test_a_version_says_what_it_was_trained_on(pipeline, trained):
     assert list_registered(pipeline.config)[0].tags["stylegan.listing"] == "def"
 
 
-def test_two_pipelines_of_one_run_do_not_work_at_once(pipeline):
-    pipeline.tracked(SHARDS)
-    with Pipeline(pipeline.config) as other:
-        with pytest.raises(LockedError, match=r"run tiny-.* is training since"):
-            other.tracked(SHARDS)
-        another = SHARDS.model_copy(update={"fingerprint": "f2"})
-        other.tracked(another)  # another run
-
-
 def another_model(pipeline, fid):
     """Register the model of another run and make it champion; its version."""
     root = pipeline.run(SHARDS).root
@@ -561,3 +552,17 @@ def test_a_verdict_of_an_earlier_release_counts_where_the_registry_carries_it(pi
     with Pipeline(make_config(tracking={"uri": f"sqlite:///{tmp_path}/team.db"})) as other:
         assert judged(other, trained)[1].promote
         assert versions.champion(other.config)[0] == "1"
+
+
+def test_a_run_that_another_process_took_over_keeps_its_state_in_mlflow(make_config):
+    """That process has set it to running, and goes on with it."""
+    pipeline = Pipeline(make_config())
+
+    def work():
+        pipeline.tracked(SHARDS).start()
+        raise LostError("taken over", 15)
+
+    with pytest.raises(LostError), pipeline:
+        work()
+    tracked = pipeline.tracked(SHARDS)
+    assert tracked.client.get_run(tracked.mlflow_run_id).info.status == "RUNNING"
