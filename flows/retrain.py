@@ -196,11 +196,15 @@ def measure_drift(pipeline: Pipeline, check: Check, shards: ShardSet) -> Drift |
 
 
 @task(name="clean up", task_run_name="clean up", **OPTIONS)
-def clean_up(config: Config) -> int:
-    """Delete what `retention` does not keep; return the bytes that this has freed."""
-    from stylegan.pipeline.retention import clean_up
+def clean_up(config: Config) -> int | None:
+    """Delete what `retention` does not keep; return the bytes that this has freed. None if another process does it now."""
+    from stylegan.pipeline.retention import AnotherCleanUpError, clean_up
 
-    return clean_up(config).freed_bytes
+    try:
+        return clean_up(config).freed_bytes
+    except AnotherCleanUpError as error:  # nothing that a retraining should fail of
+        logger.info("clean up: %s", error)
+        return None
 
 
 @task(name="notify", task_run_name="notify", **OPTIONS)

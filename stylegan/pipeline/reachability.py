@@ -408,7 +408,7 @@ class Look:
                 found.add(f"datasets/{storage.name(begun.shards.uri)}")
                 with suppress(UserError):  # of another config, or its start is gone: then it is not continued
                     config = start_config(self.config, begun.decision.start)
-                    found |= _stage_names(config, stage_keys(config, begun.shards))
+                    found.update(_stage_names(config, stage_keys(config, begun.shards)))
         return found
 
     def _of_source(self) -> set[str]:

@@ -199,7 +199,7 @@ def _clean_up(config: Config, root: str, now: float, *, dry_run: bool) -> CleanU
     wanted, marks = due(items, loose, before, config.retention, now)
     deleted, stopped = (wanted, "") if dry_run else _delete_all(config, look, wanted, marks)
     gone = {item.name for item in deleted}
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not frees_bytes(config) and any(name.startswith((MLFLOW_ROOM, VERSION_ROOM)) for name in gone):
         notes = (f"the server at {redact(resolve_uri(config))} frees the bytes of its part by its own `mlflow gc`",)
     return CleanUp(

@@ -224,3 +224,15 @@ def test_a_repeated_creation_finds_its_own_file(folder):
     assert not storage.create(f"{folder}/a", b"2")
     assert storage.read_bytes(f"{folder}/a") == b"1"
     assert [name for name in os.listdir(folder) if name != "a"] == []
+
+
+def test_who_holds_a_lock_waits_for_the_end_of_a_clean_up(tmp_path):
+    root, order = str(tmp_path), []
+    lock.wait_for_clean_up(root)  # there is none
+    with lock.hold(root, lock.CLEAN_UP, run_id=lock.CLEAN_UP, what="stylegan gc"):
+        waiting = threading.Thread(target=lambda: (lock.wait_for_clean_up(root), order.append("run")))
+        waiting.start()
+        time.sleep(0.5)
+        order.append("clean-up")
+    waiting.join(10)
+    assert order == ["clean-up", "run"]
