@@ -19,8 +19,8 @@ LISTED = 20  # names of items that people are shown
 def gc(config: ConfigFile, /, *, dry_run: bool = False, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Delete sets, stages, runs and old versions that nothing needs, as `retention` in the config says.
 
-    What the champion, the challenger, the version before, the newest versions and runs and all running work need is kept.
-    The first clean-up marks what is not needed, a later one deletes it (retention.grace_days).
+    What the versions with an alias, the newest versions and runs and all running work need is kept, and what belongs to
+    other models. The first clean-up marks what is not needed, a later one deletes it (retention.grace_days).
 
     Parameters
     ----------
@@ -56,7 +56,8 @@ def _print(config: Config, found: CleanUp) -> None:
             more = f", and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
             print(f"{title:<11}{would}{len(names):,}: {printable(', '.join(names[:LISTED]))}{more}")
     if found.marked:
-        print(f"           marked ones are deleted after {config.retention.grace_days:g} day(s), by the same command")
+        same = "the same command without --dry-run" if found.dry_run else "the same command"
+        print(f"           marked ones are deleted after {config.retention.grace_days:g} day(s), by {same}")
     if not (found.deleted or found.marked):
         print("nothing to delete: everything here is needed by what is kept")
     for problem in found.damaged:

@@ -965,11 +965,13 @@ class RetrainConfig(Section):
 class RetentionConfig(Section):
     """What `stylegan gc` keeps, also after each scheduled retraining. No part of a run's identity.
 
-    What the aliases champion, challenger and previous, the newest versions and running work need is always kept.
+    What versions with an alias, the newest versions and running work need is always kept, and all of other models.
     """
 
-    versions: int = Field(5, ge=1, le=1_000_000, description="Newest versions of each registered model that are kept.")
-    runs: int = Field(10, ge=0, le=1_000_000, description="Newest runs that are kept, beside those of kept versions.")
+    versions: int = Field(5, ge=1, le=1_000_000, description="Newest versions of the model that are kept.")
+    runs: int = Field(
+        10, ge=0, le=1_000_000, description="Newest runs of the model that are kept, beside those of kept versions."
+    )
     days: float | None = Field(
         None,
         ge=0,
@@ -987,7 +989,8 @@ class RetentionConfig(Section):
         1.0,
         ge=0,
         le=100_000,
-        description="Days between the mark and the deletion. What is used again in between is kept.",
+        description="Days between the mark and the deletion. What is used again in between is kept. 0 deletes at once what "
+        "is older than an hour.",
     )
     automatic: bool = Field(False, description="Clean up after each scheduled retraining.")
 

@@ -304,3 +304,15 @@ def test_a_slow_taker_does_not_hold_a_generation_that_is_over(root, monkeypatch)
     monkeypatch.setattr(storage, "create", late)
     with pytest.raises(LockedError, match="on far"):
         take_and_release(root)
+
+
+def test_who_holds_a_lock_waits_for_the_end_of_a_clean_up(tmp_path):
+    root, order = str(tmp_path), []
+    lock.wait_for_clean_up(root)  # there is none
+    with lock.hold(root, lock.CLEAN_UP, run_id=lock.CLEAN_UP, what="stylegan gc"):
+        waiting = threading.Thread(target=lambda: (lock.wait_for_clean_up(root), order.append("run")))
+        waiting.start()
+        time.sleep(0.5)
+        order.append("clean-up")
+    waiting.join(10)
+    assert order == ["clean-up", "run"]

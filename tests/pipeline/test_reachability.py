@@ -1,7 +1,9 @@
 """What a root and its registry keep alive: aliases, other models, other roots, what is damaged, open, or under way."""
 
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 from cleaning import copy_world, make_run
@@ -9,9 +11,10 @@ from cleaning import copy_world, make_run
 from stylegan import storage
 from stylegan.config.file import dump
 from stylegan.errors import StepError
+from stylegan.evaluation.features.embedded import network_file
 from stylegan.evaluation.report import Report
-from stylegan.pipeline import retraining
 from stylegan.pipeline.plan import make_plan
+from stylegan.pipeline.retention import clean_up
 from stylegan.pipeline.retraining import Begun, Decision, Start
 from stylegan.registry import versions
 from stylegan.registry.aliases import INTENT, plan_move
@@ -122,15 +125,13 @@ def test_a_retraining_that_has_begun_keeps_its_images_its_start_and_its_stages(w
     )
     uri = storage.join(world.root, "retrain", "tiny", "begun.json")
     storage.write_json(uri, begun.model_dump(mode="json"))
-    config = retraining.start_config(world.config, Start(kind="scratch", why=""))
-    assert config is world.config
     found = world.clean()
     assert _stage(first) not in found.deleted
     assert _stage(first, 0) in found.deleted
     scratch = begun.model_copy(
         update={"decision": begun.decision.model_copy(update={"start": None}), "shards": first.shards}
     )
-    other = copy_world(world, world.runs[0].root + "-2")
+    other = copy_world(world, Path(f"{world.root}-2"))
     storage.write_json(uri.replace("/root/", "/root-2/"), scratch.model_dump(mode="json"))
     assert not {_stage(first), f"datasets/{storage.name(first.shards.uri)}"} & set(other.clean().deleted)
 
@@ -158,8 +159,6 @@ def test_a_set_that_is_being_made_keeps_the_set_that_it_builds_on(world):
     open_chunk = f"{world.root}/datasets/0123456789/chunks/{below}-000000.parquet"
     storage.write_bytes(open_chunk, b"x")
     soon = world.with_retention(days=3.0)  # the chunk is young, the set below it old
-    import os
-
     for path in storage.files(first.shards.uri):
         os.utime(f"{first.shards.uri}/{path}", (1, 1))
     found = soon.clean(dry_run=True)
@@ -210,7 +209,7 @@ def test_runs_that_are_in_another_registry_are_kept(world):
     assert not _needs(first) & set(world.clean().deleted)
 
 
-def test_runs_of_a_shared_mlflow_that_are_of_other_roots_are_not_touched(world, tmp_path):
+def test_runs_of_a_shared_mlflow_that_are_of_other_roots_are_not_touched(world):
     """A database that several roots use: that of this root would otherwise be taken for what somebody has left."""
     uri = resolve_uri(world.config)
     world.config = _copy(world.config, "tracking", uri=uri)
@@ -228,7 +227,7 @@ def test_runs_of_a_shared_mlflow_that_are_of_other_roots_are_not_touched(world, 
     assert "elsewhere-1" not in {run.run_id for run in list_runs(world.config)}
 
 
-def test_a_registry_without_the_model_deletes_nothing(world, tmp_path):
+def test_a_registry_without_the_model_deletes_nothing(world):
     """It was emptied, or the command runs where `tracking.uri` is another file: nobody knows the champion then."""
     before = world.listing()
     world.client.delete_registered_model("tiny")
@@ -278,8 +277,6 @@ def test_an_evaluation_goes_with_the_stage_that_it_measured(world):
 
 def test_networks_and_statistics_go_with_the_runs_that_they_measured(world):
     first, second = world.runs
-    from stylegan.evaluation.features.embedded import network_file
-
     names = [f"features/{network_file(world.config.evaluation, run.shards)}" for run in world.runs]
     for name in (*names, "features/inception-0123456789.pth", "features/rotation-abandoned.safetensors"):
         storage.write_bytes(f"{world.root}/{name}", b"x")
@@ -301,23 +298,22 @@ def test_what_killed_writers_have_left_goes_and_their_folder_stays(world):
     assert found.freed == {"partial files": 4}
 
 
-def test_the_embedded_mlflow_keeps_no_model_of_a_registration_that_was_cut(world):
+def test_the_embedded_mlflow_keeps_no_model_of_a_registration_that_was_cut(world, tmp_path):
     first = world.runs[0]
     world.forget()
     (logged,) = (run for run in list_runs(world.config) if run.run_id == first.run_id)
     experiment = world.client.get_run(logged.mlflow_run_id).info.experiment_id
     model = world.client.create_logged_model(experiment, name="tiny", source_run_id=logged.mlflow_run_id)
-    (world_file := world.root + "/left.txt")
-    storage.write_bytes(world_file, b"x")
-    world.client.log_model_artifact(model.model_id, world_file, "left.txt")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"x")
+    world.client.log_model_artifacts(model.model_id, str(folder))
     assert any(model.model_id in path for path in world.listing())
     world.clean()
     assert not any(model.model_id in path for path in world.listing())
 
 
 def test_a_root_without_anything_is_clean(tiny_config, tmp_path):
-    from stylegan.pipeline.retention import clean_up
-
     config = tiny_config(tmp_path / "root")
     found = clean_up(config, dry_run=True, now=time.time())
     assert (found.before, found.deleted) == ({}, ())
