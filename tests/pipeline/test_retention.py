@@ -21,6 +21,7 @@ from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.reachability import Item
 from stylegan.pipeline.retention import DAY, MARKS, AnotherCleanUpError, clean_up, due, garbage, reached
 from stylegan.pipeline.run import Run
+from stylegan.pipeline.steps import Pipeline
 from stylegan.registry.contents import list_registered
 from stylegan.tracking.removal import list_runs
 from stylegan.verbs.find_model import find_model
@@ -240,6 +241,19 @@ def test_a_run_that_has_its_lock_and_no_config_yet_ends_the_clean_up(world):
     with lock.hold(world.root, "run-new", run_id="new", what="stylegan run"):
         found = world.clean()
     assert (found.deleted, found.stopped[:4]) == ((), "new ")
+
+
+def test_a_run_looks_at_its_stages_after_the_clean_up_that_it_waited_for(world, monkeypatch):
+    run = world.runs[1]
+    first = run.stages[0]
+    real = lock.wait_for_clean_up
+    monkeypatch.setattr(
+        lock, "wait_for_clean_up", lambda root: (real(root), storage.delete(run.stage_uri(first)))
+    )  # the last deletion
+    with Pipeline(world.config) as pipeline:
+        shards = pipeline.shard().record
+        assert pipeline.run(shards).find_stage(first)
+        assert pipeline.train(shards, first, None).record is None  # not "taken from storage"
 
 
 def test_two_clean_ups_do_not_work_at_once(world):
