@@ -26,7 +26,7 @@ notebook: quickstart ## Run configs/quickstart.ipynb on the finished quickstart 
 test: lint ## Check style and types and run the tests with real engines, all but those of stack-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not stack"
 
-stack-test: setup ## Run the long tests of the engines together: clusters, jobs, signals, kills, S3, secrets, deployment: half an hour
+stack-test: setup ## Run the long tests of the engines together: clusters, jobs, schedules, signals, kills, S3, secrets: an hour
 	$(BIN)/python -m pytest -m stack
 
 test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3) and train nothing: under two minutes

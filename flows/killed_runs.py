@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stylegan.processes import Process, this_process
+from stylegan.processes import has_ended, place, start_time
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -26,15 +27,14 @@ NEVER_BEGAN = timedelta(minutes=10)  # after which a pending run is not expected
 
 
 def process_tag() -> str:
-    """Return the tag of this process."""
-    process = this_process()
-    return f"{PID_TAG}{process.place}:{process.pid}:{process.started:.0f}"
+    """Return the tag of this process: where its pid counts, pid and start time."""
+    return f"{PID_TAG}{place()}:{os.getpid()}:{start_time():.0f}"
 
 
 def _is_gone(tag: str) -> bool:
     """Return whether the tag names a process of this place that no longer runs."""
-    place, pid, started = tag.removeprefix(PID_TAG).rsplit(":", 2)
-    return Process(place=place, pid=int(pid), started=float(started)).is_gone
+    where, pid, started = tag.removeprefix(PID_TAG).rsplit(":", 2)
+    return where == place() and has_ended(int(pid), float(started))
 
 
 def tag_process() -> None:

@@ -134,10 +134,8 @@ def retrain(config: Config, day: str | None) -> Retrained:
 
 def _busy(config: Config) -> Retrained | None:
     """Return the result of a check while another retraining of the model is under way, None if there is none."""
-    holder = lock.holder(storage.absolute(config.storage.root), retraining.lock_name(config))
-    if holder is None:
-        return None
-    return Retrained(check=None, decision=Decision(train=False, rule="locked", reason=str(lock.LockedError(holder))))
+    busy = retraining.busy(config)
+    return Retrained(check=None, decision=busy) if busy else None
 
 
 def _train(config: Config, check: Check, decision: Decision, begun: Begun | None) -> Retrained:
@@ -197,14 +195,20 @@ def measure_drift(pipeline: Pipeline, check: Check, shards: ShardSet) -> Drift |
 
 @task(name="clean up", task_run_name="clean up", **OPTIONS)
 def clean_up(config: Config) -> int | None:
-    """Delete what `retention` does not keep; return the bytes that this has freed. None if another process does it now."""
+    """Delete what `retention` does not keep; return the bytes that this has freed. None if it could not be done now.
+
+    Nothing that a retraining should fail of; people are told, since a disk may be full one day.
+    """
     from stylegan.pipeline.retention import AnotherCleanUpError, clean_up
 
     try:
         return clean_up(config).freed_bytes
-    except AnotherCleanUpError as error:  # nothing that a retraining should fail of
+    except AnotherCleanUpError as error:
         logger.info("clean up: %s", error)
-        return None
+    except UserError as error:
+        logger.warning("clean up: %s", error)
+        notify.tell(config, notify.Message(f"{config.model_name}: the clean-up failed", str(error), _links(config)))
+    return None
 
 
 @task(name="notify", task_run_name="notify", **OPTIONS)

@@ -51,6 +51,7 @@ TRANSIENT_CODES = {
     "RequestTimeout",
     "IncompleteBody",
     "BadDigest",
+    "ConditionalRequestConflict",
     "InternalError",
     "ServiceUnavailable",
     "Throttling",

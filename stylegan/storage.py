@@ -278,46 +278,55 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 @_guarded("write", writes=True)
 def create(uri: str, data: bytes) -> bool:
-    """Write a whole file that nobody else has written; of several that try at once, one succeeds.
+    """Write a whole file unless it exists; of several writers exactly one succeeds.
 
-    On a folder (also NFS), on S3 and on Google Cloud that is certain. S3 does it by a conditional write, which AWS, MinIO,
-    Ceph and others have; a store that ignores the condition, and stores of other kinds, look first and write then, so that
-    two that try within the same moment may both succeed.
+    Local folders, S3 and Google decide that by themselves. In other stores, and on servers that imitate S3 without
+    `If-None-Match`, two writers of the same moment may both get True; the content is then that of the last one.
+
+    Args:
+        uri: of the file.
+        data: what nobody else writes there, since a file with the same content counts as our own: the answer of the store
+            may have been lost, and the request repeated.
 
     Returns:
-        False if the file exists.
+        Whether the file is ours. False: it existed.
 
     Raises:
-        StepError: the store refuses or does not answer.
+        StepError: the store refuses.
     """
     fs, path = filesystem(uri)
-    if is_local(uri):
-        return _create_local(Path(path), data)
     try:
-        fs.pipe_file(path, data, mode="create")
-    except Exception as error:
-        if not (isinstance(error, FileExistsError) or answer_of(error)[0] in (409, 412)):
-            raise
-        # It may be our own, written by an earlier attempt whose answer was lost.
-        with suppress(FileNotFoundError):
-            return cast(bytes, fs.cat_file(path)) == data
+        if is_local(uri):
+            make_folder(Path(path).parent)
+            _create_local(Path(path), data)
+        elif fs.exists(path):  # some servers ignore the condition below
+            raise FileExistsError(path)
+        else:
+            fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            return read_bytes(uri) == data
         return False
     return True
 
 
-def _create_local(target: Path, data: bytes) -> bool:
-    make_folder(target.parent)
-    partial = target.with_name(f".{target.name}.{boot_id()[:8]}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+def _create_local(target: Path, data: bytes) -> None:
+    """Write a local file, whole and durable from its first moment on. Raise FileExistsError if it exists."""
+    partial = _partial(target)
     try:
         partial.write_bytes(data)
         _sync(partial)
-        os.link(partial, target)  # fails if the target exists, also on NFS
+        try:
+            os.link(partial, target)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            with open(target, "xb") as file:  # no links here, as on FAT: its name is there a moment before its content
+                file.write(data)
+            _sync(target)
         _sync(target.parent)
-    except FileExistsError:
-        return False
     finally:
         partial.unlink(missing_ok=True)
-    return True
 
 
 def write_local(path: Path, data: bytes) -> None:
@@ -334,14 +343,19 @@ def replacing(path: Path) -> Iterator[Path]:
     removed and `path` stays as it was. Every local file that counts as whole once it exists is written here or by
     `place`.
     """
-    ending = f".{boot_id()[:8]}-{uuid.uuid4().hex[:8]}{PARTIAL}"
-    beginning = os.fsencode(f".{path.name}")[: MAX_NAME - len(ending)]  # `path.name` may be as long as names can be
-    partial = path.with_name(f"{os.fsdecode(beginning)}{ending}")
+    partial = _partial(path)
     try:
         yield partial
         place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """Return a name beside a path for its partial file."""
+    ending = f".{boot_id()[:8]}-{uuid.uuid4().hex[:8]}{PARTIAL}"
+    beginning = os.fsencode(f".{path.name}")[: MAX_NAME - len(ending)]  # `path.name` may be as long as names can be
+    return path.with_name(f"{os.fsdecode(beginning)}{ending}")
 
 
 def place(file: Path, target: Path) -> None:

@@ -50,14 +50,6 @@ def local_path(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def nimg_of(checkpoint_uri: str) -> int | None:
-    """Return the image count in the URI of a checkpoint, `.../0016-{key}/checkpoint-000023000`; None for another URI."""
-    found = re.fullmatch(
-        r"\d{4}-[0-9a-f]{10}/checkpoint-(\d{9,})", "/".join(checkpoint_uri.rstrip("/").split("/")[-2:])
-    )
-    return int(found[1]) if found else None
-
-
 def file_url(path: str) -> str:
     """Return a path as a `file://` URL, in which blanks, `%`, `?`, `#` and other letters than ASCII are quoted."""
     return Path(os.path.abspath(path)).as_uri()

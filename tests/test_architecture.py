@@ -22,6 +22,7 @@ STOREYS = [
         "stylegan.places",
         "stylegan.processes",
         "stylegan.records",
+        "stylegan.processes",
         "stylegan.progress",
         "stylegan.images",
     ],

@@ -357,3 +357,33 @@ def test_what_is_no_file_is_not_read(tmp_path, kind):
         os.mkfifo(path)
     with pytest.raises(StepError, match="is a pipe, a socket or a device, not a file"):
         storage.read_bytes(path)
+
+
+def test_only_one_creates_a_file(root):
+    uri = storage.join(root, "a", "b")
+    assert storage.create(uri, b"one")
+    assert storage.create(uri, b"one")  # the answer was lost, and the request repeated
+    assert not storage.create(uri, b"two")
+    assert storage.read_bytes(uri) == b"one"
+    assert storage.names(storage.join(root, "a")) == ["b"]
+
+
+def test_a_disk_without_links_creates_a_file_once(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    uri = str(tmp_path / "a")
+    assert storage.create(uri, b"one")
+    assert not storage.create(uri, b"two")
+    assert storage.read_bytes(uri) == b"one"
+
+
+def test_s3_itself_refuses_the_second_of_two_writers(s3_server, monkeypatch):
+    """Both have seen that there is no such file."""
+    uri = f"{s3_server()}/a"
+    fs, _ = storage.filesystem(uri)
+    monkeypatch.setattr(fs, "exists", lambda path: False)
+    assert storage.create(uri, b"one")
+    assert not storage.create(uri, b"two")
+    assert storage.read_bytes(uri) == b"one"

@@ -246,11 +246,13 @@ def _storage(config: Config | None) -> str:
 def _data(config: Config | None) -> str:
     from stylegan.data.sources.open_source import open_source
     from stylegan.pipeline.check_data import check_data
+    from stylegan.pipeline.run import find_origin
 
     if config is None:
         return "give a CONFIG to look at its data"
     source = open_source(config.data, config.storage.root)
     check_data(config, len(source.images), source.label_names, source.attribute_names)
+    find_origin(config, source)
     if source.attribute_names:
         labels = f"{len(source.attribute_names)} attributes"
     else:

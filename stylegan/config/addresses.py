@@ -43,10 +43,11 @@ def addresses(config: UncheckedConfig) -> Iterator[tuple[str, str]]:
         yield "data.source", config.data.source
     if config.evaluation.features not in KINDS_OF_FEATURES:
         yield "evaluation.features", config.evaluation.features
-    weights = config.evaluation.weights
+    weights, warm = config.evaluation.weights, config.training.warm_start
     others = {
         "data.label_file": config.data.label_file,
         "tracking.uri": config.tracking.uri,
+        "training.warm_start.checkpoint": warm.checkpoint if warm else None,
         **{f"evaluation.weights.{name}": getattr(weights, name) for name in type(weights).model_fields},
     }
     yield from ((key, value) for key, value in others.items() if value is not None)

@@ -11,7 +11,6 @@ from stylegan.config.addresses import KINDS_OF_FEATURES, check_addresses
 from stylegan.config.resolutions import at_resolution
 from stylegan.config.sections import MOST_PIXELS, UncheckedConfig
 from stylegan.evaluation.metric_table import METRICS
-from stylegan.uris import nimg_of
 
 
 def check(config: UncheckedConfig) -> None:
@@ -60,26 +59,17 @@ def _check_stages(config: UncheckedConfig) -> None:
 
     # The first stage.
     start = training.start_resolution
-    if start not in config.growth:
+    if start not in config.grown_resolutions:
         raise ValueError(f"training.start_resolution={start}: must be a power of two from 4 to data.resolution={final}")
 
     # Exceptions for single stages.
     for owner, given in (("training", training.stages), ("ray", config.ray.stages)):
-        unknown = [r for r in given if r not in config.growth]
+        unknown = [r for r in given if r not in config.grown_resolutions]
         if unknown:
-            raise ValueError(f"{owner}.stages.{unknown[0]}: no such stage; the stages are {list(config.growth)}")
+            known = list(config.grown_resolutions)
+            raise ValueError(f"{owner}.stages.{unknown[0]}: no such stage; the stages are {known}")
     if start in training.stages and training.stages[start].fade_kimg:
         raise ValueError(f"training.stages.{start}.fade_kimg: the first stage has nothing to fade in from; remove it")
-
-    # A warm start has one stage, of a length of its own.
-    if training.warm_start:
-        checkpoint = training.warm_start.checkpoint
-        if nimg_of(checkpoint) is None:
-            raise ValueError(
-                f"training.warm_start.checkpoint={checkpoint}: must be a folder of a stage such as "
-                "/data/stages/0016-0123456789/checkpoint-000023000"
-            )
-        return
 
     # The last stage must have something left to train after its fade-in.
     least = sum(sum(config.kimg_at(r)) for r in config.resolutions[:-1]) + config.kimg_at(final)[0]

@@ -36,6 +36,7 @@ from stylegan.config.resolutions import (
 )
 
 T = TypeVar("T")
+_CHECKPOINT = re.compile(r"(?:.*/)?[0-9]{4}-[0-9a-z]+/checkpoint-[0-9]{9,}/*", re.DOTALL)
 Metric = Literal[
     "fid",
     "kid",
@@ -389,13 +390,43 @@ class RotationConfig(Section):
 
 
 class WarmStartConfig(Section):
-    """Training that goes on from a model: the last stage only, with G, D, the average and both optimizers as they were."""
+    """Go on with a trained model on the present images: the last stage only, from the whole state of a checkpoint.
+
+    `training.warm_start: {checkpoint: URI}` turns it on; `null` is off. G, D, the average of G and both optimizers go on, so
+    the networks must be those of this config, and the classes those of the images. A checkpoint that has moved is found
+    below the present `storage.root`; the last two parts of its URI alone are part of a run's identity.
+    """
 
     checkpoint: str = Field(
-        description="URI of a `checkpoint-...` folder of the last stage of a run with the same networks. It must hold the "
-        "whole state, as those of training do."
+        description="Folder of the checkpoint at the end of a last stage: `.../stages/0016-KEY/checkpoint-000023000`."
     )
-    kimg: Distance = Field(1000.0, description="Length of the training, in kimg, instead of that of the stages.")
+    kimg: Distance = Field(
+        1000.0, description="Length of this training, in kimg, whatever `stable_kimg` and `total_kimg` say."
+    )
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _of_a_stage(cls, value: str) -> str:
+        if not _CHECKPOINT.fullmatch(value):
+            raise ValueError(
+                "must be the folder of a checkpoint of a stage, as .../stages/0016-KEY/checkpoint-000023000"
+            )
+        return value.rstrip("/")
+
+    @property
+    def identity(self) -> str:
+        """The last two parts of the URI. A stage's key is a digest of all that made it, so they name the content."""
+        return "/".join(self.checkpoint.split("/")[-2:])
+
+    @property
+    def resolution(self) -> int:
+        """The resolution of the checkpoint's stage."""
+        return int(self.identity[:4])
+
+    @property
+    def nimg(self) -> int:
+        """The images that D had been shown at the checkpoint."""
+        return int(self.identity.rpartition("-")[2])
 
 
 class TrainingConfig(Section):
@@ -483,11 +514,6 @@ class TrainingConfig(Section):
         description="Steps between two gradient penalties. 1: they are part of every step. k > 1: every k-th step has "
         "them, as an update of their own with k times the weight (the lazy regularisation of StyleGAN2).",
     )
-    warm_start: WarmStartConfig | None = Field(
-        None,
-        description="Go on from a model instead of from new weights: `{checkpoint: URI, kimg: 1000}`. `null`: new weights, "
-        "through all stages.",
-    )
     rotation: RotationConfig | None = Field(
         None, description="Self-supervision by rotation (SS-GAN). `null`: off. `{}`: on, with the values of the paper."
     )
@@ -524,6 +550,11 @@ class TrainingConfig(Section):
         "copy of G.",
     )
     mirror: bool = Field(False, description="Flip each real image left-right with probability 1/2.")
+    warm_start: WarmStartConfig | None = Field(
+        None,
+        description="Go on with the whole state of a checkpoint instead of growing new networks: `{checkpoint: URI, kimg: "
+        "1000}`. `null`: new networks, through all stages.",
+    )
 
 
 class SnapshotsConfig(Section):
@@ -1001,12 +1032,12 @@ class UncheckedConfig(Section):
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """The resolutions of the stages, ascending; a warm start has the last one only."""
-        return self.growth[-1:] if self.training.warm_start else self.growth
+        """The resolutions of the stages, ascending. A warm start has the last one only."""
+        return self.grown_resolutions if self.training.warm_start is None else (self.data.resolution,)
 
     @property
-    def growth(self) -> tuple[int, ...]:
-        """The resolutions that the networks grow through when they start from new weights, ascending."""
+    def grown_resolutions(self) -> tuple[int, ...]:
+        """The resolutions through which new networks grow, ascending."""
         return tuple(r for r in RESOLUTIONS if self.training.start_resolution <= r <= self.data.resolution)
 
     def workers_at(self, resolution: int) -> RayStageOverride:
@@ -1087,11 +1118,11 @@ class UncheckedConfig(Section):
     def kimg_at(self, resolution: int) -> tuple[float, float]:
         """Return the lengths of one stage's fade-in and of its training after that, in kimg.
 
-        The first stage has no fade-in. `training.total_kimg` sets the length of the last stage.
+        The first stage has no fade-in. `training.total_kimg` sets the length of the last stage, and a warm start its own.
         """
+        if self.training.warm_start:
+            return 0.0, self.training.warm_start.kimg
         training, override = self.training, self.training.stages.get(resolution, StageOverride())
-        if training.warm_start:
-            return 0.0, training.warm_start.kimg
 
         # Fade-in.
         fade = 0.0

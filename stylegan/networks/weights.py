@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from safetensors import torch as safetensors_torch
 from torch import Tensor
-from typing_extensions import TypedDict
 
-from stylegan import storage
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
-from stylegan.records import parse
 
 # The metadata has a single key: the order of several keys, and so the bytes, would differ from process to process.
-MAX_HEADER = 100 * 2**20  # bytes; the format allows no more
 GENERATOR_KEY = "stylegan.generator"
 DISCRIMINATOR_KEY = "stylegan.discriminator"
+MAX_HEADER = 100_000_000  # bytes that safetensors itself allows
 
 
 def save_generator(generator: Generator, label_names: Sequence[str]) -> bytes:
@@ -59,7 +55,7 @@ def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, t
     try:
         # Read the file.
         tensors = read_tensors(data)
-        header = _header(data)
+        header = generator_header(data)
         label_names = tuple(header.pop("label_names"))
 
         # Rebuild the network. The meta device draws no random weights, so loading leaves the global random state alone.
@@ -78,35 +74,26 @@ def load_generator(data: bytes, origin: str = "generator") -> tuple[Generator, t
     return generator.eval().requires_grad_(False), label_names
 
 
-class Description(TypedDict):
-    """What a generator file says of its network."""
+def generator_header(data: bytes) -> dict[str, Any]:
+    """Return what a file of `save_generator` says of its generator; the first `header_bytes(data)` of it are enough.
 
-    model: dict[str, Any]
-    resolution: int
-    channels: int
-    num_labels: int
-    label_names: list[str]
+    The keys are model, resolution, channels, num_labels and label_names. Bytes of another kind raise errors of many types.
+    """
+    # JSON inside the JSON metadata.
+    header: dict[str, Any] = json.loads(json.loads(data[8 : header_bytes(data)])["__metadata__"][GENERATOR_KEY])
+    return header
 
 
-def read_description(uri: str) -> Description:
-    """Read what a generator file says of its network; the weights stay where they are.
+def header_bytes(data: bytes) -> int:
+    """Return where the tensors of a safetensors file begin, from its first eight bytes.
 
     Raises:
-        FileNotFoundError: no such file.
-        DamagedError: it is no generator file.
-        StepError: storage does not answer.
+        ValueError: no such file has so long a header.
     """
-    try:
-        (length,) = struct.unpack("<Q", storage.read_range(uri, 0, 8))
-        if length > MAX_HEADER:
-            raise ValueError(f"a header of {length:,} bytes")
-        header = json.loads(storage.read_range(uri, 8, length))
-        found = json.loads(header["__metadata__"][GENERATOR_KEY])
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{uri}: is no generator file ({one_line(error, 200)}); give one that this program has written"
-        ) from None
-    return parse(json.dumps(found), Description, origin=uri, cure="train again")
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    return 8 + length
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:
@@ -147,9 +134,3 @@ def _save(key: str, network: Generator | Discriminator, label_names: Sequence[st
         header["rotation"] = network.rotation is not None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     return safetensors_torch.save(tensors, metadata={key: json.dumps(header)})
-
-
-def _header(data: bytes) -> dict[str, Any]:
-    """Read the header of a generator: JSON inside the JSON metadata, which follows its length in eight bytes."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][GENERATOR_KEY])

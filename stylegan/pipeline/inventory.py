@@ -25,6 +25,7 @@ from stylegan.config.yaml_text import read as read_yaml
 from stylegan.data.shardset import MANIFEST
 from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
 from stylegan.evaluation.metric_table import rank
+from stylegan.pipeline.lock import LOCKS, Holder, lives, run_lock
 from stylegan.places import nearest
 from stylegan.records import Record
 from stylegan.registry.contents import RegisteredVersion, list_versions
@@ -45,6 +46,7 @@ ROOMS = {
     "mlflow.db": "MLflow",
     "mlartifacts": "MLflow",
     "ray": "Ray",
+    LOCKS: "locks",
 }
 
 
@@ -66,7 +68,7 @@ class StoredRun(Record):
     Attributes:
         run_id: as other commands take it.
         state: started, `in 8x8` (a stage is under way, or was stopped), `trained 8x8` (up to a stage that is not the
-            last one), trained, evaluated (not judged yet), or finished.
+            last one), trained, evaluated (not judged yet), or finished; before it `running, ` if a process works on it.
         changed: when it last did something, ISO 8601 in UTC.
         num_images: of its set; None if that is not known.
         kimg: of its newest checkpoint; None before the first one.
@@ -215,7 +217,12 @@ class _Root:
             sets = list(pool.map(self._set, self._names("datasets")))
             stages = list(pool.map(self._stage, filter(STAGE.fullmatch, self._names("stages"))))
             read = list(pool.map(self._run_records, self._names("runs")))
+            running = list(pool.map(self._is_running, self._names("runs")))
         runs = [self._run(*records, sets, stages) for records in read]
+        runs = [
+            run.model_copy(update={"state": f"running, {run.state}"}) if is_running else run
+            for run, is_running in zip(runs, running, strict=True)
+        ]
         num_bytes: dict[str, int] = {}
         for path, facts in self.files.items():
             room = ROOMS.get(path.partition("/")[0], "other files")
@@ -294,6 +301,13 @@ class _Root:
         report = self._read(_Report, "runs", run_id, "report.json", problems)
         verdict = self._read(dict[str, Any], "runs", run_id, "verdict.json", problems)
         return run_id, report, bool(verdict), problems
+
+    def _is_running(self, run_id: str) -> bool:
+        """Return whether a process works on a run, by the newest record of its lock."""
+        lock = run_lock(run_id)
+        files = self.folders.get((LOCKS, lock))
+        holder = self._read(Holder, LOCKS, lock, max(files), []) if files else None
+        return holder is not None and lives(holder)
 
     def _run(
         self,

@@ -14,7 +14,6 @@ from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.protocol import deciding_settings
 from stylegan.evaluation.report import EVALUATION_VERSION
 from stylegan.records import Record, digest
-from stylegan.training.identity import identity
 from stylegan.training.schedule import stages
 
 # Raise one when the step's result changes for the same config: finished work of that step is then done again. A
@@ -31,6 +30,7 @@ IN_STAGE = (
     "batch",
     "learning_rate",
     "learning_rate_scaling",
+    "warm_start",  # and through its checkpoint, which takes the place of the stage below
 )
 # Settings of training that change its speed and memory, and the weights by no more than rounding.
 OF_SPEED = ("max_batch_per_worker", "cuda_graphs")
@@ -47,11 +47,9 @@ class Keys(Record):
 
 def stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
     """Compute the keys of the stages, the first stage first."""
-    # A warm start stands where the stage below would: its checkpoint is known by the key of its stage, which is a digest of
-    # all that it was made of, and by its image count.
     warm = config.training.warm_start
-    keys, below = list[str](), f"warm {identity(warm.checkpoint)}" if warm else ""
-    common = config.training.model_dump(mode="json", exclude={*IN_STAGE, *OF_SPEED, "warm_start"})
+    keys, below = list[str](), warm.identity if warm else ""
+    common = config.training.model_dump(mode="json", exclude={*IN_STAGE, *OF_SPEED})
     # Workers and intervals are not part of what is trained, but for the batch that `auto` makes of the workers. The
     # final resolution is, since the weights of the penalties are given there.
     labels = config.model.conditional

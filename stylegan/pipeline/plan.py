@@ -18,19 +18,19 @@ from stylegan.evaluation.features import public_weights
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
+from stylegan.pipeline.keys import gate_key
 from stylegan.pipeline.preflight import check_root
 from stylegan.pipeline.retraining import Decision
-from stylegan.pipeline.run import Run
+from stylegan.pipeline.run import Run, find_origin
 from stylegan.records import Record
 from stylegan.registry.gate import describe_verdict
-from stylegan.registry.versions import find_version, is_applied
+from stylegan.registry.versions import find_verdict, find_version, is_applied
 from stylegan.retry import storage_settings
 from stylegan.training.cost import Cost, counted_evaluation, gpu_hours, stage_cost
 from stylegan.training.faults import check_gpus, check_named
 from stylegan.training.gpus import cuda_problem, gpus_here, named_accelerators, target, triton_cure
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import checkpoints, newest_checkpoint
-from stylegan.training.warm_start import require_warm_start
+from stylegan.training.state import newest_checkpoint
 
 
 class PlannedStep(Record):
@@ -98,8 +98,8 @@ def make_plan(config: Config, *, images: int | None = None) -> Plan:
             done yet. Then neither the source nor a remote storage is looked at, which may be out of reach from here.
 
     Raises:
-        ConfigError, StepError: the source or the storage cannot be read or holds too few images, or the GPU of this machine
-            cannot train a stage that is left.
+        ConfigError, StepError: the source or the storage cannot be read or holds too few images, training cannot go on from
+            the checkpoint of a warm start, or the GPU of this machine cannot train a stage that is left.
     """
     if images is not None:
         check_data(config, images, ("assumed",))
@@ -118,8 +118,7 @@ def _make_plan(config: Config) -> Plan:
         unseen = f"`{config.command('plan')} --images N` plans for N images without looking"
         raise type(error)(f"{error}; if the data cannot be reached from here, {unseen}") from error
     check_data(config, len(source.images), source.label_names, source.attribute_names)
-    if shards is None or not checkpoints(Run(config, shards).stage_uri(stages(config)[-1])):
-        require_warm_start(config, source.label_names)
+    find_origin(config, source)
     if shards is None:
         change = plan_change(source, config.data, root)
         return _plan_without_data(config, change.new + change.changed, _describe(change))
@@ -225,6 +224,8 @@ def _plan_stage(run: Run, stage: Stage, ready: bool, speeds: dict[str, None]) ->
     left = stage.end_nimg - (newest.nimg if newest else stage.start_nimg)
     if newest:
         reason = f"goes on from {newest.nimg / 1000:g} of {stage.end_nimg / 1000:g} kimg"
+    elif warm := run.config.training.warm_start:
+        reason = f"goes on from {warm.identity}, from {warm.nimg / 1000:g} to {stage.end_nimg / 1000:g} kimg"
     else:
         reason = _why_not_trained(run, stage) if ready else "waits for the stage below"
     return _train_step(run.config, stage, stage_cost(run.config, stage), left, reason, speeds)
@@ -297,7 +298,9 @@ def plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
             reason = "the registry does not have this run any more"
     register = PlannedStep(name="register", state="cached" if version else "run", reason=reason)
 
-    verdict = run.find_verdict(version.version) if version else None
+    stored, verdict = run.find_verdict(version.version) if version else None, None
+    if version:
+        verdict = find_verdict(run.config, version.version, gate_key(run.config, version.version), stored)
     judged = verdict if verdict and is_applied(run.config, verdict) else None
     if judged and version:
         reason = describe_verdict(judged, version.aliases)
@@ -305,4 +308,6 @@ def plan_registry(run: Run, report: Report | None) -> list[PlannedStep]:
         reason = "not judged by this gate yet" if version else "waits for register"
         if verdict:
             reason = "the registry does not have its verdict, or has lost the alias champion"
+        elif stored:
+            reason = "the stored verdict is not on the models that the registry has"
     return [register, PlannedStep(name="gate", state="cached" if judged else "run", reason=reason)]

@@ -125,7 +125,7 @@ class Look:
             # A run writes its config right after it has taken its lock.
             unknown = holder.name == lock.run_lock(run_id) and run_id not in self._configs
             if run_id not in self._working or unknown:
-                return f"{holder.text}; the next clean-up goes on"
+                return f"{lock.describe(holder)}; the next clean-up goes on"
         return ""
 
     def items(self) -> dict[str, Item]:

@@ -186,7 +186,7 @@ def clean_up(config: Config, *, dry_run: bool = False, now: float | None = None)
         except lock.LockedError as error:
             other = error.holder
             raise AnotherCleanUpError(
-                f"{root}: is cleaned up already, since {other.since} (on {other.host}, pid {other.process.pid}); wait until "
+                f"{root}: is cleaned up already, since {other.since} (on {other.host}, pid {other.pid}); wait until "
                 "that has ended"
             ) from None
 

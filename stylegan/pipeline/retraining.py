@@ -260,13 +260,24 @@ def predict(config: Config, day: str | None = None) -> tuple[Decision, Config]:
         day = datetime.now().astimezone().date().isoformat()
     config = for_day(config, day)
     with storage_settings(config.storage):
-        if busy := lock.holder(storage.absolute(config.storage.root), lock_name(config)):
-            return Decision(train=False, rule="locked", reason=str(lock.LockedError(busy))), config
+        if other := busy(config):
+            return other, config
     found = check(config, day)
     decision = decide(config, found, begun=find_begun(config, day))
     if decision.train and decision.start is None:
         decision = decision.model_copy(update={"start": choose_start(config, found, decision.rule)})
     return decision, start_config(config, decision.start)
+
+
+def busy(config: Config) -> Decision | None:
+    """Return the decision of a check while another retraining of the model surely is under way, None if none is.
+
+    A holder of the lock that is silent does not count: whoever trains watches it, and takes over.
+    """
+    holder = lock.holder(config.storage.root, lock_name(config))
+    if holder is None or not lock.beats(holder):
+        return None
+    return Decision(train=False, rule="locked", reason=str(lock.LockedError(holder)))
 
 
 def lock_name(config: Config) -> str:

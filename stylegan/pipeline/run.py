@@ -9,28 +9,38 @@ from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import find_shards, shards_uri
 from stylegan.data.shardset import ShardSet
+from stylegan.data.sources.base import Source
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import DamagedError, StepError
 from stylegan.evaluation.page.write_page import GROWTH, PAGE, REPORT, REPORT_CURE, read_report
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import Keys, former_stage_keys, gate_key, make_keys, stage_keys
-from stylegan.records import Record
-from stylegan.registry.gate import Verdict
+from stylegan.registry.gate import StoredVerdict, Verdict
 from stylegan.training.curves import STATS, Row, read_rows
 from stylegan.training.job import StageJob
 from stylegan.training.samples import sample_grids
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import MARKER, Checkpoint, check_folder, checkpoints
+from stylegan.training.warm_start import warm_checkpoint
 
 VERDICT = "verdict.json"  # in the folder of a run, from its last step
 VERDICT_CURE = "delete it and run the same command again, which judges anew"
 
 
-class _StoredVerdict(Record):
-    """A verdict in storage, with the key of the gate that gave it. Whether it was applied is asked of the registry."""
+def find_origin(config: Config, source: Source) -> Checkpoint | None:
+    """Return what `Run.origin` returns for the stage of a warm start, also before the images are sharded.
 
-    key: str
-    verdict: Verdict
+    Raises:
+        ConfigError: training cannot go on from that checkpoint.
+        StepError: storage does not answer.
+    """
+    if config.training.warm_start is None:
+        return None
+    shards = find_shards(source, config.data, config.storage.root)
+    if shards is None:
+        return warm_checkpoint(config, source.label_names)
+    run = Run(config, shards)
+    return run.origin(run.stages[-1])
 
 
 def find_run(config: Config) -> Run:
@@ -117,7 +127,7 @@ class Run:
         return storage.join(self._stages_uri, _stage_folder(stage, self.stage_key(stage)))
 
     def job(self, stage: Stage, previous: Checkpoint | None) -> StageJob:
-        """Return what a worker needs to train a stage that starts at the end of the stage below."""
+        """Return what a worker needs to train a stage; `previous` is the end of the stage below, or its `origin`."""
         return StageJob(
             config=self.config,
             stage=stage,
@@ -127,6 +137,17 @@ class Run:
             uri=self.stage_uri(stage),
             previous=previous,
         )
+
+    def origin(self, stage: Stage) -> Checkpoint | None:
+        """Return the checkpoint with which a warm start begins; None without one, and once it has a checkpoint of its own.
+
+        Raises:
+            ConfigError: training cannot go on from that checkpoint.
+            StepError: storage does not answer.
+        """
+        if self.config.training.warm_start is None or checkpoints(self.stage_uri(stage)):
+            return None
+        return warm_checkpoint(self.config, self.shards.label_names)
 
     def find_stage(self, stage: Stage) -> Checkpoint | None:
         """Return the last checkpoint of a stage that is finished and whose files still exist, else None.
@@ -197,8 +218,8 @@ class Run:
             )
         return report
 
-    def find_verdict(self, version: str) -> Verdict | None:
-        """Return this gate's verdict on a version, None if there is none; the registry knows whether it was applied.
+    def find_verdict(self, version: str) -> StoredVerdict | None:
+        """Return this gate's verdict on a version of this number, None if there is none; `versions.find_verdict` judges it.
 
         Raises:
             DamagedError: the stored verdict is not what was written. Judging anew could undo what a person decided
@@ -210,7 +231,7 @@ class Run:
         if found.verdict.challenger != version:
             problem = f"verdict.challenger: it is on version {found.verdict.challenger}, its key on {version}"
             raise DamagedError(f"{self._verdict_uri}: is damaged ({problem}); {VERDICT_CURE}")
-        return found.verdict
+        return found
 
     def judged_version(self) -> str | None:
         """Return the version on which this gate's verdict is, None without one; asks no registry.
@@ -223,15 +244,15 @@ class Run:
             return None
         return found.verdict.challenger
 
-    def _stored_verdict(self) -> _StoredVerdict | None:
+    def _stored_verdict(self) -> StoredVerdict | None:
         try:
-            return storage.read_json(self._verdict_uri, _StoredVerdict, cure=VERDICT_CURE)
+            return storage.read_json(self._verdict_uri, StoredVerdict, cure=VERDICT_CURE)
         except FileNotFoundError:
             return None
 
-    def write_verdict(self, verdict: Verdict) -> None:
-        """Write a verdict for `find_verdict`."""
-        found = _StoredVerdict(key=gate_key(self.config, verdict.challenger), verdict=verdict)
+    def write_verdict(self, verdict: Verdict, models: tuple[str, str]) -> None:
+        """Write a verdict for `find_verdict`, with the models of which it is (`versions.model_ids`)."""
+        found = StoredVerdict(key=gate_key(self.config, verdict.challenger), verdict=verdict, models=models)
         storage.write_json(self._verdict_uri, found.model_dump(mode="json"))
 
 

@@ -33,15 +33,15 @@ from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, write_page
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
-from stylegan.pipeline import lock
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
+from stylegan.pipeline.keys import gate_key
+from stylegan.pipeline.lock import LostError, hold, run_lock, wait_for_clean_up
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
-from stylegan.pipeline.run import VERDICT, Run, find_run
+from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
 from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
-from stylegan.registry.contents import list_registered
 from stylegan.registry.gate import Verdict, comparable, describe_old_reals, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
@@ -55,8 +55,7 @@ from stylegan.training.identity import identity, place_below
 from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
-from stylegan.training.state import Checkpoint, checkpoints
-from stylegan.training.warm_start import find_warm_checkpoint, require_warm_start
+from stylegan.training.state import Checkpoint
 from stylegan.uris import redact
 
 if TYPE_CHECKING:
@@ -106,12 +105,10 @@ class Pipeline:
         self._stack = ExitStack()
         self._run: Run | None = None
         self._tracked: TrackedRun | None = None
+        self._lock = ExitStack()
+        self._claimed = False
         self._course = Course()
         self._told = set[str]()  # the steps that are said to be taken from storage
-        self._finished = (
-            False  # whether every step is known to be done, so that nothing is written that two would double
-        )
-        self._claimed = False  # whether this process holds the lock of the run
         self.version_tags: dict[str, str] = {}  # of the version that is registered, beside its own
 
     def __enter__(self) -> Pipeline:
@@ -124,6 +121,7 @@ class Pipeline:
             stack.enter_context(storage_settings(self.config.storage))
             check_places(self.config)
             use_places(self.config)
+            self._lock = stack.enter_context(ExitStack())  # released when no worker of ours is left
             stack.enter_context(ray_session())
             self._stack = stack.pop_all()
         course.set(self._course)  # here, so that every step and every thread of it has it in its context
@@ -135,7 +133,7 @@ class Pipeline:
         self._course.end()
         course.set(None)
         with self._stack:
-            if self._tracked is None:
+            if self._tracked is None or isinstance(error, LostError):  # the new holder goes on with it
                 return
             if error is None:
                 self._tracked.finish("FINISHED")
@@ -149,6 +147,18 @@ class Pipeline:
             self._run = Run(self.config, shards)
         return self._run
 
+    def _claim(self, run: Run) -> None:
+        """Hold the lock of the run from here to the end of the block: no other process works on it, and nothing that it needs
+        is deleted.
+
+        Raises:
+            LockedError: another process holds it.
+        """
+        if not self._claimed:
+            self._lock.enter_context(hold(run.root, run_lock(run.run_id), run_id=run.run_id, what="stylegan run"))
+            wait_for_clean_up(run.root)
+            self._claimed = True
+
     def tracked(self, shards: ShardSet) -> TrackedRun:
         """Return the MLflow run of this pipeline run, opened at the first call.
 
@@ -156,24 +166,9 @@ class Pipeline:
         """
         if self._tracked is None:
             run = self.run(shards)
-            if not self._finished:
-                self._claim(run)
             storage.write_bytes(storage.join(run.uri, "config.yaml"), dump(self.config).encode())
             self._tracked = open_run(self.config, run.run_id, shards)
         return self._tracked
-
-    def _claim(self, run: Run) -> None:
-        """Take the lock of the run, to the end of this pipeline; nothing that it needs is deleted from then on.
-
-        Raises:
-            LockedError: another process works for it.
-        """
-        if not self._claimed:
-            self._stack.enter_context(
-                lock.hold(run.root, lock.run_lock(run.run_id), run_id=run.run_id, what="stylegan run")
-            )
-            lock.wait_for_clean_up(run.root)
-            self._claimed = True
 
     def _done(self, step: str, record: R, found: R | None) -> Done[R]:
         """Return the record of a step; `found` is what storage had of it."""
@@ -197,8 +192,9 @@ class Pipeline:
             to_end: whether evaluation, registration and gate come after them.
 
         Raises:
-            ConfigError: the source does not exist or lacks the labels that the config asks for, public weights that
-                the config needs cannot be had, or the cluster cannot hold the workers of a stage.
+            ConfigError: the source does not exist or lacks the labels that the config asks for, training cannot go on
+                from the checkpoint of a warm start, public weights that the config needs cannot be had, or the cluster
+                cannot hold the workers of a stage.
             StepError: the images cannot be used, or storage refuses.
         """
         check_root(self.config.storage.root)
@@ -206,13 +202,13 @@ class Pipeline:
         # Check the listing; no image is read.
         source = open_source(self.config.data, self.config.storage.root)
         check_data(self.config, len(source.images), source.label_names, source.attribute_names)
+        find_origin(self.config, source)
 
         # What cannot be done later ends a run now, not after days of training.
         found = find_shards(source, self.config.data, self.config.storage.root)
         is_final = found is not None and storage.name(found.uri) == shard_key(self.config.data, source)
         self._plan(found, then, shards_done=is_final, to_end=to_end)
         if found is None or self.run(found).find_report() is None:
-            self._require_start(found, source.label_names)
             check_work(
                 self.config, [stage for stage in then if found is None or self._is_to_train(found, stage, then[-1])]
             )
@@ -224,13 +220,6 @@ class Pipeline:
         record = found if found and is_final else shard_in_parallel(source, self.config)
         check_data(self.config, record.num_images, record.label_names, record.attribute_names)
         return self._done("shard", record, found if record == found else None)
-
-    def _require_start(self, found: ShardSet | None, label_names: tuple[str, ...]) -> None:
-        """Raise ConfigError if training cannot go on from the checkpoint of the config and has not done so yet."""
-        if self.config.training.warm_start is None:
-            return
-        if found is None or not checkpoints(self.run(found).stage_uri(stages(self.config)[0])):
-            require_warm_start(self.config, label_names)
 
     def take(self, shards: ShardSet, then: Sequence[Stage]) -> Done[ShardSet]:
         """Go on with the shards of a run that was begun before, whatever the source holds now.
@@ -244,7 +233,7 @@ class Pipeline:
         """
         self._plan(shards, then, shards_done=True, to_end=True)
         if self.run(shards).find_report() is None:
-            self._require_start(shards, shards.label_names)
+            self.run(shards).origin(then[0])
             check_work(self.config, [stage for stage in then if self._is_to_train(shards, stage, then[-1])])
         return self._done("shard", shards, shards)
 
@@ -309,19 +298,17 @@ class Pipeline:
             finished or has a checkpoint to go on from.
 
         Raises:
-            ConfigError: the cluster can never hold its workers.
+            ConfigError: the cluster can never hold its workers, or training cannot go on from the checkpoint of a warm
+                start.
             StepError: training or storage failed.
             Stopped: a worker was sent SIGTERM; the stage has a checkpoint of this moment.
         """
         self._course.begin(f"train {stage.name}")
         run = self.run(shards)
-        if not self._finished:
-            self._claim(run)  # before the first look at what a clean-up might delete
+        self._claim(run)  # before the first look at what a clean-up might delete
         found = run.find_stage(stage)
         needed = found is None and run.is_needed(stage, target)
-        if needed and previous is None and not checkpoints(run.stage_uri(stage)):
-            previous = find_warm_checkpoint(self.config)
-        job = run.job(stage, previous)
+        job = run.job(stage, run.origin(stage) if needed and previous is None else previous)
         show = StageProgress(self.config, job).show if needed else None
         quick = rows_name(self.config, stage.resolution, shards)
         tracked = self.tracked(shards)
@@ -357,6 +344,7 @@ class Pipeline:
         """Measure the averaged generator of a checkpoint by the metrics of the config, in parallel on Ray."""
         self._course.begin("evaluate")
         run = self.run(shards)
+        self._claim(run)
         found = run.find_report()
         report = found
         if found is None or not storage.exists(run.grid_uri):
@@ -417,6 +405,7 @@ class Pipeline:
         """Register a version of the model, as challenger."""
         self._course.begin("register")
         run = self.run(shards)
+        self._claim(run)
         key = run.keys.registration
         found = versions.find_version(self.config, key)
         tags = self._version_tags(shards)
@@ -447,23 +436,8 @@ class Pipeline:
             "stylegan.source": redact(self.config.data.source),
             "stylegan.dataset_key": storage.name(shards.uri),
             "stylegan.num_images": str(shards.num_images),
-            **self._lineage(),
             **self.version_tags,
         }
-
-    def _lineage(self) -> dict[str, str]:
-        """Return the tags of a version that name the model which its training went on from."""
-        warm = self.config.training.warm_start
-        if warm is None:
-            return {}
-        parent = identity(warm.checkpoint)
-        known = (
-            version
-            for version in list_registered(self.config)
-            if identity(version.tags.get("stylegan.checkpoint_uri", "")) == parent
-        )
-        found = next(known, None)
-        return {"stylegan.parent_checkpoint": parent} | ({"stylegan.parent_version": found.version} if found else {})
 
     def gate(self, shards: ShardSet, version: ModelVersion, report: Report) -> Done[Verdict]:
         """Judge the version against the champion and move the aliases.
@@ -473,18 +447,24 @@ class Pipeline:
         """
         self._course.begin("gate")
         run = self.run(shards)
-        verdict = run.find_verdict(version.version)
+        self._claim(run)
+        stored, key = run.find_verdict(version.version), gate_key(self.config, version.version)
+        verdict = versions.find_verdict(self.config, version.version, key, stored)
         if verdict and versions.is_applied(self.config, verdict):
+            if stored is None or stored.verdict != verdict:  # that of another registry; the next repeat finds this one
+                run.write_verdict(verdict, versions.model_ids(self.config, verdict))
             return self._done("gate", verdict, verdict)
-        if verdict and not versions.can_apply(self.config, verdict):
-            logger.info("gate: the registry has another champion than the stored verdict was against; judging anew")
-            verdict = None
+        if stored and not verdict:
+            logger.info(
+                "gate: the stored verdict is not on the models that the registry %s has; judging anew",
+                redact(resolve_uri(self.config)),
+            )
         try:
             verdict = verdict or self._judge(run, version, report)
-            versions.apply_verdict(self.config, verdict)
+            versions.apply_verdict(self.config, verdict, key)
         except StaleVerdictError:  # another version has become champion since it was judged
             verdict = self._judge(run, version, report)
-            versions.apply_verdict(self.config, verdict)
+            versions.apply_verdict(self.config, verdict, key)
         return self._done("gate", verdict, None)
 
     def _judge(self, run: Run, version: ModelVersion, report: Report) -> Verdict:
@@ -504,7 +484,7 @@ class Pipeline:
         if before and other and before.dataset_fingerprint != run.shards.fingerprint:
             beside = self._on_old_reals(report, before)
             verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, *([beside] if beside else []))})
-        run.write_verdict(verdict)
+        run.write_verdict(verdict, versions.model_ids(self.config, verdict))
         return verdict
 
     def _on_old_reals(self, report: Report, champion: Report) -> str | None:
@@ -546,9 +526,9 @@ class Pipeline:
 
         The steps themselves are called, so what a killed run has left in MLflow is mended as in any other run.
         """
-        self._finished = self._is_finished()
-        if not self._finished:
+        if not self._is_finished():
             return None
+        self._claimed = True  # nothing is left to do, so it needs no lock, and no other process is in its way
         shards = self.shard().record
         checkpoints: list[Checkpoint | None] = [None]
         for stage in stages(self.config):
@@ -586,17 +566,17 @@ class Pipeline:
             report = run.find_report()
             if run.find_stage(run.stages[-1]) is None or report is None or missing_figures(report):
                 return False
-            judged = run.judged_version()
-            if judged is None:
+            if run.judged_version() is None:
                 return False
             # Before MLflow, whose import takes as long as all of this.
             self._tell_taken(
                 "shard", *(f"train {stage.name}" for stage in run.stages if run.find_stage(stage)), "evaluate"
             )
             version = versions.find_version(self.config, run.keys.registration)
-            if version is None or version.version != judged:
+            if version is None:
                 return False
-            verdict = run.find_verdict(judged)
+            key = gate_key(self.config, version.version)
+            verdict = versions.find_verdict(self.config, version.version, key, run.find_verdict(version.version))
             return verdict is not None and versions.is_applied(self.config, verdict)
         return False
 

@@ -21,6 +21,20 @@ class Verdict(Record):
     challenger: str
 
 
+class StoredVerdict(Record):
+    """A verdict in storage. Whether it was applied is asked of the registry.
+
+    Attributes:
+        key: of the gate that gave it.
+        verdict: the verdict; its numbers of versions are those of the registry at that time.
+        models: which models the challenger's and the champion's number meant there; None if an earlier release wrote it.
+    """
+
+    key: str
+    verdict: Verdict
+    models: tuple[str, str] | None = None
+
+
 def describe_verdict(verdict: Verdict, aliases: Collection[str]) -> str:
     """Return the verdict with its reasons, and what has become of the version since.
 

@@ -9,7 +9,6 @@ from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.page.metric_rows import MetricRow, metric_rows, skipped_rows
 from stylegan.evaluation.page.published import dataset_of, licence_of
 from stylegan.evaluation.report import Report
-from stylegan.training.identity import identity
 from stylegan.uris import redact
 
 MAX_CARD = 5000  # characters; MLflow's databases hold no longer description, and all but SQLite refuse one
@@ -25,6 +24,7 @@ def write_card(
     mlflow_run_id: str,
     version: str,
     tracking_uri: str,
+    parent_version: str | None = None,
 ) -> str:
     """Return the card as Markdown: model, warnings, samples, how to draw more, metrics, and where it comes from.
 
@@ -37,6 +37,7 @@ def write_card(
         mlflow_run_id: MLflow's id of the run, whose artifacts hold the pictures.
         version: the number of the version that the card describes.
         tracking_uri: where MLflow is.
+        parent_version: the number of the version that a warm start has gone on from, if this model has it.
     """
     rows = metric_rows(report)
     lines = [
@@ -59,7 +60,7 @@ def write_card(
         "| metric | value | 95 % interval | what it says | key |",
         "|---|---|---|---|---|",
     ]
-    tail = ["", *_origin(config, report, shards, run_id)]
+    tail = ["", *_origin(config, report, shards, run_id, parent_version)]
     shown = len(lines)
     while True:
         more = [f"| and {len(lines) - shown} more | | | see report.html of the run | |"] if shown < len(lines) else []
@@ -116,7 +117,9 @@ def _drawing(config: Config, version: str, tracking_uri: str, *, conditional: bo
     ]
 
 
-def _origin(config: Config, report: Report, shards: ShardSet, run_id: str) -> list[str]:
+def _origin(config: Config, report: Report, shards: ShardSet, run_id: str, parent_version: str | None) -> list[str]:
+    warm = config.training.warm_start
+    version = f"version {parent_version}, " if parent_version else ""
     data = dataset_of(config.data.source, shards.num_images)
     return [
         "## Where it comes from",
@@ -124,14 +127,9 @@ def _origin(config: Config, report: Report, shards: ShardSet, run_id: str) -> li
         f"- run: `{run_id}`; its artifact `report.html` is the whole report",
         f"- images: fingerprint `{report.dataset_fingerprint}`; licence: {licence_of(data) or UNKNOWN_LICENCE}",
         f"- checkpoint: `{shorten(report.checkpoint_uri, 800)}`",
-        *_parent(config),
+        *([f"- went on from: {version}checkpoint `{shorten(warm.identity, 300)}`"] if warm else []),
         f"- evaluation protocol: `{report.protocol}`",
     ]
-
-
-def _parent(config: Config) -> list[str]:
-    warm = config.training.warm_start
-    return [f"- went on from: `{shorten(identity(warm.checkpoint), 200)}`, for {warm.kimg:g} kimg"] if warm else []
 
 
 def _metric_line(row: MetricRow) -> str:

@@ -3,7 +3,7 @@
 A version carries everything that the gate needs as tags, so a verdict needs no other store: `stylegan.key` (the key of
 the registration step), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id`, `stylegan.model_id` and each
 metric. `stylegan.registered` is written last and marks the registration as complete. Decisions are kept as tags too:
-`gate.*` for the last verdict, `champion.<time>` for every time the version became champion.
+`gate.*` for the last verdict (`gate.key` says of which gate), `champion.<time>` for every time the version became champion.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from stylegan.registry.aliases import (
     versions_of,
 )
 from stylegan.registry.contents import REGISTERED
-from stylegan.registry.gate import Verdict
+from stylegan.registry.gate import StoredVerdict, Verdict
 from stylegan.registry.model_card import write_card
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
 from stylegan.tracking.removal import delete_model
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from stylegan.networks.generator import Generator
 
+PARENT_VERSION = "stylegan.parent_version"  # whose checkpoint a warm start has gone on from
 MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
 logger = logging.getLogger("stylegan")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors")
@@ -106,6 +107,7 @@ def register(
                 location,
                 run_id=mlflow_run_id,
                 tags=_version_tags(report, key=key, checkpoint=checkpoint, run_id=run_id)
+                | _parent_tags(client, config)
                 | {MODEL_ID: model_id, **tags},
                 model_id=model_id,
             )
@@ -119,6 +121,7 @@ def register(
                 mlflow_run_id=mlflow_run_id,
                 version=version,
                 tracking_uri=uri,
+                parent_version=found.tags.get(PARENT_VERSION),
             )
             client.update_model_version(name, version, description=card)
             _complete(client, name, version)
@@ -181,7 +184,7 @@ def is_applied(config: Config, verdict: Verdict) -> bool:
     """Return whether the registry shows that a verdict was applied; writes nothing.
 
     It was if the version carries it. Who is champion now is another matter, since people move aliases too. Only if nobody
-    is, although the verdict made the version champion, has the alias been lost.
+    is, although the verdict made the version champion or found it so, has the alias been lost.
     """
     uri, name = resolve_uri(config), config.model_name
     if is_empty(uri):
@@ -192,33 +195,97 @@ def is_applied(config: Config, verdict: Verdict) -> bool:
         if model is None or verdict.challenger not in _versions(client, name):
             return False
         tags = client.get_model_version(name, verdict.challenger).tags
-        return _carries(tags, verdict) and not (verdict.promote and current_champion(model) is None)
+        lost = (verdict.promote or _is_itself(verdict)) and current_champion(model) is None
+        return (_carries(tags, verdict) or _is_itself(verdict)) and not lost
 
 
-def can_apply(config: Config, verdict: Verdict) -> bool:
-    """Return whether a stored verdict still fits the registry: it carries it, or has the champion that it was against."""
+def find_verdict(config: Config, version: str, key: str, stored: StoredVerdict | None) -> Verdict | None:
+    """Return the verdict of a gate on a version that this registry has, None if the version is to be judged.
+
+    Numbers begin anew in every registry, and storage keeps the last verdict only. So what the version carries counts
+    first, and a stored verdict only if its numbers mean the same models here. One that was not applied yet also needs the
+    champion that it was against.
+
+    Args:
+        config: names the registry.
+        version: the number of the version, which exists.
+        key: of the gate.
+        stored: the verdict of this gate that storage has.
+    """
+    uri, name = resolve_uri(config), config.model_name
+    client = connect(uri)
+    with explained(uri, f"look up the verdict on {name}"):
+        tags = client.get_model_version(name, version).tags
+        told = _verdict_of(tags, version, key)
+        if stored is None or (stored.models and stored.models != _model_ids(client, name, stored.verdict)):
+            return told
+        verdict, now = stored.verdict, current_champion(client.get_registered_model(name))
+        if told:  # the tags may hold its reasons cut
+            return verdict if (told.promote, told.champion) == (verdict.promote, verdict.champion) else told
+        if _carries(tags, verdict):
+            return verdict
+        if _is_itself(verdict):
+            return verdict if stored.models or now else None
+        return verdict if stored.models and now in (verdict.champion, verdict.challenger) else None
+
+
+def model_ids(config: Config, verdict: Verdict) -> tuple[str, str]:
+    """Return what tells the models of a verdict, challenger and champion, from those of other registries."""
     uri, name = resolve_uri(config), config.model_name
     client = connect(uri)
     with explained(uri, f"look up {name}"):
-        model = _model(client, name)
-        now = current_champion(model) if model else None
-        return now in (verdict.champion, verdict.challenger) or _carries(
-            client.get_model_version(name, verdict.challenger).tags, verdict
-        )
+        return _model_ids(client, name, verdict)
+
+
+def _model_ids(client: MlflowClient, name: str, verdict: Verdict) -> tuple[str, str]:
+    there = {str(found.version): found for found in client.search_model_versions(f"name='{name}'")}
+
+    def model_id(version: str | None) -> str:
+        found = there.get(version or "")
+        return str(found.tags.get(MODEL_ID) or found.creation_timestamp) if found else ""
+
+    return model_id(verdict.challenger), model_id(verdict.champion)
+
+
+def _verdict_of(tags: Mapping[str, str], version: str, key: str) -> Verdict | None:
+    """Return the verdict of a gate that the tags of a version hold completely, None if they do not."""
+    gate, _, told = tags.get("gate.key", "").partition(" ")
+    decision, _, against = told.partition(" ")
+    if gate != key:
+        return None
+    verdict = Verdict(
+        promote=decision == "promote",
+        reasons=(tags.get("gate.reasons", ""),),
+        champion=None if against == "none" else against,
+        challenger=version,
+    )
+    return verdict if _carries(tags, verdict) else None
+
+
+def _decision(verdict: Verdict) -> tuple[str, str]:
+    return "promote" if verdict.promote else "keep", verdict.champion or "none"
 
 
 def _carries(tags: Mapping[str, str], verdict: Verdict) -> bool:
-    """Return whether the tags of a version hold a verdict on it."""
-    decision, against = ("promote" if verdict.promote else "keep"), verdict.champion or "none"
-    same = (tags.get("gate.verdict"), tags.get("gate.champion")) == (decision, against)
-    return same or verdict.challenger == verdict.champion
+    """Return whether the tags of a version hold this decision on it."""
+    return (tags.get("gate.verdict"), tags.get("gate.champion")) == _decision(verdict)
 
 
-def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
+def _is_itself(verdict: Verdict) -> bool:
+    """Return whether a verdict says no more than that the version is champion already; tags do not hold it."""
+    return verdict.challenger == verdict.champion
+
+
+def apply_verdict(config: Config, verdict: Verdict, key: str = "") -> ModelVersion:
     """Write the verdict to the challenger's version and move the aliases if it promotes.
 
     A verdict that was applied before changes nothing, not even after a rollback in between: a person's decision stays. But
     if nobody is champion any more, the version that was it last gets the alias again.
+
+    Args:
+        config: names the registry.
+        verdict: on a version there.
+        key: of the gate that gave it, for `find_verdict`.
 
     Raises:
         StaleVerdictError: another version became champion since the verdict.
@@ -227,16 +294,18 @@ def apply_verdict(config: Config, verdict: Verdict) -> ModelVersion:
     uri, name = resolve_uri(config), config.model_name
     client = connect(uri)
     with explained(uri, f"apply the verdict on {name}"):
-        decision, against = ("promote" if verdict.promote else "keep"), verdict.champion or "none"
+        decision, against = _decision(verdict)
         reasons = " ".join(verdict.reasons)
         tags = {"gate.reasons": reasons, "gate.champion": against, "gate.time": _now()}
+        tags["gate.key"] = f"{key} {decision} {against}"  # a write that is cut mixes no two verdicts
         tags["gate.verdict"] = decision  # last: it marks the verdict as applied
 
         def plan(aliases: dict[str, str], finished: Move | None) -> Move | None:
             found = client.get_model_version(name, verdict.challenger).tags
             now = aliases.get(CHAMPION)
-            if _carries(found, verdict):
-                last = None if now or not verdict.promote else _last_champion(client, name)
+            itself = _is_itself(verdict)
+            if itself or _carries(found, verdict):
+                last = _last_champion(client, name) if not now and (itself or verdict.promote) else None
                 if last is None:
                     return None
                 logger.info(
@@ -455,6 +524,17 @@ def _version_tags(report: Report, *, key: str, checkpoint: str, run_id: str) -> 
     }
     metrics = {name: f"{value:.6g}" for name, value in report.metrics.items()}
     return {f"stylegan.{name}": value for name, value in facts.items()} | metrics
+
+
+def _parent_tags(client: MlflowClient, config: Config) -> dict[str, str]:
+    """Return the tags that name what a warm start has gone on from, and its version if this model has it."""
+    warm = config.training.warm_start
+    if warm is None:
+        return {}
+    same = f"name='{config.model_name}' and tags.`stylegan.checkpoint_uri` LIKE '%/{warm.identity}'"
+    found = client.search_model_versions(same, order_by=["version_number DESC"], max_results=1)
+    version = {PARENT_VERSION: str(found[0].version)} if found else {}
+    return {"stylegan.parent_checkpoint": warm.identity} | version
 
 
 def _create_model(client: MlflowClient, name: str) -> None:

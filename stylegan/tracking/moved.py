@@ -11,6 +11,7 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 from stylegan.uris import file_url, local_path
 
@@ -29,25 +30,37 @@ PLACES = {
 def follow(database: Path) -> None:
     """Rewrite the places of the artifacts of a database that was moved with them; do nothing otherwise.
 
-    That is the case if an experiment has its artifacts in a folder of this name elsewhere, and there is one beside the
-    database. All places change in one transaction. A database that cannot be read or written now is left as it is: MLflow
-    says what is wrong with it.
+    That is the case if an experiment has its artifacts in a folder of this name elsewhere, and those of one of its runs or
+    models are in the one beside the database. A database may serve several roots: the experiments of the others stay. So
+    does a place that is another path to this very folder. All places change in one transaction. A database that cannot be
+    read or written now is left as it is: MLflow says what is wrong with it.
     """
     here = database.absolute().parent / ARTIFACTS
     if not (database.exists() and here.is_dir()):
         return
     with suppress(sqlite3.Error):
         for old in sorted(_elsewhere(database, here)):
-            number = _replace(database, old, file_url(str(here)))
-            logger.info("MLflow at %s: its folder was moved; %d places of artifacts follow it", database, number)
+            if number := _replace(database, old, file_url(str(here))):  # else another process was faster
+                logger.info("MLflow at %s: its folder was moved; %d places of artifacts follow it", database, number)
 
 
 def _elsewhere(database: Path, here: Path) -> set[str]:
-    """Return the URLs of folders of artifacts that are not that beside the database."""
+    """Return the URLs of other folders of artifacts, of which some are beside the database now."""
     with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        rows = connection.execute("SELECT artifact_location FROM experiments").fetchall()
-    found = {row[0].rstrip("/") for row in rows if row[0] and row[0].startswith("file://")}
-    return {url for url in found if os.path.basename(local_path(url)) == ARTIFACTS and local_path(url) != str(here)}
+        experiments, runs, models = (
+            {url.rstrip("/") for (url,) in connection.execute(f"SELECT {PLACES[table][0]} FROM {table}") if url}
+            for table in ("experiments", "runs", "logged_models")
+        )
+
+    def is_moved(url: str) -> bool:
+        old = local_path(url)
+        if os.path.basename(old) != ARTIFACTS or (os.path.exists(old) and os.path.samefile(old, here)):
+            return False
+        return any(
+            os.path.exists(here / unquote(one[len(url) + 1 :])) for one in runs | models if one.startswith(f"{url}/")
+        )
+
+    return {url for url in experiments if url.startswith("file://") and is_moved(url)}
 
 
 def _replace(database: Path, old: str, new: str) -> int:

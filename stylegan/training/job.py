@@ -18,14 +18,14 @@ class StageJob(Record):
     key: str  # of the stage; a checkpoint with another key belongs to another config
     run_id: str
     uri: str  # the stage's folder in storage
-    previous: Checkpoint | None  # the end of the stage below, or what a warm start goes on from; None for new weights
-
-    @property
-    def is_warm(self) -> bool:
-        """True if it goes on from a checkpoint of this resolution, optimizers included."""
-        return self.previous is not None and self.previous.resolution == self.stage.resolution
+    previous: Checkpoint | None  # the end of the stage below, or that of a warm start; None for new networks
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """The classes that G and D are trained with, in the order of their numbers; empty without conditioning."""
         return self.shards.label_names if self.config.model.conditional else ()
+
+    @property
+    def is_warm(self) -> bool:
+        """Return whether the stage goes on with the whole state of a checkpoint of its own resolution."""
+        return self.config.training.warm_start is not None

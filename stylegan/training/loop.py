@@ -131,8 +131,8 @@ def _train_stage(
                 checkpoints.wait()
                 raise StageStopped(f"train {stage.name}: stopped at {state.nimg} images, as asked")
 
-            # Reset Adam at the start of the stage, unless it goes on from a model, and at the end of its fade.
-            if stage.resets_optimizers(state.nimg) and not (job.is_warm and state.nimg == stage.start_nimg):
+            # Reset Adam at the start of the stage and at the end of its fade. A warm start goes on with its moments.
+            if not job.is_warm and stage.resets_optimizers(state.nimg):
                 runner.reset_optimizers()
 
             # Train D, then G.
@@ -160,8 +160,8 @@ def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[
         The state, and the image count of its checkpoint; None at the start of the stage.
 
     Raises:
-        StepError: the ranks do not see the same storage or do not have the same weights, there is neither a checkpoint
-            nor a stage below to start from; or as `start_stage` and `resume_stage`.
+        StepError: the ranks do not see the same storage or do not have the same weights, there is no checkpoint, neither
+            its own nor one to start from; or as `start_stage` and `resume_stage`.
     """
     config, stage, num_labels = job.config, job.stage, len(job.label_names)
 
@@ -177,6 +177,8 @@ def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[
     check_shared(job, storage.exists(reals) and nimg[0] == nimg[distributed.rank()], device)
 
     # Load or make the state, and check that it is the same on all ranks.
+    if newest is None and job.previous is None and job.is_warm:
+        raise StepError(f"{job.uri}: its checkpoints are gone; run the same command again, which starts it anew")
     if newest is None and job.previous is None and stage.resolution > config.training.start_resolution:
         raise StepError(
             f"{job.uri}: its checkpoints are gone, and so is the end of the stage below; run the same command again, "

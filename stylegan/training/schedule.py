@@ -11,7 +11,6 @@ import math
 
 from stylegan.config.tree import Config
 from stylegan.records import Record
-from stylegan.uris import nimg_of
 
 PENALTIES = ("loss/r1", "loss/r2", "loss/gp")  # metrics that only steps with a gradient penalty compute
 
@@ -77,12 +76,11 @@ class Stage(Record):
 def stages(config: Config) -> tuple[Stage, ...]:
     """Return the stages of a run, ascending in resolution. Each starts where the one before it ends.
 
-    A warm start has one stage, which starts at the image count of its checkpoint.
+    A warm start is one stage, which starts where its checkpoint ends.
     """
     plan: list[Stage] = []
-    training, start = config.training, 0
-    if training.warm_start:
-        start = nimg_of(training.warm_start.checkpoint) or 0
+    training, warm = config.training, config.training.warm_start
+    start = warm.nimg if warm else 0
     for resolution in config.resolutions:
         fade, stable = config.kimg_at(resolution)
         plan.append(

@@ -201,15 +201,15 @@ def start_stage(
 ) -> TrainState:
     """Return the state at the first image of a stage.
 
-    Its networks are new without `previous`, and otherwise those of the stage below, grown by one resolution. If `previous`
-    has the resolution of the stage itself, training goes on from it (a warm start): with its optimizers, too, since a fresh
-    Adam takes large steps in all directions at once, and with its average of G.
+    Its networks are new without `previous`, and otherwise those of the stage below, grown by one resolution. A warm start
+    takes the whole state of `previous`, both optimizers included, as it is.
 
     Raises:
-        StepError: `previous` is not the end of the stage below in this config, or is damaged.
+        StepError: `previous` is not the end of the stage below in this config, or not the checkpoint of its warm start,
+            or is damaged.
     """
-    if previous and previous.resolution == stage.resolution:
-        return _continue(config, stage, previous, num_labels, device)
+    if config.training.warm_start and previous:
+        return _go_on(config, stage, previous, num_labels=num_labels, device=device)
     state = TrainState(config, previous.resolution if previous else stage.resolution, num_labels, device)
     if previous:
         _load(previous, state.load_networks)
@@ -224,17 +224,16 @@ def start_stage(
     return state
 
 
-def _continue(config: Config, stage: Stage, previous: Checkpoint, num_labels: int, device: Device) -> TrainState:
-    """Return the whole state of a checkpoint, without the sums of the curve that it was part of."""
-    state = TrainState(config, stage.resolution, num_labels, device)
-    state.reset_optimizers(config, stage.learning_rate)
-    _load(previous, state.load_state_dict)
-    state.sums, state.steps, state.measured = {}, 0, {}
-    if state.nimg != stage.start_nimg:
+def _go_on(config: Config, stage: Stage, origin: Checkpoint, *, num_labels: int, device: Device) -> TrainState:
+    """Return the state of a checkpoint of another run, with which this stage starts; the sums for its curves are empty."""
+    cure = "give another checkpoint to training.warm_start, or remove it"
+    if (origin.resolution, origin.nimg) != (stage.resolution, stage.start_nimg):
         raise StepError(
-            f"checkpoint {previous.uri} is of {state.nimg} images, its name says {stage.start_nimg}; give a folder as "
-            "training wrote it"
+            f"checkpoint {origin.uri} is of {origin.resolution}x{origin.resolution} at {origin.nimg} images, but stage "
+            f"{stage.name} of this config starts at {stage.start_nimg}; {cure}"
         )
+    state = _load_whole(config, stage, origin, num_labels=num_labels, device=device, cure=cure)
+    state.sums, state.steps, state.measured = {}, 0, {}
     return state
 
 
@@ -251,9 +250,15 @@ def resume_stage(
             f"checkpoint {record.uri} belongs to another config (key {record.digest}, this config gives {key}); "
             "use the config it was made with or another storage.root"
         )
+    return _load_whole(config, stage, record, num_labels=num_labels, device=device)
+
+
+def _load_whole(
+    config: Config, stage: Stage, record: Checkpoint, *, num_labels: int, device: Device, cure: str | None = None
+) -> TrainState:
     state = TrainState(config, stage.resolution, num_labels, device)
     state.reset_optimizers(config, stage.learning_rate)
-    _load(record, state.load_state_dict)
+    _load(record, state.load_state_dict, cure=cure)
     return state
 
 
@@ -364,8 +369,10 @@ def load_model(checkpoint_uri: str) -> tuple[Generator, tuple[str, ...]]:
         ) from None
 
 
-def _load(record: Checkpoint, load: Callable[[dict], None]) -> None:
+def _load(record: Checkpoint, load: Callable[[dict], None], *, cure: str | None = None) -> None:
     """Read training.pt of a checkpoint and hand its content to a `load_...` method of a state, which checks it.
+
+    `cure` is for errors about a checkpoint that must not be deleted, as one of this run may be.
 
     Raises:
         DamagedError: the file cannot be read, or holds another state than the record says.
@@ -375,9 +382,8 @@ def _load(record: Checkpoint, load: Callable[[dict], None]) -> None:
     try:
         data = storage.read_bytes(uri)
     except FileNotFoundError:
-        raise StepError(
-            f"checkpoint {record.uri} is incomplete: training.pt is missing; delete that folder and run the same command again"
-        ) from None
+        cure = cure or "delete that folder and run the same command again"
+        raise StepError(f"checkpoint {record.uri} is incomplete: training.pt is missing; {cure}") from None
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch does not look at the checksums that it writes
             if changed := archive.testzip():
@@ -390,4 +396,4 @@ def _load(record: Checkpoint, load: Callable[[dict], None]) -> None:
         raise
     except Exception as error:  # torch.load and load_state_dict raise errors of many types
         problem = f"{type(error).__name__}: {one_line(error, 200)}"
-        raise DamagedError(f"{uri}: is damaged ({problem}); {_cure(record.uri)}") from error
+        raise DamagedError(f"{uri}: is damaged ({problem}); {cure or _cure(record.uri)}") from error

@@ -1,107 +1,158 @@
-"""Check whether training can go on from a checkpoint: that it is there, and that its networks are those of a config.
+"""Warm start: whether, and from which checkpoint, a training can go on with the whole state of an earlier one.
 
-The checks read a few kilobytes: the header of the generator, and the config of the run that wrote it.
+Only small files and the beginnings of large ones are read. Loss, penalties, batch, learning rate and precision may be
+others than before: networks and moments are stored in fp32 and fit each of them.
 """
 
 from __future__ import annotations
 
-import os
+import json
+import pickletools
+import zipfile
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from stylegan import storage
-from stylegan.config.file import read
-from stylegan.config.sections import ModelConfig
+from stylegan.config.sections import ModelConfig, WarmStartConfig
 from stylegan.config.tree import Config
-from stylegan.errors import ConfigError, DamagedError, UserError, one_line
-from stylegan.networks.weights import read_description
-from stylegan.training.identity import place_below
-from stylegan.training.state import Checkpoint, read_checkpoint
-from stylegan.uris import nimg_of
+from stylegan.errors import ConfigError, DamagedError, one_line, shown
+from stylegan.networks.weights import generator_header, header_bytes
+from stylegan.training.state import MARKER, Checkpoint, read_checkpoint
+
+# Settings of `model` that act while training only; all others make the networks.
+OF_TRAINING = {"style_mixing_prob", "w_avg_beta"}
+FIRST_BYTES = 2**16  # of a generator; most headers are shorter
+NO_CURE = "nothing can go on from it"
 
 
-def find_warm_checkpoint(config: Config) -> Checkpoint | None:
-    """Return the checkpoint that a config goes on from, wherever its storage root is now; None without a warm start.
-
-    Raises:
-        StepError: it is gone, or storage does not answer.
-    """
-    warm = config.training.warm_start
-    return read_checkpoint(place_below(config.storage.root, warm.checkpoint)) if warm else None
-
-
-def require_warm_start(config: Config, label_names: Sequence[str]) -> None:
-    """Check the checkpoint that a config goes on from, if there is one.
+def warm_checkpoint(config: Config, label_names: tuple[str, ...]) -> Checkpoint | None:
+    """Return the checkpoint that `training.warm_start` names, None without a warm start.
 
     Args:
-        label_names: the classes of the images.
+        config: that of the run.
+        label_names: the classes of the present images, in the order of their numbers.
 
     Raises:
         ConfigError: training cannot go on from it.
+        StepError: its store does not answer.
     """
     warm = config.training.warm_start
-    if warm and (obstacle := warm_obstacle(config, warm.checkpoint, label_names)):
+    if warm is None:
+        return None
+    if obstacle := warm_obstacle(config, warm.checkpoint, label_names):
         raise ConfigError(
-            f"training.warm_start.checkpoint={warm.checkpoint}: {obstacle}; give another one, or leave out "
-            "training.warm_start to train from new weights"
+            f"training.warm_start.checkpoint={warm.checkpoint}: {obstacle}; give another checkpoint, or remove "
+            "training.warm_start"
         )
+    return read_checkpoint(_locate(config, warm))
 
 
-def warm_obstacle(config: Config, checkpoint_uri: str, label_names: Sequence[str]) -> str | None:
-    """Return why training cannot go on from a checkpoint with the networks of a config, None if it can.
+def warm_obstacle(config: Config, checkpoint_uri: str, label_names: tuple[str, ...]) -> str | None:
+    """Return the reason for which training cannot go on from a checkpoint on the present images; None if it can.
 
     Args:
-        config: its own `training.warm_start` does not matter.
-        checkpoint_uri: as it was stored; its place below the storage root counts first.
-        label_names: the classes of the images.
+        config: that of the run; its own `training.warm_start` does not matter.
+        checkpoint_uri: the folder of the checkpoint. If it has moved, its last two parts count, below `storage.root`.
+        label_names: the classes of the present images, in the order of their numbers.
 
     Raises:
-        StepError: storage does not answer.
+        StepError: a store does not answer.
     """
-    if nimg_of(checkpoint_uri) is None:
-        return "it is no checkpoint of a stage of this program"
-    uri = place_below(config.storage.root, checkpoint_uri)
-    if not storage.exists(storage.join(uri, "training.pt")):
-        return "it is gone, or holds no state of training"
     try:
-        record, found = read_checkpoint(uri), read_description(storage.join(uri, "generator.safetensors"))
-    except FileNotFoundError:
-        return "it is incomplete"
+        warm = WarmStartConfig(checkpoint=checkpoint_uri)
+    except ValidationError:
+        return "it is no checkpoint of a stage, whose folder is as .../stages/0016-KEY/checkpoint-000023000"
+    side, wanted = warm.resolution, config.data.resolution
+    if side != wanted:
+        return f"it is a checkpoint of {side}x{side}, but data.resolution={wanted}, and only the last stage goes on"
+    uri = _locate(config, warm)
+    try:
+        return (
+            _not_the_end(uri, warm) or _other_generator(config, uri, label_names) or _other_discriminator(config, uri)
+        )
     except DamagedError as error:
         return str(error)
-    if record.resolution != config.data.resolution:
-        return f"it is of {record.resolution}x{record.resolution}, this config ends at {config.data.resolution}x{config.data.resolution}"
-    if found["channels"] != config.data.channels:
-        return f"its images have {found['channels']} channel(s), data.channels is {config.data.channels}"
-    if difference := _other_model(config.model, found["model"]):
-        return difference
-    classes = list(label_names) if config.model.conditional else []
-    if found["label_names"] != classes:
-        return f"it knows {len(found['label_names'])} class(es), which are not the {len(classes)} of these images"
-    return _other_discriminator(config, uri, record)
 
 
-def _other_model(model: ModelConfig, found: dict[str, object]) -> str | None:
-    """Return the first setting of the networks that differs, None if none does. Those that only training uses may."""
-    ours = model.model_dump(mode="json")
-    for name, value in ours.items():
-        theirs = found.get(name, ModelConfig.model_fields[name].default)
-        if theirs != value and name not in ("style_mixing_prob", "mapping_lrmul", "w_avg_beta"):
-            return f"its networks have model.{name}={theirs}, this config has {value}"
-    return None
+def _locate(config: Config, warm: WarmStartConfig) -> str:
+    """Return where the checkpoint is now: below the root, which may have moved, or else where its URI says."""
+    below = storage.join(storage.absolute(config.storage.root), "stages", warm.identity)
+    return below if storage.exists(storage.join(below, MARKER)) else storage.absolute(warm.checkpoint)
 
 
-def _other_discriminator(config: Config, uri: str, record: Checkpoint) -> str | None:
-    """Return what the discriminator of a checkpoint lacks, as far as the config of its run is there to say it."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(uri.rstrip("/"))))
-    source = storage.join(root, "runs", record.run_id, "config.yaml")
+def _not_the_end(uri: str, warm: WarmStartConfig) -> str | None:
+    """Return why a folder is not the last checkpoint of a finished stage. Before, a new resolution may be fading in."""
     try:
-        text = storage.read_bytes(source).decode("utf-8-sig", errors="replace")
-        theirs = read(text, source).training.rotation is not None
-    except (FileNotFoundError, ConfigError):
-        return None  # the weights themselves will tell
-    except UserError as error:
-        return one_line(error)
-    if theirs != (config.training.rotation is not None):
-        has = "a" if theirs else "no"
-        return f"its discriminator has {has} head for rotations, training.rotation asks for the opposite"
+        record = storage.read_json(storage.join(uri, MARKER), Checkpoint, cure=NO_CURE)
+    except FileNotFoundError:
+        return f"there is no checkpoint, nor stages/{warm.identity} below storage.root"
+    if f"{record.resolution:04d}-{record.digest}/checkpoint-{record.nimg:09d}" != warm.identity:
+        return f"its {MARKER} is of another one (stage {record.digest}, {record.nimg} images)"
+    try:
+        last = storage.read_json(storage.join(uri.rpartition("/")[0], "done.json"), Checkpoint, cure=NO_CURE)
+    except FileNotFoundError:
+        return "its stage is not finished"
+    return None if last.nimg == record.nimg else f"its stage ended later, at {last.nimg} images"
+
+
+def _other_generator(config: Config, uri: str, label_names: tuple[str, ...]) -> str | None:
+    """Return what differs between the generator of a checkpoint and that of the config."""
+    file = storage.join(uri, "generator.safetensors")
+    try:
+        head = storage.read_range(file, 0, FIRST_BYTES)
+        if len(head) < header_bytes(head):
+            head = storage.read_range(file, 0, header_bytes(head))
+        header = generator_header(head)
+        model, channels, classes = (
+            ModelConfig.model_validate(header["model"]),
+            header["channels"],
+            header["label_names"],
+        )
+    except FileNotFoundError:
+        return "it has no generator.safetensors"
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(file, error) from error
+
+    then, now = model.model_dump(), config.model.model_dump()
+    for name in now.keys() - OF_TRAINING:
+        if then[name] != now[name]:
+            return f"it was trained with model.{name}={_yaml(then[name])}, this config has {_yaml(now[name])}"
+    if channels != config.data.channels:
+        return f"it was trained with data.channels={channels}, this config has {config.data.channels}"
+    if config.model.conditional and tuple(classes) != label_names:
+        return f"it was trained on {_classes(classes, label_names)}, the images have {_classes(label_names, classes)}"
     return None
+
+
+def _other_discriminator(config: Config, uri: str) -> str | None:
+    """Return what differs between the discriminator of a checkpoint, whose other layers are as the model says, and ours."""
+    file = storage.join(uri, "training.pt")
+    try:
+        # Only names are read: neither a weight, nor is anything unpickled.
+        with storage.open_read(file) as opened, zipfile.ZipFile(opened) as archive:
+            entry = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            texts = {text for _, text, _ in pickletools.genops(archive.read(entry)) if isinstance(text, str)}
+    except FileNotFoundError:
+        return "it has no training.pt, so D and the optimizers are not known"
+    except (zipfile.BadZipFile, StopIteration, ValueError, LookupError, EOFError, OSError) as error:
+        raise _damaged(file, error) from error
+    then, now = any(text.startswith("rotation.") for text in texts), config.training.rotation is not None
+    if then != now:
+        had = "with" if then else "without"
+        return f"its D was trained {had} training.rotation, and this config is {'with' if now else 'without'}"
+    return None
+
+
+def _damaged(file: str, error: Exception) -> DamagedError:
+    return DamagedError(f"{file}: is damaged ({type(error).__name__}: {one_line(error, 200)}); {NO_CURE}")
+
+
+def _yaml(value: object) -> str:
+    return json.dumps(value)
+
+
+def _classes(names: Sequence[str], others: Sequence[str]) -> str:
+    """Return a number of classes, and the first one that differs from the others."""
+    number = next((i for i, name in enumerate(names) if i >= len(others) or others[i] != name), None)
+    return f"{len(names)} classes" + ("" if number is None else f" ({shown(names[number])} is number {number})")

@@ -43,6 +43,7 @@ from stylegan.pipeline.preflight import use_places
 from stylegan.pipeline.run import Run
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
+from stylegan.training.identity import identity
 from stylegan.training.state import load_model
 from stylegan.verbs.find_model import Model, look_up, no_such_model, run_config
 
@@ -196,7 +197,7 @@ def _own_folder(model: Model, config: Config, shards: ShardSet) -> str | None:
     if not model.run_uri or Run(config, shards).run_id != storage.name(model.run_uri):
         return None
     report = read_report(model.run_uri)
-    same = report is not None and report.checkpoint_uri.split("/")[-2:] == model.checkpoint_uri.split("/")[-2:]
+    same = report is not None and identity(report.checkpoint_uri) == identity(model.checkpoint_uri)
     return model.run_uri if same else None
 
 

@@ -98,7 +98,7 @@ def look_up(config: Config | None, model: str, *, root: str | None = None) -> Mo
     if not model:
         raise ConfigError("MODEL is empty; give a run id, the URI of a checkpoint, or models:/name@alias")
     if model.startswith("models:/"):
-        return _version(config, model)
+        return _version(config, model, root)
     uri = storage.absolute(model)
     if storage.exists(storage.join(uri, "generator.safetensors")):
         return Model(model, "checkpoint", uri, _run_of(uri))
@@ -110,13 +110,17 @@ def look_up(config: Config | None, model: str, *, root: str | None = None) -> Mo
             return _run(run_uri)
     short = re.fullmatch(SHORT_VERSION, model) and not storage.exists(uri)
     if short and ("@" in model or _registry(config)):  # without a registry name/3 is a folder that does not exist
-        return _version(config, f"models:/{model}")
+        return _version(config, f"models:/{model}", root)
     return None
 
 
 def _runs_folder(config: Config | None, root: str | None = None) -> str:
     """Return the folder of all runs, of a config or by default."""
-    return storage.join(storage.absolute(root or (config.storage if config else StorageConfig()).root), "runs")
+    return storage.join(_root(config, root), "runs")
+
+
+def _root(config: Config | None, root: str | None) -> str:
+    return storage.absolute(root or (config.storage if config else StorageConfig()).root)
 
 
 def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:
@@ -148,12 +152,12 @@ def _registry(config: Config | None) -> str | None:
     return resolve_uri(config) if config else os.environ.get("MLFLOW_TRACKING_URI")
 
 
-def _version(config: Config | None, model: str) -> Model:
+def _version(config: Config | None, model: str, root: str | None) -> Model:
     uri = _registry(config)
     if not uri:
         raise ConfigError(f"{model}: no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")
     checkpoint_uri, run_id, number = load_version(uri, model)
-    checkpoint_uri = place_below((config.storage if config else StorageConfig()).root, checkpoint_uri)
+    checkpoint_uri = place_below(_root(config, root), checkpoint_uri)
     _require_generator(model, checkpoint_uri)
     name = re.split("[@/]", model.removeprefix("models:/"))[0]
     return Model(f"{name} version {number}", "version", checkpoint_uri, _run_of(checkpoint_uri, run_id))

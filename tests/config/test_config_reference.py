@@ -120,6 +120,8 @@ def test_defaults_can_be_pasted(key: str, default: str) -> None:
         "training.warm_start",
     ):  # keys inside need these
         tree = SMALL | {"training": {"rotation": {}, "stages": {16: {}}}, "ray": {"stages": {16: {}}}}
+    if key.startswith("training.warm_start."):
+        tree = SMALL | {"training": {"warm_start": {"checkpoint": "stages/0032-0/checkpoint-000000000"}}}
     assert build(tree, overrides=[f"{key}={default}"]) == build(tree)
 
 

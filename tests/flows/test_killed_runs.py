@@ -62,10 +62,8 @@ def test_a_run_of_another_machine_or_container_stays(monkeypatch):
     )
     tag = killed_runs.process_tag().replace(str(os.getpid()), gone.stdout.strip())
     assert killed_runs._is_gone(tag)
-    processes.place.cache_clear()
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[another]")
     assert not killed_runs._is_gone(tag)
-    processes.place.cache_clear()
 
 
 def test_the_embedded_history_shows_what_the_next_flow_run_would_mend(tmp_path):

@@ -99,6 +99,31 @@ def test_workers_matter_where_they_change_an_automatic_batch():
     assert keys(training__batch=table, ray__workers=1).stages == keys(training__batch=table, ray__workers=2).stages
 
 
+CHECKPOINT = "/r/stages/0032-0123456789/checkpoint-000023000"
+
+
+def warm(checkpoint=CHECKPOINT, **changes):
+    return keys(**{"training__warm_start": {"checkpoint": checkpoint}} | changes)
+
+
+def test_a_warm_start_counts_by_the_content_of_its_checkpoint_wherever_that_is():
+    assert len(warm().stages) == 1
+    assert warm() == warm("s3://b/moved/stages/0032-0123456789/checkpoint-000023000/")
+    others = ["/r/stages/0032-9876543210/checkpoint-000023000", "/r/stages/0032-0123456789/checkpoint-000024000"]
+    found = {warm().stages, keys().stages[-1:], *(warm(other).stages for other in others)}
+    assert len(found) == 4
+    assert warm(training__warm_start={"checkpoint": CHECKPOINT, "kimg": 5}).stages != warm().stages
+
+
+def test_a_warm_start_asks_for_no_stage_below():
+    """Their settings stay legal and are no part of it; those of its own stage are."""
+    below = {"training__stages": {8: {"batch": 64}, 16: {"stable_kimg": 7}}, "training__total_kimg": 9000}
+    assert warm(**below, training__fade_kimg={4: 7}, ray__stages={8: {"workers": 1}}) == warm()
+    assert warm(training__stages={32: {"batch": 32}}).stages != warm().stages
+    other_images = SHARDS.model_copy(update={"fingerprint": "g"})
+    assert keys(other_images, training__warm_start={"checkpoint": CHECKPOINT}).stages != warm().stages
+
+
 def test_evaluation_changes_only_what_follows_training():
     old, new = keys(), keys(evaluation__num_images=10)
     assert new.stages == old.stages

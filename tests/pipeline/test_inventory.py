@@ -9,6 +9,7 @@ import yaml
 from stylegan import storage
 from stylegan.errors import ConfigError
 from stylegan.pipeline.inventory import roots_here, take_inventory, with_models
+from stylegan.pipeline.lock import hold, run_lock
 
 DATA = {"source": "digits", "resolution": 8}
 
@@ -141,3 +142,11 @@ def test_neither_networks_nor_mlflow_are_imported(tmp_path):
     )
     out = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=tmp_path)
     assert out.strip() == "5 set()"
+
+
+def test_a_run_that_a_process_works_on_is_shown_as_running(tmp_path):
+    fill(tmp_path)
+    with hold(str(tmp_path), run_lock("under-way-1"), run_id="under-way-1", what="stylegan run"):
+        states = {run.run_id: run.state for run in take_inventory(str(tmp_path)).runs}
+    assert [run_id for run_id, state in states.items() if state.startswith("running, ")] == ["under-way-1"]
+    assert not any(run.state.startswith("running") for run in take_inventory(str(tmp_path)).runs)

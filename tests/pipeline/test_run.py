@@ -98,8 +98,9 @@ def test_a_job_names_the_folder_and_key_of_its_stage(trained):
 def test_a_verdict_is_that_of_this_gate_on_this_version(tmp_path):
     run = run_at(tmp_path)
     assert (run.find_verdict("3"), run.judged_version()) == (None, None)
-    run.write_verdict(VERDICT)
-    assert (run.find_verdict("3"), run.judged_version()) == (VERDICT, "3")
+    run.write_verdict(VERDICT, ("m-3", ""))
+    found = run.find_verdict("3")
+    assert (found.verdict, found.models, run.judged_version()) == (VERDICT, ("m-3", ""), "3")
     assert run.find_verdict("4") is None
     stored = storage.read_bytes(f"{run.uri}/verdict.json")
     storage.write_bytes(f"{run.uri}/verdict.json", stored.replace(b'"challenger": "3"', b'"challenger": "4"'))

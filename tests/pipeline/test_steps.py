@@ -21,7 +21,7 @@ from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
 from stylegan.pipeline.course import StageProgress
-from stylegan.pipeline.lock import LockedError
+from stylegan.pipeline.lock import LostError
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
@@ -469,10 +469,100 @@ def test_a_version_says_what_it_was_trained_on(pipeline, trained):
     assert list_registered(pipeline.config)[0].tags["stylegan.listing"] == "def"
 
 
-def test_two_pipelines_of_one_run_do_not_work_at_once(pipeline):
-    pipeline.tracked(SHARDS)
-    with Pipeline(pipeline.config) as other:
-        with pytest.raises(LockedError, match=r"run tiny-.* is training since"):
-            other.tracked(SHARDS)
-        another = SHARDS.model_copy(update={"fingerprint": "f2"})
-        other.tracked(another)  # another run
+def another_model(pipeline, fid):
+    """Register the model of another run and make it champion; its version."""
+    root = pipeline.run(SHARDS).root
+    uri = storage.join(root, "stages", "0008-y", "checkpoint-000003000")
+    torch.manual_seed(3)
+    weights = save_generator(Generator(pipeline.config.model, resolution=8, channels=1), ())
+    storage.write_bytes(storage.join(uri, "generator.safetensors"), weights)
+    report = Report(protocol="p", dataset_fingerprint="f1", checkpoint_uri=uri, metrics={"fid_classifier": fid})
+    other = versions.register(
+        pipeline.config,
+        mlflow_run_id=pipeline.tracked(SHARDS).mlflow_run_id,
+        checkpoint=uri,
+        shards=SHARDS,
+        report=report,
+        key="another",
+    )
+    versions.promote(resolve_uri(pipeline.config), "tiny", other.version)
+    return other
+
+
+def test_a_verdict_against_another_model_of_the_same_number_is_not_applied(pipeline, trained, make_config, tmp_path):
+    """Numbers begin anew in every registry: there version 1 was better, here it is worse."""
+    another_model(pipeline, fid=5.0)
+    version, verdict = judged(pipeline, trained, fid=10.0)
+    assert (version.version, verdict.promote, verdict.champion) == ("2", False, "1")
+    pipeline._stack.close()
+    with Pipeline(make_config(tracking={"uri": f"sqlite:///{tmp_path}/team.db"})) as other:
+        checkpoint, report = trained(1000, 10.0)
+        another_model(other, fid=50.0)
+        found = other.register(SHARDS, checkpoint, report).record
+        verdict = other.gate(SHARDS, found, report).record
+        assert (found.version, verdict.promote) == ("2", True)
+        assert versions.champion(other.config)[0] == "2"
+
+
+def test_two_registries_each_keep_their_own_verdict(pipeline, trained, make_config, tmp_path):
+    """Back at the first registry, the verdict of the second one is not written to it."""
+    another_model(pipeline, fid=50.0)
+    version, first = judged(pipeline, trained, fid=10.0)
+    assert (version.version, first.promote) == ("2", True)
+    pipeline._stack.close()
+    with Pipeline(make_config(tracking={"uri": f"sqlite:///{tmp_path}/team.db"})) as other:
+        another_model(other, fid=5.0)
+        _, second = judged(other, trained, fid=10.0)
+        assert not second.promote
+    _, verdict, champion = again(pipeline, trained)
+    assert (verdict.cached, verdict.record, champion) == (True, first, "2")
+    tags = client_of(pipeline).get_model_version("tiny", "2").tags
+    assert tags["gate.verdict"] == "promote"
+
+
+def test_a_verdict_that_a_version_is_champion_already_does_not_move_with_the_root(
+    pipeline, trained, make_config, tmp_path
+):
+    """Another gate finds the champion to be itself. A registry that has no champion yet gets it all the same."""
+    judged(pipeline, trained)
+    pipeline._stack.close()
+    gate = {"gate": {"min_improvement": 0.1}}
+    with Pipeline(make_config(registry=gate)) as stricter:
+        _, verdict = judged(stricter, trained)
+        assert (verdict.promote, verdict.champion) == (False, "1")
+        client_of(stricter).delete_registered_model_alias("tiny", "champion")
+        assert judged(stricter, trained)[1] == verdict
+        assert versions.champion(stricter.config)[0] == "1"
+    with Pipeline(make_config(registry=gate, tracking={"uri": f"sqlite:///{tmp_path}/team.db"})) as other:
+        _, verdict = judged(other, trained)
+        assert (verdict.promote, versions.champion(other.config)[0]) == (True, "1")
+
+
+def test_a_verdict_of_an_earlier_release_counts_where_the_registry_carries_it(pipeline, trained, make_config, tmp_path):
+    """It has the field `applied`, and does not say which models its numbers mean."""
+    version, verdict = judged(pipeline, trained)
+    path = tmp_path / "runs" / pipeline.run(SHARDS).run_id / "verdict.json"
+    record = json.loads(path.read_text())
+    del record["models"]
+    path.write_text(json.dumps(record | {"applied": True}))
+    client_of(pipeline).delete_model_version_tag("tiny", version.version, "gate.key")
+    pipeline._stack.close()
+    _, found, champion = again(pipeline, trained)
+    assert (found.cached, found.record, champion) == (True, verdict, version.version)
+    with Pipeline(make_config(tracking={"uri": f"sqlite:///{tmp_path}/team.db"})) as other:
+        assert judged(other, trained)[1].promote
+        assert versions.champion(other.config)[0] == "1"
+
+
+def test_a_run_that_another_process_took_over_keeps_its_state_in_mlflow(make_config):
+    """That process has set it to running, and goes on with it."""
+    pipeline = Pipeline(make_config())
+
+    def work():
+        pipeline.tracked(SHARDS).start()
+        raise LostError("taken over", 15)
+
+    with pytest.raises(LostError), pipeline:
+        work()
+    tracked = pipeline.tracked(SHARDS)
+    assert tracked.client.get_run(tracked.mlflow_run_id).info.status == "RUNNING"

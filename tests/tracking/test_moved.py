@@ -72,7 +72,7 @@ def test_the_models_of_a_root_that_is_elsewhere_now_are_found_there(registered, 
     assert (after == before).all()
 
 
-def test_name_at_champion_is_the_checkpoint_below_the_present_root(registered, tmp_path):
+def test_name_at_champion_is_the_checkpoint_below_the_present_root(registered, tmp_path, monkeypatch):
     from stylegan.verbs.find_model import find_model
 
     config, moved, _ = registered
@@ -81,7 +81,11 @@ def test_name_at_champion_is_the_checkpoint_below_the_present_root(registered, t
     stale.mkdir(parents=True)
     (stale / "generator.safetensors").write_bytes(b"of something else")
     found = find_model(moved, f"{config.model_name}@champion")
-    assert found.checkpoint_uri == f"{tmp_path}/b/stages/0008-abcdefabcd/checkpoint-000001000"
+    here = f"{tmp_path}/b/stages/0008-abcdefabcd/checkpoint-000001000"
+    assert found.checkpoint_uri == here
+    # Without a config the root is named by itself.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", resolve_uri(moved))
+    assert find_model(None, f"{config.model_name}@champion", root=str(tmp_path / "b")).checkpoint_uri == here
 
 
 def test_a_root_that_went_to_a_bucket_keeps_its_models_by_name(registered, tmp_path, s3_server):
@@ -129,3 +133,25 @@ def test_what_is_no_database_is_left_to_mlflow(tmp_path):
     (tmp_path / "mlartifacts").mkdir()
     (tmp_path / "mlflow.db").write_bytes(b"no database, " * 100)
     follow(Path(tmp_path / "mlflow.db"))
+
+
+def test_an_experiment_whose_artifacts_are_elsewhere_and_not_here_keeps_its_place(registered, tmp_path):
+    """One database for two roots: the experiment of the other root has its artifacts there."""
+    config, _, _ = registered
+    client = connect(resolve_uri(config))
+    (tmp_path / "other/mlartifacts").mkdir(parents=True)
+    there = (tmp_path / "other/mlartifacts").as_uri()
+    client.create_experiment("of-the-other-root", artifact_location=there)
+    run = client.create_run(client.get_experiment_by_name("of-the-other-root").experiment_id)
+    client.log_text(run.info.run_id, "text", "note.txt")
+    client = connect(resolve_uri(config))
+    assert client.get_experiment_by_name("of-the-other-root").artifact_location == there
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
+
+
+def test_a_root_that_has_two_paths_keeps_the_one_it_has(registered, tmp_path):
+    """A link to the root: whoever works by the first path goes on."""
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    before = places(tmp_path / "a" / "mlflow.db")
+    follow(tmp_path / "link" / "mlflow.db")
+    assert places(tmp_path / "a" / "mlflow.db") == before

@@ -1,216 +1,265 @@
-"""Training that goes on from a model: the whole state, no reset, the same after a kill; keys; what is refused beforehand."""
+"""Warm start: training goes on with the whole state of a checkpoint on other images, or says why it cannot."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
-from contents import assert_same, curves, training_state
+from contents import assert_same, curves, pictures, train_killed, training_state
 
 from stylegan import storage
-from stylegan.config.file import build, dump
-from stylegan.data.shardset import ShardSet
-from stylegan.errors import ConfigError
-from stylegan.networks.weights import read_description
-from stylegan.pipeline.keys import make_keys, stage_keys
-from stylegan.training.graphs import StepRunner
-from stylegan.training.job import StageJob
+from stylegan.config.file import build
+from stylegan.errors import ConfigError, DamagedError, StepError
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import stages
-from stylegan.training.state import start_stage
-from stylegan.training.stop import StageStopped
-from stylegan.training.warm_start import find_warm_checkpoint, require_warm_start, warm_obstacle
+from stylegan.training.state import newest_checkpoint, start_stage
+from stylegan.training.warm_start import warm_checkpoint, warm_obstacle
 
-NAME = "0008-0123456789"
 CLASSES = ("a", "b")
 
 
+@pytest.fixture(scope="module")
+def trained(job_in, tmp_path_factory):
+    """Train both stages, the last one in the folder of a root, and return it and its last checkpoint."""
+    return train_both(job_in(tmp_path_factory.mktemp("trained")), tmp_path_factory.mktemp("stages"))
+
+
+def train_both(job, root, **sections):
+    last = job(8, "unused", previous=train_stage(job(4, "below", **sections)), **sections)
+    last = last.model_copy(update={"uri": str(root / "stages" / "0008-k")})
+    return last, train_stage(last)
+
+
 @pytest.fixture
-def model(job, tmp_path):
-    """The end of a trained 8x8 stage in a storage root; its URI, and the job that made it."""
-    below = train_stage(job(4, "first"))
-    last = job(8, "first", previous=below)
-    trained = train_stage(last)
-    stage = tmp_path / "root" / "stages" / NAME
-    shutil.copytree(last.uri, stage)
-    return str(stage / storage.name(trained.uri)), last
+def champion(trained, tmp_path):
+    """Return that stage and its last checkpoint in a root that belongs to one test."""
+    last, origin = trained
+    uri = str(tmp_path / "root" / "stages" / "0008-k")
+    shutil.copytree(last.uri, uri)
+    return last.model_copy(update={"uri": uri}), origin.model_copy(update={"uri": f"{uri}/{storage.name(origin.uri)}"})
 
 
-def warm_config(job, uri, tmp_path, **sections):
-    config = job.config.model_dump(mode="json")
-    config["storage"]["root"] = str(tmp_path / "root")
-    config["training"] |= {"warm_start": {"checkpoint": uri, "kimg": 0.024}}
-    for name, values in sections.items():
-        config[name] |= values
-    return build(config)
+def changed(config, origin, kimg=0.04, **sections):
+    """Return a config that goes on from a checkpoint; values in `sections` replace its own."""
+    tree = config.model_dump(mode="json")
+    tree["training"]["warm_start"] = {"checkpoint": origin, "kimg": kimg}
+    return build({**tree, **{name: tree[name] | values for name, values in sections.items()}})
 
 
-def warm_job(model, tmp_path, name="warm", **sections):
-    uri, last = model
-    config = warm_config(last, uri, tmp_path, **sections)
-    (stage,) = stages(config)
-    return StageJob(
-        config=config,
-        stage=stage,
-        shards=last.shards,
-        key="w",
-        run_id="r",
-        uri=str(tmp_path / name),
-        previous=find_warm_checkpoint(config),
-    )
+def warm_job(champion, folder, kimg=0.04, **sections):
+    """Return the job of a warm start in a folder."""
+    last, origin = champion
+    config = changed(last.config, origin.uri, kimg, **sections)
+    update = {"config": config, "stage": stages(config)[0], "uri": str(folder), "key": "w", "previous": origin}
+    return last.model_copy(update=update)
 
 
-def test_a_warm_start_is_one_stage_that_begins_at_the_image_count_of_its_checkpoint(model, tmp_path):
-    job = warm_job(model, tmp_path)
-    assert (job.stage.resolution, job.stage.start_nimg, job.stage.end_nimg, job.stage.fade_images) == (8, 56, 80, 0)
-    assert job.is_warm
-    assert job.config.resolutions == (8,)
-
-
-def test_the_state_is_that_of_the_checkpoint_to_the_last_bit(model, tmp_path):
-    """G, D, the average and its w_avg, and both Adams with their steps."""
-    job = warm_job(model, tmp_path)
-    state = start_stage(job.config, job.stage, num_labels=2, previous=job.previous).state_dict()
-    saved = training_state(job.previous.uri)
-    for part in ("G", "D", "G_ema", "log2_scale"):
-        assert_same(dict(state[part]), dict(saved[part]), part)
-    for part in ("opt_G", "opt_D"):
-        assert_same(state[part]["state"], saved[part]["state"], part)
-    assert float(next(iter(state["opt_G"]["state"].values()))["step"]) > 0
-    assert (state["nimg"], state["steps"], state["sums"]) == (56, 0, {})
-
-
-def test_no_optimizer_is_reset(model, tmp_path, monkeypatch):
-    """A fresh Adam moves every weight by about the learning rate; one that goes on knows the sizes of the gradients."""
-    job = warm_job(model, tmp_path)
-    monkeypatch.setattr(StepRunner, "reset_optimizers", lambda _: pytest.fail("resets Adam"))
-    train_stage(job)
-    steps = {
-        float(values["step"]) for values in training_state(f"{job.uri}/checkpoint-000000080")["opt_D"]["state"].values()
-    }
-    before = {float(values["step"]) for values in training_state(job.previous.uri)["opt_D"]["state"].values()}
-    assert max(steps) > max(before)
-
-
-def test_a_stage_that_is_killed_and_repeated_ends_with_the_same_bits(model, tmp_path):
-    whole = warm_job(model, tmp_path, "whole")
-    end = train_stage(whole)
-    cut = warm_job(model, tmp_path, "cut")
-    asked = iter([False] * 4 + [True] * 100)
-    with pytest.raises(StageStopped):
-        train_stage(cut, stop=lambda: next(asked))
-    assert train_stage(cut.model_copy(update={"previous": None})).nimg == end.nimg  # the model is not needed any more
-    assert_same(
-        training_state(f"{whole.uri}/{storage.name(end.uri)}")["G"],
-        training_state(f"{cut.uri}/{storage.name(end.uri)}")["G"],
-    )
-    assert curves(whole.uri) == curves(cut.uri)
-
-
-def test_the_average_is_the_model_itself_so_its_metrics_are_the_same(model, tmp_path):
-    job = warm_job(model, tmp_path)
+def test_the_state_of_the_start_is_that_of_the_checkpoint_to_the_last_bit(champion, tmp_path):
+    """G, D, the average with its w_avg, both optimizers and the image count; only the sums for the curves begin anew."""
+    job = warm_job(champion, tmp_path / "warm")
     state = start_stage(job.config, job.stage, num_labels=2, previous=job.previous)
-    assert_same(dict(state.G_ema.state_dict()), training_state(job.previous.uri)["G_ema"])
+    got, expected = state.state_dict(), training_state(job.previous.uri)
+    assert (got.pop("sums"), got.pop("steps"), got.pop("measured")) == ({}, 0, {})
+    for optimizer in ("opt_G", "opt_D"):
+        moments = expected[optimizer]["state"]
+        assert moments
+        assert_same(got.pop(optimizer)["state"], moments, optimizer)
+        del expected[optimizer]
+    for name in ("sums", "steps", "measured"):
+        del expected[name]
+    for network in ("G", "D", "G_ema"):
+        got[network] = dict(got[network])
+    assert_same(got, expected)
+    assert expected["G_ema"]["w_avg"].any()
 
 
-# --- identity ---
+def test_no_step_resets_the_optimizers(champion, tmp_path):
+    """Adam's steps are counted on from those of the checkpoint, and the learning rate is that of the present config."""
+    job = warm_job(champion, tmp_path / "warm", kimg=0.012, training={"learning_rate": 0.5})
+    before, after = training_state(job.previous.uri), training_state(train_stage(job).uri)
+    for optimizer in ("opt_G", "opt_D"):
+        old, new = (each[optimizer]["state"] for each in (before, after))
+        counted = [(old[number]["step"].item(), new[number]["step"].item()) for number in old]
+        assert counted == [(step, step + 3) for step, _ in counted]
+        assert after[optimizer]["param_groups"][0]["lr"] == 0.5
 
 
-def keys_of(config):
-    shards = ShardSet(uri="x", fingerprint="f", num_images=9, resolutions=(4, 8), label_names=CLASSES, num_rejected=0)
-    return stage_keys(config, shards), make_keys(config, shards).run_id
+def test_one_stage_without_a_fade_goes_on_at_the_images_of_the_checkpoint(champion, tmp_path):
+    job = warm_job(champion, tmp_path / "warm")
+    (stage,) = stages(job.config)
+    assert (stage.resolution, stage.start_nimg, stage.end_nimg, stage.fade_images) == (8, 56, 96, 0)
+    assert train_stage(job).nimg == 96
+    points = curves(job.uri)
+    assert [nimg for nimg, _ in points] == [56 + n for n in (8, 16, 24, 32, 40)]
+    assert {values["progress/alpha"] for _, values in points} == {1.0}
 
 
-def test_the_key_knows_the_model_wherever_its_root_is(model, tmp_path):
-    uri, last = model
-    keys = keys_of(warm_config(last, uri, tmp_path))
-    assert keys_of(warm_config(last, f"s3://elsewhere/stages/{NAME}/{storage.name(uri)}", tmp_path)) == keys
-    assert keys_of(warm_config(last, f"{tmp_path}/stages/0008-9876543210/{storage.name(uri)}", tmp_path)) != keys
-    assert keys_of(warm_config(last, f"{tmp_path}/stages/{NAME}/checkpoint-000000044", tmp_path)) != keys
-    assert keys_of(last.config) != keys
-    longer = warm_config(last, uri, tmp_path, training={"warm_start": {"checkpoint": uri, "kimg": 0.1}})
-    assert keys_of(longer) != keys
+def test_interrupted_it_ends_bit_identical_also_without_its_origin(champion, tmp_path, monkeypatch):
+    whole, torn = (warm_job(champion, tmp_path / name) for name in ("whole", "torn"))
+    train_stage(whole)
+    train_killed(torn, monkeypatch)
+    assert 56 < newest_checkpoint(torn.uri).nimg < 96
+    shutil.rmtree(torn.previous.uri)
+    train_stage(torn.model_copy(update={"previous": None}))
+    assert_same(training_state(newest_checkpoint(torn.uri).uri), training_state(newest_checkpoint(whole.uri).uri))
+    assert (curves(torn.uri), pictures(torn.uri)) == (curves(whole.uri), pictures(whole.uri))
 
 
-def test_settings_of_lower_stages_stay_legal(model, tmp_path):
-    uri, last = model
-    config = warm_config(last, uri, tmp_path, training={"stages": {4: {"batch": 8}}, "warm_start": {"checkpoint": uri}})
-    assert config.resolutions == (8,)
+def test_without_checkpoint_and_origin_nothing_is_begun_from_new_networks(champion, tmp_path):
+    job = warm_job(champion, tmp_path / "warm").model_copy(update={"previous": None})
+    with pytest.raises(StepError, match="its checkpoints are gone; run the same command again"):
+        train_stage(job)
 
 
-def test_a_checkpoint_is_found_below_the_present_root(model, tmp_path):
-    uri, last = model
-    config = warm_config(last, f"/gone/stages/{NAME}/{storage.name(uri)}", tmp_path)
-    assert find_warm_checkpoint(config).uri == uri
+def test_the_checkpoint_of_another_time_is_refused(champion, tmp_path):
+    job = warm_job(champion, tmp_path / "warm")
+    other = job.previous.model_copy(update={"nimg": 52})
+    with pytest.raises(
+        StepError, match="is of 8x8 at 52 images, but stage 8x8 of this config starts at 56; give another"
+    ):
+        train_stage(job.model_copy(update={"previous": other}))
 
 
-# --- what is refused before anything is made ---
+def test_a_damaged_origin_is_not_to_be_deleted(champion, tmp_path):
+    """It is another run's, perhaps the champion's."""
+    job = warm_job(champion, tmp_path / "warm")
+    file = Path(job.previous.uri, "training.pt")
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(DamagedError, match=r"is damaged .*; give another checkpoint to training.warm_start") as caught:
+        train_stage(job)
+    assert "delete" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(StepError, match=r"training\.pt is missing; give another checkpoint"):
+        train_stage(job)
+
+
+def test_a_checkpoint_that_fits_has_no_obstacle(champion, tmp_path):
+    """Also with another loss, batch, precision, or share of mixed styles: none of them is in the state."""
+    last, origin = champion
+    assert warm_obstacle(last.config, origin.uri, CLASSES) is None
+    assert warm_obstacle(last.config, origin.uri + "/", CLASSES) is None
+    tree = last.config.model_dump(mode="json")
+    tree["model"]["style_mixing_prob"] = 0.5
+    tree["training"] |= {"loss": "hinge", "batch": 8, "precision": "bf16", "penalty_interval": 4}
+    config = changed(build(tree), origin.uri)
+    assert warm_obstacle(config, origin.uri, CLASSES) is None
+    assert warm_checkpoint(config, CLASSES) == origin
+    assert warm_checkpoint(last.config, CLASSES) is None
+
+
+def test_a_moved_checkpoint_is_found_below_the_root(champion, tmp_path):
+    """The URI is a hint; its last two parts, below the present root, are what counts."""
+    last, origin = champion
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "root").rename(moved)
+    config = changed(last.config, origin.uri, storage={"root": str(moved)})
+    found = warm_checkpoint(config, CLASSES)
+    assert found == origin.model_copy(update={"uri": f"{moved}/stages/0008-k/checkpoint-000000056"})
+    assert warm_obstacle(config, "s3://gone/stages/0008-k/checkpoint-000000056", CLASSES) is None
+    assert warm_obstacle(config, "0008-k/checkpoint-000000056", CLASSES) is None
+    assert "there is no checkpoint" in warm_obstacle(last.config, origin.uri, CLASSES)
 
 
 @pytest.mark.parametrize(
-    ("uri", "says"),
+    ("sections", "obstacle"),
     [
-        ("/tmp/x", "must be a folder of a stage"),
-        ("models:/digits@champion", "must be a folder of a stage"),
-        ("/tmp/stages/0008-0123456789", "must be a folder of a stage"),
+        ({"model": {"fmap_max": 16}}, "it was trained with model.fmap_max=8, this config has 16"),
+        ({"model": {"noise": False}}, "it was trained with model.noise=true, this config has false"),
+        ({"model": {"mbstd_group": 2}}, "it was trained with model.mbstd_group=4, this config has 2"),
+        ({"model": {"label_scale": 0.2}}, "it was trained with model.label_scale=null, this config has 0.2"),
+        ({"model": {"conditional": False}}, "it was trained with model.conditional=true, this config has false"),
+        ({"data": {"channels": 1}}, "it was trained with data.channels=3, this config has 1"),
+        (
+            {"data": {"resolution": 16}},
+            "it is a checkpoint of 8x8, but data.resolution=16, and only the last stage goes",
+        ),
+        ({"training": {"rotation": {}}}, "its D was trained without training.rotation, and this config is with"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_with_the_config(uri, says, job):
-    config = job(8, "x").config.model_dump(mode="json")
-    config["training"]["warm_start"] = {"checkpoint": uri, "kimg": 1.0}
-    with pytest.raises(ConfigError, match=says):
-        build(config)
+def test_a_checkpoint_of_other_networks_is_refused_in_words(champion, sections, obstacle):
+    last, origin = champion
+    tree = last.config.model_dump(mode="json")
+    warm = tree["training"] | sections.get("training", {}) | {"warm_start": {"checkpoint": origin.uri}}
+    config = build({**tree, **{name: tree[name] | values for name, values in sections.items()}, "training": warm})
+    assert obstacle in warm_obstacle(config, origin.uri, CLASSES)
+    with pytest.raises(ConfigError) as caught:
+        warm_checkpoint(config, CLASSES)
+    line = str(caught.value)
+    assert line.startswith(f"training.warm_start.checkpoint={origin.uri}: {obstacle}")
+    assert line.endswith("; give another checkpoint, or remove training.warm_start")
+    assert "\n" not in line
+
+
+def test_other_classes_are_refused(champion):
+    last, origin = champion
+    assert warm_obstacle(last.config, origin.uri, ("a", "b", "c")) == (
+        "it was trained on 2 classes, the images have 3 classes (c is number 2)"
+    )
+    assert warm_obstacle(last.config, origin.uri, ("b", "a")) == (
+        "it was trained on 2 classes (a is number 0), the images have 2 classes (b is number 0)"
+    )
+
+
+def test_unconditional_networks_know_no_classes(job, tmp_path):
+    last, origin = train_both(job, tmp_path / "root", model={"conditional": False})
+    assert warm_obstacle(last.config, origin.uri, ()) is None
+    assert warm_obstacle(last.config, origin.uri, CLASSES) is None
+
+
+def test_a_rotation_head_that_would_be_lost_is_an_obstacle(job, tmp_path):
+    last, origin = train_both(job, tmp_path / "root", training={"rotation": {}})
+    assert warm_obstacle(last.config, origin.uri, CLASSES) is None
+    without = job(8, "unused").config
+    assert warm_obstacle(without, origin.uri, CLASSES) == (
+        "its D was trained with training.rotation, and this config is without"
+    )
+
+
+def _edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 @pytest.mark.parametrize(
-    ("sections", "classes", "says"),
+    ("spoil", "obstacle"),
     [
-        ({}, CLASSES, None),
-        ({"model": {"fmap_max": 4}}, CLASSES, r"its networks have model\.fmap_max=8, this config has 4"),
-        ({"model": {"style_mixing_prob": 0.5}}, CLASSES, None),
-        ({"data": {"channels": 1}}, CLASSES, r"its images have 3 channel\(s\), data\.channels is 1"),
-        ({"data": {"resolution": 16}}, CLASSES, "it is of 8x8, this config ends at 16x16"),
-        ({}, ("a", "c"), r"it knows 2 class\(es\), which are not the 2 of these images"),
-        ({"model": {"conditional": False}}, CLASSES, r"model\.conditional=True"),
+        (
+            lambda uri: (uri / "checkpoint.json").unlink(),
+            "there is no checkpoint, nor stages/0008-k/checkpoint-000000056",
+        ),
+        (lambda uri: (uri / "checkpoint.json").write_text("{"), "checkpoint.json: is damaged"),
+        (lambda uri: _edit(uri / "checkpoint.json", digest="z"), "its checkpoint.json is of another one (stage z, 56"),
+        (lambda uri: (uri.parent / "done.json").unlink(), "its stage is not finished"),
+        (lambda uri: _edit(uri.parent / "done.json", nimg=60), "its stage ended later, at 60 images"),
+        (lambda uri: (uri / "generator.safetensors").unlink(), "it has no generator.safetensors"),
+        (lambda uri: (uri / "generator.safetensors").write_bytes(b"x" * 99), "generator.safetensors: is damaged"),
+        (lambda uri: (uri / "generator.safetensors").write_bytes(b""), "generator.safetensors: is damaged"),
+        (lambda uri: (uri / "training.pt").unlink(), "it has no training.pt, so D and the optimizers are not known"),
+        (lambda uri: (uri / "training.pt").write_bytes(b"x" * 99), "training.pt: is damaged (BadZipFile"),
     ],
 )
-def test_other_networks_are_refused_in_words(model, tmp_path, sections, classes, says):
-    uri, last = model
-    config = warm_config(last, uri, tmp_path, **sections)
-    obstacle = warm_obstacle(config, uri, classes)
-    if says is None:
-        assert obstacle is None
-        require_warm_start(config, classes)
-        return
-    assert re.search(says, obstacle)
-    with pytest.raises(ConfigError, match=r"training\.warm_start\.checkpoint=.*give another one"):
-        require_warm_start(config, classes)
+def test_what_is_no_whole_checkpoint_is_refused(champion, spoil, obstacle):
+    last, origin = champion
+    spoil(Path(origin.uri))
+    assert obstacle in warm_obstacle(last.config, origin.uri, CLASSES)
 
 
-def test_a_model_that_is_gone_or_cut_is_refused_in_words(model, tmp_path):
-    uri, last = model
-    config = warm_config(last, uri, tmp_path)
-    Path(uri, "generator.safetensors").write_bytes(b"cut")
-    assert "is no generator file" in warm_obstacle(config, uri, CLASSES)
-    Path(uri, "training.pt").unlink()
-    assert "it is gone, or holds no state of training" in warm_obstacle(config, uri, CLASSES)
-    shutil.rmtree(uri)
-    assert "it is gone" in warm_obstacle(config, uri, CLASSES)
+@pytest.mark.parametrize("uri", ["/x", "models:/tiny@champion", "/r/stages/0008-k", "/r/imported/0008-k/checkpoint-1"])
+def test_what_is_no_uri_of_a_checkpoint_is_an_obstacle_and_no_config(job, uri):
+    config = job(8, "unused").config
+    assert warm_obstacle(config, uri, CLASSES).startswith("it is no checkpoint of a stage")
+    with pytest.raises(ConfigError, match=r"training\.warm_start\.checkpoint.*must be the folder of a checkpoint"):
+        changed(config, uri)
 
 
-def test_a_head_for_rotations_must_be_there_if_it_is_asked_for(model, tmp_path):
-    uri, last = model
-    record = json.loads(Path(uri, "checkpoint.json").read_text())
-    run = tmp_path / "root" / "runs" / record["run_id"]
-    run.mkdir(parents=True)
-    run.joinpath("config.yaml").write_text(dump(last.config))
-    config = warm_config(last, uri, tmp_path, training={"warm_start": {"checkpoint": uri}, "rotation": {}})
-    assert "its discriminator has no head for rotations" in warm_obstacle(config, uri, CLASSES)
+def test_the_check_reads_little(champion, monkeypatch):
+    """Neither the weights nor the moments are read, which may be hundreds of MB."""
+    last, origin = champion
+    for name in ("read_bytes", "download"):
+        read = getattr(storage, name)
 
+        def small(uri, *arguments, read=read):
+            assert uri.endswith(".json"), uri
+            return read(uri, *arguments)
 
-def test_the_description_is_read_without_the_weights(model, monkeypatch):
-    uri, _ = model
-    monkeypatch.setattr(storage, "read_bytes", lambda *_: pytest.fail("reads a whole file"))
-    found = read_description(f"{uri}/generator.safetensors")
-    assert (found["resolution"], found["channels"], found["label_names"]) == (8, 3, ["a", "b"])
+        monkeypatch.setattr(storage, name, small)
+    assert warm_obstacle(last.config, origin.uri, CLASSES) is None

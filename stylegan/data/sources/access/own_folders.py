@@ -10,7 +10,7 @@ from stylegan import storage
 from stylegan.data.cache import cache_root
 from stylegan.errors import ConfigError
 
-_FOLDERS = ("datasets", "stages", "runs", "mlartifacts")  # below `storage.root`
+_FOLDERS = ("datasets", "stages", "runs", "mlartifacts", "locks")  # below `storage.root`
 
 
 @dataclass(frozen=True)
