@@ -16,7 +16,7 @@ from stylegan import storage
 from stylegan.config.file import dump
 from stylegan.config.sections import RetentionConfig
 from stylegan.errors import ConfigError, StepError
-from stylegan.pipeline import lock, reachability, retention
+from stylegan.pipeline import lock, reachability, retention, steps
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.reachability import Item
 from stylegan.pipeline.retention import DAY, MARKS, AnotherCleanUpError, clean_up, due, garbage, reached
@@ -231,7 +231,7 @@ def test_a_run_that_begins_after_the_look_ends_the_clean_up(world, monkeypatch):
     found = world.clean()
     begun[0].__exit__(None, None, None)
     assert found.deleted == ()
-    assert found.stopped.startswith("new is training since")
+    assert found.stopped.startswith("run new is training since")
     monkeypatch.undo()
     assert world.clean().deleted
 
@@ -240,7 +240,7 @@ def test_a_run_that_has_its_lock_and_no_config_yet_ends_the_clean_up(world):
     world.forget()
     with lock.hold(world.root, "run-new", run_id="new", what="stylegan run"):
         found = world.clean()
-    assert (found.deleted, found.stopped[:4]) == ((), "new ")
+    assert (found.deleted, found.stopped[:8]) == ((), "run new ")
 
 
 def test_a_run_looks_at_its_stages_after_the_clean_up_that_it_waited_for(world, monkeypatch):
@@ -248,7 +248,7 @@ def test_a_run_looks_at_its_stages_after_the_clean_up_that_it_waited_for(world, 
     first = run.stages[0]
     real = lock.wait_for_clean_up
     monkeypatch.setattr(
-        lock, "wait_for_clean_up", lambda root: (real(root), storage.delete(run.stage_uri(first)))
+        steps, "wait_for_clean_up", lambda root: (real(root), storage.delete(run.stage_uri(first)))
     )  # the last deletion
     with Pipeline(world.config) as pipeline:
         shards = pipeline.shard().record
