@@ -16,11 +16,12 @@ from stylegan import storage
 from stylegan.config.file import dump
 from stylegan.config.sections import RetentionConfig
 from stylegan.errors import ConfigError, StepError
-from stylegan.pipeline import lock, reachability, retention
+from stylegan.pipeline import lock, reachability, retention, steps
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.reachability import Item
 from stylegan.pipeline.retention import DAY, MARKS, AnotherCleanUpError, clean_up, due, garbage, reached
 from stylegan.pipeline.run import Run
+from stylegan.pipeline.steps import Pipeline
 from stylegan.registry.contents import list_registered
 from stylegan.tracking.removal import list_runs
 from stylegan.verbs.find_model import find_model
@@ -230,7 +231,7 @@ def test_a_run_that_begins_after_the_look_ends_the_clean_up(world, monkeypatch):
     found = world.clean()
     begun[0].__exit__(None, None, None)
     assert found.deleted == ()
-    assert found.stopped.startswith("new is training since")
+    assert found.stopped.startswith("run new is training since")
     monkeypatch.undo()
     assert world.clean().deleted
 
@@ -239,7 +240,20 @@ def test_a_run_that_has_its_lock_and_no_config_yet_ends_the_clean_up(world):
     world.forget()
     with lock.hold(world.root, "run-new", run_id="new", what="stylegan run"):
         found = world.clean()
-    assert (found.deleted, found.stopped[:4]) == ((), "new ")
+    assert (found.deleted, found.stopped[:8]) == ((), "run new ")
+
+
+def test_a_run_looks_at_its_stages_after_the_clean_up_that_it_waited_for(world, monkeypatch):
+    run = world.runs[1]
+    first = run.stages[0]
+    real = lock.wait_for_clean_up
+    monkeypatch.setattr(
+        steps, "wait_for_clean_up", lambda root: (real(root), storage.delete(run.stage_uri(first)))
+    )  # the last deletion
+    with Pipeline(world.config) as pipeline:
+        shards = pipeline.shard().record
+        assert pipeline.run(shards).find_stage(first)
+        assert pipeline.train(shards, first, None).record is None  # not "taken from storage"
 
 
 def test_two_clean_ups_do_not_work_at_once(world):
