@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.sections import RetentionConfig
 from stylegan.config.tree import Config
 from stylegan.data.shardset import MANIFEST
@@ -201,7 +202,9 @@ def _clean_up(config: Config, root: str, now: float, *, dry_run: bool) -> CleanU
     gone = {item.name for item in deleted}
     notes: tuple[str, ...] = ()
     if not frees_bytes(config) and any(name.startswith((MLFLOW_ROOM, VERSION_ROOM)) for name in gone):
-        notes = (f"the server at {redact(resolve_uri(config))} frees the bytes of its part by its own `mlflow gc`",)
+        notes = (
+            f"the server at {redact(resolve_uri(config))} frees the bytes of its part by `{shell_command('mlflow', 'gc')}` beside it",
+        )
     return CleanUp(
         dry_run=dry_run,
         before=_bytes(items.values()),

@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.artifacts import Artifact
 
 from flows import artifacts, tasks
+from flows.attempts import call
 from stylegan.config.file import build
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.steps import Pipeline
@@ -28,7 +29,7 @@ def test_a_data_set_shows_card_rejects_and_preview(draw_images, tmp_path):
 
     @flow(persist_result=False)
     def once():
-        return tasks.call(tasks.shard, Pipeline(config))
+        return call(tasks.shard, Pipeline(config))
 
     for _ in range(2):
         shards = once()

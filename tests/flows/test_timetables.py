@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import schedule
 from flows.cli.main import main
@@ -82,7 +83,8 @@ def test_bad_input_is_one_line_before_a_server_is_asked(capsys, tmp_path, monkey
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
     config = tmp_path / "t.yaml"
     config.write_text("name: t\ndata: {source: digits, resolution: 8}\ntraining: {batch: 4}\n")
-    assert main(["schedule", str(config), *arguments]) == 2
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):  # no server of other tests
+        assert main(["schedule", str(config), *arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stylegan: ")]
     assert len(lines) == 1
     assert says in lines[0]

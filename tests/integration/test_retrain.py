@@ -117,7 +117,7 @@ def test_the_story_of_a_model(place, service):
     line = place.run("retrain", config, "--set", "model.fmap_max=4", "--set", "retrain.start=champion", code=2)
     assert line == ""
     assert "retrain.start=champion: the champion, version" in place.errors()
-    assert "its networks have model.fmap_max=8, this config has 4" in place.errors()
+    assert "it was trained with model.fmap_max=8, this config has 4" in place.errors()
 
 
 @pytest.mark.stack

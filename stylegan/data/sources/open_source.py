@@ -20,6 +20,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.sections import DataConfig
 from stylegan.data.sources import cifar, digits, folder, lsun, mnist, own, parquet, tar, tfrecords, urls, zip
 from stylegan.data.sources.access.own_folders import OwnFolders, own_folders
@@ -149,8 +150,8 @@ def _list(data: DataConfig, root: str | None) -> Listing:
         return digits.list_images()
     if DATE in data.source:
         raise ConfigError(
-            f"data.source={data.source}: {DATE} stands for a day, which `stylegan retrain` puts there; other commands need "
-            f"one, such as --set data.source={data.source.replace(DATE, '2026-03-31')}"
+            f"data.source={data.source}: {DATE} stands for a day, which `{shell_command('stylegan', 'retrain', 'CONFIG')}` puts "
+            f"there; other commands need one, such as --set data.source={data.source.replace(DATE, '2026-03-31')}"
         )
     uri = check_uri("data.source", data.source)
     own_labels = data.labels == "auto" and data.label_file is None

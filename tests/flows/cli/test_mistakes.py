@@ -41,7 +41,7 @@ def test_the_command_that_was_meant_is_named(capsys, typed, right):
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        ("dance", "dance: no such command; there are plan, run, shard"),
+        ("dance", "dance: no such command; there are plan, run, retrain"),
         ("--dry-run c.yaml", "--dry-run: a command comes first; there are plan, run"),
         ("sample x --seed 3", "--seed: no option of `sample`; did you mean --seeds?"),
         ("train c.yaml --untill=8", "--untill: no option of `train`; did you mean --until?"),
