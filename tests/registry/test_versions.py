@@ -88,6 +88,31 @@ def test_a_registered_version_is_the_challenger_and_tells_what_it_is(registry):
     )
 
 
+def test_a_version_after_a_warm_start_names_its_parent(registry, make_config):
+    """By the last two parts of the checkpoint's URI, wherever storage was then; the model card says so, too."""
+
+    def go_on_from(uri):
+        registry.config = make_config(training={"batch": 4, "warm_start": {"checkpoint": uri}})
+
+    registry.add(12.5, "stages/0008-a/checkpoint-000001000")
+    go_on_from("s3://moved/stages/0008-a/checkpoint-000001000")
+    registry.add(11.5, "stages/0008-b/checkpoint-000002000")
+    tags = registry.tags("2")
+    assert tags["stylegan.parent_version"] == "1"
+    assert tags["stylegan.parent_checkpoint"] == "0008-a/checkpoint-000001000"
+    card = registry.client.get_model_version(registry.name, "2").description
+    assert "- went on from: version 1, checkpoint `0008-a/checkpoint-000001000`\n" in card
+
+    go_on_from("/r/stages/0008-b/checkpoint-000009000")  # no version has it
+    registry.add(10.5, "stages/0008-c/checkpoint-000003000")
+    tags = registry.tags("3")
+    assert "stylegan.parent_version" not in tags
+    assert tags["stylegan.parent_checkpoint"] == "0008-b/checkpoint-000009000"
+    card = registry.client.get_model_version(registry.name, "3").description
+    assert "- went on from: checkpoint `0008-b/checkpoint-000009000`\n" in card
+    assert not [tag for tag in registry.tags("1") if "parent" in tag]
+
+
 def test_registering_the_same_key_again_gives_the_same_version(registry):
     first = registry.add(12.5)
     assert registry.add(12.5) == first

@@ -1,18 +1,26 @@
 """Warm start: training goes on with the whole state of a checkpoint on other images, or says why it cannot."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from contents import assert_same, curves, pictures, train_killed, training_state
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from stylegan import storage
 from stylegan.config.file import build
+from stylegan.data.sharding.write_shards import write_shards
+from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError, DamagedError, StepError
+from stylegan.evaluation.engine import evaluate
+from stylegan.training import loop
+from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
 from stylegan.training.schedule import stages
-from stylegan.training.state import newest_checkpoint, start_stage
+from stylegan.training.state import newest_checkpoint, save_checkpoint, start_stage
 from stylegan.training.warm_start import warm_checkpoint, warm_obstacle
 
 CLASSES = ("a", "b")
@@ -263,3 +271,97 @@ def test_the_check_reads_little(champion, monkeypatch):
 
         monkeypatch.setattr(storage, name, small)
     assert warm_obstacle(last.config, origin.uri, CLASSES) is None
+
+
+DIGITS = {
+    "name": "digits",
+    "model": {
+        "latent_size": 32,
+        "mapping_layers": 2,
+        "mapping_fmaps": 32,
+        "mapping_lrmul": 0.1,
+        "fmap_base": 128,
+        "fmap_max": 32,
+        "conditional": True,
+        "label_scale": 0.2,
+    },
+    "training": {
+        "start_resolution": 4,
+        "fade_kimg": 2,
+        "stable_kimg": {4: 3, 8: 12},
+        "batch": 16,
+        "learning_rate": 0.005,
+        "r1_gamma": 0.4,
+        "penalty_interval": 8,
+        "ema_kimg": 1,
+    },
+    "snapshots": {"checkpoint_kimg": 0.1, "log_kimg": 0.1, "samples_kimg": 10, "grid": 2, "keep": 1},
+    "evaluation": {"metrics": ["fid"], "num_images": 1797},
+}
+
+
+def write_digits(folder, number):
+    """Write the first scans of scikit-learn's digits as PNG files in class folders."""
+    digits = load_digits()
+    for index in range(number):
+        path = folder / str(digits.target[index]) / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[index] * 255 / 16).astype("uint8")).save(path)
+
+
+@pytest.mark.stack
+def test_the_distance_does_not_jump_where_a_restart_makes_it(tmp_path, monkeypatch):
+    """Going on with new scans, the FID is first exactly the champion's, and in the first kimg at most 1.1 times as large.
+
+    Fresh moments and an average that begins at G (the usual way to continue a GAN) are measured beside it.
+    """
+    root, source = tmp_path / "root", tmp_path / "scans"
+
+    def config_and_shards(number, **training):
+        write_digits(source, number)
+        tree = DIGITS | {"data": {"source": str(source), "resolution": 8, "channels": 1}}
+        config = build(tree | {"storage": {"root": str(root)}, "training": DIGITS["training"] | training})
+        return config, write_shards(open_source(config.data), config.data, str(root))
+
+    # Train a champion.
+    config, shards = config_and_shards(1200)
+    champion = None
+    for stage in stages(config):
+        uri, shown = str(root / "stages" / f"{stage.resolution:04d}-k"), {"previous": champion, "stage": stage}
+        champion = train_stage(StageJob(config=config, shards=shards, key="k", run_id="r", uri=uri, **shown))
+
+    # Go on with more images.
+    config, shards = config_and_shards(1797, warm_start={"checkpoint": champion.uri, "kimg": 1})
+    assert warm_checkpoint(config, shards.label_names) == champion
+    (stage,) = stages(config)
+
+    def distance(checkpoint):
+        return evaluate(checkpoint.uri, shards, config.evaluation, root=str(root)).metrics["fid_classifier"]
+
+    def distances(name):
+        """Measure every checkpoint of a training that goes on, every 0.1 kimg."""
+        uri, found = str(root / "stages" / f"0008-{name}"), []
+        job = StageJob(config=config, stage=stage, shards=shards, key="w", run_id="r", uri=uri, previous=champion)
+        train_stage(job, on_checkpoint=lambda _: found.append(distance(newest_checkpoint(uri))))
+        return found
+
+    before, warm = distance(champion), distances("warm")
+    state = start_stage(config, stage, num_labels=10, previous=champion)
+    start = champion.model_copy(update={"uri": str(tmp_path / storage.name(champion.uri))})
+    save_checkpoint(start, state.state_dict(), G_ema=copy.deepcopy(state.G_ema), label_names=shards.label_names)
+    assert distance(start) == before
+
+    def restart(config, stage, **options):
+        state = start_stage(config, stage, **options)
+        state.reset_optimizers(config, stage.learning_rate)
+        state.G_ema.load_state_dict(state.G.state_dict())
+        return state
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "start_stage", restart)
+        fresh = distances("fresh")
+    for name, found in (("warm", warm), ("fresh", fresh)):
+        print(f"champion {before:.1f}; {name}:", " ".join(f"{value:.1f}" for value in found))
+    assert len(warm) == len(fresh) >= 10
+    assert max(warm) <= 1.1 * before
+    assert max(fresh) > 1.1 * before
