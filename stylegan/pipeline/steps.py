@@ -38,6 +38,7 @@ from stylegan.pipeline.course import StageProgress, course_steps
 from stylegan.pipeline.keys import gate_key
 from stylegan.pipeline.lock import LostError, hold, run_lock, wait_for_clean_up
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
+from stylegan.pipeline.retraining import CONFIG_KEY, LISTING, config_key
 from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
 from stylegan.progress import Course, course
 from stylegan.records import Record
@@ -436,6 +437,8 @@ class Pipeline:
             "stylegan.source": redact(self.config.data.source),
             "stylegan.dataset_key": storage.name(shards.uri),
             "stylegan.num_images": str(shards.num_images),
+            CONFIG_KEY: config_key(self.config),
+            LISTING: storage.name(shards.uri),  # of a set that lacks no image; a retraining says it itself
             **self.version_tags,
         }
 
