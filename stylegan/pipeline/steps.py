@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import BaseModel, computed_field
 
 from stylegan import storage
+from stylegan.cluster.node_metrics import NodeMetrics
 from stylegan.cluster.parallel_map import evaluation_means, shard_in_parallel
 from stylegan.cluster.session import connect, ray_session
 from stylegan.cluster.spare_worker import SpareWorker
@@ -334,8 +335,8 @@ class Pipeline:
             with decoration(f"train {job.stage.name}: the event {name} in MLflow"), suppress(UnavailableError):
                 tracked.log_event(name, value, nimg=nimg)
 
-        with self._quick_metrics(job):
-            return launch_stage(job, on_event=on_event)
+        with self._quick_metrics(job), NodeMetrics() as nodes, tracked.with_nodes(nodes.read):
+            return launch_stage(job, on_event=on_event, on_nodes=nodes.follow)
 
     def _quick_metrics(self, job: StageJob) -> QuickMetrics:
         connect(self.config.ray)  # here, so that two threads do not do it at the same time

@@ -18,6 +18,7 @@ from stylegan.data.dataset_card import DatasetCard, read_card, read_preview, rea
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError, shown
 from stylegan.tracking.connection import artifact_location, check_server, connect, explained, is_empty, resolve_uri
+from stylegan.tracking.metric_names import constant_names
 from stylegan.tracking.runs import TrackedRun
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
         with _ended_if_it_fails(client, mlflow_run_id):
             if parent and not (found and found.data.tags.get(PARENT_TAG) == parent):
                 client.set_tag(mlflow_run_id, PARENT_TAG, parent)
-            run = TrackedRun(client, uri, mlflow_run_id, partial(_describe, client, mlflow_run_id, config, shards))
+            describe = partial(_describe, client, mlflow_run_id, config, shards)
+            run = TrackedRun(client, uri, mlflow_run_id, describe, constant=constant_names(config))
             finished = found is not None and found.info.status == "FINISHED"
             if not finished or (shards and _lacks_card(client, mlflow_run_id, shards)):
                 run.start()
