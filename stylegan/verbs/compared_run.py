@@ -128,7 +128,7 @@ def _stored(run: Run, label: str) -> ComparedRun:
     """Read a run from storage."""
     config, rows = run.config, run.curves()
     if not rows and not any(checkpoints(run.stage_uri(stage)) for stage in run.stages):
-        raise StepError(f"{label}: this run has trained nothing yet; `{config.command('run')}` does")
+        raise StepError(f"{label}: this run has trained nothing yet; run its config, or leave it out")
     grids: dict[int, Callable[[], bytes]] = {}
     for stage in run.stages:
         for kimg, uri in sample_grids(run.stage_uri(stage)).items():
