@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stylegan.verbs.compare import Comparison
 
 FEW = 4  # runs that have a column each; of more, each has a row
+MOST_METRICS = 4  # beside a run in its row; the page has all
 WIDE = 200  # columns of a table that goes to a file or a pipe
 
 
@@ -49,11 +50,12 @@ def compare(
     from stylegan.verbs import compare as comparing
 
     uri = outputs.output_file(out, [".html"]) if out is not None else None
+    parent = None
     with storage_settings(settings.storage if settings else None):
         found = comparing.read_runs(settings, runs)
         comparison = comparing.compare(found)
         if uri is not None:
-            comparing.write_comparison(found, comparison, uri)
+            parent = comparing.write_comparison(found, comparison, uri)
     if uri == outputs.STDOUT:
         return
     if as_json:
@@ -61,6 +63,8 @@ def compare(
         return
     _print(comparison)
     print(f"page        {out}" if out else "page        --out comparison.html writes one, with curves and samples")
+    if parent:
+        print(f"MLflow      {comparing.PAGE}, an artifact of the run above these: {parent}")
 
 
 def _print(comparison: Comparison) -> None:
@@ -110,6 +114,8 @@ def _columns(comparison: Comparison) -> Table:
     table = _table("", *(run.label for run in runs))
     _add(table, "kimg", *(number(run.kimg) for run in runs))
     _add(table, "img/s of training", *(number(run.images_per_second) for run in runs))
+    if any(run.path for run in runs):
+        _add(table, "steps", *(run.path or DASH for run in runs))
     _add(table, "training", *(DASH if run.seconds is None else duration(run.seconds) for run in runs))
     if any(run.gpu_hours is not None for run in runs):
         _add(table, "GPU-hours", *(number(run.gpu_hours) for run in runs))
@@ -130,18 +136,23 @@ def _rows(comparison: Comparison) -> Table:
     """Return a table with a row for each run, and a column for each of the first metrics."""
     from stylegan.evaluation.page.metric_rows import DASH, number
     from stylegan.progress import duration
+    from stylegan.verbs.comparison_page import judged
 
-    metrics = [row for row in comparison.metrics if row.direction][:4]
-    table = _table("run", "place", "kimg", "training", *(row.metric for row in metrics))
+    metrics = [row for row in comparison.metrics if row.direction][:MOST_METRICS]
+    table = _table("run", "kimg", "img/s", "training", "GPU-hours", *(row.metric for row in metrics))
     for place, run in enumerate(comparison.runs):
-        values = [row.values[place] for row in metrics]
-        cells = [number(value.value) if value else DASH for value in values]
+        cells = []
+        for row in metrics:
+            value = row.values[place]
+            word = judged(value)[0].partition(":")[0] if value and place else ""
+            cells.append(DASH if value is None else f"{number(value.value)} {word}".rstrip())
         _add(
             table,
-            run.label,
-            str(place + 1),
+            f"{place + 1}  {run.label}",
             number(run.kimg),
+            number(run.images_per_second),
             DASH if run.seconds is None else duration(run.seconds),
+            number(run.gpu_hours),
             *cells,
         )
     return table
@@ -153,7 +164,7 @@ def _differing(comparison: Comparison, title: str, rows: dict[str, tuple[str | N
 
     runs = [run.label for run in comparison.runs]
     few = len(runs) <= FEW
-    table = _table(title, *(runs if few else ["values, with the places of their runs in the table above"]))
+    table = _table(title, *(runs if few else ["values, with the numbers of their runs above"]))
     for key, values in rows.items():
         shown = [DASH if value is None else value for value in values]
         if few:

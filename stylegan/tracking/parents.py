@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from stylegan.tracking.connection import connect, explained, is_empty
 from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
-def common_parent(uri: str, run_ids: Sequence[str]) -> str | None:
-    """Return MLflow's id of the run that all these pipeline runs are below; None if there is no such run.
+
+def common_parent(uri: str, run_ids: Sequence[str], mlflow_run_ids: Sequence[str] = ()) -> str | None:
+    """Return MLflow's id of the run that all these runs are below; None if there is no such run.
+
+    Args:
+        uri: of the tracking server.
+        run_ids: of pipeline runs. One that several sweeps share is below each of them.
+        mlflow_run_ids: of other runs in MLflow.
 
     Raises:
         StepError: MLflow does not answer.
@@ -17,14 +26,26 @@ def common_parent(uri: str, run_ids: Sequence[str]) -> str | None:
     if is_empty(uri):
         return None
     client = connect(uri)
-    common: set[str] | None = None
+    above: list[set[str]] = []
     with explained(uri, "look up the runs above these"):
-        experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=1000)]
+        for mlflow_run_id in mlflow_run_ids:
+            parent = client.get_run(mlflow_run_id).data.tags.get(PARENT_TAG)
+            above.append({parent} if parent else set())
+        experiments = _experiments(client) if run_ids else []
         for run_id in run_ids:
             found = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{run_id}'", max_results=100)
-            parents = {run.data.tags[PARENT_TAG] for run in found if PARENT_TAG in run.data.tags}
-            common = parents if common is None else common & parents
-    return min(common) if common else None
+            above.append({run.data.tags[PARENT_TAG] for run in found if PARENT_TAG in run.data.tags})
+    return min(set.intersection(*above), default=None) if above else None
+
+
+def _experiments(client: MlflowClient) -> list[str]:
+    found, token = [], None
+    while True:
+        page = client.search_experiments(max_results=1000, page_token=token)
+        found += [experiment.experiment_id for experiment in page]
+        token = page.token
+        if not token:
+            return found
 
 
 def log_page(uri: str, mlflow_run_id: str, html: str, name: str) -> None:

@@ -6,6 +6,7 @@ than chance, is decided by the gate's own function, so a comparison never contra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from stylegan.config.sections import GateConfig
@@ -17,13 +18,13 @@ from stylegan.evaluation.report import Report
 from stylegan.outputs import write_output
 from stylegan.records import Record
 from stylegan.registry.gate import Obstacle, difference, metric_key
-from stylegan.tracking.connection import resolve_uri
 from stylegan.training.curves import PATHS
 from stylegan.verbs.compared_run import OF_PLACE, ComparedRun, read_run
 
 PAGE = "comparison.html"  # among the artifacts of the run above them
 MOST_RUNS = 20  # of one comparison: more are read by nobody, and the page has no more styles of lines
 WORDS: dict[Obstacle, str] = {
+    "checkpoint": "it is the same model",
     "features": "measured by another network",
     "protocol": "measured under other settings",
     "images": "measured against other images",
@@ -87,6 +88,7 @@ class Comparison(Record):
             works and what it shows are left out.
         data: by name, the facts about the images that differ.
         metrics: in the order of pages.
+        gate_metric: the one that decides, by the gate of the first run.
         summary: which run is best by the gate's metric, and whether by more than chance.
     """
 
@@ -94,7 +96,13 @@ class Comparison(Record):
     settings: dict[str, tuple[str | None, ...]]
     data: dict[str, tuple[str | None, ...]]
     metrics: tuple[MetricRow, ...]
+    gate_metric: str
     summary: str
+
+    @property
+    def gate_row(self) -> MetricRow | None:
+        """The values of the metric that decides; None if no run has it."""
+        return next((row for row in self.metrics if row.metric == self.gate_metric), None)
 
 
 def read_runs(config: Config | None, names: Sequence[str], *, root: str | None = None) -> list[ComparedRun]:
@@ -124,6 +132,7 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
         settings=_differing([run.settings for run in runs], leave_out=OF_PLACE),
         data=_differing([run.data for run in runs]),
         metrics=metrics,
+        gate_metric=gate.metric,
         summary=summarize(runs, gate),
     )
 
@@ -163,7 +172,7 @@ def _metrics(reports: Sequence[Report | None], *, use_intervals: bool) -> tuple[
 
 def _value(report: Report | None, first: Report | None, name: str, use_intervals: bool) -> Value | None:
     key = metric_key(report, name) if report else None
-    if report is None or key is None:
+    if report is None or key is None or split_key(key)[0] != name:  # fid_mixing_... is no value of fid
         return None
     own = Value(key=key, value=report.metrics[key], interval=report.intervals.get(key))
     found = difference(report, first, name, use_intervals=use_intervals) if first and first is not report else None
@@ -179,35 +188,55 @@ def _value(report: Report | None, first: Report | None, name: str, use_intervals
 
 
 def summarize(runs: Sequence[ComparedRun], gate: GateConfig) -> str:
-    """Return in a sentence which run is best by the gate's metric, and whether by more than chance."""
-    measured = [(run, run.report) for run in runs if run.report and metric_key(run.report, gate.metric)]
+    """Return in a sentence which run is best by the gate's metric, and whether by more than chance.
+
+    The runs that compare with the first one that has a finite value take part. One is best if it differs from each other
+    by more than chance explains.
+    """
+    measured = [(run, run.report) for run in runs if run.report and _is_finite(run.report, gate.metric)]
     if not measured:
         return f"No run has a value of {gate.metric} yet."
-    reference = measured[0][1]
-    fit = [(run, report) for run, report in measured if report is reference or not _obstacles(report, reference, gate)]
-    others = len(runs) - len(fit)
-    rest = f" {others} other run(s) cannot be compared by it." if others else ""
-    key = metric_key(reference, gate.metric) or gate.metric
-    title = describe(key).title
+    (first, reference), *others = measured
+    fit = [(first, reference), *(pair for pair in others if not _obstacles(pair[1], reference, gate))]
+    title = describe(metric_key(reference, gate.metric) or gate.metric).title
+    rest = f" {_count(len(runs) - len(fit))} cannot be compared by it." if len(fit) < len(runs) else ""
     if len(fit) == 1:
-        return f"By {title} nothing compares with {fit[0][0].label}.{rest}"
-    sign = 1 if describe(key).better == "higher" else -1
-    fit.sort(key=lambda pair: sign * pair[1].metrics[metric_key(pair[1], gate.metric) or key], reverse=True)
-    (best, report), (second, next_report) = fit[:2]
-    found = difference(report, next_report, gate.metric, use_intervals=gate.use_intervals)
-    assert found is not None
-    beside = f"{number(found.value)} against {number(found.other)} of {second.label}"
-    if found.better is None:
-        return f"By {title} {best.label} and {second.label} are equal ({number(found.value)}).{rest}"
-    if found.beyond_chance is None:
-        sentence = f"{best.label} is best by {title}: {beside}; chance was not tested, since there are no intervals."
-    elif found.beyond_chance:
-        sentence = f"{best.label} is best by {title}: {beside}, which is more than chance explains at 95 %."
-    else:
-        sentence = (
-            f"By {title} no run is best: {best.label} has {beside}, which is within what chance explains at 95 %."
-        )
-    return sentence + rest
+        return f"By {title} nothing compares with {first.label}.{rest}"
+    best, report = fit[0]
+    for run, challenger in fit[1:]:
+        found = difference(challenger, report, gate.metric, use_intervals=gate.use_intervals)
+        if found and found.better:
+            best, report = run, challenger
+
+    # Beside each other run, the nearest first.
+    pairs = [
+        (run, found)
+        for run, other in fit
+        if run is not best and (found := difference(report, other, gate.metric, use_intervals=gate.use_intervals))
+    ]
+    pairs.sort(key=lambda pair: pair[1].gain or 0.0)
+    second, nearest = pairs[0]
+    if not nearest.better:
+        return f"By {title} {best.label} and {second.label} are equal ({number(nearest.value)}).{rest}"
+    near = [(run, found) for run, found in pairs if found.beyond_chance is False]
+    if near:
+        second, nearest = near[0]
+        beside = f"{number(nearest.value)} against {number(nearest.other)} of {second.label}"
+        more = f" ({_count(len(near) - 1)} likewise)" if len(near) > 1 else ""
+        return f"By {title} no run is best: {best.label} has {beside}, which is within what chance explains at 95 %{more}.{rest}"
+    beside = f"{number(nearest.value)} against {number(nearest.other)} of {second.label}"
+    tested = all(found.beyond_chance for _, found in pairs)
+    ending = ", which is more than chance explains at 95 %" if tested else "; chance was not tested, without intervals"
+    return f"{best.label} is best by {title}: {beside}{ending}.{rest}"
+
+
+def _is_finite(report: Report, metric: str) -> bool:
+    key = metric_key(report, metric)
+    return key is not None and math.isfinite(report.metrics[key])
+
+
+def _count(num: int) -> str:
+    return "1 other run" if num == 1 else f"{num} other runs"
 
 
 def _obstacles(report: Report, reference: Report, gate: GateConfig) -> tuple[Obstacle, ...]:
@@ -229,12 +258,16 @@ def write_comparison(runs: Sequence[ComparedRun], comparison: Comparison, uri: s
 
     page = comparison_page(runs, comparison)
     write_output(uri, page.encode())
-    trackers = {resolve_uri(run.config) for run in runs if run.config}
-    if len(trackers) != 1 or not all(run.config for run in runs):
+    trackers = {run.tracker for run in runs}
+    (tracker, *others) = trackers
+    if tracker is None or others:
         return None
     with decoration("the comparison in MLflow"):
-        (tracker,) = trackers
-        parent = common_parent(tracker, [run.run_id for run in runs])
+        parent = common_parent(
+            tracker,
+            [run.run_id for run in runs if run.mlflow_run_id is None],
+            [run.mlflow_run_id for run in runs if run.mlflow_run_id],
+        )
         if parent:
             log_page(tracker, parent, page, PAGE)
         return parent

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stylegan import storage
 from stylegan.config.file import flatten, load
+from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import find_content
 from stylegan.errors import ConfigError, DamagedError, StepError
@@ -19,7 +20,7 @@ from stylegan.evaluation.page.write_page import read_report
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.run import VERDICT, Run, find_run
 from stylegan.registry.gate import StoredVerdict
-from stylegan.tracking.connection import resolve_uri
+from stylegan.tracking.connection import resolve_uri, sqlite_uri
 from stylegan.tracking.read_run import ID, LoggedRun, read_logged
 from stylegan.training.curves import Row, clock
 from stylegan.training.samples import sample_grids
@@ -51,7 +52,8 @@ class ComparedRun:
         report: of its evaluation; None if it has none.
         verdict: the gate's decision with its reasons.
         config: None for a run of another program.
-        mlflow: where MLflow has it: tracking URI and id of the run.
+        tracker: tracking URI of the MLflow that has it.
+        mlflow_run_id: of a run of another program; those of this program are found there by their `run_id`.
     """
 
     label: str
@@ -68,7 +70,8 @@ class ComparedRun:
     report: Report | None = None
     verdict: str | None = None
     config: Config | None = None
-    mlflow: tuple[str, str] | None = None
+    tracker: str | None = None
+    mlflow_run_id: str | None = None
 
     @property
     def kimg(self) -> float:
@@ -150,6 +153,7 @@ def _stored(run: Run, label: str) -> ComparedRun:
         report=run.find_report(),
         verdict=_verdict(run),
         config=config,
+        tracker=resolve_uri(config),
     )
 
 
@@ -163,15 +167,17 @@ def _verdict(run: Run) -> str | None:
 
 def _logged(config: Config | None, mlflow_run_id: str) -> ComparedRun:
     """Read a run that MLflow knows: from storage if that is in reach, else what was logged."""
+    embedded = f"{storage.absolute(StorageConfig().root)}/mlflow.db"
     uri = resolve_uri(config) if config else os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
+    if not uri and not os.path.exists(embedded):
         raise ConfigError(f"{mlflow_run_id}: no MLflow is named: give --config FILE or set MLFLOW_TRACKING_URI")
+    uri = uri or sqlite_uri(embedded)
     logged = read_logged(uri, mlflow_run_id)
     roots = [config.storage.root if config else "", logged.params.get("storage.root", "")]
     for root in filter(None, roots if logged.run_id else ()):
         folder = storage.join(storage.absolute(root), "runs", logged.run_id or "")
         if _is_there(folder):
-            return replace(_of_folder(folder, logged.run_id or ""), mlflow=(uri, mlflow_run_id))
+            return replace(_of_folder(folder, logged.run_id or ""), tracker=uri)
     return _as_logged(logged)
 
 
@@ -199,7 +205,8 @@ def _as_logged(run: LoggedRun) -> ComparedRun:
         gpu_hours=[],
         grids={kimg: partial(run.grid, kimg) for kimg in run.grids},
         report=run.report,
-        mlflow=(run.uri, run.mlflow_run_id),
+        tracker=run.uri,
+        mlflow_run_id=run.mlflow_run_id,
     )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stylegan")
 
-FEW = 4  # runs whose columns have room for their names
+FEW = 4  # runs that have a column each, with room for their names; of more, each has a row
 FRAMES = 12  # steps of the slider at most
 NEAR = 0.05  # a grid is shown beside one of another kimg if that differs by this share at most
 PAGE_BYTES = 16_000_000  # of all pictures together
@@ -62,12 +62,13 @@ def comparison_page(runs: Sequence[ComparedRun], comparison: Comparison) -> str:
     frames, latents = _frames(runs)
     axes = _axes(runs)
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    key_metric = comparison.metrics[0] if comparison.metrics else None
+    key_metric = comparison.gate_row
     return template("comparison.html.j2").render(
         title=f"{len(runs)} runs compared",
         page_format="comparison-1",
         facts={},
         summary=comparison.summary,
+        few=len(runs) <= FEW,
         runs=[
             {
                 "label": facts.label,
@@ -86,6 +87,8 @@ def comparison_page(runs: Sequence[ComparedRun], comparison: Comparison) -> str:
         ],
         key_metric=f"{key_metric.title} {ARROWS.get(key_metric.direction, '')}" if key_metric else None,
         any_gpu=any(facts.gpu_hours is not None for facts in comparison.runs),
+        any_path=any(facts.path for facts in comparison.runs),
+        any_verdict=any(facts.verdict for facts in comparison.runs),
         settings=comparison.settings,
         data=comparison.data,
         data_known=all(run.data for run in runs),
@@ -187,8 +190,10 @@ def _frames(runs: Sequence[ComparedRun]) -> tuple[list[dict[str, Any]], str]:
     last = len(shared) - 1
     count = min(FRAMES, len(shared))
     steps = sorted({shared[round(last * place / max(count - 1, 1))] for place in range(count)})
-    same = {run.latents for run in runs}
-    if len(same) == 1 and None not in same:
+    shown = {run.latents for run in runs if run.grids}
+    if None in shown:
+        words = "Some runs are known from MLflow alone: whether images at the same place are of the same latent is not known."
+    elif len(shown) == 1:
         words = "The same latents at the same places in all runs, drawn by the averaged generator without truncation."
     else:
         words = (

@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -120,12 +122,52 @@ def test_values_are_judged_as_the_gate_does(make_run):
     assert (other.better, other.why_not) == (None, ("measured under other settings",))
     assert "-b-" not in comparison.summary
     assert comparison.summary.startswith(f"{runs[1].label} is best by Fréchet distance (FID): 4.000 against 4.950")
-    assert comparison.summary.endswith("1 other run(s) cannot be compared by it.")
+    assert comparison.summary.endswith("1 other run cannot be compared by it.")
     for run, value in zip(runs[1:], cells(comparison)[1:], strict=True):
         verdict = judge(
             run.report, runs[0].report, GateConfig(min_improvement=0), challenger_version="2", champion_version="1"
         )
         assert verdict.promote == (value.better is True and value.beyond_chance is not False)
+
+
+def test_the_best_differs_from_every_other_run(make_run):
+    """One is not best beside the next one alone: a third one may have a wider interval."""
+    configs = [make_run("a", 4.0, 0.1), make_run("b", 4.5, 0.1, seed=1), make_run("c", 4.6, 3.0, seed=2)]
+    summary = compare(side_by_side(*configs)).summary
+    assert summary.startswith("By Fréchet distance (FID) no run is best: a-")
+    assert "4.000 against 4.600 of c-" in summary
+    summary = compare(side_by_side(*configs[1::-1])).summary
+    assert summary.startswith("a-")
+    assert summary.endswith("which is more than chance explains at 95 %.")
+
+
+def test_a_value_that_is_not_finite_is_not_best_and_does_not_hide_the_best(make_run):
+    runs = side_by_side(
+        make_run("a", float("nan"), 0), make_run("b", 5.0, 0.1, seed=1), make_run("c", 4.0, 0.1, seed=2)
+    )
+    comparison = compare(runs)
+    assert comparison.summary.startswith("c-")
+    assert comparison.summary.endswith("1 other run cannot be compared by it.")
+    assert [value.better for value in cells(comparison)] == [None, True, True]
+
+
+def test_equal_values_are_said_to_be_equal(make_run):
+    summary = compare(side_by_side(make_run("a", 5.0), make_run("b", 5.0, seed=1))).summary
+    assert re.fullmatch(r"By Fréchet distance \(FID\) \S+ and \S+ are equal \(5\.000\)\.", summary)
+
+
+def test_one_model_measured_twice_is_not_compared(make_run):
+    runs = side_by_side(make_run("a", 5.0, 0.1), make_run("b", 4.0, 0.1, evaluation__seed=5))
+    assert runs[0].report.checkpoint_uri == runs[1].report.checkpoint_uri
+    assert cells(compare(runs))[1].why_not == ("it is the same model",)
+
+
+def test_another_value_of_a_like_name_is_not_taken_for_it(make_run):
+    first, second = side_by_side(make_run("a"), make_run("b", seed=1))
+    mixing = second.report.model_copy(update={"metrics": {"fid_mixing_classifier": 9.0}, "intervals": {}})
+    comparison = compare([first, replace(second, report=mixing)])
+    assert cells(comparison)[1] is None
+    assert cells(comparison, "fid_mixing")[1].value == 9.0
 
 
 def test_two_that_chance_explains_have_no_best(make_run):
@@ -165,6 +207,18 @@ def test_latents_are_the_same_where_seed_size_and_grid_are(make_run):
     assert "The same latents at the same places" in comparison_page(runs, compare(runs))
 
 
+def test_many_runs_have_a_row_each_and_few_a_column(make_run):
+    configs = [make_run(name, 5.0 + place, 0.1, seed=place) for place, name in enumerate("abcde")]
+    runs = side_by_side(*configs)
+    heads = re.compile(r'<th scope="col" class="number"><code>seed</code></th>')
+    assert heads.search(comparison_page(runs, compare(runs)))
+    assert not heads.search(comparison_page(runs[:4], compare(runs[:4])))
+    for some in (runs, runs[:4]):
+        page = comparison_page(some, compare(some))
+        assert page.count('<span class="mark bad">worse</span>') == len(some) - 1
+        assert page.count('<th scope="col">Gate</th>') == 0  # no run was judged
+
+
 def test_a_grid_stands_beside_one_of_nearly_the_same_kimg(make_run):
     runs = side_by_side(
         make_run("a", grids=(1, 100)), make_run("b", grids=(101,), seed=1), make_run("c", grids=(50,), seed=2)
@@ -202,7 +256,9 @@ def test_runs_that_only_mlflow_has_are_compared_by_what_was_logged(make_run, tmp
     assert comparison.runs[1].label == "theirs"
     assert comparison.settings["training.r1_gamma"] == ("10.0", "7.0")
     assert [row["nimg"] for row in runs[1].rows] == [1000, 2000]
-    assert comparison_page(runs, comparison).count("data:image/webp;base64,") == 2
+    page = comparison_page(runs, comparison)
+    assert page.count("data:image/webp;base64,") == 2
+    assert "is not known" in page  # their latents
     assert read_run(config, f"runs:/{run.info.run_id}").label == "theirs"
 
 
@@ -213,7 +269,7 @@ def test_an_mlflow_run_of_this_program_is_read_from_storage(make_run):
     tags = {"stylegan.run_id": storage.name(folder)}
     run = client.create_run(client.create_experiment("own"), tags=tags)
     found = read_run(config, run.info.run_id)
-    assert (found.uri, found.mlflow[1]) == (folder, run.info.run_id)
+    assert (found.uri, found.mlflow_run_id) == (folder, None)
     assert found.report.metrics["fid_classifier"] == 3.0
 
 
@@ -229,6 +285,13 @@ def test_the_page_is_an_artifact_of_a_common_parent(make_run, tmp_path):
     assert write_comparison(runs, compare(runs), str(tmp_path / "a.html")) == parent
     assert [file.path for file in client.list_artifacts(parent)] == ["comparison.html"]
 
+    # Also where one of them is a run of another program.
+    other = client.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id
+    runs.append(read_run(configs[0], other))
+    assert write_comparison(runs, compare(runs), str(tmp_path / "a.html")) == parent
+    client.set_tag(other, "mlflow.parentRunId", "0" * 32)
+    assert write_comparison(runs, compare(runs), str(tmp_path / "a.html")) is None
+
 
 @pytest.mark.parametrize("names", [(), ("a",), tuple("abcdefghijklmnopqrstu")])
 def test_fewer_than_two_and_too_many_are_refused(names):
@@ -242,12 +305,24 @@ def test_a_run_is_named_once(make_run):
         read_runs(None, [folder, storage.name(folder)], root=make_run("a").storage.root)
 
 
-def test_what_is_no_run_says_where_it_was_looked_for(make_run):
+def test_what_is_no_run_says_where_it_was_looked_for(make_run, monkeypatch):
     config = make_run("a")
     with pytest.raises(ConfigError, match=r"no such model: no run in .*, no MLflow run"):
         read_run(config, "nonsense-of-mine")
     with pytest.raises(ConfigError, match="has no such run"):
         read_run(config, "0" * 32)
+    assert not os.path.exists(f"{config.storage.root}/mlflow.db")  # a look makes no database
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(config.storage.root)
+    with pytest.raises(ConfigError, match="no MLflow is named: give --config FILE or set MLFLOW_TRACKING_URI"):
+        read_run(None, "0" * 32)
+
+
+def test_a_run_is_meant_by_its_nearest_name(make_run):
+    config = make_run("a")
+    name = storage.name(of(config))
+    with pytest.raises(ConfigError, match=f"did you mean {name}"):
+        read_run(config, name[:-1] + "x")
 
 
 def test_a_run_without_any_training_says_what_to_do(make_run):
