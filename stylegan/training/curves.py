@@ -258,6 +258,31 @@ def mean_speed(rows: Sequence[Row]) -> float:
     return 1000 * len(seconds) / sum(seconds) if any(seconds) else 0.0
 
 
+def clock(rows: Sequence[Row], *, start_nimg: int = 0) -> list[float]:
+    """Return for each point the seconds of training until then, from the images and the speed of the points alone.
+
+    What was trained twice, after a kill, counts once; waits between stages and for a cluster do not count. A point
+    without a speed, such as one of quick metrics, takes no time: its images count with the next one that has a speed.
+
+    Args:
+        rows: points in the order of their image counts, over any number of stages.
+        start_nimg: the image count at which the first stage of the rows begins.
+    """
+    times, seconds, last = list[float](), 0.0, start_nimg
+    for row in rows:
+        speed = row["metrics"].get(SPEED, 0.0)
+        if speed > 0:
+            seconds += max(row["nimg"] - last, 0) / speed
+            last = row["nimg"]
+        times.append(seconds)
+    return times
+
+
+def train_seconds(rows: Sequence[Row], *, start_nimg: int = 0) -> float:
+    """Return the seconds of training of all points, as `clock` counts them."""
+    return clock(rows, start_nimg=start_nimg)[-1] if rows else 0.0
+
+
 def read_rows(uri: str) -> list[Row]:
     """Read a file of points, such as `stats.jsonl`, which may still grow; return an empty list if it does not exist.
 

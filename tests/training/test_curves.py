@@ -9,7 +9,7 @@ import torch
 from stylegan import storage
 from stylegan.training import curves as curves_module
 from stylegan.training.background import Background
-from stylegan.training.curves import Curves, Stopwatch, _Point, read_rows
+from stylegan.training.curves import SPEED, Curves, Stopwatch, _Point, clock, read_rows, train_seconds
 from stylegan.training.state import start_stage
 
 
@@ -83,3 +83,21 @@ def test_stopwatch_adds_up_blocks_and_begins_anew():
             time.sleep(0.005)
     assert watch.read()() >= 0.01
     assert watch.read()() == 0
+
+
+def test_the_clock_adds_up_the_time_of_the_points_over_stages():
+    """Quick metrics have no speed, and the images before the first point are those since the stage began."""
+    rows = [
+        {"nimg": nimg, "resolution": 4, "metrics": metrics}
+        for nimg, metrics in [
+            (1000, {SPEED: 100.0}),
+            (2000, {"quick/fid": 9.0}),
+            (3000, {SPEED: 50.0}),
+            (3500, {SPEED: 0.0}),
+            (4000, {SPEED: 10.0}),
+        ]
+    ]
+    assert clock(rows) == [10, 10, 50, 50, 150]
+    assert clock(rows, start_nimg=500) == [5, 5, 45, 45, 145]
+    assert train_seconds(rows) == 150
+    assert train_seconds([]) == 0

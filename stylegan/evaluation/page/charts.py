@@ -1,4 +1,6 @@
-"""Lay out a line chart; the template of the page draws it as an SVG.
+"""Lay out line charts; the macros of the pages draw them as SVG.
+
+A line chart shows a few measured points with their intervals; a curve chart compares long curves of up to 20 series.
 
 All positions are in units of the SVG's view box: x grows to the right, y downwards. The page scales a chart to the
 width of its column, and the page's style sheet colours it, so a chart follows light mode, dark mode and print. The same
@@ -7,11 +9,14 @@ points always give the same chart.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MOST_SERIES = 2  # the page has two colours for series
+MOST_SERIES = 2  # of a line chart
+COLOURS, DASHES = 8, 3  # of curves: the 9th has the first colour and the second dash pattern
+MOST_CURVES = 20
 WIDTH, HEIGHT = 400, 250
 TOP, BOTTOM, RIGHT = 28, 208, 390  # edges of the plot area; the left one depends on the width of the labels
 CHARACTER = 6.6  # width of a digit of a label, whose font size is 11
@@ -77,6 +82,46 @@ class Chart:
     lines: tuple[Line, ...]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One series of a curve chart.
+
+    Attributes:
+        name: for the legend.
+        colour, dash: its style, from 1 and from 0; those of a series depend on its place alone, so that it looks the
+            same in all charts of a page.
+        path: the line, as data of an SVG path; empty for a series without points.
+        lone: dots for the points that no line connects, in the same form.
+        end, last: x and y of the last point, as measured; not a number without points.
+    """
+
+    name: str
+    colour: int
+    dash: int
+    path: str
+    lone: str
+    end: float
+    last: float
+
+
+@dataclass(frozen=True)
+class CurveChart:
+    """What the macro `curve_chart` draws: size of the view box, edges of the plot area, both axes, marks, and curves."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_name: str
+    y_name: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    marks: tuple[Tick, ...]
+    curves: tuple[Curve, ...]
+
+
 def line_chart(
     series: Mapping[str, Sequence[Point]], *, x_name: str, limits: tuple[float, float] | None = None
 ) -> Chart:
@@ -120,6 +165,104 @@ def line_chart(
     )
 
 
+def curve_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_name: str,
+    y_name: str = "",
+    log_y: bool = False,
+    marks: Mapping[float, str] | None = None,
+) -> CurveChart:
+    """Lay out curves of any length in one chart.
+
+    A curve is thinned to what the width can show: of the points that share a place, the first, lowest, highest and
+    last. It has a gap where a value is not finite, or not above 0 on a logarithmic axis.
+
+    Args:
+        series: points (x, y) by the name of their series, in any order. One without points is not drawn and keeps its
+            style, so that the same series look the same in all charts of a page.
+        x_name, y_name: names of the axes; the second one is above the plot area.
+        log_y: whether the y axis is logarithmic.
+        marks: labels of vertical lines by their x, such as the beginnings of stages. Those outside the curves are left
+            out.
+
+    Raises:
+        ValueError: more than 20 series, or none has a point that can be drawn.
+    """
+    if len(series) > MOST_CURVES:
+        raise ValueError(f"a curve chart has at most {MOST_CURVES} series, got {len(series)}")
+    drawn = {
+        name: sorted((x, y if math.isfinite(y) and (y > 0 or not log_y) else math.nan) for x, y in points)
+        for name, points in series.items()
+    }
+    points = [(x, y) for one in drawn.values() for x, y in one if not math.isnan(y)]
+    if not points:
+        raise ValueError(f"a curve chart needs a point, got none in {', '.join(series) or 'no series'}")
+
+    # Choose the range of y and its ticks, then leave room for their labels.
+    lowest, highest = min(y for _, y in points), max(y for _, y in points)
+    y_ticks = _powers(lowest, highest) if log_y else _round_ticks(lowest, highest)
+    left = round(10 + CHARACTER * max(len(_label(value)) for value in y_ticks), 2)
+    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    margin = INSET * (last - first) or 0.5
+    x_axis = _Axis(first - margin, last + margin, left, RIGHT)
+    scale = math.log10 if log_y else float
+    y_axis = _Axis(scale(y_ticks[0]), scale(y_ticks[-1]), BOTTOM, TOP)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return x_axis.position(x), math.nan if math.isnan(y) else y_axis.position(scale(y))
+
+    return CurveChart(
+        width=WIDTH,
+        height=HEIGHT,
+        left=left,
+        right=RIGHT,
+        top=TOP,
+        bottom=BOTTOM,
+        x_name=x_name,
+        y_name=y_name,
+        x_ticks=tuple(Tick(x_axis.position(value), _label(value)) for value in _ticks(x_axis.low, x_axis.high)),
+        y_ticks=tuple(Tick(y_axis.position(scale(value)), _label(value)) for value in y_ticks),
+        marks=tuple(Tick(x_axis.position(x), label) for x, label in (marks or {}).items() if first <= x <= last),
+        curves=tuple(
+            _curve(name, place, one, [at(x, y) for x, y in one]) for place, (name, one) in enumerate(drawn.items())
+        ),
+    )
+
+
+def _curve(
+    name: str, place: int, points: Sequence[tuple[float, float]], positions: Sequence[tuple[float, float]]
+) -> Curve:
+    """Return a series by its place among all, its points, and their positions; not a number is a gap."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in positions:
+        if not math.isnan(y):
+            pieces[-1].append((x, y))
+        elif pieces[-1]:
+            pieces.append([])
+    pieces = [_thinned(piece) for piece in pieces if piece]
+    end, last = next(((x, y) for x, y in reversed(points) if not math.isnan(y)), (math.nan, math.nan))
+    return Curve(
+        name=name,
+        colour=place % COLOURS + 1,
+        dash=place // COLOURS,
+        path="".join("M" + "L".join(f"{x:g} {y:g}" for x, y in piece) for piece in pieces),
+        lone="".join(f"M{x:g} {y:g}h0" for ((x, y), *rest) in pieces if not rest),
+        end=end,
+        last=last,
+    )
+
+
+def _thinned(piece: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return a piece of a curve with few points at each unit of x: the first, lowest, highest and last, in their order."""
+    kept: list[tuple[float, float]] = []
+    for _, found in itertools.groupby(piece, key=lambda position: int(position[0])):
+        here = list(found)
+        ys = [y for _, y in here]
+        kept += [here[number] for number in sorted({0, ys.index(min(ys)), ys.index(max(ys)), len(here) - 1})]
+    return kept
+
+
 @dataclass(frozen=True)
 class _Axis:
     """A linear map from the values low to high to the positions start to end."""
@@ -151,6 +294,27 @@ def _highest(points: Sequence[Point]) -> float:
         return 1.0
     step = _step(largest)
     return math.ceil(largest / step) * step
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Return the ticks of an axis that holds low to high; it begins at 0 unless that would waste half of it."""
+    low, high = (min(low, 0.0), max(high, 0.0)) if low * high <= 0 or 2 * abs(low) < abs(high) else (low, high)
+    if low == high:
+        low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
+    step = _step(high - low)
+    slack = 1e-9
+    return [step * number for number in range(math.floor(low / step + slack), math.ceil(high / step - slack) + 1)]
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Return the ticks of a logarithmic axis that holds low to high: powers of ten, over a short way 2 and 5 times them."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = max(math.ceil((last - first) / MOST_INTERVALS), 1)
+    if last - first > 2:
+        return [10.0**power for power in range(first, last + every, every)]
+    ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
+    below, above = [tick for tick in ticks if tick <= low], [tick for tick in ticks if tick >= high and tick > low]
+    return [tick for tick in ticks if below[-1] <= tick <= (above or [10.0 ** (last + 1)])[0]]
 
 
 def _ticks(low: float, high: float) -> list[float]:

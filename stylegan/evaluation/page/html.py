@@ -1,7 +1,6 @@
 """Render a report as one HTML page to read, print and pass on. The page is a single file and loads nothing.
 
-This module turns a report into rows, captions and charts. `report.html.j2`, beside this file, holds the page's text and
-style; it escapes every string that it is given.
+This module turns a report into rows, captions and charts. `report.html.j2`, beside this file, holds the page's text.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-
 from stylegan.data.dataset_card import DatasetCard, Spread
 from stylegan.errors import shown
 from stylegan.evaluation.metric_table import split_key
@@ -33,6 +30,7 @@ from stylegan.evaluation.page.metric_rows import (
     skipped_rows,
 )
 from stylegan.evaluation.page.published import Comparison, describe_incomparable
+from stylegan.evaluation.page.template import template
 from stylegan.evaluation.report import Report
 from stylegan.records import digest
 
@@ -112,7 +110,7 @@ def render(
     """
     rows, charts = metric_rows(report), list(_truncation_charts(report))
     pictures = sorted((images or {}).items(), key=lambda item: _picture_order(item[0]))
-    return _template().render(
+    return template(TEMPLATE).render(
         title=title,
         page_format=page_format(),
         facts=facts or {},
@@ -145,14 +143,6 @@ def page_format() -> str:
         part.name: part.read_text(encoding="utf-8") for part in parts if part.name.endswith((".py", ".j2", ".yaml"))
     }
     return digest(texts)
-
-
-@functools.cache
-def _template() -> Template:
-    source = files("stylegan.evaluation.page").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
-    return environment.from_string(source)
 
 
 # --- head and settings ------------------------------------------------------------------------------------------------

@@ -1,8 +1,12 @@
 """The layout of line charts."""
 
+import math
+import re
+
 import pytest
 
-from stylegan.evaluation.page.charts import Chart, Point, line_chart
+from stylegan.evaluation.page.charts import Chart, Point, curve_chart, line_chart
+from stylegan.evaluation.page.template import template
 
 TWO = {
     "Precision": [Point(1.0, 0.7), Point(0.3, 0.9), Point(0.7, 0.8)],
@@ -113,3 +117,88 @@ def test_another_number_of_series_is_refused(number):
 def test_a_series_without_points_is_refused():
     with pytest.raises(ValueError, match="one point at least"):
         chart({"a": []})
+
+
+def drawn(path: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
+
+
+def test_a_curve_of_thousands_of_points_keeps_its_ends_and_its_peak_and_is_short():
+    points = [(k, 1000.0 if k == 5000 else math.sin(k / 300)) for k in range(20_000)]
+    (curve,) = curve_chart({"loss": points}, x_name="kimg").curves
+    places = drawn(curve.path)
+    assert len(places) < 2000
+    assert places == sorted(places, key=lambda place: place[0])
+    found = curve_chart({"loss": [(0, 0.0), (19_999, 1000.0)]}, x_name="kimg").curves[0]
+    assert min(y for _, y in places) == min(y for _, y in drawn(found.path))
+    assert (places[0][0], places[-1][0]) == tuple(x for x, _ in drawn(found.path))
+    assert (curve.end, curve.last) == (19_999, points[-1][1])
+
+
+def test_curves_stay_in_the_plot_area_on_both_scales():
+    for log_y in (False, True):
+        found = curve_chart({"a": [(0, 3.0), (5, 470.0), (9, 0.002)]}, x_name="kimg", log_y=log_y)
+        for x, y in drawn(found.curves[0].path):
+            assert found.left <= x <= found.right
+            assert found.top <= y <= found.bottom
+        assert all(found.top <= tick.position <= found.bottom for tick in found.y_ticks)
+        assert 3 <= len(found.y_ticks) <= 7
+
+
+@pytest.mark.parametrize(
+    ("values", "log_y", "expected"),
+    [
+        ((90, 100), False, ["90", "92", "94", "96", "98", "100"]),
+        ((10, 100), False, ["0", "20", "40", "60", "80", "100"]),
+        ((-3, 5), False, ["-4", "-2", "0", "2", "4", "6"]),
+        ((-9, -7), False, ["-9", "-8.5", "-8", "-7.5", "-7"]),
+        ((7, 7), False, ["2", "4", "6", "8", "10", "12"]),
+        ((0, 0), False, ["-1", "-0.5", "0", "0.5", "1"]),
+        ((3, 40), True, ["2", "5", "10", "20", "50"]),
+        ((0.5, 3e4), True, ["0.1", "10", "1,000", "100,000"]),
+        ((5, 5), True, ["5", "10"]),
+    ],
+)
+def test_an_axis_of_curves_holds_its_values(values, log_y, expected):
+    found = curve_chart({"a": list(enumerate(values))}, x_name="x", log_y=log_y)
+    assert labels(found.y_ticks) == expected
+
+
+def test_a_value_that_cannot_be_drawn_is_a_gap():
+    points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.0), (4, math.inf), (5, 3.0), (6, 4.0)]
+    (curve,) = curve_chart({"a": points}, x_name="x").curves
+    assert curve.path.count("M") == 3
+    assert curve.lone.count("M") == 1
+    (curve,) = curve_chart({"a": [(0, 1.0), (1, 0.0), (2, 10.0)]}, x_name="x", log_y=True).curves
+    assert curve.path.count("M") == 2
+
+
+def test_each_of_twenty_series_has_its_own_style_which_does_not_depend_on_the_others():
+    points = [(0, 1.0), (1, 2.0)]
+    all_drawn = curve_chart({str(k): points for k in range(20)}, x_name="x").curves
+    assert len({(curve.colour, curve.dash) for curve in all_drawn}) == 20
+    some = curve_chart({str(k): points if k > 7 else [] for k in range(20)}, x_name="x").curves
+    assert [(curve.colour, curve.dash) for curve in some] == [(curve.colour, curve.dash) for curve in all_drawn]
+    assert [bool(curve.path) for curve in some] == [k > 7 for k in range(20)]
+
+
+def test_marks_outside_the_curves_are_left_out():
+    found = curve_chart({"a": [(0, 1), (10, 2)]}, x_name="x", marks={5.0: "8x8", 11.0: "16x16"})
+    assert labels(found.marks) == ["8x8"]
+
+
+@pytest.mark.parametrize("series", [{}, {"a": []}, {"a": [(0, math.nan)]}, {str(k): [(0, 1.0)] for k in range(21)}])
+def test_curves_without_a_point_and_too_many_are_refused(series):
+    with pytest.raises(ValueError, match="a curve chart"):
+        curve_chart(series, x_name="x")
+
+
+def test_the_macro_draws_a_line_for_each_series_with_points_and_names_all_in_the_legend():
+    chart = curve_chart({"<a>": [(0, 1), (1, 3)], "b": []}, x_name="kimg", y_name="FID", marks={1.0: "8x8"})
+    html = template("macros.html.j2").module.curve_chart(chart, "over kimg")
+    assert html.count('<path class="curve series-1 dash-0"') == 1
+    assert 'path class="curve series-2' not in html
+    assert "<title>&lt;a&gt;: 3.000 at kimg = 1</title>" in html
+    assert html.count("<li>") == 2
+    assert ">8x8</text>" in html
+    assert "<li>" not in template("macros.html.j2").module.curve_chart(chart, "over kimg", keys=False)
