@@ -40,6 +40,7 @@ STOREYS = [
         "flows.artifacts",
         "flows.attempts",
         "flows.beginning",
+        "flows.children",
         "flows.killed_runs",
         "flows.notify",
         "flows.outage",

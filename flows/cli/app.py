@@ -28,6 +28,7 @@ from flows.cli import (
     retrain_command,
     run_commands,
     schedule_command,
+    sweep_command,
 )
 from flows.cli.arguments import AsJson
 from stylegan.commands import shell_command
@@ -65,7 +66,7 @@ def completion(shell: Literal["bash", "zsh", "fish"], /, *, as_json: AsJson = Fa
 
 # By what people want to do, in the order of the help.
 COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
-    "Plan and run": (run_commands.plan, run_commands.run),
+    "Plan and run": (run_commands.plan, run_commands.run, sweep_command.sweep),
     "Again and again": (retrain_command.retrain, schedule_command.schedule),
     "Single steps": (run_commands.shard, run_commands.train, run_commands.evaluate, run_commands.register),
     "Clusters": (
