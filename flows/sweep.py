@@ -46,7 +46,8 @@ class Swept(Record):
     parent: str
     children: tuple[SweptChild, ...]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def spreads(self) -> tuple[Spread, ...]:
         """Mean and spread of each value over trainings that differ in their seeds alone."""
         return spreads([(child.group, child.metrics) for child in self.children])
@@ -76,7 +77,7 @@ def sweep_flow(name: str, children: Sequence[Child], *, at_once: int | None = No
             begin()
             key = sweep_id(name, children)
             with opened(children[0].config, key) as parent:
-                ended = _run_all(children, parent.mlflow_run_id, at_once)
+                ended = run_children(children, parent.mlflow_run_id, at_once)
                 if any(child.state == "failed" for child in ended):
                     parent.finish("FAILED")
         return Swept(sweep_id=key, parent=parent.mlflow_run_id, children=ended)
@@ -142,8 +143,14 @@ def shard_all(children: Sequence[Child]) -> tuple[dict[str, ShardSet], dict[str,
     return found, failures
 
 
-def _run_all(children: Sequence[Child], parent: str, at_once: int | None) -> tuple[SweptChild, ...]:
-    """Run all children, and return what has become of each."""
+def run_children(children: Sequence[Child], parent: str, at_once: int | None = None) -> tuple[SweptChild, ...]:
+    """Run children to their end, and return what has become of each, in order. Call it in a flow, in a block of `opened`.
+
+    Args:
+        children: the runs.
+        parent: MLflow's id of the run of the sweep.
+        at_once: as for `sweep_flow`.
+    """
     shards, ended = shard_all(children)
     waiting = []
     for child in children:

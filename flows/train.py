@@ -84,7 +84,7 @@ def run_child(config: Config, request: ChildRequest) -> dict[str, Any]:
     """
     chosen: Flow[..., Any] = train_flow if request.to == "gate" else measure_flow
     with tags(request.tag):
-        done = run_flow(chosen, flow_run=_below(chosen, config, request), parameters=_parameters(config, request))
+        done: Any = run_flow(chosen, flow_run=_below(chosen, config, request), parameters=_parameters(config, request))
     if not isinstance(done, Summary):
         return dict(done)
     return facts_of_run(Run(config, done.shards), done.report, done.mlflow_run_id, done.version.aliases)

@@ -43,6 +43,7 @@ STOREYS = [
         "flows.children",
         "flows.killed_runs",
         "flows.notify",
+        "flows.optimize",
         "flows.outage",
         "flows.prefect_server",
         "flows.retrain",
@@ -59,6 +60,7 @@ ENGINES = {
     "prefect": ["flows/"],
     "mlflow": ["stylegan/tracking/", "stylegan/registry/"],
     "webdataset": ["stylegan/data/"],
+    "optuna": ["stylegan/pipeline/study.py"],
     "s3fs": [],
 }
 FILES = {
