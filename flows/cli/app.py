@@ -66,8 +66,9 @@ def completion(shell: Literal["bash", "zsh", "fish"], /, *, as_json: AsJson = Fa
 
 # By what people want to do, in the order of the help.
 COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
-    "Plan and run": (run_commands.plan, run_commands.run, sweep_command.sweep),
+    "Plan and run": (run_commands.plan, run_commands.run),
     "Again and again": (retrain_command.retrain, schedule_command.schedule),
+    "Many runs": (sweep_command.sweep,),
     "Single steps": (run_commands.shard, run_commands.train, run_commands.evaluate, run_commands.register),
     "Clusters": (
         job_commands.launch,
