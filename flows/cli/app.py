@@ -29,6 +29,7 @@ from flows.cli import (
     retrain_command,
     run_commands,
     schedule_command,
+    sweep_command,
 )
 from flows.cli.arguments import AsJson
 from stylegan.commands import shell_command
@@ -68,6 +69,7 @@ def completion(shell: Literal["bash", "zsh", "fish"], /, *, as_json: AsJson = Fa
 COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
     "Plan and run": (run_commands.plan, run_commands.run),
     "Again and again": (retrain_command.retrain, schedule_command.schedule),
+    "Many runs": (sweep_command.sweep,),
     "Single steps": (run_commands.shard, run_commands.train, run_commands.evaluate, run_commands.register),
     "Clusters": (
         job_commands.launch,

@@ -120,11 +120,12 @@ class Look:
 
     def new_work(self) -> str:
         """Return in words that work has begun of which this look does not know all that it needs; empty if none has."""
-        now = {one.run_id: one for one in lock.held(self.root) if one.name != lock.CLEAN_UP}
-        for run_id, holder in now.items():
+        for holder in lock.held(self.root):
+            if holder.name == lock.CLEAN_UP:
+                continue
             # A run writes its config right after it has taken its lock.
-            unknown = holder.name == lock.run_lock(run_id) and run_id not in self._configs
-            if run_id not in self._working or unknown:
+            unknown = holder.name == lock.run_lock(holder.run_id) and holder.run_id not in self._configs
+            if holder.run_id not in self._working or unknown:
                 return f"{lock.describe(holder)}; the next clean-up goes on"
         return ""
 
@@ -288,7 +289,10 @@ class Look:
         for run_id, config in self._configs.items():
             edges[f"runs/{run_id}"] |= self._of_run(run_id, config)
         for run in logged:
-            edges.get(f"runs/{run.run_id}", set()).add(f"{MLFLOW_ROOM}/{run.mlflow_run_id}")
+            own = edges.get(f"runs/{run.run_id}", set())
+            own.add(f"{MLFLOW_ROOM}/{run.mlflow_run_id}")
+            if run.parent:  # the run of a sweep stays as long as one of its children
+                own.add(f"{MLFLOW_ROOM}/{run.parent}")
         for name in self._in("evaluations"):
             if report := self._report(name):
                 edges.get(_stage_of(report.checkpoint_uri), set()).add(name)
