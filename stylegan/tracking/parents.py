@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from collections.abc import Sequence
 
 from stylegan.tracking.connection import connect, explained, is_empty
 from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG
+from stylegan.tracking.pages import all_pages
 
 
 def common_parent(uri: str, run_ids: Sequence[str]) -> str | None:
@@ -19,9 +22,9 @@ def common_parent(uri: str, run_ids: Sequence[str]) -> str | None:
     client = connect(uri)
     common: set[str] | None = None
     with explained(uri, "look up the runs above these"):
-        experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=1000)]
+        experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments)]
         for run_id in run_ids:
-            found = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{run_id}'", max_results=100)
+            found = all_pages(partial(client.search_runs, experiments, f"tags.`{RUN_TAG}` = '{run_id}'"))
             parents = {run.data.tags[PARENT_TAG] for run in found if PARENT_TAG in run.data.tags}
             common = parents if common is None else common & parents
     return min(common) if common else None

@@ -12,7 +12,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from stylegan import storage
@@ -20,6 +20,7 @@ from stylegan.errors import DamagedError, one_line
 from stylegan.evaluation.report import Report
 from stylegan.images import as_gif, open_picture
 from stylegan.tracking.connection import explained, quiet
+from stylegan.tracking.metric_names import warn_of_unknown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,9 +46,16 @@ class TrackedRun:
     """
 
     def __init__(
-        self, client: MlflowClient, uri: str, mlflow_run_id: str, describe: Callable[[], None] = lambda: None
+        self,
+        client: MlflowClient,
+        uri: str,
+        mlflow_run_id: str,
+        describe: Callable[[], None] = lambda: None,
+        *,
+        constant: Collection[str] = (),
     ) -> None:
         self.client, self.uri, self.mlflow_run_id = client, uri, mlflow_run_id
+        self._constant = frozenset(constant)  # metrics of the curves that are not logged
         self._describe = describe  # logs params, config and data set, as far as the run lacks them
         self._started = self._running = False  # whether `start` is done; whether this object shows the run as running
         self._last_step: int | None = None  # None: ask MLflow
@@ -85,7 +93,8 @@ class TrackedRun:
             for row in rows:
                 if row["nimg"] // 1000 > step:
                     step = row["nimg"] // 1000
-                    new.append((step, row["metrics"] | {CLOCK: row["nimg"] / 1000}))
+                    metrics = {name: value for name, value in row["metrics"].items() if name not in self._constant}
+                    new.append((step, metrics | {CLOCK: row["nimg"] / 1000}))
             if new:
                 self.start()
             for batch in _batches(new):
@@ -242,11 +251,15 @@ def _system_monitor(mlflow_run_id: str, uri: str) -> Any:
 
 
 def _batches(rows: list[tuple[int, dict[str, float]]]) -> Iterator[list[Metric]]:
-    """Yield batches of whole rows, up to MLflow's limit, so that the store never holds half a row."""
+    """Yield batches of whole rows, up to MLflow's limit, so that the store never holds half a row.
+
+    All metrics go through here, so none is logged that the table of names lacks without a warning.
+    """
     from mlflow.entities import Metric
 
     now, batch = int(time.time() * 1000), list[Any]()
     for step, metrics in rows:
+        warn_of_unknown(metrics)
         if batch and len(batch) + len(metrics) > MAX_METRICS:
             yield batch
             batch = []
