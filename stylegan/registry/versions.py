@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ from stylegan.registry.contents import REGISTERED
 from stylegan.registry.gate import StoredVerdict, Verdict
 from stylegan.registry.model_card import write_card
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
+from stylegan.tracking.pages import all_pages
 from stylegan.tracking.removal import delete_model
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ def model_ids(config: Config, verdict: Verdict) -> tuple[str, str]:
 
 
 def _model_ids(client: MlflowClient, name: str, verdict: Verdict) -> tuple[str, str]:
-    there = {str(found.version): found for found in client.search_model_versions(f"name='{name}'")}
+    there = {str(found.version): found for found in _all_versions(client, name)}
 
     def model_id(version: str | None) -> str:
         found = there.get(version or "")
@@ -331,7 +333,7 @@ def apply_verdict(config: Config, verdict: Verdict, key: str = "") -> ModelVersi
 def _last_champion(client: MlflowClient, name: str) -> str | None:
     """Return the version that became champion last, None if none of those that there are ever did."""
     found: list[tuple[str, str]] = []
-    for version in client.search_model_versions(f"name='{name}'"):
+    for version in _all_versions(client, name):
         times = [key for key in version.tags if key.startswith("champion.")]
         found += [(max(times), str(version.version))] if times else []
     return max(found)[1] if found else None
@@ -568,7 +570,7 @@ def _open_model(uri: str, name: str) -> MlflowClient:
     if not is_empty(uri):
         client = connect(uri)
         with explained(uri, "list the registered models"):
-            known = [model.name for model in client.search_registered_models(max_results=1000)]
+            known = [model.name for model in all_pages(client.search_registered_models)]
     if client is None or name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         if near:
@@ -605,14 +607,17 @@ def _by_alias(client: MlflowClient, name: str, alias: str) -> Any | None:
 
 def _find(client: MlflowClient, name: str, key: str) -> Any | None:
     """Return the version with this key: a complete one, else the newest whose registration was interrupted."""
-    found = client.search_model_versions(
-        f"name='{name}' and tags.`stylegan.key`='{key}'", order_by=["version_number DESC"]
-    )
+    same = f"name='{name}' and tags.`stylegan.key`='{key}'"
+    found = all_pages(partial(client.search_model_versions, same, order_by=["version_number DESC"]))
     return next((version for version in found if REGISTERED in version.tags), found[0] if found else None)
 
 
+def _all_versions(client: MlflowClient, name: str) -> list[Any]:
+    return all_pages(partial(client.search_model_versions, f"name='{name}'"))
+
+
 def _versions(client: MlflowClient, name: str) -> list[str]:
-    return sorted((str(version.version) for version in client.search_model_versions(f"name='{name}'")), key=int)
+    return sorted((str(version.version) for version in _all_versions(client, name)), key=int)
 
 
 def _choice(client: MlflowClient, uri: str, name: str, champion: str | None) -> str:

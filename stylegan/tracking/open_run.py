@@ -20,6 +20,7 @@ from stylegan.errors import StepError, shown
 from stylegan.tracking.connection import artifact_location, check_server, connect, explained, is_empty, resolve_uri
 from stylegan.tracking.metric_names import constant_names
 from stylegan.tracking.runs import TrackedRun
+from stylegan.tracking.views import prepare_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,7 +53,9 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
     uri = resolve_uri(config)
     client = connect(uri)
     with explained(uri, f"open the run {run_id}"):
-        experiment_id = _experiment(client, config)
+        experiment = _experiment(client, config)
+        prepare_experiment(client, experiment)
+        experiment_id = str(experiment.experiment_id)
         found = _find_run(client, experiment_id, run_id)
         mlflow_run_id = str(found.info.run_id) if found else _create_run(client, experiment_id, run_id)
         with _ended_if_it_fails(client, mlflow_run_id):
@@ -103,21 +106,21 @@ def check_experiment(config: Config) -> None:
         _require_active(client.get_experiment_by_name(config.tracking.experiment), uri)
 
 
-def _experiment(client: MlflowClient, config: Config) -> str:
-    """Return the id of the experiment, which is created if it does not exist."""
+def _experiment(client: MlflowClient, config: Config) -> Experiment:
+    """Return the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     name = config.tracking.experiment
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_location(config)))
+            return client.get_experiment(client.create_experiment(name, artifact_location=artifact_location(config)))
         except MlflowException as error:
             found = client.get_experiment_by_name(name)  # another run created it in this moment
             if found is None:
                 raise error
     _require_active(found, resolve_uri(config))
-    return str(found.experiment_id)
+    return found
 
 
 def _require_active(found: Experiment | None, uri: str) -> None:
