@@ -281,9 +281,9 @@ def _print_plan(plan: SweepPlan) -> None:
         f"({saved} are shared), {plan.cached} of them are in storage"
     )
     if plan.seconds:
-        hours = f", {plan.gpu_hours:,.1f} GPU-hours" if plan.gpu_hours is not None else ""
+        on_gpus = f", {plan.gpu_hours:,.1f} GPU-hours" if plan.gpu_hours is not None else ""
         print(
-            f"left to do: about {duration(plan.seconds)} one after the other{hours}; less with room for several at once"
+            f"left to do: about {duration(plan.seconds)} one after the other{on_gpus}; less with room for several at once"
         )
     for note in dict.fromkeys(note for child in plan.children for note in child.plan.notes):
         print(printable(note))
