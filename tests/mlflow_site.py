@@ -32,7 +32,12 @@ from stylegan.tracking.runs import TrackedRun
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SHARDS = ShardSet(
-    uri="/nowhere/datasets/f", fingerprint="f1", num_images=1797, resolutions=(4, 8), label_names=("a", "b"), num_rejected=3
+    uri="/nowhere/datasets/f",
+    fingerprint="f1",
+    num_images=1797,
+    resolutions=(4, 8),
+    label_names=("a", "b"),
+    num_rejected=3,
 )
 STEPS = range(0, 60, 3)  # kimg of the points of a curve
 
@@ -125,7 +130,11 @@ def serving(store: str, artifacts: str) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", store, "--artifacts-destination", artifacts]
     server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
     try:
         _wait_for(url, server)

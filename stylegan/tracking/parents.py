@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from collections.abc import Sequence
+from functools import partial
 
 from stylegan.tracking.connection import connect, explained, is_empty
 from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG

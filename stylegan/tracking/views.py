@@ -168,7 +168,12 @@ def _charts() -> Iterable[dict[str, Any]]:
 def _left_out() -> Iterable[dict[str, Any]]:
     """Yield what would be charts of one point: the page makes a chart of each metric that it finds no card of."""
     single = [row.name for row in TABLE if row.measured == DRIVER]
-    single += [f"eval/{value}_{network}" for facts in METRICS.values() for value in facts.values for network in _networks(value)]
+    single += [
+        f"eval/{value}_{network}"
+        for facts in METRICS.values()
+        for value in facts.values
+        for network in _networks(value)
+    ]
     single += [f"eval/{network}{ACCURACY}" for network in EMBEDDED]
     for name in ("progress/kimg", *single):
         yield _card("BAR", name, PROGRESS) | {"metricKey": name, "deleted": True}
