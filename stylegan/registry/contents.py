@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from stylegan.config.tree import Config
-from stylegan.evaluation.metric_table import rank, split_key
 from stylegan.records import Record
+from stylegan.registry.descriptions import REGISTERED, metrics_of
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
-from stylegan.tracking.pages import all_pages
+from stylegan.tracking.pages import all_pages, all_versions
 from stylegan.training.identity import place_below
-
-REGISTERED = "stylegan.registered"  # tag of a version; without it the registration was interrupted
 
 
 class RegisteredVersion(Record):
@@ -70,7 +67,7 @@ def list_registered(config: Config) -> tuple[VersionFacts, ...]:
         return ()
     client = connect(uri)
     with explained(uri, f"look up {name}"):
-        found = all_pages(partial(client.search_model_versions, f"name='{name}'"))
+        found = all_versions(client, name)
         if not found:
             return ()
         aliases: dict[str, list[str]] = {}
@@ -130,19 +127,12 @@ def list_versions(uri: str) -> tuple[RegisteredVersion, ...]:
 
 
 def _record(version: Any, aliases: dict[str, set[str]]) -> RegisteredVersion:
-    metrics = {}
-    for key, value in version.tags.items():
-        if split_key(key)[1]:  # value and network
-            try:
-                metrics[key] = float(value)
-            except ValueError:  # a tag of somebody else
-                continue
     return RegisteredVersion(
         name=version.name,
         version=str(version.version),
         aliases=tuple(sorted(aliases.get(str(version.version), ()))),
         run_id=version.tags.get("stylegan.run_id", ""),
-        metrics=dict(sorted(metrics.items(), key=lambda item: (rank(item[0]), item[0]))),
+        metrics=metrics_of(version.tags),
         created=_time(version),
     )
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PAGE = 100  # entries in one answer, which every search allows
 
@@ -16,3 +20,8 @@ def all_pages(search: Any) -> list[Any]:
         token = page.token
         if not token:
             return found
+
+
+def all_versions(client: MlflowClient, name: str) -> list[Any]:
+    """Return all versions of a registered model."""
+    return all_pages(partial(client.search_model_versions, f"name='{name}'"))
