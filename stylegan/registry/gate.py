@@ -70,11 +70,14 @@ class StoredVerdict(Record):
         key: of the gate that gave it.
         verdict: the verdict; its numbers of versions are those of the registry at that time.
         models: which models the challenger's and the champion's number meant there; None if an earlier release wrote it.
+        against: the report of the champion as it was judged, which may have been measured again for that; None if there
+            was none, or it is not known.
     """
 
     key: str
     verdict: Verdict
     models: tuple[str, str] | None = None
+    against: Report | None = None
 
 
 def describe_verdict(verdict: Verdict, aliases: Collection[str]) -> str:

@@ -19,6 +19,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError, shown
 from stylegan.tracking.connection import artifact_location, check_server, connect, explained, is_empty, resolve_uri
 from stylegan.tracking.metric_names import constant_names
+from stylegan.tracking.presentation import RUN_TAG, describe_difference, first_tags
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.views import prepare_experiment
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 logger = logging.getLogger("stylegan")
-RUN_TAG, PARENT_TAG = "stylegan.run_id", "mlflow.parentRunId"
+PARENT_TAG = "mlflow.parentRunId"
 CARD_FILE = "data/card.json"
 MAX_PARAMS, MAX_VALUE, MAX_DIGEST = 100, 6000, 36  # MLflow's limits
 MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at once
@@ -84,6 +85,8 @@ def _ended_if_it_fails(client: MlflowClient, mlflow_run_id: str) -> Iterator[Non
 def _describe(client: MlflowClient, mlflow_run_id: str, config: Config, shards: ShardSet | None) -> None:
     """Log params, config.yaml and data set, as far as the run lacks them."""
     _log_params(client, mlflow_run_id, flatten(config))
+    if shards:
+        describe_difference(client, mlflow_run_id)
     client.log_text(mlflow_run_id, dump(config), "config.yaml")
     if shards:
         _log_dataset(client, mlflow_run_id, config.data.source, shards)
@@ -145,7 +148,11 @@ def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | No
 def _create_run(client: MlflowClient, experiment_id: str, run_id: str) -> str:
     from mlflow.tracking.context.registry import resolve_tags
 
-    return str(client.create_run(experiment_id, run_name=run_id, tags=resolve_tags({RUN_TAG: run_id})).info.run_id)
+    return str(
+        client.create_run(
+            experiment_id, run_name=run_id, tags=resolve_tags({RUN_TAG: run_id} | first_tags(run_id))
+        ).info.run_id
+    )
 
 
 def _log_params(client: MlflowClient, mlflow_run_id: str, params: dict[str, str]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from stylegan.tracking.connection import connect, explained, is_empty
-from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG
+from stylegan.tracking.open_run import PARENT_TAG
 from stylegan.tracking.pages import all_pages
+from stylegan.tracking.presentation import RUN_TAG
 
 
 def common_parent(uri: str, run_ids: Sequence[str], mlflow_run_ids: Sequence[str] = ()) -> str | None:

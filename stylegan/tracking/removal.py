@@ -13,8 +13,9 @@ from typing import Any
 from stylegan.config.tree import Config
 from stylegan.records import Record
 from stylegan.tracking.connection import artifact_location, connect, explained, is_empty, resolve_uri
-from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG
+from stylegan.tracking.open_run import PARENT_TAG
 from stylegan.tracking.pages import all_pages
+from stylegan.tracking.presentation import RUN_TAG
 
 
 class LoggedRun(Record):
@@ -86,8 +87,8 @@ def delete_run(config: Config, mlflow_run_id: str) -> None:
                 return
             raise
         # A registration that was cut leaves a model without a version.
-        of_run = {"experiment_ids": [run.info.experiment_id], "filter_string": f"source_run_id='{mlflow_run_id}'"}
-        models = all_pages(partial(client.search_logged_models, **of_run))
+        of_run = f"source_run_id='{mlflow_run_id}'"
+        models = all_pages(partial(client.search_logged_models, [run.info.experiment_id], of_run))
     for model in models:
         delete_model(config, model.model_id)
     with explained(uri, f"delete the run {mlflow_run_id}"):

@@ -12,7 +12,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from stylegan.evaluation.report import Report
 from stylegan.images import as_gif, open_picture
 from stylegan.tracking.connection import explained
 from stylegan.tracking.metric_names import warn_of_unknown
+from stylegan.tracking.presentation import NOTE_TAG, STORY_TAG, EarlierRun, find_run_before
 from stylegan.tracking.system_metrics import ReadNodes, SystemMetrics, next_step
 
 if TYPE_CHECKING:
@@ -188,6 +189,35 @@ class TrackedRun:
                 self._started = self._running = False
                 self.stop_system_metrics()
                 self.client.set_terminated(self.mlflow_run_id, status)
+
+    def run_before(self) -> EarlierRun | None:
+        """Return the run of the same name that began last before this one. Raises StepError if MLflow does not answer."""
+        with explained(self.uri, "look up the run before this one"):
+            return find_run_before(self.client, self.mlflow_run_id)
+
+    def tells(self, key: str) -> bool:
+        """Return whether the run's page, note and tags tell the story of this key."""
+        with explained(self.uri, "read the tags"):
+            return self.client.get_run(self.mlflow_run_id).data.tags.get(STORY_TAG) == key
+
+    def log_note(self, text: str) -> None:
+        """Set the note of a run that is under way."""
+        with self._lock, explained(self.uri, "log the note"):
+            self.client.set_tag(self.mlflow_run_id, NOTE_TAG, text)
+
+    def log_story(self, key: str, note: str, tags: Mapping[str, str], page_uri: str) -> None:
+        """Log the page, note and tags of a run that the gate has judged.
+
+        Args:
+            key: of the story, for `tells`; it is logged last.
+            note: Markdown.
+            tags: for the list of runs.
+            page_uri: of the report's page in storage.
+        """
+        with self._lock, explained(self.uri, "log the story of the run"):
+            self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
+            for name, value in {NOTE_TAG: note, **tags, STORY_TAG: key}.items():
+                self.client.set_tag(self.mlflow_run_id, name, value)
 
     def start_system_metrics(self) -> None:
         """Log the load of this machine, and of those in `with_nodes`, until the run is finished, ever more rarely."""

@@ -7,8 +7,9 @@ than chance, is decided by the gate's own function, so a comparison never contra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from stylegan.config.file import is_of_place
 from stylegan.config.sections import GateConfig
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, decoration
@@ -19,7 +20,7 @@ from stylegan.outputs import write_output
 from stylegan.records import Record
 from stylegan.registry.gate import Obstacle, difference, metric_key
 from stylegan.training.curves import PATHS
-from stylegan.verbs.compared_run import OF_PLACE, ComparedRun, read_run
+from stylegan.verbs.compared_run import ComparedRun, read_run
 
 PAGE = "comparison.html"  # among the artifacts of the run above them
 MOST_RUNS = 20  # of one comparison: more are read by nobody, and the page has no more styles of lines
@@ -129,7 +130,7 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
     metrics = _metrics([run.report for run in runs], use_intervals=gate.use_intervals)
     return Comparison(
         runs=tuple(map(_facts, runs)),
-        settings=_differing([run.settings for run in runs], leave_out=OF_PLACE),
+        settings=_differing([run.settings for run in runs], leave_out=is_of_place),
         data=_differing([run.data for run in runs]),
         metrics=metrics,
         gate_metric=gate.metric,
@@ -153,9 +154,9 @@ def _facts(run: ComparedRun) -> RunFacts:
 
 
 def _differing(
-    values: Sequence[dict[str, str]], *, leave_out: tuple[str, ...] = ()
+    values: Sequence[Mapping[str, str]], *, leave_out: Callable[[str], bool] = lambda key: False
 ) -> dict[str, tuple[str | None, ...]]:
-    keys = dict.fromkeys(key for one in values for key in one if not key.startswith(leave_out or ("\0",)))
+    keys = dict.fromkeys(key for one in values for key in one if not leave_out(key))
     found = {key: tuple(one.get(key) for one in values) for key in keys}
     return {key: row for key, row in found.items() if len(set(row)) > 1}
 
