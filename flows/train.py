@@ -27,19 +27,22 @@ def _checked(config: Config | dict[str, Any] | str, overrides: list[str]) -> Con
 
 
 @flow(name=FLOW_NAME, flow_run_name=flow_name_of, persist_result=False, on_crashed=[show_stopped])
-def train_flow(config: Config | dict[str, Any] | str, overrides: list[str] | None = None) -> Summary:
+def train_flow(
+    config: Config | dict[str, Any] | str, overrides: list[str] | None = None, parent: str | None = None
+) -> Summary:
     """Turn images into a registered, judged model; go on where an earlier run of the same config stopped.
 
     Args:
         config: the config, its values as JSON has them, or the path of its YAML file; the last two in deployments.
         overrides: `key.path=value` strings on top of it.
+        parent: MLflow's id of the run that its own is shown below, such as that of a sweep.
 
     Raises:
         ConfigError: the config is not valid; nothing was started.
     """
     with outage.surviving():
         begin()
-        with Pipeline(_checked(config, overrides or [])) as pipeline:
+        with Pipeline(_checked(config, overrides or []), parent=parent) as pipeline:
             return run_steps(pipeline, call(tasks.shard, pipeline))
 
 

@@ -46,6 +46,7 @@ STOREYS = [
         "flows.prefect_server",
         "flows.retrain",
         "flows.schedule",
+        "flows.sweep",
         "flows.tasks",
         "flows.train",
     ],

@@ -99,10 +99,14 @@ class Pipeline:
 
     As a context manager it holds what the steps share: the settings of storage, and the Ray session and the MLflow run,
     each opened at first use.
+
+    Args:
+        config: what to do.
+        parent: MLflow's id of the run that its own is shown below.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, *, parent: str | None = None) -> None:
+        self.config, self.parent = config, parent
         self._stack = ExitStack()
         self._run: Run | None = None
         self._tracked: TrackedRun | None = None
@@ -168,7 +172,7 @@ class Pipeline:
         if self._tracked is None:
             run = self.run(shards)
             storage.write_bytes(storage.join(run.uri, "config.yaml"), dump(self.config).encode())
-            self._tracked = open_run(self.config, run.run_id, shards)
+            self._tracked = open_run(self.config, run.run_id, shards, parent=self.parent)
         return self._tracked
 
     def _done(self, step: str, record: R, found: R | None) -> Done[R]:
