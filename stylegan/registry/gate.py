@@ -4,12 +4,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Literal
 
 from stylegan.config.sections import GateConfig
 from stylegan.evaluation.metric_table import METRICS, better, describe
 from stylegan.evaluation.report import Report
 from stylegan.records import Record
 from stylegan.training.identity import identity
+
+# Why the values of a metric in two reports do not compare: it was measured by another network, under other settings,
+# against other real images, or one of the two has no interval although the test needs it.
+Obstacle = Literal["features", "protocol", "images", "interval"]
+
+
+class Difference(Record):
+    """How the value of one metric differs between two reports.
+
+    Attributes:
+        key: of the metric in the report.
+        value, other: the two values.
+        obstacles: why they do not compare; empty if they do.
+        gain: by how much `value` is better, negative if it is worse; None if neither direction is better, or if one of
+            the two is not a finite number.
+        chance: the 95 % bound on the difference of two measurements of one model; None without two intervals.
+    """
+
+    key: str
+    value: float
+    other: float
+    obstacles: tuple[Obstacle, ...] = ()
+    gain: float | None = None
+    chance: float | None = None
+
+    @property
+    def better(self) -> bool | None:
+        """Whether `value` is the better one; None if they are equal or cannot be compared."""
+        if self.obstacles or better(self.key) is None:
+            return None
+        if self.gain is None:  # a finite number beats one that is not
+            mine, others = math.isfinite(self.value), math.isfinite(self.other)
+            return mine if mine != others else None
+        return self.gain > 0 if self.gain else None
+
+    @property
+    def beyond_chance(self) -> bool | None:
+        """Whether they differ by more than chance explains at 95 %; None where that cannot be tested."""
+        if self.obstacles or self.gain is None or self.chance is None:
+            return None
+        return abs(self.gain) > self.chance
 
 
 class Verdict(Record):
@@ -102,6 +144,32 @@ def judge(
     return Verdict(promote=promote, reasons=tuple(reasons), champion=champion_version, challenger=challenger_version)
 
 
+def difference(report: Report, other: Report, key: str, *, use_intervals: bool = True) -> Difference | None:
+    """Compare one value of two reports as the gate does; None if one of them does not have it.
+
+    `judge` decides by this function, so whatever else compares runs by it never contradicts the gate.
+
+    Args:
+        report, other: what was measured.
+        key: the metric, with its feature space or without (`fid_classifier`, `fid`).
+        use_intervals: as in the gate's settings. Without it a missing interval is no obstacle.
+    """
+    mine, others = metric_key(report, key), metric_key(other, key)
+    if mine is None or others is None:
+        return None
+    value, old, direction = report.metrics[mine], other.metrics[others], better(mine)
+    finite = math.isfinite(value) and math.isfinite(old)
+    sign = 1 if direction == "higher" else -1
+    return Difference(
+        key=mine,
+        value=value,
+        other=old,
+        obstacles=tuple(_obstacles(report, mine, other, others, use_intervals=use_intervals)),
+        gain=sign * (value - old) if finite and direction else None,
+        chance=_chance(mine, report, other) if use_intervals and mine == others else None,
+    )
+
+
 def comparable(challenger: Report, champion: Report, gate: GateConfig) -> bool:
     """Return whether the gate's metric can decide between two reports.
 
@@ -139,6 +207,8 @@ def describe_old_reals(challenger: Report, champion: Report, gate: GateConfig) -
 
 def metric_key(report: Report, metric: str) -> str | None:
     """Return the key of a metric in a report, with its feature space: fid -> fid_classifier, not fid_mixing_classifier."""
+    if metric in report.metrics:
+        return metric
     keys = [key for key in report.metrics if key.startswith(f"{metric}_")]
     return min(keys, key=lambda key: (key.count("_"), key), default=None)
 
@@ -173,6 +243,10 @@ def lacks_interval(report: Report, other: Report, gate: GateConfig) -> bool:
     key, others = metric_key(report, gate.metric), metric_key(other, gate.metric)
     if not gate.use_intervals or key is None or others is None:
         return False
+    return _lacks_interval(report, key, other, others)
+
+
+def _lacks_interval(report: Report, key: str, other: Report, others: str) -> bool:
     finite = math.isfinite(report.metrics[key]) and math.isfinite(other.metrics[others])
     return finite and key not in report.intervals and others in other.intervals
 
@@ -195,23 +269,39 @@ def _differences(challenger: Report, champion: Report, gate: GateConfig, whose: 
 
 
 def _other_measurements(challenger: Report, champion: Report, gate: GateConfig, whose: str) -> list[str]:
-    found = [_untested(champion, gate, f"the champion, {whose},")] if lacks_interval(champion, challenger, gate) else []
+    """Return why the gate's metric does not compare; the challenger's own lack of an interval is left out."""
     key, other = metric_key(challenger, gate.metric), metric_key(champion, gate.metric)
-    if key and other and key != other:
-        found.append(
-            f"Measured as {key}, the champion, {whose}, as {other}: "
-            "the numbers do not compare; evaluate the champion with the same features or promote by hand."
-        )
-    elif (ours := _protocol(challenger, key)) != (theirs := _protocol(champion, key)):
-        found.append(
-            f"Evaluated under protocol {ours}, the champion, {whose}, under {theirs}: "
-            "the numbers do not compare; evaluate the champion under the new protocol or promote by hand."
-        )
-    if challenger.dataset_fingerprint != champion.dataset_fingerprint:
-        found.append(
-            f"Measured against the images {challenger.dataset_fingerprint}, the champion, {whose}, against "
-            f"{champion.dataset_fingerprint}: the numbers do not compare; evaluate the champion on the new images or promote by hand."
-        )
+    obstacles = _obstacles(challenger, key, champion, other, use_intervals=gate.use_intervals)
+    sentences = {
+        "features": f"Measured as {key}, the champion, {whose}, as {other}: "
+        "the numbers do not compare; evaluate the champion with the same features or promote by hand.",
+        "protocol": f"Evaluated under protocol {_protocol(challenger, key)}, the champion, {whose}, under "
+        f"{_protocol(champion, key)}: "
+        "the numbers do not compare; evaluate the champion under the new protocol or promote by hand.",
+        "images": f"Measured against the images {challenger.dataset_fingerprint}, the champion, {whose}, against "
+        f"{champion.dataset_fingerprint}: the numbers do not compare; evaluate the champion on the new images or promote by hand.",
+    }
+    if lacks_interval(champion, challenger, gate):
+        sentences["interval"] = _untested(champion, gate, f"the champion, {whose},")
+    return [sentences[obstacle] for obstacle in obstacles if obstacle in sentences]
+
+
+def _obstacles(
+    report: Report, key: str | None, other: Report, others: str | None, *, use_intervals: bool
+) -> list[Obstacle]:
+    """Return why a metric of two reports does not compare; `key` and `others` are None where it is missing."""
+    found: list[Obstacle] = []
+    untested = (
+        key and others and (_lacks_interval(report, key, other, others) or _lacks_interval(other, others, report, key))
+    )
+    if use_intervals and untested:
+        found.append("interval")
+    if key and others and key != others:
+        found.append("features")
+    elif _protocol(report, key) != _protocol(other, key):
+        found.append("protocol")
+    if report.dataset_fingerprint != other.dataset_fingerprint:
+        found.append("images")
     return found
 
 
@@ -222,15 +312,14 @@ def _protocol(report: Report, key: str | None) -> str:
 
 def _compare(key: str, challenger: Report, champion: Report, gate: GateConfig) -> tuple[bool, str]:
     """Return the decision and its reason, without a full stop."""
-    direction = better(key)
-    sign = 1 if direction == "higher" else -1
-    value, old = challenger.metrics[key], champion.metrics[key]
-    if not math.isfinite(old):
+    found = difference(challenger, champion, key, use_intervals=gate.use_intervals)
+    assert found is not None  # both have the metric
+    value, old, gain, chance = found.value, found.other, found.gain, found.chance
+    if gain is None:
         return True, f"{key} is {_shown(key, challenger)}, and the champion's is {old:g}, not a finite number"
-    gain = sign * (value - old)
+    sign = 1 if better(key) == "higher" else -1
     limit = old + sign * gate.min_improvement * abs(old)
     enough = sign * (value - limit) >= 0 and gain > 0
-    chance = _chance(key, challenger, champion) if gate.use_intervals else None
     reason = (
         f"{key} is {_shown(key, challenger)} against {_shown(key, champion)}{_change(value, old)}; asked for "
         f"{_asked(key, old, limit, gate.min_improvement)}"
@@ -239,7 +328,7 @@ def _compare(key: str, challenger: Report, champion: Report, gate: GateConfig) -
         reason += "; neither value has a 95 % interval, so chance is not excluded"
     if chance is None or gain <= 0:
         return enough, reason
-    if gain > chance:
+    if found.beyond_chance:
         return enough, f"{reason}; the difference of {gain:.6g} exceeds {chance:.6g}, what chance explains at 95 %"
     return False, f"{reason}; the difference of {gain:.6g} is within {chance:.6g}, what chance explains at 95 %"
 

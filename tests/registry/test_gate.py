@@ -16,6 +16,7 @@ from stylegan.registry.gate import (
     comparable,
     describe_old_reals,
     describe_verdict,
+    difference,
     judge,
     lacks_interval,
     metric_key,
@@ -393,3 +394,38 @@ def test_forgetting_is_said_in_words(challenger, champion, says):
     sentence = describe_old_reals(challenger, champion, GateConfig())
     assert re.search(says, sentence), sentence
     assert sentence.startswith("On the champion's own images")
+
+
+values = st.one_of(st.floats(0, 100), st.sampled_from([5.0, math.nan, math.inf]))
+halves = st.one_of(st.none(), st.floats(0, 10))
+places = st.sampled_from(["p", "q"])
+
+
+@given(
+    st.tuples(values, halves, places, places, places),
+    st.tuples(values, halves, places, places, places),
+    st.sampled_from(["fid", "precision"]),
+    st.booleans(),
+)
+def test_a_comparison_never_contradicts_the_gate(first, second, metric, use_intervals):
+    """Whatever the gate promotes is better, beyond chance where that can be tested, and compares; and the other way round."""
+
+    def measured(value, half, protocol, images, network, checkpoint):
+        key = f"{metric}_{network}"
+        intervals = {} if half is None or not math.isfinite(value) else {key: (value - half, value + half)}
+        return report(
+            None, checkpoint=checkpoint, images=images, intervals=intervals, protocols={key: protocol}, **{key: value}
+        )
+
+    challenger, champion = measured(*first, "a"), measured(*second, "b")
+    promoted = decide(challenger, champion, metric=metric, min_improvement=0, use_intervals=use_intervals).promote
+    found = difference(challenger, champion, metric, use_intervals=use_intervals)
+    back = difference(champion, challenger, metric, use_intervals=use_intervals)
+    assert promoted == (found.better is True and found.beyond_chance is not False)
+    assert found.obstacles == back.obstacles
+    assert (found.better, back.better) in {(None, None), (True, False), (False, True)}
+    assert found.beyond_chance == back.beyond_chance
+
+
+def test_a_value_that_one_of_two_reports_lacks_has_no_difference():
+    assert difference(report(), report(None, kid_classifier=1.0), "fid") is None
