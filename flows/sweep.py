@@ -6,17 +6,9 @@ lock, its signals, its log and a crash of its own. What the children share is in
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from prefect import flow
@@ -26,9 +18,8 @@ from flows.beginning import begin
 from flows.killed_runs import SWEEP_FLOW_NAME as FLOW_NAME
 from flows.killed_runs import show_stopped
 from stylegan import storage
-from stylegan.errors import StepError
 from stylegan.pipeline import lock
-from stylegan.pipeline.steps import Pipeline, Summary
+from stylegan.pipeline.steps import Summary
 from stylegan.pipeline.sweep import Child, sweep_id
 from stylegan.records import Record
 from stylegan.retry import storage_settings

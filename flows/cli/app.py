@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group
 
 import stylegan
 from flows.cli import (
+    ablation_command,
     clean_command,
     console,
     job_commands,
@@ -75,6 +76,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         job_commands.stop,
         manifest_command.manifest,
     ),
+    "Many runs": (ablation_command.ablation,),
     "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
     "Registry": (registry_commands.promote, registry_commands.rollback, clean_command.gc),
     "Look around": (listing.ls, run_commands.doctor),

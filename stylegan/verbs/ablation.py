@@ -128,6 +128,11 @@ class Order(Record):
     agrees: bool | None = None
     why: str = ""
 
+    @property
+    def column(self) -> Column:
+        """By what the two are ordered."""
+        return self.metric, self.latents
+
 
 class Ablation(Record):
     """A paper's table on one's own data.
@@ -196,6 +201,17 @@ def read_table(table: Table, config: Config, runs: Sequence[RowRun]) -> Ablation
         curves={row: {seed: curves[row, seed] for other, seed in curves if other == row} for row, _ in curves},
         notes=tuple(_notes(table, config, runs, measured, bool(curves))),
         missing=tuple(one.child.label for one in runs if (one.row, one.seed) not in reports),
+    )
+
+
+def tally_words(orders: Sequence[Order]) -> str:
+    """Return in words how many pairs are in the paper's order."""
+    if not orders:
+        return "the paper orders no pair"
+    agree, differ = (sum(order.agrees is verdict for order in orders) for verdict in (True, False))
+    return (
+        f"{agree + differ} of {len(orders)} pair{'s' if len(orders) > 1 else ''} decided: {agree} as in the paper, {differ} "
+        "the other way round"
     )
 
 
