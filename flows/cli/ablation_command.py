@@ -70,7 +70,7 @@ def ablation(
     from stylegan.verbs.ablation_rows import find_table, make_rows
 
     facts = find_table(table)
-    chosen = [row.strip() for row in rows.split(",")] if rows is not None else None
+    chosen = [row.strip() for row in rows.split(",") if row.strip()] if rows is not None else None
     runs = make_rows(facts, config, overrides or [], rows=chosen, seeds=seeds)
     if plan:
         _print_plan([one.child for one in runs], as_json)
@@ -80,12 +80,16 @@ def ablation(
     uri = output_file(out, ENDINGS) if out is not None else None
     swept = _run(f"{settings.name}-{table}", [one.child for one in runs], at_once)
 
+    failed = [child for child in swept.children if child.state != "done"]
+    for child in failed:
+        console.print_error(f"{child.label}: {child.why.rstrip('.') or child.state}; by itself: `{child.command}`")
+
     from stylegan.verbs.ablation import read_table
     from stylegan.verbs.ablation_page import read_strips, render
 
     result = read_table(facts, settings, runs)
-    page = render(facts, result, strips=read_strips(settings, runs))
     if uri is not None:
+        page = render(facts, result, strips=read_strips(settings, runs))
         write_output(uri, page.encode(errors="backslashreplace"))
     with redirect_stdout(terminal() if out and is_standard_output(out) else sys.stdout):
         if as_json:
@@ -93,9 +97,6 @@ def ablation(
         else:
             _print(result)
             print(f"page: {uri}" if uri else "--out table.html writes a page with charts and images")
-    failed = [child for child in swept.children if child.state != "done"]
-    for child in failed:
-        console.print_error(f"{child.label}: {child.why.rstrip('.') or child.state}; by itself: `{child.command}`")
     if failed:
         raise StepError(
             f"ablation: {len(failed)} of {len(runs)} trainings failed; the same command does these again, and no other"
@@ -139,7 +140,7 @@ def _print_values(result: Ablation, column: Column) -> None:
     for row, cell in zip(result.rows, cells, strict=True):
         spread = f"± {number(cell.spread)} ({len(cell.values)})" if cell.spread is not None else DASH
         text.add_row(
-            escape(f"{row.row}: {row.title}" if ":" not in row.title else row.title),
+            escape(row.label),
             f"{row.kimg:,g}",
             *(number(cell.paper.get(name)) for name in sets),
             number(cell.mean),

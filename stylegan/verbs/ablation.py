@@ -97,6 +97,12 @@ class TableRow(Record):
     runs: dict[int, str]
     cells: tuple[Cell, ...]
 
+    @property
+    def label(self) -> str:
+        """The row with its meaning: `B: tuned, traditional generator`, `style-0: no mapping layers`."""
+        own = self.title.lower().startswith(f"{self.row}:")
+        return self.title if own else f"{self.row}: {self.title}"
+
     def cell(self, column: Column) -> Cell:
         """Return one of its values."""
         return next(cell for cell in self.cells if cell.column == column)

@@ -107,6 +107,8 @@ def make_rows(
     """
     if unknown := [row for row in rows or () if row not in table.rows]:
         raise ConfigError(f"--rows {unknown[0]}: {table.key} has no such row; its rows are {','.join(table.rows)}")
+    if rows is not None and not rows:
+        raise ConfigError(f"--rows: names no row; the rows of {table.key} are {','.join(table.rows)}")
     if not 1 <= seeds <= MAX_CHILDREN // len(table.rows):
         raise ConfigError(f"--seeds {seeds}: must be from 1 to {MAX_CHILDREN // len(table.rows)}")
     common = load(config, overrides)

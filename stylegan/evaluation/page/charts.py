@@ -24,7 +24,7 @@ CHARACTER = 6.6  # width of a digit of a label, whose font size is 11
 INSET = 0.04  # share of the x axis that is free at either end, so that no marker covers the edge of the plot area
 RADIUS = 4  # of a marker
 TOP_OF_DOTS, ROW_HEIGHT = 10, 26  # of a dot chart
-LINEAR_RANGE = 20  # largest by smallest value of a dot chart, above which its axis is logarithmic
+LINEAR_RANGE = 8  # largest by smallest value of a dot chart, above which its axis is logarithmic
 MOST_INTERVALS = 5  # between the ticks of an axis
 
 
