@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TRITON := triton==3.6.0
 
 .PHONY: help quickstart notebook test test-fast test-kernels stack-test bench bench-training bench-evaluation bench-data \
-	bench-metrics bench-intervals bench-gpu kill-test lint format \
+	bench-metrics bench-intervals bench-compare bench-gpu kill-test lint format \
 	config-reference manifests setup clean
 
 help: ## List the targets
@@ -56,6 +56,9 @@ bench-metrics: setup ## ... of metrics once the features are there: three minute
 
 bench-intervals: setup ## ... of how wide the intervals of metrics are, against chance: three minutes
 	cd tests && ../$(BIN)/python -m benchmarks.bench_intervals $(BENCH)
+
+bench-compare: setup ## ... of `stylegan compare` with 20 runs, against its goals for time and memory: two minutes
+	cd tests && PYTHONPATH=..:. ../$(BIN)/python -m benchmarks.bench_compare $(BENCH)
 
 bench-gpu: setup ## ... of training on one GPU, with floors: at most eight minutes; needs torch in the build for the GPU
 	cd tests && ../$(BIN)/python -m benchmarks.bench_gpu $(BENCH)

@@ -19,6 +19,7 @@ import stylegan
 from flows.cli import (
     ablation_command,
     clean_command,
+    compare_command,
     console,
     job_commands,
     listing,
@@ -76,7 +77,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         job_commands.stop,
         manifest_command.manifest,
     ),
-    "Many runs": (ablation_command.ablation,),
+    "Many runs": (compare_command.compare, ablation_command.ablation),
     "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
     "Registry": (registry_commands.promote, registry_commands.rollback, clean_command.gc),
     "Look around": (listing.ls, run_commands.doctor),

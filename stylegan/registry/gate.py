@@ -12,9 +12,9 @@ from stylegan.evaluation.report import Report
 from stylegan.records import Record
 from stylegan.training.identity import identity
 
-# Why the values of a metric in two reports do not compare: it was measured by another network, under other settings,
-# against other real images, or one of the two has no interval although the test needs it.
-Obstacle = Literal["features", "protocol", "images", "interval"]
+# Why the values of a metric in two reports do not compare: both are of one checkpoint, or it was measured by another
+# network, under other settings, against other real images, or one of the two has no interval although the test needs it.
+Obstacle = Literal["checkpoint", "features", "protocol", "images", "interval"]
 
 
 class Difference(Record):
@@ -160,11 +160,12 @@ def difference(report: Report, other: Report, key: str, *, use_intervals: bool =
     value, old, direction = report.metrics[mine], other.metrics[others], better(mine)
     finite = math.isfinite(value) and math.isfinite(old)
     sign = 1 if direction == "higher" else -1
+    obstacles = _obstacles(report, mine, other, others, use_intervals=use_intervals)
     return Difference(
         key=mine,
         value=value,
         other=old,
-        obstacles=tuple(_obstacles(report, mine, other, others, use_intervals=use_intervals)),
+        obstacles=("checkpoint",) if _same_model(report, other) else tuple(obstacles),
         gain=sign * (value - old) if finite and direction else None,
         chance=_chance(mine, report, other) if use_intervals and mine == others else None,
     )
@@ -263,9 +264,13 @@ def _untested(report: Report, gate: GateConfig, whose: str) -> str:
 
 def _differences(challenger: Report, champion: Report, gate: GateConfig, whose: str) -> list[str]:
     """Return why two reports cannot be compared; empty if they can."""
-    if identity(challenger.checkpoint_uri) == identity(champion.checkpoint_uri):
+    if _same_model(challenger, champion):
         return [f"It is the same checkpoint as the champion, {whose}: {champion.checkpoint_uri}."]
     return _other_measurements(challenger, champion, gate, whose)
+
+
+def _same_model(report: Report, other: Report) -> bool:
+    return identity(report.checkpoint_uri) == identity(other.checkpoint_uri)
 
 
 def _other_measurements(challenger: Report, champion: Report, gate: GateConfig, whose: str) -> list[str]:

@@ -102,16 +102,21 @@ def look_up(config: Config | None, model: str, *, root: str | None = None) -> Mo
     uri = storage.absolute(model)
     if storage.exists(storage.join(uri, "generator.safetensors")):
         return Model(model, "checkpoint", uri, _run_of(uri))
-    if storage.exists(storage.join(uri, "config.yaml")) and storage.name(os.path.dirname(uri)) == "runs":
-        return _run(uri)
-    if "/" not in model:
-        run_uri = storage.join(_runs_folder(config, root), model)
-        if storage.exists(storage.join(run_uri, "config.yaml")):
-            return _run(run_uri)
+    if run_uri := run_folder(config, model, root=root):
+        return _run(run_uri)
     short = re.fullmatch(SHORT_VERSION, model) and not storage.exists(uri)
     if short and ("@" in model or _registry(config)):  # without a registry name/3 is a folder that does not exist
         return _version(config, f"models:/{model}", root)
     return None
+
+
+def run_folder(config: Config | None, name: str, *, root: str | None = None) -> str | None:
+    """Return the folder of the run that a text names, a run id or that folder itself; None if it names no run."""
+    uri = storage.absolute(name)
+    if storage.exists(storage.join(uri, "config.yaml")) and storage.name(os.path.dirname(uri)) == "runs":
+        return uri
+    below = storage.join(_runs_folder(config, root), name)
+    return below if "/" not in name and storage.exists(storage.join(below, "config.yaml")) else None
 
 
 def _runs_folder(config: Config | None, root: str | None = None) -> str:

@@ -401,14 +401,26 @@ halves = st.one_of(st.none(), st.floats(0, 10))
 places = st.sampled_from(["p", "q"])
 
 
+SAYS = {
+    "checkpoint": "same checkpoint",
+    "features": "Measured as",
+    "protocol": "Evaluated under protocol",
+    "images": "Measured against the images",
+    "interval": "no 95 % interval",
+}
+
+
 @given(
-    st.tuples(values, halves, places, places, places),
-    st.tuples(values, halves, places, places, places),
+    st.tuples(values, halves, places, places, places, st.just("a")),
+    st.tuples(values, halves, places, places, places, st.sampled_from(["b", "b", "b", "a"])),
     st.sampled_from(["fid", "precision"]),
     st.booleans(),
 )
 def test_a_comparison_never_contradicts_the_gate(first, second, metric, use_intervals):
-    """Whatever the gate promotes is better, beyond chance where that can be tested, and compares; and the other way round."""
+    """Whatever the gate promotes is better, beyond chance where that can be tested, and compares; and the other way round.
+
+    What the gate does not compare has an obstacle for each of its reasons.
+    """
 
     def measured(value, half, protocol, images, network, checkpoint):
         key = f"{metric}_{network}"
@@ -417,14 +429,18 @@ def test_a_comparison_never_contradicts_the_gate(first, second, metric, use_inte
             None, checkpoint=checkpoint, images=images, intervals=intervals, protocols={key: protocol}, **{key: value}
         )
 
-    challenger, champion = measured(*first, "a"), measured(*second, "b")
-    promoted = decide(challenger, champion, metric=metric, min_improvement=0, use_intervals=use_intervals).promote
+    challenger, champion = measured(*first), measured(*second)
+    verdict = decide(challenger, champion, metric=metric, min_improvement=0, use_intervals=use_intervals)
     found = difference(challenger, champion, metric, use_intervals=use_intervals)
     back = difference(champion, challenger, metric, use_intervals=use_intervals)
-    assert promoted == (found.better is True and found.beyond_chance is not False)
+    assert verdict.promote == (found.better is True and found.beyond_chance is not False)
     assert found.obstacles == back.obstacles
     assert (found.better, back.better) in {(None, None), (True, False), (False, True)}
     assert found.beyond_chance == back.beyond_chance
+    if math.isfinite(found.value):  # or else the gate has no other reason
+        reasons = verdict.reasons[:1] if "checkpoint" in found.obstacles else verdict.reasons
+        given_ones = {obstacle for obstacle, words in SAYS.items() if any(words in reason for reason in reasons)}
+        assert given_ones == set(found.obstacles)
 
 
 def test_a_value_that_one_of_two_reports_lacks_has_no_difference():

@@ -1,0 +1,55 @@
+"""The runs above others in MLflow: those of sweeps, which gather runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stylegan.tracking.connection import connect, explained, is_empty
+from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def common_parent(uri: str, run_ids: Sequence[str], mlflow_run_ids: Sequence[str] = ()) -> str | None:
+    """Return MLflow's id of the run that all these runs are below; None if there is no such run.
+
+    Args:
+        uri: of the tracking server.
+        run_ids: of pipeline runs. One that several sweeps share is below each of them.
+        mlflow_run_ids: of other runs in MLflow.
+
+    Raises:
+        StepError: MLflow does not answer.
+    """
+    if is_empty(uri):
+        return None
+    client = connect(uri)
+    above: list[set[str]] = []
+    with explained(uri, "look up the runs above these"):
+        for mlflow_run_id in mlflow_run_ids:
+            parent = client.get_run(mlflow_run_id).data.tags.get(PARENT_TAG)
+            above.append({parent} if parent else set())
+        experiments = _experiments(client) if run_ids else []
+        for run_id in run_ids:
+            found = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{run_id}'", max_results=100)
+            above.append({run.data.tags[PARENT_TAG] for run in found if PARENT_TAG in run.data.tags})
+    return min(set.intersection(*above), default=None) if above else None
+
+
+def _experiments(client: MlflowClient) -> list[str]:
+    found, token = [], None
+    while True:
+        page = client.search_experiments(max_results=1000, page_token=token)
+        found += [experiment.experiment_id for experiment in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def log_page(uri: str, mlflow_run_id: str, html: str, name: str) -> None:
+    """Log a page as an artifact of a run, in place of one of the same name. Raises StepError if MLflow refuses."""
+    client = connect(uri)
+    with explained(uri, f"log {name}"):
+        client.log_text(mlflow_run_id, html, name)
