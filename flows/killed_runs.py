@@ -21,7 +21,9 @@ from stylegan.processes import has_ended, place, start_time
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
-FLOW_NAME, RETRAIN_FLOW_NAME, SWEEP_FLOW_NAME = "stylegan-train", "stylegan-retrain", "stylegan-sweep"
+FLOW_NAME, RETRAIN_FLOW_NAME = "stylegan-train", "stylegan-retrain"
+SWEEP_FLOW_NAME, MEASURE_FLOW_NAME = "stylegan-sweep", "stylegan-measure"
+FLOW_NAMES = (FLOW_NAME, RETRAIN_FLOW_NAME, SWEEP_FLOW_NAME, MEASURE_FLOW_NAME)
 PID_TAG = "process:"
 NEVER_BEGAN = timedelta(minutes=10)  # after which a pending run is not expected to begin any more
 
@@ -48,7 +50,7 @@ def tag_process() -> None:
             client.update_flow_run(context.flow_run.id, tags=[*context.flow_run.tags, process_tag()])
 
 
-def end_killed_runs(flow_names: Sequence[str] = (FLOW_NAME, RETRAIN_FLOW_NAME, SWEEP_FLOW_NAME)) -> list[str]:
+def end_killed_runs(flow_names: Sequence[str] = FLOW_NAMES) -> list[str]:
     """Set flow runs to Crashed that are shown as Running although their process was killed; return their names.
 
     So are runs whose worker was lost before they began: they would be pending for ever.

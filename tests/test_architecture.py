@@ -40,8 +40,10 @@ STOREYS = [
         "flows.artifacts",
         "flows.attempts",
         "flows.beginning",
+        "flows.children",
         "flows.killed_runs",
         "flows.notify",
+        "flows.optimize",
         "flows.outage",
         "flows.prefect_server",
         "flows.retrain",
@@ -58,6 +60,7 @@ ENGINES = {
     "prefect": ["flows/"],
     "mlflow": ["stylegan/tracking/", "stylegan/registry/"],
     "webdataset": ["stylegan/data/"],
+    "optuna": ["stylegan/pipeline/study.py"],
     "s3fs": [],
 }
 FILES = {

@@ -72,7 +72,8 @@ def _unknown_option(error: UnknownOptionError, verb: str, arguments: Sequence[st
     has_config = "--set" in options
 
     if name in DRY_RUN and has_config:
-        command = _command(["plan", *arguments[1:position], *arguments[position + 1 :]])
+        others = [*arguments[1:position], *arguments[position + 1 :]]
+        command = _command(["sweep", *others, "--plan"] if verb == "sweep" else ["plan", *others])
         return f"{no_option}; what would run, without running it, is said by `{command}`"
     if name in FOREIGN and has_config:
         return f"{no_option}; {FOREIGN[name]}"

@@ -36,14 +36,11 @@ def check_resources(config: Config, stages: Iterable[Stage]) -> str | None:
         ConfigError: they never can; the line says what was asked and what the cluster has.
     """
     import ray
-    from ray._private.state import state
-    from ray.util.client import ray as client
 
     connect(config.ray)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     grows = config.ray.address is not None and config.ray.wait_s > 0
-    # None: it has no autoscaler, or Ray Client is used, which does not know it.
-    limits = state.get_max_resources_from_cluster_config() if grows and not client.is_connected() else None
+    limits = _limits() if grows else None
     waiting = []
     for stage in stages:
         need = config.workers_at(stage.resolution)
@@ -62,6 +59,37 @@ def check_resources(config: Config, stages: Iterable[Stage]) -> str | None:
         )
     more = f" (and so will {len(waiting) - 1} more stage(s))" if len(waiting) > 1 else ""
     return f"{waiting[0]}{more}" if waiting else None
+
+
+def _limits() -> dict[str, float] | None:
+    """Return the resources that the cluster may grow to; None without an autoscaler, and by Ray Client, which does not
+    know it."""
+    from ray._private.state import state
+    from ray.util.client import ray as client
+
+    found = None if client.is_connected() else state.get_max_resources_from_cluster_config()
+    return dict(found) if found else None
+
+
+def count_runs(config: Config, stages: Iterable[Stage]) -> int:
+    """Return how many runs of a config the cluster can hold at the same time, each with its fewest workers; at least one.
+
+    Room that it does not have yet counts if its autoscaler may bring it.
+    """
+    import ray
+
+    connect(config.ray)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    limits = _limits() if config.ray.address is not None and config.ray.wait_s > 0 else None
+    runs = []
+    for stage in stages:
+        need = config.workers_at(stage.resolution)
+        bundle = worker_bundle(config.ray, need)
+        places = sum(_count_fitting(dict(node["Resources"]), bundle) for node in nodes if _has_labels(node, need))
+        if limits and all(name in limits for name in bundle):
+            places = max(places, _count_fitting(limits, bundle))
+        runs.append(places // config.worker_counts_at(stage.resolution)[0])
+    return max(min(runs), 1)
 
 
 def check_gpu_nodes(config: Config, stages: Sequence[Stage], seen: Sequence[NodeFacts] = ()) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from stylegan.cluster.resources import check_resources, describe_cluster, describe_workers, worker_bundle
+from stylegan.cluster.session import is_shared
 from stylegan.config.sections import RayConfig
 from stylegan.config.tree import Config
 from stylegan.errors import ExhaustedError
@@ -21,6 +22,7 @@ from stylegan.training.schedule import Stage
 
 logger = logging.getLogger("stylegan")
 LINE_SECONDS = 30.0  # between two lines of a stage that waits
+SHARED_WAIT_S = 7 * 86_400.0  # for the other runs of a sweep on this machine
 SETTLE_SECONDS = 2.0  # in which Ray places what there is room for; it tries again about once a second
 
 
@@ -56,9 +58,12 @@ def wait_for_workers(config: Config, stage: Stage) -> int:
     """
     counts = config.worker_counts_at(stage.resolution)
     check_resources(config, [stage])
-    if config.ray.address is None and len(counts) == 1:
+    settings = config.ray
+    if is_shared() and settings.address is None:  # those who have the room are runs that end
+        settings = settings.model_copy(update={"wait_s": SHARED_WAIT_S})
+    elif settings.address is None and len(counts) == 1:
         return counts[0]  # this machine has what it has, and nobody else uses this Ray
-    return wait_for_room(config.ray, ask_of_stage(config, stage), counts)
+    return wait_for_room(settings, ask_of_stage(config, stage), counts)
 
 
 def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,)) -> int:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from stylegan.cluster.environment import environment, of_own_ray, read_again
+from stylegan.cluster.environment import OF_OTHERS, environment, of_own_ray, read_again
 from stylegan.cluster.head import find_head, head_answers
 from stylegan.config.sections import RayConfig
 from stylegan.errors import StepError, UserError, one_line
@@ -28,6 +28,11 @@ RAY_ENV = {
     "RAY_task_oom_retries": "2",  # of a task that Ray kills because memory is short; by default it is repeated for ever
 }
 
+
+# Address of a Ray that another process of the same command has started on this machine: the processes of a sweep share one,
+# or each would take every CPU and GPU for its own.
+SHARED = "STYLEGAN_SHARED_RAY"
+_own_ray: dict[str, str | None] = {}  # the variables with which this process has started a Ray of its own
 
 # What the sessions of this process have set in its environment; the outermost session takes it back.
 _settings = contextlib.ExitStack()
@@ -71,7 +76,8 @@ def is_open() -> bool:
 def connect(ray_config: RayConfig) -> None:
     """Start a Ray of its own on this machine, or join `ray_config.address`; do nothing in a process that has Ray already.
 
-    A Ray of its own is alone, whatever RAY_ADDRESS, a file of another cluster or a head on this machine say.
+    A Ray of its own is alone, whatever RAY_ADDRESS, a file of another cluster or a head on this machine say. In a process
+    that was given `shared_environment`, it is that of the process that has given it.
 
     Raises:
         StepError: the cluster cannot be joined, which takes 30 s at most, or Ray does not start.
@@ -79,10 +85,36 @@ def connect(ray_config: RayConfig) -> None:
     if is_open():
         return
     import_ray()
-    if ray_config.address is None:
+    if ray_config.address is None and is_shared():
+        _join_shared(os.environ[SHARED])
+    elif ray_config.address is None:
         _start()
     else:
         _join(ray_config)
+
+
+def is_shared() -> bool:
+    """Return whether this process shares the Ray on this machine that another one has started."""
+    return bool(os.environ.get(SHARED))
+
+
+def shared_environment() -> dict[str, str]:
+    """Return the variables by which processes that this one starts share the Ray that it has started on this machine."""
+    import ray
+
+    token = {name: value for name, value in _own_ray.items() if name.startswith("RAY_AUTH") and value is not None}
+    return {SHARED: ray.get_runtime_context().gcs_address, **token}
+
+
+def _join_shared(address: str) -> None:
+    try:
+        with environment({**dict.fromkeys(OF_OTHERS), "RAY_ADDRESS": address}):
+            _init(address)
+    except Exception as error:
+        raise StepError(
+            f"the Ray that this run shares with others of its sweep does not answer ({type(error).__name__}: "
+            f"{one_line(error, 200)}); run the same command again"
+        ) from error
 
 
 def _start() -> None:
@@ -92,7 +124,9 @@ def _start() -> None:
     use_place("RAY_TMPDIR", folder)
     try:
         read_again()
-        with environment(of_own_ray()):
+        _own_ray.clear()
+        _own_ray.update(of_own_ray())
+        with environment(_own_ray):
             read_again()
             _init("local", include_dashboard=False)
     except Exception as error:

@@ -23,7 +23,7 @@ from stylegan.cluster.notices import Board, Notice, watched
 from stylegan.cluster.resources import worker_bundle
 from stylegan.cluster.room import ask_of_stage, is_placed, placed, wait_for_workers
 from stylegan.config.tree import Config
-from stylegan.errors import DivergedError, ExhaustedError, StepError, Stopped, UnavailableError, UserError
+from stylegan.errors import DivergedError, ExhaustedError, Stopped, UnavailableError, UserError
 from stylegan.training import distributed
 from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
@@ -137,7 +137,7 @@ def _fit(job: StageJob, count: int, board: Board) -> Checkpoint | Notice:
 
     Raises:
         TrainingFailedError: a worker failed.
-        StepError: training diverged.
+        DivergedError: training diverged.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -171,7 +171,7 @@ def _fit(job: StageJob, count: int, board: Board) -> Checkpoint | Notice:
             trainer.fit, outcome, on_interrupt=partial(board.post, "stop"), patience=_checkpoint_seconds(config)
         )
     if "diverged" in result.return_value:
-        raise StepError(f"train {job.stage.name}: {result.return_value['diverged']}")
+        raise DivergedError(f"train {job.stage.name}: {result.return_value['diverged']}")
     if not result.return_value:
         return board.read() or Notice("stop")
     return Checkpoint.model_validate(result.return_value)

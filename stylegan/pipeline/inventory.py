@@ -26,6 +26,7 @@ from stylegan.data.shardset import MANIFEST
 from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
 from stylegan.evaluation.metric_table import rank
 from stylegan.pipeline.lock import LOCKS, Holder, lives, run_lock
+from stylegan.pipeline.study import STUDIES
 from stylegan.places import nearest
 from stylegan.records import Record
 from stylegan.registry.contents import RegisteredVersion, list_versions
@@ -47,6 +48,7 @@ ROOMS = {
     "mlartifacts": "MLflow",
     "ray": "Ray",
     LOCKS: "locks",
+    STUDIES: "studies",
 }
 
 

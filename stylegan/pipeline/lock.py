@@ -105,6 +105,11 @@ def run_lock(run_id: str) -> str:
     return f"run-{run_id}"
 
 
+def stage_lock(folder: str) -> str:
+    """Return the name of the lock of a stage, which several runs may need; `folder` is the name of its folder."""
+    return f"stage-{folder}"
+
+
 @contextmanager
 def hold(root: str, name: str, *, run_id: str, what: str) -> Iterator[None]:
     """Hold a lock during the block.

@@ -120,11 +120,12 @@ class Look:
 
     def new_work(self) -> str:
         """Return in words that work has begun of which this look does not know all that it needs; empty if none has."""
-        now = {one.run_id: one for one in lock.held(self.root) if one.name != lock.CLEAN_UP}
-        for run_id, holder in now.items():
+        for holder in lock.held(self.root):
+            if holder.name == lock.CLEAN_UP:
+                continue
             # A run writes its config right after it has taken its lock.
-            unknown = holder.name == lock.run_lock(run_id) and run_id not in self._configs
-            if run_id not in self._working or unknown:
+            unknown = holder.name == lock.run_lock(holder.run_id) and holder.run_id not in self._configs
+            if holder.run_id not in self._working or unknown:
                 return f"{lock.describe(holder)}; the next clean-up goes on"
         return ""
 

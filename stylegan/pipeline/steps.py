@@ -6,8 +6,9 @@ A step returns its record and whether it was taken from storage. Repeating a ste
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -36,7 +37,7 @@ from stylegan.evaluation.report import Report
 from stylegan.pipeline.check_data import check_data
 from stylegan.pipeline.course import StageProgress, course_steps
 from stylegan.pipeline.keys import gate_key
-from stylegan.pipeline.lock import LostError, hold, run_lock, wait_for_clean_up
+from stylegan.pipeline.lock import LockedError, LostError, hold, run_lock, stage_lock, wait_for_clean_up
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.retraining import CONFIG_KEY, LISTING, config_key
 from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stylegan")
 R = TypeVar("R", bound=BaseModel | None)
+STAGE_SECONDS = 2.0  # between two looks at a stage that another run trains
 
 
 @dataclass(frozen=True)
@@ -311,23 +313,57 @@ class Pipeline:
         self._course.begin(f"train {stage.name}")
         run = self.run(shards)
         self._claim(run)  # before the first look at what a clean-up might delete
-        found = run.find_stage(stage)
-        needed = found is None and run.is_needed(stage, target)
-        job = run.job(stage, run.origin(stage) if needed and previous is None else previous)
-        show = StageProgress(self.config, job).show if needed else None
-        quick = rows_name(self.config, stage.resolution, shards)
         tracked = self.tracked(shards)
-        if needed:
-            tracked.start()
-        with StageRelay(tracked, job.uri, quick=quick, on_rows=show):
-            record = self._train(job, tracked) if needed else found
-            if found and lacks_end(job):  # it was stopped while the end of the stage was measured
-                with self._quick_metrics(job):
-                    pass
+        with self._sole(run, stage, target) as (found, needed):
+            job = run.job(stage, run.origin(stage) if needed and previous is None else previous)
+            show = StageProgress(self.config, job).show if needed else None
+            quick = rows_name(self.config, stage.resolution, shards)
+            if needed:
+                tracked.start()
+            with StageRelay(tracked, job.uri, quick=quick, on_rows=show):
+                record = self._train(job, tracked) if needed else found
+                if found and lacks_end(job):  # it was stopped while the end of the stage was measured
+                    with self._quick_metrics(job):
+                        pass
         if record is None:
             logger.info("train %s: not needed, a later stage has gone beyond it", stage.name)
             return Done(None, cached=True)
         return self._done(f"train {stage.name}", record, found)
+
+    @contextmanager
+    def _sole(self, run: Run, stage: Stage, target: Stage | None) -> Iterator[tuple[Checkpoint | None, bool]]:
+        """Hold the lock of a stage that is not finished: another run that trains it is waited for, and goes first.
+
+        Yields:
+            The end of the stage, if it is finished, and whether it is to be trained.
+        """
+
+        def look() -> tuple[Checkpoint | None, bool]:
+            found = run.find_stage(stage)
+            return found, found is None and run.is_needed(stage, target)
+
+        told = False
+        with ExitStack() as held:
+            while True:
+                found, needed = look()
+                if not needed and (found is None or not lacks_end(run.job(stage, None))):
+                    break
+                name = stage_lock(storage.name(run.stage_uri(stage)))
+                try:
+                    held.enter_context(hold(run.root, name, run_id=run.run_id, what="stylegan run"))
+                except LockedError as error:
+                    if not told:
+                        logger.info(
+                            "train %s: %s trains this very stage; waiting for its end",
+                            stage.name,
+                            error.holder.run_id or "another run",
+                        )
+                    told = True
+                    time.sleep(STAGE_SECONDS)
+                    continue
+                found, needed = look()  # it may be finished since
+                break
+            yield found, needed
 
     def _is_to_train(self, shards: ShardSet, stage: Stage, target: Stage) -> bool:
         run = self.run(shards)

@@ -7,21 +7,28 @@ once, by whichever child comes first (`Pipeline.train`); the others wait for it.
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import computed_field
 
-from stylegan.config.file import build, is_key, load
+from stylegan import storage
+from stylegan.config.file import build, load
 from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import find_shards, shard_key
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import ConfigError
+from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import stage_keys
 from stylegan.pipeline.plan import Plan, make_plan
+from stylegan.pipeline.run import Run
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
+from stylegan.training.curves import STATS, mean_speed, read_rows
 from stylegan.training.schedule import stages
 
 MAX_CHILDREN = 1000
@@ -38,11 +45,24 @@ class Child(Record):
         label: what differs from the others, such as `training.r1_gamma=0.1, seed=1`.
         overrides: `key.path=value` strings that make it of its config file.
         config: a whole ordinary config.
+        group: the label without the seed, by which trainings that differ in nothing else belong together; empty if it
+            has only one.
     """
 
     label: str
     overrides: tuple[str, ...]
     config: Config
+    group: str = ""
+
+
+class Spread(Record):
+    """One value over trainings that differ in their seeds alone: mean and standard deviation (that of a sample)."""
+
+    group: str
+    key: str
+    count: int
+    mean: float
+    std: float
 
 
 class PlannedChild(Record):
@@ -80,17 +100,20 @@ class SweepPlan(Record):
         ]
         return sum(known) if known else None
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def to_train(self) -> int:
         """The stages that are left to be trained, each once."""
         return self.distinct - self.cached
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def seconds(self) -> float | None:
         """The time of all that is left, one child after the other."""
         return self._left("seconds")
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def gpu_hours(self) -> float | None:
         """The hours of GPUs that all that is left reserves."""
         return self._left("gpu_hours")
@@ -100,7 +123,7 @@ def parse_grid(entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Parse `key.path=a,b` entries. A comma in brackets or quotes belongs to a value.
 
     Raises:
-        ConfigError: an entry has another form, its key is no key of the config, or comes twice.
+        ConfigError: an entry has another form, or a key comes twice.
     """
     grid: dict[str, tuple[str, ...]] = {}
     for entry in entries:
@@ -108,8 +131,6 @@ def parse_grid(entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
         key, values = key.strip(), tuple(part.strip() for part in _split(text))
         if not equals or not key or not all(values):
             raise ConfigError(f"--grid {entry}: must be key.path=a,b, such as --grid training.r1_gamma=0.1,1,10")
-        if not is_key(key) and not is_key(key.rpartition(".")[0]):
-            raise ConfigError(f"--grid {entry}: {key} is no key of the config; configs/README.md has all of them")
         if key in grid:
             raise ConfigError(f"--grid {entry}: {key} has values already; give all of them at once: {key}=a,b,c")
         grid[key] = values
@@ -171,19 +192,30 @@ def make_children(
     for base in bases:
         for values in itertools.product(*axes.values()):
             own = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
-            first = _with(base, [*overrides, *own])
+            first = with_overrides(base, [*overrides, *own])
             named = [_name(base)] if len(bases) > 1 else []
             for number in range(seeds or 1):
                 seed = [f"seed={first.seed + number}"] if seeds else []
-                child = _with(base, [*overrides, *own, *seed]) if seed else first
-                label = ", ".join([*named, *own, *seed]) or child.name
-                children.append(Child(label=label, overrides=(*overrides, *own, *seed), config=child))
+                child = with_overrides(base, [*overrides, *own, *seed]) if seed else first
+                group = ", ".join([*named, *own]) or child.name
+                children.append(
+                    Child(
+                        label=", ".join([*named, *own, *seed]) or child.name,
+                        overrides=(*overrides, *own, *seed),
+                        config=child,
+                        group=group if seeds and seeds > 1 else "",
+                    )
+                )
     _check(children)
     return tuple(children)
 
 
-def _with(base: str | Path | Config, overrides: Sequence[str]) -> Config:
-    """Return a config with overrides, which keeps the names by which a command line calls it."""
+def with_overrides(base: str | Path | Config, overrides: Sequence[str]) -> Config:
+    """Return a config, or that of a file, with overrides on top; it keeps the names by which a command line calls it.
+
+    Raises:
+        ConfigError: as `load`.
+    """
     if not isinstance(base, Config):
         return load(base, overrides)
     found = build(base.model_dump(mode="json"), "config", overrides)
@@ -216,6 +248,23 @@ def _check(children: Sequence[Child]) -> None:
 def _value(config: Config, key: str) -> object:
     section, _, name = key.partition(".")
     return getattr(getattr(config, section), name)
+
+
+def spreads(values: Sequence[tuple[str, Mapping[str, float]]]) -> tuple[Spread, ...]:
+    """Return mean and spread of each value over the trainings of each group that has at least two.
+
+    Args:
+        values: for each training its group, and its values by key. Those without a group are left out.
+    """
+    found = []
+    for group in dict.fromkeys(group for group, _ in values if group):
+        rows = [row for other, row in values if other == group]
+        for key in dict.fromkeys(key for row in rows for key in row):
+            numbers = [row[key] for row in rows if key in row and math.isfinite(row[key])]
+            if len(numbers) > 1:
+                mean, std = statistics.fmean(numbers), statistics.stdev(numbers)
+                found.append(Spread(group=group, key=key, count=len(numbers), mean=mean, std=std))
+    return tuple(found)
 
 
 def sweep_id(name: str, children: Sequence[Child]) -> str:
@@ -284,3 +333,38 @@ def plan_sweep(children: Sequence[Child], *, images: int | None = None) -> Sweep
         planned.append(PlannedChild(label=child.label, plan=plan, shared=tuple(shared)))
     total = sum(len(child.config.resolutions) for child in children)
     return SweepPlan(children=tuple(planned), stages=total, distinct=len(seen), cached=len(cached))
+
+
+def facts_of_run(run: Run, report: Report, mlflow_run_id: str, aliases: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a sweep says of a run that has come to its end, as plain values.
+
+    Args:
+        run: in storage.
+        report: of its evaluation.
+        mlflow_run_id: that of MLflow.
+        aliases: of its version in the registry.
+    """
+    speeds = [mean_speed(read_rows(storage.join(run.stage_uri(stage), STATS))) for stage in run.stages]
+    seconds = [stage.num_images / speed for stage, speed in zip(run.stages, speeds, strict=True) if speed]
+    facts = report.model_dump(mode="json", include={"metrics", "intervals"})
+    return facts | {
+        "run_id": run.run_id,
+        "mlflow_run_id": mlflow_run_id,
+        "kimg": run.stages[-1].end_nimg / 1000,
+        "train_seconds": sum(seconds) if len(seconds) == len(run.stages) else None,
+        "aliases": tuple(aliases),
+    }
+
+
+def finished_run(config: Config, shards: ShardSet) -> bool:
+    """Return whether a run has come to its end, as far as its storage knows; asks neither source nor registry.
+
+    Raises:
+        DamagedError, StepError: as `Run`.
+    """
+    run = Run(config, shards)
+    return (
+        run.find_stage(run.stages[-1]) is not None
+        and run.find_report() is not None
+        and run.judged_version() is not None
+    )
