@@ -234,7 +234,7 @@ def _print_rows(ended: Sequence[SweptChild], first: Sequence[str]) -> list[str]:
     table = _table("run", *titles, "kimg", "training", "state")
     for child in ended:
         values = [
-            f"{number(child.metrics[key])}{_in_brackets(interval_words(child.intervals.get(key)))}"
+            f"{number(child.metrics[key])}{_below(interval_words(child.intervals.get(key)))}"
             if key in child.metrics
             else ""
             for key in keys
@@ -248,8 +248,8 @@ def _print_rows(ended: Sequence[SweptChild], first: Sequence[str]) -> list[str]:
     return keys
 
 
-def _in_brackets(text: str) -> str:
-    return f" ({text})" if text else ""
+def _below(text: str) -> str:
+    return f"\n({text})" if text else ""
 
 
 def _shown_keys(ended: Sequence[SweptChild], first: Sequence[str]) -> list[str]:
@@ -281,9 +281,9 @@ def _print_plan(plan: SweepPlan) -> None:
         f"({saved} are shared), {plan.cached} of them are in storage"
     )
     if plan.seconds:
-        hours = f", {plan.gpu_hours:,.1f} GPU-hours" if plan.gpu_hours is not None else ""
+        on_gpus = f", {plan.gpu_hours:,.1f} GPU-hours" if plan.gpu_hours is not None else ""
         print(
-            f"left to do: about {duration(plan.seconds)} one after the other{hours}; less with room for several at once"
+            f"left to do: about {duration(plan.seconds)} one after the other{on_gpus}; less with room for several at once"
         )
     for note in dict.fromkeys(note for child in plan.children for note in child.plan.notes):
         print(printable(note))

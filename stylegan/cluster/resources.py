@@ -79,8 +79,14 @@ def count_runs(config: Config, stages: Iterable[Stage]) -> int:
     import ray
 
     connect(config.ray)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    limits = _limits() if config.ray.address is not None and config.ray.wait_s > 0 else None
+    grows = config.ray.address is not None and config.ray.wait_s > 0
+    return runs_in([node for node in ray.nodes() if node["Alive"]], config, stages, _limits() if grows else None)
+
+
+def runs_in(
+    nodes: Sequence[dict[str, Any]], config: Config, stages: Iterable[Stage], limits: dict[str, float] | None = None
+) -> int:
+    """Return what `count_runs` does, for a cluster of these nodes, which grows to `limits`."""
     runs = []
     for stage in stages:
         need = config.workers_at(stage.resolution)

@@ -26,7 +26,6 @@ from stylegan.data.shardset import MANIFEST
 from stylegan.errors import ConfigError, StepError, UnavailableError, UserError
 from stylegan.evaluation.metric_table import rank
 from stylegan.pipeline.lock import LOCKS, Holder, lives, run_lock
-from stylegan.pipeline.study import STUDIES
 from stylegan.places import nearest
 from stylegan.records import Record
 from stylegan.registry.contents import RegisteredVersion, list_versions
@@ -48,7 +47,7 @@ ROOMS = {
     "mlartifacts": "MLflow",
     "ray": "Ray",
     LOCKS: "locks",
-    STUDIES: "studies",
+    "studies": "studies",
 }
 
 

@@ -289,7 +289,10 @@ class Look:
         for run_id, config in self._configs.items():
             edges[f"runs/{run_id}"] |= self._of_run(run_id, config)
         for run in logged:
-            edges.get(f"runs/{run.run_id}", set()).add(f"{MLFLOW_ROOM}/{run.mlflow_run_id}")
+            own = edges.get(f"runs/{run.run_id}", set())
+            own.add(f"{MLFLOW_ROOM}/{run.mlflow_run_id}")
+            if run.parent:  # the run of a sweep stays as long as one of its children
+                own.add(f"{MLFLOW_ROOM}/{run.parent}")
         for name in self._in("evaluations"):
             if report := self._report(name):
                 edges.get(_stage_of(report.checkpoint_uri), set()).add(name)

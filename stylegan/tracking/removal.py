@@ -12,7 +12,7 @@ from typing import Any
 from stylegan.config.tree import Config
 from stylegan.records import Record
 from stylegan.tracking.connection import artifact_location, connect, explained, is_empty, resolve_uri
-from stylegan.tracking.open_run import RUN_TAG
+from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG
 
 PAGE = 1000
 
@@ -20,7 +20,8 @@ PAGE = 1000
 class LoggedRun(Record):
     """A run of MLflow that belongs to a run of the pipeline.
 
-    `changed` is its newest time, in seconds since 1970; `running` says that MLflow shows it so.
+    `changed` is its newest time, in seconds since 1970; `running` says that MLflow shows it so; `parent` is MLflow's id of
+    the run that it is shown below, empty without one.
     """
 
     mlflow_run_id: str
@@ -28,6 +29,7 @@ class LoggedRun(Record):
     artifact_uri: str
     changed: float
     running: bool
+    parent: str = ""
 
 
 def list_runs(config: Config) -> tuple[LoggedRun, ...]:
@@ -59,6 +61,7 @@ def list_runs(config: Config) -> tuple[LoggedRun, ...]:
             artifact_uri=run.info.artifact_uri,
             changed=max(run.info.start_time or 0, run.info.end_time or 0) / 1000,
             running=run.info.status == "RUNNING",
+            parent=run.data.tags.get(PARENT_TAG, ""),
         )
         for run in found
         if RUN_TAG in run.data.tags

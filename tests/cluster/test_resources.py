@@ -14,6 +14,7 @@ from stylegan.cluster.resources import (
     check_gpu_nodes,
     check_resources,
     describe_cluster,
+    runs_in,
     worker_bundle,
 )
 from stylegan.cluster.session import import_ray, ray_session
@@ -38,6 +39,27 @@ def test_a_bundle_names_what_is_asked_for_only():
 )
 def test_a_node_holds_whole_bundles(node, count):
     assert _count_fitting(node, {"CPU": 2.0, "GPU": 1.0}) == count
+
+
+@pytest.mark.parametrize(
+    ("ray", "nodes", "limits", "runs"),
+    [
+        ({}, [{"CPU": 2.0}], None, 2),
+        ({}, [{"CPU": 2.0}, {"CPU": 3.0}], None, 5),
+        ({"workers": 2}, [{"CPU": 2.0}, {"CPU": 3.0}], None, 2),
+        ({"gpus_per_worker": 1}, [{"CPU": 64.0, "GPU": 1.0}], None, 1),  # never two on one GPU
+        ({"gpus_per_worker": 0.5}, [{"CPU": 64.0, "GPU": 1.0}], None, 2),
+        ({"stages": {8: {"cpus_per_worker": 2}}}, [{"CPU": 4.0}], None, 2),  # the stage that needs most
+        ({"gpus_per_worker": 1}, [{"CPU": 4.0}], None, 1),  # it waits, or says what is missing
+        ({"gpus_per_worker": 1}, [{"CPU": 4.0}], {"CPU": 32.0, "GPU": 4.0}, 4),  # an autoscaler brings them
+        ({"label_selector": {"zone": "b"}}, [{"CPU": 8.0}], None, 1),
+    ],
+)
+def test_so_many_runs_have_room_at_the_same_time(ray, nodes, limits, runs):
+    training = {"start_resolution": 4, "batch": 16}
+    config = build(TREE | {"training": training, "ray": ray})
+    there = [{"Alive": True, "Resources": resources, "Labels": {"zone": "a"}} for resources in nodes]
+    assert runs_in(there, config, stages(config), limits) == runs
 
 
 def test_shares_of_a_cpu_add_up():

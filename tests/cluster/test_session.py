@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stylegan.cluster.session import connect, ray_session
+from stylegan.cluster.session import connect, is_shared, ray_session, shared_environment
 from stylegan.config.sections import RayConfig
 
 
@@ -27,6 +27,31 @@ def test_ray_starts_at_its_first_use_and_ends_with_the_session_that_started_it()
             connect(RayConfig())  # a second time changes nothing
         assert ray.is_initialized()
     assert not ray.is_initialized()
+
+
+SHARES = """
+import ray
+from stylegan.cluster.session import connect, is_shared, ray_session
+from stylegan.config.sections import RayConfig
+with ray_session():
+    connect(RayConfig())
+    print(is_shared(), ray.get_runtime_context().gcs_address, ray.cluster_resources()["CPU"])
+"""
+
+
+def test_a_process_of_a_sweep_shares_the_ray_of_the_one_that_started_it():
+    """It joins it with its token, and leaves it as it was."""
+    import ray
+
+    with ray_session():
+        connect(RayConfig())
+        assert not is_shared()
+        env = os.environ | shared_environment() | {"RAY_ADDRESS": "127.0.0.1:1"}
+        done = subprocess.run([sys.executable, "-c", SHARES], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        own = (ray.get_runtime_context().gcs_address, ray.cluster_resources()["CPU"])
+        assert done.stdout.split() == ["True", *map(str, own)]
+        assert ray.is_initialized()
 
 
 ALONE = """

@@ -24,6 +24,7 @@ from stylegan.pipeline.retention import DAY, MARKS, AnotherCleanUpError, clean_u
 from stylegan.pipeline.run import Run
 from stylegan.pipeline.steps import Pipeline
 from stylegan.registry.contents import list_registered
+from stylegan.tracking.open_run import PARENT_TAG, open_run
 from stylegan.tracking.removal import list_runs
 from stylegan.verbs.find_model import find_model
 
@@ -152,6 +153,22 @@ def test_what_nothing_reaches_goes_with_its_version_and_its_run_of_mlflow(world)
     with pytest.raises((StepError, ConfigError)):
         find_model(config, "tiny/1")
     assert world.clean().deleted == ()
+
+
+def test_the_run_of_a_sweep_in_mlflow_stays_as_long_as_a_child(world):
+    config, (first, second) = world.config, world.runs
+    logged = {run.run_id: run.mlflow_run_id for run in list_runs(config)}
+    parents = []
+    for run in (first, second):
+        parent = open_run(config, f"sweep-of-{run.run_id}", None)
+        parents.append(parent.mlflow_run_id)
+        world.client.set_terminated(parent.mlflow_run_id, "FINISHED")
+        world.client.set_tag(logged[run.run_id], PARENT_TAG, parent.mlflow_run_id)
+    world.forget()
+    found = world.clean()
+    assert f"mlflow/{parents[0]}" in found.deleted
+    assert {run.mlflow_run_id for run in list_runs(config)} == {logged[second.run_id], parents[1]}
+    assert {run.parent for run in list_runs(config)} == {parents[1], ""}
 
 
 def test_a_dry_run_writes_nothing_and_says_what_the_next_one_does(world):

@@ -1,7 +1,9 @@
 """The steps away from Ray: what is taken from storage, what is refused before any work, and the gate with a real registry."""
 
 import json
-from contextlib import ExitStack
+import threading
+import time
+from contextlib import ExitStack, contextmanager
 
 import fsspec
 import pytest
@@ -21,13 +23,13 @@ from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.pipeline import steps
 from stylegan.pipeline.course import StageProgress
-from stylegan.pipeline.lock import LostError
+from stylegan.pipeline.lock import LostError, held, hold, stage_lock
 from stylegan.pipeline.plan import make_plan
 from stylegan.pipeline.steps import Done, Pipeline
 from stylegan.registry import versions
 from stylegan.registry.contents import list_registered
 from stylegan.tracking.connection import connect, resolve_uri
-from stylegan.training.state import Checkpoint
+from stylegan.training.state import MARKER, Checkpoint
 
 GRID = png_bytes(Image.new("L", (20, 20)))
 SHARDS = ShardSet(uri="x", fingerprint="f1", num_images=9, resolutions=(4, 8), label_names=(), num_rejected=0)
@@ -566,3 +568,62 @@ def test_a_run_that_another_process_took_over_keeps_its_state_in_mlflow(make_con
         work()
     tracked = pipeline.tracked(SHARDS)
     assert tracked.client.get_run(tracked.mlflow_run_id).info.status == "RUNNING"
+
+
+# --- a stage that another run trains ---
+
+
+def _finish(run, stage):
+    uri = f"{run.stage_uri(stage)}/checkpoint-{stage.end_nimg:09d}"
+    record = {"uri": uri, "run_id": "other", "resolution": stage.resolution, "digest": run.stage_key(stage)}
+    for file in (f"{uri}/{MARKER}", f"{run.stage_uri(stage)}/done.json"):
+        storage.write_json(file, record | {"nimg": stage.end_nimg})
+
+
+@contextmanager
+def _trained_elsewhere(run, stage, *, finish):
+    """Another run holds the lock of a stage for a second, on another thread, and may finish the stage before it lets go."""
+    begun = threading.Event()
+
+    def train():
+        name = stage_lock(storage.name(run.stage_uri(stage)))
+        with hold(run.root, name, run_id="other-run", what="stylegan run"):
+            begun.set()
+            time.sleep(1)
+            if finish:
+                _finish(run, stage)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    begun.wait(10)
+    yield
+    thread.join()
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_stage_that_another_run_trains_is_waited_for(pipeline, caplog, monkeypatch, finish):
+    """Then it is taken from storage; if the other run has ended before, this one trains it, and holds its lock."""
+    monkeypatch.setattr(steps, "STAGE_SECONDS", 0.1)
+    run = pipeline.run(SHARDS)
+    stage = run.stages[0]
+    began = time.monotonic()
+    with (
+        _trained_elsewhere(run, stage, finish=finish),
+        caplog.at_level("INFO", "stylegan"),
+        pipeline._sole(run, stage, None) as (found, needed),
+    ):
+        assert time.monotonic() - began >= 1
+        assert (found is not None, needed) == (finish, not finish)
+        assert [one.run_id for one in held(run.root)] == ([] if finish else [run.run_id])
+    said = f"train {stage.name}: other-run trains this very stage; waiting for its end"
+    assert caplog.messages.count(said) == 1
+    assert held(run.root) == ()
+
+
+def test_a_finished_stage_takes_no_lock(pipeline):
+    run = pipeline.run(SHARDS)
+    stage = run.stages[0]
+    _finish(run, stage)
+    with pipeline._sole(run, stage, None) as (found, needed):
+        assert (found.nimg, needed) == (stage.end_nimg, False)
+        assert held(run.root) == ()

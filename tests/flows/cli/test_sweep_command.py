@@ -109,8 +109,12 @@ def test_the_table_has_every_run_and_the_spread_over_seeds(capsys, config):
     sweep_command._print_swept(swept, children)
     text = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "training.r1_gamma=[1], 12.00 (11.00 to 13.00) 4.5 2.0 h done" in lines
-    assert "training.r1_gamma=[1], 10.00 (9.00 to 11.00) 4.5 2.0 h cached (champion)" in lines
+    first = lines.index("training.r1_gamma=[1], 12.00 4.5 2.0 h done")
+    assert lines[first + 1 : first + 4] == [
+        "seed=0 (11.00 to 13.00)",
+        "training.r1_gamma=[1], 10.00 4.5 2.0 h cached (champion)",
+        "seed=1 (9.000 to 11.00)",
+    ]
     assert "seed=2 failed" in lines
     assert "training.r1_gamma=[1] fid_classifier 2 11.00 1.414" in lines
     assert "accuracy" not in text
