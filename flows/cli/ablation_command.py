@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,15 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as TextTable
 
-from flows.cli import console
+from flows.cli import console, supervisor, sweep_command
 from flows.cli.arguments import AsJson, ConfigFile, OutputFile, Overrides, Whole, load
 from flows.cli.console import print_json
-from flows.cli.supervisor import terminal
-from stylegan.errors import StepError, printable
+from stylegan.errors import ConfigError, StepError, printable
 
 if TYPE_CHECKING:
-    from flows.sweep import Swept
-    from stylegan.pipeline.sweep import Child
     from stylegan.verbs.ablation import Ablation, Column
 
 ENDINGS = (".html", ".htm")
@@ -41,7 +37,7 @@ def ablation(
     out: OutputFile | None = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
-) -> int:
+) -> None:
     """Train the rows of a paper's table on the data of a config, and print the paper beside ours. The same command goes on.
 
     Says of each pair of rows whether it orders as in the paper. Each row is an ordinary run, and a model of its own.
@@ -66,54 +62,51 @@ def ablation(
     stylegan ablation table4 configs/digits.yaml --rows style-0,style-8 --seeds 5
     stylegan ablation ssgan configs/digits.yaml --plan
     """
+    if at_once is not None and at_once < 1:
+        raise ConfigError(f"--at-once {at_once}: must be at least 1")
     settings = load(config, overrides)
     from stylegan.verbs.ablation_rows import find_table, make_rows
 
     facts = find_table(table)
     chosen = [row.strip() for row in rows.split(",") if row.strip()] if rows is not None else None
     runs = make_rows(facts, config, overrides or [], rows=chosen, seeds=seeds)
+    children = [one.child for one in runs]
     if plan:
-        _print_plan([one.child for one in runs], as_json)
-        return 0
+        from stylegan.pipeline.sweep import plan_sweep
+
+        planned = plan_sweep(children)
+        if as_json:
+            print_json(planned)
+        else:
+            sweep_command.print_plan(planned)
+        return
     from stylegan.outputs import is_standard_output, output_file, write_output
 
     uri = output_file(out, ENDINGS) if out is not None else None
-    swept = _run(f"{settings.name}-{table}", [one.child for one in runs], at_once)
-
-    failed = [child for child in swept.children if child.state != "done"]
-    for child in failed:
-        console.print_error(f"{child.label}: {child.why.rstrip('.') or child.state}; by itself: `{child.command}`")
+    supervisor.allow(settings.ray.stop_grace_s + sweep_command.STOP_SECONDS)
+    swept = sweep_command.run_sweep(f"{settings.name}-{table}", children, at_once)
+    for child in swept.failed:
+        console.print_error(f"{child.label}: {child.why.rstrip('.')}; by itself: `{child.command}`")
 
     from stylegan.verbs.ablation import read_table
-    from stylegan.verbs.ablation_page import read_strips, render
+    from stylegan.verbs.ablation_page import log_ablation, read_strips, render
 
     result = read_table(facts, settings, runs)
+    page = render(facts, result, strips=read_strips(settings, runs))
+    log_ablation(settings, swept.parent, page)
     if uri is not None:
-        page = render(facts, result, strips=read_strips(settings, runs))
         write_output(uri, page.encode(errors="backslashreplace"))
-    with redirect_stdout(terminal() if out and is_standard_output(out) else sys.stdout):
+    with redirect_stdout(supervisor.terminal() if out and is_standard_output(out) else sys.stdout):
         if as_json:
             print_json(result)
         else:
             _print(result)
-            print(f"page: {uri}" if uri else "--out table.html writes a page with charts and images")
-    if failed:
+            print(f"MLflow run  {swept.parent}, with all trainings below it and the page among its artifacts")
+            print(f"page        {uri}" if uri else "--out table.html writes the page, with charts and images")
+    if swept.failed:
         raise StepError(
-            f"ablation: {len(failed)} of {len(runs)} trainings failed; the same command does these again, and no other"
+            f"ablation: {len(swept.failed)} of {len(runs)} trainings failed; the same command does these again, and no other"
         )
-    return 0
-
-
-def _run(name: str, children: Sequence[Child], at_once: int | None) -> Swept:
-    from flows.cli.run_commands import import_engines, quiet_prefect
-
-    quiet_prefect()
-    from flows.prefect_server import api
-
-    with api(meanwhile=import_engines):
-        from flows.sweep import sweep_flow
-
-        return sweep_flow(name, children, at_once=at_once)
 
 
 def _print(result: Ablation) -> None:
@@ -158,27 +151,3 @@ def _print_values(result: Ablation, column: Column) -> None:
     for verdict, listed in pairs.items():
         if listed:
             print(f"  {names[verdict]}: {', '.join(listed)}")
-
-
-def _print_plan(children: Sequence[Child], as_json: bool) -> None:
-    from stylegan.pipeline.sweep import plan_sweep
-    from stylegan.progress import duration
-
-    planned = plan_sweep(children)
-    if as_json:
-        print_json(planned)
-        return
-    text = TextTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("run", "to do", "shared"):
-        text.add_column(heading)
-    for child in planned.children:
-        left = [step.name for step in child.plan.steps if step.state == "run" and step.name not in child.shared]
-        text.add_row(escape(printable(child.label)), ", ".join(left) or "nothing", ", ".join(child.shared))
-    Console().print(text)
-    print(
-        f"{len(children)} trainings with {planned.stages} stages: {planned.distinct} different ones, {planned.cached} of "
-        "them in storage"
-    )
-    if planned.seconds:
-        hours = f", {planned.gpu_hours:,.1f} GPU-hours" if planned.gpu_hours is not None else ""
-        print(f"left to do: about {duration(planned.seconds)} one after the other{hours}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stylegan import storage
 from stylegan.config.tree import Config
+from stylegan.errors import decoration
 from stylegan.evaluation.page.charts import CurveChart, DotChart, curve_chart, dot_chart
 from stylegan.evaluation.page.html import page_format
 from stylegan.evaluation.page.metric_rows import ARROWS, DASH, interval_words
@@ -21,6 +22,7 @@ from stylegan.verbs.ablation_rows import RowRun, Table
 if TYPE_CHECKING:
     from PIL import Image
 
+PAGE = "ablation.html"  # in MLflow
 STRIP_ROWS, STRIP_WIDTH = 2, 720  # of the grid that a strip shows, and its pixels
 GRID_CURE = "delete it; the next training of the stage draws it anew"
 SYMBOLS = {True: ("yes", "yes"), False: ("no", "no"), None: (DASH, "quiet")}  # what a pair shows, and its class
@@ -88,6 +90,15 @@ def read_strips(config: Config, runs: Sequence[RowRun]) -> dict[str, bytes]:
             if one.row not in strips and grids:
                 strips[one.row] = _strip(storage.read_bytes(grids[-1]), grids[-1], one.child.config.snapshots.grid)
     return strips
+
+
+def log_ablation(config: Config, mlflow_run_id: str, page: str) -> None:
+    """Log the page to the run in MLflow that the trainings are below; MLflow's troubles are a warning."""
+    from stylegan.tracking.connection import resolve_uri
+    from stylegan.tracking.parents import log_page
+
+    with decoration("the page of the table in MLflow"):
+        log_page(resolve_uri(config), mlflow_run_id, page, PAGE)
 
 
 def forgetting_chart(ablation: Ablation) -> CurveChart | None:

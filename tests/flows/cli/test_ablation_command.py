@@ -18,7 +18,10 @@ def test_the_plan_touches_nothing_and_counts_what_is_shared(capsys, write, tmp_p
     assert [child["label"] for child in plan["children"]] == ["e, seed=0", "e, seed=1", "f, seed=0", "f, seed=1"]
     assert (plan["stages"], plan["distinct"], plan["cached"]) == (4, 4, 0)
     assert main(["ablation", "table1", config, "--rows", "e,f", "--seeds", "2", "--plan"]) == 0
-    assert "4 trainings with 4 stages: 4 different ones, 0 of them in storage" in capsys.readouterr().out
+    assert (
+        "4 runs with 4 stages: 4 different ones are trained once each (0 are shared), 0 of them are in storage"
+        in capsys.readouterr().out
+    )
     assert not (tmp_path / "root").exists()
 
 
@@ -37,6 +40,7 @@ def test_mistakes_are_one_line_before_any_work(capsys, write, tmp_path):
     line = fail(capsys, 2, "ablation", "table1", config, "--rows", "a,style-0")
     assert "--rows style-0: table1 has no such row; its rows are a,b,c,d,e,f" in line
     assert "--seeds 0: must be from 1" in fail(capsys, 2, "ablation", "table1", config, "--seeds", "0")
+    assert "--at-once 0: must be at least 1" in fail(capsys, 2, "ablation", "table1", config, "--at-once", "0")
     assert "table3" in fail(capsys, 2, "ablation", "table3", config)
     line = fail(capsys, 2, "ablation", "table1", config, "--out", "page.pdf", "--rows", "f")
     assert "--out page.pdf: must end in .html or .htm" in line
