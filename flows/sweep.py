@@ -34,8 +34,8 @@ from stylegan.retry import storage_settings
 from stylegan.tracking.open_run import open_run
 from stylegan.tracking.parents import log_page
 from stylegan.tracking.runs import TrackedRun
-from stylegan.verbs.compare import MOST_RUNS, PAGE, compare, read_runs
-from stylegan.verbs.comparison_page import comparison_page
+from stylegan.verbs.compare import MOST_RUNS, compare, read_runs
+from stylegan.verbs.comparison_page import PAGE, comparison_page
 
 logger = logging.getLogger("stylegan")
 POLL_SECONDS = 0.5  # between two looks at the processes

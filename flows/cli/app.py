@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group
 
 import stylegan
 from flows.cli import (
+    ablation_command,
     clean_command,
     compare_command,
     console,
@@ -69,7 +70,7 @@ def completion(shell: Literal["bash", "zsh", "fish"], /, *, as_json: AsJson = Fa
 COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
     "Plan and run": (run_commands.plan, run_commands.run),
     "Again and again": (retrain_command.retrain, schedule_command.schedule),
-    "Many runs": (sweep_command.sweep,),
+    "Many runs": (sweep_command.sweep, compare_command.compare, ablation_command.ablation),
     "Single steps": (run_commands.shard, run_commands.train, run_commands.evaluate, run_commands.register),
     "Clusters": (
         job_commands.launch,
@@ -78,7 +79,6 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         job_commands.stop,
         manifest_command.manifest,
     ),
-    "Compare": (compare_command.compare,),
     "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
     "Registry": (registry_commands.promote, registry_commands.rollback, clean_command.gc),
     "Look around": (listing.ls, run_commands.doctor),

@@ -108,11 +108,11 @@ def sweep(
         if as_json:
             print_json(planned)
         else:
-            _print_plan(planned)
+            print_plan(planned)
         return
     supervisor.allow(max(child.config.ray.stop_grace_s for child in children) + STOP_SECONDS)
     names = {child.config.name for child in children}
-    swept = _run(f"{names.pop()}-sweep" if len(names) == 1 else "sweep", children, at_once)
+    swept = run_sweep(f"{names.pop()}-sweep" if len(names) == 1 else "sweep", children, at_once)
     if as_json:
         print_json(swept)
     else:
@@ -196,7 +196,8 @@ def _plan_trials(config: Config, trials: int, images: int | None, as_json: bool)
     print("that is worse than the median of the others at the end of a stage is stopped there")
 
 
-def _run(name: str, children: Sequence[Child], at_once: int | None) -> Swept:
+def run_sweep(name: str, children: Sequence[Child], at_once: int | None) -> Swept:
+    """Do the runs of a sweep with a Prefect server, one of its own if none is there."""
     from flows.cli.run_commands import import_engines, quiet_prefect
 
     quiet_prefect()
@@ -260,7 +261,7 @@ def _shown_keys(ended: Sequence[SweptChild], first: Sequence[str]) -> list[str]:
     return sorted(keys, key=lambda key: (split_key(key)[0] not in first, rank(key)))[:SHOWN_METRICS]
 
 
-def _print_plan(plan: SweepPlan) -> None:
+def print_plan(plan: SweepPlan) -> None:
     """Print what is left to do of each run, and what all of them share."""
     table = _table("run", "to do", "shared", "time", "GPU h")
     for child in plan.children:

@@ -22,7 +22,7 @@ from stylegan.evaluation.report import Report
 from stylegan.pipeline.run import Run
 from stylegan.progress import duration
 from stylegan.records import digest
-from stylegan.registry.gate import Difference, Obstacle, Verdict, difference, metric_key
+from stylegan.registry.gate import WHY_NOT, Difference, Verdict, difference, metric_key
 from stylegan.tracking.presentation import EarlierRun, commit_tag, differing
 from stylegan.training.cost import gpu_hours
 from stylegan.training.curves import train_seconds
@@ -31,13 +31,6 @@ from stylegan.training.identity import place_below
 from stylegan.training.samples import read_film
 from stylegan.training.state import MARKER, read_checkpoint
 from stylegan.uris import redact
-
-WORDS: dict[Obstacle, str] = {
-    "features": "measured by another network",
-    "protocol": "measured under other settings",
-    "images": "measured against other images",
-    "interval": "one of the two has no interval, so chance cannot be excluded",
-}
 
 
 def story_key(verdict: Verdict) -> str:
@@ -246,7 +239,7 @@ def _kind(found: Difference) -> Outcome:
 def _words(found: Difference) -> str:
     """Return what a difference amounts to: `12 % better, more than chance explains`."""
     if found.obstacles:
-        return f"does not compare: {'; '.join(WORDS[obstacle] for obstacle in found.obstacles)}"
+        return f"does not compare: {'; '.join(WHY_NOT[obstacle] for obstacle in found.obstacles)}"
     if found.better is None:
         return "equal"
     word = "better" if found.better else "worse"

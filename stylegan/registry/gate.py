@@ -17,6 +17,16 @@ from stylegan.training.identity import identity
 Obstacle = Literal["checkpoint", "features", "protocol", "images", "interval"]
 
 
+# The same in few words.
+WHY_NOT: dict[Obstacle, str] = {
+    "checkpoint": "it is the same model",
+    "features": "measured by another network",
+    "protocol": "measured under other settings",
+    "images": "measured against other images",
+    "interval": "one of the two has no interval, so chance cannot be excluded",
+}
+
+
 class Difference(Record):
     """How the value of one metric differs between two reports.
 

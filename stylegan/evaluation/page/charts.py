@@ -1,6 +1,7 @@
 """Lay out line charts; the macros of the pages draw them as SVG.
 
-A line chart shows a few measured points with their intervals; a curve chart compares long curves of up to 20 series.
+A line chart shows a few measured points with their intervals; a curve chart compares long curves of up to 20 series; a
+dot chart compares groups of single values.
 
 All positions are in units of the SVG's view box: x grows to the right, y downwards. The page scales a chart to the
 width of its column, and the page's style sheet colours it, so a chart follows light mode, dark mode and print. The same
@@ -22,6 +23,8 @@ TOP, BOTTOM, RIGHT = 28, 208, 390  # edges of the plot area; the left one depend
 CHARACTER = 6.6  # width of a digit of a label, whose font size is 11
 INSET = 0.04  # share of the x axis that is free at either end, so that no marker covers the edge of the plot area
 RADIUS = 4  # of a marker
+TOP_OF_DOTS, ROW_HEIGHT = 10, 26  # of a dot chart
+LINEAR_RANGE = 8  # largest by smallest value of a dot chart, above which its axis is logarithmic
 MOST_INTERVALS = 5  # between the ticks of an axis
 
 
@@ -93,6 +96,7 @@ class Curve:
         path: the line, as data of an SVG path; empty for a series without points.
         lone: dots for the points that no line connects, in the same form.
         end, last: x and y of the last point, as measured; not a number without points.
+        thin: whether the line is drawn thin, as one of several that another one sums up.
     """
 
     name: str
@@ -102,6 +106,7 @@ class Curve:
     lone: str
     end: float
     last: float
+    thin: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,34 @@ class CurveChart:
     y_ticks: tuple[Tick, ...]
     marks: tuple[Tick, ...]
     curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True)
+class DotRow:
+    """One group of a dot chart: its name, its y, the x of its values and of their mean, and mean and values as numbers."""
+
+    name: str
+    y: float
+    dots: tuple[float, ...]
+    mean: float | None
+    value: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DotChart:
+    """What the macro `dot_chart` draws: size of the view box, edges of the plot area, the x axis, and a row a group."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    radius: float
+    x_name: str
+    x_ticks: tuple[Tick, ...]
+    rows: tuple[DotRow, ...]
 
 
 def line_chart(
@@ -239,6 +272,56 @@ def _marks(labels: Mapping[float, str]) -> tuple[Tick, ...]:
         marks.append(Tick(position, label if fits else ""))
         free = position + half + CHARACTER if fits else free
     return tuple(marks)
+
+
+def dot_chart(groups: Mapping[str, Sequence[float]], *, x_name: str) -> DotChart:
+    """Lay out groups of values, such as those of several seeds, a row each, with a dot a value and their mean.
+
+    The axis is logarithmic if the largest value is many times the smallest.
+
+    Args:
+        groups: values by the name of their group; one that is not finite is left out, and a group may have none.
+        x_name: the name of the x axis.
+
+    Raises:
+        ValueError: no finite value at all.
+    """
+    finite = {name: tuple(value for value in values if math.isfinite(value)) for name, values in groups.items()}
+    every = [value for values in finite.values() for value in values]
+    if not every:
+        raise ValueError(f"a dot chart needs a value, got none in {', '.join(groups) or 'no groups'}")
+    low, high = min(every), max(every)
+    logarithmic = low > 0 and high / low > LINEAR_RANGE
+    ticks = _powers(low, high) if logarithmic else _round_ticks(low, high)
+    scale = math.log10 if logarithmic else float
+    left = round(14 + CHARACTER * max(map(len, groups)), 2)
+    bottom = TOP_OF_DOTS + ROW_HEIGHT * len(groups)
+    axis = _Axis(scale(ticks[0]), scale(ticks[-1]), left, RIGHT - 10)
+
+    def row(number: int, name: str) -> DotRow:
+        values = finite[name]
+        mean = math.fsum(values) / len(values) if values else None
+        return DotRow(
+            name=name,
+            y=TOP_OF_DOTS + ROW_HEIGHT * (number + 0.5),
+            dots=tuple(axis.position(scale(value)) for value in values),
+            mean=None if mean is None else axis.position(scale(mean)),
+            value=mean,
+            values=values,
+        )
+
+    return DotChart(
+        width=WIDTH,
+        height=bottom + HEIGHT - BOTTOM,
+        left=left,
+        right=RIGHT - 10,
+        top=TOP_OF_DOTS,
+        bottom=bottom,
+        radius=RADIUS,
+        x_name=f"{x_name}, logarithmic" if logarithmic else x_name,
+        x_ticks=tuple(Tick(axis.position(scale(value)), _label(value)) for value in ticks),
+        rows=tuple(row(number, name) for number, name in enumerate(groups)),
+    )
 
 
 def _curve(

@@ -117,6 +117,16 @@ def figures_of(row: str = "f", dataset: str | None = None) -> list[Figure]:
     return sorted((figure for figure in figures if figure.dataset == chosen), key=_order)
 
 
+def figures_in(table: str, row: str) -> list[Figure]:
+    """Return the figures that a table of the StyleGAN paper prints in a row, for each of its data sets.
+
+    Args:
+        table: as in the paper: Table 1.
+        row: a row of it, as for `figures_of`; the list is empty if it has no such row.
+    """
+    return [figure for figure in _all_figures() if figure.row == row and table in figure.where]
+
+
 def dataset_of(source: str, num_images: int) -> str | None:
     """Return the public data set of a `data.source`, recognised by path and number of images; None for any other."""
     path = re.sub(r"[-_ ]", "", source.lower())

@@ -37,15 +37,15 @@ def read_report(folder_uri: str) -> Report | None:
 def compare_published(report: Report, config: Config, num_images: int) -> list[Comparison]:
     """Compare a report with the published figures of its config.
 
-    A config of configs/ablations/ repeats one row of the paper's tables and is compared with that row, any other config
-    with StyleGAN.
+    A config of configs/ablations/, and a run of `stylegan ablation`, repeats one row of the paper's tables and is compared
+    with that row, any other config with StyleGAN.
 
     Args:
         report: the report.
         config: its name gives the row, its data source the data set.
         num_images: size of the data set; with the source it identifies a public one.
     """
-    match = re.fullmatch(r"table\d+-(.+)", config.name)
+    match = re.fullmatch(r"(?:.+-)?table\d+-(.+)", config.name)
     row = match[1] if match and match[1] in row_names() else "f"
     return compare(report, row=row, dataset=dataset_of(config.data.source, num_images))
 

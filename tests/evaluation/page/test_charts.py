@@ -1,11 +1,11 @@
-"""The layout of line charts."""
+"""The layout of charts."""
 
 import math
 import re
 
 import pytest
 
-from stylegan.evaluation.page.charts import Chart, Point, curve_chart, line_chart
+from stylegan.evaluation.page.charts import Chart, Point, curve_chart, dot_chart, line_chart
 from stylegan.evaluation.page.template import template
 
 TWO = {
@@ -202,3 +202,41 @@ def test_the_macro_draws_a_line_for_each_series_with_points_and_names_all_in_the
     assert html.count("<li>") == 2
     assert ">8x8</text>" in html
     assert "<li>" not in template("macros.html.j2").module.curve_chart(chart, "over kimg", keys=False)
+
+
+# --- dots -------------------------------------------------------------------------------------------------------------
+
+
+def test_each_group_of_dots_has_a_row_of_its_own_with_its_mean():
+    found = dot_chart({"a": [1.0, 2.0, 6.0], "b": [], "c": [4.0]}, x_name="FID")
+    assert [row.name for row in found.rows] == ["a", "b", "c"]
+    assert found.top < found.rows[0].y < found.rows[1].y < found.rows[2].y < found.bottom < found.height
+    assert (found.rows[0].value, found.rows[1].value, found.rows[2].value) == (3.0, None, 4.0)
+    (one,) = found.rows[2].dots
+    assert found.rows[0].mean < one < found.rows[0].dots[2]
+    assert [tick.position for tick in found.x_ticks if tick.label == "4"] == [one]
+
+
+def test_the_axis_of_dots_is_logarithmic_over_a_long_way_only():
+    """Else one group that is far away would press all others into a point."""
+    near = dot_chart({"a": [2.0], "b": [12.0]}, x_name="FID")
+    far = dot_chart({"a": [10.0], "b": [1000.0]}, x_name="FID")
+    assert (near.x_name, far.x_name) == ("FID", "FID, logarithmic")
+    (low,), (high,) = far.rows[0].dots, far.rows[1].dots
+    (middle,) = [tick.position for tick in far.x_ticks if tick.label == "100"]
+    assert middle == pytest.approx((low + high) / 2, abs=0.02)
+
+
+def test_dots_without_a_number_are_left_out():
+    found = dot_chart({"a": [math.nan, 1.0], "b": [math.inf]}, x_name="FID")
+    assert [len(row.dots) for row in found.rows] == [1, 0]
+    with pytest.raises(ValueError, match="needs a value"):
+        dot_chart({"a": [math.nan]}, x_name="FID")
+
+
+def test_a_group_of_dots_is_drawn_with_its_values_as_hints():
+    draw = template("macros.html.j2").module.dot_chart
+    svg = str(draw(dot_chart({"<a>": [1.0, 2.0]}, x_name="FID"), "what"))
+    assert svg.count("<circle") == 2
+    assert "&lt;a&gt;: 1.000" in svg
+    assert "&lt;a&gt;, mean: 1.500" in svg

@@ -80,7 +80,14 @@ def test_a_report_is_read_with_its_figures_beside_it(measured: Report, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "row"), [("quickstart", "f"), ("table1-a", "a"), ("table2-mixing-050", "mixing-050"), ("table9-x", "f")]
+    ("name", "row"),
+    [
+        ("quickstart", "f"),
+        ("table1-a", "a"),
+        ("table2-mixing-050", "mixing-050"),
+        ("faces-table1-a", "a"),
+        ("table9-x", "f"),
+    ],
 )
 def test_configs_of_the_tables_stand_beside_their_own_row(measured: Report, name: str, row: str):
     config = build({"name": name, "data": {"source": "s3://b/ffhq.zip", "resolution": 1024}})
