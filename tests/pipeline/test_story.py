@@ -38,7 +38,13 @@ def make_run(tmp_path):
         ]
         storage.write_bytes(f"{uri}/stats.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
         checkpoint = f"{uri}/checkpoint-000004000"
-        record = {"uri": checkpoint, "run_id": run.run_id, "resolution": 4, "nimg": 4000, "digest": run.stage_key(run.stages[0])}
+        record = {
+            "uri": checkpoint,
+            "run_id": run.run_id,
+            "resolution": 4,
+            "nimg": 4000,
+            "digest": run.stage_key(run.stages[0]),
+        }
         storage.write_json(f"{checkpoint}/checkpoint.json", record)
         hardware = {"device": "Abacus 9", "workers": 2, "hosts": ["a", "b"], "torch": "2.13.0"}
         storage.write_json(f"{uri}/done.json", record | {"hardware": hardware})
