@@ -10,7 +10,7 @@ TRITON := triton==3.6.0
 
 .PHONY: help quickstart notebook test test-fast test-kernels stack-test bench bench-training bench-evaluation bench-data \
 	bench-metrics bench-intervals bench-compare bench-gpu kill-test lint format \
-	config-reference manifests setup clean
+	config-reference metric-names manifests setup clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' Makefile
@@ -77,6 +77,9 @@ format: setup ## Format the code and fix what can be fixed without thought
 
 config-reference: setup ## Write configs/README.md's list of keys and configs/config.schema.json anew
 	$(BIN)/python -m stylegan.config.reference
+
+metric-names: setup ## Write the table of metrics in stylegan/tracking/README.md anew
+	$(BIN)/python -m stylegan.tracking.metric_names
 
 # The examples of infra/README.md: the published FFHQ run on a cluster of one's own. `tests/infra` notices old ones.
 EXAMPLE := $(BIN)/stylegan manifest configs/ffhq-1024.yaml --set tracking.uri=http://mlflow.mlflow.svc:5000 \

@@ -18,8 +18,10 @@ from stylegan.evaluation.report import Report
 from stylegan.images import open_picture, thumbnail
 from stylegan.pipeline.steps import Summary
 from stylegan.registry.gate import describe_verdict
+from stylegan.tracking.links import comparison_url, run_url, server_command
 
 if TYPE_CHECKING:
+    from stylegan.config.tree import Config
     from stylegan.evaluation.drift import Drift
     from stylegan.pipeline.retraining import Check, Decision
 
@@ -28,7 +30,7 @@ LISTED_COUNTS = 100  # classes or attributes in the Markdown table of a data set
 
 
 @decoration("the artifacts of this run")
-def publish_run(summary: Summary) -> None:
+def publish_run(config: Config, summary: Summary) -> None:
     """Create the artifacts of a finished run: a table of metrics, the verdict as Markdown, and the sample grid."""
     key, report = _key(summary.run_id), summary.report
     create_table_artifact(
@@ -36,7 +38,9 @@ def publish_run(summary: Summary) -> None:
         key=f"{key}-metrics",
         description=f"Metrics of {summary.run_id} under protocol {report.protocol}",
     )
-    create_markdown_artifact(_run_markdown(summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}")
+    create_markdown_artifact(
+        _run_markdown(config, summary), key=f"{key}-verdict", description=f"Verdict on {summary.run_id}"
+    )
     _publish_picture(summary.grid, key=f"{key}-samples", description=f"Samples of {summary.run_id}")
 
 
@@ -129,7 +133,7 @@ def _metric_table(report: Report) -> list[dict[str, str]]:
     return rows + skipped
 
 
-def _run_markdown(summary: Summary) -> str:
+def _run_markdown(config: Config, summary: Summary) -> str:
     verdict, version = summary.verdict, summary.version
     lines = [
         f"## {version.name} version {version.version}: {', '.join(version.aliases) or 'no alias'}",
@@ -146,8 +150,21 @@ def _run_markdown(summary: Summary) -> str:
         f"Run `{summary.run_id}`, samples `{summary.grid}`",
         "",
         f"Report with figures: `{summary.page}`, and `report.html` among the artifacts of MLflow run `{summary.mlflow_run_id}`",
+        "",
+        *_links(config, summary.mlflow_run_id),
     ]
     return "\n".join(lines)
+
+
+def _links(config: Config, mlflow_run_id: str) -> list[str]:
+    """Return the lines that lead to MLflow: to this run, and to the prepared view that compares it."""
+    run, comparison, command = run_url(config, mlflow_run_id), comparison_url(config), server_command(config)
+    if not run or not comparison:
+        return []
+    return [
+        f"In MLflow: [this run]({run}), [beside the others]({comparison})",
+        *(["", f"These pages are there while this command runs where the store is: `{command}`"] if command else []),
+    ]
 
 
 def _card_markdown(card: DatasetCard, shards: ShardSet) -> str:

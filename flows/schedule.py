@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, available_timezones
 
 from flows.killed_runs import FLOW_NAME, RETRAIN_FLOW_NAME
 from stylegan.errors import ConfigError, StepError, one_line
@@ -74,6 +74,7 @@ class Scheduled(Record):
         next: the next runs.
         last: the newest runs, the newest first.
         url: page of the deployment.
+        started: name of the run that was let start at once; None without one.
     """
 
     deployment: str
@@ -84,6 +85,19 @@ class Scheduled(Record):
     next: tuple[PlannedRun, ...] = ()
     last: tuple[PlannedRun, ...] = ()
     url: str = ""
+    started: str | None = None
+
+
+class Deleted(Record):
+    """What the deletion of a schedule has found.
+
+    Attributes:
+        deployment: its name, `flow/name`.
+        deleted: whether there was such a deployment, which is gone now.
+    """
+
+    deployment: str
+    deleted: bool
 
 
 # --- the definition ---
@@ -221,14 +235,13 @@ def pause(name: str, *, paused: bool) -> Scheduled:
     return show(name)
 
 
-def delete(name: str) -> bool:
-    """Delete the schedule of a config; return whether there was one. Work pool and automation serve others and stay."""
+def delete(name: str) -> Deleted:
+    """Delete the schedule of a config, and say whether there was one. Work pool and automation serve others and stay."""
     with _client() as client:
         found = _find(client, name)
-        if found is None:
-            return False
-        client.delete_deployment(found.id)
-    return True
+        if found is not None:
+            client.delete_deployment(found.id)
+    return Deleted(deployment=f"{RETRAIN_FLOW_NAME}/{name}", deleted=found is not None)
 
 
 def trigger(name: str) -> str:
@@ -240,8 +253,6 @@ def trigger(name: str) -> str:
 
 def show(name: str) -> Scheduled:
     """Return what Prefect knows of the schedule of a config. Raises StepError if it has none."""
-    from zoneinfo import ZoneInfo
-
     from prefect.client.schemas.filters import (
         DeploymentFilter,
         DeploymentFilterId,

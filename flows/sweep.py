@@ -24,7 +24,7 @@ from stylegan import storage
 from stylegan.cluster.session import ray_session
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
-from stylegan.errors import StepError, UserError
+from stylegan.errors import StepError, UserError, decoration
 from stylegan.pipeline import lock
 from stylegan.pipeline.run import Run
 from stylegan.pipeline.steps import Pipeline
@@ -32,7 +32,10 @@ from stylegan.pipeline.sweep import Child, Spread, facts_of_run, finished_run, s
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
 from stylegan.tracking.open_run import open_run
+from stylegan.tracking.parents import log_page
 from stylegan.tracking.runs import TrackedRun
+from stylegan.verbs.compare import MOST_RUNS, compare, read_runs
+from stylegan.verbs.comparison_page import PAGE, comparison_page
 
 logger = logging.getLogger("stylegan")
 POLL_SECONDS = 0.5  # between two looks at the processes
@@ -78,6 +81,7 @@ def sweep_flow(name: str, children: Sequence[Child], *, at_once: int | None = No
             key = sweep_id(name, children)
             with opened(children[0].config, key) as parent:
                 ended = run_children(children, parent.mlflow_run_id, at_once)
+                log_comparison(children[0].config, ended, parent)
                 if any(child.state == "failed" for child in ended):
                     parent.finish("FAILED")
         return Swept(sweep_id=key, parent=parent.mlflow_run_id, children=ended)
@@ -114,6 +118,22 @@ def opened(config: Config, key: str) -> Iterator[TrackedRun]:
                     parent.finish("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         parent.finish("FINISHED")
+
+
+def log_comparison(config: Config, ended: Sequence[SweptChild], parent: TrackedRun) -> None:
+    """Log the page that compares the runs of a sweep as an artifact of its run: the first of them, as many as one page has.
+
+    Args:
+        config: names storage and MLflow.
+        ended: the children, of which those that are done are compared.
+        parent: the run of the sweep.
+    """
+    done = list(dict.fromkeys(child.run_id for child in ended if child.state == "done" and child.run_id))
+    if len(done) < 2:
+        return
+    with decoration("the comparison of the runs in MLflow"):
+        runs = read_runs(config, done[:MOST_RUNS])
+        log_page(parent.uri, parent.mlflow_run_id, comparison_page(runs, compare(runs)), PAGE)
 
 
 @task(name="shard", task_run_name="shard", **OPTIONS)

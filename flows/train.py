@@ -117,7 +117,7 @@ def run_steps(pipeline: Pipeline, shards: ShardSet) -> Summary:
     version = call(tasks.register, pipeline, shards, checkpoints[-1], report)
     verdict = call(tasks.gate, pipeline, shards, version, report)
     summary = pipeline.summarize(shards, checkpoints, report, version, verdict)
-    outage.when_there("the artifacts of this run", lambda: artifacts.publish_run(summary))
+    outage.when_there("the artifacts of this run", lambda: artifacts.publish_run(pipeline.config, summary))
     return summary
 
 

@@ -99,6 +99,27 @@ def grid(
     return sheet
 
 
+def cut(sheet: Image.Image, number: int, *, columns: int, rows: int, side: int, cell: int = CELL) -> Image.Image:
+    """Cut an image out of a sheet that `grid` has drawn without text beside the rows; it has its own pixels again.
+
+    Args:
+        sheet: of `rows` rows.
+        number: of the image in the sheet.
+        columns, cell: as the sheet was drawn.
+        rows, side: its number of rows, and width and height of its images.
+
+    Raises:
+        ValueError: the sheet was drawn in another way.
+    """
+    factor = _enlargement(side, side, cell)
+    drawn, gap = side * factor, max(side * factor * 3 // 64, 1)
+    left, top = sheet.width - columns * (drawn + gap), sheet.height - rows * (drawn + gap)
+    if left != gap or top < gap or top > gap + drawn + 32:  # above the images is a gap, or a line of text
+        raise ValueError(f"a sheet of {sheet.width}x{sheet.height} pixels is no grid of {columns}x{rows} such images")
+    x, y = left + number % columns * (drawn + gap), top + number // columns * (drawn + gap)
+    return sheet.crop((x, y, x + drawn, y + drawn)).resize((side, side), Image.Resampling.NEAREST)
+
+
 def picture(image: Pixels, *, cell: int = CELL) -> Image.Image:
     """Return one image as a picture; image and cell are as for `grid`."""
     import torch

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real S3 server on this machine, small drawn images, a tiny config, a private cache."""
+"""Fixtures for all tests: servers on this machine, small drawn images, a tiny config, a private cache."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from message_service import MessageService, serve_messages
 from s3_faults import Faults, faulty
 
 # cuBLAS reads this at its first product, and tests of exact resume on a GPU need it.
@@ -126,6 +127,13 @@ def faulty_s3(s3_server: Callable[[], str]) -> Callable[..., AbstractContextMana
                 forget_connections()
 
     return proxied
+
+
+@pytest.fixture
+def message_service() -> Iterator[MessageService]:
+    """Return a running service that keeps the messages that it was sent; `retrain.notify` names its `url()`."""
+    with serve_messages() as service:
+        yield service
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ def compare(
     from stylegan import outputs
     from stylegan.retry import storage_settings
     from stylegan.verbs import compare as comparing
+    from stylegan.verbs.comparison_page import write_comparison
 
     uri = outputs.output_file(out, [".html"]) if out is not None else None
     parent = None
@@ -55,7 +56,7 @@ def compare(
         found = comparing.read_runs(settings, runs)
         comparison = comparing.compare(found)
         if uri is not None:
-            parent = comparing.write_comparison(found, comparison, uri)
+            parent = write_comparison(found, comparison, uri)
     if uri == outputs.STDOUT:
         return
     if as_json:

@@ -362,16 +362,16 @@ def print_summary(config: Config, summary: Summary) -> None:
 def ui_commands(config: Config, summary: Summary) -> list[str]:
     """Return the commands that open MLflow and Prefect on this run's results, and one that draws from the new model."""
     from stylegan.tracking.connection import from_here, resolve_uri
+    from stylegan.tracking.links import LOCAL, comparison_url, server_command
 
-    uri = from_here(resolve_uri(config))
-    mlflow = shell_command("mlflow", "ui", "--backend-store-uri", uri, "--port", "5000")
+    uri, mlflow, page = from_here(resolve_uri(config)), server_command(config), comparison_url(config)
     api = os.environ.get("PREFECT_API_URL")
     # Without this variable the server prints an error wherever its telemetry cannot be sent.
     prefect = shell_command("prefect", "server", "start", PREFECT_SERVER_ANALYTICS_ENABLED="false")
     model = f"models:/{summary.version.name}/{summary.version.version}"
     sample = shell_command("stylegan", "sample", model, "--seeds", "0-15", "--out", "grid.png", MLFLOW_TRACKING_URI=uri)
     return [
-        uri if uri.startswith("http") else f"{mlflow}    # then open http://127.0.0.1:5000",
+        f"{mlflow}    # then open {page or LOCAL}" if mlflow else page or redact(uri),
         redact(api).removesuffix("/api") if api else f"{prefect}    # then open http://127.0.0.1:4200",
         sample,
     ]

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from flows.cli.arguments import AsJson, ConfigFile, Overrides, load
-from flows.cli.console import print_json
+from flows.cli.console import print_json, print_result
 from stylegan.commands import shell_command
 from stylegan.errors import ConfigError, printable
 
@@ -66,6 +66,8 @@ def schedule(
         raise ConfigError(f"--{chosen[0]} with --{chosen[1]}: give one of them")
     if chosen and (cron or every or timezone):
         raise ConfigError(f"--{chosen[0]} with a timetable: give one of them")
+    if now and (delete or show):
+        raise ConfigError(f"--{chosen[0]} with --now: give one of them")
     settings = load(config, overrides)
     if any(override.startswith("retrain.notify") for override in overrides or ()):
         raise ConfigError(
@@ -87,18 +89,19 @@ def schedule(
         found = schedule.pause(name, paused=pause)
     elif delete:
         deleted = schedule.delete(name)
-        print(f"{name}: {'the schedule is deleted' if deleted else 'had no schedule'}")
+        print_result(deleted, f"{name}: {'the schedule is deleted' if deleted.deleted else 'had no schedule'}", as_json)
         return
     else:
         found = schedule.show(name)
-    started = schedule.trigger(name) if now else None
+    if now:
+        found = found.model_copy(update={"started": schedule.trigger(name)})
     if as_json:
         print_json(found)
     else:
-        _print(found, started, new=timetable is not None)
+        _print(found, new=timetable is not None)
 
 
-def _print(found: Scheduled, started: str | None, *, new: bool) -> None:
+def _print(found: Scheduled, *, new: bool) -> None:
     """Print a schedule for people, with the commands that come next."""
     print(f"{found.deployment}: {found.timetable or 'no timetable'}{', paused' if found.paused else ''}")
     print(
@@ -108,8 +111,8 @@ def _print(found: Scheduled, started: str | None, *, new: bool) -> None:
         print(f"next       {run.time}")
     for run in found.last:
         print(f"run        {run.time}  {run.state}{f': {printable(run.why)}' if run.why else ''}")
-    if started:
-        print(f"started    {started}")
+    if found.started:
+        print(f"started    {found.started}")
     if found.url:
         print(f"page       {found.url}")
     if new:

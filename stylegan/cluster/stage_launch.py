@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from stylegan.training.stop import StageStopped
 
 R = TypeVar("R")
 OnEvent = Callable[[str, int, int], None]
+OnNodes = Callable[[Collection[str]], None]
 LOOK_SECONDS = 2.0  # between two looks at the cluster while a stage trains
 HEAD_SECONDS = 20.0  # that the head of the cluster may be silent
 GROW_SECONDS = 60.0  # that workers train at least before more take their place, which costs some seconds
@@ -40,7 +41,9 @@ GROW_SECONDS = 60.0  # that workers train at least before more take their place,
 logger = logging.getLogger("stylegan")
 
 
-def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Checkpoint:
+def launch_stage(
+    job: StageJob, *, on_event: OnEvent = lambda *_: None, on_nodes: OnNodes = lambda _: None
+) -> Checkpoint:
     """Train one stage with its own workers and return the record of its last checkpoint.
 
     The stage waits for room in the cluster (room.py). It has as many workers as there is room for, of the numbers that
@@ -60,6 +63,7 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
         job: what to train.
         on_event: called with what happened to the workers, a number, and the images from which they go on: `worker_lost`
             and `preempted` with how many workers, `resized` with how many there are now.
+        on_nodes: called with the ids of the nodes that have the workers, each time that these have started.
 
     Raises:
         ConfigError: the cluster can never hold the workers.
@@ -79,7 +83,7 @@ def launch_stage(job: StageJob, *, on_event: OnEvent = lambda *_: None) -> Check
             on_event("resized", count, _resumed_at(job))
         before, board = count, Board()
         try:
-            outcome = _fit(job, count, board)
+            outcome = _fit(job, count, board, on_nodes)
             nodes = board.nodes() if isinstance(outcome, Notice) else {}
         except (TrainingFailedError, RayError) as error:
             failures += _failed(job, error, board, count, failures, on_event)
@@ -132,7 +136,7 @@ def _failed(job: StageJob, error: Exception, board: Board, count: int, failures:
     return True
 
 
-def _fit(job: StageJob, count: int, board: Board) -> Checkpoint | Notice:
+def _fit(job: StageJob, count: int, board: Board, on_nodes: OnNodes) -> Checkpoint | Notice:
     """Train with one set of workers; return the last checkpoint, or the notice that has stopped them.
 
     Raises:
@@ -166,7 +170,7 @@ def _fit(job: StageJob, count: int, board: Board) -> Checkpoint | Notice:
         ),
     )
     outcome: Future[Any] = Future()
-    with _quiet_ray_train(), _looking_after(job, count, board, outcome):
+    with _quiet_ray_train(), _looking_after(job, count, board, outcome, on_nodes):
         result = _interruptible(
             trainer.fit, outcome, on_interrupt=partial(board.post, "stop"), patience=_checkpoint_seconds(config)
         )
@@ -178,7 +182,7 @@ def _fit(job: StageJob, count: int, board: Board) -> Checkpoint | Notice:
 
 
 @contextlib.contextmanager
-def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any]) -> Iterator[None]:
+def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any], on_nodes: OnNodes) -> Iterator[None]:
     """Look at the cluster while the workers of a stage train.
 
     Workers are stopped if a node of theirs is going to be taken away, or there is room for more of them. If the head of
@@ -202,6 +206,8 @@ def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any]
             with contextlib.suppress(Exception):  # it may still go away
                 if sum(nodes.values()) < count:  # they do not move
                     nodes = board.nodes()
+                    if sum(nodes.values()) == count:
+                        on_nodes(nodes)
                 if leaving := draining().keys() & nodes.keys():
                     board.post("drain", " ".join(sorted(leaving)))
                 elif larger and demand is None and sum(nodes.values()) == count:  # earlier it would take their own room

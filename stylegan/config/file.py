@@ -133,6 +133,15 @@ def flatten(config: Config) -> dict[str, str]:
     return flat
 
 
+# Settings of where a run works and what it shows: they differ without anything being trained or measured differently.
+_OF_PLACE = ("name", "base", "storage.", "ray.", "tracking.", "registry.", "snapshots.", "retrain.", "retention.")
+
+
+def is_of_place(key: str) -> bool:
+    """Return whether a dotted key decides where a run works or what it shows, and nothing that is trained or measured."""
+    return any(key.startswith(part) if part.endswith(".") else key == part for part in _OF_PLACE)
+
+
 def _parse(text: str, origin: str) -> _Tree:
     """Read YAML text as plain values. Raises ConfigError: not YAML, or something else than `key: value` lines."""
     found = read_yaml(text, origin)

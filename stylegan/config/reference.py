@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from stylegan.config.yaml_text import write
 
 FOLDER = Path(__file__).parents[2] / "configs"
 README, SCHEMA = FOLDER / "README.md", FOLDER / "config.schema.json"
-BEGIN = "<!-- Begin of the part that `make config-reference` writes from stylegan/config/sections.py. -->\n"
+SOURCE = "stylegan/config/sections.py"
+BEGIN = f"<!-- Begin of the part that `make config-reference` writes from {SOURCE}. -->\n"
 END = "<!-- End of the part that `make config-reference` writes. -->\n"
 
 Schema = dict[str, Any]
@@ -42,20 +43,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 if `--check` finds a stale file or configs/README.md lacks its marker comments, else 0.
     """
-    parser = argparse.ArgumentParser(prog="python -m stylegan.config.reference", description="Document the config.")
+    description = "Document the config."
+    return write_stale(
+        render_files,
+        arguments,
+        module="stylegan.config.reference",
+        make="config-reference",
+        source=SOURCE,
+        about=description,
+    )
+
+
+def write_stale(
+    render: Callable[[], dict[Path, str]],
+    arguments: Sequence[str] | None,
+    *,
+    module: str,
+    make: str,
+    source: str,
+    about: str,
+) -> int:
+    """Run the command of a module that writes generated files: write those that are stale, or with `--check` name them.
+
+    Args:
+        render: returns the text that each file must have, and raises ValueError if that cannot be said.
+        arguments: of the command line.
+        module: the name of the module.
+        make: the target of the Makefile that calls it.
+        source: the file that the text follows from.
+        about: what the command is for.
+
+    Returns:
+        The exit code: 1 if `--check` finds a stale file or `render` fails, else 0.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     check = parser.parse_args(arguments).check
 
     try:
-        files = render_files()
+        files = render()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     stale = [path for path, text in files.items() if not path.exists() or path.read_text("utf-8") != text]
-    names = " and ".join(f"{FOLDER.name}/{path.name}" for path in stale)
+    names = " and ".join(f"{path.parent.name}/{path.name}" for path in stale)
 
     if check and stale:
-        print(f"{names}: does not match stylegan/config/sections.py; run `make config-reference`", file=sys.stderr)
+        print(f"{names}: does not match {source}; run `make {make}`", file=sys.stderr)
         return 1
     for path in stale:
         path.write_text(files[path], "utf-8")
@@ -70,12 +104,21 @@ def render_files() -> dict[Path, str]:
     Raises:
         ValueError: configs/README.md lacks one of the two marker comments.
     """
-    before, begin, rest = README.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{README}: lacks the comments {BEGIN.strip()} and {END.strip()}; restore them")
-    readme = f"{before}{BEGIN}\n{markdown()}\n{END}{after}"
+    readme = replace_between(README, BEGIN, END, markdown())
     return {README: readme, SCHEMA: json.dumps(json_schema(), indent=2) + "\n"}
+
+
+def replace_between(path: Path, begin: str, end: str, text: str) -> str:
+    """Return a file's text with `text` between two marker comments, each a line of its own.
+
+    Raises:
+        ValueError: the file lacks one of them.
+    """
+    before, found_begin, rest = path.read_text("utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"{path}: lacks the comments {begin.strip()} and {end.strip()}; restore them")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 # The JSON schema.

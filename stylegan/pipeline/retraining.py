@@ -20,7 +20,7 @@ from stylegan.config.file import build, read
 from stylegan.config.tree import Config
 from stylegan.data.sharding.changes import Change, change_since, settings_key, shard_key
 from stylegan.data.sharding.write_shards import find_shards
-from stylegan.data.shardset import ShardSet
+from stylegan.data.shardset import MANIFEST, ShardSet
 from stylegan.data.sources.open_source import DATE, open_source
 from stylegan.errors import ConfigError, DamagedError, UnavailableError, UserError, shown
 from stylegan.pipeline import lock
@@ -433,34 +433,32 @@ def choose_start(config: Config, check: Check, rule: Rule) -> Start:
             repeated = _as_stored(config, check)
     if repeated is not None:
         return repeated
-    from stylegan.training.warm_start import warm_obstacle  # imports torch
-
     wanted, champion = config.retrain.start, check.champion
     if wanted == "scratch":
         return Start(kind="scratch", why="retrain.start=scratch")
-    if champion is None:
-        obstacle: str | None = f"{check.model} has no champion yet"
-        checkpoint = ""
-    else:
-        checkpoint = champion.checkpoint_uri(config.storage.root)
-        with storage_settings(config.storage):
-            obstacle = warm_obstacle(config, checkpoint, check.label_names)
-        if obstacle:
-            obstacle = f"the champion, version {champion.version}, cannot be continued: {obstacle}"
-    if wanted == "champion":
-        if obstacle:
-            raise ConfigError(f"retrain.start=champion: {obstacle}; set retrain.start=scratch or auto")
-        assert champion is not None
-        return Start(kind="champion", why="retrain.start=champion", checkpoint=checkpoint)
-
-    # auto
-    if obstacle is None and champion is not None:
+    obstacle = _obstacle(config, check)
+    if wanted == "auto" and champion is not None and obstacle is None:
         obstacle = _better_anew(config, check, champion)
-    if obstacle:
+    if obstacle or champion is None:
+        if wanted == "champion":
+            raise ConfigError(f"retrain.start=champion: {obstacle}; set retrain.start=scratch or auto")
         return Start(kind="scratch", why=f"retrain.start=auto: {obstacle}")
-    assert champion is not None
-    why = f"retrain.start=auto: the champion, version {champion.version}, has these networks and most of these images"
-    return Start(kind="champion", why=why, checkpoint=checkpoint)
+    why = f"retrain.start={wanted}"
+    if wanted == "auto":
+        why += f": the champion, version {champion.version}, has these networks and most of these images"
+    return Start(kind="champion", why=why, checkpoint=champion.checkpoint_uri(config.storage.root))
+
+
+def _obstacle(config: Config, check: Check) -> str | None:
+    """Return the reason for which training cannot go on from the champion, None if it can."""
+    from stylegan.training.warm_start import warm_obstacle  # imports torch
+
+    champion = check.champion
+    if champion is None:
+        return f"{check.model} has no champion yet"
+    with storage_settings(config.storage):
+        found = warm_obstacle(config, champion.checkpoint_uri(config.storage.root), check.label_names)
+    return f"the champion, version {champion.version}, cannot be continued: {found}" if found else None
 
 
 def _as_version(config: Config, version: VersionFacts) -> Start:
@@ -550,7 +548,7 @@ def find_begun(config: Config, day: str | None = None) -> Begun | None:
             return begun
         # The root may have moved.
         here = storage.join(storage.absolute(config.storage.root), "datasets", storage.name(begun.shards.uri))
-        if not storage.exists(storage.join(here, "manifest.json")):
+        if not storage.exists(storage.join(here, MANIFEST)):
             return None
         return begun.model_copy(update={"shards": begun.shards.model_copy(update={"uri": here})})
 

@@ -15,14 +15,17 @@ from stylegan.errors import DamagedError, StepError
 from stylegan.evaluation.page.write_page import GROWTH, PAGE, REPORT, REPORT_CURE, read_report
 from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import Keys, former_stage_keys, gate_key, make_keys, stage_keys
+from stylegan.records import Record
 from stylegan.registry.gate import StoredVerdict, Verdict
 from stylegan.training.curves import STATS, Row, read_rows
+from stylegan.training.hardware import Hardware
 from stylegan.training.job import StageJob
 from stylegan.training.samples import sample_grids
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import MARKER, Checkpoint, check_folder, checkpoints
 from stylegan.training.warm_start import warm_checkpoint
 
+DONE = "done.json"  # in the folder of a finished stage: its last checkpoint, and how it was trained
 VERDICT = "verdict.json"  # in the folder of a run, from its last step
 VERDICT_CURE = "delete it and run the same command again, which judges anew"
 
@@ -59,6 +62,12 @@ def find_run(config: Config) -> Run:
             f"`{config.command('train')}` first, which makes or mends it and trains what is not trained yet"
         )
     return Run(config, shards)
+
+
+class _Trained(Record):
+    """The entry of a stage's done.json that says on what it was trained; earlier versions wrote none."""
+
+    hardware: Hardware | None = None
 
 
 class Run:
@@ -157,7 +166,7 @@ class Run:
                 nor let a finished stage be trained again unasked.
         """
         uri = self.stage_uri(stage)
-        marker = storage.join(uri, "done.json")
+        marker = storage.join(uri, DONE)
         cure = "delete it and run the same command again, which goes on from the newest checkpoint of the stage"
         try:
             record = storage.read_json(marker, Checkpoint, cure=cure)
@@ -171,6 +180,13 @@ class Run:
                 f"{marker}: is damaged (it is of the stage {record.resolution:04d}-{record.digest}); {cure}"
             )
         return record if storage.exists(storage.join(record.uri, MARKER)) else None
+
+    def hardware(self, stage: Stage) -> Hardware | None:
+        """Return on what a finished stage was trained, None if that is not known."""
+        try:
+            return storage.read_json(storage.join(self.stage_uri(stage), DONE), _Trained, cure="delete it").hardware
+        except FileNotFoundError:
+            return None
 
     def is_needed(self, stage: Stage, target: Stage | None = None) -> bool:
         """Return whether an unfinished stage has to be trained on the way to `target` (the last stage if unset).
@@ -233,6 +249,15 @@ class Run:
             raise DamagedError(f"{self._verdict_uri}: is damaged ({problem}); {VERDICT_CURE}")
         return found
 
+    def judged_against(self) -> Report | None:
+        """Return the report of the champion that the last verdict was against, None if there was none or it is not known.
+
+        Raises:
+            DamagedError: the stored verdict is not what was written.
+        """
+        found = self._stored_verdict()
+        return found.against if found else None
+
     def judged_version(self) -> str | None:
         """Return the version on which this gate's verdict is, None without one; asks no registry.
 
@@ -250,9 +275,16 @@ class Run:
         except FileNotFoundError:
             return None
 
-    def write_verdict(self, verdict: Verdict, models: tuple[str, str]) -> None:
-        """Write a verdict for `find_verdict`, with the models of which it is (`versions.model_ids`)."""
-        found = StoredVerdict(key=gate_key(self.config, verdict.challenger), verdict=verdict, models=models)
+    def write_verdict(self, verdict: Verdict, models: tuple[str, str], against: Report | None = None) -> None:
+        """Write a verdict for `find_verdict`.
+
+        Args:
+            verdict: the decision.
+            models: those that it is on (`versions.model_ids`).
+            against: the report of the champion, as it was judged.
+        """
+        key = gate_key(self.config, verdict.challenger)
+        found = StoredVerdict(key=key, verdict=verdict, models=models, against=against)
         storage.write_json(self._verdict_uri, found.model_dump(mode="json"))
 
 

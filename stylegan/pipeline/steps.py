@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel, computed_field
 
 from stylegan import storage
+from stylegan.cluster.node_metrics import NodeMetrics
 from stylegan.cluster.parallel_map import evaluation_means, shard_in_parallel
 from stylegan.cluster.session import connect, ray_session
 from stylegan.cluster.spare_worker import SpareWorker
@@ -31,6 +33,7 @@ from stylegan.evaluation.engine import evaluate, redraw
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
+from stylegan.evaluation.page.run_story import Story
 from stylegan.evaluation.page.write_page import compare_published, missing_figures, write_page
 from stylegan.evaluation.quick import QuickMetrics, lacks_end, rows_name
 from stylegan.evaluation.report import Report
@@ -41,6 +44,7 @@ from stylegan.pipeline.lock import LockedError, LostError, hold, run_lock, stage
 from stylegan.pipeline.preflight import check_places, check_root, check_work, use_places
 from stylegan.pipeline.retraining import CONFIG_KEY, LISTING, config_key
 from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
+from stylegan.pipeline.story import hardware_of, hours_by_stage, parts_of, story_key, tell
 from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
@@ -48,7 +52,9 @@ from stylegan.registry.gate import Verdict, comparable, describe_old_reals, judg
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
 from stylegan.retry import storage_settings
 from stylegan.tracking.connection import resolve_uri
+from stylegan.tracking.links import comparison_url, run_url
 from stylegan.tracking.open_run import open_run
+from stylegan.tracking.presentation import last_tags, note_of, progress_note
 from stylegan.tracking.runs import TrackedRun
 from stylegan.tracking.stage_relay import StageRelay
 from stylegan.training.cost import runs_here
@@ -328,7 +334,35 @@ class Pipeline:
         if record is None:
             logger.info("train %s: not needed, a later stage has gone beyond it", stage.name)
             return Done(None, cached=True)
+        if needed:
+            self._log_course(run, stage)
         return self._done(f"train {stage.name}", record, found)
+
+    def _log_course(self, run: Run, stage: Stage) -> None:
+        """Log how far a run has come at the end of a stage: its hours, and its note."""
+        tracked = self.tracked(run.shards)
+        with decoration(f"the course of the run after {stage.name} in MLflow"):
+            self._log_hours(run)
+            quick = [
+                value for row in run.curves() for name, value in row["metrics"].items() if name.startswith("quick/fid")
+            ]
+            best = f"; lowest quick FID {min(quick):.4g}" if quick else ""
+            words = (
+                f"{stage.name} is trained, {stage.end_nimg / 1000:,g} of {run.stages[-1].end_nimg / 1000:,g} kimg{best}"
+            )
+            tracked.log_note(progress_note(tell(run, links=self._links(tracked)), words))
+
+    def _log_hours(self, run: Run) -> None:
+        """Log the hours of training and of GPUs until the end of each stage, unless MLflow has them."""
+        for nimg, resolution, hours, gpus in hours_by_stage(run):
+            metrics = {"time/train_hours": hours} | ({"time/gpu_hours": gpus} if gpus else {})
+            self.tracked(run.shards).log_quick([{"nimg": nimg, "resolution": resolution, "metrics": metrics}])
+
+    def _links(self, tracked: TrackedRun) -> dict[str, str]:
+        """Return the addresses at which MLflow shows a run, by what is there."""
+        run, others = run_url(self.config, tracked.mlflow_run_id), comparison_url(self.config)
+        found = {"This run in MLflow": run, "Beside the others": others}
+        return {name: address for name, address in found.items() if address}
 
     @contextmanager
     def _sole(self, run: Run, stage: Stage, target: Stage | None) -> Iterator[tuple[Checkpoint | None, bool]]:
@@ -374,8 +408,8 @@ class Pipeline:
             with decoration(f"train {job.stage.name}: the event {name} in MLflow"), suppress(UnavailableError):
                 tracked.log_event(name, value, nimg=nimg)
 
-        with self._quick_metrics(job):
-            return launch_stage(job, on_event=on_event)
+        with self._quick_metrics(job), NodeMetrics() as nodes, tracked.with_nodes(nodes.read):
+            return launch_stage(job, on_event=on_event, on_nodes=nodes.follow)
 
     def _quick_metrics(self, job: StageJob) -> QuickMetrics:
         connect(self.config.ray)  # here, so that two threads do not do it at the same time
@@ -412,17 +446,50 @@ class Pipeline:
                     **evaluation_means(self.config),
                 )
 
-        page = write_page(
+        page = self._write_page(run, report, anew=new_page)
+        self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page, growth_uri=run.growth_uri)
+        return self._done("evaluate", report, found)
+
+    def _write_page(
+        self, run: Run, report: Report, story: Callable[[], Story] | None = None, *, key: str = "", anew: bool = False
+    ) -> str:
+        """Write the page of a run unless it is there and tells the story of `key`; return its URI."""
+        return write_page(
             report,
             run.uri,
             title=run.run_id,
-            published=self.published(shards, report),
+            published=self.published(run.shards, report),
             facts={"Run": run.run_id, "Images": self.config.data.source},
-            data=read_card(shards.uri),
-            anew=new_page,
+            data=read_card(run.shards.uri),
+            told=lambda: parts_of(run, story() if story else tell(run, report)),
+            key=key,
+            anew=anew,
         )
-        self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page, growth_uri=run.growth_uri)
-        return self._done("evaluate", report, found)
+
+    def _publish(self, run: Run, report: Report, verdict: Verdict) -> None:
+        """Tell the verdict on the page of a run and in MLflow; do nothing where they tell it already.
+
+        People read them and nothing else does, so a failure is a warning.
+        """
+        tracked, key = self.tracked(run.shards), story_key(verdict)
+
+        @cache
+        def story() -> Story:
+            return tell(
+                run,
+                report,
+                verdict=verdict,
+                against=run.judged_against(),
+                previous=tracked.run_before(),
+                links=self._links(tracked),
+            )
+
+        with decoration("the page and the note of the run"):
+            page = self._write_page(run, report, story, key=key)
+            if not tracked.tells(key):
+                self._log_hours(run)
+                note = note_of(story(), report, tracked.mlflow_run_id)
+                tracked.log_story(key, note, last_tags(story(), report, hardware_of(run)), page)
 
     def published(self, shards: ShardSet, report: Report) -> list[Comparison]:
         """Return the published figures beside those of a report."""
@@ -496,6 +563,7 @@ class Pipeline:
         if verdict and versions.is_applied(self.config, verdict):
             if stored is None or stored.verdict != verdict:  # that of another registry; the next repeat finds this one
                 run.write_verdict(verdict, versions.model_ids(self.config, verdict))
+            self._publish(run, report, verdict)
             return self._done("gate", verdict, verdict)
         if stored and not verdict:
             logger.info(
@@ -508,6 +576,7 @@ class Pipeline:
         except StaleVerdictError:  # another version has become champion since it was judged
             verdict = self._judge(run, version, report)
             versions.apply_verdict(self.config, verdict, key)
+        self._publish(run, report, verdict)
         return self._done("gate", verdict, None)
 
     def _judge(self, run: Run, version: ModelVersion, report: Report) -> Verdict:
@@ -527,7 +596,7 @@ class Pipeline:
         if before and other and before.dataset_fingerprint != run.shards.fingerprint:
             beside = self._on_old_reals(report, before)
             verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, *([beside] if beside else []))})
-        run.write_verdict(verdict, versions.model_ids(self.config, verdict))
+        run.write_verdict(verdict, versions.model_ids(self.config, verdict), champion)
         return verdict
 
     def _on_old_reals(self, report: Report, champion: Report) -> str | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from stylegan.records import Record, parse
+from stylegan.registry.descriptions import write_descriptions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -154,4 +155,5 @@ def _do(client: MlflowClient, name: str, move: Move) -> None:
         client.delete_registered_model_alias(name, CHALLENGER)
     for key, value in move.tags.items():
         client.set_model_version_tag(name, move.champion, key, value)
+    write_descriptions(client, name)
     client.delete_registered_model_tag(name, INTENT)

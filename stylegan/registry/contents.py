@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from stylegan.config.tree import Config
-from stylegan.evaluation.metric_table import rank, split_key
 from stylegan.records import Record
+from stylegan.registry.descriptions import REGISTERED, metrics_of
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
+from stylegan.tracking.pages import all_pages, all_versions
 from stylegan.training.identity import place_below
-
-REGISTERED = "stylegan.registered"  # tag of a version; without it the registration was interrupted
-PAGE = 200  # entries in one answer; servers refuse more than 1,000
 
 
 class RegisteredVersion(Record):
@@ -70,7 +67,7 @@ def list_registered(config: Config) -> tuple[VersionFacts, ...]:
         return ()
     client = connect(uri)
     with explained(uri, f"look up {name}"):
-        found = _all_pages(partial(client.search_model_versions, f"name='{name}'"))
+        found = all_versions(client, name)
         if not found:
             return ()
         aliases: dict[str, list[str]] = {}
@@ -94,7 +91,7 @@ def list_all(uri: str) -> tuple[VersionFacts, ...]:
         return ()
     client = connect(uri)
     with explained(uri, "list the versions"):
-        found = _all_pages(client.search_model_versions)
+        found = all_pages(client.search_model_versions)
     found.sort(key=lambda version: int(version.version), reverse=True)
     return tuple(_facts(version, ()) for version in found)
 
@@ -119,40 +116,23 @@ def list_versions(uri: str) -> tuple[RegisteredVersion, ...]:
         return ()
     client = connect(uri)
     with explained(uri, "list the registered models"):
-        models = _all_pages(client.search_registered_models)
+        models = all_pages(client.search_registered_models)
         aliases = {model.name: {str(number): set[str]() for number in model.aliases.values()} for model in models}
         for model in models:
             for alias, number in model.aliases.items():
                 aliases[model.name][str(number)].add(alias)
-        found = _all_pages(client.search_model_versions)
+        found = all_pages(client.search_model_versions)
     found.sort(key=lambda version: (version.creation_timestamp or 0, int(version.version)), reverse=True)
     return tuple(_record(version, aliases.get(version.name, {})) for version in found)
 
 
-def _all_pages(search: Any) -> list[Any]:
-    found, token = [], None
-    while True:
-        page = search(max_results=PAGE, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
 def _record(version: Any, aliases: dict[str, set[str]]) -> RegisteredVersion:
-    metrics = {}
-    for key, value in version.tags.items():
-        if split_key(key)[1]:  # value and network
-            try:
-                metrics[key] = float(value)
-            except ValueError:  # a tag of somebody else
-                continue
     return RegisteredVersion(
         name=version.name,
         version=str(version.version),
         aliases=tuple(sorted(aliases.get(str(version.version), ()))),
         run_id=version.tags.get("stylegan.run_id", ""),
-        metrics=dict(sorted(metrics.items(), key=lambda item: (rank(item[0]), item[0]))),
+        metrics=metrics_of(version.tags),
         created=_time(version),
     )
 

@@ -17,6 +17,16 @@ from stylegan.training.identity import identity
 Obstacle = Literal["checkpoint", "features", "protocol", "images", "interval"]
 
 
+# The same in few words.
+WHY_NOT: dict[Obstacle, str] = {
+    "checkpoint": "it is the same model",
+    "features": "measured by another network",
+    "protocol": "measured under other settings",
+    "images": "measured against other images",
+    "interval": "one of the two has no interval, so chance cannot be excluded",
+}
+
+
 class Difference(Record):
     """How the value of one metric differs between two reports.
 
@@ -70,11 +80,14 @@ class StoredVerdict(Record):
         key: of the gate that gave it.
         verdict: the verdict; its numbers of versions are those of the registry at that time.
         models: which models the challenger's and the champion's number meant there; None if an earlier release wrote it.
+        against: the report of the champion as it was judged, which may have been measured again for that; None if there
+            was none, or it is not known.
     """
 
     key: str
     verdict: Verdict
     models: tuple[str, str] | None = None
+    against: Report | None = None
 
 
 def describe_verdict(verdict: Verdict, aliases: Collection[str]) -> str:

@@ -9,9 +9,10 @@ from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.page.metric_rows import MetricRow, metric_rows, skipped_rows
 from stylegan.evaluation.page.published import dataset_of, licence_of
 from stylegan.evaluation.report import Report
+from stylegan.registry.descriptions import MAX_DESCRIPTION, MAX_HEADLINE
 from stylegan.uris import redact
 
-MAX_CARD = 5000  # characters; MLflow's databases hold no longer description, and all but SQLite refuse one
+MAX_CARD = MAX_DESCRIPTION - MAX_HEADLINE  # characters
 UNKNOWN_LICENCE = "not known to this program; ask where they come from"
 
 
@@ -27,6 +28,8 @@ def write_card(
     parent_version: str | None = None,
 ) -> str:
     """Return the card as Markdown: model, warnings, samples, how to draw more, metrics, and where it comes from.
+
+    The line that is put before it, see `descriptions.py`, has room left.
 
     Metrics that do not fit into MAX_CARD characters are left to the report.
 

@@ -1,8 +1,9 @@
 """The registered model: its versions, and the aliases champion, challenger and previous.
 
-A version carries everything that the gate needs as tags, so a verdict needs no other store: `stylegan.key` (the key of
-the registration step), `stylegan.checkpoint_uri`, `stylegan.report`, `stylegan.run_id`, `stylegan.model_id` and each
-metric. `stylegan.registered` is written last and marks the registration as complete. Decisions are kept as tags too:
+A version carries everything that the gate needs: the report as report.json beside the files of its model, and tags:
+`stylegan.key` (the key of the registration step), `stylegan.checkpoint_uri`, `stylegan.metrics`, `stylegan.run_id` and
+`stylegan.model_id`. Versions of older programs have the report as the tag `stylegan.report`, and a tag for each metric.
+`stylegan.registered` is written last and marks the registration as complete. Decisions are kept as tags too:
 `gate.*` for the last verdict (`gate.key` says of which gate), `champion.<time>` for every time the version became champion.
 """
 
@@ -15,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +40,11 @@ from stylegan.registry.aliases import (
     unfinished,
     versions_of,
 )
-from stylegan.registry.contents import REGISTERED
+from stylegan.registry.descriptions import METRICS, REGISTERED, write_descriptions
 from stylegan.registry.gate import StoredVerdict, Verdict
 from stylegan.registry.model_card import write_card
 from stylegan.tracking.connection import connect, explained, is_empty, resolve_uri
+from stylegan.tracking.pages import all_pages, all_versions
 from stylegan.tracking.removal import delete_model
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from stylegan.networks.generator import Generator
 
 PARENT_VERSION = "stylegan.parent_version"  # whose checkpoint a warm start has gone on from
+REPORT_TAG, REPORT_FILE = "stylegan.report", "report.json"
 MODEL_ID = "stylegan.model_id"  # MLflow's SQL store does not keep it with the version
 logger = logging.getLogger("stylegan")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors")
@@ -99,7 +103,7 @@ def register(
     with explained(uri, f"register {name}"):
         found = _find(client, name, key)
         if found is None:
-            model_id, location = _log_model(client, mlflow_run_id, name, checkpoint)
+            model_id, location = _log_model(client, mlflow_run_id, name, checkpoint, report)
             _create_model(client, name)
             run_id = client.get_run(mlflow_run_id).data.tags.get("stylegan.run_id", mlflow_run_id)
             found = client.create_model_version(
@@ -166,18 +170,42 @@ def champion(config: Config) -> tuple[str, Report] | None:
         if number is None:
             return None
         found = client.get_model_version(name, number)
-    if "stylegan.report" not in found.tags:
+        text = _read_report(client, uri, found)
+    source = f"tag {REPORT_TAG}" if REPORT_TAG in found.tags else REPORT_FILE
+    if text is None:
         raise StepError(
-            f"{name}@champion is version {found.version}, which has no tag stylegan.report: this program did not register "
-            "it; remove the alias or set another registry.name"
+            f"{name}@champion is version {found.version}, which has no {source}: this program did not register it, or its "
+            "files are gone; remove the alias or set another registry.name"
         )
     report = parse(
-        found.tags["stylegan.report"],
+        text,
         Report,
-        origin=f"{name}@champion is version {found.version}, whose tag stylegan.report",
+        origin=f"{name}@champion is version {found.version}, whose {source}",
         cure="remove the alias or set another registry.name",
     )
     return str(found.version), report
+
+
+def _read_report(client: MlflowClient, uri: str, version: Any) -> str | None:
+    """Return the report of a version as JSON, None if it has none."""
+    if REPORT_TAG in version.tags:
+        return str(version.tags[REPORT_TAG])
+    if MODEL_ID not in version.tags:
+        return None
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        location = client.get_logged_model(version.tags[MODEL_ID]).artifact_location
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    files = get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
+    if not any(file.path == REPORT_FILE for file in files.list_artifacts()):
+        return None
+    with tempfile.TemporaryDirectory(prefix="stylegan-report-") as folder:
+        return Path(files.download_artifacts(REPORT_FILE, folder)).read_text()
 
 
 def is_applied(config: Config, verdict: Verdict) -> bool:
@@ -238,7 +266,7 @@ def model_ids(config: Config, verdict: Verdict) -> tuple[str, str]:
 
 
 def _model_ids(client: MlflowClient, name: str, verdict: Verdict) -> tuple[str, str]:
-    there = {str(found.version): found for found in client.search_model_versions(f"name='{name}'")}
+    there = {str(found.version): found for found in all_versions(client, name)}
 
     def model_id(version: str | None) -> str:
         found = there.get(version or "")
@@ -321,6 +349,8 @@ def apply_verdict(config: Config, verdict: Verdict, key: str = "") -> ModelVersi
             if verdict.promote:
                 return plan_move("gate", verdict.challenger, verdict.champion, reasons, tags)
             for tag, value in tags.items():
+                if tag == "gate.verdict":
+                    write_descriptions(client, name)
                 client.set_model_version_tag(name, verdict.challenger, tag, value)
             return None
 
@@ -331,7 +361,7 @@ def apply_verdict(config: Config, verdict: Verdict, key: str = "") -> ModelVersi
 def _last_champion(client: MlflowClient, name: str) -> str | None:
     """Return the version that became champion last, None if none of those that there are ever did."""
     found: list[tuple[str, str]] = []
-    for version in client.search_model_versions(f"name='{name}'"):
+    for version in all_versions(client, name):
         times = [key for key in version.tags if key.startswith("champion.")]
         found += [(max(times), str(version.version))] if times else []
     return max(found)[1] if found else None
@@ -466,8 +496,8 @@ def load_version(uri: str, model: str) -> tuple[str, str, str]:
     return str(found.tags["stylegan.checkpoint_uri"]), str(found.tags.get("stylegan.run_id", "")), str(found.version)
 
 
-def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: str) -> tuple[str, str]:
-    """Log the generator as a model of the run; return its id and the location of its files."""
+def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: str, report: Report) -> tuple[str, str]:
+    """Log the generator, with its report, as a model of the run; return its id and the location of its files."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -488,6 +518,7 @@ def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: 
         description = Model(artifact_path=logged.artifact_location, run_id=mlflow_run_id, model_id=logged.model_id)
         generator, _ = load_generator(weights.read_bytes(), storage.join(checkpoint, weights.name))
         _save_model(Path(folder, "model"), weights, generator, description)
+        Path(folder, "model", REPORT_FILE).write_text(report.model_dump_json(indent=1))
         client.log_model_artifacts(logged.model_id, str(Path(folder, "model")))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(mlflow_run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -517,13 +548,12 @@ def _version_tags(report: Report, *, key: str, checkpoint: str, run_id: str) -> 
     facts = {
         "key": key,
         "checkpoint_uri": checkpoint,
-        "report": report.model_dump_json(),
         "protocol": report.protocol,
         "dataset_fingerprint": report.dataset_fingerprint,
         "run_id": run_id,
     }
-    metrics = {name: f"{value:.6g}" for name, value in report.metrics.items()}
-    return {f"stylegan.{name}": value for name, value in facts.items()} | metrics
+    metrics = {name: f"{value:.6g}" for name, value in report.metrics.items()}  # as texts: they need not be finite
+    return {f"stylegan.{name}": value for name, value in facts.items()} | {METRICS: json.dumps(metrics)}
 
 
 def _parent_tags(client: MlflowClient, config: Config) -> dict[str, str]:
@@ -558,7 +588,8 @@ def _complete(client: MlflowClient, name: str, version: str) -> None:
         client.set_logged_model_tags(found.tags[MODEL_ID], {"mlflow.modelVersions": versions})
     if "gate.verdict" not in found.tags and CHAMPION not in found.aliases:
         client.set_registered_model_alias(name, CHALLENGER, version)
-    client.set_model_version_tag(name, version, REGISTERED, _now())  # last: it marks all of this as done
+    client.set_model_version_tag(name, version, REGISTERED, _now())  # it marks all that matters as done
+    write_descriptions(client, name)
 
 
 def _open_model(uri: str, name: str) -> MlflowClient:
@@ -568,7 +599,7 @@ def _open_model(uri: str, name: str) -> MlflowClient:
     if not is_empty(uri):
         client = connect(uri)
         with explained(uri, "list the registered models"):
-            known = [model.name for model in client.search_registered_models(max_results=1000)]
+            known = [model.name for model in all_pages(client.search_registered_models)]
     if client is None or name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         if near:
@@ -605,14 +636,13 @@ def _by_alias(client: MlflowClient, name: str, alias: str) -> Any | None:
 
 def _find(client: MlflowClient, name: str, key: str) -> Any | None:
     """Return the version with this key: a complete one, else the newest whose registration was interrupted."""
-    found = client.search_model_versions(
-        f"name='{name}' and tags.`stylegan.key`='{key}'", order_by=["version_number DESC"]
-    )
+    same = f"name='{name}' and tags.`stylegan.key`='{key}'"
+    found = all_pages(partial(client.search_model_versions, same, order_by=["version_number DESC"]))
     return next((version for version in found if REGISTERED in version.tags), found[0] if found else None)
 
 
 def _versions(client: MlflowClient, name: str) -> list[str]:
-    return sorted((str(version.version) for version in client.search_model_versions(f"name='{name}'")), key=int)
+    return sorted((str(version.version) for version in all_versions(client, name)), key=int)
 
 
 def _choice(client: MlflowClient, uri: str, name: str, champion: str | None) -> str:

@@ -18,14 +18,17 @@ from stylegan.data.dataset_card import DatasetCard, read_card, read_preview, rea
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError, shown
 from stylegan.tracking.connection import artifact_location, check_server, connect, explained, is_empty, resolve_uri
+from stylegan.tracking.metric_names import constant_names
+from stylegan.tracking.presentation import RUN_TAG, describe_difference, first_tags
 from stylegan.tracking.runs import TrackedRun
+from stylegan.tracking.views import prepare_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
 logger = logging.getLogger("stylegan")
-RUN_TAG, PARENT_TAG = "stylegan.run_id", "mlflow.parentRunId"
+PARENT_TAG = "mlflow.parentRunId"
 CARD_FILE = "data/card.json"
 MAX_PARAMS, MAX_VALUE, MAX_DIGEST = 100, 6000, 36  # MLflow's limits
 MAX_REJECTED = 1000  # rows of the table of rejects: its page shows them all at once
@@ -51,13 +54,16 @@ def open_run(config: Config, run_id: str, shards: ShardSet | None, *, parent: st
     uri = resolve_uri(config)
     client = connect(uri)
     with explained(uri, f"open the run {run_id}"):
-        experiment_id = _experiment(client, config)
+        experiment = _experiment(client, config)
+        prepare_experiment(client, experiment)
+        experiment_id = str(experiment.experiment_id)
         found = _find_run(client, experiment_id, run_id)
         mlflow_run_id = str(found.info.run_id) if found else _create_run(client, experiment_id, run_id)
         with _ended_if_it_fails(client, mlflow_run_id):
             if parent and not (found and found.data.tags.get(PARENT_TAG) == parent):
                 client.set_tag(mlflow_run_id, PARENT_TAG, parent)
-            run = TrackedRun(client, uri, mlflow_run_id, partial(_describe, client, mlflow_run_id, config, shards))
+            describe = partial(_describe, client, mlflow_run_id, config, shards)
+            run = TrackedRun(client, uri, mlflow_run_id, describe, constant=constant_names(config))
             finished = found is not None and found.info.status == "FINISHED"
             if not finished or (shards and _lacks_card(client, mlflow_run_id, shards)):
                 run.start()
@@ -79,6 +85,8 @@ def _ended_if_it_fails(client: MlflowClient, mlflow_run_id: str) -> Iterator[Non
 def _describe(client: MlflowClient, mlflow_run_id: str, config: Config, shards: ShardSet | None) -> None:
     """Log params, config.yaml and data set, as far as the run lacks them."""
     _log_params(client, mlflow_run_id, flatten(config))
+    if shards:
+        describe_difference(client, mlflow_run_id)
     client.log_text(mlflow_run_id, dump(config), "config.yaml")
     if shards:
         _log_dataset(client, mlflow_run_id, config.data.source, shards)
@@ -101,21 +109,21 @@ def check_experiment(config: Config) -> None:
         _require_active(client.get_experiment_by_name(config.tracking.experiment), uri)
 
 
-def _experiment(client: MlflowClient, config: Config) -> str:
-    """Return the id of the experiment, which is created if it does not exist."""
+def _experiment(client: MlflowClient, config: Config) -> Experiment:
+    """Return the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     name = config.tracking.experiment
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_location(config)))
+            return client.get_experiment(client.create_experiment(name, artifact_location=artifact_location(config)))
         except MlflowException as error:
             found = client.get_experiment_by_name(name)  # another run created it in this moment
             if found is None:
                 raise error
     _require_active(found, resolve_uri(config))
-    return str(found.experiment_id)
+    return found
 
 
 def _require_active(found: Experiment | None, uri: str) -> None:
@@ -140,7 +148,11 @@ def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | No
 def _create_run(client: MlflowClient, experiment_id: str, run_id: str) -> str:
     from mlflow.tracking.context.registry import resolve_tags
 
-    return str(client.create_run(experiment_id, run_name=run_id, tags=resolve_tags({RUN_TAG: run_id})).info.run_id)
+    return str(
+        client.create_run(
+            experiment_id, run_name=run_id, tags=resolve_tags({RUN_TAG: run_id} | first_tags(run_id))
+        ).info.run_id
+    )
 
 
 def _log_params(client: MlflowClient, mlflow_run_id: str, params: dict[str, str]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 from stylegan.tracking.connection import connect, explained, is_empty
-from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from stylegan.tracking.open_run import PARENT_TAG
+from stylegan.tracking.pages import all_pages
+from stylegan.tracking.presentation import RUN_TAG
 
 
 def common_parent(uri: str, run_ids: Sequence[str], mlflow_run_ids: Sequence[str] = ()) -> str | None:
@@ -31,21 +30,11 @@ def common_parent(uri: str, run_ids: Sequence[str], mlflow_run_ids: Sequence[str
         for mlflow_run_id in mlflow_run_ids:
             parent = client.get_run(mlflow_run_id).data.tags.get(PARENT_TAG)
             above.append({parent} if parent else set())
-        experiments = _experiments(client) if run_ids else []
+        experiments = [one.experiment_id for one in all_pages(client.search_experiments)] if run_ids else []
         for run_id in run_ids:
-            found = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{run_id}'", max_results=100)
+            found = all_pages(partial(client.search_runs, experiments, f"tags.`{RUN_TAG}` = '{run_id}'"))
             above.append({run.data.tags[PARENT_TAG] for run in found if PARENT_TAG in run.data.tags})
     return min(set.intersection(*above), default=None) if above else None
-
-
-def _experiments(client: MlflowClient) -> list[str]:
-    found, token = [], None
-    while True:
-        page = client.search_experiments(max_results=1000, page_token=token)
-        found += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            return found
 
 
 def log_page(uri: str, mlflow_run_id: str, html: str, name: str) -> None:

@@ -14,7 +14,7 @@ from stylegan.errors import ConfigError, DamagedError
 from stylegan.evaluation.report import Report
 from stylegan.records import parse
 from stylegan.tracking.connection import connect, explained, is_empty
-from stylegan.tracking.open_run import RUN_TAG
+from stylegan.tracking.presentation import RUN_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,14 +7,15 @@ tracking server keeps it to itself, and to whoever runs `mlflow gc` beside it.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from stylegan.config.tree import Config
 from stylegan.records import Record
 from stylegan.tracking.connection import artifact_location, connect, explained, is_empty, resolve_uri
-from stylegan.tracking.open_run import PARENT_TAG, RUN_TAG
-
-PAGE = 1000
+from stylegan.tracking.open_run import PARENT_TAG
+from stylegan.tracking.pages import all_pages
+from stylegan.tracking.presentation import RUN_TAG
 
 
 class LoggedRun(Record):
@@ -46,14 +47,7 @@ def list_runs(config: Config) -> tuple[LoggedRun, ...]:
         experiment = client.get_experiment_by_name(config.tracking.experiment)
         if experiment is None:
             return ()
-        found: list[Any] = []
-        token = None
-        while True:
-            page = client.search_runs([experiment.experiment_id], max_results=PAGE, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                break
+        found = all_pages(partial(client.search_runs, [experiment.experiment_id]))
     return tuple(
         LoggedRun(
             mlflow_run_id=run.info.run_id,
@@ -93,7 +87,8 @@ def delete_run(config: Config, mlflow_run_id: str) -> None:
                 return
             raise
         # A registration that was cut leaves a model without a version.
-        models = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id='{mlflow_run_id}'")
+        of_run = f"source_run_id='{mlflow_run_id}'"
+        models = all_pages(partial(client.search_logged_models, [run.info.experiment_id], of_run))
     for model in models:
         delete_model(config, model.model_id)
     with explained(uri, f"delete the run {mlflow_run_id}"):

@@ -12,14 +12,18 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from stylegan import storage
 from stylegan.errors import DamagedError, one_line
 from stylegan.evaluation.report import Report
 from stylegan.images import as_gif, open_picture
-from stylegan.tracking.connection import explained, quiet
+from stylegan.tracking.connection import explained
+from stylegan.tracking.metric_names import warn_of_unknown
+from stylegan.tracking.presentation import NOTE_TAG, STORY_TAG, EarlierRun, find_run_before
+from stylegan.tracking.system_metrics import ReadNodes, SystemMetrics, next_step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,9 +35,6 @@ logger = logging.getLogger("stylegan")
 
 CLOCK = "progress/kimg"  # in every row, so its last step is the last step of the run
 ANIMATION = "growth.gif"
-SAME_PACE = (
-    360  # points of the system metrics before their interval doubles; an hour at MLflow's first interval of 10 s
-)
 MAX_METRICS = 1000  # of one request, MLflow's limit
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -45,16 +46,24 @@ class TrackedRun:
     """
 
     def __init__(
-        self, client: MlflowClient, uri: str, mlflow_run_id: str, describe: Callable[[], None] = lambda: None
+        self,
+        client: MlflowClient,
+        uri: str,
+        mlflow_run_id: str,
+        describe: Callable[[], None] = lambda: None,
+        *,
+        constant: Collection[str] = (),
     ) -> None:
         self.client, self.uri, self.mlflow_run_id = client, uri, mlflow_run_id
+        self._constant = frozenset(constant)  # metrics of the curves that are not logged
         self._describe = describe  # logs params, config and data set, as far as the run lacks them
         self._started = self._running = False  # whether `start` is done; whether this object shows the run as running
         self._last_step: int | None = None  # None: ask MLflow
         self._quick_steps: dict[str, set[int]] = {}  # by metric; ask MLflow for one that is missing
         self.sample_steps = set(_image_steps(client, mlflow_run_id))
         self._lock = threading.RLock()
-        self._monitor: Any = None
+        self._system: SystemMetrics | None = None
+        self._read_nodes: ReadNodes = dict  # of other machines, in `with_nodes`
 
     def start(self) -> None:
         """Show the run as running from now on, with params, config, data set and system metrics; do nothing if it is."""
@@ -85,7 +94,8 @@ class TrackedRun:
             for row in rows:
                 if row["nimg"] // 1000 > step:
                     step = row["nimg"] // 1000
-                    new.append((step, row["metrics"] | {CLOCK: row["nimg"] / 1000}))
+                    metrics = {name: value for name, value in row["metrics"].items() if name not in self._constant}
+                    new.append((step, metrics | {CLOCK: row["nimg"] / 1000}))
             if new:
                 self.start()
             for batch in _batches(new):
@@ -180,18 +190,64 @@ class TrackedRun:
                 self.stop_system_metrics()
                 self.client.set_terminated(self.mlflow_run_id, status)
 
+    def run_before(self) -> EarlierRun | None:
+        """Return the run of the same name that began last before this one. Raises StepError if MLflow does not answer."""
+        with explained(self.uri, "look up the run before this one"):
+            return find_run_before(self.client, self.mlflow_run_id)
+
+    def tells(self, key: str) -> bool:
+        """Return whether the run's page, note and tags tell the story of this key."""
+        with explained(self.uri, "read the tags"):
+            return self.client.get_run(self.mlflow_run_id).data.tags.get(STORY_TAG) == key
+
+    def log_note(self, text: str) -> None:
+        """Set the note of a run that is under way."""
+        with self._lock, explained(self.uri, "log the note"):
+            self.client.set_tag(self.mlflow_run_id, NOTE_TAG, text)
+
+    def log_story(self, key: str, note: str, tags: Mapping[str, str], page_uri: str) -> None:
+        """Log the page, note and tags of a run that the gate has judged.
+
+        Args:
+            key: of the story, for `tells`; it is logged last.
+            note: Markdown.
+            tags: for the list of runs.
+            page_uri: of the report's page in storage.
+        """
+        with self._lock, explained(self.uri, "log the story of the run"):
+            self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
+            for name, value in {NOTE_TAG: note, **tags, STORY_TAG: key}.items():
+                self.client.set_tag(self.mlflow_run_id, name, value)
+
     def start_system_metrics(self) -> None:
-        """Log CPU, memory, disk, network and GPU of this machine until the run is finished, ever more rarely."""
-        with quiet():
-            self._monitor = _system_monitor(self.mlflow_run_id, self.uri)
-            self._monitor.start()
+        """Log the load of this machine, and of those in `with_nodes`, until the run is finished, ever more rarely."""
+        step = next_step(self.client.get_run(self.mlflow_run_id))
+        self._system = SystemMetrics(self._log_system, step=step, read_nodes=lambda: self._read_nodes())
+        self._system.start()
 
     def stop_system_metrics(self) -> None:
         """Stop what `start_system_metrics` started."""
-        if self._monitor is not None:
-            with quiet():
-                self._monitor.finish()
-            self._monitor = None
+        if self._system is not None:
+            self._system.stop()
+            self._system = None
+
+    @contextmanager
+    def with_nodes(self, read: ReadNodes) -> Iterator[None]:
+        """Log the load of more machines inside the block.
+
+        Args:
+            read: returns it by the name of the machine; called on another thread, and may take seconds.
+        """
+        self._read_nodes = read
+        try:
+            yield
+        finally:
+            self._read_nodes = dict
+
+    def _log_system(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        with explained(self.uri, "log system metrics"):  # not the lock: who stops the metrics has it, and waits
+            for batch in _batches(rows):
+                self.client.log_batch(self.mlflow_run_id, metrics=batch)
 
     def _log_growth(self, webp: bytes, uri: str) -> None:
         try:
@@ -219,34 +275,16 @@ class TrackedRun:
         self.client.log_image(self.mlflow_run_id, image, artifact_file=f"figures/{name}.png")
 
 
-def _system_monitor(mlflow_run_id: str, uri: str) -> Any:
-    """Return MLflow's monitor, which logs means over ever more samples: the rows of a long run stay few.
-
-    After each `SAME_PACE` points, counted over the whole life of the run, a point stands for twice as long as before.
-    """
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    class Monitor(SystemMetricsMonitor):
-        def monitor(self) -> None:
-            self._pace()
-            super().monitor()
-
-        def publish_metrics(self, metrics: dict[str, float]) -> None:
-            super().publish_metrics(metrics)
-            self._pace()
-
-        def _pace(self) -> None:
-            self.samples_before_logging = 2 ** (self._logging_step // SAME_PACE)
-
-    return Monitor(mlflow_run_id, resume_logging=True, tracking_uri=uri)
-
-
 def _batches(rows: list[tuple[int, dict[str, float]]]) -> Iterator[list[Metric]]:
-    """Yield batches of whole rows, up to MLflow's limit, so that the store never holds half a row."""
+    """Yield batches of whole rows, up to MLflow's limit, so that the store never holds half a row.
+
+    All metrics go through here, so none is logged that the table of names lacks without a warning.
+    """
     from mlflow.entities import Metric
 
     now, batch = int(time.time() * 1000), list[Any]()
     for step, metrics in rows:
+        warn_of_unknown(metrics)
         if batch and len(batch) + len(metrics) > MAX_METRICS:
             yield batch
             batch = []

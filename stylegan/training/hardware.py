@@ -1,10 +1,14 @@
-"""Sets up a process for training: the memory allocator, the precision of kernels, and compiled operations."""
+"""Sets up a process for training: the memory allocator, the precision of kernels, and compiled operations.
+
+Also tells on what a stage was trained.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import logging
+import platform
 from collections.abc import Iterator
 from functools import cache
 
@@ -16,6 +20,8 @@ from stylegan.errors import StepError, one_line
 from stylegan.networks import ops
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Synthesis
+from stylegan.records import Record
+from stylegan.training import distributed
 
 logger = logging.getLogger("stylegan")
 
@@ -26,6 +32,43 @@ WHY_NOT_COMPILED = {  # path of operations -> why torch.compile is left off
     "eager": "without Triton's kernels torch.compile was measured to halve the speed, so it is left off",
 }
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt(3)
+
+
+class Hardware(Record):
+    """On what a stage was trained, as far as its last workers know.
+
+    Attributes:
+        device: model of the GPU of the first worker, else of the processor.
+        workers: how many there were.
+        hosts: names of the machines, sorted.
+        torch: its version.
+    """
+
+    device: str
+    workers: int
+    hosts: tuple[str, ...]
+    torch: str
+
+
+def describe_hardware(device: torch.device) -> Hardware:
+    """Return on what all workers of the stage train. Every rank must call this."""
+    hosts = distributed.texts("host", platform.node())
+    return Hardware(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        workers=len(hosts),
+        hosts=tuple(sorted(set(hosts))),
+        torch=torch.__version__,
+    )
+
+
+def _processor() -> str:
+    """Return the model of the processor, its architecture if the system does not tell the model."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

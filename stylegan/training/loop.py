@@ -30,7 +30,7 @@ from stylegan.training.cost import speed_record
 from stylegan.training.curves import Curves
 from stylegan.training.faults import check_device, gpu_failures
 from stylegan.training.graphs import StepRunner
-from stylegan.training.hardware import operations_path, tuned
+from stylegan.training.hardware import describe_hardware, operations_path, tuned
 from stylegan.training.job import StageJob
 from stylegan.training.samples import write_reals, write_samples
 from stylegan.training.schedule import crossed
@@ -145,10 +145,11 @@ def _train_stage(
         newest = checkpoints.finish()
 
     # Mark the stage as finished.
+    hardware = describe_hardware(device)
     if distributed.rank() == 0:
         prune(job.uri, 1)
-        speed = speed_record(config, curves.mean_speed())
-        storage.write_json(storage.join(job.uri, "done.json"), newest.model_dump() | speed)
+        facts = speed_record(config, curves.mean_speed()) | {"hardware": hardware.model_dump()}
+        storage.write_json(storage.join(job.uri, "done.json"), newest.model_dump() | facts)
     distributed.barrier()
     return newest
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.loading.loader import ImageTable
-from stylegan.errors import DamagedError, StepError
+from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.images import (
     CELL,
     PAPER,
@@ -25,12 +25,15 @@ from stylegan.images import (
     animation_bytes,
     captioned,
     class_heads,
+    cut,
     grid,
     open_picture,
     png_bytes,
+    thumbnail,
     to_uint8,
 )
 from stylegan.networks.generator import random_noise
+from stylegan.records import Record
 from stylegan.training import distributed
 from stylegan.training.background import Background, HostCopy
 from stylegan.training.job import StageJob
@@ -38,6 +41,7 @@ from stylegan.training.state import TrainState
 
 AT_ONCE = 16  # images in one forward pass of G
 LARGEST_CELL = 256  # pixels: up to this side the images of all stages are drawn as large as those of the last one
+FILM_FRAMES, FILM_ROWS, FILM_SIDE = 16, 2, 128  # of a film strip, at most: frames, images in each, their side in pixels
 FRAMES, FRAME_SIDE = 40, 720  # of the animation of a run, at most: its number of frames, and their side in pixels
 
 logger = logging.getLogger("stylegan")
@@ -115,9 +119,13 @@ def _write_grid(job: StageJob, images: Sequence[Pixels | None] | Tensor, name: s
     """Write a grid of the stage. Its images are where those of every other stage are, so that one sees the run grow."""
     columns, names = job.config.snapshots.grid, job.label_names
     heads = class_heads(names, _classes(job.config, names)[:columns]) if names else []
-    cell = max(min(job.config.data.resolution, LARGEST_CELL), CELL)
-    picture = grid(images, columns, cell=cell, heads=heads)
+    picture = grid(images, columns, cell=_cell(job.config), heads=heads)
     storage.write_bytes(storage.join(job.uri, name), png_bytes(picture))
+
+
+def _cell(config: Config) -> int:
+    """Return the side of a cell of the grids of all stages."""
+    return max(min(config.data.resolution, LARGEST_CELL), CELL)
 
 
 # --- when a run is trained --------------------------------------------------------------------------------------------
@@ -168,6 +176,44 @@ def draw_growth(stage_uris: Mapping[int, str]) -> bytes:
     if not frames:
         raise StepError(f"{', '.join(stage_uris.values())}: hold no sample grid")
     return animation_bytes(frames[::-1])
+
+
+class Frame(Record):
+    """What a run drew of a few of its latents at one time: a PNG file of each image."""
+
+    resolution: int
+    kimg: int
+    images: tuple[bytes, ...]
+
+
+def read_film(config: Config, stage_uris: Mapping[int, str]) -> list[Frame]:
+    """Cut the images of the same few latents out of the sample grids of a run, over its whole length.
+
+    Every stage has the same share of at most FILM_FRAMES frames, chosen evenly, up to its last one. A grid that is gone,
+    damaged, or of another size (that of another run with the same stage) is left out.
+
+    Args:
+        config: of the run.
+        stage_uris: the folders of the stages by their resolutions, in their order.
+    """
+    side = config.snapshots.grid
+    numbers = sorted({0, side // 2})[:FILM_ROWS]
+    frames = []
+    for resolution, stage_uri in stage_uris.items():
+        for kimg, uri in _evenly(list(sample_grids(stage_uri).items()), max(FILM_FRAMES // len(stage_uris), 1)):
+            try:
+                sheet = open_picture(storage.read_bytes(uri), uri, cure="the film strip goes without it")
+                found = [
+                    cut(sheet, number, columns=side, rows=side, side=resolution, cell=_cell(config))
+                    for number in numbers
+                ]
+            except (FileNotFoundError, DamagedError, ValueError) as error:
+                logger.info("%s: is left out of the film strip (%s)", uri, one_line(error))
+                continue
+            frames.append(
+                Frame(resolution=resolution, kimg=kimg, images=tuple(thumbnail(one, FILM_SIDE) for one in found))
+            )
+    return frames
 
 
 def _evenly(items: list[tuple[int, str]], most: int) -> list[tuple[int, str]]:

@@ -18,6 +18,7 @@ from stylegan.config.sections import ModelConfig, WarmStartConfig
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, DamagedError, one_line, shown
 from stylegan.networks.weights import generator_header, header_bytes
+from stylegan.training.identity import place_below
 from stylegan.training.state import MARKER, Checkpoint, read_checkpoint
 
 # Settings of `model` that act while training only; all others make the networks.
@@ -77,8 +78,7 @@ def warm_obstacle(config: Config, checkpoint_uri: str, label_names: tuple[str, .
 
 def _locate(config: Config, warm: WarmStartConfig) -> str:
     """Return where the checkpoint is now: below the root, which may have moved, or else where its URI says."""
-    below = storage.join(storage.absolute(config.storage.root), "stages", warm.identity)
-    return below if storage.exists(storage.join(below, MARKER)) else storage.absolute(warm.checkpoint)
+    return place_below(config.storage.root, storage.absolute(warm.checkpoint))
 
 
 def _not_the_end(uri: str, warm: WarmStartConfig) -> str | None:

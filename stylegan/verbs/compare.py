@@ -7,29 +7,21 @@ than chance, is decided by the gate's own function, so a comparison never contra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from stylegan.config.file import is_of_place
 from stylegan.config.sections import GateConfig
 from stylegan.config.tree import Config
-from stylegan.errors import ConfigError, decoration
+from stylegan.errors import ConfigError
 from stylegan.evaluation.metric_table import describe, rank, split_key
 from stylegan.evaluation.page.metric_rows import number
 from stylegan.evaluation.report import Report
-from stylegan.outputs import write_output
 from stylegan.records import Record
-from stylegan.registry.gate import Obstacle, difference, metric_key
+from stylegan.registry.gate import WHY_NOT, Obstacle, difference, metric_key
 from stylegan.training.curves import PATHS
-from stylegan.verbs.compared_run import OF_PLACE, ComparedRun, read_run
+from stylegan.verbs.compared_run import ComparedRun, read_run
 
-PAGE = "comparison.html"  # among the artifacts of the run above them
 MOST_RUNS = 20  # of one comparison: more are read by nobody, and the page has no more styles of lines
-WORDS: dict[Obstacle, str] = {
-    "checkpoint": "it is the same model",
-    "features": "measured by another network",
-    "protocol": "measured under other settings",
-    "images": "measured against other images",
-    "interval": "one of the two has no interval, so chance cannot be excluded",
-}
 
 
 class Value(Record):
@@ -129,7 +121,7 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
     metrics = _metrics([run.report for run in runs], use_intervals=gate.use_intervals)
     return Comparison(
         runs=tuple(map(_facts, runs)),
-        settings=_differing([run.settings for run in runs], leave_out=OF_PLACE),
+        settings=_differing([run.settings for run in runs], leave_out=is_of_place),
         data=_differing([run.data for run in runs]),
         metrics=metrics,
         gate_metric=gate.metric,
@@ -153,9 +145,9 @@ def _facts(run: ComparedRun) -> RunFacts:
 
 
 def _differing(
-    values: Sequence[dict[str, str]], *, leave_out: tuple[str, ...] = ()
+    values: Sequence[Mapping[str, str]], *, leave_out: Callable[[str], bool] = lambda key: False
 ) -> dict[str, tuple[str | None, ...]]:
-    keys = dict.fromkeys(key for one in values for key in one if not key.startswith(leave_out or ("\0",)))
+    keys = dict.fromkeys(key for one in values for key in one if not leave_out(key))
     found = {key: tuple(one.get(key) for one in values) for key in keys}
     return {key: row for key, row in found.items() if len(set(row)) > 1}
 
@@ -182,7 +174,7 @@ def _value(report: Report | None, first: Report | None, name: str, use_intervals
         update={
             "better": found.better,
             "beyond_chance": found.beyond_chance,
-            "why_not": tuple(WORDS[obstacle] for obstacle in found.obstacles),
+            "why_not": tuple(WHY_NOT[obstacle] for obstacle in found.obstacles),
         }
     )
 
@@ -242,33 +234,3 @@ def _count(num: int) -> str:
 def _obstacles(report: Report, reference: Report, gate: GateConfig) -> tuple[Obstacle, ...]:
     found = difference(report, reference, gate.metric, use_intervals=gate.use_intervals)
     return found.obstacles if found else ("features",)
-
-
-def write_comparison(runs: Sequence[ComparedRun], comparison: Comparison, uri: str) -> str | None:
-    """Write the page of a comparison, and log it to the run that all of them are below in MLflow, such as that of a sweep.
-
-    Args:
-        uri: as `outputs.output_file` has checked it.
-
-    Returns:
-        MLflow's id of the run that has the page among its artifacts; None if they have no common parent.
-    """
-    from stylegan.tracking.parents import common_parent, log_page
-    from stylegan.verbs.comparison_page import comparison_page
-
-    page = comparison_page(runs, comparison)
-    write_output(uri, page.encode())
-    trackers = {run.tracker for run in runs}
-    (tracker, *others) = trackers
-    if tracker is None or others:
-        return None
-    with decoration("the comparison in MLflow"):
-        parent = common_parent(
-            tracker,
-            [run.run_id for run in runs if run.mlflow_run_id is None],
-            [run.mlflow_run_id for run in runs if run.mlflow_run_id],
-        )
-        if parent:
-            log_page(tracker, parent, page, PAGE)
-        return parent
-    return None

@@ -30,9 +30,6 @@ from stylegan.verbs.find_model import look_up, no_such_model, root_of, run_confi
 if TYPE_CHECKING:
     from stylegan.data.shardset import ShardSet
 
-# Settings of where a run works and what it shows: they differ without anything being trained or measured differently.
-OF_PLACE = ("name", "base", "storage.", "ray.", "tracking.", "registry.", "snapshots.", "retrain.", "retention.")
-
 
 @dataclass(frozen=True)
 class ComparedRun:
@@ -229,7 +226,7 @@ def _latents(config: Config, label_names: tuple[str, ...]) -> tuple[str, ...]:
 def _gpu_hours(config: Config, rows: list[Row], seconds: list[float]) -> list[float]:
     """Return the hours of GPUs until each point, with the most workers of its stage; empty if no stage has a GPU."""
     per_second = {
-        resolution: config.workers_at(resolution).gpus_per_worker * config.most_workers_at(resolution) / 3600
+        resolution: (config.workers_at(resolution).gpus_per_worker or 0) * config.most_workers_at(resolution) / 3600
         for resolution in config.resolutions
     }
     if not any(per_second.values()):

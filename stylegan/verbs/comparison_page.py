@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 from PIL import Image
 
-from stylegan.errors import DamagedError, UserError
+from stylegan.errors import DamagedError, UserError, decoration
 from stylegan.evaluation.metric_table import describe, split_key
 from stylegan.evaluation.page.charts import curve_chart
 from stylegan.evaluation.page.metric_rows import ARROWS, DASH, interval_words, number
 from stylegan.evaluation.page.template import template
 from stylegan.images import open_picture
+from stylegan.outputs import write_output
 from stylegan.progress import duration
+from stylegan.tracking.parents import common_parent, log_page
 
 if TYPE_CHECKING:
     from stylegan.verbs.compare import Comparison, MetricRow, Value
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stylegan")
 
+PAGE = "comparison.html"  # among the artifacts of the run above them
 FEW = 4  # runs that have a column each, with room for their names; of more, each has a row
 FRAMES = 12  # steps of the slider at most
 NEAR = 0.05  # a grid is shown beside one of another kimg if that differs by this share at most
@@ -100,6 +103,33 @@ def comparison_page(runs: Sequence[ComparedRun], comparison: Comparison) -> str:
         script=Markup(SCRIPT),
         script_digest=f"sha256-{digest}",
     )
+
+
+def write_comparison(runs: Sequence[ComparedRun], comparison: Comparison, uri: str) -> str | None:
+    """Write the page of a comparison, and log it to the run that all of them are below in MLflow, such as that of a sweep.
+
+    Args:
+        uri: as `outputs.output_file` has checked it.
+
+    Returns:
+        MLflow's id of the run that has the page among its artifacts; None if they have no common parent.
+    """
+    page = comparison_page(runs, comparison)
+    write_output(uri, page.encode())
+    trackers = {run.tracker for run in runs}
+    (tracker, *others) = trackers
+    if tracker is None or others:
+        return None
+    with decoration("the comparison in MLflow"):
+        parent = common_parent(
+            tracker,
+            [run.run_id for run in runs if run.mlflow_run_id is None],
+            [run.mlflow_run_id for run in runs if run.mlflow_run_id],
+        )
+        if parent:
+            log_page(tracker, parent, page, PAGE)
+        return parent
+    return None
 
 
 def _key_value(row: MetricRow | None, place: int) -> str:

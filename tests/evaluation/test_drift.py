@@ -5,13 +5,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from stylegan import storage
 from stylegan.config.file import build
 from stylegan.data.loading.loader import load_images
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.drift import measure_drift, new_rows
 from stylegan.evaluation.features import embedded
+from stylegan.evaluation.features.spaces import obtain_spaces
+from stylegan.evaluation.reference import Reference
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,29 @@ def test_images_of_the_same_kind_do_not_drift_and_others_do(sets):
     assert "100 new image(s) to 300" in near.text
 
 
-def test_only_the_new_images_are_looked_at_once_the_old_ones_are_known(sets, monkeypatch):
+def test_only_the_new_images_are_looked_at_once_an_evaluation_has_kept_the_old_ones(sets, monkeypatch):
     """The network is that of the old images, which is in storage already."""
     before, same, _, config, root = sets
-    measure_drift(same, before, config.evaluation, root=root)
-    monkeypatch.setattr(embedded, "train_network", lambda *_: pytest.fail("trains a network"), raising=False)
-    stats = storage.files(f"{root}/stats")
-    measure_drift(same, before, config.evaluation, root=root)
-    assert storage.files(f"{root}/stats") == stats
+    looked = []
+
+    def pmap(function, requests):
+        for request in requests:
+            features = function(request)
+            if hasattr(request, "rows"):
+                looked.append((request.shards.uri, len(features), features))
+            yield features
+
+    first = measure_drift(same, before, config.evaluation, root=root, pmap=pmap)
+    assert [(uri, rows) for uri, rows, _ in looked] == [(before.uri, 300), (same.uri, 100)]
+
+    monkeypatch.setattr(embedded, "train_network", lambda *_: pytest.fail("trains a network"))
+    spaces = obtain_spaces(config.evaluation, before, root=root, device="cpu")
+    reference = Reference(spaces["pooled"], before, num_reals=300, needs={"features"}, root=root)
+    reference.add(looked[0][2])
+    reference.finish()
+    looked.clear()
+    assert measure_drift(same, before, config.evaluation, root=root, pmap=pmap) == first
+    assert [(uri, rows) for uri, rows, _ in looked] == [(same.uri, 100)]
 
 
 def test_fewer_than_two_new_images_have_no_distance(sets):

@@ -2,10 +2,7 @@
 
 import base64
 import io
-import json
 import logging
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from PIL import Image
@@ -21,81 +18,55 @@ def config(*urls):
     return build({**TREE, "retrain": {"notify": list(urls)}})
 
 
-@pytest.fixture
-def service():
-    """A web server that answers with `.code`, and keeps the JSON that it was sent."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            server.got.append((self.path, json.loads(body)))
-            self.send_response(server.code)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.got, server.code = [], 200
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def url(service, path="CANARY"):
-    return f"json://127.0.0.1:{service.server_port}/{path}"
-
-
 def picture():
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def test_a_message_arrives_with_reason_links_and_picture(service):
+def test_a_message_arrives_with_reason_links_and_picture(message_service):
     message = Message(
         "t: version 3 promoted", "fid is 5 against 6.", ("run: http://prefect/run", "report: /r"), picture()
     )
-    assert tell(config(url(service)), message)
-    ((path, body),) = service.got
-    assert path == "/CANARY"
+    assert tell(config(message_service.url("CANARY")), message)
+    (body,) = message_service.got
+    assert message_service.paths == ["/CANARY"]
     assert body["title"] == "t: version 3 promoted"
     assert body["message"] == "fid is 5 against 6.\nrun: http://prefect/run\nreport: /r"
     (attached,) = body["attachments"]
     assert base64.b64decode(attached["base64"]) == picture()
 
 
-def test_urls_come_from_a_variable_too(service, monkeypatch):
-    monkeypatch.setenv("PEOPLE", f"{url(service, 'a')} {url(service, 'b')}")
+def test_urls_come_from_a_variable_too(message_service, monkeypatch):
+    monkeypatch.setenv("PEOPLE", f"{message_service.url('a')} {message_service.url('b')}")
     assert tell(config("$PEOPLE"), Message("title", "reason"))
-    assert sorted(path for path, _ in service.got) == ["/a", "/b"]
+    assert sorted(message_service.paths) == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("code", [500, 403])
-def test_a_service_that_refuses_is_a_line_without_secrets_and_fails_nothing(service, caplog, code):
-    service.code = code
+def test_a_service_that_refuses_is_a_line_without_secrets_and_fails_nothing(message_service, caplog, code):
+    message_service.code = code
     caplog.set_level(logging.DEBUG)
-    assert not tell(config(url(service)), Message("title", "reason"))
+    assert not tell(config(message_service.url("CANARY")), Message("title", "reason"))
     assert "retrain.notify[0] (json://...): did not take the message `title`" in caplog.text
     assert "CANARY" not in caplog.text
 
 
-def test_a_service_that_is_away_fails_nothing_and_the_others_are_told(service, caplog):
+def test_a_service_that_is_away_fails_nothing_and_the_others_are_told(message_service, caplog):
     caplog.set_level(logging.DEBUG)
-    assert not tell(config("json://127.0.0.1:1/CANARY", url(service)), Message("title", "reason"))
-    assert len(service.got) == 1
+    assert not tell(config("json://127.0.0.1:1/CANARY", message_service.url("CANARY")), Message("title", "reason"))
+    assert len(message_service.got) == 1
     assert caplog.text.count("CANARY") == 0
 
 
-def test_a_defect_of_a_service_fails_nothing(monkeypatch, service):
+def test_a_defect_of_a_service_fails_nothing(monkeypatch, message_service):
     import apprise
 
     def broken(*_, **__):
         raise RuntimeError("CANARY")
 
     monkeypatch.setattr(apprise.Apprise, "notify", broken)
-    assert not tell(config(url(service)), Message("title", "reason"))
+    assert not tell(config(message_service.url("CANARY")), Message("title", "reason"))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +92,9 @@ def test_secrets_leave_the_config_in_no_form():
         assert "CANARY" not in text
 
 
-def test_secrets_of_a_reason_are_redacted(service):
-    tell(config(url(service)), Message("title", "cannot read s3://me:CANARY@bucket", ("http://me:CANARY@host/",)))
-    assert "CANARY" not in str(service.got[0][1])
+def test_secrets_of_a_reason_are_redacted(message_service):
+    tell(
+        config(message_service.url("CANARY")),
+        Message("title", "cannot read s3://me:CANARY@bucket", ("http://me:CANARY@host/",)),
+    )
+    assert "CANARY" not in str(message_service.got[0])

@@ -1,10 +1,8 @@
 """The flow of the schedule away from training: what it refuses, whom it tells, what it does when somebody else works."""
 
-import json
 import os
 import threading
 import uuid
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import yaml
@@ -21,26 +19,7 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 @pytest.fixture
-def service():
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.got = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def write(tmp_path, service):
+def write(tmp_path, message_service):
     """write(source, **retrain): a config on that source which tells the service; its path."""
 
     def make(source, **retrain):
@@ -51,7 +30,7 @@ def write(tmp_path, service):
             "data": {"source": str(source), "resolution": 8, "channels": 1},
             "training": {"batch": 4},
             "evaluation": {"metrics": []},
-            "retrain": {"notify": [f"json://127.0.0.1:{service.server_port}/"], **retrain},
+            "retrain": {"notify": [message_service.url()], **retrain},
         }
         path.write_text(yaml.safe_dump(tree))
         return str(path)
@@ -59,15 +38,15 @@ def write(tmp_path, service):
     return make
 
 
-def test_a_failure_is_told(write, service, tmp_path):
+def test_a_failure_is_told(write, message_service, tmp_path):
     with pytest.raises(ConfigError, match="no such folder or file"):
         retrain_flow(write(tmp_path / "gone"))
-    (message,) = service.got
+    (message,) = message_service.got
     assert message["title"] == "t: retraining failed"
     assert "no such folder or file" in message["message"]
 
 
-def test_a_run_that_was_killed_is_told_by_the_next_one(write, service, tmp_path):
+def test_a_run_that_was_killed_is_told_by_the_next_one(write, message_service, tmp_path):
     name = f"t-{uuid.uuid4().hex[:6]}"
     config = str(tmp_path / f"{name}.yaml")
     os.rename(write(tmp_path / "gone"), config)
@@ -78,7 +57,7 @@ def test_a_run_that_was_killed_is_told_by_the_next_one(write, service, tmp_path)
         with pytest.raises(ConfigError):
             retrain_flow(config)
         assert client.read_flow_run(dead.id).state.name == "Crashed"
-    assert [message["title"] for message in service.got] == ["t: retraining crashed", "t: retraining failed"]
+    assert [message["title"] for message in message_service.got] == ["t: retraining crashed", "t: retraining failed"]
 
 
 def test_while_another_one_works_it_ends_as_skipped_and_looks_at_nothing(write, tmp_path):

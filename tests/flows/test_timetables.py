@@ -71,6 +71,8 @@ def test_the_automation_waits_for_three_heartbeats_and_takes_any_event_for_a_sig
     ("arguments", "says"),
     [
         (["--pause", "--resume"], "--pause with --resume: give one of them"),
+        (["--now", "--delete"], "--delete with --now: give one of them"),
+        (["--now", "--show"], "--show with --now: give one of them"),
         (["--show", "--cron", "0 3 * * 1"], "--show with a timetable: give one of them"),
         (["--cron", "0 3 * * 1", "--set", "retrain.notify=['json://x']"], "Prefect would keep and show its secrets"),
         (["--cron", "0 3 * * 1", "--set", "seed=x"], "seed='x'"),

@@ -1,5 +1,6 @@
 """Stages on clusters of several nodes: a lost node, one that is taken away, more that come, and an autoscaler."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -171,6 +172,55 @@ def test_a_range_of_workers_grows_and_gives_way_to_a_preemption_without_losing_a
     assert [value for _, _, value in happened] == [2, 1, 1]
     assert 0 < happened[0][1] < happened[1][1] == happened[2][1]
     assert found.nimg == 4000
+
+
+def readers():
+    """Return the processes that read the load of nodes."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found += [process] if "NodeReader" in "".join(process.cmdline()) else []
+    return found
+
+
+def hosts(root):
+    """Return the machines that MLflow has system metrics of, each with the number of its points."""
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    end = "/cpu_utilization_percentage"
+    names = [name for name in run.data.metrics if name.startswith("system/") and name.endswith(end)]
+    return {name: len(client.get_metric_history(run.info.run_id, name)) for name in names}
+
+
+def test_every_node_that_trains_has_system_metrics(tmp_path, caplog, monkeypatch):
+    """Two nodes, of which one is killed: its metrics end, those of the others go on, and no process is left."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
+    caplog.set_level(logging.INFO, logger="stylegan")
+    with Machines() as machines:
+        machines.add()
+        second = machines.add()
+        config = make_config(tmp_path, 60.0, workers={"min": 1, "max": 2}, address=machines.address, max_failures=1)
+
+        def kill():
+            wait_for(lambda: len(hosts(tmp_path)) >= 2 and all(number >= 2 for number in hosts(tmp_path).values()))
+            found.append(len(readers()))
+            machines.kill(second)
+            wait_for(lambda: any("goes on with 1 worker(s)" in line for line in lines(caplog)))
+            before = hosts(tmp_path)
+            wait_for(lambda: max(hosts(tmp_path).values()) >= max(before.values()) + 8)
+            found.append(len(readers()))
+            (worker,) = [each for each in psutil.process_iter() if each.name().startswith("ray::RayTrainWork")]
+            worker.terminate()
+
+        found = []
+        with pytest.raises(Stopped):
+            train(config, (200, kill))
+        wait_for(lambda: not readers())
+    assert found[0] >= found[1]
+    assert found[0] in (1, 2)  # none on the node of this process, whichever that is
+    numbers = sorted(hosts(tmp_path).values())
+    assert numbers[0] < numbers[-1] - 4
+    assert not any("system metrics" in line for line in lines(caplog))
 
 
 def test_an_autoscaler_brings_the_nodes_that_a_stage_waits_for(tmp_path, caplog):

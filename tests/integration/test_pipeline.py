@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from stylegan import storage
 from stylegan.config.file import load
 from stylegan.pipeline.steps import Pipeline
+from stylegan.tracking.metric_names import find
 from stylegan.training.state import newest_checkpoint
 
 STEPS = ["shard", "train 4x4", "train 8x8", "evaluate", "register", "gate"]
@@ -93,7 +94,9 @@ def test_mlflow_has_one_run_with_params_curves_grids_and_dataset(finished):
     assert run.info.status == "FINISHED"
     assert run.data.params["training.batch.4"] == "8"
     assert run.data.params["data.source"] == "digits"
-    for key in ("loss/d", "loss/g", "loss/r1", "progress/alpha", "progress/lr", "time/img_per_sec", "progress/kimg"):
+    assert [name for name in run.data.metrics if find(name) is None] == []
+    assert not {"progress/lr", "progress/batch", "time/path"} & set(run.data.metrics)  # the same at every point
+    for key in ("loss/d", "loss/g", "loss/r1", "progress/alpha", "time/img_per_sec", "progress/kimg"):
         steps = [step for step, _ in curve(place, run.info.run_id, key)]
         assert steps == sorted(set(steps)), key
         assert steps[-1] == 2, key

@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -29,28 +27,7 @@ def draw(folder, first, last, *, inverted=False):
 
 
 @pytest.fixture
-def service():
-    """A web server that keeps the messages that it was sent."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.got = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def place(make_place, service):
+def place(make_place, message_service):
     """A place whose config retrains on a folder of 200 digits and tells the service."""
     made = make_place(
         name="faces",
@@ -58,19 +35,19 @@ def place(make_place, service):
         evaluation=EVALUATION,
         retrain={"warm_kimg": 0.4, "notify": ["$PEOPLE"], "min_new_images": 10},
     )
-    made.env["PEOPLE"] = f"json://127.0.0.1:{service.server_port}/CANARY"
+    made.env["PEOPLE"] = message_service.url("CANARY")
     draw(made.folder / "images", 0, 200)
     return made
 
 
-def test_the_story_of_a_model(place, service):
+def test_the_story_of_a_model(place, message_service):
     """First from new weights; then nothing to do; too few new images; enough of them, from the champion."""
     config = str(place.config)
     first = place.json("retrain", config)
     assert first["decision"]["rule"] == "first"
     assert first["decision"]["start"]["kind"] == "scratch"
     assert first["run"]["version"]["aliases"] == ["champion"]
-    (message,) = service.got
+    (message,) = message_service.got
     assert message["title"] == "faces: version 1 promoted"
     assert "There is no champion yet" in message["message"]
     assert message["attachments"]
@@ -80,7 +57,7 @@ def test_the_story_of_a_model(place, service):
     print(f"a check that finds nothing: {time.monotonic() - began:.1f} s")
     assert (second["decision"]["rule"], second["run"]) == ("unchanged", None)
     assert "no new images since" in second["decision"]["reason"]
-    assert len(service.got) == 1  # skips are not told
+    assert len(message_service.got) == 1  # skips are not told
 
     draw(place.folder / "images", 200, 205)
     third = place.json("retrain", config)
@@ -121,7 +98,7 @@ def test_the_story_of_a_model(place, service):
 
 
 @pytest.mark.stack
-def test_a_drift_holds_until_somebody_has_looked(place, service):
+def test_a_drift_holds_until_somebody_has_looked(place, message_service):
     config = str(place.config)
     options = ["--set", "retrain.drift_kid=0.5", "--set", "retrain.on_drift=hold", "--set", "retrain.start=scratch"]
     place.json("retrain", config, *options)
@@ -129,7 +106,7 @@ def test_a_drift_holds_until_somebody_has_looked(place, service):
     held = place.json("retrain", config, *options)
     assert (held["decision"]["rule"], held["run"]) == ("held", None)
     assert "look at " in held["decision"]["reason"]
-    assert service.got[-1]["title"] == "faces: held"
+    assert message_service.got[-1]["title"] == "faces: held"
     assert place.json("retrain", config, *options)["decision"]["rule"] == "held"
     looked = place.json("retrain", config, *options, "--set", "retrain.on_drift=log")
     assert looked["run"]

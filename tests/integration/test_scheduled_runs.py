@@ -71,7 +71,7 @@ def stylegan(server, *arguments, code=0, seconds=300):
         timeout=seconds,
     )
     assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout if code == 0 else done.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -128,10 +128,13 @@ def test_the_command_makes_all_objects_once_and_changes_them(server, config):
     call("--resume")
     shown = json.loads(call("--show", "--json"))
     assert (shown["paused"], len(shown["next"]), shown["timetable"]) == (False, 3, "every 12:00:00")
-    call("--delete")
+    started = json.loads(call("--now", "--json"))["started"]
+    assert started in {run["name"] for run in server.runs(scheduled=True)}
+    assert json.loads(call("--delete", "--json")) == {"deployment": "stylegan-retrain/daily", "deleted": True}
     assert of(server, "daily") == []
     assert "had no schedule" in call("--delete")
-    assert "has no schedule" in stylegan(server, "schedule", str(config), "--show", code=1) or True
+    assert "has no schedule" in stylegan(server, "schedule", str(config), "--show", code=1)
+    assert json.loads(call("--delete", "--json")) == {"deployment": "stylegan-retrain/daily", "deleted": False}
 
 
 def test_the_shipped_file_is_the_same_definition(server, tmp_path):

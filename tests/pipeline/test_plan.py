@@ -1,5 +1,6 @@
 """The dry run."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,3 +154,33 @@ def test_data_that_is_not_found_names_the_way_to_plan_without_it(tmp_path):
     }
     with pytest.raises(ConfigError, match=r"no such folder or file.*`\S*stylegan plan CONFIG --images N` plans for N"):
         make_plan(build(tree))
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "there is no checkpoint, nor stages/0008-k/checkpoint-000001000 below storage.root"),
+        ({"checkpoint-000001000/checkpoint.json": 1000}, "its stage is not finished"),
+        ({"checkpoint-000001000/checkpoint.json": 1000, "done.json": 2000}, "its stage ended later, at 2000 images"),
+    ],
+)
+def test_a_plan_refuses_a_warm_start_that_cannot_go_on_and_writes_nothing(tmp_path, image_folder, files, says):
+    """Before the images are sharded, and afterwards."""
+    root, stage = tmp_path / "root", tmp_path / "other" / "stages" / "0008-k"
+    uri = str(stage / "checkpoint-000001000")
+    for name, nimg in files.items():
+        record = {"uri": uri, "run_id": "r", "resolution": 8, "digest": "k", "nimg": nimg}
+        storage.write_json(str(stage / name), record)
+    tree = {"storage": {"root": str(root)}, "data": {"source": str(image_folder), "resolution": 8}}
+    config = build(TREE | tree | {"training": {"batch": 4, "warm_start": {"checkpoint": uri}}})
+    line = re.escape(f"training.warm_start.checkpoint={uri}: {says}; give another checkpoint")
+
+    with pytest.raises(ConfigError, match=line):
+        make_plan(config)
+    assert not root.exists()
+
+    write_shards(open_source(config.data), config.data, str(root))
+    before = sorted(root.rglob("*"))
+    with pytest.raises(ConfigError, match=line):
+        make_plan(config)
+    assert sorted(root.rglob("*")) == before

@@ -5,7 +5,7 @@ from stylegan.registry.contents import list_versions
 
 def test_versions_have_their_aliases_runs_and_metrics(make_config, make_checkpoint, make_report):
     """The newest first, over more than one page; a registry without a database is empty and stays so."""
-    from stylegan.registry import contents
+    from stylegan.tracking import pages
     from stylegan.tracking.connection import connect, resolve_uri
 
     uri = resolve_uri(make_config())
@@ -23,11 +23,11 @@ def test_versions_have_their_aliases_runs_and_metrics(make_config, make_checkpoi
             client.create_model_version(name, source="file:///nowhere", tags=tags)
     client.set_registered_model_alias("cats", "champion", "1")
     client.set_registered_model_alias("cats", "previous", "1")
-    contents.PAGE, page = 1, contents.PAGE
+    pages.PAGE, page = 1, pages.PAGE
     try:
         found = {(version.name, version.version): version for version in list_versions(uri)}
     finally:
-        contents.PAGE = page
+        pages.PAGE = page
     assert set(found) == {("cats", "1"), ("cats", "2"), ("dogs", "1")}
     assert found["cats", "1"].aliases == ("champion", "previous")
     assert found["cats", "2"].aliases == ()

@@ -76,9 +76,9 @@ def test_a_registered_version_is_the_challenger_and_tells_what_it_is(registry):
     tags, report = registry.tags("1"), registry.report(12.5)
     assert tags["stylegan.key"] == "k1"
     assert tags["stylegan.checkpoint_uri"] == report.checkpoint_uri
-    assert type(report).model_validate_json(tags["stylegan.report"]) == report
+    assert not [tag for tag in tags if len(tags[tag]) > 200]
     assert tags["stylegan.run_id"] == "tiny-0123"
-    assert tags["fid_classifier"] == "12.5"
+    assert json.loads(tags["stylegan.metrics"]) == {"fid_classifier": "12.5"}
     found = registry.client.get_model_version("tiny", "1")
     assert found.run_id == registry.run_id
     assert "| Fréchet distance (FID), classifier ↓ | 12.50 |" in found.description
@@ -176,7 +176,7 @@ def test_names_that_look_like_a_query_are_found(make_config, make_checkpoint, ma
 def test_a_champion_whose_metric_is_not_finite_is_read_and_loses(registry, bad):
     """Such a model can only have been promoted by hand."""
     registry.add(bad)
-    assert registry.tags("1")["fid_classifier"] == f"{bad:g}"
+    assert json.loads(registry.tags("1")["stylegan.metrics"]) == {"fid_classifier": f"{bad:g}"}
     store.promote(registry.uri, "tiny")
     version, report = store.champion(registry.config)
     assert version == "1"
@@ -453,7 +453,7 @@ def test_a_champion_of_other_making_is_one_line(registry):
     registry.client.create_registered_model("tiny")
     registry.client.create_model_version("tiny", source="/somewhere", run_id=registry.run_id)
     registry.client.set_registered_model_alias("tiny", "champion", "1")
-    with pytest.raises(StepError, match=r"no tag stylegan\.report"):
+    with pytest.raises(StepError, match=r"no report\.json: this program"):
         store.champion(registry.config)
     for tag in ("{}", "[", "null"):
         registry.client.set_model_version_tag("tiny", "1", "stylegan.report", tag)

@@ -118,7 +118,7 @@ def test_a_repeat_of_a_finished_run_writes_nothing(make_config, opened, tmp_path
 
     def log_all(run):
         run.log_rows([row(0), row(1)])
-        run.log_quick([row(1, **{"quick/fid": 2.0})])
+        run.log_quick([row(1, **{"quick/fid_classifier": 2.0})])
         run.log_sample(1, png())
         run.log_report(report, nimg=1000, page_uri=str(tmp_path / "report.html"))
         run.finish("FINISHED")

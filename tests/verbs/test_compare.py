@@ -23,9 +23,9 @@ from stylegan.images import png_bytes
 from stylegan.pipeline.run import Run
 from stylegan.registry.gate import judge
 from stylegan.tracking.connection import connect, resolve_uri
-from stylegan.verbs.compare import compare, read_runs, write_comparison
+from stylegan.verbs.compare import compare, read_runs
 from stylegan.verbs.compared_run import read_run
-from stylegan.verbs.comparison_page import SCRIPT, comparison_page
+from stylegan.verbs.comparison_page import SCRIPT, comparison_page, write_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -256,11 +256,22 @@ def curve_chart(
         y_name=y_name,
         x_ticks=tuple(Tick(x_axis.position(value), _label(value)) for value in _ticks(x_axis.low, x_axis.high)),
         y_ticks=tuple(Tick(y_axis.position(scale(value)), _label(value)) for value in y_ticks),
-        marks=tuple(Tick(x_axis.position(x), label) for x, label in (marks or {}).items() if first <= x <= last),
+        marks=_marks({x_axis.position(x): label for x, label in sorted((marks or {}).items()) if first <= x <= last}),
         curves=tuple(
             _curve(name, place, one, [at(x, y) for x, y in one]) for place, (name, one) in enumerate(drawn.items())
         ),
     )
+
+
+def _marks(labels: Mapping[float, str]) -> tuple[Tick, ...]:
+    """Return the marks at ascending positions; a label that would cover that of an earlier one is left out."""
+    marks, free = [], 0.0
+    for position, label in labels.items():
+        half = CHARACTER * len(label) / 2
+        fits = position - half >= free
+        marks.append(Tick(position, label if fits else ""))
+        free = position + half + CHARACTER if fits else free
+    return tuple(marks)
 
 
 def dot_chart(groups: Mapping[str, Sequence[float]], *, x_name: str) -> DotChart:

@@ -18,9 +18,10 @@ from typing import Any
 
 from stylegan.data.dataset_card import DatasetCard, Spread
 from stylegan.errors import shown
-from stylegan.evaluation.metric_table import split_key
+from stylegan.evaluation.metric_table import describe, split_key
 from stylegan.evaluation.page.charts import Chart, Point, line_chart
 from stylegan.evaluation.page.metric_rows import (
+    ARROWS,
     COLUMNS,
     DASH,
     curve_cells,
@@ -30,9 +31,13 @@ from stylegan.evaluation.page.metric_rows import (
     skipped_rows,
 )
 from stylegan.evaluation.page.published import Comparison, describe_incomparable
+from stylegan.evaluation.page.run_charts import film_strip, run_charts
+from stylegan.evaluation.page.run_story import Against, Story
 from stylegan.evaluation.page.template import template
 from stylegan.evaluation.report import Report
 from stylegan.records import digest
+from stylegan.training.curves import Row
+from stylegan.training.samples import Frame
 
 logger = logging.getLogger("stylegan")
 TEMPLATE = "report.html.j2"
@@ -74,6 +79,23 @@ class AttributeRow:
 
 
 @dataclass(frozen=True)
+class RunParts:
+    """What the page of a run has beside its report.
+
+    Attributes:
+        story: its verdict, its differences to other runs, and how it was made.
+        rows: the points of its curves, by image count.
+        starts: image count at the beginning of each stage, by its resolution.
+        film: what it drew of the same latents, the oldest first.
+    """
+
+    story: Story
+    rows: Sequence[Row]
+    starts: Mapping[int, int]
+    film: Sequence[Frame]
+
+
+@dataclass(frozen=True)
 class Picture:
     """A PNG inside the page; `sharp` asks the browser not to blur it."""
 
@@ -93,6 +115,7 @@ def render(
     title: str = "Evaluation",
     facts: Mapping[str, str] | None = None,
     data: DatasetCard | None = None,
+    told: RunParts | None = None,
 ) -> str:
     """Return the page of a report as HTML.
 
@@ -104,6 +127,7 @@ def render(
         title: heading of the page, such as the model's name and version.
         facts: more lines for the page's head, by their names: run, model, date.
         data: the card of the real images.
+        told: what the page of a run has beside its report.
 
     Raises:
         ValueError: one of the images is not a PNG file.
@@ -113,6 +137,13 @@ def render(
     return template(TEMPLATE).render(
         title=title,
         page_format=page_format(),
+        story_key=told.story.key if told else "",
+        story=told.story if told else None,
+        others_of_run=[_against(other) for other in (told.story.champion, told.story.previous) if other]
+        if told
+        else [],
+        curves=run_charts(told.rows, told.starts) if told else [],
+        film=film_strip(told.film) if told else [],
         facts=facts or {},
         origin=_origin(report),
         warnings=[row.warning for row in rows if row.warning],
@@ -163,6 +194,25 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _against(other: Against) -> dict[str, Any]:
+    """Return the section that compares the run with another one."""
+    rows = [
+        {
+            "title": describe(metric.key).title,
+            "network": split_key(metric.key)[1],
+            "arrow": ARROWS[describe(metric.key).better],
+            "value": number(metric.value),
+            "interval": interval_words(metric.interval),
+            "other": number(metric.other),
+            "other_interval": interval_words(metric.other_interval),
+            "outcome": metric.outcome,
+            "words": metric.words,
+        }
+        for metric in other.metrics
+    ]
+    return {"name": other.name, "run_id": other.run_id, "metrics": rows, "settings": other.settings}
 
 
 # --- images and curves ------------------------------------------------------------------------------------------------

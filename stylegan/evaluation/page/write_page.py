@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from stylegan import storage
 from stylegan.config.tree import Config
 from stylegan.data.dataset_card import DatasetCard
-from stylegan.evaluation.page.html import page_format, render
+from stylegan.evaluation.page.html import RunParts, page_format, render
 from stylegan.evaluation.page.published import Comparison, compare, dataset_of, row_names
 from stylegan.evaluation.report import Report
 
@@ -58,6 +58,8 @@ def write_page(
     published: Sequence[Comparison] = (),
     facts: Mapping[str, str] | None = None,
     data: DatasetCard | None = None,
+    told: Callable[[], RunParts] | None = None,
+    key: str = "",
     anew: bool = False,
 ) -> str:
     """Write report.html with the figures inside, unless it exists already, and return its URI.
@@ -69,10 +71,12 @@ def write_page(
         report: the report, with the URIs of its figures.
         folder_uri: the folder for the page.
         title, published, facts, data: as for `html.render`.
+        told: makes what the page of a run has beside its report, where the page is written.
+        key: of the story that the page must tell, `Story.key`; empty: whatever the page tells is right.
         anew: the report has just been made, so a page that exists is that of another one and is replaced.
     """
     uri = storage.join(folder_uri, PAGE)
-    if anew or not storage.exists(uri) or (_outdated(uri) and not missing_figures(report)):
+    if anew or not storage.exists(uri) or (_outdated(uri, key) and not missing_figures(report)):
         page = render(
             report,
             images=_read_figures(report),
@@ -81,14 +85,16 @@ def write_page(
             title=title,
             facts=facts,
             data=data,
+            told=told() if told else None,
         )
         storage.write_bytes(uri, page.encode(errors="backslashreplace"))
     return uri
 
 
-def _outdated(page_uri: str) -> bool:
-    """Return whether a page has another format than today's; its first lines name it."""
-    return f'content="{page_format()}"' not in storage.read_range(page_uri, 0, HEAD).decode(errors="replace")
+def _outdated(page_uri: str, key: str) -> bool:
+    """Return whether a page has another format than today's, or tells another story; its first lines name both."""
+    head = storage.read_range(page_uri, 0, HEAD).decode(errors="replace")
+    return any(f'content="{part}"' not in head for part in filter(None, (page_format(), key)))
 
 
 def missing_figures(report: Report) -> set[str]:
