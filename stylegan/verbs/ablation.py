@@ -57,12 +57,14 @@ class Cell(Record):
     paper: dict[str, float] = {}
     values: tuple[Value, ...] = ()
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def mean(self) -> Number | None:
         """The mean over the seeds."""
         return math.fsum(one.value for one in self.values) / len(self.values) if self.values else None
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def spread(self) -> Number | None:
         """The standard deviation over the seeds."""
         values = [one.value for one in self.values]
@@ -70,7 +72,8 @@ class Cell(Record):
             return None
         return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def interval(self) -> tuple[Number, Number] | None:
         """The interval of the mean."""
         half, mean = self.half_width, self.mean
@@ -320,10 +323,15 @@ def _published_order(table: Table, column: Column, one: TableRow, other: TableRo
     name, gain = next(iter(gains.items()), ("", 0.0))  # of our own data set, else of the table's first
     if not gain:
         return None
-    first, second = (one, other) if gain > 0 else (other, one)
-    paper = first.cell(column).paper[name], second.cell(column).paper[name]
-    disputed = any(another * gain < 0 for another in gains.values())
-    return Order(metric=metric, latents=latents, first=first.row, second=second.row, paper=paper, disputed=disputed)
+    ahead, behind = (one, other) if gain > 0 else (other, one)
+    return Order(
+        metric=metric,
+        latents=latents,
+        first=ahead.row,
+        second=behind.row,
+        paper=(ahead.cell(column).paper[name], behind.cell(column).paper[name]),
+        disputed=any(another * gain < 0 for another in gains.values()),
+    )
 
 
 def _gain(metric: str, value: float, other: float) -> float:

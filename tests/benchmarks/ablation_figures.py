@@ -1,7 +1,7 @@
 """Draw the charts of `stylegan ablation --json` as SVG files of their own, which follow light and dark mode.
 
-    stylegan ablation table1 configs/digits.yaml --json > table1.json
-    python tests/benchmarks/ablation_figures.py table1.json tests/benchmarks/ablation-table1.svg
+stylegan ablation table1 configs/digits.yaml --json > table1.json
+python tests/benchmarks/ablation_figures.py table1.json tests/benchmarks/ablation-table1.svg
 """
 
 import re
