@@ -22,7 +22,7 @@ from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
 from stylegan.pipeline.run import Run
 from stylegan.pipeline.steps import Pipeline, Summary
-from stylegan.pipeline.sweep import facts_of_run
+from stylegan.pipeline.sweep import facts_of_run, with_overrides
 from stylegan.training.schedule import stages
 from stylegan.training.state import Checkpoint
 
@@ -31,8 +31,9 @@ def _checked(config: Config | dict[str, Any] | str, overrides: list[str]) -> Con
     """Return the config with its overrides, checked by the same rules in whatever form it came."""
     if isinstance(config, str):
         return load(config, overrides)
-    values = config.model_dump(mode="json") if isinstance(config, Config) else config
-    return build(values, "config", overrides)
+    if isinstance(config, Config):
+        return with_overrides(config, overrides)
+    return build(config, "config", overrides)
 
 
 @flow(name=FLOW_NAME, flow_run_name=flow_name_of, persist_result=False, on_crashed=[show_stopped])

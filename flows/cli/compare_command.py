@@ -48,7 +48,7 @@ def compare(
     from stylegan import outputs
     from stylegan.retry import storage_settings
     from stylegan.verbs import compare as comparing
-    from stylegan.verbs.comparison_page import write_comparison
+    from stylegan.verbs.comparison_page import PAGE, write_comparison
 
     uri = outputs.output_file(out, [".html"]) if out is not None else None
     parent = None
@@ -65,7 +65,7 @@ def compare(
     _print(comparison)
     print(f"page        {out}" if out else "page        --out comparison.html writes one, with curves and samples")
     if parent:
-        print(f"MLflow      {comparing.PAGE}, an artifact of the run above these: {parent}")
+        print(f"MLflow      {PAGE}, an artifact of the run above these: {parent}")
 
 
 def _print(comparison: Comparison) -> None:

@@ -20,6 +20,11 @@ class Config(UncheckedConfig):
     # What names this config on a command line: its file and the --set options. Not a part of its value.
     _arguments: tuple[str, ...] = PrivateAttr(("CONFIG",))
 
+    @property
+    def is_named(self) -> bool:
+        """Whether it is known by which file and options a command line calls it."""
+        return self._arguments != ("CONFIG",)
+
     def command(self, *verb: str) -> str:
         """Return the shell command that runs a verb, with its options, on this config: `stylegan train run.yaml`."""
         return shell_command("stylegan", *verb, *self._arguments)

@@ -8,6 +8,7 @@ from importlib.metadata import version as installed
 
 import stylegan
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.file import dump, flatten
 from stylegan.config.file import read as read_config
 from stylegan.config.tree import Config
@@ -58,7 +59,8 @@ def tell(
         links: addresses by what is there.
     """
     champion = _against_champion(run, report, verdict, against) if report and verdict else None
-    earlier = _against_previous(run, report, previous) if report and previous else None
+    known = champion.run_id if champion else None
+    earlier = _against_previous(run, report, previous) if report and previous and previous.run_id != known else None
     config = run.config
     return Story(
         key=story_key(verdict) if verdict else "",
@@ -67,12 +69,19 @@ def tell(
         reasons=verdict.reasons if verdict else (),
         champion=champion,
         previous=earlier,
-        command=redact(config.command("run")),
+        command=redact(_command(run)),
         facts=_facts(run),
         changed=redact(write(config.model_dump(mode="json", exclude_defaults=True))),
         config=redact(dump(config)),
         links=dict(links),
     )
+
+
+def _command(run: Run) -> str:
+    """Return the command that repeats a run: as it was typed, else with the config that the run has kept."""
+    if run.config.is_named:
+        return run.config.command("run")
+    return shell_command("stylegan", "run", storage.join(run.uri, "config.yaml"))
 
 
 def parts_of(run: Run, story: Story) -> RunParts:

@@ -323,14 +323,11 @@ def _published_order(table: Table, column: Column, one: TableRow, other: TableRo
     name, gain = next(iter(gains.items()), ("", 0.0))  # of our own data set, else of the table's first
     if not gain:
         return None
-    ahead, behind = (one, other) if gain > 0 else (other, one)
+    better_row, worse_row = (one, other) if gain > 0 else (other, one)
+    paper = better_row.cell(column).paper[name], worse_row.cell(column).paper[name]
+    disputed = any(another * gain < 0 for another in gains.values())
     return Order(
-        metric=metric,
-        latents=latents,
-        first=ahead.row,
-        second=behind.row,
-        paper=(ahead.cell(column).paper[name], behind.cell(column).paper[name]),
-        disputed=any(another * gain < 0 for another in gains.values()),
+        metric=metric, latents=latents, first=better_row.row, second=worse_row.row, paper=paper, disputed=disputed
     )
 
 
