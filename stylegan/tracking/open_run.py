@@ -89,7 +89,7 @@ def _describe(client: MlflowClient, mlflow_run_id: str, config: Config, shards: 
         describe_difference(client, mlflow_run_id)
     client.log_text(mlflow_run_id, dump(config), "config.yaml")
     if shards:
-        _log_dataset(client, mlflow_run_id, config.data.source, shards)
+        _log_dataset(client, mlflow_run_id, config, shards)
         if _lacks_card(client, mlflow_run_id, shards):
             _log_card(client, mlflow_run_id, shards)
 
@@ -165,7 +165,7 @@ def _log_params(client: MlflowClient, mlflow_run_id: str, params: dict[str, str]
         client.log_batch(mlflow_run_id, params=new[i * MAX_PARAMS : (i + 1) * MAX_PARAMS])
 
 
-def _log_dataset(client: MlflowClient, mlflow_run_id: str, source: str, shards: ShardSet) -> None:
+def _log_dataset(client: MlflowClient, mlflow_run_id: str, config: Config, shards: ShardSet) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     there = client.get_run(mlflow_run_id).inputs
@@ -175,13 +175,25 @@ def _log_dataset(client: MlflowClient, mlflow_run_id: str, source: str, shards: 
     facts = shards.model_dump(mode="json", include={"num_images", "resolutions", "num_rejected"})
     facts["label_names"] = [shown(name) for name in shards.label_names[:MAX_NAMES]]
     dataset = Dataset(
-        name=source[-500:],
+        name=config.data.source[-500:],
         digest=digest,
         source_type="local" if storage.is_local(shards.uri) else shards.uri.partition("://")[0],
         source=json.dumps({"uri": shards.uri}),
+        schema=json.dumps(_schema(config, shards)),
         profile=json.dumps(facts),
     )
     client.log_inputs(mlflow_run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _schema(config: Config, shards: ShardSet) -> dict[str, Any]:
+    """Return what a sample is, in the form of which MLflow's page makes a table."""
+    side = config.data.resolution
+    columns = [{"name": "image", "type": f"uint8 [{config.data.channels}, {side}, {side}]"}]
+    if shards.label_names:
+        columns.append({"name": "label", "type": f"int64, one of {len(shards.label_names):,} classes"})
+    if shards.attribute_names:
+        columns.append({"name": "attributes", "type": f"bool [{len(shards.attribute_names)}]"})
+    return {"mlflow_colspec": columns}
 
 
 def _lacks_card(client: MlflowClient, mlflow_run_id: str, shards: ShardSet) -> bool:

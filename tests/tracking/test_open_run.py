@@ -33,6 +33,9 @@ def test_a_new_run_holds_params_config_and_dataset(make_config):
     [dataset] = found.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "f" * 36)
     assert json.loads(dataset.dataset.profile)["num_images"] == 5
+    columns = json.loads(dataset.dataset.schema)["mlflow_colspec"]  # what MLflow's page makes a table of
+    assert [column["name"] for column in columns] == ["image", "label"]
+    assert columns[0]["type"] == f"uint8 [{config.data.channels}, {config.data.resolution}, {config.data.resolution}]"
     assert [(tag.key, tag.value) for tag in dataset.tags] == [("mlflow.data.context", "training")]
     stored = run.client.download_artifacts(run.mlflow_run_id, "config.yaml")
     with open(stored) as file:
