@@ -8,7 +8,7 @@ import mlflow_site
 import pytest
 
 from stylegan.tracking.connection import connect, resolve_uri
-from stylegan.tracking.links import comparison_url
+from stylegan.tracking.links import comparison_url, run_url
 from stylegan.tracking.views import DIFFERENCE_TAG, VERDICT_TAG
 
 pytestmark = [
@@ -22,6 +22,7 @@ class Site:
     url: str
     folder: Path
     config: object
+    run: str  # MLflow's id of the second run
 
     def open(self, path, name):
         """Return the text of a page, which must not be blank."""
@@ -43,8 +44,9 @@ def site(tmp_path_factory, tiny_config):
         client = client or connect(resolve_uri(config))
         client.set_tag(run.mlflow_run_id, VERDICT_TAG, f"promoted {number}")
         client.set_tag(run.mlflow_run_id, DIFFERENCE_TAG, f"training.r1_gamma={number}")
+        run.log_note(f"**The note of run {number}**\n\n| metric | value |\n|---|---|\n| FID | 2.9 |")
     with mlflow_site.serving(resolve_uri(config), f"file://{folder}/mlartifacts") as url:
-        yield Site(url, folder, config)
+        yield Site(url, folder, config, run.mlflow_run_id)
 
 
 def path_of(url):
@@ -69,6 +71,12 @@ def test_the_prepared_view_has_the_columns_that_say_how_good_a_run_is(site):
     assert "promoted 1" in text
     assert "training.r1_gamma=1" in text
     assert "loss/d" not in text
+
+
+def test_the_page_of_a_run_has_its_note_and_its_data_set(site):
+    text = site.open(path_of(run_url(site.config, site.run)), "run")
+    assert "The note of run 1" in text
+    assert "digits" in text
 
 
 def test_a_version_and_its_model_begin_with_how_good_it_is(site):
