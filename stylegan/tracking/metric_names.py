@@ -190,11 +190,11 @@ def warn_of_unknown(names: Iterable[str]) -> None:
 def constant_names(config: Config) -> frozenset[str]:
     """Return the metrics of the curves that the config makes the same at every point: a chart of one says nothing.
 
-    They stay in `stats.jsonl`, and MLflow has the settings as params.
+    They stay in `stats.jsonl`, and MLflow has the settings as params. `progress/resolution` is always logged: by it, who
+    reads the curves from MLflow knows the stage of a point.
     """
     plan, rotation = stages(config), config.training.rotation
     varies = {
-        "progress/resolution": len(plan) > 1,
         "progress/alpha": any(stage.fade_images for stage in plan),
         "progress/lr": len({stage.learning_rate for stage in plan}) > 1,
         "progress/batch": len({stage.batch for stage in plan}) > 1,

@@ -97,20 +97,21 @@ def test_an_unknown_name_is_a_warning_and_is_logged_all_the_same(opened):
     ("training", "varying"),
     [
         ({}, set()),
-        ({"start_resolution": 4}, {"progress/resolution", "progress/alpha"}),
-        ({"start_resolution": 4, "fade_kimg": 0}, {"progress/resolution"}),
-        ({"start_resolution": 4, "batch": {4: 8, 8: 4}}, {"progress/resolution", "progress/alpha", "progress/batch"}),
+        ({"start_resolution": 4}, {"progress/alpha"}),
+        ({"start_resolution": 4, "fade_kimg": 0}, set()),
+        ({"start_resolution": 4, "batch": {4: 8, 8: 4}}, {"progress/alpha", "progress/batch"}),
         (
             {"start_resolution": 4, "fade_kimg": 0, "learning_rate": {4: 0.001, 8: 0.002}},
-            {"progress/resolution", "progress/lr"},
+            {"progress/lr"},
         ),
         ({"rotation": {"decay_kimg": 1}}, {"rotation/weight_g"}),
     ],
 )
 def test_what_the_config_makes_constant_has_no_chart(make_config, training, varying):
     config = make_config(training={"batch": 4} | training)
-    every = {"progress/resolution", "progress/alpha", "progress/lr", "progress/batch", "rotation/weight_g", "time/path"}
+    every = {"progress/alpha", "progress/lr", "progress/batch", "rotation/weight_g", "time/path"}
     assert every - constant_names(config) == varying
+    assert "progress/resolution" not in constant_names(config)
     on_gpu = make_config(training={"batch": 4} | training, ray={"gpus_per_worker": 1})
     assert constant_names(config) - constant_names(on_gpu) == {"time/path"}
 
