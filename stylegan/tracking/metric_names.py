@@ -85,6 +85,9 @@ TABLE = (
     MetricName("rotation/accuracy_fake", "share", "higher", "Generated images whose turn D recognises.", STEPS),
     MetricName("rotation/weight_g", "", None, "Weight of the rotation loss in the loss of G.", STEPS),
     MetricName(
+        "optim/skipped", "updates", "lower", "Updates of a step that were skipped: a gradient was not finite.", STEPS
+    ),
+    MetricName(
         "probe/accuracy",
         "share",
         "higher",

@@ -14,7 +14,9 @@ from stylegan.tracking.metric_names import UnknownMetricWarning, constant_names,
 from stylegan.training.schedule import PENALTIES
 
 PACKAGE = Path(metric_names.__file__).parents[1]
-PREFIX = re.compile(r"(loss|scores|progress|time|probe|rotation|quick|eval|gate|drift|events|system)/\S+")
+# Text of the form of a name; other code has paths and types of that form, training has none.
+NAME = re.compile(r"[a-z]+/[a-z_*]+(/[a-z_*]+)?")
+PREFIX = re.compile(r"(loss|scores|optim|progress|time|probe|rotation|quick|eval|gate|drift|events|system)/\S+")
 
 
 def test_readme_shows_the_table():
@@ -48,7 +50,8 @@ def names_in(path):
             text = node.value
         else:
             continue
-        if PREFIX.fullmatch(text):
+        form = NAME if "training" in path.parts else PREFIX
+        if form.fullmatch(text):
             yield text
 
 
