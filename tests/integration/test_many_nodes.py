@@ -176,10 +176,10 @@ def test_a_range_of_workers_grows_and_gives_way_to_a_preemption_without_losing_a
 
 def processes(machines, name):
     """Return the processes of a cluster with that in their command line; this machine may have others."""
-    groups, found = {node.pid for node in machines._processes}, []
+    sessions, found = {node.pid for node in machines._processes}, []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if name in "".join(process.cmdline()) and os.getpgid(process.pid) in groups:
+            if name in "".join(process.cmdline()) and os.getsid(process.pid) in sessions:
                 found.append(process)
     return found
 
