@@ -85,6 +85,9 @@ TABLE = (
     MetricName("rotation/accuracy_fake", "share", "higher", "Generated images whose turn D recognises.", STEPS),
     MetricName("rotation/weight_g", "", None, "Weight of the rotation loss in the loss of G.", STEPS),
     MetricName(
+        "optim/skipped", "updates", "lower", "Updates of a step that were skipped: a gradient was not finite.", STEPS
+    ),
+    MetricName(
         "probe/accuracy",
         "share",
         "higher",
@@ -190,11 +193,11 @@ def warn_of_unknown(names: Iterable[str]) -> None:
 def constant_names(config: Config) -> frozenset[str]:
     """Return the metrics of the curves that the config makes the same at every point: a chart of one says nothing.
 
-    They stay in `stats.jsonl`, and MLflow has the settings as params.
+    They stay in `stats.jsonl`, and MLflow has the settings as params. `progress/resolution` is always logged: by it, who
+    reads the curves from MLflow knows the stage of a point.
     """
     plan, rotation = stages(config), config.training.rotation
     varies = {
-        "progress/resolution": len(plan) > 1,
         "progress/alpha": any(stage.fade_images for stage in plan),
         "progress/lr": len({stage.learning_rate for stage in plan}) > 1,
         "progress/batch": len({stage.batch for stage in plan}) > 1,
