@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TRITON := triton==3.6.0
 
 .PHONY: help quickstart notebook test test-fast test-kernels stack-test bench bench-training bench-evaluation bench-data \
-	bench-metrics bench-intervals bench-compare bench-gpu kill-test lint format \
+	bench-metrics bench-intervals bench-compare bench-tracking bench-gpu kill-test lint format \
 	config-reference metric-names manifests setup clean
 
 help: ## List the targets
@@ -59,6 +59,9 @@ bench-intervals: setup ## ... of how wide the intervals of metrics are, against 
 
 bench-compare: setup ## ... of `stylegan compare` with 20 runs, against its goals for time and memory: two minutes
 	cd tests && PYTHONPATH=..:. ../$(BIN)/python -m benchmarks.bench_compare $(BENCH)
+
+bench-tracking: setup ## ... of our queries and MLflow's pages in an experiment of 200 runs: five minutes
+	cd tests && PYTHONPATH=.. ../$(BIN)/python -m benchmarks.bench_tracking $(BENCH)
 
 bench-gpu: setup ## ... of training on one GPU, with floors: at most eight minutes; needs torch in the build for the GPU
 	cd tests && ../$(BIN)/python -m benchmarks.bench_gpu $(BENCH)

@@ -408,7 +408,9 @@ def _statement(table: Table, config: Config, data_set: str | None, reports: Mapp
         comparison
         for (row, _), report in reports.items()
         for comparison in compare(report, row=row, dataset=data_set)
-        if table.name in comparison.published.where and split_key(comparison.key)[0] in table.shows
+        if comparison.value is not None
+        and table.name in comparison.published.where
+        and split_key(comparison.key)[0] in table.shows
     ]
     if comparisons and all(comparison.comparable for comparison in comparisons):
         return True, f"Ours are of {ours} and measured as the paper's: the values themselves compare."

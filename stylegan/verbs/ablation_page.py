@@ -130,7 +130,8 @@ def _section(ablation: Ablation, column: Column) -> Section:
     title, orders = title_of(*column), [order for order in ablation.orders if order.column == column]
     charts = {"Ours": {row.row: [one.value for one in cell.values] for row, cell in rows}}
     charts |= {
-        f"Paper, {name}": {row.row: [cell.paper[name]] for row, cell in rows if name in cell.paper} for name in sets
+        f"Paper, {name}": {row.row: [cell.paper[name]] if name in cell.paper else [] for row, cell in rows}
+        for name in sets  # the same rows in all charts, so that they lie beside each other
     }
     pairs = {frozenset((order.first, order.second)): order for order in orders}
     names = [row.row for row, _ in rows]

@@ -73,7 +73,13 @@ def test_differences_leave_out_where_a_run_works():
 
 def story(**more):
     metric = ComparedMetric(
-        key="fid_classifier", value=1.0, other=2.0, interval=None, other_interval=None, outcome="better", words="50 % better"
+        key="fid_classifier",
+        value=1.0,
+        other=2.0,
+        interval=None,
+        other_interval=None,
+        outcome="better",
+        words="50 % better",
     )
     return Story(
         key="k",

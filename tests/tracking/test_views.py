@@ -41,7 +41,9 @@ def test_what_people_wrote_stays(experiment):
 
 def test_a_damaged_or_older_view_is_written_again_and_a_newer_one_is_left(experiment):
     for number, text in enumerate(("deflate;nonsense", "{}", "[]")):
-        assert views.unpack(experiment({views.VIEW_TAG: text}, f"old-{number}")[0][views.VIEW_TAG]) == views.view_state()
+        assert (
+            views.unpack(experiment({views.VIEW_TAG: text}, f"old-{number}")[0][views.VIEW_TAG]) == views.view_state()
+        )
     newer = views.pack({"stylegan": views.VERSION + 1})
     assert experiment({views.VIEW_TAG: newer}, "new")[0][views.VIEW_TAG] == newer
 
