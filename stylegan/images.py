@@ -77,7 +77,7 @@ def grid(
 
     # Lay out the sheet: gutters, and room for the text.
     rows, gap = -(-len(images) // columns), max(max(width, height) * 3 // 64, 1)
-    font = _font(max(max(width, height) * 3 // 16, 10))
+    font = _head_font(max(width, height))
     heads, sides = [_fitted(text, font, width) for text in heads], [_fitted(text, font, 2 * width) for text in sides]
     top = sum(font.getmetrics()) + gap if any(heads) else gap
     left = max(math.ceil(font.getlength(text)) for text in sides) + 3 * gap if any(sides) else gap
@@ -114,7 +114,8 @@ def cut(sheet: Image.Image, number: int, *, columns: int, rows: int, side: int, 
     factor = _enlargement(side, side, cell)
     drawn, gap = side * factor, max(side * factor * 3 // 64, 1)
     left, top = sheet.width - columns * (drawn + gap), sheet.height - rows * (drawn + gap)
-    if left != gap or top < gap or top > gap + drawn + 32:  # above the images is a gap, or a line of text
+    heads = sum(_head_font(drawn).getmetrics())
+    if left != gap or top not in (gap, gap + heads):  # above the images is a gap, with a line of text or without
         raise ValueError(f"a sheet of {sheet.width}x{sheet.height} pixels is no grid of {columns}x{rows} such images")
     x, y = left + number % columns * (drawn + gap), top + number // columns * (drawn + gap)
     return sheet.crop((x, y, x + drawn, y + drawn)).resize((side, side), Image.Resampling.NEAREST)
@@ -159,6 +160,11 @@ def class_heads(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return Pillow's own font, the only one that is there on every machine."""
     return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # as it is whenever a size is given
+
+
+def _head_font(side: int) -> ImageFont.FreeTypeFont:
+    """Return the font of what is written beside the images of a grid that are drawn with this side."""
+    return _font(max(side * 3 // 16, 10))
 
 
 def _drawable(text: str) -> str:

@@ -13,6 +13,7 @@ from stylegan.images import (
     as_gif,
     captioned,
     class_heads,
+    cut,
     grid,
     last_frame,
     open_picture,
@@ -105,6 +106,23 @@ def test_heads_and_sides_are_beside_their_columns_and_rows() -> None:
     assert not dark[:top, -3:].any()  # cut off where its column ends
     assert not dark[: top + 67, :left].any()
     assert dark[top + 67 :, :left].any()
+
+
+@pytest.mark.parametrize(("side", "cell"), [(4, 64), (16, 64), (64, 64), (96, 64), (8, 256)])
+@pytest.mark.parametrize("heads", [(), ("a", "b", "c")])
+def test_an_image_is_cut_out_of_a_grid_as_it_was(side: int, cell: int, heads: tuple[str, ...]) -> None:
+    images = torch.randint(0, 256, (6, 3, side, side), dtype=torch.uint8)
+    sheet = grid(images, 3, cell=cell, heads=heads)
+    for number in range(6):
+        found = np.asarray(cut(sheet, number, columns=3, rows=2, side=side, cell=cell))
+        assert (found == images[number].permute(1, 2, 0).numpy()).all()
+
+
+@pytest.mark.parametrize("wrong", [{"columns": 2}, {"rows": 1}, {"rows": 3}, {"side": 48}, {"cell": 128}])
+def test_a_sheet_that_was_drawn_in_another_way_is_not_cut(wrong: dict[str, int]) -> None:
+    sheet = grid(torch.zeros(6, 1, 16, 16, dtype=torch.uint8), 3, heads="abc")
+    with pytest.raises(ValueError, match="is no grid of"):
+        cut(sheet, 0, **{"columns": 3, "rows": 2, "side": 16, "cell": 64} | wrong)
 
 
 def test_class_names_are_drawn_as_far_as_the_font_has_their_letters() -> None:

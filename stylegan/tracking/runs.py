@@ -201,9 +201,10 @@ class TrackedRun:
             return self.client.get_run(self.mlflow_run_id).data.tags.get(STORY_TAG) == key
 
     def log_note(self, text: str) -> None:
-        """Set the note of a run that is under way."""
+        """Set the note of a run that is under way, which tells no verdict: not even one from before it trained again."""
         with self._lock, explained(self.uri, "log the note"):
-            self.client.set_tag(self.mlflow_run_id, NOTE_TAG, text)
+            for name, value in {STORY_TAG: "", NOTE_TAG: text}.items():
+                self.client.set_tag(self.mlflow_run_id, name, value)
 
     def log_story(self, key: str, note: str, tags: Mapping[str, str], page_uri: str) -> None:
         """Log the page, note and tags of a run that the gate has judged.

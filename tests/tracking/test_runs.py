@@ -156,3 +156,14 @@ def test_nothing_is_printed(make_config, capfd):
     run.finish("FINISHED")
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
+
+
+def test_a_run_that_trains_again_tells_its_old_verdict_no_more(opened, tmp_path):
+    """Its checkpoints may have been deleted: the note of its stages replaces the verdict, which is told again after them."""
+    (tmp_path / "report.html").write_text("<p>page</p>")
+    run = opened()
+    run.log_story("k1", "verdict", {"stylegan.verdict": "promoted"}, str(tmp_path / "report.html"))
+    assert (run.tells("k1"), run.tells("k2")) == (True, False)
+    run.log_note("8x8 is trained")
+    assert not run.tells("k1")
+    assert run.client.get_run(run.mlflow_run_id).data.tags["mlflow.note.content"] == "8x8 is trained"

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -204,3 +205,17 @@ def test_kernels_that_do_not_work_are_a_warning(monkeypatch, caplog):
     (line,) = [record.getMessage() for record in caplog.records]
     assert "do not work" in line
     assert "install the package triton" in line
+
+
+def test_a_stage_says_on_what_it_was_trained():
+    found = hardware.describe_hardware(CPU)
+    assert (found.workers, found.hosts, found.torch) == (1, (platform.node(),), torch.__version__)
+    assert found.device
+
+
+def test_without_the_model_of_the_processor_its_architecture_is_told(monkeypatch):
+    def no_file(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", no_file)
+    assert hardware.describe_hardware(CPU).device == (platform.processor() or platform.machine())

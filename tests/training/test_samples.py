@@ -13,7 +13,7 @@ from stylegan.errors import StepError
 from stylegan.images import png_bytes
 from stylegan.training import samples
 from stylegan.training.background import Background
-from stylegan.training.samples import draw_growth, sample_latents, write_reals, write_samples
+from stylegan.training.samples import _write_grid, draw_growth, read_film, sample_latents, write_reals, write_samples
 from stylegan.training.state import start_stage
 
 
@@ -120,3 +120,37 @@ def test_a_grid_that_is_damaged_is_left_out_of_the_animation(tmp_path, caplog):
     assert "000002.png: is not a picture" in caplog.text
     with pytest.raises(StepError, match="hold no sample grid"):
         draw_growth({4: str(tmp_path / "gone")})
+
+
+def draw_grids(job, resolution, kimgs):
+    """Write a sample grid for each kimg whose images have the shade of the kimg and their number; return its folder."""
+    stage = job(resolution, "one")
+    for kimg in kimgs:
+        shades = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1) + 10 * kimg
+        _write_grid(stage, shades.expand(4, 3, resolution, resolution), f"samples/{kimg:06d}.png")
+    return stage.uri
+
+
+def test_a_film_shows_the_same_latents_over_the_whole_run(job):
+    """Each stage has its share of the frames, up to its last one; the images have their own pixels."""
+    low, high = draw_grids(job, 4, range(1, 10)), draw_grids(job, 8, range(10, 13))
+    film = read_film(job(8, "one").config, {4: low, 8: high})
+    assert [(frame.resolution, frame.kimg) for frame in film] == [
+        *((4, kimg) for kimg in (1, 2, 3, 4, 6, 7, 8, 9)),
+        *((8, kimg) for kimg in (10, 11, 12)),
+    ]
+    for frame in film:
+        images = [Image.open(io.BytesIO(png)) for png in frame.images]
+        assert [image.size for image in images] == [(frame.resolution, frame.resolution)] * 2
+        assert [image.getpixel((0, 0))[0] for image in images] == [10 * frame.kimg, 10 * frame.kimg + 1]
+
+
+def test_a_film_goes_without_grids_that_are_damaged_or_of_another_size(job):
+    """A run with another snapshots.grid may have drawn those of a stage that both have."""
+    folder = draw_grids(job, 4, [1, 2, 3])
+    Path(folder, "samples", "000002.png").write_bytes(b"no picture")
+    config = job(4, "one").config
+    assert [frame.kimg for frame in read_film(config, {4: folder})] == [1, 3]
+    larger = config.model_copy(update={"snapshots": config.snapshots.model_copy(update={"grid": 3})})
+    assert read_film(larger, {4: folder}) == []
+    assert read_film(config, {4: f"{folder}-gone"}) == []
