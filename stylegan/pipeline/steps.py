@@ -356,7 +356,7 @@ class Pipeline:
         """Log the hours of training and of GPUs until the end of each stage, unless MLflow has them."""
         for nimg, resolution, hours, gpus in hours_by_stage(run):
             metrics = {"time/train_hours": hours} | ({"time/gpu_hours": gpus} if gpus else {})
-            self.tracked(run.shards).log_quick([{"nimg": nimg, "resolution": resolution, "metrics": metrics}])
+            self.tracked(run.shards).log_hours([{"nimg": nimg, "resolution": resolution, "metrics": metrics}])
 
     def _links(self, tracked: TrackedRun) -> dict[str, str]:
         """Return the addresses at which MLflow shows a run, by what is there."""

@@ -124,7 +124,7 @@ def last_tags(story: Story, report: Report, hardware: Hardware | None) -> dict[s
     }
     if hardware:
         tags |= {"stylegan.device": hardware.device, "stylegan.hosts": str(len(hardware.hosts))}
-    return tags | commit_tag()
+    return tags
 
 
 def progress_note(story: Story, words: str) -> str:

@@ -106,12 +106,23 @@ class TrackedRun:
 
     def log_quick(self, rows: Iterable[Row]) -> None:
         """Log each value of quick metrics whose step has none yet; they come later than the points of the curves."""
-        with self._lock, explained(self.uri, "log quick metrics"):
+        self._log_missing(rows, first=self.start)
+
+    def log_hours(self, rows: Iterable[Row]) -> None:
+        """Log the hours of a run at the ends of its stages, as far as it lacks them.
+
+        They are about what is done: a finished run stays so, to the end of its time.
+        """
+        self._log_missing(rows, first=lambda: None)
+
+    def _log_missing(self, rows: Iterable[Row], first: Callable[[], None]) -> None:
+        """Log each value whose step has none yet; `first` is called before something is logged."""
+        with self._lock, explained(self.uri, "log metrics"):
             for row in rows:
                 step = row["nimg"] // 1000
                 new = {name: value for name, value in row["metrics"].items() if step not in self._steps_of(name)}
                 if new:
-                    self.start()
+                    first()
                 for name in new:
                     del self._quick_steps[name]  # ask again: the batch may be in the store even if logging it fails
                 for batch in _batches([(step, new)] if new else []):

@@ -167,3 +167,17 @@ def test_a_run_that_trains_again_tells_its_old_verdict_no_more(opened, tmp_path)
     run.log_note("8x8 is trained")
     assert not run.tells("k1")
     assert run.client.get_run(run.mlflow_run_id).data.tags["mlflow.note.content"] == "8x8 is trained"
+
+
+def test_hours_that_a_finished_run_lacks_are_logged_once_and_do_not_lengthen_it(opened):
+    run = opened()
+    run.log_rows([row(1)])
+    run.finish("FINISHED")
+    end = run.client.get_run(run.mlflow_run_id).info.end_time
+    for _ in range(2):
+        again = opened()
+        again.log_hours([{"nimg": 1000, "resolution": 8, "metrics": {"time/train_hours": 0.5}}])
+        again.finish("FINISHED")
+    found = run.client.get_run(run.mlflow_run_id)
+    assert (found.info.status, found.info.end_time) == ("FINISHED", end)
+    assert points(run, "time/train_hours") == [(1, 0.5)]
