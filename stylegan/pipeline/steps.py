@@ -30,7 +30,7 @@ from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
 from stylegan.evaluation.engine import evaluate, redraw
-from stylegan.evaluation.metric_table import METRICS
+from stylegan.evaluation.metric_table import METRICS, split_key
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.run_story import Story
@@ -344,7 +344,10 @@ class Pipeline:
         with decoration(f"the course of the run after {stage.name} in MLflow"):
             self._log_hours(run)
             quick = [
-                value for row in run.curves() for name, value in row["metrics"].items() if name.startswith("quick/fid")
+                value
+                for row in run.curves()
+                for name, value in row["metrics"].items()
+                if row["resolution"] == stage.resolution and name.startswith("quick/") and _is_fid(name)
             ]
             best = f"; lowest quick FID {min(quick):.4g}" if quick else ""
             words = (
@@ -758,3 +761,7 @@ class Pipeline:
             grid=run.grid_uri,
             page=run.page_uri,
         )
+
+
+def _is_fid(name: str) -> bool:
+    return split_key(name.partition("/")[2])[0] == "fid"
