@@ -1,6 +1,5 @@
 """Stages on clusters of several nodes: a lost node, one that is taken away, more that come, and an autoscaler."""
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -21,6 +20,7 @@ from mlflow import MlflowClient
 from stylegan.cluster import stage_launch
 from stylegan.config.file import build
 from stylegan.errors import Stopped
+from stylegan.pipeline import steps
 from stylegan.pipeline.steps import Pipeline
 from stylegan.training.curves import read_rows
 from stylegan.training.schedule import stages
@@ -174,14 +174,11 @@ def test_a_range_of_workers_grows_and_gives_way_to_a_preemption_without_losing_a
     assert found.nimg == 4000
 
 
-def processes(machines, name):
-    """Return the processes of a cluster with that in their command line; this machine may have others."""
-    sessions, found = {node.pid for node in machines._processes}, []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if name in "".join(process.cmdline()) and os.getsid(process.pid) in sessions:
-                found.append(process)
-    return found
+def readers():
+    """Return the number of actors that read the load of nodes."""
+    from ray._private.state import actors
+
+    return sum(each["ActorClassName"] == "NodeReader" and each["State"] == "ALIVE" for each in actors().values())
 
 
 def hosts(root):
@@ -194,30 +191,34 @@ def hosts(root):
 
 
 def test_every_node_that_trains_has_system_metrics(tmp_path, caplog, monkeypatch):
-    """Two nodes, of which one is killed: its metrics end, those of the others go on, and no process is left."""
+    """Two nodes, of which one is killed: its metrics end, those of the others go on, and no reader is left."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
     caplog.set_level(logging.INFO, logger="stylegan")
     with Machines() as machines:
         machines.add()
         second = machines.add()
-        config = make_config(tmp_path, 60.0, workers={"min": 1, "max": 2}, address=machines.address, max_failures=1)
+        config = make_config(tmp_path, 15.0, workers={"min": 1, "max": 2}, address=machines.address, max_failures=1)
 
         def kill():
-            wait_for(lambda: len(hosts(tmp_path)) >= 2 and all(number >= 2 for number in hosts(tmp_path).values()))
-            found.append(len(processes(machines, "NodeReader")))
+            wait_for(lambda: len(hosts(tmp_path)) == 3 and min(hosts(tmp_path).values()) >= 2)
+            found.append(readers())
             machines.kill(second)
             wait_for(lambda: any("goes on with 1 worker(s)" in line for line in lines(caplog)))
-            before = hosts(tmp_path)
-            wait_for(lambda: max(hosts(tmp_path).values()) >= max(before.values()) + 8)
-            found.append(len(processes(machines, "NodeReader")))
-            (worker,) = processes(machines, "ray::RayTrainWork")
-            worker.terminate()
+            before = sorted(hosts(tmp_path).values())[1]
+            wait_for(lambda: sorted(hosts(tmp_path).values())[1] >= before + 6)
+            found.append(readers())
 
-        found = []
-        with pytest.raises(Stopped):
-            train(config, (200, kill))
-        wait_for(lambda: not processes(machines, "NodeReader"))
+        class Closing(steps.NodeMetrics):
+            def __exit__(self, *error):
+                super().__exit__(*error)
+                wait_for(lambda: not readers())
+                ends.append(len(found))
+
+        found, ends = [], []
+        monkeypatch.setattr(steps, "NodeMetrics", Closing)
+        train(config, (200, kill))
     assert found == [2, 1]  # this process reads the machine of the head itself
+    assert ends == [2]
     fewest, *_, most = sorted(hosts(tmp_path).values())
     assert fewest < most - 4
     assert not any("system metrics" in line for line in lines(caplog))
