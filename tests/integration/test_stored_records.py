@@ -189,7 +189,7 @@ NEEDED_BY = {
     "checkpoint.json": "sample a checkpoint",
     "generator.safetensors": "sample a run",
 }
-# Changes of one field that leave the record whole. Only estimates need the speed of a stage in done.json.
+# Changes of one field that leave the record whole. Only estimates need the speed of a stage in done.json, and only pages its hardware.
 _REPORT = ("intervals", "protocols", "settings", "attributes", "curves", "figures", "skipped")
 _WRONG = ("without {}", "{}={{'x': [None]}}", "{}=nan")
 ANYTHING_GOES = {
@@ -198,8 +198,8 @@ ANYTHING_GOES = {
         *(way.format(key) for key in ("__kind__", "wids_version") for way in _WRONG),
         *("without parent", "without images_fingerprint"),
     },
-    "verdict.json": {"without models"},  # that of an earlier release
-    "done.json": {way.format(key) for key in ("img_per_sec", "model", "ray", "work") for way in _WRONG},
+    "verdict.json": {"without models", "without against"},  # that of an earlier release
+    "done.json": {way.format(key) for key in ("img_per_sec", "model", "ray", "work", "hardware") for way in _WRONG},
 }
 MADE_ANEW = ("card.json", "preview.png", "newest.json")
 
