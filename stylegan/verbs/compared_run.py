@@ -44,7 +44,8 @@ class ComparedRun:
         latents: what decides the latents of its sample grids; None if that is not known.
         start_nimg: the image count at which it began; not 0 after a warm start.
         rows: the points of its curves, by image count.
-        seconds, gpu_hours: since it began to train, by point; the latter is empty where it trained on no GPU.
+        seconds, gpu_hours: since it began to train, by point; the former is empty where no speed is known, the latter
+            where it trained on no GPU.
         grids: its sample grids by kimg; a function reads one, a PNG file.
         report: of its evaluation; None if it has none.
         verdict: the gate's decision with its reasons.
@@ -189,6 +190,7 @@ def _as_logged(run: LoggedRun) -> ComparedRun:
     data = {"source": run.params["data.source"]} if "data.source" in run.params else {}
     if run.report:
         data["fingerprint"] = run.report.dataset_fingerprint
+    seconds = clock(run.rows)
     return ComparedRun(
         label=run.run_id or run.name,
         run_id=run.run_id or run.mlflow_run_id,
@@ -198,7 +200,7 @@ def _as_logged(run: LoggedRun) -> ComparedRun:
         latents=None,
         start_nimg=0,
         rows=run.rows,
-        seconds=clock(run.rows),
+        seconds=seconds if any(seconds) else [],
         gpu_hours=[],
         grids={kimg: partial(run.grid, kimg) for kimg in run.grids},
         report=run.report,

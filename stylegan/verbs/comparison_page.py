@@ -9,6 +9,7 @@ import base64
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from stylegan.evaluation.page.template import template
 from stylegan.images import open_picture
 from stylegan.outputs import write_output
 from stylegan.progress import duration
+from stylegan.tracking import metric_names
 from stylegan.tracking.parents import common_parent, log_page
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ CURVES = (
     "scores/",
     "time/img_per_sec",
 )
+OF_LOWER_STAGE = re.compile(r"_\d+x\d+$")  # quick metrics that a stage below the last one has of its own network
 SCRIPT = """
 const section = document.getElementById("samples"), frames = [...section.querySelectorAll(".frame")];
 const box = section.querySelector(".slider"), range = box.querySelector("input"), output = box.querySelector("output");
@@ -174,9 +177,13 @@ def judged(value: Value) -> tuple[str, str]:
 
 
 def _axes(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Return the charts over each x axis that the runs have; empty without curves."""
+    """Return the charts over each x axis that the runs have; empty without curves.
+
+    A metric of which each run has one point at most is left out: that is a value, not a curve.
+    """
     names = list(dict.fromkeys(name for run in runs for row in run.rows for name in row["metrics"]))
     chosen = [name for start in CURVES for name in names if name.startswith(start)]
+    chosen.sort(key=lambda name: OF_LOWER_STAGE.search(name) is not None)
     known = [("kimg", "kimg", [[row["nimg"] / 1000 for row in run.rows] for run in runs])]
     known.append(("hours", "hours of training", [[seconds / 3600 for seconds in run.seconds] for run in runs]))
     if any(run.gpu_hours for run in runs):
@@ -191,10 +198,13 @@ def _axes(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
                 ]
                 for run, xs in zip(runs, places, strict=True)
             }
+            if max(map(len, series.values())) < 2:
+                continue
             try:
-                charts.append({"title": _curve_title(name), "chart": curve_chart(series, x_name=title)})
+                chart = curve_chart(series, x_name=title)
             except ValueError:  # no point that can be drawn
                 continue
+            charts.append({"title": _curve_title(name), "meaning": _meaning(name), "chart": chart})
         if charts:
             axes.append({"id": axis, "title": title, "charts": charts})
     return axes
@@ -206,6 +216,11 @@ def _curve_title(name: str) -> str:
         facts, (_, network) = describe(rest), split_key(rest)
         return f"{facts.title}, while training" + (f" ({network.replace('_', ' ')})" if network else "")
     return name
+
+
+def _meaning(name: str) -> str:
+    found = None if name.startswith("quick/") else metric_names.find(name)
+    return found.meaning if found else ""
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

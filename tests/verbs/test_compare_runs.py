@@ -219,6 +219,19 @@ def test_many_runs_have_a_row_each_and_few_a_column(make_run):
         assert page.count('<th scope="col">Gate</th>') == 0  # no run was judged
 
 
+def test_quality_is_the_first_curve_and_one_point_is_no_curve(make_run):
+    first, second = side_by_side(make_run("a"), make_run("b", seed=1))
+    quick = ("quick/fid_classifier_4x4", "quick/fid_classifier", "quick/kid_classifier")
+    for number, row in enumerate(first.rows):
+        row["metrics"] |= dict.fromkeys(quick[: 3 if number == 0 else 2], 9.0 - number)
+    page = comparison_page([first, second], compare([first, second]))
+    titles = re.findall(r"<h3>(.*)</h3>", page.partition('charts-kimg">')[2].partition('charts-hours">')[0])
+    assert titles[0] == "Fréchet distance (FID), while training (classifier)"
+    assert titles[-1] == "Fréchet distance (FID), while training (classifier 4x4)"
+    assert not any("Kernel" in title for title in titles)
+    assert "Loss of D in the game against G" in page  # what a curve means
+
+
 def test_a_grid_stands_beside_one_of_nearly_the_same_kimg(make_run):
     runs = side_by_side(
         make_run("a", grids=(1, 100)), make_run("b", grids=(101,), seed=1), make_run("c", grids=(50,), seed=2)
@@ -259,6 +272,10 @@ def test_runs_that_only_mlflow_has_are_compared_by_what_was_logged(make_run, tmp
     page = comparison_page(runs, comparison)
     assert page.count("data:image/webp;base64,") == 2
     assert "is not known" in page  # their latents
+    assert (comparison.runs[1].seconds, comparison.runs[1].images_per_second) == (None, None)  # nothing tells its speed
+    hours = page.partition('class="charts charts-hours"')[2]
+    assert hours.count('class="curve series-1') > 0
+    assert "theirs:" not in hours
     assert read_run(config, f"runs:/{run.info.run_id}").label == "theirs"
 
 
