@@ -24,8 +24,8 @@ from stylegan.training.schedule import stages
 
 README = Path(__file__).with_name("README.md")
 SOURCE = "stylegan/tracking/metric_names.py"
-BEGIN = f"<!-- Begin of the part that `make metric-names` writes from {SOURCE}. -->\n"
-END = "<!-- End of the part that `make metric-names` writes. -->\n"
+BEGIN = f"<!-- Begin of the part that is written from {SOURCE}. -->\n"
+END = "<!-- End of the part that is written. -->\n"
 
 # What the parts in braces stand for.
 PLACEHOLDERS = {

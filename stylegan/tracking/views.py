@@ -79,13 +79,13 @@ def experiment_note(experiment_id: str) -> str:
         [
             f"**[Compare the runs as charts]({charts})** or **[as a table]({table})**.",
             "",
-            "- Each run is one `stylegan run`. The step of every metric and image is **kimg**: thousand real images that the "
+            "- Each run is one run of the pipeline. The step of every metric and image is **kimg**: thousand real images that the "
             "discriminator was shown.",
             "- `quick/fid_...` was measured on few images while a run trained: for the course of a run, and within one "
             "resolution. `eval/...` are the metrics of the finished model, with intervals in the run's `report.html`.",
             "- Values whose names end with `classifier` or `rotation` compare only between runs on the same images.",
             "- `samples`: each place of the grid has the same latent in all runs; the slider chooses the kimg.",
-            "- `stylegan compare RUN RUN` says which differences are more than chance.",
+            "- The command compare of stylegan says which differences are more than chance.",
             "",
         ]
     )
