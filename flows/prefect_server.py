@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from stylegan.commands import shell_command
 from stylegan.errors import ConfigError, StepError
 from stylegan.places import check_place
@@ -26,6 +28,7 @@ from stylegan.places import check_place
 SETTINGS_FILES = {"prefect.toml": "", "pyproject.toml": "[tool.prefect", ".env": "PREFECT_"}
 # Variables that say where Prefect keeps flow runs.
 ELSEWHERE = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "DATABASE")
+LOCK = "stylegan-start.lock"  # beside the database
 DATABASE = "prefect.db"  # of the embedded server, in PREFECT_HOME
 START_SECONDS = 600  # ends only what hangs: the very first start migrates the database, on a busy machine for minutes
 
@@ -50,22 +53,37 @@ def api(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
         _check(configured)
         yield configured
         return
-    process, url = _launch()
-    try:
-        meanwhile()
-        _wait(process, url)
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
-            try:
-                yield url
-            finally:
-                APILogWorker.drain_all(timeout=5)  # log lines that are still on their way need the server
-    finally:
-        process.send_signal(signal.SIGINT)
+    with _one_start() as started:
+        process, url = _launch()
         try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            meanwhile()
+            _wait(process, url)
+            started()
+            with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+                try:
+                    yield url
+                finally:
+                    APILogWorker.drain_all(timeout=5)  # log lines that are still on their way need the server
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def _one_start() -> Iterator[Callable[[], None]]:
+    """Let one server start at a time; yield what ends that. Two that make or migrate one database at once both end."""
+    os.makedirs(_home(), exist_ok=True)
+    lock = FileLock(_home() / LOCK, timeout=START_SECONDS)
+    with contextlib.suppress(Timeout, OSError):  # a file system without locks: as before
+        lock.acquire()
+    try:
+        yield lock.release
+    finally:
+        lock.release()
 
 
 def require_server() -> str:

@@ -49,3 +49,13 @@ with prefect_server.api() as url:
 print(server.is_running())
 """
     assert in_own_process(code, tmp_path).split() == ["200", "False"]
+
+
+def test_two_servers_that_start_at_once_on_a_new_home_both_come_up(tmp_path):
+    """Both would make the database, and the second one would find it half made."""
+    code = "from flows.prefect_server import api\nwith api():\n    pass"
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment["PREFECT_HOME"] = str(tmp_path / "home")
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    failures = [process.communicate(timeout=300)[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], failures
