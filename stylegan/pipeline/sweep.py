@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import computed_field
 
-from stylegan import storage
 from stylegan.config.file import build, load
 from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import find_shards, shard_key
@@ -26,9 +25,9 @@ from stylegan.evaluation.report import Report
 from stylegan.pipeline.keys import stage_keys
 from stylegan.pipeline.plan import Plan, make_plan
 from stylegan.pipeline.run import Run
+from stylegan.pipeline.story import hours_by_stage
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
-from stylegan.training.curves import STATS, mean_speed, read_rows
 from stylegan.training.schedule import stages
 
 MAX_CHILDREN = 1000
@@ -344,14 +343,13 @@ def facts_of_run(run: Run, report: Report, mlflow_run_id: str, aliases: Sequence
         mlflow_run_id: that of MLflow.
         aliases: of its version in the registry.
     """
-    speeds = [mean_speed(read_rows(storage.join(run.stage_uri(stage), STATS))) for stage in run.stages]
-    seconds = [stage.num_images / speed for stage, speed in zip(run.stages, speeds, strict=True) if speed]
+    hours = hours_by_stage(run)
     facts = report.model_dump(mode="json", include={"metrics", "intervals"})
     return facts | {
         "run_id": run.run_id,
         "mlflow_run_id": mlflow_run_id,
         "kimg": run.stages[-1].end_nimg / 1000,
-        "train_seconds": sum(seconds) if len(seconds) == len(run.stages) else None,
+        "train_seconds": 3600 * hours[-1][2] if len(hours) == len(run.stages) else None,
         "aliases": tuple(aliases),
     }
 

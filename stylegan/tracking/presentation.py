@@ -15,14 +15,14 @@ from stylegan.evaluation.page.metric_rows import metric_rows
 from stylegan.evaluation.page.run_story import Against, Story
 from stylegan.evaluation.report import Report
 from stylegan.records import Record
-from stylegan.tracking.views import DIFFERENCE_TAG, VERDICT_TAG
+from stylegan.tracking.views import DIFFERENCE_TAG, NOTE_DIGEST, NOTE_TAG, VERDICT_TAG, note_digest
 from stylegan.training.hardware import Hardware
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_TAG = "stylegan.run_id"  # of a pipeline run
-COLOUR_TAG, NOTE_TAG, COMMIT_TAG = "mlflow.runColor", "mlflow.note.content", "mlflow.source.git.commit"
+COLOUR_TAG, COMMIT_TAG = "mlflow.runColor", "mlflow.source.git.commit"
 STORY_TAG = "stylegan.story"  # key of the story that note, tags and page tell; set last
 MAX_DIFFERENCE, MAX_NOTE = 250, 5000  # characters
 # Colours that are told apart on white and on black, also beside each other.
@@ -132,6 +132,20 @@ def progress_note(story: Story, words: str) -> str:
     return "\n".join([f"**{words}**", "", *_end(story)])
 
 
+def note_tags(there: Mapping[str, str], text: str) -> dict[str, str]:
+    """Return the tags that set the note of a run, in their order; none if a person has written or changed the one there.
+
+    Args:
+        there: the tags of the run.
+        text: the new note.
+    """
+    old = there.get(NOTE_TAG, "")
+    if old and note_digest(old) not in there.get(NOTE_DIGEST, "").split():
+        return {}
+    # The digest of the old note stays until the next one, because a kill may come between the two tags.
+    return {NOTE_DIGEST: " ".join([note_digest(text), *([note_digest(old)] if old else [])]), NOTE_TAG: text}
+
+
 def note_of(story: Story, report: Report, mlflow_run_id: str) -> str:
     """Return the note of a run that the gate has judged, as Markdown: verdict, metrics, picture, what changed, command."""
     lines = [f"**{_line(story.headline)}**", "", *(_line(reason) for reason in story.reasons), ""]
@@ -142,8 +156,10 @@ def note_of(story: Story, report: Report, mlflow_run_id: str) -> str:
         lines += ["", f"![Real images on the left, generated ones on the right]({address})"]
     for other in filter(None, (story.champion, story.previous)):
         lines += ["", *_against(other)]
-    text = "\n".join([*lines, "", *_end(story)])
-    return text if len(text) <= MAX_NOTE else f"{text[: MAX_NOTE - 4]}\n..."
+    end = "\n".join(["", *_end(story)])
+    while len("\n".join([*lines, end])) > MAX_NOTE and len(lines) > 1:  # links and command are worth more
+        lines.pop()
+    return "\n".join([*lines, end])
 
 
 def _against(other: Against) -> list[str]:

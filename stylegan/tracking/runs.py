@@ -22,7 +22,7 @@ from stylegan.evaluation.report import Report
 from stylegan.images import as_gif, open_picture
 from stylegan.tracking.connection import explained
 from stylegan.tracking.metric_names import warn_of_unknown
-from stylegan.tracking.presentation import NOTE_TAG, STORY_TAG, EarlierRun, find_run_before
+from stylegan.tracking.presentation import STORY_TAG, EarlierRun, find_run_before, note_tags
 from stylegan.tracking.system_metrics import ReadNodes, SystemMetrics, next_step
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ class TrackedRun:
     def log_note(self, text: str) -> None:
         """Set the note of a run that is under way, which tells no verdict: not even one from before it trained again."""
         with self._lock, explained(self.uri, "log the note"):
-            for name, value in {STORY_TAG: "", NOTE_TAG: text}.items():
-                self.client.set_tag(self.mlflow_run_id, name, value)
+            self._set_tags({STORY_TAG: "", **self._note_tags(text)})
 
     def log_story(self, key: str, note: str, tags: Mapping[str, str], page_uri: str) -> None:
         """Log the page, note and tags of a run that the gate has judged.
@@ -228,8 +227,14 @@ class TrackedRun:
         """
         with self._lock, explained(self.uri, "log the story of the run"):
             self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
-            for name, value in {NOTE_TAG: note, **tags, STORY_TAG: key}.items():
-                self.client.set_tag(self.mlflow_run_id, name, value)
+            self._set_tags({**self._note_tags(note), **tags, STORY_TAG: key})
+
+    def _note_tags(self, text: str) -> dict[str, str]:
+        return note_tags(self.client.get_run(self.mlflow_run_id).data.tags, text)
+
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            self.client.set_tag(self.mlflow_run_id, name, value)
 
     def start_system_metrics(self) -> None:
         """Log the load of this machine, and of those in `with_nodes`, until the run is finished, ever more rarely."""

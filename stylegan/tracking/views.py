@@ -59,10 +59,10 @@ def prepare_experiment(client: MlflowClient, experiment: Experiment) -> None:
         client.set_experiment_tag(experiment.experiment_id, KIND_TAG, KIND)
     text, told = experiment_note(experiment.experiment_id), tags.get(NOTE_TAG)
     version, _, digest = tags.get(NOTE_DIGEST, "").partition(" ")
-    is_ours = not told or digest == _digest(told)
+    is_ours = not told or digest == note_digest(told)
     if is_ours and told != text and not (told and version.isdigit() and int(version) > VERSION):
         # The digest goes first: cut in between, the old text counts as somebody's, and is left alone.
-        client.set_experiment_tag(experiment.experiment_id, NOTE_DIGEST, f"{VERSION} {_digest(text)}")
+        client.set_experiment_tag(experiment.experiment_id, NOTE_DIGEST, f"{VERSION} {note_digest(text)}")
         client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, text)
 
 
@@ -140,7 +140,8 @@ def _is_older(text: str | None) -> bool:
     return int(there.get("stylegan", 0)) <= VERSION and there != view_state()
 
 
-def _digest(text: str) -> str:
+def note_digest(text: str) -> str:
+    """Return what tells a description of this program from one that a person has changed."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from stylegan.tracking.presentation import (
     differing,
     find_run_before,
     note_of,
+    note_tags,
 )
 from stylegan.tracking.views import DIFFERENCE_TAG
 
@@ -119,7 +120,25 @@ def test_a_note_begins_with_the_verdict_and_ends_with_the_command():
 
 def test_a_note_is_no_longer_than_mlflow_holds():
     many = {f"fid_{'x' * 60}{number}": 1.0 for number in range(200)}
-    assert len(note_of(story(), report(**many), "0" * 32)) <= MAX_NOTE
+    text = note_of(story(), report(**many), "0" * 32)
+    assert len(text) <= MAX_NOTE
+    assert text.endswith("```sh\nstylegan run faces.yaml\n```")
+
+
+def test_a_note_that_a_person_has_written_stays(start):
+    run = start("tiny-1")
+    run.log_note("ours")
+    run.log_note("ours again")
+    assert tags(run)["mlflow.note.content"] == "ours again"
+    run.client.set_tag(run.mlflow_run_id, "mlflow.note.content", "theirs")
+    run.log_note("ours, later")
+    assert tags(run)["mlflow.note.content"] == "theirs"
+
+
+def test_a_kill_between_the_tags_of_a_note_makes_it_nobody_elses():
+    first = note_tags({}, "one")
+    cut = first | {name: value for name, value in note_tags(first, "two").items() if name != "mlflow.note.content"}
+    assert note_tags(cut, "three")["mlflow.note.content"] == "three"
 
 
 def test_a_story_is_told_once(start, tmp_path):
