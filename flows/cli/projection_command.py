@@ -181,28 +181,21 @@ def edit(
 
 
 def _lines(record: Projections) -> Iterator[str]:
-    """Yield the table of projections, and what there is to say about single pictures."""
-    width = max(map(len, (_mark(image, record) for image in record.images)))
-    yield f"{'':{width}}" + "".join(f"{word:>10}" for word in HEAD)
-    for image in record.images:
-        figures = image.figures
-        if figures is None:
-            yield f"{_mark(image, record):{width}}  {image.error}"
-            continue
+    """Yield the table of projections, with what their figures mean; the log has what is wrong with the other pictures."""
+    done = [(image, image.figures) for image in record.images if image.figures]
+    width = max((len(_mark(image, record)) for image, _ in done), default=0)
+    if done:
+        yield f"{'':{width}}" + "".join(f"{word:>10}" for word in HEAD)
+    for image, figures in done:
         psnr = "equal" if figures.psnr is None else f"{figures.psnr:.1f} dB"
         cells = (f"{figures.distance:.4f}", psnr, f"{figures.w_distance:.2f}", f"{figures.seconds:.1f}")
-        yield (
-            f"{_mark(image, record):{width}}"
-            + "".join(f"{cell:>10}" for cell in cells)
-            + "  (there already)" * image.cached
-        )
+        row = "".join(f"{cell:>10}" for cell in cells) + "  (there already)" * image.cached
+        yield f"{_mark(image, record):{width}}{row}"
         yield from (f"  {remark}" for remark in figures.remarks)
-    yield (
-        f"distance: perceptual, by {record.network}; w: deviations of w from its mean, where about 1 is an image of the model"
-    )
-    done = [image for image in record.images if image.figures]
     if done:
-        yield f"{len(done)} of {len(record.images)} picture(s) projected: {done[0].folder}" + ", ..." * (len(done) > 1)
+        yield f"distance: perceptual, by {record.network}; w: deviations from the mean w, about 1 for images of the model"
+    places = f": {done[0][0].folder}" + ", ..." * (len(done) > 1) if done else ""
+    yield f"{len(done)} of {len(record.images)} picture(s) projected{places}"
 
 
 def _mark(image: ProjectedImage, record: Projections) -> str:
