@@ -154,7 +154,11 @@ def parse_strengths(text: str) -> list[float]:
         found = [first + (last - first) * column / (count - 1) for column in range(count)]
     else:
         found = [float(part) for part in text.split(",")]
-    if (ends and ends[0] == ends[1]) or any(abs(strength) > MAX_STRENGTH for strength in found) or len(found) > MOST_COLUMNS:
+    if (
+        (ends and ends[0] == ends[1])
+        or any(abs(strength) > MAX_STRENGTH for strength in found)
+        or len(found) > MOST_COLUMNS
+    ):
         raise ConfigError(rule)
     return [round(strength, 6) for strength in found]
 

@@ -117,7 +117,9 @@ def video(
     keys = number // cells
     side = generator.resolution * max(CELL // generator.resolution, 1)
     check_film(out, (columns * side, rows * side))
-    classes = [one_class(label, names) if label is not None else cell % len(names) if names else None for cell in range(cells)]
+    classes = [
+        one_class(label, names) if label is not None else cell % len(names) if names else None for cell in range(cells)
+    ]
 
     # The noise of each cell, and its way.
     firsts, walk = (
