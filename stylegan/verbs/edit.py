@@ -99,16 +99,15 @@ def edit(
     number = one_class(label, names)
 
     # The images of the rows.
-    rows: list[tuple[str, Latents]] = []
-    for uri in w:
-        found_in_file = read_latents(uri, generator).rows()
-        marks = [_mark(uri) if len(found_in_file) == 1 else f"image {row}" for row in range(len(found_in_file))]
-        rows += [
-            (mark, of_file(generator, latents, psi=psi, noise=noise))
-            for mark, latents in zip(marks, found_in_file, strict=True)
-        ]
+    files = [(uri, read_latents(uri, generator).rows()) for uri in w]
+    num_rows = sum(len(rows) for _, rows in files) + len(seeds)
+    check_size(num_rows * len(strengths), generator, option="--strength and --seeds")
+    rows = [
+        (_mark(uri) if len(found_in_file) == 1 else f"image {row}", of_file(generator, latents, psi=psi, noise=noise))
+        for uri, found_in_file in files
+        for row, latents in enumerate(found_in_file)
+    ]
     rows += [(f"seed {seed}", of_seed(generator, seed, number, psi=psi, noise=noise, rng=rng)) for seed in seeds]
-    check_size(len(rows) * len(strengths), generator, option="--strength and --seeds")
 
     images = [image for _, latents in rows for image in draw_edits(generator, latents, direction, strengths)]
     heads = [f"{strength:+g}" if strength else "0" for strength in strengths]

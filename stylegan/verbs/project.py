@@ -341,4 +341,4 @@ def _convert(content: bytes | np.ndarray, data: DataConfig) -> tuple[np.ndarray,
         words = (
             f"{shape[0]}x{shape[1]} with {shape[2]} channel(s), converted as sharding does: {part}{side}x{side}, {mode}"
         )
-    return np.ascontiguousarray(pixels), words
+    return np.array(pixels, order="C"), words
