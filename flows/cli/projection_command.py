@@ -72,7 +72,6 @@ def project(
     --------
     stylegan project faces@champion portrait.jpg --config faces.yaml --out portrait
     stylegan project faces@champion photos/ --space w --steps 1000 --out projected
-    stylegan sample faces@champion --w portrait/portrait/w.npz --out again.png
     """
     settings = registry_config(config, overrides)
     if not images:

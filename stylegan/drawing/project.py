@@ -11,6 +11,8 @@ What differs from the paper:
   generators have no smooth way from their mean to each of their images; and the class of the target need not be known.
 - The loss has a pixel term. The embedded feature networks are small, and their distance alone leaves the last details
   undecided.
+- The learning rate of w is in deviations of w, which small models have of any size. The penalty on noise maps counts as
+  much at every size; the paper's weight is for 1024x1024 (see `noise_penalty`).
 - All noise maps of StyleGAN v1 are optimised, two for each resolution.
 - w+ gives each layer a w of its own (Abdal et al. 2019, "Image2StyleGAN"). It reaches nearly any image, also one that
   the model would never draw; `w_distance` says how far it had to go for that.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -227,7 +228,7 @@ def _listed(source: str, settings: Config) -> Iterator[tuple[str, str, Callable[
     check_argument("IMAGE", source)
     uri = storage.absolute(source)
     if is_image(storage.name(uri)) and storage.exists(uri):
-        yield source, storage.name(uri), lambda: storage.read_bytes(uri)
+        yield source, storage.name(uri), partial(storage.read_bytes, uri)
         return
     try:
         opened = open_source(DataConfig(source=source, resolution=4, labels="none"), settings.storage.root)
@@ -241,7 +242,7 @@ def _listed(source: str, settings: Config) -> Iterator[tuple[str, str, Callable[
             return reader(path)
 
     for image in opened.images:
-        yield storage.join(source, image.path), image.path, lambda path=image.path: read(path)
+        yield storage.join(source, image.path), image.path, partial(read, image.path)
 
 
 class _Batch:
