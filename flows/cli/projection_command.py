@@ -105,7 +105,7 @@ def edit(
     w: Files = None,
     psi: Number | None = None,
     label: str | None = None,
-    noise: str = "own",
+    noise: str | None = None,
     rng: Literal["torch", "numpy"] = "torch",
     directions: AnyFile | None = None,
     out: OutputFile = "edits.png",
@@ -134,7 +134,8 @@ def edit(
     label
         Class (name or number) of the seeds. Unset: the first one.
     noise
-        own: each seed has its noise. stored: that of the model. none: no noise. A number: the noise of that seed.
+        own: each seed or file has its noise. stored: that of the model. none: no noise. A number: the noise of that seed.
+        Unset: own, and stored with --rng numpy.
     rng
         numpy draws the latents of the official scripts.
     directions
@@ -166,7 +167,7 @@ def edit(
             w=w or (),
             psi=psi,
             label=label,
-            noise=parse_noise(noise),
+            noise=parse_noise(noise, rng),
             rng=rng,
             directions=directions,
             out=out,

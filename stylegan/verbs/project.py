@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -263,7 +264,9 @@ class _Batch:
 
     def run(self, pmap: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]) -> list[ProjectedImage]:
         """Project all pictures; requests are made as workers take them, so that few pictures are in memory."""
-        for number, result in enumerate(pmap(project_image, self._requests())):
+        requests = self._requests()
+        first = list(islice(requests, 1))  # if there is nothing to do, no Ray need start
+        for number, result in enumerate(pmap(project_image, chain(first, requests)) if first else ()):
             position, image = self.asked[number]
             self._finish(position, image, result)
         return [self.done[position] for position in range(len(self.pictures))]
