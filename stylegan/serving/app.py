@@ -14,17 +14,21 @@ from typing import Annotated, Any, NoReturn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 import stylegan
-from stylegan.drawing.latents import MAX_SEED, Latents
+from stylegan.drawing.directions import MAX_STRENGTH
+from stylegan.drawing.latents import MAX_SEED
+from stylegan.drawing.project import Space
 from stylegan.errors import shown
 from stylegan.networks.generator import MAX_PSI, layer_resolution
 from stylegan.serving.access import MOST_BODY, Guard
 from stylegan.serving.arguments import (
+    DEFAULT_STEPS,
     MOST_EDITS,
     MOST_SIDE,
-    STRENGTH,
+    MOST_STEPS,
     PictureQuery,
     PicturesBody,
     Refused,
@@ -33,8 +37,14 @@ from stylegan.serving.arguments import (
     sentence,
     understand,
 )
-from stylegan.serving.models import Models, ServedModel
+from stylegan.serving.models import Models
 from stylegan.serving.painting import BusyError, GoneError, Painter, etag
+from stylegan.serving.projections import (
+    RETRY_AFTER,
+    FullError,
+    Projections,
+    UploadedProjection,
+)
 
 KINDS = {".png": "image/png", ".webp": "image/webp"}
 PAGE_KINDS = {
@@ -57,18 +67,22 @@ def make_app(models: Models, *, token: str | None) -> ASGIApp:
         token: what whoever asks must know; see `Guard`.
     """
 
+    projections = Projections(models.device)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.painter = Painter(models.device)
         models.start()
         yield
         models.close()
+        projections.close()
         app.state.painter.close()
 
     app = FastAPI(title="StyleGAN", version=stylegan.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.models = models
     _explain_errors(app)
-    _add_pictures(app, models)
+    _add_pictures(app, models, projections)
+    _add_projections(app, models, projections)
     _add_facts(app, models)
     _add_page(app)
     return Guard(app, token=token)
@@ -93,12 +107,12 @@ def _explain_errors(app: FastAPI) -> None:
         return Response(status_code=499)  # nobody reads it
 
 
-def _add_pictures(app: FastAPI, models: Models) -> None:
+def _add_pictures(app: FastAPI, models: Models, projections: Projections) -> None:
     def picture_of(ending: str) -> Callable[..., Awaitable[Response]]:
         async def draw_picture(request: Request, asked: Annotated[PictureQuery, Query()]) -> Response:
             """Draw an image. Its bytes depend on the model's version and the arguments alone."""
             model = models.current
-            wanted = understand(asked, model, no_projection)
+            wanted = understand(asked, model, projections.latents)
             check_total([wanted])
             headers = {**REVALIDATE, "ETag": f'"{etag(model, wanted, ending)}"', "X-Model-Version": model.version}
             if headers["ETag"] in _known(request):
@@ -120,7 +134,7 @@ def _add_pictures(app: FastAPI, models: Models) -> None:
     async def draw_pictures(request: Request, asked: PicturesBody) -> Response:
         """Draw many images: base64 in JSON, or a zip file if the request accepts `application/zip`."""
         model, ending = models.current, f".{asked.format}"
-        wanted = [understand(one, model, no_projection) for one in asked.images]
+        wanted = [understand(one, model, projections.latents) for one in asked.images]
         check_total(wanted)
         drawn = await app.state.painter.pictures(model, wanted, ending, request.is_disconnected)
         headers = {"X-Model-Version": model.version, "Cache-Control": "no-store"}
@@ -130,9 +144,52 @@ def _add_pictures(app: FastAPI, models: Models) -> None:
         return JSONResponse({"version": model.version, "images": images}, headers=headers)
 
 
-def no_projection(name: str, model: ServedModel) -> Latents:
-    """Refuse the id of a projection."""
-    raise Refused(f"w={shown(name, 40)}: there is no such projection; upload the picture again")
+def _add_projections(app: FastAPI, models: Models, projections: Projections) -> None:
+    @app.exception_handler(FullError)
+    async def full(request: Request, error: FullError) -> JSONResponse:
+        said = f"other pictures wait already; ask again in {RETRY_AFTER} s"
+        return JSONResponse({"detail": said}, 429, {"Retry-After": str(RETRY_AFTER)})
+
+    def find(name: str) -> UploadedProjection:
+        found = projections.get(name)
+        if found is None:
+            raise HTTPException(404, f"{shown(name, 40)}: there is no such projection; upload the picture again")
+        return found
+
+    picture = {
+        "requestBody": {"required": True, "content": {kind: {} for kind in ("image/png", "image/jpeg", "image/webp")}}
+    }
+
+    @app.post("/projections", status_code=202, openapi_extra=picture)
+    async def project_picture(
+        request: Request, space: Space = "w+", steps: Annotated[int, Query(ge=1, le=MOST_STEPS)] = DEFAULT_STEPS
+    ) -> dict[str, str]:
+        """Find the latents with which the model makes a picture, an image file in the body. It takes a while."""
+        data = await request.body()
+        if not data:
+            raise Refused("the body is empty: it must be a PNG, JPEG or WebP file")
+        new = await run_in_threadpool(projections.add, models.current, data, space=space, steps=steps)
+        return {"id": new.id, "url": f"/projections/{new.id}"}
+
+    @app.get("/projections/{name}")
+    async def projection(name: str) -> dict[str, Any]:
+        """Say how far a projection is, and how well it fits."""
+        return find(name).describe()
+
+    @app.delete("/projections/{name}", status_code=204)
+    async def drop_projection(name: str) -> None:
+        """End a projection, and forget it."""
+        if not projections.drop(name):
+            find(name)
+
+    @app.get("/projections/{name}/w.npz", response_class=Response)
+    async def latents_file(name: str) -> Response:
+        """Return the latents of a finished projection, for `stylegan sample --w` and other programs."""
+        found = find(name)
+        if not found.w_file:
+            raise HTTPException(409, f"this projection is {found.state}; wait until it is done")
+        headers = {"Content-Disposition": 'attachment; filename="w.npz"'}
+        return Response(found.w_file, media_type="application/octet-stream", headers=headers)
 
 
 def _known(request: Request) -> list[str]:
@@ -166,16 +223,18 @@ def _add_facts(app: FastAPI, models: Models) -> None:
             "w_size": generator.w_avg.shape[0],
             "classes": list(model.classes),
             "has_noise": generator.model.noise,
-            "attributes": [],
+            "attributes": [{"name": one.name, "scale": one.scale} for one in model.directions.values()],
             "psi": {"min": -MAX_PSI, "max": MAX_PSI, "default": 1.0},
-            "projection": False,
+            "projection": model.means is not None,
+            "no_projection": model.no_means or None,
             "limits": {
                 "seed": MAX_SEED,
                 "images": most_images(generator.resolution),
                 "size": MOST_SIDE,
                 "body_bytes": MOST_BODY,
                 "edits": MOST_EDITS,
-                "strength": STRENGTH,
+                "strength": MAX_STRENGTH,
+                "steps": MOST_STEPS,
             },
         }
 

@@ -7,6 +7,7 @@ sentence: the argument, its value, and what is allowed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from stylegan.drawing.directions import MAX_STRENGTH
 from stylegan.drawing.draw import Noise, parse_noise
 from stylegan.drawing.latents import MAX_SEED, Latents
 from stylegan.errors import ConfigError, shown
@@ -25,7 +27,7 @@ MOST_IMAGES = 64  # in one request
 MOST_PIXELS = 2**24  # of all images of one request
 MOST_SIDE = 1024  # pixels to which an image is enlarged
 MOST_EDITS = 32
-STRENGTH = 10.0  # of an edit
+DEFAULT_STEPS, MOST_STEPS = 300, 1000  # of a projection
 CROSSOVERS = 64  # more layers than any model has
 
 _SEED = f"must be a whole number from 0 to {MAX_SEED}"
@@ -38,13 +40,13 @@ RULES = {
     "label": "must be the name or number of a class",
     "noise": f"must be own, stored, none, or a seed from 0 to {MAX_SEED}",
     "crossover": "must be a whole number from 0 to the model's number of layers",
-    "edit": f"must name an attribute and a strength from -{STRENGTH:g} to {STRENGTH:g}, and at most {MOST_EDITS} of them",
+    "edit": f"must name an attribute and a strength from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, and at most {MOST_EDITS} of them",
     "w": "must be the id of a projection, or in a POST numbers [num_layers][L] or [L]",
     "size": f"must be a whole number from 1 to {MOST_SIDE}",
     "images": f"must be a list of 1 to {MOST_IMAGES} images",
     "format": "must be png or webp",
     "space": "must be w or w+",
-    "steps": "must be a whole number",
+    "steps": f"must be a whole number from 1 to {MOST_STEPS}",
 }
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -91,7 +93,9 @@ class PictureQuery(PictureArguments):
 class PictureBody(PictureArguments):
     """The arguments of a picture in JSON."""
 
-    edit: dict[str, float] = Field({}, max_length=MOST_EDITS, description="Strength of each attribute, from -10 to 10.")
+    edit: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        {}, max_length=MOST_EDITS, description="Strength of each attribute, from -10 to 10."
+    )
     w: str | list[list[float]] | list[float] | None = Field(
         None, description="Id of a finished projection, or styles [num_layers][L] or [L]; they replace the seed."
     )
@@ -227,9 +231,27 @@ def _noise(noise: str | int) -> Noise:
 
 def _edits(edits: Sequence[str] | Mapping[str, float], model: ServedModel) -> tuple[tuple[str, float], ...]:
     """Return the strengths that are not zero, in the order of the attributes' names."""
-    if edits:
-        raise Refused("edit: this model has no attribute directions; evaluate it with the metric separability")
-    return ()
+    pairs = edits.items() if isinstance(edits, Mapping) else [text.rpartition(":")[::2] for text in edits]
+    found = {}
+    for name, given in pairs:
+        try:
+            strength = float(given)
+        except ValueError:
+            strength = math.nan
+        if not name or not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
+            raise Refused(f"edit={shown(f'{name}:{given}', 60)}: {RULES['edit']}, as smile:1.5")
+        if name not in model.directions:
+            known = ", ".join(model.directions)
+            has = (
+                f"this model's are {shown(known, 300)}"
+                if known
+                else "this model has none: its evaluation measures no separability"
+            )
+            raise Refused(f"edit={shown(name)}: there is no such attribute; {has}")
+        if name in found:
+            raise Refused(f"edit={shown(name)}: is given twice")
+        found[name] = strength
+    return tuple(sorted((name, strength) for name, strength in found.items() if strength))
 
 
 def _styles(w: Sequence[Any], model: ServedModel) -> Latents:

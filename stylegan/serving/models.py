@@ -6,17 +6,22 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 import stylegan
 from stylegan import storage
+from stylegan.drawing.directions import Direction, directions_of
 from stylegan.drawing.draw import no_noise, paint
-from stylegan.errors import StepError, one_line
+from stylegan.errors import StepError, UserError, one_line
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator
+
+if TYPE_CHECKING:
+    from stylegan.serving.projections import ProjectionMeans
 
 logger = logging.getLogger("stylegan")
 POLL_SECONDS = 10.0  # between two looks at an alias; loading a large model takes some more
@@ -52,12 +57,17 @@ class ServedModel:
         generator: in evaluation mode, on the device of the server.
         classes: names of the classes; empty if it is not class-conditional.
         digest: tells its pictures from those of other weights, devices and versions of this program.
+        directions: of its attributes, by name.
+        means: for projections, None if it has none; `no_means` says why.
     """
 
     found: Found
     generator: Generator
     classes: tuple[str, ...]
     digest: str
+    directions: Mapping[str, Direction]
+    means: ProjectionMeans | None
+    no_means: str
 
     @property
     def version(self) -> str:
@@ -65,7 +75,10 @@ class ServedModel:
         return self.found.version or self.digest[:12]
 
 
-def load(found: Found, device: str) -> ServedModel:
+Means = Callable[[Found, Generator], "ProjectionMeans"]  # raises UserError if there are none
+
+
+def load(found: Found, device: str, means_of: Means) -> ServedModel:
     """Read a generator onto a device, and draw with it once: the first image takes longer than all others.
 
     Raises:
@@ -77,10 +90,28 @@ def load(found: Found, device: str) -> ServedModel:
     except FileNotFoundError:
         raise StepError(f"{found.name}: its checkpoint {found.checkpoint_uri} is gone; name another model") from None
     generator, names = load_generator(data, uri)
+    directions = directions_of(found.run_uri, generator) if found.run_uri else ()
+    means, no_means = None, ""
+    try:
+        means = means_of(found, generator)
+    except UserError as error:
+        no_means = str(error)
+    facts = [
+        stylegan.__version__,
+        device,
+        *(f"{one.name} {one.scale} {one.normal.tobytes().hex()}" for one in directions),
+    ]
     generator = generator.to(device)
-    digest = hashlib.sha256(f"{stylegan.__version__} {device} ".encode() + hashlib.sha256(data).digest()).hexdigest()
     paint(generator, generator.w_avg.expand(1, generator.num_layers, -1), no_noise(device))
-    return ServedModel(found, generator, names if generator.num_labels else (), digest)
+    return ServedModel(
+        found,
+        generator,
+        names if generator.num_labels else (),
+        hashlib.sha256(hashlib.sha256(data).digest() + "\n".join(facts).encode()).hexdigest(),
+        {one.name: one for one in directions},
+        means,
+        no_means,
+    )
 
 
 class Models:
@@ -96,18 +127,19 @@ class Models:
         looked: when the last look succeeded, in seconds since 1970.
     """
 
-    def __init__(self, find: Callable[[], Found], device: str) -> None:
+    def __init__(self, find: Callable[[], Found], device: str, means_of: Means) -> None:
         """Find the model and load it.
 
         Args:
             find: returns what the model's name means now.
             device: `cpu` or `cuda`.
+            means_of: returns what pictures are projected with.
 
         Raises:
             ConfigError, StepError: there is no such model, or it cannot be loaded.
         """
-        self.find, self.device = find, device
-        self.current = load(find(), device)
+        self.find, self.device, self.means_of = find, device, means_of
+        self.current = load(find(), device, means_of)
         self.trouble: str | None = None
         self.looked = time.time()
         self._end = threading.Event()
@@ -132,7 +164,7 @@ class Models:
         try:
             found = self.find()
             if found != old.found:
-                self.current = load(found, self.device)
+                self.current = load(found, self.device, self.means_of)
                 logger.info("%s: version %s is served now, after %s", found.name, self.current.version, old.version)
                 del old
                 if self.device == "cuda":

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stylegan.drawing.directions import apply
 from stylegan.drawing.draw import CUTOFF, given_noise, noise_of, paint, styles
+from stylegan.drawing.interpolate import slerp
 from stylegan.drawing.latents import latent
 from stylegan.images import picture, picture_bytes, to_uint8
 from stylegan.networks.generator import Generator, NoiseFn
@@ -205,7 +207,7 @@ class Painter:
 
     def _draw(self, batch: Sequence[_Job]) -> Sequence[Tensor]:
         generator = batch[0].model.generator
-        latents = [prepare(generator, job.wanted) for job in batch]
+        latents = [prepare(job.model, job.wanted) for job in batch]
         if len(batch) == 1:
             return paint(generator, *latents[0])
         ws, noises = torch.cat([ws for ws, _ in latents]), [noise for _, noise in latents]
@@ -235,8 +237,9 @@ def _alike(batch: Sequence[_Job], job: _Job) -> bool:
 
 
 @torch.no_grad()
-def prepare(generator: Generator, wanted: Wanted) -> tuple[Tensor, NoiseFn | None]:
+def prepare(model: ServedModel, wanted: Wanted) -> tuple[Tensor, NoiseFn | None]:
     """Return the styles of a picture, ws [1, num_layers, L], and its noise: None means the maps of the generator."""
+    generator = model.generator
     device, size = generator.w_avg.device, generator.model.latent_size
     if wanted.latents is None:
         z, stream = latent(wanted.seed, size)
@@ -251,18 +254,9 @@ def prepare(generator: Generator, wanted: Wanted) -> tuple[Tensor, NoiseFn | Non
     if wanted.mix is not None:
         fine = styles(generator, latent(wanted.mix, size)[0], wanted.label, psi=wanted.psi)
         ws = torch.cat([ws[:, : wanted.crossover], fine[:, wanted.crossover :]], dim=1)
+    for name, strength in wanted.edits:
+        ws = apply(ws, model.directions[name], strength)
     return ws, noise
-
-
-def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Go from a to b [N, L] on the sphere: t of the angle between them, with a length between theirs."""
-    lengths = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-    a, b = a / lengths[0], b / lengths[1]
-    angle = (a * b).sum(dim=1, keepdim=True).clamp(-1, 1).acos()
-    if float(angle.sin().min()) < 1e-6:  # the same z
-        return a * lengths[0]
-    between = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
-    return between * torch.lerp(*lengths, t)
 
 
 def _side_by_side(generator: Generator, noises: Sequence[NoiseFn | None]) -> NoiseFn:
