@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from stylegan import storage
 from stylegan.errors import DamagedError, one_line
+from stylegan.evaluation.report import Report
 
 DIRECTIONS = "directions.safetensors"
 METADATA = "stylegan.directions"  # one key, because safetensors writes several in random order
@@ -66,6 +67,12 @@ def read_directions(folder_uri: str) -> tuple[Direction, ...]:
         raise DamagedError(
             f"{uri}: is damaged ({one_line(error, 200)}); delete it and evaluate the model again, which writes it anew"
         ) from error
+
+
+def lacks_directions(report: Report, folder_uri: str) -> bool:
+    """Return whether hyperplanes were fitted for a report whose folder does not hold them."""
+    fitted = any(facts.get("entropy_w") is not None for facts in report.attributes.values())
+    return fitted and not storage.exists(storage.join(folder_uri, DIRECTIONS))
 
 
 def _parse(data: bytes) -> tuple[Direction, ...]:

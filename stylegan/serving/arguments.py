@@ -49,6 +49,7 @@ RULES = {
     "steps": f"must be a whole number from 1 to {MOST_STEPS}",
 }
 
+Strength = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -93,7 +94,7 @@ class PictureQuery(PictureArguments):
 class PictureBody(PictureArguments):
     """The arguments of a picture in JSON."""
 
-    edit: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+    edit: dict[str, Strength] = Field(
         {}, max_length=MOST_EDITS, description="Strength of each attribute, from -10 to 10."
     )
     w: str | list[list[float]] | list[float] | None = Field(

@@ -8,20 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 import stylegan
 from stylegan import storage
 from stylegan.drawing.directions import Direction, directions_of
 from stylegan.drawing.draw import no_noise, paint
+from stylegan.drawing.perceptual import PerceptualDistance
 from stylegan.errors import StepError, UserError, one_line
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator
-
-if TYPE_CHECKING:
-    from stylegan.serving.projections import ProjectionMeans
 
 logger = logging.getLogger("stylegan")
 POLL_SECONDS = 10.0  # between two looks at an alias; loading a large model takes some more
@@ -46,6 +44,20 @@ class Found:
     run_id: str | None
     run_uri: str | None
     checkpoint_uri: str
+
+
+@dataclass(frozen=True)
+class ProjectionMeans:
+    """What a model's pictures are projected with.
+
+    Attributes:
+        convert: brings the bytes of a picture into the form of the model's images: uint8 [C, r, r], and what was done to
+            it in words. Raises UnreadableImage.
+        distance: in which images are compared.
+    """
+
+    convert: Callable[[bytes], tuple[np.ndarray, str]]
+    distance: PerceptualDistance
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +87,7 @@ class ServedModel:
         return self.found.version or self.digest[:12]
 
 
-Means = Callable[[Found, Generator], "ProjectionMeans"]  # raises UserError if there are none
+Means = Callable[[Found, Generator], ProjectionMeans]  # raises UserError if there are none
 
 
 def load(found: Found, device: str, means_of: Means) -> ServedModel:

@@ -10,7 +10,6 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from stylegan.errors import UserError, one_line, shown
 from stylegan.evaluation.metrics.numerics import exact_float32
 from stylegan.networks.weights import load_generator, save_generator
 from stylegan.serving.arguments import Refused
-from stylegan.serving.models import ServedModel
+from stylegan.serving.models import ProjectionMeans, ServedModel
 
 logger = logging.getLogger("stylegan")
 MOST_WAITING = 4  # projections behind the one that runs
@@ -40,20 +39,6 @@ State = Literal["waiting", "running", "done", "failed"]
 
 class FullError(Exception):
     """So many projections wait already that no other one is taken."""
-
-
-@dataclass(frozen=True)
-class ProjectionMeans:
-    """What a model's pictures are projected with.
-
-    Attributes:
-        convert: brings the bytes of a picture into the form of the model's images: uint8 [C, r, r], and what was done to
-            it in words. Raises UnreadableImage.
-        distance: in which images are compared.
-    """
-
-    convert: Callable[[bytes], tuple[np.ndarray, str]]
-    distance: PerceptualDistance
 
 
 @dataclass(eq=False)
@@ -122,10 +107,12 @@ class Projections:
             raise Refused(f"this model cannot project pictures: {model.no_means}")
         if len(self._waiting) >= MOST_WAITING:
             raise FullError
+        if not picture.startswith((b"\x89PNG", b"\xff\xd8\xff")) and (picture[:4], picture[8:12]) != (b"RIFF", b"WEBP"):
+            raise Refused("the body: must be a PNG, JPEG or WebP file")  # no decoder of other formats meets strangers
         try:
             pixels, converted = model.means.convert(picture)
         except UnreadableImage as error:
-            raise Refused(f"the picture: {one_line(error, 200)}; send a PNG, JPEG or WebP file") from None
+            raise Refused(f"the picture: {one_line(error, 200)}; send another one") from None
         new = UploadedProjection(secrets.token_urlsafe(16), model, model.means, pixels, space, steps, message=converted)
         with self._changed:
             if len(self._waiting) >= MOST_WAITING:

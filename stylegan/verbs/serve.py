@@ -10,15 +10,19 @@ from typing import Literal
 
 from stylegan import storage
 from stylegan.config.tree import Config
+from stylegan.drawing.perceptual import perceptual_distance
 from stylegan.errors import ConfigError
+from stylegan.networks.generator import Generator
 from stylegan.records import Record
 from stylegan.serving.app import make_app
-from stylegan.serving.models import Found, Models
+from stylegan.serving.models import Found, Models, ProjectionMeans
 from stylegan.serving.server import bind, check_access, run, url_of
 from stylegan.training.state import MARKER, read_checkpoint
 from stylegan.verbs.find_model import SHORT_VERSION, find_model
+from stylegan.verbs.project import convert_picture, picture_settings
 
 Device = Literal["cpu", "cuda"]
+MOST_PICTURE_PIXELS = 2**25  # of an uploaded picture
 TOKEN_VARIABLE = "STYLEGAN_SERVE_TOKEN"
 
 
@@ -69,7 +73,7 @@ def serve(
     check_access(host, token)
     device = choose_device(device)
     with bind(host, port) as sock:
-        models = Models(partial(find, config, model), device)
+        models = Models(partial(find, config, model), device, partial(projection_means, config, device))
         current = models.current
         record = Serving(
             url=url_of(sock, host),
@@ -98,6 +102,18 @@ def find(config: Config | None, model: str) -> Found:
     else:
         run_id = None
     return Found(name, version, alias, run_id, found.run_uri, found.checkpoint_uri)
+
+
+def projection_means(config: Config | None, device: Device, found: Found, generator: Generator) -> ProjectionMeans:
+    """Return what pictures are projected with, as the verb `project` does it.
+
+    Raises:
+        ConfigError, DamagedError: there is no network to compare images with, or the run is damaged.
+    """
+    distance = perceptual_distance(generator, found.run_uri, config=config, device=device)
+    data = picture_settings(found.run_uri, config, generator).data
+    limited = data.model_copy(update={"max_pixels": min(data.max_pixels, MOST_PICTURE_PIXELS)})
+    return ProjectionMeans(partial(convert_picture, data=limited), distance)
 
 
 def choose_device(device: Device | None) -> Device:
