@@ -243,7 +243,8 @@ def _edits(edits: Sequence[str] | Mapping[str, float], model: ServedModel) -> tu
         except ValueError:
             strength = math.nan
         if not name or not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
-            raise Refused(f"edit={shown(f'{name}:{given}', 60)}: {RULES['edit']}, as smile:1.5")
+            told = f"{name}:{given}" if name else str(given)
+            raise Refused(f"edit={shown(told, 60)}: {RULES['edit']}, as smile:1.5")
         if name not in model.directions:
             known = ", ".join(model.directions)
             has = (
