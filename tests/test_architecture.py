@@ -31,10 +31,12 @@ STOREYS = [
     ["stylegan.data", "stylegan.networks"],
     ["stylegan.training"],
     ["stylegan.evaluation"],
+    ["stylegan.drawing"],
     ["stylegan.cluster"],
     ["stylegan.tracking"],
     ["stylegan.registry"],
     ["stylegan.pipeline"],
+    ["stylegan.serving"],
     ["stylegan.verbs"],
     [
         "flows.artifacts",

@@ -26,10 +26,12 @@ from flows.cli import (
     manifest_command,
     mistakes,
     model_commands,
+    projection_command,
     registry_commands,
     retrain_command,
     run_commands,
     schedule_command,
+    serve_command,
     sweep_command,
 )
 from flows.cli.arguments import AsJson
@@ -79,7 +81,14 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         job_commands.stop,
         manifest_command.manifest,
     ),
-    "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
+    "Models": (
+        model_commands.sample,
+        projection_command.project,
+        projection_command.edit,
+        serve_command.serve,
+        model_commands.export,
+        model_commands.import_weights,
+    ),
     "Registry": (registry_commands.promote, registry_commands.rollback, clean_command.gc),
     "Look around": (listing.ls, run_commands.doctor),
     "This command": (completion,),

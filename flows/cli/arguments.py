@@ -44,6 +44,10 @@ def _as_typed(_hint: Any, tokens: Sequence[Token]) -> str:
     return tokens[0].value
 
 
+def _all_as_typed(_hint: Any, tokens: Sequence[Token]) -> list[str]:
+    return [token.value for token in tokens]
+
+
 def _read(tokens: Sequence[Token]) -> Any:
     from stylegan.config.yaml_text import read_argument
 
@@ -68,6 +72,8 @@ Overrides = Annotated[
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print the record as one JSON line on standard output.")
 ]
+# Several of them, by an option that may be repeated.
+Files = Annotated[list[AnyFile] | None, Parameter(converter=_all_as_typed, negative="")]
 # `-` is standard output.
 OutputFile = Annotated[File, Parameter(converter=_as_typed, allow_leading_hyphen=True)]
 RegistryConfig = Annotated[

@@ -29,6 +29,7 @@ from stylegan.data.sharding.write_shards import complete_set, find_content, find
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
+from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.evaluation.engine import evaluate, redraw
 from stylegan.evaluation.metric_table import METRICS, split_key
 from stylegan.evaluation.page.metric_rows import warnings
@@ -450,7 +451,13 @@ class Pipeline:
                 )
 
         page = self._write_page(run, report, anew=new_page)
-        self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page, growth_uri=run.growth_uri)
+        self.tracked(shards).log_report(
+            report,
+            nimg=checkpoint.nimg,
+            page_uri=page,
+            growth_uri=run.growth_uri,
+            directions_uri=storage.join(run.uri, DIRECTIONS),
+        )
         return self._done("evaluate", report, found)
 
     def _write_page(

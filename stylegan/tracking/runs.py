@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stylegan import storage
 from stylegan.errors import DamagedError, one_line
+from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.evaluation.report import Report
 from stylegan.images import as_gif, open_picture
 from stylegan.tracking.connection import explained
@@ -158,11 +159,17 @@ class TrackedRun:
                 self.sample_steps.add(kimg)
 
     def log_report(
-        self, report: Report, *, nimg: int, page_uri: str | None = None, growth_uri: str | None = None
+        self,
+        report: Report,
+        *,
+        nimg: int,
+        page_uri: str | None = None,
+        growth_uri: str | None = None,
+        directions_uri: str | None = None,
     ) -> None:
         """Log the metrics as eval/<name>; report.json, its page and the figures that still exist become artifacts.
 
-        So does the animation `growth_uri`, as growth.gif: MLflow shows no WebP.
+        So do the animation `growth_uri`, as growth.gif because MLflow shows no WebP, and the directions of attributes.
 
         What the run has already is not logged again.
 
@@ -189,6 +196,8 @@ class TrackedRun:
                 self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
             if growth_uri and ANIMATION not in files and storage.exists(growth_uri):
                 self._log_growth(storage.read_bytes(growth_uri), growth_uri)
+            if directions_uri and DIRECTIONS not in files and storage.exists(directions_uri):
+                self._log_file(DIRECTIONS, storage.read_bytes(directions_uri))
             for name, uri in report.figures.items():
                 if f"figures/{name}.png" not in files:
                     self._log_figure(name, uri)
@@ -272,11 +281,14 @@ class TrackedRun:
         except Exception as error:  # Pillow raises errors of many types for damaged files
             logger.warning("evaluate: %s: is not an animation (%s); MLflow goes without it", uri, one_line(error))
             return
+        self._log_file(ANIMATION, gif)
+
+    def _log_file(self, name: str, content: bytes) -> None:
         self.start()
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, ANIMATION)
+            path = os.path.join(folder, name)
             with open(path, "wb") as file:
-                file.write(gif)
+                file.write(content)
             self.client.log_artifact(self.mlflow_run_id, path)
 
     def _log_figure(self, name: str, uri: str) -> None:
