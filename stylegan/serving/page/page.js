@@ -71,6 +71,7 @@ function put(id, value) {
 
 const noiseKind = () => (isSeed(state.noise) ? "fixed" : state.noise);
 const isProjected = () => state.w !== null;
+const hasClass = () => model.classes.length > 0 && (!isProjected() || state.mix !== null); // a found latent has none
 const source = () => (isProjected() ? "your picture" : `seed ${state.seed}`);
 
 function render() {
@@ -80,6 +81,7 @@ function render() {
   put("psi", state.psi);
   $("psi-range").value = state.psi;
   $("label").value = state.label;
+  $("label-row").hidden = !hasClass();
   renderNoise();
   renderMix();
   for (const { name } of model.attributes) {
@@ -97,7 +99,7 @@ function caption() {
   const { seed, to, t, mix, crossover } = state;
   const parts = [to === null || isProjected() ? source() : `${Math.round(100 * t)} % of the way from seed ${seed} to ${to}`];
   parts.push(`psi ${state.psi}`);
-  if (model.classes.length) parts.push(`class ${state.label}`);
+  if (hasClass()) parts.push(`class ${state.label}`);
   const noise = { own: "", stored: "stored noise", none: "no noise", fixed: `noise ${state.noise}` }[noiseKind()];
   if (noise) parts.push(noise);
   if (mix !== null) parts.push(`seed ${mix} from layer ${crossover} on`);
@@ -110,7 +112,7 @@ function renderNoise() {
   for (const choice of document.getElementsByName("noise")) choice.checked = choice.value === kind;
   $("noise-row").hidden = kind !== "fixed";
   if (kind === "fixed") put("noise-seed", state.noise);
-  $("noise-own").textContent = isProjected() ? "Found with it" : "The seed’s";
+  $("noise-own").textContent = isProjected() ? "Found" : "Own";
   $("noise-hint").textContent = {
     own: isProjected() ? "The noise that the search has found." : "Each seed has a noise of its own, as in stylegan sample.",
     fixed: "One noise for all seeds: only the styles change.",
@@ -175,7 +177,6 @@ function renderModel() {
   if (classes.length) facts.push(classes.length === 1 ? "one class" : `${classes.length} classes`);
   $("facts").textContent = facts.join(" · ");
   Object.assign($("psi"), { min: model.psi.min, max: model.psi.max });
-  $("label-row").hidden = !classes.length;
   $("label").replaceChildren(...classes.map((label) => new Option(label, label)));
   $("noise-section").hidden = !model.has_noise;
   $("crossover").max = model.num_layers;

@@ -12,7 +12,7 @@ const after = new Picture("after");
 let search = null; // the one under way: {id, cancelled, start}
 let page = null; // what `connectUpload` was given
 
-const mostBytes = () => page.model().limits?.upload_bytes ?? 8 * MIB;
+const mostBytes = () => page.model().limits.body_bytes;
 
 /** Make the section work. `page` has model(), begin() for the start of a search, and found(id) for its end. */
 export function connectUpload(of) {
@@ -45,7 +45,8 @@ export function connectUpload(of) {
 }
 
 export function renderUpload(model) {
-  $("upload-section").hidden = !model.projection;
+  $("upload").hidden = !model.projection;
+  $("no-projection").textContent = model.projection ? "" : sentence(`Not with this model: ${model.no_projection}`);
   $("drop-hint").textContent = `PNG, JPEG or WebP, at most ${Math.floor(mostBytes() / MIB)} MiB`;
 }
 
@@ -141,13 +142,15 @@ function show(found) {
   before.show(`${folder}/target.png`);
   after.show(`image.png?w=${found.id}`);
   $("latents-file").href = `${folder}/w.npz`;
-  $("verdict").textContent = [verdict(found.psnr), found.message && sentence(found.message)].filter(Boolean).join(" ");
+  $("verdict").textContent = verdict(found.psnr);
+  $("remarks").textContent = found.message && sentence(found.message);
   $("numbers").textContent = numbers(found).join(" · ");
   $("compare").hidden = false;
 }
 
 /** Say how near the model comes to a picture. */
 function verdict(psnr) {
+  if (psnr === null) return "The model draws exactly this picture.";
   if (psnr >= 30) return "The model draws this picture: a difference is hardly seen.";
   if (psnr >= 22) return "The model comes close; fine details differ.";
   if (psnr >= 16) return "The model draws something like it: shape and brightness agree, details do not.";
@@ -155,8 +158,9 @@ function verdict(psnr) {
 }
 
 function numbers({ psnr, distance, w_distance: far }) {
-  const result = [`PSNR ${psnr.toFixed(1)} dB`];
-  if (distance !== null) result.push(`perceptual distance ${distance.toPrecision(3)}`);
-  if (far !== null) result.push(`latent ${far.toFixed(1)} standard deviations from the mean (the farther, the less real)`);
-  return result;
+  return [
+    `PSNR ${psnr === null ? "∞" : psnr.toFixed(1)} dB`,
+    `perceptual distance ${distance.toPrecision(3)}`,
+    `latent ${far.toFixed(1)} deviations from the mean (usual: about 1)`,
+  ];
 }
