@@ -89,6 +89,12 @@ class Page:
         self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
+    def reload(self) -> None:
+        """Load the page again."""
+        self.run("window.isOld = true")
+        self.call("Page.reload")
+        self.wait("document.readyState === 'complete' && !window.isOld")
+
     def resize(self, width: int, height: int, *, mobile: bool = False) -> None:
         """Give the page a size in CSS pixels."""
         self.call(
@@ -102,7 +108,7 @@ class Page:
 
     def press(self, key: str) -> None:
         """Press and release a key: a character, or a name of KEYS."""
-        code, number, text = KEYS.get(key, (f"Key{key.upper()}", ord(key.upper()), key))
+        code, number, text = KEYS[key] if key in KEYS else (f"Key{key.upper()}", ord(key.upper()), key)
         about = {"key": key, "code": code, "windowsVirtualKeyCode": number}
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **about)
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
