@@ -22,6 +22,7 @@ from stylegan.drawing.directions import MAX_STRENGTH
 from stylegan.drawing.latents import MAX_SEED
 from stylegan.drawing.project import Space
 from stylegan.errors import shown
+from stylegan.images import picture, picture_bytes
 from stylegan.networks.generator import MAX_PSI, layer_resolution
 from stylegan.serving.access import MOST_BODY, Guard
 from stylegan.serving.arguments import (
@@ -156,11 +157,11 @@ def _add_projections(app: FastAPI, models: Models, projections: Projections) -> 
             raise HTTPException(404, f"{shown(name, 40)}: there is no such projection; upload the picture again")
         return found
 
-    picture = {
+    body = {
         "requestBody": {"required": True, "content": {kind: {} for kind in ("image/png", "image/jpeg", "image/webp")}}
     }
 
-    @app.post("/projections", status_code=202, openapi_extra=picture)
+    @app.post("/projections", status_code=202, openapi_extra=body)
     async def project_picture(
         request: Request, space: Space = "w+", steps: Annotated[int, Query(ge=1, le=MOST_STEPS)] = DEFAULT_STEPS
     ) -> dict[str, str]:
@@ -190,6 +191,12 @@ def _add_projections(app: FastAPI, models: Models, projections: Projections) -> 
             raise HTTPException(409, f"this projection is {found.state}; wait until it is done")
         headers = {"Content-Disposition": 'attachment; filename="w.npz"'}
         return Response(found.w_file, media_type="application/octet-stream", headers=headers)
+
+    @app.get("/projections/{name}/target.png", response_class=Response)
+    async def target(name: str) -> Response:
+        """Return the picture as it is projected: in the form of the model's images."""
+        data = picture_bytes(picture(find(name).pixels, cell=1), ".png")
+        return Response(data, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
 def _known(request: Request) -> list[str]:
