@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -219,13 +219,19 @@ def test_the_ends_of_the_crossover_are_the_two_seeds(page: Page, site: Site) -> 
     assert shows(page, drawn(site, "seed=3&noise=none&mix=8&crossover=4"))
     hint = "layers 0 to 3 (4×4 to 8×8) from seed 3, layers 4 and 5 (16×16) from seed 8."
     assert text(page, "crossover-hint") == hint
-    assert page.run("[...document.querySelectorAll('.layer')].map(l => l.className)") == ["layer first"] * 4 + ["layer second"] * 2
+    assert (
+        page.run("[...document.querySelectorAll('.layer')].map(l => l.className)")
+        == ["layer first"] * 4 + ["layer second"] * 2
+    )
     page.click("#mixing")
     assert shows(page, one)
 
 
 def test_attributes_edit_the_picture(page: Page, site: Site) -> None:
-    assert page.run("[...document.querySelectorAll('#attributes label')].map(l => l.textContent)") == ["smile", "old: 60+"]
+    assert page.run("[...document.querySelectorAll('#attributes label')].map(l => l.textContent)") == [
+        "smile",
+        "old: 60+",
+    ]
     focus(page, "edit-old: 60+")
     page.press("End")
     edited = drawn(site, "seed=0&edit=" + quote("old: 60+:3", safe=""))
@@ -268,7 +274,15 @@ def test_a_link_holds_the_state_and_the_history_leads_back(page: Page, site: Sit
     query = "seed=7&psi=0.6&label=7&noise=5&mix=2&crossover=2&edit=smile%3A-1.5"
     page.open(f"{site.url}#{query}")
     assert shows(page, drawn(site, query))
-    values = {"seed": "7", "psi": "0.6", "label": "7", "noise-seed": "5", "mix": "2", "crossover": "2", "edit-smile": "-1.5"}
+    values = {
+        "seed": "7",
+        "psi": "0.6",
+        "label": "7",
+        "noise-seed": "5",
+        "mix": "2",
+        "crossover": "2",
+        "edit-smile": "-1.5",
+    }
     for name, value in values.items():
         assert page.run(f"document.getElementById({json.dumps(name)}).value") == value
     page.click("#seed-next")
@@ -340,7 +354,20 @@ def test_tab_reaches_every_control_and_the_focus_is_seen(page: Page) -> None:
         reached.add(found[0])
         if found[0] and not found[2]:  # radio buttons and the file show it on what stands for them
             assert found[1] != "none", found
-    controls = {"play", "copy", "reset", "help", "seed", "seed-next", "psi-range", "psi", "label", "mixing", "speed", "file"}
+    controls = {
+        "play",
+        "copy",
+        "reset",
+        "help",
+        "seed",
+        "seed-next",
+        "psi-range",
+        "psi",
+        "label",
+        "mixing",
+        "speed",
+        "file",
+    }
     assert controls <= reached
 
 
@@ -357,7 +384,11 @@ def test_a_download_is_the_picture(page: Page, site: Site, tmp_path: Path) -> No
 
 
 def test_the_link_is_copied(page: Page, site: Site) -> None:
-    page.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"], origin=site.url.rstrip("/"))
+    page.call(
+        "Browser.grantPermissions",
+        permissions=["clipboardReadWrite", "clipboardSanitizedWrite"],
+        origin=site.url.rstrip("/"),
+    )
     page.call("Page.bringToFront")
     page.press("ArrowRight")
     page.press("c")
@@ -414,7 +445,9 @@ def test_an_upload_is_projected_compared_and_edited(page: Page, site: Site, phot
 
 
 def test_a_search_is_cancelled(page: Page, site: Site, photo: Path) -> None:
-    page.run("window.sent = []; const f = window.fetch; window.fetch = (u, o) => { sent.push([o?.method ?? 'GET', u]); return f(u, o); }")
+    page.run(
+        "window.sent = []; const f = window.fetch; window.fetch = (u, o) => { sent.push([o?.method ?? 'GET', u]); return f(u, o); }"
+    )
     page.choose_file("#file", photo)
     page.wait("document.getElementById('progress').value > 5", 60)
     page.click("#cancel")
