@@ -72,9 +72,7 @@ def write_version(folder: Path, version: int) -> Found:
     place.mkdir(exist_ok=True)
     (place / "generator.safetensors").write_bytes(save_generator(draw_weights(version), CLASSES))
     normals = np.eye(MODEL.latent_size, dtype=np.float32)
-    write_directions(
-        str(place), [Direction("smile", normals[0], 1.5, 0.1), Direction("old: 60+", normals[1], 1.5, 0.1)]
-    )
+    write_directions(str(place), [Direction("smile", normals[0], 1.5, 0.1), Direction("old: 60+", normals[1], 1.5, 0.1)])
     return Found("faces", str(version), "champion", f"run-{version}", str(place), str(place))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -168,6 +168,9 @@ def test_psi_changes_the_picture_and_0_makes_all_seeds_equal(page: Page, site: S
     assert shows(page, drawn(site, "psi=2"))
     type_into(page, "psi", "0.3")
     assert shows(page, drawn(site, "psi=0.3"))
+    page.press("ArrowUp")
+    assert shows(page, drawn(site, "psi=0.35"))
+    page.press("ArrowDown")
     assert page.run("document.getElementById('psi-range').value") == "0.3"
     average = drawn(site, "seed=1&psi=0&noise=none")
     assert not np.array_equal(average, drawn(site, "seed=1&noise=none"))
@@ -217,21 +220,15 @@ def test_the_ends_of_the_crossover_are_the_two_seeds(page: Page, site: Site) -> 
     page.press("ArrowLeft")
     page.press("ArrowLeft")
     assert shows(page, drawn(site, "seed=3&noise=none&mix=8&crossover=4"))
-    hint = "layers 0 to 3 (4×4 to 8×8) from seed 3, layers 4 and 5 (16×16) from seed 8."
+    hint = "Layers 0 to 3 (4×4 to 8×8) from seed 3, layers 4 and 5 (16×16) from seed 8."
     assert text(page, "crossover-hint") == hint
-    assert (
-        page.run("[...document.querySelectorAll('.layer')].map(l => l.className)")
-        == ["layer first"] * 4 + ["layer second"] * 2
-    )
+    assert page.run("[...document.querySelectorAll('.layer')].map(l => l.className)") == ["layer first"] * 4 + ["layer second"] * 2
     page.click("#mixing")
     assert shows(page, one)
 
 
 def test_attributes_edit_the_picture(page: Page, site: Site) -> None:
-    assert page.run("[...document.querySelectorAll('#attributes label')].map(l => l.textContent)") == [
-        "smile",
-        "old: 60+",
-    ]
+    assert page.run("[...document.querySelectorAll('#attributes label')].map(l => l.textContent)") == ["smile", "old: 60+"]
     focus(page, "edit-old: 60+")
     page.press("End")
     edited = drawn(site, "seed=0&edit=" + quote("old: 60+:3", safe=""))
@@ -274,15 +271,7 @@ def test_a_link_holds_the_state_and_the_history_leads_back(page: Page, site: Sit
     query = "seed=7&psi=0.6&label=7&noise=5&mix=2&crossover=2&edit=smile%3A-1.5"
     page.open(f"{site.url}#{query}")
     assert shows(page, drawn(site, query))
-    values = {
-        "seed": "7",
-        "psi": "0.6",
-        "label": "7",
-        "noise-seed": "5",
-        "mix": "2",
-        "crossover": "2",
-        "edit-smile": "-1.5",
-    }
+    values = {"seed": "7", "psi": "0.6", "label": "7", "noise-seed": "5", "mix": "2", "crossover": "2", "edit-smile": "-1.5"}
     for name, value in values.items():
         assert page.run(f"document.getElementById({json.dumps(name)}).value") == value
     page.click("#seed-next")
@@ -354,20 +343,7 @@ def test_tab_reaches_every_control_and_the_focus_is_seen(page: Page) -> None:
         reached.add(found[0])
         if found[0] and not found[2]:  # radio buttons and the file show it on what stands for them
             assert found[1] != "none", found
-    controls = {
-        "play",
-        "copy",
-        "reset",
-        "help",
-        "seed",
-        "seed-next",
-        "psi-range",
-        "psi",
-        "label",
-        "mixing",
-        "speed",
-        "file",
-    }
+    controls = {"play", "copy", "reset", "help", "seed", "seed-next", "psi-range", "psi", "label", "mixing", "speed", "file"}
     assert controls <= reached
 
 
@@ -384,11 +360,7 @@ def test_a_download_is_the_picture(page: Page, site: Site, tmp_path: Path) -> No
 
 
 def test_the_link_is_copied(page: Page, site: Site) -> None:
-    page.call(
-        "Browser.grantPermissions",
-        permissions=["clipboardReadWrite", "clipboardSanitizedWrite"],
-        origin=site.url.rstrip("/"),
-    )
+    page.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"], origin=site.url.rstrip("/"))
     page.call("Page.bringToFront")
     page.press("ArrowRight")
     page.press("c")
@@ -445,9 +417,7 @@ def test_an_upload_is_projected_compared_and_edited(page: Page, site: Site, phot
 
 
 def test_a_search_is_cancelled(page: Page, site: Site, photo: Path) -> None:
-    page.run(
-        "window.sent = []; const f = window.fetch; window.fetch = (u, o) => { sent.push([o?.method ?? 'GET', u]); return f(u, o); }"
-    )
+    page.run("window.sent = []; const f = window.fetch; window.fetch = (u, o) => { sent.push([o?.method ?? 'GET', u]); return f(u, o); }")
     page.choose_file("#file", photo)
     page.wait("document.getElementById('progress').value > 5", 60)
     page.click("#cancel")
@@ -462,7 +432,7 @@ def test_a_dropped_file_that_is_no_picture_is_refused_in_words(page: Page) -> No
         "(() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'notes.txt', {type: 'text/plain'}));"
         "window.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})) })()"
     )
-    assert text(page, "problem") == "Notes.txt: is no PNG, JPEG or WebP picture."
+    assert text(page, "problem") == "notes.txt: is no PNG, JPEG or WebP picture."
     assert page.run("document.getElementById('search').hidden")
 
 
@@ -477,7 +447,7 @@ def test_a_pasted_picture_that_the_server_cannot_read_is_refused_in_words(page: 
 
 def test_a_refusal_of_the_server_is_said_and_taken_back(page: Page, site: Site) -> None:
     type_into(page, "psi", "11")
-    page.wait("document.getElementById('problem').textContent.startsWith('Psi=11: must be a number from -10 to 10')")
+    page.wait("document.getElementById('problem').textContent.startsWith('psi=11: must be a number from -10 to 10')")
     type_into(page, "psi", "0.5")
     assert shows(page, drawn(site, "psi=0.5"))
     assert text(page, "problem") == ""
