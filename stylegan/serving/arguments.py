@@ -6,6 +6,7 @@ sentence: the argument, its value, and what is allowed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +14,20 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from stylegan.drawing.directions import MAX_STRENGTH
 from stylegan.drawing.draw import Noise, parse_noise
 from stylegan.drawing.latents import MAX_SEED, Latents
 from stylegan.errors import ConfigError, shown
 from stylegan.networks.generator import MAX_PSI
-from stylegan.records import digest
 from stylegan.serving.models import ServedModel
 
 MOST_IMAGES = 64  # in one request
 MOST_PIXELS = 2**24  # of all images of one request
 MOST_SIDE = 1024  # pixels to which an image is enlarged
 MOST_EDITS = 32
+MOST_STYLE = 1e30  # a component of w; far beyond any use, and finite in float32
 DEFAULT_STEPS, MOST_STEPS = 300, 1000  # of a projection
 CROSSOVERS = 64  # more layers than any model has
 
@@ -49,6 +50,9 @@ RULES = {
     "steps": f"must be a whole number from 1 to {MOST_STEPS}",
 }
 
+# The numbers are counted before they are looked at, with the model at hand.
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_LATENTS = {"anyOf": [{"type": "string"}, _NUMBERS, {"type": "array", "items": _NUMBERS}, {"type": "null"}]}
 Strength = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -91,13 +95,22 @@ class PictureQuery(PictureArguments):
     w: str | None = Field(None, max_length=100, description="Id of a finished projection; it replaces the seed.")
 
 
+def _few(value: Any) -> Any:
+    """Refuse lists and objects that are too long before each of their parts makes an error of its own."""
+    if isinstance(value, list | dict) and len(value) > MOST_IMAGES:
+        raise ValueError(f"has {len(value):,} entries; must have at most {MOST_IMAGES}")
+    return value
+
+
 class PictureBody(PictureArguments):
     """The arguments of a picture in JSON."""
 
-    edit: dict[str, Strength] = Field(
+    _few = model_validator(mode="before")(_few)
+
+    edit: Annotated[dict[str, Strength], BeforeValidator(_few)] = Field(
         {}, max_length=MOST_EDITS, description="Strength of each attribute, from -10 to 10."
     )
-    w: str | list[list[float]] | list[float] | None = Field(
+    w: Annotated[Any, WithJsonSchema(_LATENTS)] = Field(
         None, description="Id of a finished projection, or styles [num_layers][L] or [L]; they replace the seed."
     )
 
@@ -107,7 +120,9 @@ class PicturesBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    images: list[PictureBody] = Field(min_length=1, max_length=MOST_IMAGES)
+    _few = model_validator(mode="before")(_few)
+
+    images: Annotated[list[PictureBody], BeforeValidator(_few)] = Field(min_length=1, max_length=MOST_IMAGES)
     format: Literal["png", "webp"] = "png"
 
 
@@ -159,8 +174,9 @@ def understand(
     if asked.w is not None and asked.to is not None:
         raise Refused(f"to={asked.to}: a walk begins at a seed; leave out `to` or `w`")
     crossover = layers // 2 if asked.crossover is None else asked.crossover
-    named = asked.w if isinstance(asked.w, str) else None
-    given = None if asked.w is None or named is not None else asked.w
+    latents = None
+    if asked.w is not None:
+        latents = projection(asked.w, model) if isinstance(asked.w, str) else _styles(asked.w, model)
     return Wanted(
         seed=asked.seed,
         psi=asked.psi,
@@ -172,8 +188,10 @@ def understand(
         crossover=crossover if asked.mix is not None else layers,
         edits=_edits(asked.edit, model),
         side=resolution * -(-(asked.size or 1) // resolution),
-        w=named if given is None else digest(given),
-        latents=projection(named, model) if named is not None else _styles(given, model) if given else None,
+        w=asked.w
+        if latents is None or isinstance(asked.w, str)
+        else hashlib.sha256(latents.ws.numpy().tobytes()).hexdigest(),
+        latents=latents,
     )
 
 
@@ -201,6 +219,8 @@ def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
         return f"{where}{shown(str(place[-1]))}: there is no such argument; /openapi.json lists them"
     if first["type"] == "json_invalid":
         return "the body is not valid JSON"
+    if first["type"] == "value_error":
+        return f"{where}{names[-1] if names else 'the body'}: {first['ctx']['error']}"
     if not names:
         return f'the body must be JSON such as {{"images": [{{"seed": 1}}], "format": "png"}} ({shown(str(first["msg"]), 100)})'
     name = names[-1]
@@ -228,7 +248,7 @@ def _label(label: str | int | None, classes: tuple[str, ...]) -> int | None:
 
 def _noise(noise: str | int) -> Noise:
     try:
-        return parse_noise(str(noise), "noise")
+        return parse_noise(str(noise))
     except ConfigError:
         raise Refused(f"noise={shown(str(noise), 40)}: {RULES['noise']}") from None
 
@@ -259,14 +279,13 @@ def _edits(edits: Sequence[str] | Mapping[str, float], model: ServedModel) -> tu
     return tuple(sorted((name, strength) for name, strength in found.items() if strength))
 
 
-def _styles(w: Sequence[Any], model: ServedModel) -> Latents:
+def _styles(w: Any, model: ServedModel) -> Latents:
     layers, size = model.generator.num_layers, model.generator.w_avg.shape[0]
-    try:
-        ws = torch.tensor(w, dtype=torch.float32)
-    except (ValueError, TypeError):  # lists of different lengths
-        ws = torch.empty(0)
-    if ws.ndim == 1:
-        ws = ws.expand(layers, -1)
-    if tuple(ws.shape) != (layers, size) or not ws.isfinite().all():
-        raise Refused(f"w: must be finite numbers [{layers}][{size}] or [{size}], or the id of a projection")
-    return Latents(ws[None])
+    rows = w if isinstance(w, list) and len(w) == layers and all(isinstance(row, list) for row in w) else [w]
+    if all(isinstance(row, list) and len(row) == size and all(map(_is_style, row)) for row in rows):
+        return Latents(torch.tensor(rows, dtype=torch.float32).expand(layers, -1)[None])
+    raise Refused(f"w: must be finite numbers [{layers}][{size}] or [{size}], or the id of a projection")
+
+
+def _is_style(value: Any) -> bool:
+    return type(value) in (int, float) and -MOST_STYLE < value < MOST_STYLE  # False for NaN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections import OrderedDict, deque
@@ -20,7 +21,6 @@ from stylegan.drawing.interpolate import slerp
 from stylegan.drawing.latents import latent
 from stylegan.images import picture, picture_bytes, to_uint8
 from stylegan.networks.generator import Generator, NoiseFn
-from stylegan.records import digest
 from stylegan.serving.arguments import Wanted
 from stylegan.serving.models import ServedModel
 
@@ -47,7 +47,7 @@ class GoneError(Exception):
 
 def etag(model: ServedModel, wanted: Wanted, ending: str) -> str:
     """Return what a picture is known by: equal tags are equal bytes."""
-    return digest([model.digest, wanted.key, ending])
+    return hashlib.sha256(f"{model.digest} {wanted.key} {ending}".encode()).hexdigest()[:40]
 
 
 @dataclass(eq=False)

@@ -270,3 +270,53 @@ def test_mlflows_own_server_answers_with_arrays_and_with_pngs(tmp_path, write_co
         with pytest.raises(urllib.error.HTTPError, match="400"):
             invoke(params={"encoding": "gif"})
         assert invoke(params={"truncation_psi": 0.5, "encoding": "png"}) != texts
+
+
+def test_ray_serve_deploys_replicas_that_follow_the_alias(tmp_path, write_config, empty_database):
+    """infra/serve.yaml itself, with another model, a free port and less of a processor, on a Ray of its own."""
+    path = write_config()
+    (tmp_path / "root").mkdir()
+    shutil.copy(empty_database, tmp_path / "root" / "mlflow.db")
+    uri = resolve_uri(load(path))
+    generators = {str(seed): load_model(register(path, tmp_path, seed))[0] for seed in (1, 2)}
+    versions.promote(uri, "digits", "1")
+    port, token = free_port(), "correct-horse-battery"
+    tree = yaml.safe_load((ROOT / "infra" / "serve.yaml").read_text())
+    tree["http_options"] |= {"host": "127.0.0.1", "port": port}
+    tree["applications"][0]["args"] = {"model": "digits@champion", "config": str(path), "device": "cpu"}
+    tree["applications"][0]["deployments"][0]["ray_actor_options"] = {"num_cpus": 0.5}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(tree))
+    folder = tmp_path / "server"
+    folder.mkdir()
+    url, key = f"http://127.0.0.1:{port}/", {"Authorization": f"Bearer {token}"}
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")]
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "STYLEGAN_SERVE_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": "local",
+    }
+
+    def version():
+        request = urllib.request.Request(f"{url}image.png?seed=7", headers=key)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = answer.headers["X-Model-Version"]
+            image = np.array(Image.open(io.BytesIO(answer.read())))
+        expected = draw(generators[found], [7], labels=[0])[0].permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(image, expected)
+        return found
+
+    with started(command, folder, **settings) as process:
+        wait_for(lambda: ask(url, "model", **key) is not None or process.poll() is not None, 180)
+        assert process.poll() is None, (folder / "stderr").read_text()[-3000:]
+        replicas = [
+            one
+            for one in psutil.process_iter()
+            if one.name().startswith("ray::ServeRepl") and token in str(one.environ())
+        ]
+        assert len(replicas) == 2
+        assert ask(url, "model") is None  # 401
+        assert json.loads(ask(url, "model", **key))["projection"] is False
+        assert {version() for _ in range(10)} == {"1"}
+        versions.promote(uri, "digits", "2")
+        wait_for(lambda: {version() for _ in range(20)} == {"2"}, 60)

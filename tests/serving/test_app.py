@@ -104,7 +104,7 @@ def test_given_styles_replace_the_seed(client):
     first, second = post(client, {"w": mean, "noise": "none"}, {"w": [mean] * 6, "noise": "none", "seed": 5})
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, pixels(client.get("/image.png?psi=0&noise=none")))
-    for wrong in ([0.0] * (size + 1), [[0.0] * size] * 5, [[0.0] * size, [0.0]], [1e99] * size):
+    for wrong in ([0.0] * (size + 1), [[0.0] * size] * 5, [[0.0] * size, [0.0]], [1e99] * size, [10**400] * size):
         assert "w: must be finite numbers [6][6] or [6]" in refusal(
             client.post("/images", json={"images": [{"w": wrong}]})
         )
@@ -171,7 +171,13 @@ def test_what_cannot_be_drawn_is_one_sentence_with_the_range(client, query, says
         ("{", "not valid JSON"),
         ("[]", "the body must be JSON such as"),
         ('{"images": []}', "images: must be a list of 1 to 64 images"),
-        (json.dumps({"images": [{}] * 65}), "images: must be a list of 1 to 64 images"),
+        (json.dumps({"images": [{}] * 65}), "images: has 65 entries; must have at most 64"),
+        (json.dumps({f"x{n}": 1 for n in range(1000)}), "the body: has 1,000 entries"),
+        (json.dumps({"images": [{f"x{n}": 1 for n in range(1000)}]}), "images[0].images: has 1,000 entries"),
+        (json.dumps({"images": [{"edit": {f"x{n}": "y" for n in range(1000)}}]}), "images[0].edit: has 1,000 entries"),
+        (json.dumps({"images": [{"edit": {f"x{n}": 1 for n in range(33)}}]}), "images[0].edit"),
+        (json.dumps({"images": [{"w": ["x"] * 100_000}]}), "w: must be finite numbers [6][6] or [6]"),
+        (json.dumps({"images": [{"w": {"a": 1}}]}), "w: must be finite numbers [6][6] or [6]"),
         ('{"images": [{}, {"psi": 11}]}', "images[1].psi=11: must be a number from -10 to 10"),
         ('{"images": [{}, {"style": 1}]}', "images[1].style: there is no such argument"),
         ('{"images": [{"edit": {"smile": 1e400}}]}', "edit"),
