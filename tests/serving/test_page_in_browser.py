@@ -168,6 +168,9 @@ def test_psi_changes_the_picture_and_0_makes_all_seeds_equal(page: Page, site: S
     assert shows(page, drawn(site, "psi=2"))
     type_into(page, "psi", "0.3")
     assert shows(page, drawn(site, "psi=0.3"))
+    page.press("ArrowUp")
+    assert shows(page, drawn(site, "psi=0.35"))
+    page.press("ArrowDown")
     assert page.run("document.getElementById('psi-range').value") == "0.3"
     average = drawn(site, "seed=1&psi=0&noise=none")
     assert not np.array_equal(average, drawn(site, "seed=1&noise=none"))
@@ -217,7 +220,7 @@ def test_the_ends_of_the_crossover_are_the_two_seeds(page: Page, site: Site) -> 
     page.press("ArrowLeft")
     page.press("ArrowLeft")
     assert shows(page, drawn(site, "seed=3&noise=none&mix=8&crossover=4"))
-    hint = "layers 0 to 3 (4×4 to 8×8) from seed 3, layers 4 and 5 (16×16) from seed 8."
+    hint = "Layers 0 to 3 (4×4 to 8×8) from seed 3, layers 4 and 5 (16×16) from seed 8."
     assert text(page, "crossover-hint") == hint
     assert page.run("[...document.querySelectorAll('.layer')].map(l => l.className)") == ["layer first"] * 4 + ["layer second"] * 2
     page.click("#mixing")
@@ -429,7 +432,7 @@ def test_a_dropped_file_that_is_no_picture_is_refused_in_words(page: Page) -> No
         "(() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'notes.txt', {type: 'text/plain'}));"
         "window.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})) })()"
     )
-    assert text(page, "problem") == "Notes.txt: is no PNG, JPEG or WebP picture."
+    assert text(page, "problem") == "notes.txt: is no PNG, JPEG or WebP picture."
     assert page.run("document.getElementById('search').hidden")
 
 
@@ -444,7 +447,7 @@ def test_a_pasted_picture_that_the_server_cannot_read_is_refused_in_words(page: 
 
 def test_a_refusal_of_the_server_is_said_and_taken_back(page: Page, site: Site) -> None:
     type_into(page, "psi", "11")
-    page.wait("document.getElementById('problem').textContent.startsWith('Psi=11: must be a number from -10 to 10')")
+    page.wait("document.getElementById('problem').textContent.startsWith('psi=11: must be a number from -10 to 10')")
     type_into(page, "psi", "0.5")
     assert shows(page, drawn(site, "psi=0.5"))
     assert text(page, "problem") == ""

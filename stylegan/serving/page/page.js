@@ -19,11 +19,12 @@ const second = new Picture("second");
 
 const address = (part = {}) => `image.png?${query(model, { ...state, ...part })}`;
 
-/** Change the state and show it. With `cause`, the name of what was changed, the address gets it, too. */
-function change(part, cause = null) {
+/** Change the state and show it; what was said of the one before is over. `cause` names what was changed. */
+function change(part, cause) {
   Object.assign(state, part);
   render();
-  if (cause !== null) keep(model, state, cause);
+  say("");
+  keep(model, state, cause);
 }
 
 /** Take the state from a query; what the model cannot show is said. */
@@ -103,7 +104,7 @@ function caption() {
   const noise = { own: "", stored: "stored noise", none: "no noise", fixed: `noise ${state.noise}` }[noiseKind()];
   if (noise) parts.push(noise);
   if (mix !== null) parts.push(`seed ${mix} from layer ${crossover} on`);
-  for (const [name, strength] of Object.entries(state.edit)) if (strength) parts.push(`${name} ${strength}`);
+  for (const [name, strength] of Object.entries(state.edit)) if (strength) parts.push(`${name} ${strength > 0 ? "+" : "−"}${Math.abs(strength)}`);
   return parts.join(" · ");
 }
 
@@ -135,7 +136,7 @@ function renderMix() {
     layer.classList.toggle("second", index >= crossover);
   });
   const words = shares(crossover, source(), `seed ${mix}`);
-  $("crossover-hint").textContent = `${words}.`;
+  $("crossover-hint").textContent = sentence(words);
   $("crossover").setAttribute("aria-valuetext", words);
   first.show(address({ mix: null }));
   second.show(address({ mix: null, seed: mix, to: null, w: null }));
@@ -159,7 +160,6 @@ function span(begin, end) {
 function renderWalk() {
   $("play").disabled = isProjected();
   $("play").textContent = walking ? "Pause" : "Play";
-  $("play").setAttribute("aria-pressed", walking);
   $("speed-value").textContent = `${$("speed").value} s`;
   const way = `Play goes from seed ${state.seed} to ${state.to ?? moved(state.seed, 1n)} and on, with one noise for all.`;
   const still = STILL.matches ? " It goes in steps, as this device asks for less motion." : "";
@@ -278,7 +278,6 @@ function cross(by) {
 
 function reset() {
   walking = false;
-  say("");
   change(defaults(model), "reset");
 }
 
@@ -292,10 +291,13 @@ async function copyLink() {
   }
 }
 
-/** Let a slider draw while it moves, and keep the state when it is let go. */
+/** Let a slider draw while it moves; the address gets the state when it is let go. */
 function onSlide(slider, part) {
-  slider.addEventListener("input", () => change(part()));
-  slider.addEventListener("change", () => keep(model, state, slider.id));
+  slider.addEventListener("input", () => {
+    Object.assign(state, part());
+    render();
+  });
+  slider.addEventListener("change", () => change(part(), slider.id));
 }
 
 /** Let a field draw the seed that is typed; its arrow keys are exact beyond 2^53, where a Number is not. */
@@ -321,10 +323,12 @@ function connect() {
   onSeed("noise-seed", () => state.noise, (noise) => change({ noise }, "noise-seed"));
   onSlide($("psi-range"), () => ({ psi: plain($("psi-range").value) }));
   onSlide($("crossover"), () => ({ crossover: Number($("crossover").value) }));
-  $("psi").addEventListener("input", () => isNumber($("psi").value) && change({ psi: String(Number($("psi").value)) }));
-  $("psi").addEventListener("change", () => {
-    $("psi").value = state.psi;
-    keep(model, state, "psi");
+  $("psi").addEventListener("input", () => isNumber($("psi").value) && change({ psi: plain($("psi").value) }, "psi"));
+  $("psi").addEventListener("change", () => ($("psi").value = state.psi));
+  $("psi").addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowUp" && event.key !== "ArrowDown") return;
+    event.preventDefault();
+    KEYS[event.key]();
   });
   $("label").addEventListener("change", () => change({ label: $("label").value }, "label"));
   for (const choice of document.getElementsByName("noise"))
