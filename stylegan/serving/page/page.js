@@ -45,7 +45,6 @@ function noteOutcome(error, version) {
   download.href = picture.image.src;
   download.download = fileName();
   download.removeAttribute("aria-disabled");
-  fit();
   if (version !== null && version !== String(model.version)) learn();
 }
 
@@ -54,12 +53,13 @@ function fileName() {
   return [model.name, `v${model.version}`, ...parts].join("-").replace(/[^\w.+-]+/g, "_").slice(0, 120) + ".png";
 }
 
-/** Enlarge the picture as far as the frame lets it: each of its pixels to a whole number of the device's. */
+/** Enlarge the picture as far as there is room: each of its pixels to a whole number of the device's. */
 function fit() {
-  const room = Math.min($("stage").clientWidth, $("stage").clientHeight);
+  const stage = $("stage");
+  const room = Math.min(stage.clientWidth, parseFloat(getComputedStyle(stage).maxHeight));
   const times = Math.floor((room * devicePixelRatio) / model.resolution);
   const side = times >= 1 ? (times * model.resolution) / devicePixelRatio : room;
-  picture.image.style.width = picture.image.style.height = `${side}px`;
+  stage.style.height = picture.image.style.width = picture.image.style.height = `${side}px`;
 }
 
 // --- what is shown of the state --------------------------------------------------------------------------------------
@@ -186,6 +186,7 @@ function renderModel() {
   renderUpload(model);
   for (const image of document.images) image.classList.toggle("sharp", resolution <= SHARP);
   $("main").removeAttribute("aria-busy");
+  fit();
 }
 
 /** Return a block for each resolution, with a cell for each of its layers. */
@@ -412,7 +413,7 @@ try {
   connect();
   renderModel();
   showAddress();
-  new ResizeObserver(fit).observe($("stage"));
+  addEventListener("resize", fit);
   addEventListener("popstate", () => {
     moveOn();
     say("");
