@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -11,17 +12,26 @@ from torch import Tensor
 from stylegan.drawing.latents import MAX_SEED, Latents, Rng, latent
 from stylegan.errors import ConfigError
 from stylegan.images import to_uint8
-from stylegan.networks.generator import Generator, NoiseFn, random_noise
+from stylegan.networks.generator import Generator, NoiseFn, layer_resolution, random_noise
 from stylegan.progress import Progress
 
 # `own`: from the stream of the image's seed. `stored`: the maps that the generator holds, as the official scripts. A number:
 # from the stream of that seed, the same for all images.
 Noise = Literal["own", "stored", "none"] | int
 CUTOFF = 8  # truncated layers: those up to 32x32
+# Side of the images that one thread draws: several are hardly faster there, and slower on a busy machine. They also sum in
+# another order, so that such an image has the same bits whatever the number of processors.
+SMALL = 64
 
 
-def parse_noise(text: str, option: str = "--noise") -> Noise:
-    """Read which noise is wanted: own, stored, none, or a seed. Raises ConfigError for anything else."""
+def parse_noise(text: str | None, rng: Rng = "torch", option: str = "--noise") -> Noise:
+    """Read which noise is wanted: own, stored, none, or a seed; unset is own, and stored for latents of the official scripts.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    if text is None:
+        return "own" if rng == "torch" else "stored"
     if text in ("own", "stored", "none"):
         return text  # type: ignore[return-value]
     if text.isdecimal() and text.isascii() and int(text) <= MAX_SEED:
@@ -49,9 +59,45 @@ def no_noise(device: torch.device | str = "cpu") -> NoiseFn:
     return lambda layer, n, resolution: torch.zeros(n, 1, resolution, resolution, device=device)
 
 
-def given_noise(maps: Sequence[Tensor], device: torch.device | str = "cpu") -> NoiseFn:
-    """Return a noise function that gives these maps, one [1, 1, r, r] for each layer."""
-    return lambda layer, n, resolution: maps[layer].to(device)
+def given_noise(maps: Sequence[Tensor], device: torch.device | str = "cpu") -> NoiseFn | None:
+    """Return a noise function that gives these maps, [1 or k, 1, r, r] for each layer; more than k images have them in turn.
+
+    None, the maps that the generator holds, without maps.
+    """
+
+    def give(layer: int, n: int, resolution: int) -> Tensor:
+        part = maps[layer].to(device)
+        return part if len(part) in (1, n) else part.repeat(n // len(part), 1, 1, 1)
+
+    return give if maps else None
+
+
+def noise_maps(generator: Generator, noise: NoiseFn | None) -> tuple[Tensor, ...]:
+    """Return the maps [1, 1, r, r] of each layer that a noise function draws for one image.
+
+    None are returned for the maps that the generator holds, and for a model without noise.
+    """
+    if noise is None or not generator.model.noise:
+        return ()
+    return tuple(noise(layer, 1, layer_resolution(layer)) for layer in range(generator.num_layers))
+
+
+@contextmanager
+def drawing_threads(generator: Generator) -> Iterator[None]:
+    """Draw with the number of threads that images of this size are drawn with, inside the block.
+
+    torch's number is that of the whole process. Threads that draw at the same time have it set before they begin.
+    """
+    before = torch.get_num_threads()
+    number = 1 if generator.resolution <= SMALL else before
+    if number == before:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()
@@ -75,21 +121,57 @@ def styles(
     """
     device = generator.w_avg.device
     labels = None if label is None else torch.tensor([label], device=device).expand(len(z))
-    w = generator.mapping(z.to(device), labels)
+    with drawing_threads(generator):
+        w = generator.mapping(z.to(device), labels)
     return generator.truncate(w[:, None].expand(-1, generator.num_layers, -1), psi=psi, cutoff=cutoff)
 
 
 @torch.no_grad()
-def paint(generator: Generator, ws: Tensor, noise: NoiseFn | None) -> Tensor:
-    """Compute the images of styles [N, num_layers, L], one at a time, as uint8 [N, C, r, r] on the CPU.
+def paint(generator: Generator, ws: Tensor, noise: NoiseFn | None, *, batch: int = 1) -> Tensor:
+    """Compute the images of styles [N, num_layers, L] as uint8 [N, C, r, r] on the CPU.
 
     Args:
         generator: in evaluation mode, on any device.
         ws: the styles.
-        noise: is asked for the noise of one image after the other; None takes the maps that the generator holds.
+        noise: is asked for the noise of one batch after the other; None takes the maps that the generator holds.
+        batch: images at a time. Many are faster; the last bit of an image may then depend on those beside it.
     """
     ws = ws.to(generator.w_avg.device)
-    return torch.cat([to_uint8(generator.synthesis(row, noise=noise)).cpu() for row in ws.split(1)])
+    return torch.cat([to_uint8(generator.synthesis(rows, noise=noise)).cpu() for rows in ws.split(batch)])
+
+
+def of_seed(
+    generator: Generator,
+    seed: int,
+    label: int | None,
+    *,
+    psi: float | None = None,
+    noise: Noise = "own",
+    rng: Rng = "torch",
+) -> Latents:
+    """Return the latents of one seed, truncated. Arguments and errors as for `draw`."""
+    z, stream = latent(seed, generator.model.latent_size, rng)
+    ws = styles(generator, z, label, psi=psi)
+    return Latents(ws, noise_maps(generator, noise_of(noise, stream, generator.w_avg.device)))
+
+
+def of_file(generator: Generator, latents: Latents, *, psi: float | None = None, noise: Noise = "own") -> Latents:
+    """Return the latents of one image of a file, truncated.
+
+    Args:
+        generator: in evaluation mode.
+        latents: of one image; see `read_latents`.
+        psi: truncation of the first 8 layers; None or 1 is off.
+        noise: `own` is the noise of the file, and the stored one if it has none.
+    """
+    device = generator.w_avg.device
+    ws = generator.truncate(latents.ws.to(device), psi=psi, cutoff=CUTOFF)
+    return Latents(ws, latents.noise if noise == "own" else noise_maps(generator, noise_of(noise, None, device)))
+
+
+def paint_latents(generator: Generator, latents: Latents, *, batch: int = 1) -> Tensor:
+    """Compute the images of latents as uint8 [N, C, r, r] on the CPU; `batch` as for `paint`."""
+    return paint(generator, latents.ws, given_noise(latents.noise, generator.w_avg.device), batch=batch)
 
 
 def draw(
@@ -108,8 +190,8 @@ def draw(
         seeds: one for each image; equal seeds have equal z and own noise.
         labels: the class number of each image; None for a generator that is not class-conditional.
         psi: truncation of the first 8 layers; None or 1 is off.
-        noise: which noise; without a torch seed, `own` is that of the same number.
-        rng: whose latents; see `latent`.
+        noise: which noise.
+        rng: whose latents; see `latent`. The own noise of a seed is the same with both.
 
     Returns:
         uint8 [N, C, r, r].
@@ -120,27 +202,6 @@ def draw(
     """
     images, progress = [], Progress("sample", len(seeds))
     for seed, label in zip(seeds, [None] * len(seeds) if labels is None else labels, strict=True):
-        z, stream = latent(seed, generator.model.latent_size, rng)
-        ws = styles(generator, z, label, psi=psi)
-        images.append(paint(generator, ws, noise_of(noise, stream, generator.w_avg.device)))
+        images.append(paint_latents(generator, of_seed(generator, seed, label, psi=psi, noise=noise, rng=rng)))
         progress.update(len(images))
-    return torch.cat(images)
-
-
-def draw_latents(generator: Generator, latents: Latents, *, psi: float | None = None, noise: Noise = "own") -> Tensor:
-    """Draw the images of latents from a file, as uint8 [N, C, r, r].
-
-    Args:
-        generator: in evaluation mode.
-        latents: see `read_latents`.
-        psi: truncation of the first 8 layers; None or 1 is off.
-        noise: `own` is the noise of the file, and the stored one if it has none.
-    """
-    device = generator.w_avg.device
-    images = []
-    for row in range(len(latents)):
-        one = latents[row]
-        maps = given_noise(one.noise, device) if noise == "own" and one.noise else noise_of(noise, None, device)
-        ws = generator.truncate(one.ws.to(device), psi=psi, cutoff=CUTOFF)
-        images.append(paint(generator, ws, maps))
     return torch.cat(images)

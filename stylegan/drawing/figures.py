@@ -19,22 +19,23 @@ from PIL import Image
 from torch import Tensor
 
 from stylegan import storage
-from stylegan.drawing.draw import draw, given_noise, no_noise, noise_of, paint, styles
+from stylegan.drawing.draw import draw, no_noise, noise_of, paint, paint_latents, styles
 from stylegan.drawing.film import write_film
 from stylegan.drawing.interpolate import walk_z
-from stylegan.drawing.latents import Rng, latent
-from stylegan.drawing.mixing import mix_layers, part_layers
+from stylegan.drawing.latents import Latents, Rng, latent
+from stylegan.drawing.mixing import Part, mix_layers, part_layers
 from stylegan.evaluation.features.embedded import Pmap
+from stylegan.evaluation.generate import batch_size
 from stylegan.evaluation.metrics.numerics import exact_float32
 from stylegan.images import CELL, grid, png_bytes
-from stylegan.networks.generator import Generator, NoiseFn, layer_resolution
+from stylegan.networks.generator import Generator, layer_resolution
 from stylegan.training.state import load_model
 
 logger = logging.getLogger("stylegan")
 
 # Seeds of the paper's figures.
 SOURCES, DESTINATIONS = (639, 701, 687, 615, 2268), (888, 829, 1898, 1733, 1614, 845)
-MIXED_PARTS = ("coarse", "coarse", "coarse", "middle", "middle", "fine")  # of the destinations
+MIXED_PARTS: tuple[Part, ...] = ("coarse", "coarse", "coarse", "middle", "middle", "fine")  # of the destinations
 VARIED, NOISY, TRUNCATED = (1157, 1012), (1967, 1555), (91, 388)
 PSIS = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)
 # Our own.
@@ -137,15 +138,20 @@ class Scene:
         """Return the z [1, L] of a seed."""
         return latent(seed, self.generator.model.latent_size, self.request.rng)[0]
 
-    def ws(self, seeds: Sequence[int], *, first: int = 0, psi: float | None = None) -> Tensor:
-        """Return the styles [N, num_layers, L] of seeds, the images `first` and on of a figure."""
+    def latents(self, seeds: Sequence[int], *, first: int = 0, psi: float | None = None) -> Latents:
+        """Return the latents of seeds, the images `first` and on of a figure, with the noise that the generator holds."""
         psi = self.request.psi if psi is None else psi
         rows = [styles(self.generator, self.z(seed), self.label(first + i), psi=psi) for i, seed in enumerate(seeds)]
-        return torch.cat(rows)
+        return Latents(torch.cat(rows))
 
-    def images(self, ws: Tensor, noise: NoiseFn | None = None) -> Tensor:
-        """Return images uint8 [N, C, r, r]; without `noise` with the one that the generator holds."""
-        return self.small(paint(self.generator, ws, noise))
+    def images(self, latents: Latents) -> Tensor:
+        """Return images uint8 [N, C, r, r]."""
+        return self.small(paint_latents(self.generator, latents, batch=self.batch))
+
+    @property
+    def batch(self) -> int:
+        """How many images are drawn at a time."""
+        return batch_size(self.generator.resolution)
 
     def small(self, images: Tensor) -> Tensor:
         """Return images at the size of the figure."""
@@ -157,12 +163,10 @@ class Scene:
 
 def _mixing(scene: Scene) -> Image.Image:
     """Figure 3: each destination (rows) with the coarse, middle or fine styles of each source (columns)."""
-    sources = scene.ws(SOURCES)
-    destinations = scene.ws(DESTINATIONS, first=len(SOURCES))
     return mixing_sheet(
         scene.images,
-        destinations,
-        sources,
+        scene.latents(DESTINATIONS, first=len(SOURCES)).rows(),
+        scene.latents(SOURCES).rows(),
         [tuple(part_layers(part, scene.generator.num_layers)) for part in MIXED_PARTS],
         heads=[f"seed {seed}" for seed in SOURCES],
         sides=MIXED_PARTS,
@@ -170,9 +174,9 @@ def _mixing(scene: Scene) -> Image.Image:
 
 
 def mixing_sheet(
-    images: Callable[[Tensor], Tensor],
-    rows: Tensor,
-    columns: Tensor,
+    images: Callable[[Latents], Tensor],
+    rows: Sequence[Latents],
+    columns: Sequence[Latents],
     layers: Sequence[tuple[int, ...]],
     *,
     heads: Sequence[str],
@@ -181,16 +185,18 @@ def mixing_sheet(
     """Draw a grid of mixed images, with the images of the rows on its left and those of the columns above.
 
     Args:
-        images: computes images [N, C, r, r] from styles.
-        rows: styles [R, num_layers, L].
-        columns: styles [K, num_layers, L].
+        images: computes images [N, C, r, r] from latents.
+        rows: latents of the images beside the grid, one each; mixed images have their noise.
+        columns: latents of the images above the grid, one each.
         layers: of each row, those that take the styles of the columns.
         heads: what to write above the columns.
         sides: what to write beside the rows.
     """
-    drawn: list[Tensor | None] = [None, *images(columns)]
-    for row, chosen in zip(rows.split(1), layers, strict=True):
-        drawn += [*images(row), *images(mix_layers(row.expand(len(columns), -1, -1), columns, chosen))]
+    drawn: list[Tensor | None] = [None, *(images(column)[0] for column in columns)]
+    sources = torch.cat([column.ws for column in columns])
+    for row, chosen in zip(rows, layers, strict=True):
+        mixed = mix_layers(row.ws.expand(len(columns), -1, -1), sources, chosen)
+        drawn += [images(row)[0], *images(Latents(mixed, row.noise))]
     return grid(drawn, len(columns) + 1, heads=["", *heads], sides=["", *sides])
 
 
@@ -198,19 +204,12 @@ def _noise(scene: Scene) -> Image.Image:
     """Figure 4: an image, other draws of its noise, and the map of their standard deviations."""
     num_draws = DRAWS if scene.generator.resolution <= MANY_UP_TO else FEW_DRAWS
     cells: list[Tensor] = []
-    for row, ws in enumerate(scene.ws(VARIED).split(1)):
-        total = square = torch.zeros(())
-        for number in range(num_draws):
-            noise = noise_of(row * num_draws + number, None, scene.request.device)
-            image = paint(scene.generator, ws, noise)
-            if number == 0:
-                cells += [*scene.images(ws)]
-            if number < SHOWN:
-                cells += [*scene.small(image)]
-            grey = image.double().mean(dim=1)
-            total, square = total + grey, square + grey**2
-        deviation = (square / num_draws - (total / num_draws) ** 2).clamp(min=0).sqrt() * CONTRAST
-        cells += [*scene.small(deviation.clamp(max=255).byte()[:, None].expand(-1, image.shape[1], -1, -1))]
+    for row, one in enumerate(scene.latents(VARIED).rows()):
+        noise = noise_of(row, None, scene.request.device)
+        drawn = paint(scene.generator, one.ws.expand(num_draws, -1, -1), noise, batch=scene.batch)
+        deviation = drawn.double().mean(dim=1, keepdim=True).std(dim=0, unbiased=False) * CONTRAST
+        cells += [*scene.images(one), *scene.small(drawn[:SHOWN])]
+        cells += [*scene.small(deviation.clamp(max=255).byte()[None].expand(-1, drawn.shape[1], -1, -1))]
     heads = ["image", *(f"noise {number + 1}" for number in range(SHOWN)), "deviation"]
     return grid(cells, SHOWN + 2, heads=heads, sides=[f"seed {seed}" for seed in VARIED])
 
@@ -223,15 +222,15 @@ def _noise_layers(scene: Scene) -> Image.Image:
     columns = {"all noise": every, "no noise": set[int](), "fine noise": fine, "coarse noise": every - fine}
     none = no_noise(device)
     cells: list[Tensor] = []
-    for ws in scene.ws(NOISY).split(1):
+    for one in scene.latents(NOISY).rows():
         for layers in columns.values():
-            maps = [
+            maps = tuple(
                 generator.synthesis.get_buffer(f"noise{layer}")
                 if layer in layers
                 else none(layer, 1, layer_resolution(layer))
                 for layer in every
-            ]
-            cells += [*scene.images(ws, given_noise(maps, device))]
+            )
+            cells += [*scene.images(Latents(one.ws, maps))]
     return grid(cells, len(columns), heads=list(columns), sides=[f"seed {seed}" for seed in NOISY])
 
 
@@ -241,7 +240,7 @@ def _psi(scene: Scene) -> Image.Image:
         image
         for row, seed in enumerate(TRUNCATED)
         for psi in PSIS
-        for image in scene.images(scene.ws([seed], first=row, psi=psi))
+        for image in scene.images(scene.latents([seed], first=row, psi=psi))
     ]
     heads, sides = [f"psi {psi:g}" for psi in PSIS], [f"seed {seed}" for seed in TRUNCATED]
     return grid(cells, len(PSIS), heads=heads, sides=sides)
@@ -291,7 +290,14 @@ def walk_bytes(scene: Scene) -> bytes:
             ]
         )
 
-    frames = film_frames(scene.images, walk, num_keys=4, count=WALK_FRAMES, columns=2 if cells > 1 else 1)
+    frames = film_frames(
+        lambda cell, ws: scene.images(Latents(ws)),
+        walk,
+        num_keys=4,
+        count=WALK_FRAMES,
+        columns=2 if cells > 1 else 1,
+        at_once=scene.batch,
+    )
     with tempfile.TemporaryDirectory(prefix="stylegan-walk-") as folder:
         path = Path(folder, "walk.webp")
         write_film(str(path), ".webp", frames, count=WALK_FRAMES, fps=WALK_FPS)
@@ -299,27 +305,31 @@ def walk_bytes(scene: Scene) -> bytes:
 
 
 def film_frames(
-    images: Callable[[Tensor], Tensor],
+    images: Callable[[int, Tensor], Tensor],
     walk: Callable[[float], Tensor],
     *,
     num_keys: int,
     count: int,
     columns: int,
-    cell: int = CELL,
+    cell_side: int = CELL,
+    at_once: int = 1,
 ) -> Iterator[Image.Image]:
     """Draw the frames of a film of a closed walk, one after the other; behind the last one the first one would come again.
 
     Args:
-        images: computes images [N, C, r, r] from styles, one for each cell of the frame.
-        walk: returns the styles [N, num_layers, L] of all cells at a position from 0 to num_keys.
+        images: computes images [F, C, r, r] of a cell (its number) from styles [F, num_layers, L].
+        walk: returns the styles [cells, num_layers, L] at a position from 0 to num_keys.
         num_keys: length of the walk.
         count: number of frames.
         columns: cells in a row.
-        cell: smaller images are enlarged, without smoothing, to at most this side.
+        cell_side: smaller images are enlarged, without smoothing, to at most this side.
+        at_once: frames that are drawn at a time.
     """
-    for number in range(count):
-        drawn = images(walk(num_keys * number / count))
-        yield tiles(drawn, columns, cell=cell)
+    for first in range(0, count, at_once):
+        positions = [num_keys * number / count for number in range(first, min(first + at_once, count))]
+        ws = torch.stack([walk(position) for position in positions], dim=1)
+        for frame in torch.stack([images(cell, rows) for cell, rows in enumerate(ws)], dim=1):
+            yield tiles(frame, columns, cell=cell_side)
 
 
 def tiles(images: Tensor, columns: int, *, cell: int) -> Image.Image:

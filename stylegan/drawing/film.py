@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from stylegan import storage
-from stylegan.errors import ConfigError, StepError, one_line
+from stylegan.errors import ConfigError, StepError, one_line, shown
 from stylegan.images import PAPER
 from stylegan.outputs import STDOUT, write_output
 
@@ -123,7 +123,7 @@ def _write_by_ffmpeg(path: Path, frames: Iterator[Image.Image], fps: int) -> Non
         log.seek(0)
         if failed:
             raise StepError(
-                f"ffmpeg failed ({one_line(log.read().decode(errors='replace'), 200) or process.returncode})"
+                f"ffmpeg failed ({shown(log.read().decode(errors='replace').strip(), 200) or process.returncode})"
             )
 
 

@@ -52,23 +52,22 @@ def check_seed(seed: int, rng: Rng = "torch") -> None:
 
 @dataclass(frozen=True)
 class Latents:
-    """Styles of images, as a file holds them.
+    """What images are computed from.
 
     Attributes:
-        ws: [N, num_layers, L].
-        noise: of each layer, [N or 1, 1, r, r]; empty if the file holds none.
+        ws: styles [N, num_layers, L].
+        noise: of each layer, [N or 1, 1, r, r]; empty means the maps that the generator holds.
     """
 
     ws: Tensor
     noise: tuple[Tensor, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.ws)
-
-    def __getitem__(self, row: int) -> Latents:
-        """Return the latents of one image."""
-        maps = tuple(part[row : row + 1] if len(part) > 1 else part for part in self.noise)
-        return Latents(self.ws[row : row + 1], maps)
+    def rows(self) -> list[Latents]:
+        """Return the latents of each image."""
+        return [
+            Latents(ws, tuple(part[row : row + 1] if len(part) > 1 else part for part in self.noise))
+            for row, ws in enumerate(self.ws.split(1))
+        ]
 
 
 def latents_bytes(latents: Latents) -> bytes:

@@ -25,7 +25,7 @@ from stylegan.errors import StepError
 from stylegan.evaluation.directions import Direction, write_directions
 from stylegan.evaluation.features.embedded import Pmap
 from stylegan.evaluation.features.spaces import Network, obtain_spaces
-from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_truncation
+from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_neighbours, draw_truncation
 from stylegan.evaluation.generate import (
     CHUNK_SIZE,
     REALS,
@@ -213,7 +213,8 @@ def redraw(
 ) -> None:
     """Draw figures of an evaluation again, because their files are gone. Nothing else is measured.
 
-    The best and the worst images are found among all of them, so these take a pass of `evaluation.num_images` images.
+    The best and the worst images are found among all of them, as are those nearest to a real: they take a pass of
+    `evaluation.num_images` images.
 
     Args:
         measured: the URI of the checkpoint, or the images that were measured instead.
@@ -224,7 +225,7 @@ def redraw(
         ConfigError, StepError: as for `evaluate`.
     """
     num_images = evaluation.num_images if isinstance(measured, str) else min(evaluation.num_images, measured.num_images)
-    metrics: tuple[Metric, ...] = ("pr",) if {"best", "worst"} & set(names) else ()
+    metrics: tuple[Metric, ...] = ("pr",) if {"best", "worst", "neighbours"} & set(names) else ()
     evaluation = evaluation.model_copy(update={"metrics": metrics, "num_images": num_images})
     generator: Generator | None = None
     if isinstance(measured, str):
@@ -397,7 +398,7 @@ class _Evaluation:
     def _drawable(self) -> set[str]:
         """Return the names of the figures that the meters allow."""
         kinds = {type(meter) for meter in self.meters.values()}
-        extremes = {"best", "worst"} if ManifoldMeter in kinds else set()
+        extremes = {"best", "worst", "neighbours"} if ManifoldMeter in kinds else set()
         return {"grid"} | extremes | ({"truncation"} if TruncationMeter in kinds else set())
 
     def _draw(self, out_uri: str, names: Collection[str]) -> dict[str, str]:
@@ -408,8 +409,15 @@ class _Evaluation:
         if "truncation" in names:
             figures["truncation"] = draw_truncation(self.subject, out_uri, self.pmap)
         for meter in self.meters.values():
-            if {"best", "worst"} & set(names) and isinstance(meter, ManifoldMeter):
-                figures |= draw_extremes(self.subject, meter.realism(self.references), out_uri, self.pmap)
+            if isinstance(meter, ManifoldMeter) and {"best", "worst", "neighbours"} & set(names):
+                realism = meter.realism(self.references)
+                if {"best", "worst"} & set(names):
+                    figures |= draw_extremes(self.subject, realism, out_uri, self.pmap)
+                if "neighbours" in names:
+                    manifold = self.references["manifold"].manifold
+                    figures["neighbours"] = draw_neighbours(
+                        self.subject, realism, np.concatenate(meter.features), manifold, out_uri, self.pmap
+                    )
         return figures
 
 

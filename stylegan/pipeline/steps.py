@@ -28,6 +28,7 @@ from stylegan.data.dataset_card import read_card
 from stylegan.data.sharding.write_shards import complete_set, find_content, find_shards, shard_key
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
+from stylegan.drawing.figures import FIGURES, WALK, FigureRequest, draw_figures
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
 from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.evaluation.engine import evaluate, redraw
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stylegan")
 R = TypeVar("R", bound=BaseModel | None)
+FIGURE_SIDE = 256  # pixels of an image in the figures of a run, at most
 STAGE_SECONDS = 2.0  # between two looks at a stage that another run trains
 
 
@@ -438,17 +440,17 @@ class Pipeline:
         if report is None:
             self.tracked(shards).start()
             report = self._evaluate(shards, checkpoint.uri, out=run.uri)
+            with decoration("evaluate: the figures of its styles"):
+                drawn = self._draw_figures(run, checkpoint, (*FIGURES, WALK))
+                report = report.model_copy(update={"figures": report.figures | drawn})
             storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
         elif missing := missing_figures(report):
             with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
-                redraw(
-                    checkpoint.uri,
-                    shards,
-                    self.config.evaluation,
-                    missing,
-                    out_uri=run.uri,
-                    **evaluation_means(self.config),
-                )
+                measured = missing - {*FIGURES, WALK}
+                if measured:
+                    means = evaluation_means(self.config)
+                    redraw(checkpoint.uri, shards, self.config.evaluation, measured, out_uri=run.uri, **means)
+                self._draw_figures(run, checkpoint, tuple(missing - measured))
 
         page = self._write_page(run, report, anew=new_page)
         self.tracked(shards).log_report(
@@ -459,6 +461,16 @@ class Pipeline:
             directions_uri=storage.join(run.uri, DIRECTIONS),
         )
         return self._done("evaluate", report, found)
+
+    def _draw_figures(self, run: Run, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, str]:
+        """Draw figures of `drawing/figures.py` into the folder of a run, small enough for its page; return URIs by name."""
+        ends = [(stage.resolution, found.uri) for stage in run.stages if (found := run.find_stage(stage))]
+        means = evaluation_means(self.config)
+        request = FigureRequest("", checkpoint.uri, tuple(ends), side=FIGURE_SIDE, device=means["device"])
+        drawn, skipped = draw_figures(names, request, run.uri, pmap=means["pmap"])
+        for name, reason in skipped.items():
+            logger.info("evaluate: no figure %s: %s", name, reason)
+        return drawn
 
     def _write_page(
         self, run: Run, report: Report, story: Callable[[], Story] | None = None, *, key: str = "", anew: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import torch
@@ -113,7 +113,7 @@ class PicturesBody(BaseModel):
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture that the model can draw; `key` tells it from all other pictures of this model."""
+    """A picture that the model can draw. `w` names what `latents` holds; `side` is that of the picture in pixels."""
 
     seed: int
     psi: float
@@ -125,8 +125,13 @@ class Wanted:
     crossover: int
     edits: tuple[tuple[str, float], ...]
     side: int
-    latents: Latents | None = field(compare=False)
-    key: str = field(compare=False)
+    w: str | None
+    latents: Latents | None = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """A text that tells the picture from all others of its model."""
+        return json.dumps([getattr(self, one.name) for one in fields(self) if one.name != "latents"])
 
 
 def understand(
@@ -153,25 +158,23 @@ def understand(
         )
     if asked.w is not None and asked.to is not None:
         raise Refused(f"to={asked.to}: a walk begins at a seed; leave out `to` or `w`")
-    latents = None
-    if isinstance(asked.w, str):
-        latents = projection(asked.w, model)
-    elif asked.w is not None:
-        latents = _styles(asked.w, model)
-    values = {
-        "seed": asked.seed,
-        "psi": asked.psi,
-        "label": _label(asked.label, model.classes),
-        "noise": _noise(asked.noise),
-        "to": asked.to,
-        "t": asked.t or 0.0,
-        "mix": asked.mix,
-        "crossover": (layers // 2 if asked.crossover is None else asked.crossover) if asked.mix is not None else layers,
-        "edits": _edits(asked.edit, model),
-        "side": resolution * -(-(asked.size or 1) // resolution),
-    }
-    key = json.dumps({**values, "w": asked.w if isinstance(asked.w, str | None) else digest(asked.w)})
-    return Wanted(**values, latents=latents, key=key)
+    crossover = layers // 2 if asked.crossover is None else asked.crossover
+    named = asked.w if isinstance(asked.w, str) else None
+    given = None if asked.w is None or named is not None else asked.w
+    return Wanted(
+        seed=asked.seed,
+        psi=asked.psi,
+        label=_label(asked.label, model.classes),
+        noise=_noise(asked.noise),
+        to=asked.to,
+        t=asked.t or 0.0,
+        mix=asked.mix,
+        crossover=crossover if asked.mix is not None else layers,
+        edits=_edits(asked.edit, model),
+        side=resolution * -(-(asked.size or 1) // resolution),
+        w=named if given is None else digest(given),
+        latents=projection(named, model) if named is not None else _styles(given, model) if given else None,
+    )
 
 
 def check_total(wanted: Sequence[Wanted]) -> None:
@@ -240,7 +243,8 @@ def _edits(edits: Sequence[str] | Mapping[str, float], model: ServedModel) -> tu
         except ValueError:
             strength = math.nan
         if not name or not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
-            raise Refused(f"edit={shown(f'{name}:{given}', 60)}: {RULES['edit']}, as smile:1.5")
+            told = f"{name}:{given}" if name else str(given)
+            raise Refused(f"edit={shown(told, 60)}: {RULES['edit']}, as smile:1.5")
         if name not in model.directions:
             known = ", ".join(model.directions)
             has = (

@@ -16,7 +16,7 @@ import stylegan
 from stylegan import storage
 from stylegan.drawing.directions import Direction, directions_of
 from stylegan.drawing.draw import no_noise, paint
-from stylegan.drawing.perceptual import PerceptualDistance
+from stylegan.drawing.project import Distance
 from stylegan.errors import StepError, UserError, one_line
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator
@@ -57,7 +57,7 @@ class ProjectionMeans:
     """
 
     convert: Callable[[bytes], tuple[np.ndarray, str]]
-    distance: PerceptualDistance
+    distance: Distance
 
 
 @dataclass(frozen=True, eq=False)

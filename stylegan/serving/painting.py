@@ -192,20 +192,34 @@ class Painter:
                     return []
             if self.together:
                 time.sleep(GATHER_SECONDS)
-            batch: list[_Job] = []
+            batch = self._take_batch()
+            if batch:
+                return batch
+
+    def _take_batch(self) -> list[_Job]:
+        batch: list[_Job] = []
+        with self._arrived:
             while self._queue and len(batch) < self._most(self._queue[0]) and _alike(batch, self._queue[0]):
                 job = self._queue.popleft()
                 if job.waiting:
                     batch.append(job)
                 else:
-                    self._loop.call_soon_threadsafe(job.done.cancel)
-            if batch:
-                return batch
+                    self._loop.call_soon_threadsafe(self._give_up, job)
+        return batch
+
+    def _give_up(self, job: _Job) -> None:
+        """End a job for which nobody waits, unless somebody has come in this moment."""
+        if not job.waiting:
+            job.done.cancel()
+            return
+        with self._arrived:
+            self._queue.append(job)
+            self._arrived.notify()
 
     def _most(self, job: _Job) -> int:
         return min(BATCH, max(BATCH_PIXELS // job.model.generator.resolution**2, 1)) if self.together else 1
 
-    def _draw(self, batch: Sequence[_Job]) -> Sequence[Tensor]:
+    def _draw(self, batch: Sequence[_Job]) -> Tensor:
         generator = batch[0].model.generator
         latents = [prepare(job.model, job.wanted) for job in batch]
         if len(batch) == 1:

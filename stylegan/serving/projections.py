@@ -19,8 +19,7 @@ import torch
 
 from stylegan.data.decode import UnreadableImage
 from stylegan.drawing.latents import Latents, latents_bytes, parse_latents
-from stylegan.drawing.perceptual import PerceptualDistance
-from stylegan.drawing.project import Projection, Space, project
+from stylegan.drawing.project import Distance, Projection, Space, project
 from stylegan.errors import UserError, one_line, shown
 from stylegan.evaluation.metrics.numerics import exact_float32
 from stylegan.networks.weights import load_generator, save_generator
@@ -213,7 +212,7 @@ def _project(
     connection: Connection,
     parent: int,
     weights: bytes,
-    distance: PerceptualDistance,
+    distance: Distance,
     pixels: np.ndarray,
     space: Space,
     steps: int,

@@ -195,11 +195,11 @@ class TrackedRun:
                 self.start()
                 self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
             if growth_uri and ANIMATION not in files and storage.exists(growth_uri):
-                self._log_growth(storage.read_bytes(growth_uri), growth_uri)
+                self._log_animation(ANIMATION, storage.read_bytes(growth_uri), growth_uri)
             if directions_uri and DIRECTIONS not in files and storage.exists(directions_uri):
                 self._log_file(DIRECTIONS, storage.read_bytes(directions_uri))
             for name, uri in report.figures.items():
-                if f"figures/{name}.png" not in files:
+                if not {f"figures/{name}.png", f"figures/{name}.gif"} & files:
                     self._log_figure(name, uri)
 
     def finish(self, status: Status) -> None:
@@ -275,25 +275,29 @@ class TrackedRun:
             for batch in _batches(rows):
                 self.client.log_batch(self.mlflow_run_id, metrics=batch)
 
-    def _log_growth(self, webp: bytes, uri: str) -> None:
+    def _log_animation(self, name: str, webp: bytes, uri: str) -> None:
         try:
             gif = as_gif(webp)
         except Exception as error:  # Pillow raises errors of many types for damaged files
             logger.warning("evaluate: %s: is not an animation (%s); MLflow goes without it", uri, one_line(error))
             return
-        self._log_file(ANIMATION, gif)
+        self._log_file(name, gif)
 
     def _log_file(self, name: str, content: bytes) -> None:
         self.start()
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, name)
+            path = os.path.join(folder, os.path.basename(name))
             with open(path, "wb") as file:
                 file.write(content)
-            self.client.log_artifact(self.mlflow_run_id, path)
+            self.client.log_artifact(self.mlflow_run_id, path, os.path.dirname(name) or None)
 
     def _log_figure(self, name: str, uri: str) -> None:
         try:
-            image = open_picture(storage.read_bytes(uri), uri, cure="MLflow goes without it")
+            data = storage.read_bytes(uri)
+            if uri.endswith(".webp"):
+                self._log_animation(f"figures/{name}.gif", data, uri)
+                return
+            image = open_picture(data, uri, cure="MLflow goes without it")
         except FileNotFoundError:
             logger.warning("evaluate: figure %s is gone (%s); MLflow keeps what it has of it", name, uri)
             return

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stylegan.config.sections import MOST_PIXELS
 from stylegan.config.tree import Config
-from stylegan.drawing.draw import Noise, draw, draw_latents
-from stylegan.drawing.latents import Latents, Rng, check_seed, read_latents
+from stylegan.drawing.draw import Noise, draw, of_file, paint_latents
+from stylegan.drawing.latents import Rng, check_seed, read_latents
 from stylegan.errors import ConfigError, shown
 from stylegan.images import CELL, PICTURE_FORMATS, class_heads, grid, picture, picture_bytes
 from stylegan.networks.generator import MAX_PSI, Generator, is_psi
@@ -91,7 +91,7 @@ def sample(
 
     # Lay out the grid.
     cell = max(generator.resolution, CELL)
-    latents = [one for name in w for one in rows_of(read_latents(name, generator))]
+    latents = [one for name in w for one in read_latents(name, generator).rows()]
     classes = [] if w else classes_of(labels, names)
     by_class = not w and len(names) > 1 and len(classes) != 1
     if by_class:
@@ -106,7 +106,9 @@ def sample(
 
     # Draw it.
     if w:
-        images: Sequence[Tensor] = [draw_latents(generator, one, psi=psi, noise=noise)[0] for one in latents]
+        images: Sequence[Tensor] = [
+            paint_latents(generator, of_file(generator, one, psi=psi, noise=noise))[0] for one in latents
+        ]
     else:
         drawn = [seed for seed in seeds for _ in classes] if by_class else seeds
         numbers = (classes * number)[:number]
@@ -145,11 +147,6 @@ def check_size(number: int, generator: Generator, *, option: str) -> None:
             f"{option}: {number:,} images of {generator.resolution}x{generator.resolution} are too many for one grid; "
             f"at most {MOST_PIXELS // cell**2:,} fit"
         )
-
-
-def rows_of(latents: Latents) -> list[Latents]:
-    """Return the latents of each image."""
-    return [latents[row] for row in range(len(latents))]
 
 
 def write_picture(out: str, target: str, sheet: Image.Image) -> None:

@@ -6,9 +6,14 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from starlette.types import ASGIApp
 
 from stylegan import storage
+from stylegan.cluster.replicas import replicated
+from stylegan.config.file import load
 from stylegan.config.tree import Config
 from stylegan.drawing.perceptual import perceptual_distance
 from stylegan.errors import ConfigError
@@ -84,6 +89,44 @@ def serve(
             device=device,
         )
         run(make_app(models, token=token), sock, lambda: ready(record))
+
+
+class Replicas(Record):
+    """The arguments of `replicas`, in a config of Ray Serve.
+
+    Attributes:
+        model, config: as for the verb; `config` is the path or URL of a YAML file that every node can read.
+        device: of each replica; None is the GPU, if it has one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    config: str | None = None
+    device: Device | None = None
+
+
+def replicas(arguments: Replicas) -> Any:
+    """Return the app as an application of Ray Serve; infra/serve.yaml names this function.
+
+    Each replica loads the model and follows its alias. There are no projections: they live in the memory of one process.
+    STYLEGAN_SERVE_TOKEN in the environment of the replicas is the token.
+    """
+    return replicated(partial(_replica, arguments), name="stylegan")
+
+
+def _replica(arguments: Replicas) -> ASGIApp:
+    """Make the app of one replica."""
+    config = load(arguments.config, []) if arguments.config else None
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    check_access("127.0.0.1", token)
+    device = choose_device(arguments.device)
+    models = Models(partial(find, config, arguments.model), device, _no_projections)
+    return make_app(models, token=token)
+
+
+def _no_projections(found: Found, generator: Generator) -> ProjectionMeans:
+    raise ConfigError("replicas do not share projections; `stylegan serve` has them")
 
 
 def find(config: Config | None, model: str) -> Found:
