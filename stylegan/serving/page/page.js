@@ -152,7 +152,7 @@ function shares(crossover, one, other) {
 
 function span(begin, end) {
   const [low, high] = [model.layer_resolutions[begin], model.layer_resolutions[end - 1]];
-  const sides = low === high ? `${low}×${low}` : `${low}×${low} to ${high}×${high}`;
+  const sides = low === high ? `${low}x${low}` : `${low}x${low} to ${high}x${high}`;
   const between = end - begin === 2 ? "and" : "to";
   return end - begin === 1 ? `layer ${begin} (${sides})` : `layers ${begin} ${between} ${end - 1} (${sides})`;
 }
@@ -173,7 +173,7 @@ function renderModel() {
   const { name, version, alias, resolution, channels, classes, attributes } = model;
   document.title = `${name} · StyleGAN`;
   $("name").textContent = name;
-  const facts = [`Version ${version}${alias ? ` (${alias})` : ""}`, `${resolution}×${resolution} pixels, ${channels === 1 ? "grey" : "colour"}`];
+  const facts = [`Version ${version}${alias ? ` (${alias})` : ""}`, `${resolution}x${resolution} pixels, ${channels === 1 ? "grey" : "colour"}`];
   if (classes.length) facts.push(classes.length === 1 ? "one class" : `${classes.length} classes`);
   $("facts").textContent = facts.join(" · ");
   Object.assign($("psi"), { min: model.psi.min, max: model.psi.max });
