@@ -33,7 +33,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 # A page that a mail or another site has opened does not send the new cookie after a redirect; it does after this.
-ENTERED = '<!doctype html><meta http-equiv="refresh" content="0; url=/"><title>StyleGAN</title>'
+ENTERED = '<!doctype html><meta http-equiv="refresh" content="0; url=./"><title>StyleGAN</title>'
 
 
 class Guard:

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -177,8 +178,9 @@ class Painter:
                 for job in batch:
                     self._tell(job, error)
                 continue
-            for job, image in zip(batch, images, strict=True):
-                self._encoders.submit(self._encode, job, image)
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                for job, image in zip(batch, images, strict=True):
+                    self._encoders.submit(self._encode, job, image)
             seconds = (time.monotonic() - begun) / len(batch)
             self._seconds = 0.9 * self._seconds + 0.1 * seconds if self._seconds else seconds
             del batch, images
@@ -243,7 +245,8 @@ class Painter:
                 else:
                     job.done.set_result(result)
 
-        self._loop.call_soon_threadsafe(settle)
+        with suppress(RuntimeError):  # the server has ended meanwhile
+            self._loop.call_soon_threadsafe(settle)
 
 
 def _alike(batch: Sequence[_Job], job: _Job) -> bool:

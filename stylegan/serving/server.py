@@ -101,17 +101,23 @@ def run(app: ASGIApp, sock: socket.socket, ready: Callable[[], None]) -> None:
             timeout_graceful_shutdown=int(DRAIN_SECONDS),
         )
     )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="web")
-    thread.start()
+    ended = threading.Event()  # a join that a signal interrupts takes the thread for ended (Python 3.11)
+
+    def answer() -> None:
+        try:
+            server.run(sockets=[sock])
+        finally:
+            ended.set()
+
+    threading.Thread(target=answer, name="web", daemon=True).start()
     try:
-        while thread.is_alive() and not server.started:
-            thread.join(0.02)
+        while not (server.started or ended.wait(0.02)):
+            pass
         if server.started:
             ready()
-        while thread.is_alive():
-            thread.join(60)
+        while not ended.wait(60):
+            pass
     finally:
         server.should_exit = True
-        thread.join(DRAIN_SECONDS + 1)
-        sock.close()
+        ended.wait(DRAIN_SECONDS + 1)
     raise StepError("the web server has ended by itself; STYLEGAN_LOG=FILE keeps its messages")

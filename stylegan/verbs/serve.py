@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 from starlette.types import ASGIApp
 
 from stylegan import storage
@@ -95,7 +95,8 @@ class Replicas(Record):
     """The arguments of `replicas`, in a config of Ray Serve.
 
     Attributes:
-        model, config: as for the verb; `config` is the path or URL of a YAML file that every node can read.
+        model: as for `find_model`.
+        config: path of the YAML file that names the registry, which every node can read; None as for the verb.
         device: of each replica; None is the GPU, if it has one.
     """
 
@@ -106,20 +107,32 @@ class Replicas(Record):
     device: Device | None = None
 
 
-def replicas(arguments: Replicas) -> Any:
-    """Return the app as an application of Ray Serve; infra/serve.yaml names this function.
+def replicas(arguments: dict[str, Any]) -> Any:
+    """Return the app as an application of Ray Serve, which imports this function by its name in infra/serve.yaml.
 
     Each replica loads the model and follows its alias. There are no projections: they live in the memory of one process.
     STYLEGAN_SERVE_TOKEN in the environment of the replicas is the token.
+
+    Args:
+        arguments: see `Replicas`.
+
+    Raises:
+        ConfigError: they are not valid, or Ray Serve is not installed.
     """
-    return replicated(partial(_replica, arguments), name="stylegan")
+    try:
+        given = Replicas.model_validate(arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"args.{place}: {first['msg']}; the arguments are model, config and device") from None
+    return replicated(partial(_replica, given), name="stylegan")
 
 
 def _replica(arguments: Replicas) -> ASGIApp:
     """Make the app of one replica."""
-    config = load(arguments.config, []) if arguments.config else None
+    config = load(arguments.config) if arguments.config else None
     token = os.environ.get(TOKEN_VARIABLE) or None
-    check_access("127.0.0.1", token)
+    check_access("localhost", token)
     device = choose_device(arguments.device)
     models = Models(partial(find, config, arguments.model), device, _no_projections)
     return make_app(models, token=token)

@@ -1,7 +1,7 @@
 """The web app on small models."""
 
 import pytest
-from small_models import no_means, write_model
+from served_models import no_means, write_model
 from starlette.testclient import TestClient
 
 from stylegan.serving.app import make_app

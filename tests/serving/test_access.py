@@ -1,7 +1,7 @@
 """Who may ask: the token, pages of other places, and the size of a request; and what browsers are told."""
 
 import pytest
-from small_models import write_model
+from served_models import write_model
 
 from stylegan.serving import access
 
@@ -33,7 +33,7 @@ def test_the_token_opens_as_header_and_as_cookie(guarded):
     assert guarded.get("/?token=wrong").status_code == 401
     entered = guarded.get(f"/?token={TOKEN}")
     assert entered.status_code == 200
-    assert 'http-equiv="refresh" content="0; url=/"' in entered.text
+    assert 'http-equiv="refresh" content="0; url=./"' in entered.text
     assert TOKEN not in entered.text
     cookie = entered.headers["set-cookie"].lower()
     assert "httponly" in cookie

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from small_models import no_means, write_model
+from served_models import no_means, write_model
 
 from stylegan.drawing.draw import draw
 from stylegan.errors import StepError, UnavailableError
