@@ -97,9 +97,7 @@ class Page:
 
     def resize(self, width: int, height: int, *, mobile: bool = False) -> None:
         """Give the page a size in CSS pixels."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def prefer(self, **features: str) -> None:
         """Set media features such as `prefers_color_scheme="dark"`; the others are as usual."""

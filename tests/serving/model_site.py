@@ -11,15 +11,14 @@ import numpy as np
 import safetensors.torch
 import torch
 import uvicorn
+from small_models import write_model
 
-from stylegan.config.sections import DataConfig, ModelConfig
+from stylegan.config.sections import DataConfig
 from stylegan.drawing.perceptual import PerceptualDistance
 from stylegan.evaluation.directions import Direction, write_directions
 from stylegan.evaluation.features.embedded import METADATA, FeatureFacts, load_features
 from stylegan.evaluation.features.spaces import embedded_network
 from stylegan.networks.classifier import Classifier
-from stylegan.networks.generator import Generator
-from stylegan.networks.weights import save_generator
 from stylegan.serving.app import make_app
 from stylegan.serving.models import Found, Models, ProjectionMeans
 from stylegan.serving.server import bind, url_of
@@ -27,77 +26,59 @@ from stylegan.verbs.project import convert_picture
 
 SIDE = 16
 CLASSES = ("cat", "dog & co", "7")
-MODEL = ModelConfig(latent_size=16, mapping_layers=2, mapping_fmaps=16, fmap_base=128, fmap_max=16)
+ATTRIBUTES = ("smile", "old: 60+")
 
 
-def draw_weights(seed: int) -> Generator:
-    """Return a generator whose noise, styles and classes all show in its images."""
-    torch.manual_seed(seed)
-    generator = Generator(MODEL, resolution=SIDE, channels=3, num_labels=len(CLASSES))
-    with torch.no_grad():
-        for layer in generator.synthesis.layers:
-            layer.noise_weight.normal_(std=0.3)
-        generator.w_avg.normal_(std=0.1)
-    return generator.eval()
+@dataclass
+class Site:
+    """A server whose alias can be moved. Version N has its weights in `folder / "N"`."""
+
+    url: str
+    folder: Path
+    models: Models
+
+    def promote(self) -> None:
+        """Let the alias name a new version, with other weights."""
+        found = write_version(self.folder, int(self.models.current.version) + 1)
+        self.models.find = lambda: found
+        self.models.look()
 
 
-def write_features(path: Path) -> None:
-    """Write an embedded network, as an evaluation leaves it."""
+def write_version(folder: Path, number: int) -> Found:
+    """Write a version of the model and its attributes, and return what the registry would say of it."""
+    found = write_model(folder / str(number), seed=number - 1, labels=CLASSES, resolution=SIDE)
+    normals = np.eye(6, dtype=np.float32)
+    assert found.run_uri is not None
+    write_directions(
+        found.run_uri, [Direction(name, normal, 1.5, 0.1) for name, normal in zip(ATTRIBUTES, normals, strict=False)]
+    )
+    return found
+
+
+def projection_means(folder: Path) -> ProjectionMeans:
+    """Write an embedded network, as an evaluation leaves it, and return what projects with it."""
     torch.manual_seed(0)
     network = Classifier(resolution=SIDE, channels=3, num_classes=len(CLASSES))
     facts = FeatureFacts(
         kind="classifier", resolution=SIDE, channels=3, label_names=CLASSES, accuracy=0.5, dataset_fingerprint="f"
     )
+    path = folder / "features.safetensors"
     path.write_bytes(safetensors.torch.save(network.state_dict(), {METADATA: facts.model_dump_json()}))
-
-
-@dataclass
-class Site:
-    """The server: its address, its folder, and what its alias names."""
-
-    url: str
-    folder: Path
-    models: Models
-    version: int = 1
-
-    def promote(self) -> None:
-        """Let the alias name a new version, with other weights."""
-        self.version += 1
-        self.models.look()
-
-
-def write_version(folder: Path, version: int) -> Found:
-    """Write the checkpoint and the run of a version, and return what the registry would say of it."""
-    place = folder / f"version-{version}"
-    place.mkdir(exist_ok=True)
-    (place / "generator.safetensors").write_bytes(save_generator(draw_weights(version), CLASSES))
-    normals = np.eye(MODEL.latent_size, dtype=np.float32)
-    write_directions(str(place), [Direction("smile", normals[0], 1.5, 0.1), Direction("old: 60+", normals[1], 1.5, 0.1)])
-    return Found("faces", str(version), "champion", f"run-{version}", str(place), str(place))
+    distance = PerceptualDistance(embedded_network(load_features(str(path))))
+    return ProjectionMeans(partial(convert_picture, data=DataConfig(source="/none", resolution=SIDE)), distance)
 
 
 @contextmanager
 def serve(folder: Path, *, token: str | None = None) -> Iterator[Site]:
     """Serve version 1 of the model until the block ends."""
-    write_features(folder / "features.safetensors")
-    distance = PerceptualDistance(embedded_network(load_features(str(folder / "features.safetensors"))))
-    means = ProjectionMeans(partial(convert_picture, data=DataConfig(source="/none", resolution=SIDE)), distance)
-    found = [write_version(folder, 1)]
-    models = Models(lambda: found[-1], "cpu", lambda _found, _generator: means)
+    found, means = write_version(folder, 1), projection_means(folder)
+    models = Models(lambda: found, "cpu", lambda _found, _generator: means)
     with bind("127.0.0.1", 0) as sock:
-        site = Site(url_of(sock, "127.0.0.1"), folder, models)
-
-        def look() -> Found:
-            if found[-1].version != str(site.version):
-                found.append(write_version(folder, site.version))
-            return found[-1]
-
-        models.find = look
         server = uvicorn.Server(uvicorn.Config(make_app(models, token=token), log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         try:
-            yield site
+            yield Site(url_of(sock, "127.0.0.1"), folder, models)
         finally:
             server.should_exit = True
             thread.join(30)

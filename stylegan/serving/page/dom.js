@@ -8,12 +8,16 @@ export function element(tag, properties, ...children) {
   return made;
 }
 
-/** Return a message of the server, or of this page, as a sentence. */
-export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+/** Return a message as a sentence; a name at its beginning, as in `psi=11: must be`, stays what it is. */
+export const sentence = (text) => text.replace(/^[a-z](?=[a-z’]* )/, (letter) => letter.toUpperCase()) + (/[.!?]$/.test(text) ? "" : ".");
 
-/** Say what has happened. */
+let fading = 0;
+
+/** Say what has happened, for a while. */
 export function say(words) {
+  clearTimeout(fading);
   $("news").textContent = words;
+  if (words) fading = setTimeout(() => say(""), 10_000);
 }
 
 /** Say what is wrong; an empty text takes it back. */

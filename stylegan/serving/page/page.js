@@ -19,11 +19,12 @@ const second = new Picture("second");
 
 const address = (part = {}) => `image.png?${query(model, { ...state, ...part })}`;
 
-/** Change the state and show it. With `cause`, the name of what was changed, the address gets it, too. */
-function change(part, cause = null) {
+/** Change the state and show it; what was said of the one before is over. `cause` names what was changed. */
+function change(part, cause) {
   Object.assign(state, part);
   render();
-  if (cause !== null) keep(model, state, cause);
+  say("");
+  keep(model, state, cause);
 }
 
 /** Take the state from a query; what the model cannot show is said. */
@@ -44,7 +45,6 @@ function noteOutcome(error, version) {
   download.href = picture.image.src;
   download.download = fileName();
   download.removeAttribute("aria-disabled");
-  fit();
   if (version !== null && version !== String(model.version)) learn();
 }
 
@@ -53,12 +53,13 @@ function fileName() {
   return [model.name, `v${model.version}`, ...parts].join("-").replace(/[^\w.+-]+/g, "_").slice(0, 120) + ".png";
 }
 
-/** Enlarge the picture as far as the frame lets it: each of its pixels to a whole number of the device's. */
+/** Enlarge the picture as far as there is room: each of its pixels to a whole number of the device's. */
 function fit() {
-  const room = Math.min($("stage").clientWidth, $("stage").clientHeight);
+  const stage = $("stage");
+  const room = Math.min(stage.clientWidth, parseFloat(getComputedStyle(stage).maxHeight));
   const times = Math.floor((room * devicePixelRatio) / model.resolution);
   const side = times >= 1 ? (times * model.resolution) / devicePixelRatio : room;
-  picture.image.style.width = picture.image.style.height = `${side}px`;
+  stage.style.height = picture.image.style.width = picture.image.style.height = `${side}px`;
 }
 
 // --- what is shown of the state --------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ function caption() {
   const noise = { own: "", stored: "stored noise", none: "no noise", fixed: `noise ${state.noise}` }[noiseKind()];
   if (noise) parts.push(noise);
   if (mix !== null) parts.push(`seed ${mix} from layer ${crossover} on`);
-  for (const [name, strength] of Object.entries(state.edit)) if (strength) parts.push(`${name} ${strength}`);
+  for (const [name, strength] of Object.entries(state.edit)) if (strength) parts.push(`${name} ${strength > 0 ? "+" : "−"}${Math.abs(strength)}`);
   return parts.join(" · ");
 }
 
@@ -135,7 +136,7 @@ function renderMix() {
     layer.classList.toggle("second", index >= crossover);
   });
   const words = shares(crossover, source(), `seed ${mix}`);
-  $("crossover-hint").textContent = `${words}.`;
+  $("crossover-hint").textContent = sentence(words);
   $("crossover").setAttribute("aria-valuetext", words);
   first.show(address({ mix: null }));
   second.show(address({ mix: null, seed: mix, to: null, w: null }));
@@ -151,7 +152,7 @@ function shares(crossover, one, other) {
 
 function span(begin, end) {
   const [low, high] = [model.layer_resolutions[begin], model.layer_resolutions[end - 1]];
-  const sides = low === high ? `${low}×${low}` : `${low}×${low} to ${high}×${high}`;
+  const sides = low === high ? `${low}x${low}` : `${low}x${low} to ${high}x${high}`;
   const between = end - begin === 2 ? "and" : "to";
   return end - begin === 1 ? `layer ${begin} (${sides})` : `layers ${begin} ${between} ${end - 1} (${sides})`;
 }
@@ -159,7 +160,6 @@ function span(begin, end) {
 function renderWalk() {
   $("play").disabled = isProjected();
   $("play").textContent = walking ? "Pause" : "Play";
-  $("play").setAttribute("aria-pressed", walking);
   $("speed-value").textContent = `${$("speed").value} s`;
   const way = `Play goes from seed ${state.seed} to ${state.to ?? moved(state.seed, 1n)} and on, with one noise for all.`;
   const still = STILL.matches ? " It goes in steps, as this device asks for less motion." : "";
@@ -173,7 +173,7 @@ function renderModel() {
   const { name, version, alias, resolution, channels, classes, attributes } = model;
   document.title = `${name} · StyleGAN`;
   $("name").textContent = name;
-  const facts = [`Version ${version}${alias ? ` (${alias})` : ""}`, `${resolution}×${resolution} pixels, ${channels === 1 ? "grey" : "colour"}`];
+  const facts = [`Version ${version}${alias ? ` (${alias})` : ""}`, `${resolution}x${resolution} pixels, ${channels === 1 ? "grey" : "colour"}`];
   if (classes.length) facts.push(classes.length === 1 ? "one class" : `${classes.length} classes`);
   $("facts").textContent = facts.join(" · ");
   Object.assign($("psi"), { min: model.psi.min, max: model.psi.max });
@@ -186,6 +186,7 @@ function renderModel() {
   renderUpload(model);
   for (const image of document.images) image.classList.toggle("sharp", resolution <= SHARP);
   $("main").removeAttribute("aria-busy");
+  fit();
 }
 
 /** Return a block for each resolution, with a cell for each of its layers. */
@@ -278,7 +279,6 @@ function cross(by) {
 
 function reset() {
   walking = false;
-  say("");
   change(defaults(model), "reset");
 }
 
@@ -292,10 +292,13 @@ async function copyLink() {
   }
 }
 
-/** Let a slider draw while it moves, and keep the state when it is let go. */
+/** Let a slider draw while it moves; the address gets the state when it is let go. */
 function onSlide(slider, part) {
-  slider.addEventListener("input", () => change(part()));
-  slider.addEventListener("change", () => keep(model, state, slider.id));
+  slider.addEventListener("input", () => {
+    Object.assign(state, part());
+    render();
+  });
+  slider.addEventListener("change", () => change(part(), slider.id));
 }
 
 /** Let a field draw the seed that is typed; its arrow keys are exact beyond 2^53, where a Number is not. */
@@ -321,10 +324,12 @@ function connect() {
   onSeed("noise-seed", () => state.noise, (noise) => change({ noise }, "noise-seed"));
   onSlide($("psi-range"), () => ({ psi: plain($("psi-range").value) }));
   onSlide($("crossover"), () => ({ crossover: Number($("crossover").value) }));
-  $("psi").addEventListener("input", () => isNumber($("psi").value) && change({ psi: String(Number($("psi").value)) }));
-  $("psi").addEventListener("change", () => {
-    $("psi").value = state.psi;
-    keep(model, state, "psi");
+  $("psi").addEventListener("input", () => isNumber($("psi").value) && change({ psi: plain($("psi").value) }, "psi"));
+  $("psi").addEventListener("change", () => ($("psi").value = state.psi));
+  $("psi").addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowUp" && event.key !== "ArrowDown") return;
+    event.preventDefault();
+    KEYS[event.key]();
   });
   $("label").addEventListener("change", () => change({ label: $("label").value }, "label"));
   for (const choice of document.getElementsByName("noise"))
@@ -408,7 +413,7 @@ try {
   connect();
   renderModel();
   showAddress();
-  new ResizeObserver(fit).observe($("stage"));
+  addEventListener("resize", fit);
   addEventListener("popstate", () => {
     moveOn();
     say("");
