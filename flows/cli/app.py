@@ -26,6 +26,7 @@ from flows.cli import (
     manifest_command,
     mistakes,
     model_commands,
+    picture_commands,
     projection_command,
     registry_commands,
     retrain_command,
@@ -83,6 +84,9 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
     ),
     "Models": (
         model_commands.sample,
+        picture_commands.figures,
+        picture_commands.mix,
+        picture_commands.video,
         projection_command.project,
         projection_command.edit,
         serve_command.serve,

@@ -30,7 +30,7 @@ def sample(
     w: Files = None,
     psi: Number | None = None,
     label: Annotated[list[str] | None, Parameter(negative="")] = None,
-    noise: str = "own",
+    noise: str | None = None,
     rng: Literal["torch", "numpy"] = "torch",
     cols: Whole | None = None,
     out: OutputFile = "grid.png",
@@ -57,10 +57,9 @@ def sample(
         Class (name or number) of a class-conditional model. Repeatable: each one has a column.
     noise
         own: each seed has its noise. stored: that of the model, the same for all images. none: no noise. A number: the
-        noise of that seed for all images.
+        noise of that seed for all images. Unset: own, and stored with --rng numpy.
     rng
-        numpy draws the latents of the official scripts, so that imported official weights give their images; these have
-        --noise stored.
+        numpy draws the latents of the official scripts, so that imported official weights give their images.
     cols
         Images in a row. Of a class-conditional model: draw its first classes, so many. Unset is all classes that fit, or
         about as many as rows.
@@ -88,7 +87,7 @@ def sample(
             psi=psi,
             labels=label or (),
             columns=cols,
-            noise=parse_noise(noise),
+            noise=parse_noise(noise, rng),
             rng=rng,
             w=w or (),
             out=out,

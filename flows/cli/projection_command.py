@@ -72,7 +72,6 @@ def project(
     --------
     stylegan project faces@champion portrait.jpg --config faces.yaml --out portrait
     stylegan project faces@champion photos/ --space w --steps 1000 --out projected
-    stylegan sample faces@champion --w portrait/portrait/w.npz --out again.png
     """
     settings = registry_config(config, overrides)
     if not images:
@@ -106,7 +105,7 @@ def edit(
     w: Files = None,
     psi: Number | None = None,
     label: str | None = None,
-    noise: str = "own",
+    noise: str | None = None,
     rng: Literal["torch", "numpy"] = "torch",
     directions: AnyFile | None = None,
     out: OutputFile = "edits.png",
@@ -135,7 +134,8 @@ def edit(
     label
         Class (name or number) of the seeds. Unset: the first one.
     noise
-        own: each seed has its noise. stored: that of the model. none: no noise. A number: the noise of that seed.
+        own: each seed or file has its noise. stored: that of the model. none: no noise. A number: the noise of that seed.
+        Unset: own, and stored with --rng numpy.
     rng
         numpy draws the latents of the official scripts.
     directions
@@ -167,7 +167,7 @@ def edit(
             w=w or (),
             psi=psi,
             label=label,
-            noise=parse_noise(noise),
+            noise=parse_noise(noise, rng),
             rng=rng,
             directions=directions,
             out=out,
@@ -181,28 +181,21 @@ def edit(
 
 
 def _lines(record: Projections) -> Iterator[str]:
-    """Yield the table of projections, and what there is to say about single pictures."""
-    width = max(map(len, (_mark(image, record) for image in record.images)))
-    yield f"{'':{width}}" + "".join(f"{word:>10}" for word in HEAD)
-    for image in record.images:
-        figures = image.figures
-        if figures is None:
-            yield f"{_mark(image, record):{width}}  {image.error}"
-            continue
+    """Yield the table of projections, with what their figures mean; the log has what is wrong with the other pictures."""
+    done = [(image, image.figures) for image in record.images if image.figures]
+    width = max((len(_mark(image, record)) for image, _ in done), default=0)
+    if done:
+        yield f"{'':{width}}" + "".join(f"{word:>10}" for word in HEAD)
+    for image, figures in done:
         psnr = "equal" if figures.psnr is None else f"{figures.psnr:.1f} dB"
         cells = (f"{figures.distance:.4f}", psnr, f"{figures.w_distance:.2f}", f"{figures.seconds:.1f}")
-        yield (
-            f"{_mark(image, record):{width}}"
-            + "".join(f"{cell:>10}" for cell in cells)
-            + "  (there already)" * image.cached
-        )
+        row = "".join(f"{cell:>10}" for cell in cells) + "  (there already)" * image.cached
+        yield f"{_mark(image, record):{width}}{row}"
         yield from (f"  {remark}" for remark in figures.remarks)
-    yield (
-        f"distance: perceptual, by {record.network}; w: deviations of w from its mean, where about 1 is an image of the model"
-    )
-    done = [image for image in record.images if image.figures]
     if done:
-        yield f"{len(done)} of {len(record.images)} picture(s) projected: {done[0].folder}" + ", ..." * (len(done) > 1)
+        yield f"distance: perceptual, by {record.network}; w: deviations from the mean w, about 1 for images of the model"
+    places = f": {done[0][0].folder}" + ", ..." * (len(done) > 1) if done else ""
+    yield f"{len(done)} of {len(record.images)} picture(s) projected{places}"
 
 
 def _mark(image: ProjectedImage, record: Projections) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylegan import storage
-from stylegan.drawing.draw import draw, no_noise, noise_of, paint, paint_latents, styles
+from stylegan.drawing.draw import no_noise, noise_of, of_seed, paint, paint_latents, styles
 from stylegan.drawing.film import write_film
 from stylegan.drawing.interpolate import walk_z
 from stylegan.drawing.latents import Latents, Rng, latent
@@ -253,9 +253,11 @@ def _stages(scene: Scene) -> Image.Image:
     side = min(max(max(resolution for resolution, _ in request.stage_uris), CELL), request.side or 2**20)
     for resolution, uri in request.stage_uris:
         generator = load_model(uri)[0].to(request.device)
-        labels = [scene.label(index) or 0 for index in range(len(GROWN))] if scene.num_classes else None
-        images = draw(generator, GROWN, labels=labels, psi=request.psi, rng=request.rng)
-        small = scene.small(images)
+        images = [
+            paint_latents(generator, of_seed(generator, seed, scene.label(i), psi=request.psi, rng=request.rng))
+            for i, seed in enumerate(GROWN)
+        ]
+        small = scene.small(torch.cat(images))
         columns.append(
             small.repeat_interleave(max(side // resolution, 1), 2).repeat_interleave(max(side // resolution, 1), 3)
         )

@@ -54,10 +54,14 @@ def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
 def describe(num_layers: int) -> str:
     """Return which layers the parts are, for people."""
     return ", ".join(
-        f"{part} is {layers[0]}-{layers[-1]} ({layer_resolution(layers[0])}x{layer_resolution(layers[0])} on)"
+        f"{part} is {_span(layers)} ({layer_resolution(layers[0])}x{layer_resolution(layers[0])} on)"
         for part in PARTS
         if (layers := part_layers(part, num_layers))
     )
+
+
+def _span(layers: range) -> str:
+    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
 
 
 def mix_layers(ws: Tensor, source: Tensor, layers: tuple[int, ...] | range) -> Tensor:

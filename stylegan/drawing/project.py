@@ -11,6 +11,8 @@ What differs from the paper:
   generators have no smooth way from their mean to each of their images; and the class of the target need not be known.
 - The loss has a pixel term. The embedded feature networks are small, and their distance alone leaves the last details
   undecided.
+- The learning rate of w is in deviations of w, which small models have of any size. The penalty on noise maps counts as
+  much at every size; the paper's weight is for 1024x1024 (see `noise_penalty`).
 - All noise maps of StyleGAN v1 are optimised, two for each resolution.
 - w+ gives each layer a w of its own (Abdal et al. 2019, "Image2StyleGAN"). It reaches nearly any image, also one that
   the model would never draw; `w_distance` says how far it had to go for that.
@@ -52,7 +54,8 @@ W_NOISE, W_NOISE_END = 0.05, 0.75  # strength in deviations of w, and the share 
 NOISE_PENALTY, PUBLISHED_MAP = 1e5, 1024
 PIXEL_WEIGHT = 1.0  # of the mean squared difference of pixels in [-1, 1]
 SMALLEST_MAP = 8  # side of the smallest noise map of the pyramids in the penalty
-FAR = 0.2  # a distance above this share of that between images of the model is a large residual
+# A large residual: a distance above this share of that between two images of the model, or fewer decibels.
+FAR, BLURRED = 0.1, 20.0
 UNUSUAL = 2.0  # deviations of w from its mean; a latent of the model itself has about one
 
 
@@ -92,11 +95,11 @@ class Projection:
     def remarks(self) -> tuple[str, ...]:
         """A sentence for each sign that the model does not draw such an image."""
         found = []
-        if self.distance > FAR * self.typical:
+        if self.distance > FAR * self.typical or self.psnr < BLURRED:
             share = self.distance / self.typical
             found.append(
                 f"large residual: the image that was found is {share:.0%} as far from the target as two images of this "
-                "model are from each other"
+                f"model are from each other ({self.psnr:.1f} dB)"
             )
         if self.w_distance > UNUSUAL:
             found.append(
@@ -158,7 +161,9 @@ def project(
             group["lr"] = rate * learning_rate_ramp(done)
         strength = W_NOISE * search.deviation * max(0.0, 1 - done / W_NOISE_END) ** 2
         disturbed = w + strength * torch.randn(w.shape, generator=stream).to(device)
-        image = generator.synthesis(disturbed.expand(-1, generator.num_layers, -1), noise=_noise_of(noise))
+        image = generator.synthesis(
+            disturbed.expand(-1, generator.num_layers, -1), noise=given_noise(noise, generator.w_avg.device)
+        )
 
         # One step down.
         far = distance(image, wanted)[0]
@@ -251,7 +256,9 @@ class _Search:
         # Their distances from the target, and between two random ones.
         scores, apart = [], []
         for part in candidates.split(batch_size(generator.resolution)):
-            images = generator.synthesis(part[:, None].expand(-1, generator.num_layers, -1), noise=_noise_of(noise))
+            images = generator.synthesis(
+                part[:, None].expand(-1, generator.num_layers, -1), noise=given_noise(noise, generator.w_avg.device)
+            )
             targets = wanted.expand(len(images), -1, -1, -1)
             squares = (images - targets).square().mean((1, 2, 3))
             scores.append(distance(images, targets) + PIXEL_WEIGHT * squares)
@@ -271,10 +278,6 @@ class _Search:
         )
 
 
-def _noise_of(noise: Sequence[Tensor]) -> Callable[[int, int, int], Tensor] | None:
-    return given_noise(noise, noise[0].device) if noise else None
-
-
 @torch.no_grad()
 def _normalise(noise: Sequence[Tensor]) -> None:
     """Give each noise map zero mean and unit variance again."""
@@ -290,7 +293,7 @@ def _measured(
     """Return the projection at its end. Raises StepError if it has lost its way."""
     generator = search.generator
     ws = w.repeat(1, generator.num_layers // w.shape[1], 1)
-    image = generator.synthesis(ws, noise=_noise_of(noise))
+    image = generator.synthesis(ws, noise=given_noise(noise, generator.w_avg.device))
     if not (image.isfinite().all() and ws.isfinite().all()):
         raise StepError("the optimisation has lost its way (values that are not finite); try another --seed")
     drawn = to_uint8(image)[0].cpu()

@@ -94,7 +94,7 @@ class Projected:
 def project_image(request: ProjectionRequest) -> Projected:
     """Project one image. Runs on any worker; an image that cannot be projected is no error of the others."""
     begun = time.monotonic()
-    target, frames = torch.from_numpy(request.pixels), list[torch.Tensor]()
+    target, frames = torch.tensor(request.pixels), list[torch.Tensor]()
     every = max(request.steps // FRAMES, 1)
     progress = Progress("project", request.steps, "steps") if request.shows_steps else None
 

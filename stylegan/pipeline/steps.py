@@ -28,10 +28,9 @@ from stylegan.data.dataset_card import read_card
 from stylegan.data.sharding.write_shards import complete_set, find_content, find_shards, shard_key
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
-from stylegan.drawing.figures import FIGURES, WALK, FigureRequest, draw_figures
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
 from stylegan.evaluation.directions import DIRECTIONS
-from stylegan.evaluation.engine import evaluate, redraw
+from stylegan.evaluation.engine import evaluate
 from stylegan.evaluation.metric_table import METRICS, split_key
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
@@ -47,6 +46,7 @@ from stylegan.pipeline.preflight import check_places, check_root, check_work, us
 from stylegan.pipeline.retraining import CONFIG_KEY, LISTING, config_key
 from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
 from stylegan.pipeline.story import hardware_of, hours_by_stage, parts_of, story_key, tell
+from stylegan.pipeline.style_figures import draw_style_figures, redraw_figures
 from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
@@ -73,7 +73,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stylegan")
 R = TypeVar("R", bound=BaseModel | None)
-FIGURE_SIDE = 256  # pixels of an image in the figures of a run, at most
 STAGE_SECONDS = 2.0  # between two looks at a stage that another run trains
 
 
@@ -441,16 +440,12 @@ class Pipeline:
             self.tracked(shards).start()
             report = self._evaluate(shards, checkpoint.uri, out=run.uri)
             with decoration("evaluate: the figures of its styles"):
-                drawn = self._draw_figures(run, checkpoint, (*FIGURES, WALK))
-                report = report.model_copy(update={"figures": report.figures | drawn})
+                figures = report.figures | draw_style_figures(run, checkpoint.uri)
+                report = report.model_copy(update={"figures": figures})
             storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
         elif missing := missing_figures(report):
             with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
-                measured = missing - {*FIGURES, WALK}
-                if measured:
-                    means = evaluation_means(self.config)
-                    redraw(checkpoint.uri, shards, self.config.evaluation, measured, out_uri=run.uri, **means)
-                self._draw_figures(run, checkpoint, tuple(missing - measured))
+                redraw_figures(run, checkpoint.uri, missing)
 
         page = self._write_page(run, report, anew=new_page)
         self.tracked(shards).log_report(
@@ -461,16 +456,6 @@ class Pipeline:
             directions_uri=storage.join(run.uri, DIRECTIONS),
         )
         return self._done("evaluate", report, found)
-
-    def _draw_figures(self, run: Run, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, str]:
-        """Draw figures of `drawing/figures.py` into the folder of a run, small enough for its page; return URIs by name."""
-        ends = [(stage.resolution, found.uri) for stage in run.stages if (found := run.find_stage(stage))]
-        means = evaluation_means(self.config)
-        request = FigureRequest("", checkpoint.uri, tuple(ends), side=FIGURE_SIDE, device=means["device"])
-        drawn, skipped = draw_figures(names, request, run.uri, pmap=means["pmap"])
-        for name, reason in skipped.items():
-            logger.info("evaluate: no figure %s: %s", name, reason)
-        return drawn
 
     def _write_page(
         self, run: Run, report: Report, story: Callable[[], Story] | None = None, *, key: str = "", anew: bool = False

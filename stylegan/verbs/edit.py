@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +15,11 @@ from stylegan.config.tree import Config
 from stylegan.drawing.directions import MAX_STRENGTH, Direction, apply, directions_of, find_direction
 from stylegan.drawing.draw import Noise, of_file, of_seed, paint_latents
 from stylegan.drawing.latents import Latents, Rng, check_seed, read_latents
+from stylegan.drawing.projected import W_FILE
 from stylegan.errors import ConfigError
 from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.evaluation.page.write_page import read_report
-from stylegan.images import PICTURE_FORMATS, grid
+from stylegan.images import PICTURE_FORMATS, captioned, grid
 from stylegan.networks.generator import Generator
 from stylegan.outputs import output_file
 from stylegan.records import Record
@@ -97,17 +99,20 @@ def edit(
     number = one_class(label, names)
 
     # The images of the rows.
-    rows: list[tuple[str, Latents]] = []
-    for uri in w:
-        latents = read_latents(uri, generator)
-        marks = [storage.name(uri) if len(latents) == 1 else f"image {row}" for row in range(len(latents))]
-        rows += [(mark, of_file(generator, latents[row], psi=psi, noise=noise)) for row, mark in enumerate(marks)]
+    files = [(uri, read_latents(uri, generator).rows()) for uri in w]
+    num_rows = sum(len(rows) for _, rows in files) + len(seeds)
+    check_size(num_rows * len(strengths), generator, option="--strength and --seeds")
+    rows = [
+        (_mark(uri) if len(found_in_file) == 1 else f"image {row}", of_file(generator, latents, psi=psi, noise=noise))
+        for uri, found_in_file in files
+        for row, latents in enumerate(found_in_file)
+    ]
     rows += [(f"seed {seed}", of_seed(generator, seed, number, psi=psi, noise=noise, rng=rng)) for seed in seeds]
-    check_size(len(rows) * len(strengths), generator, option="--strength and --seeds")
 
     images = [image for _, latents in rows for image in draw_edits(generator, latents, direction, strengths)]
-    heads = [f"{strength:+g}" if strength else attribute for strength in strengths]
-    write_picture(out, target, grid(images, len(strengths), heads=heads, sides=[mark for mark, _ in rows]))
+    heads = [f"{strength:+g}" if strength else "0" for strength in strengths]
+    sheet = grid(images, len(strengths), heads=heads, sides=[mark for mark, _ in rows])
+    write_picture(out, target, captioned(sheet, attribute))
     return Strip(
         path=out,
         checkpoint_uri=found.checkpoint_uri,
@@ -148,9 +153,19 @@ def parse_strengths(text: str) -> list[float]:
         found = [first + (last - first) * column / (count - 1) for column in range(count)]
     else:
         found = [float(part) for part in text.split(",")]
-    if any(abs(strength) > MAX_STRENGTH for strength in found) or len(found) > MOST_COLUMNS:
+    if (
+        (ends and ends[0] == ends[1])
+        or any(abs(strength) > MAX_STRENGTH for strength in found)
+        or len(found) > MOST_COLUMNS
+    ):
         raise ConfigError(rule)
     return [round(strength, 6) for strength in found]
+
+
+def _mark(uri: str) -> str:
+    """Return what to write beside the image of a file: the folder that `project` has named after its picture, or the file."""
+    name = storage.name(uri)
+    return storage.name(os.path.dirname(storage.absolute(uri))) if name == W_FILE else name
 
 
 def _directions(model: Model, generator: Generator, given: str | None) -> tuple[Direction, ...]:

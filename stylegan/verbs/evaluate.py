@@ -42,6 +42,7 @@ from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
 from stylegan.outputs import output_folder, write_output
 from stylegan.pipeline.preflight import use_places
 from stylegan.pipeline.run import Run
+from stylegan.pipeline.style_figures import redraw_figures
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
 from stylegan.training.identity import identity
@@ -118,7 +119,10 @@ def _evaluate(subject: _Subject, copy_to: str | None) -> Evaluation:
     report = found or _measure(subject, folder)
     if missing := missing_figures(report):
         with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
-            redraw(subject.measured, shards, config.evaluation, missing, out_uri=folder, **evaluation_means(config))
+            if subject.folder and isinstance(subject.measured, str):
+                redraw_figures(Run(config, shards), subject.measured, missing)
+            else:
+                redraw(subject.measured, shards, config.evaluation, missing, out_uri=folder, **evaluation_means(config))
     if (
         found and isinstance(subject.measured, str) and lacks_directions(report, folder)
     ):  # it was made before they were kept

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -227,7 +229,7 @@ def _listed(source: str, settings: Config) -> Iterator[tuple[str, str, Callable[
     check_argument("IMAGE", source)
     uri = storage.absolute(source)
     if is_image(storage.name(uri)) and storage.exists(uri):
-        yield source, storage.name(uri), lambda: storage.read_bytes(uri)
+        yield source, storage.name(uri), partial(storage.read_bytes, uri)
         return
     try:
         opened = open_source(DataConfig(source=source, resolution=4, labels="none"), settings.storage.root)
@@ -241,7 +243,7 @@ def _listed(source: str, settings: Config) -> Iterator[tuple[str, str, Callable[
             return reader(path)
 
     for image in opened.images:
-        yield storage.join(source, image.path), image.path, lambda path=image.path: read(path)
+        yield storage.join(source, image.path), image.path, partial(read, image.path)
 
 
 class _Batch:
@@ -262,7 +264,9 @@ class _Batch:
 
     def run(self, pmap: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]) -> list[ProjectedImage]:
         """Project all pictures; requests are made as workers take them, so that few pictures are in memory."""
-        for number, result in enumerate(pmap(project_image, self._requests())):
+        requests = self._requests()
+        first = list(islice(requests, 1))  # if there is nothing to do, no Ray need start
+        for number, result in enumerate(pmap(project_image, chain(first, requests)) if first else ()):
             position, image = self.asked[number]
             self._finish(position, image, result)
         return [self.done[position] for position in range(len(self.pictures))]
@@ -341,4 +345,4 @@ def convert_picture(content: bytes | np.ndarray, data: DataConfig) -> tuple[np.n
         words = (
             f"{shape[0]}x{shape[1]} with {shape[2]} channel(s), converted as sharding does: {part}{side}x{side}, {mode}"
         )
-    return np.ascontiguousarray(pixels), words
+    return np.array(pixels, order="C"), words

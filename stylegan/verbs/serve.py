@@ -139,7 +139,7 @@ def _replica(arguments: Replicas) -> ASGIApp:
 
 
 def _no_projections(found: Found, generator: Generator) -> ProjectionMeans:
-    raise ConfigError("replicas do not share projections; `stylegan serve` has them")
+    raise ConfigError("replicas do not share projections; a single server has them")
 
 
 def find(config: Config | None, model: str) -> Found:

@@ -152,6 +152,12 @@ def video(
     )
 
 
+def first_seeds(grid: str) -> list[int]:
+    """Return the seeds of a film for which nobody has chosen any: two for each cell, and four in all at least."""
+    columns, rows = _grid(grid)
+    return list(range(max(2 * columns * rows, 4)))
+
+
 def _grid(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text, re.ASCII)
     if not match or int(match[1]) * int(match[2]) > MOST_CELLS:

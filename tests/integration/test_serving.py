@@ -260,8 +260,12 @@ def test_mlflows_own_server_answers_with_arrays_and_with_pngs(tmp_path, write_co
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["predictions"]
 
-    with started([*command, "--port", str(port)], folder, MLFLOW_TRACKING_URI=uri):
-        wait_for(lambda: ask(url, "health") is not None)
+    path_of_programs = (
+        f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as in an activated environment: it starts uvicorn
+    )
+    with started([*command, "--port", str(port)], folder, MLFLOW_TRACKING_URI=uri, PATH=path_of_programs) as process:
+        wait_for(lambda: ask(url, "health") is not None or process.poll() is not None)
+        assert process.poll() is None, (folder / "stderr").read_text()[-2000:]
         arrays = np.array(invoke())
         texts = invoke(params={"encoding": "png"})
         assert arrays.shape == (2, 32, 32, 3)
