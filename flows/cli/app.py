@@ -32,6 +32,7 @@ from flows.cli import (
     retrain_command,
     run_commands,
     schedule_command,
+    serve_command,
     sweep_command,
 )
 from flows.cli.arguments import AsJson
@@ -88,6 +89,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         picture_commands.video,
         projection_command.project,
         projection_command.edit,
+        serve_command.serve,
         model_commands.export,
         model_commands.import_weights,
     ),
