@@ -1,5 +1,6 @@
 """Projection and edits on real models, by the real command on Ray: every own image comes back, a kill costs nothing twice."""
 
+import json
 import os
 import signal
 import time
@@ -143,6 +144,6 @@ def test_a_run_keeps_its_directions_and_is_edited_along_them(digits):
 @pytest.mark.skipif(not CIFAR["data"]["source"], reason="STYLEGAN_TEST_CIFAR10 names no archive of CIFAR-10")
 def test_cifar_comes_back(make_place):
     place = make_place(**CIFAR)
-    summary = place.json("run", str(place.config))
+    summary = json.loads(place.run("run", str(place.config), "--json", seconds=3600))  # of training, on a busy machine
     run = f"{place.root}/runs/{summary['run_id']}"
     assert_recovered(place, run, own_images(summary, place.folder / "cifar", 4))
