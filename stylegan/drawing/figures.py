@@ -219,7 +219,7 @@ def _noise_layers(scene: Scene) -> Image.Image:
     generator, device = scene.generator, scene.request.device
     fine = set(part_layers("fine", generator.num_layers))
     every = set(range(generator.num_layers))
-    columns = {"all noise": every, "no noise": set[int](), "fine noise": fine, "coarse noise": every - fine}
+    columns = {"all": every, "none": set[int](), "fine": fine, "coarse": every - fine}
     none = no_noise(device)
     cells: list[Tensor] = []
     for one in scene.latents(NOISY).rows():

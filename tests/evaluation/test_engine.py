@@ -303,7 +303,7 @@ def test_reals_against_themselves_are_perfect(
     assert report.metrics["fid_classifier"] == pytest.approx(0, abs=1e-4)
     assert (report.metrics["precision_classifier"], report.metrics["recall_classifier"]) == (1, 1)
     assert report.settings["num_images"] == 120  # the whole set
-    assert set(report.figures) == {"grid", "best", "worst"}
+    assert set(report.figures) == {"grid", "best", "worst", "neighbours"}
     sheet = pixels(report.figures["grid"])
     body = sheet[sheet.shape[0] - 8 * 67 :]
     assert np.array_equal(*np.split(body, 2, axis=1))
@@ -413,7 +413,15 @@ def test_figures_are_drawn_again_as_they_were(
     )
     assert {path.name for path in tmp_path.iterdir()} == {"grid.png", "truncation.png"}
     assert set(workers.passes) == {"PictureRequest"}
-    redraw(measured.checkpoint_uri, shards, evaluation, {"worst"}, root=root, pmap=workers, out_uri=str(tmp_path))
+    redraw(
+        measured.checkpoint_uri,
+        shards,
+        evaluation,
+        {"worst", "neighbours"},
+        root=root,
+        pmap=workers,
+        out_uri=str(tmp_path),
+    )
     assert set(workers.passes) == {"PictureRequest", "generated"}
     for name, uri in measured.figures.items():
         assert np.array_equal(pixels(uri), pixels(str(tmp_path / f"{name}.png")))

@@ -113,6 +113,7 @@ def test_images_are_measured_as_they_are(capsys, tmp_path, asked):
     assert sorted(path.name for path in out.iterdir()) == [
         "best.png",
         "grid.png",
+        "neighbours.png",
         "report.html",
         "report.json",
         "worst.png",
