@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import uvicorn
-from small_models import write_model
+from served_models import write_model
 
 from stylegan.config.sections import DataConfig
 from stylegan.drawing.perceptual import PerceptualDistance
