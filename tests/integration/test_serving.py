@@ -186,6 +186,8 @@ def test_a_promotion_and_a_rollback_under_load_drop_no_request(tmp_path, write_c
             return (np.array(Image.open(io.BytesIO(data))) == image.permute(1, 2, 0).numpy()).all()
 
         with server_of(path, tmp_path / "server") as (url, process):
+            told = json.loads(ask(url, "model"))
+            assert (told["name"], told["version"], told["alias"]) == ("digits", "1", "champion")
             program = psutil.Process(process.pid).children()[0]
             load_test = Load(url, expected)
             wait_for(lambda: load_test.next >= REQUESTS // 4)

@@ -192,7 +192,7 @@ def test_latents_of_another_version_are_refused_and_old_ones_are_forgotten(clien
 
 def test_what_a_server_leaves_behind_ends(client):
     """The process of a projection ends with its server, also in the middle."""
-    name = upload(client, client.get("/image.png?seed=5").content, steps=1000)
+    upload(client, client.get("/image.png?seed=5").content, steps=1000)
     process = projecting()
     client.__exit__()
     client.__exit__ = lambda *_: None
