@@ -20,7 +20,7 @@ def test_a_page_is_written_once_with_the_figures(measured: Report, tmp_path, cap
         uri = write_page(report, str(tmp_path), title="first")
     page = (tmp_path / "report.html").read_text()
     assert uri == str(tmp_path / "report.html")
-    assert page.count("data:image/png;base64,") == len(measured.figures) == 4
+    assert page.count("data:image/png;base64,") == len(measured.figures) == 5
     assert "figure extra is gone" in caplog.text
     write_page(report, str(tmp_path), title="second")
     assert (tmp_path / "report.html").read_text() == page
