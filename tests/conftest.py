@@ -223,6 +223,7 @@ SLOW_FILES = {
     "test_onnx.py",
     "test_precision_recall.py",
     "test_probe.py",
+    "test_projections.py",
     "test_resume.py",
     "test_selfsupervision.py",
     "test_spaces.py",

@@ -67,7 +67,6 @@ def make_app(models: Models, *, token: str | None) -> ASGIApp:
         models: what it draws with; it is followed while the app runs.
         token: what whoever asks must know; see `Guard`.
     """
-
     projections = Projections(models.device)
 
     @asynccontextmanager

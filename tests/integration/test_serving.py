@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +92,9 @@ def started(command, folder, **environment):
     try:
         yield process
     finally:
-        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            one.send_signal(signal.SIGTERM)
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself
+            for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                one.send_signal(signal.SIGTERM)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
@@ -186,6 +187,8 @@ def test_a_promotion_and_a_rollback_under_load_drop_no_request(tmp_path, write_c
             return (np.array(Image.open(io.BytesIO(data))) == image.permute(1, 2, 0).numpy()).all()
 
         with server_of(path, tmp_path / "server") as (url, process):
+            told = json.loads(ask(url, "model"))
+            assert (told["name"], told["version"], told["alias"]) == ("digits", "1", "champion")
             program = psutil.Process(process.pid).children()[0]
             load_test = Load(url, expected)
             wait_for(lambda: load_test.next >= REQUESTS // 4)

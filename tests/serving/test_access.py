@@ -1,6 +1,9 @@
 """Who may ask: the token, pages of other places, and the size of a request; and what browsers are told."""
 
+import asyncio
+
 import pytest
+from fastapi import HTTPException
 from served_models import write_model
 
 from stylegan.serving import access
@@ -61,6 +64,42 @@ def test_a_body_that_is_too_long_is_refused_with_and_without_its_length(client, 
         answer = client.post(path, content=iter([long[:600], long[600:]]), headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.json()["detail"]) == (413, "the body: must be at most 1,000 bytes")
     assert client.get("/model", headers={"Content-Length": "-5"}).status_code == 413
+
+
+def arriving(parts, seconds=0.0):
+    """Return a limited `receive` of a body that arrives in parts."""
+    messages = [{"type": "http.request", "body": part, "more_body": part is not parts[-1]} for part in parts]
+
+    async def receive():
+        await asyncio.sleep(seconds)
+        return messages.pop(0)
+
+    return access._limited(receive)
+
+
+def test_a_body_in_parts_is_measured_as_a_whole(monkeypatch):
+    monkeypatch.setattr(access, "MOST_BODY", 1000)
+
+    async def read(*sizes):
+        receive = arriving([bytes(size) for size in sizes])
+        return sum([len((await receive())["body"]) for _ in sizes])
+
+    assert asyncio.run(read(600, 400)) == 1000
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(read(600, 401))
+    assert caught.value.status_code == 413
+
+
+def test_a_body_that_arrives_too_slowly_is_refused(monkeypatch):
+    monkeypatch.setattr(access, "BODY_SECONDS", 0.05)
+
+    async def read():
+        receive = arriving([b"a", b"b", b"c"], seconds=0.03)
+        return [await receive() for _ in range(3)]
+
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(read())
+    assert (caught.value.status_code, caught.value.detail) == (408, "the body did not arrive within 0.05 s")
 
 
 def test_browsers_are_told_to_load_nothing_from_elsewhere(client, open_app, tmp_path):

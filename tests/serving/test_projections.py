@@ -66,6 +66,16 @@ def children():
     return found
 
 
+def projecting():
+    """Return the process that projects as soon as there is one."""
+    deadline = time.monotonic() + 60
+    while not (found := children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (process,) = found
+    return process
+
+
 def pixels(answer):
     return np.array(Image.open(io.BytesIO(answer.content))).astype(float)
 
@@ -95,12 +105,12 @@ def test_what_was_found_is_drawn_edited_mixed_and_taken_away(client, tmp_path, f
 def test_one_runs_the_next_waits_and_a_dropped_one_ends_at_once(client):
     data = client.get("/image.png?seed=5").content
     first, second = upload(client, data, steps=1000), upload(client, data, steps=5)
-    wait(client, first, "running")
+    process = projecting()
+    assert client.get(f"/projections/{first}").json()["state"] == "running"
     assert client.get(f"/projections/{second}").json()["state"] == "waiting"
     answer = client.get(f"/image.png?w={first}")
     assert (answer.status_code, "wait until it is done" in answer.json()["detail"]) == (422, True)
     assert client.get(f"/projections/{first}/w.npz").status_code == 409
-    (process,) = children()
     deadline = time.monotonic() + 30
     while process.nice() != projections.NICE and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -153,8 +163,7 @@ def test_an_unreadable_picture_and_a_model_without_a_network_are_one_sentence(cl
 def test_a_process_that_dies_fails_its_projection_alone(client):
     data = client.get("/image.png?seed=5").content
     first, second = upload(client, data, steps=1000), upload(client, data, steps=5)
-    wait(client, first, "running")
-    children()[0].kill()
+    projecting().kill()
     assert "has ended" in wait(client, first, "failed")["message"]
     assert wait(client, second, "done")["step"] == 5
 
@@ -183,9 +192,8 @@ def test_latents_of_another_version_are_refused_and_old_ones_are_forgotten(clien
 
 def test_what_a_server_leaves_behind_ends(client):
     """The process of a projection ends with its server, also in the middle."""
-    name = upload(client, client.get("/image.png?seed=5").content, steps=1000)
-    wait(client, name, "running")
-    (process,) = children()
+    upload(client, client.get("/image.png?seed=5").content, steps=1000)
+    process = projecting()
     client.__exit__()
     client.__exit__ = lambda *_: None
     assert psutil.wait_procs([process], timeout=10)[1] == []
