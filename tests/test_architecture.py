@@ -31,6 +31,7 @@ STOREYS = [
     ["stylegan.data", "stylegan.networks"],
     ["stylegan.training"],
     ["stylegan.evaluation"],
+    ["stylegan.transfer"],
     ["stylegan.cluster"],
     ["stylegan.tracking"],
     ["stylegan.registry"],

@@ -31,6 +31,7 @@ from flows.cli import (
     run_commands,
     schedule_command,
     sweep_command,
+    transfer_command,
 )
 from flows.cli.arguments import AsJson
 from stylegan.commands import shell_command
@@ -79,7 +80,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         job_commands.stop,
         manifest_command.manifest,
     ),
-    "Models": (model_commands.sample, model_commands.export, model_commands.import_weights),
+    "Models": (model_commands.sample, transfer_command.transfer, model_commands.export, model_commands.import_weights),
     "Registry": (registry_commands.promote, registry_commands.rollback, clean_command.gc),
     "Look around": (listing.ls, run_commands.doctor),
     "This command": (completion,),

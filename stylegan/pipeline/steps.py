@@ -64,6 +64,7 @@ from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
+from stylegan.transfer.measure import draw_figure, evaluate_transfer
 from stylegan.uris import redact
 
 if TYPE_CHECKING:
@@ -440,14 +441,17 @@ class Pipeline:
             storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
         elif missing := missing_figures(report):
             with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
-                redraw(
-                    checkpoint.uri,
-                    shards,
-                    self.config.evaluation,
-                    missing,
-                    out_uri=run.uri,
-                    **evaluation_means(self.config),
-                )
+                if self.config.transfer:
+                    draw_figure(checkpoint.uri, shards, self.config, run.uri)
+                else:
+                    redraw(
+                        checkpoint.uri,
+                        shards,
+                        self.config.evaluation,
+                        missing,
+                        out_uri=run.uri,
+                        **evaluation_means(self.config),
+                    )
 
         page = self._write_page(run, report, anew=new_page)
         self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page, growth_uri=run.growth_uri)
@@ -503,7 +507,10 @@ class Pipeline:
         return storage.absolute(self.config.storage.root)
 
     def _evaluate(self, shards: ShardSet, checkpoint_uri: str, *, out: str | None) -> Report:
-        return evaluate(checkpoint_uri, shards, self.config.evaluation, out_uri=out, **evaluation_means(self.config))
+        means = evaluation_means(self.config)
+        if self.config.transfer:
+            return evaluate_transfer(checkpoint_uri, shards, self.config, out_uri=out, **means)
+        return evaluate(checkpoint_uri, shards, self.config.evaluation, out_uri=out, **means)
 
     def _last_samples(self, run: Run) -> str:
         """Return the URI of the last sample grid. Raises StepError if there is none."""
@@ -608,6 +615,8 @@ class Pipeline:
         None if these are gone or cannot be compared with.
         """
         gate, evaluation = self.config.registry.gate, self.config.evaluation
+        if self.config.transfer:  # its held-out images are others in each set
+            return None
         metrics = tuple(name for name in evaluation.metrics if gate.metric in METRICS[name].gate)[:1]
         old = find_content(champion.dataset_fingerprint, self.config.storage.root)
         if old is None or not metrics:

@@ -60,6 +60,7 @@ CAPTIONS = {
         "The generated images of lowest realism: those whose features are farthest from features of real images",
     ),
     "truncation": ("Truncation", "Generated images, row by row with a larger ψ: from typical to varied"),
+    "transfers": ("Transfers", "Held-out images: contents at the left, drawn in the styles at the top"),
 }
 CROPS = {
     "center": "central square",
