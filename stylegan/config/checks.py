@@ -108,6 +108,12 @@ def _check_transfer(config: UncheckedConfig, transfer: TransferConfig) -> None:
     if asked:
         raise ValueError(f"snapshots.{asked[0]} with transfer: is measured of a StyleGAN only; leave it out")
 
+    if config.snapshots.grid < 2:
+        raise ValueError(
+            f"snapshots.grid={config.snapshots.grid}: the first row and column of a sheet are the styles and the contents; set it "
+            "to 2 or more"
+        )
+
     # The encoder. Its last map has two pixels a side at least, because borders are reflected.
     resolution, published = config.data.resolution, config.evaluation.features == "inception"
     side = resolution if published else min(resolution, 256)

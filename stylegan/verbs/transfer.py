@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from stylegan import storage
 from stylegan.config.addresses import refuse_secret
 from stylegan.config.tree import Config
@@ -85,7 +87,10 @@ def _read(name: str, uri: str) -> bytes:
         refuse_secret(name, uri)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    target = storage.absolute(uri)
     try:
-        return storage.read_bytes(storage.absolute(uri))
-    except (FileNotFoundError, IsADirectoryError):
+        if storage.is_local(target) and os.path.isdir(target):
+            raise ConfigError(f"{name} {uri}: is a folder; give the path or URL of a picture")
+        return storage.read_bytes(target)
+    except FileNotFoundError:
         raise ConfigError(f"{name} {uri}: there is no such file; give the path or URL of a picture") from None
