@@ -168,7 +168,7 @@ def shape_of(network: VGG16Maps | Classifier, *, channels: Literal[1, 3], depth:
     if isinstance(network, VGG16Maps):
         widths = tuple(width for width, _ in LEVELS)
     else:
-        widths = tuple(rung.conv.out_channels for rung in network.rungs)
+        widths = tuple(len(rung.get_parameter("conv.weight")) for rung in network.rungs)
     kind: Literal["vgg16", "embedded"] = "vgg16" if isinstance(network, VGG16Maps) else "embedded"
     return Shape(encoder=kind, channels=channels, widths=widths[: depth + 1], resolution=resolution)
 

@@ -26,7 +26,7 @@ LEAST_CONTRAST = 20.0  # standard deviation of the grey levels of a cut-out, of 
 def list_images() -> Listing:
     """List the cut-outs as `{photo}/{side}-{top}-{left}`. Labels are the photos, tokens are checksums of the pixels."""
     images = [
-        SourceImage(path, NAMES.index(path.partition("/")[0]), f"{zlib.crc32(np.ascontiguousarray(pixels)):08x}")
+        SourceImage(path, NAMES.index(path.partition("/")[0]), f"{zlib.crc32(pixels.tobytes()):08x}")
         for path, pixels in _cut_outs().items()
     ]
     return Listing(images, _open_photos, reader="photos", label_names=NAMES)
