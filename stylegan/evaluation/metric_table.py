@@ -359,14 +359,14 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
     "transfer": MetricFacts(
         values={
             "transfer_loss": ReportedValue(
-                "Loss of the transfer", "lower", "Content and style loss of held-out pairs together, as trained."
+                "Loss of the transfer",
+                "lower",
+                "Content and style loss together; of held-out pairs, with the weights of the training.",
             ),
             "content_loss": ReportedValue(
-                "Content loss", "lower", "How far the features of the image are from those that it should have."
+                "Content loss", "lower", "How far features are from those of the wanted picture."
             ),
-            "style_loss": ReportedValue(
-                "Style loss", "lower", "How far the statistics of its features are from those of the style."
-            ),
+            "style_loss": ReportedValue("Style loss", "lower", "How far their statistics are from those of the style."),
         },
         roles=("style",),
         settings=("num_images",),

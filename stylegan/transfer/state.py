@@ -32,7 +32,7 @@ class TransferState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = StyleTransfer(shape, encoder)
-        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.network = network.to(device)
         self.transfer, self.device = transfer, device
         self.optimizer = torch.optim.Adam(self.network.decoder.parameters(), lr=transfer.learning_rate, fused=True)
         self.nimg = 0
