@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.networks.discriminator import Discriminator
@@ -367,7 +368,8 @@ def load_model(checkpoint_uri: str) -> tuple[Generator, tuple[str, ...]]:
     except FileNotFoundError:
         if storage.exists(storage.join(checkpoint_uri, TRANSFER)):
             raise StepError(
-                f"{checkpoint_uri}: is a style transfer, which draws with `stylegan transfer CONTENT STYLE`; give a StyleGAN"
+                f"{checkpoint_uri}: is a style transfer, with which "
+                f"`{shell_command('stylegan', 'transfer', 'CONTENT', 'STYLE', '--model', checkpoint_uri)}` draws; give a StyleGAN"
             ) from None
         raise StepError(
             f"{checkpoint_uri}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage"

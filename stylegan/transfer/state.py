@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.sections import TransferConfig
 from stylegan.errors import DivergedError, StepError
 from stylegan.networks.style_transfer import FILE, Encoder, Shape, StyleTransfer, load_transfer, save_transfer
@@ -111,8 +112,8 @@ def read_transfer(checkpoint_uri: str) -> StyleTransfer:
     except FileNotFoundError:
         is_generator = storage.exists(storage.join(checkpoint_uri, "generator.safetensors"))
         cure = (
-            "it is a StyleGAN, which `stylegan sample` draws from; a style transfer is trained by a config with the section "
-            "transfer"
+            f"it is a StyleGAN, from which `{shell_command('stylegan', 'sample', checkpoint_uri)}` draws; a style transfer is trained by a config "
+            "with the section transfer"
             if is_generator
             else "give the URI of a checkpoint-... folder of a style transfer"
         )

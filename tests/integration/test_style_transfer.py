@@ -123,7 +123,7 @@ def test_pictures_are_drawn_by_the_champion(trained, tmp_path):
     )
     assert (record["width"], record["height"]) == Image.open(tmp_path / "o.png").size == (50, 40)
     place.run("sample", "restyled@champion", *model, code=1)
-    assert "is a style transfer, which draws with `stylegan transfer" in place.errors()
+    assert "is a style transfer, with which `" in place.errors()
     place.run("transfer", *pictures, "--model", "restyled@champion", *model, "--alpha", "2", code=2)
     assert "--alpha 2: must be a number from 0" in place.errors()
 

@@ -1,10 +1,12 @@
 """A style transfer in one process: it learns, resumes to the last bit, and ends in one line when something is wrong."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from public_weights import file_bytes, vgg16_state
 
 from stylegan import storage
 from stylegan.errors import DamagedError, DivergedError, StepError
@@ -78,6 +80,49 @@ def test_stopped_anywhere_it_ends_bit_identical(make_job):
     assert_same(outcome(whole.uri), outcome(parts.uri))
 
 
+def test_killed_before_any_change_of_storage_it_ends_bit_identical(make_job, tmp_path, monkeypatch):
+    """Each copy of the folder is what a kill at that moment would leave, also between the files of a checkpoint."""
+    whole, states = make_job("whole"), tmp_path / "states"
+    states.mkdir()
+
+    def before(change):
+        def changed(*arguments):
+            if Path(whole.uri).exists():
+                shutil.copytree(whole.uri, states / f"{len(list(states.iterdir())):03d}")
+            return change(*arguments)
+
+        return changed
+
+    with monkeypatch.context() as patch:
+        for name in ("write_bytes", "delete"):
+            patch.setattr(storage, name, before(getattr(storage, name)))
+        train_transfer(whole)
+    expected, found = outcome(whole.uri), sorted(states.iterdir())
+    reached = {newest.nimg if (newest := newest_checkpoint(str(state))) else None for state in found}
+    assert reached == {None, 16, 32, 48}
+    for number, state in enumerate(found):
+        torn = make_job(f"torn-{number}")
+        state.rename(torn.uri)
+        train_transfer(torn)
+        assert_same(expected, outcome(torn.uri))
+
+
+def test_the_encoder_is_vgg16_where_the_evaluation_has_it(make_job, tmp_path):
+    weights = tmp_path / "vgg16.pth"
+    data = file_bytes(vgg16_state())
+    weights.write_bytes(data)
+    uri = f"{weights}#sha256={hashlib.sha256(data).hexdigest()}"
+    sections = {
+        "transfer": {"depth": 3, "kimg": 0.008, "batch": 4},
+        "evaluation": {"features": "inception", "weights": {"vgg16": uri}, "metrics": ["transfer"], "num_images": 2},
+    }
+    job = make_job(**sections)
+    record = train_transfer(job)
+    assert read_transfer(record.uri).shape.widths == (64, 128, 256, 512)  # up to relu4_1
+    report = evaluate_transfer(record.uri, job.shards, job.config, root=str(tmp_path / "root"))
+    assert set(report.metrics) == {"transfer_loss_vgg16", "content_loss_vgg16", "style_loss_vgg16"}
+
+
 def test_a_checkpoint_of_another_config_is_refused(make_job):
     job = make_job()
     train_transfer(job)
@@ -104,7 +149,7 @@ def test_a_training_that_diverges_ends_in_one_line_without_a_broken_checkpoint(m
 
 def test_a_style_transfer_is_no_generator(make_job):
     record = train_transfer(make_job())
-    with pytest.raises(StepError, match="is a style transfer, which draws with `stylegan transfer CONTENT STYLE`"):
+    with pytest.raises(StepError, match=r"is a style transfer, with which `.*stylegan transfer CONTENT STYLE --model"):
         load_model(record.uri)
 
 
