@@ -110,11 +110,8 @@ def read_transfer(checkpoint_uri: str) -> StyleTransfer:
     try:
         return load_transfer(storage.read_bytes(uri), uri)
     except FileNotFoundError:
-        is_generator = storage.exists(storage.join(checkpoint_uri, "generator.safetensors"))
-        cure = (
-            f"it is a StyleGAN, from which `{shell_command('stylegan', 'sample', checkpoint_uri)}` draws; a style transfer is trained by a config "
-            "with the section transfer"
-            if is_generator
-            else "give the URI of a checkpoint-... folder of a style transfer"
-        )
+        cure = "give the URI of a checkpoint-... folder of a style transfer"
+        if storage.exists(storage.join(checkpoint_uri, "generator.safetensors")):
+            sample = shell_command("stylegan", "sample", checkpoint_uri)
+            cure = f"it is a StyleGAN, from which `{sample}` draws; the section transfer of a config trains a style transfer"
         raise StepError(f"{checkpoint_uri}: holds no {FILE}; {cure}") from None

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from stylegan.tracking.metric_names import find
+from stylegan.training.curves import read_rows
 from stylegan.training.state import newest_checkpoint
 
 STEPS = ["shard", "train 16x16", "evaluate", "register", "gate"]
@@ -78,9 +79,10 @@ def test_a_run_trains_measures_registers_and_judges_it(trained):
     assert logged["eval/transfer_loss_rotation"] == pytest.approx(metrics["transfer_loss_rotation"])
     assert [name for name in logged if not find(name)] == []
     for key in ("loss/content", "loss/style"):
-        points = curve(place, run_id, key)
-        assert len(points) == 12
-        assert points[-1][1] < points[0][1]
+        (first, before), *_, (last, after) = curve(place, run_id, key)
+        assert (first, last) == (0, 1)  # kimg
+        assert after < before
+    assert len(read_rows(f"{Path(summary['checkpoints'][0]['uri']).parent}/stats.jsonl")) == 12
     artifacts = {file.path for file in client(place).list_artifacts(run_id, "figures")}
     assert "figures/transfers.png" in artifacts
     assert "data:image/png" in Path(summary["page"]).read_text()
