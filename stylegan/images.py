@@ -204,14 +204,18 @@ def animation_bytes(frames: Sequence[Image.Image]) -> bytes:
 
     Equal frames give equal bytes.
     """
-    return _animated(frames, "WEBP", quality=80, method=4, allow_mixed=True)
+    durations = [*[FRAME_MS] * (len(frames) - 1), LAST_MS]
+    return _animated(frames, "WEBP", durations, quality=80, method=4, allow_mixed=True)
 
 
 def as_gif(animation: bytes) -> bytes:
-    """Convert an animated WebP file into a GIF file, for programs that show no WebP."""
+    """Convert an animated WebP file into a GIF file with the same times, for programs that show no WebP."""
+    frames, durations = [], []
     with Image.open(io.BytesIO(animation)) as source:
-        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(source)]
-    return _animated(frames, "GIF")
+        for frame in ImageSequence.Iterator(source):
+            frames.append(frame.convert("RGB"))
+            durations.append(frame.info["duration"])
+    return _animated(frames, "GIF", durations)
 
 
 def last_frame(animation: bytes) -> Image.Image:
@@ -221,9 +225,9 @@ def last_frame(animation: bytes) -> Image.Image:
         return source.convert("RGB")
 
 
-def _animated(frames: Sequence[Image.Image], kind: str, **options: Any) -> bytes:
-    buffer, durations = io.BytesIO(), [*[FRAME_MS] * (len(frames) - 1), LAST_MS]
-    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, **options)
+def _animated(frames: Sequence[Image.Image], kind: str, durations: Sequence[int], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=list(durations), loop=0, **options)
     return buffer.getvalue()
 
 

@@ -31,11 +31,13 @@ STOREYS = [
     ["stylegan.data", "stylegan.networks"],
     ["stylegan.training"],
     ["stylegan.evaluation"],
+    ["stylegan.drawing"],
     ["stylegan.transfer"],
     ["stylegan.cluster"],
     ["stylegan.tracking"],
     ["stylegan.registry"],
     ["stylegan.pipeline"],
+    ["stylegan.serving"],
     ["stylegan.verbs"],
     [
         "flows.artifacts",

@@ -44,6 +44,10 @@ def _as_typed(_hint: Any, tokens: Sequence[Token]) -> str:
     return tokens[0].value
 
 
+def _all_as_typed(_hint: Any, tokens: Sequence[Token]) -> list[str]:
+    return [token.value for token in tokens]
+
+
 def _read(tokens: Sequence[Token]) -> Any:
     from stylegan.config.yaml_text import read_argument
 
@@ -68,6 +72,9 @@ Overrides = Annotated[
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print the record as one JSON line on standard output.")
 ]
+# Several of them, by an option that may be repeated.
+Files = Annotated[list[AnyFile] | None, Parameter(converter=_all_as_typed, negative="")]
+Device = Annotated[str, Parameter(help="Torch device that draws: cpu, cuda, cuda:1; auto is a GPU if there is one.")]
 # `-` is standard output.
 OutputFile = Annotated[File, Parameter(converter=_as_typed, allow_leading_hyphen=True)]
 RegistryConfig = Annotated[
@@ -118,8 +125,26 @@ def registry_config(config: str | None, overrides: list[str] | None) -> Config |
     return load(config, overrides) if config is not None else None
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Parse `0-3,7` to [0, 1, 2, 3, 7]. Raises ConfigError if it is not such a list."""
+def usable_device(device: str) -> str:
+    """Return the torch device of `--device`; `auto` is a GPU if there is one. Raises ConfigError if it cannot be used."""
+    if device == "cpu":
+        return device
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()) or device.endswith(":"):
+        raise ConfigError(f"--device {device}: must be cpu, cuda, cuda:N or auto")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= there:
+        found = f"torch sees {there} GPU{'s' * (there > 1)} here" if there else "torch sees no GPU here"
+        raise ConfigError(f"--device {device}: {found}; give cpu or auto")
+    return device
+
+
+def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
+    """Parse `0-3,7` to [0, 1, 2, 3, 7]. Raises ConfigError, which names the option, if it is not such a list."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -129,10 +154,10 @@ def parse_seeds(text: str) -> list[int]:
             or max(len(first), len(last)) > 18
             or (dash and int(last) < int(first))
         ):
-            raise ConfigError(f"--seeds {text}: must be numbers and rising ranges, such as 0-15 or 1,5,9-12")
+            raise ConfigError(f"{option} {text}: must be numbers and rising ranges, such as 0-15 or 1,5,9-12")
         count = int(last) - int(first) + 1 if dash else 1
         if len(seeds) + count > MAX_SEEDS:
-            raise ConfigError(f"--seeds {text}: at most {MAX_SEEDS} images in one grid")
+            raise ConfigError(f"{option} {text}: at most {MAX_SEEDS} images in one grid")
         seeds += range(int(first), int(first) + count)
     return seeds
 

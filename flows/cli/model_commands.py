@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from flows.cli.arguments import (
     AnyFile,
     AsJson,
+    Files,
     Number,
     OutputFile,
     Overrides,
@@ -18,15 +19,19 @@ from flows.cli.arguments import (
     registry_config,
 )
 from flows.cli.console import print_result
+from stylegan.errors import ConfigError
 
 
 def sample(
     model: AnyFile,
     /,
     *,
-    seeds: str = "0-15",
+    seeds: str | None = None,
+    w: Files = None,
     psi: Number | None = None,
     label: Annotated[list[str] | None, Parameter(negative="")] = None,
+    noise: str | None = None,
+    rng: Literal["torch", "numpy"] = "torch",
     cols: Whole | None = None,
     out: OutputFile = "grid.png",
     config: RegistryConfig = None,
@@ -43,11 +48,18 @@ def sample(
     model
         A run id, the URI of a checkpoint, or models:/name@alias (or models:/name/version).
     seeds
-        Numbers and ranges, such as 0-15 or 1,5,9-12. An image depends on its seed, class and psi alone.
+        Numbers and ranges, such as 0-15 or 1,5,9-12. An image depends on its seed, class and options alone. Unset: 0-15.
+    w
+        File of latents (.npz) to draw instead of seeds, as `project` and StyleGAN2-ADA write them. Repeatable.
     psi
         Truncation, from -10 to 10: 1 or unset is off, smaller is more typical and less varied.
     label
         Class (name or number) of a class-conditional model. Repeatable: each one has a column.
+    noise
+        own: each seed has its noise. stored: that of the model, the same for all images. none: no noise. A number: the
+        noise of that seed for all images. Unset: own, and stored with --rng numpy.
+    rng
+        numpy draws the latents of the official scripts, so that imported official weights give their images.
     cols
         Images in a row. Of a class-conditional model: draw its first classes, so many. Unset is all classes that fit, or
         about as many as rows.
@@ -60,12 +72,26 @@ def sample(
     stylegan sample imported/ffhq --seeds 0-15,77 --psi 0.7 --out grid.png
     """
     settings = registry_config(config, overrides)
-    numbers = parse_seeds(seeds)
+    numbers = parse_seeds("0-15" if seeds is None else seeds)
+    if w and seeds is not None:
+        raise ConfigError(f"--seeds {seeds}: the latents of --w are drawn instead of seeds; give one of the two")
+    from stylegan.drawing.draw import parse_noise
     from stylegan.retry import storage_settings
     from stylegan.verbs import sample as sampling
 
     with storage_settings(settings.storage if settings else None):
-        record = sampling.sample(settings, model, seeds=numbers, psi=psi, labels=label or (), columns=cols, out=out)
+        record = sampling.sample(
+            settings,
+            model,
+            seeds=() if w else numbers,
+            psi=psi,
+            labels=label or (),
+            columns=cols,
+            noise=parse_noise(noise, rng),
+            rng=rng,
+            w=w or (),
+            out=out,
+        )
     text = f"{record.num_images} images of {record.checkpoint_uri} in {record.path}"
     if record.classes and not label and len(record.classes) < record.num_classes:
         text += f": the first {len(record.classes)} of {record.num_classes} classes; --cols or --label draws others"

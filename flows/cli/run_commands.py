@@ -185,7 +185,7 @@ def evaluate(
     data
         Images to compare with instead: a folder, .zip or URL, or `digits`.
     out
-        Folder for a copy of the report, its page and its figures: a path or any fsspec URL.
+        Folder for a copy of the report, its page, its figures and the directions of attributes: a path or any fsspec URL.
 
     Examples
     --------

@@ -22,9 +22,10 @@ from stylegan.data.index import image_shape
 from stylegan.data.loading.loader import DEFAULT_LOADING, ImageTable, LoaderSettings
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
+from stylegan.evaluation.directions import Direction, write_directions
 from stylegan.evaluation.features.embedded import Pmap
 from stylegan.evaluation.features.spaces import Network, obtain_spaces
-from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_truncation
+from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_neighbours, draw_truncation
 from stylegan.evaluation.generate import (
     CHUNK_SIZE,
     REALS,
@@ -79,7 +80,7 @@ def evaluate(
         root: storage root, which keeps feature networks and reference statistics.
         pmap: `map`, or a parallel one that keeps the order; it gets a picklable function and small picklable requests.
         device: torch device of the workers.
-        out_uri: folder for figures; None: no figures.
+        out_uri: folder for figures and the directions of attributes; None: none of them.
         alpha: weight of the generator's newest resolution in [0, 1]; below 1 during a fade-in.
         loading: settings of loading the reals, as training has them.
         intervals: False leaves out the intervals that take time: those of FID and of `pr`.
@@ -212,7 +213,8 @@ def redraw(
 ) -> None:
     """Draw figures of an evaluation again, because their files are gone. Nothing else is measured.
 
-    The best and the worst images are found among all of them, so these take a pass of `evaluation.num_images` images.
+    The best and the worst images are found among all of them, as are those nearest to a real: they take a pass of
+    `evaluation.num_images` images.
 
     Args:
         measured: the URI of the checkpoint, or the images that were measured instead.
@@ -223,7 +225,7 @@ def redraw(
         ConfigError, StepError: as for `evaluate`.
     """
     num_images = evaluation.num_images if isinstance(measured, str) else min(evaluation.num_images, measured.num_images)
-    metrics: tuple[Metric, ...] = ("pr",) if {"best", "worst"} & set(names) else ()
+    metrics: tuple[Metric, ...] = ("pr",) if {"best", "worst", "neighbours"} & set(names) else ()
     evaluation = evaluation.model_copy(update={"metrics": metrics, "num_images": num_images})
     generator: Generator | None = None
     if isinstance(measured, str):
@@ -235,6 +237,33 @@ def redraw(
     _Evaluation(subject, generator, root=root, pmap=pmap).redraw(out_uri, names)
 
 
+def fit_directions(
+    checkpoint_uri: str,
+    shards: ShardSet,
+    evaluation: EvaluationConfig,
+    *,
+    root: str,
+    pmap: Pmap = map,
+    device: str = "cpu",
+    out_uri: str,
+    loading: LoaderSettings = DEFAULT_LOADING,
+) -> None:
+    """Fit the directions of attributes of an evaluation again, because their file is gone. Nothing else is measured.
+
+    Args:
+        checkpoint_uri, shards, evaluation, root, pmap, device, out_uri, loading: as for `evaluate`.
+
+    Raises:
+        ConfigError, StepError: as for `evaluate`.
+    """
+    evaluation = evaluation.model_copy(update={"metrics": ("separability",)})
+    with _closing_images():
+        subject, generator = _subject_of_generator(
+            checkpoint_uri, shards, evaluation, root=root, pmap=pmap, device=device, alpha=1.0, loading=loading
+        )
+        _Evaluation(subject, generator, root=root, pmap=pmap).fit_directions(out_uri)
+
+
 class _Evaluation:
     """One evaluation on the driver: its meters, their references, and the reasons for skipped metrics."""
 
@@ -244,6 +273,7 @@ class _Evaluation:
         evaluation, self.subject, self.pmap = subject.evaluation, subject, pmap
         self.skipped: dict[str, str] = {}
         self.meters: dict[Metric, Meter] = {}
+        self.directions: tuple[Direction, ...] = ()  # known with the report
         num_reals = count_reals(subject.shards, evaluation)
         context = Context(evaluation, subject.spaces, generator, evaluation.num_images, num_reals, intervals)
         for metric in evaluation.metrics:
@@ -254,9 +284,13 @@ class _Evaluation:
         self.references = _references(list(self.meters.values()), subject, num_reals=num_reals, root=root)
 
     def run(self, uri: str, out_uri: str | None) -> Report:
-        """Run all passes, compute all metrics and draw all figures. `uri` becomes the report's `checkpoint_uri`."""
+        """Run all passes, compute all metrics, keep the directions of attributes and draw all figures.
+
+        `uri` becomes the report's `checkpoint_uri`.
+        """
         self._stream()
         report = self._report(uri)
+        self._keep_directions(out_uri)
         figures = self._draw(out_uri, self._drawable()) if out_uri else {}
         return report.model_copy(update={"figures": figures})
 
@@ -264,6 +298,16 @@ class _Evaluation:
         """Run the passes that these figures need, and draw them."""
         self._stream()
         self._draw(out_uri, names)
+
+    def fit_directions(self, out_uri: str) -> None:
+        """Run the pass of separability, and keep the directions of attributes."""
+        self._stream()
+        self._report("")
+        self._keep_directions(out_uri)
+
+    def _keep_directions(self, out_uri: str | None) -> None:
+        if out_uri and self.directions:
+            write_directions(out_uri, self.directions)
 
     def _skip(self, metric: Metric, reason: str) -> None:
         """Record the reason for all keys of a metric."""
@@ -347,13 +391,14 @@ class _Evaluation:
                 report.intervals[value_key(metric, name, subject.spaces)] = interval
             report.attributes.update(outcome.attributes)
             report.curves.update(outcome.curves)
+            self.directions += outcome.directions
         report.skipped.update(self.skipped)
         return report
 
     def _drawable(self) -> set[str]:
         """Return the names of the figures that the meters allow."""
         kinds = {type(meter) for meter in self.meters.values()}
-        extremes = {"best", "worst"} if ManifoldMeter in kinds else set()
+        extremes = {"best", "worst", "neighbours"} if ManifoldMeter in kinds else set()
         return {"grid"} | extremes | ({"truncation"} if TruncationMeter in kinds else set())
 
     def _draw(self, out_uri: str, names: Collection[str]) -> dict[str, str]:
@@ -364,8 +409,15 @@ class _Evaluation:
         if "truncation" in names:
             figures["truncation"] = draw_truncation(self.subject, out_uri, self.pmap)
         for meter in self.meters.values():
-            if {"best", "worst"} & set(names) and isinstance(meter, ManifoldMeter):
-                figures |= draw_extremes(self.subject, meter.realism(self.references), out_uri, self.pmap)
+            if isinstance(meter, ManifoldMeter) and {"best", "worst", "neighbours"} & set(names):
+                realism = meter.realism(self.references)
+                if {"best", "worst"} & set(names):
+                    figures |= draw_extremes(self.subject, realism, out_uri, self.pmap)
+                if "neighbours" in names:
+                    manifold = self.references["manifold"].manifold
+                    figures["neighbours"] = draw_neighbours(
+                        self.subject, realism, np.concatenate(meter.features), manifold, out_uri, self.pmap
+                    )
         return figures
 
 

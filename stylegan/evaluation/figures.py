@@ -1,4 +1,4 @@
-"""The figures of an evaluation, as PNG files: reals beside fakes, best and worst images, truncated images."""
+"""The figures of an evaluation, as PNG files: reals beside fakes, best and worst images, nearest reals, truncated images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from PIL import Image
 from stylegan import storage
 from stylegan.evaluation.features.embedded import Pmap
 from stylegan.evaluation.generate import CHUNK_SIZE, GENERATED, Pass, SampleChunk, Subject, truncated
+from stylegan.evaluation.metrics.precision_recall import Manifold
 from stylegan.evaluation.work import PictureRequest, draw_pictures
 from stylegan.images import beside, grid, png_bytes
 
 WIDEST = 2048  # pixels of a row of images
 EXTREMES = 16  # images of best.png and of worst.png
+COPIED, TYPICAL, NEAREST = 4, 4, 5  # of neighbours.png: images nearest to a real, other images, and reals beside each
 
 
 def draw_grid(subject: Subject, out_uri: str, pmap: Pmap) -> str:
@@ -40,6 +42,38 @@ def draw_extremes(subject: Subject, realism: np.ndarray, out_uri: str, pmap: Pma
         name: _write(out_uri, name, grid(_images(subject, GENERATED, numbers.tolist(), pmap), columns))
         for name, numbers in chosen.items()
     }
+
+
+def draw_neighbours(
+    subject: Subject, realism: np.ndarray, features: np.ndarray, manifold: Manifold, out_uri: str, pmap: Pmap
+) -> str:
+    """Write neighbours.png: generated images, each with the reals that are nearest to it in features. Return its URI.
+
+    The first rows have the images of highest realism, where a generator that memorises would show it; the others have the
+    first images of all. Beside a row is the distance to its nearest real, over that real's own distance to its k-th
+    neighbour among the reals: 0 is a copy, 1 is as far as reals are from each other.
+
+    Args:
+        subject: what is measured.
+        realism: of the measured images [N].
+        features: of the measured images [N, D].
+        manifold: of the reals.
+        out_uri: folder to write to.
+        pmap: as for `evaluate`.
+    """
+    closest = np.argsort(-realism, kind="stable")[:COPIED]
+    others = [number for number in range(len(features)) if number not in closest][:TYPICAL]
+    numbers = [*closest.tolist(), *others]
+    count = min(NEAREST, len(manifold.points))
+    nearest, distances = manifold.nearest_to(features[numbers], count)
+    ratios = distances[:, 0] / manifold.nearest[nearest[:, 0], -1].cpu().numpy() ** 0.5
+
+    reals, fakes = subject.open(subject.shards).images, _images(subject, GENERATED, numbers, pmap)
+    cells = [image for fake, near in zip(fakes, nearest, strict=True) for image in (fake, *reals[near])]
+    heads = ["measured" if subject.images else "generated", *(f"real {number + 1}" for number in range(count))]
+    return _write(
+        out_uri, "neighbours", grid(cells, count + 1, heads=heads, sides=[f"{ratio:.2f}" for ratio in ratios])
+    )
 
 
 def draw_truncation(subject: Subject, out_uri: str, pmap: Pmap) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from stylegan.config.sections import EvaluationConfig, Metric
 from stylegan.errors import StepError
+from stylegan.evaluation.directions import Direction
 from stylegan.evaluation.features.spaces import Spaces
 from stylegan.evaluation.generate import GENERATED, Pass, truncated
 from stylegan.evaluation.metric_table import METRICS, Role
@@ -59,12 +60,16 @@ class Context:
 
 @dataclass
 class Outcome:
-    """The result of a meter. Values and intervals are named as in the metric's row of the table."""
+    """The result of a meter. Values and intervals are named as in the metric's row of the table.
+
+    `directions` are those of attributes in w, which are no part of the report.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     attributes: dict[str, dict[str, float | str | None]] = field(default_factory=dict)
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    directions: tuple[Direction, ...] = ()
     skipped: str = ""  # the reason, if there are no values
 
     @classmethod
@@ -277,16 +282,21 @@ class SeparabilityMeter(Meter):
             scores.append(score_attribute(name, logits[:, index], w=w, z=z, exclusive=exclusive))
             progress.update(index + 1)
 
-        # Attributes are reported even if one of them has no score and the metric is skipped.
+        # Attributes are reported, and directions kept, even if one of them has no score and the metric is skipped.
         attributes = {
             s.name: {"entropy_w": s.entropy_w, "entropy_z": s.entropy_z, "share": s.share, "error": s.error}
             for s in scores
         }
+        directions = tuple(
+            Direction(s.name, s.normal.astype(np.float32), float(np.std(w @ s.normal)), s.entropy_w)
+            for s in scores
+            if s.normal is not None and s.entropy_w is not None
+        )
         try:
             in_w, in_z = separability(scores)
         except StepError as error:
-            return Outcome(attributes=attributes, skipped=str(error))
-        return Outcome({"separability_w": in_w, "separability_z": in_z}, attributes=attributes)
+            return Outcome(attributes=attributes, directions=directions, skipped=str(error))
+        return Outcome({"separability_w": in_w, "separability_z": in_z}, attributes=attributes, directions=directions)
 
 
 class PathMeter(Meter):

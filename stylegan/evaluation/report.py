@@ -32,7 +32,7 @@ class Report(Record):
             images that have it, or the `error` that keeps it from being scored.
         curves: rows of `mixing` {latents, fid} and of `truncation` {psi, fid, precision, recall}.
         figures: URIs of PNG files: grid (reals left, fakes right), best and worst (by realism), truncation (a row for
-            each psi).
+            each psi), neighbours (images with their nearest reals), and those of `drawing/figures.py`.
         skipped: the reason for each key that was wanted and could not be measured.
     """
 

@@ -29,7 +29,8 @@ from stylegan.data.sharding.write_shards import complete_set, find_content, find
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
-from stylegan.evaluation.engine import evaluate, redraw
+from stylegan.evaluation.directions import DIRECTIONS
+from stylegan.evaluation.engine import evaluate
 from stylegan.evaluation.metric_table import METRICS, split_key
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
@@ -45,6 +46,7 @@ from stylegan.pipeline.preflight import check_places, check_root, check_work, us
 from stylegan.pipeline.retraining import CONFIG_KEY, LISTING, config_key
 from stylegan.pipeline.run import VERDICT, Run, find_origin, find_run
 from stylegan.pipeline.story import hardware_of, hours_by_stage, parts_of, story_key, tell
+from stylegan.pipeline.style_figures import draw_style_figures, redraw_figures
 from stylegan.progress import Course, course
 from stylegan.records import Record
 from stylegan.registry import versions
@@ -64,7 +66,7 @@ from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
-from stylegan.transfer.measure import draw_figure, evaluate_transfer
+from stylegan.transfer.measure import evaluate_transfer
 from stylegan.uris import redact
 
 if TYPE_CHECKING:
@@ -438,23 +440,22 @@ class Pipeline:
         if report is None:
             self.tracked(shards).start()
             report = self._evaluate(shards, checkpoint.uri, out=run.uri)
+            with decoration("evaluate: the figures of its styles"):
+                figures = report.figures | draw_style_figures(run, checkpoint.uri)
+                report = report.model_copy(update={"figures": figures})
             storage.write_json(storage.join(run.uri, "report.json"), report.model_dump(mode="json"))
         elif missing := missing_figures(report):
             with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
-                if self.config.transfer:
-                    draw_figure(checkpoint.uri, shards, self.config, run.uri)
-                else:
-                    redraw(
-                        checkpoint.uri,
-                        shards,
-                        self.config.evaluation,
-                        missing,
-                        out_uri=run.uri,
-                        **evaluation_means(self.config),
-                    )
+                redraw_figures(run, checkpoint.uri, missing)
 
         page = self._write_page(run, report, anew=new_page)
-        self.tracked(shards).log_report(report, nimg=checkpoint.nimg, page_uri=page, growth_uri=run.growth_uri)
+        self.tracked(shards).log_report(
+            report,
+            nimg=checkpoint.nimg,
+            page_uri=page,
+            growth_uri=run.growth_uri,
+            directions_uri=storage.join(run.uri, DIRECTIONS),
+        )
         return self._done("evaluate", report, found)
 
     def _write_page(

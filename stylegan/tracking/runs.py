@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stylegan import storage
 from stylegan.errors import DamagedError, one_line
+from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.evaluation.report import Report
 from stylegan.images import as_gif, open_picture
 from stylegan.tracking.connection import explained
@@ -158,11 +159,17 @@ class TrackedRun:
                 self.sample_steps.add(kimg)
 
     def log_report(
-        self, report: Report, *, nimg: int, page_uri: str | None = None, growth_uri: str | None = None
+        self,
+        report: Report,
+        *,
+        nimg: int,
+        page_uri: str | None = None,
+        growth_uri: str | None = None,
+        directions_uri: str | None = None,
     ) -> None:
         """Log the metrics as eval/<name>; report.json, its page and the figures that still exist become artifacts.
 
-        So does the animation `growth_uri`, as growth.gif: MLflow shows no WebP.
+        So do the animation `growth_uri`, as growth.gif because MLflow shows no WebP, and the directions of attributes.
 
         What the run has already is not logged again.
 
@@ -188,9 +195,11 @@ class TrackedRun:
                 self.start()
                 self.client.log_text(self.mlflow_run_id, storage.read_bytes(page_uri).decode(), "report.html")
             if growth_uri and ANIMATION not in files and storage.exists(growth_uri):
-                self._log_growth(storage.read_bytes(growth_uri), growth_uri)
+                self._log_animation(ANIMATION, storage.read_bytes(growth_uri), growth_uri)
+            if directions_uri and DIRECTIONS not in files and storage.exists(directions_uri):
+                self._log_file(DIRECTIONS, storage.read_bytes(directions_uri))
             for name, uri in report.figures.items():
-                if f"figures/{name}.png" not in files:
+                if not {f"figures/{name}.png", f"figures/{name}.gif"} & files:
                     self._log_figure(name, uri)
 
     def finish(self, status: Status) -> None:
@@ -266,22 +275,29 @@ class TrackedRun:
             for batch in _batches(rows):
                 self.client.log_batch(self.mlflow_run_id, metrics=batch)
 
-    def _log_growth(self, webp: bytes, uri: str) -> None:
+    def _log_animation(self, name: str, webp: bytes, uri: str) -> None:
         try:
             gif = as_gif(webp)
         except Exception as error:  # Pillow raises errors of many types for damaged files
             logger.warning("evaluate: %s: is not an animation (%s); MLflow goes without it", uri, one_line(error))
             return
+        self._log_file(name, gif)
+
+    def _log_file(self, name: str, content: bytes) -> None:
         self.start()
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, ANIMATION)
+            path = os.path.join(folder, os.path.basename(name))
             with open(path, "wb") as file:
-                file.write(gif)
-            self.client.log_artifact(self.mlflow_run_id, path)
+                file.write(content)
+            self.client.log_artifact(self.mlflow_run_id, path, os.path.dirname(name) or None)
 
     def _log_figure(self, name: str, uri: str) -> None:
         try:
-            image = open_picture(storage.read_bytes(uri), uri, cure="MLflow goes without it")
+            data = storage.read_bytes(uri)
+            if uri.endswith(".webp"):
+                self._log_animation(f"figures/{name}.gif", data, uri)
+                return
+            image = open_picture(data, uri, cure="MLflow goes without it")
         except FileNotFoundError:
             logger.warning("evaluate: figure %s is gone (%s); MLflow keeps what it has of it", name, uri)
             return

@@ -30,7 +30,8 @@ from stylegan.data.sources.base import Source, explained
 from stylegan.data.sources.open_source import open_source
 from stylegan.data.sources.unaltered import measured, unaltered
 from stylegan.errors import ConfigError, StepError, decoration
-from stylegan.evaluation.engine import evaluate, evaluate_images, redraw
+from stylegan.evaluation.directions import DIRECTIONS, lacks_directions
+from stylegan.evaluation.engine import evaluate, evaluate_images, fit_directions, redraw
 from stylegan.evaluation.features.spaces import check_features
 from stylegan.evaluation.metric_table import METRICS
 from stylegan.evaluation.page.metric_rows import warnings
@@ -41,6 +42,7 @@ from stylegan.evaluation.report import EVALUATION_VERSION, Report, plain
 from stylegan.outputs import output_folder, write_output
 from stylegan.pipeline.preflight import use_places
 from stylegan.pipeline.run import Run
+from stylegan.pipeline.style_figures import redraw_figures
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
 from stylegan.training.identity import identity
@@ -91,7 +93,7 @@ def evaluate_model(request: Request, out: str | None = None) -> Evaluation:
 
     Args:
         request: its `model` is as for `find_model`, or a source of images.
-        out: folder for a copy of the report, its page and its figures.
+        out: folder for a copy of the report, its page, its figures, and the directions of attributes.
 
     Raises:
         ConfigError, StepError: no such model or images, nothing to compare with, or a metric that cannot be had.
@@ -117,7 +119,15 @@ def _evaluate(subject: _Subject, copy_to: str | None) -> Evaluation:
     report = found or _measure(subject, folder)
     if missing := missing_figures(report):
         with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
-            redraw(subject.measured, shards, config.evaluation, missing, out_uri=folder, **evaluation_means(config))
+            if subject.folder and isinstance(subject.measured, str):
+                redraw_figures(Run(config, shards), subject.measured, missing)
+            else:
+                redraw(subject.measured, shards, config.evaluation, missing, out_uri=folder, **evaluation_means(config))
+    if (
+        found and isinstance(subject.measured, str) and lacks_directions(report, folder)
+    ):  # it was made before they were kept
+        with decoration("evaluate: the directions of attributes"):
+            fit_directions(subject.measured, shards, config.evaluation, out_uri=folder, **evaluation_means(config))
     published = compare_published(report, config, shards.num_images)
     facts = {"Measured": subject.name, "Compared with": f"{config.data.source}, {shards.num_images:,} images"}
     page = write_page(
@@ -311,10 +321,11 @@ def _measure(subject: _Subject, folder: str) -> Report:
 
 
 def _copy(report: Report, folder: str, out: str) -> tuple[Report, str]:
-    """Copy report, page and figures to another folder; the copied report names the figures there."""
+    """Copy report, page, figures and directions to another folder; the copied report names the figures there."""
     figures = {name: storage.join(out, storage.name(uri)) for name, uri in report.figures.items()}
     report = report.model_copy(update={"figures": figures})
-    for name in (*map(storage.name, figures.values()), PAGE):
+    kept = [DIRECTIONS] if storage.exists(storage.join(folder, DIRECTIONS)) else []
+    for name in (*map(storage.name, figures.values()), *kept, PAGE):
         write_output(storage.join(out, name), storage.read_bytes(storage.join(folder, name)))
     write_output(storage.join(out, "report.json"), storage.json_bytes(report.model_dump(mode="json")))
     return report, storage.join(out, PAGE)

@@ -16,10 +16,11 @@ from stylegan.config.addresses import refuse_secret
 from stylegan.config.file import read
 from stylegan.config.sections import StorageConfig
 from stylegan.config.tree import Config
+from stylegan.data.sharding.write_shards import find_content
 from stylegan.errors import ConfigError, DamagedError, StepError, one_line
 from stylegan.evaluation.page.write_page import read_report
 from stylegan.networks.style_transfer import FILE as TRANSFER
-from stylegan.pipeline.run import find_run
+from stylegan.pipeline.run import Run, find_run
 from stylegan.registry.versions import load_version
 from stylegan.tracking.connection import resolve_uri
 from stylegan.training.identity import place_below
@@ -127,6 +128,23 @@ def _runs_folder(config: Config | None, root: str | None = None) -> str:
 
 def _root(config: Config | None, root: str | None) -> str:
     return storage.absolute(root or (config.storage if config else StorageConfig()).root)
+
+
+def run_of(model: Model) -> Run | None:
+    """Return the run of a model, on the images that it was measured on; None if storage has no such run any more.
+
+    Raises:
+        DamagedError: a file of the run is not what was written there.
+    """
+    if model.run_uri is None:
+        return None
+    config, report = run_config(model.run_uri), read_report(model.run_uri)
+    shards = find_content(report.dataset_fingerprint, config.storage.root) if report else None
+    if shards is not None:
+        return Run(config, shards)
+    with suppress(ConfigError, StepError):
+        return find_run(config)
+    return None
 
 
 def run_config(run_uri: str, overrides: Sequence[str] = ()) -> Config:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
+from PIL import Image
 from torch import Tensor
 
 from stylegan.config.sections import MOST_PIXELS
 from stylegan.config.tree import Config
+from stylegan.drawing.draw import Noise, draw, of_file, paint_latents
+from stylegan.drawing.latents import Rng, check_seed, read_latents
 from stylegan.errors import ConfigError, shown
-from stylegan.images import CELL, PICTURE_FORMATS, class_heads, grid, picture, picture_bytes, to_uint8
-from stylegan.networks.generator import MAX_PSI, Generator, is_psi, random_noise
+from stylegan.images import CELL, PICTURE_FORMATS, class_heads, grid, picture, picture_bytes
+from stylegan.networks.generator import MAX_PSI, Generator, is_psi
 from stylegan.outputs import ending, output_file, write_output
-from stylegan.progress import Progress
 from stylegan.records import Record
 from stylegan.training.state import load_model
 from stylegan.verbs.find_model import find_model
@@ -48,16 +49,19 @@ def sample(
     config: Config | None,
     model: str,
     *,
-    seeds: list[int],
-    psi: float | None,
+    seeds: Sequence[int] = (),
+    psi: float | None = None,
     labels: Sequence[str] = (),
     columns: int | None = None,
+    noise: Noise = "own",
+    rng: Rng = "torch",
+    w: Sequence[str] = (),
     out: str,
 ) -> Grid:
     """Draw a grid of images and write it as a picture.
 
-    A class-conditional model has a row for each seed and a column for each class. An unconditional one, and one class
-    alone, have one image for each seed, row by row. A single image is written without a frame.
+    A class-conditional model has a row for each seed and a column for each class. An unconditional one, one class alone,
+    and latents of files have one image after the other, row by row. A single image is written without a frame.
 
     Args:
         config, model: as for `find_model`.
@@ -65,6 +69,8 @@ def sample(
         psi: truncation of the first 8 layers, from -MAX_PSI to MAX_PSI; None or 1 is off.
         labels: classes of a class-conditional model, by name or number; none means its first ones.
         columns: images in a row; None chooses a number.
+        noise, rng: see `draw`.
+        w: files of latents that are drawn instead of seeds; see `read_latents`.
         out: path or URI of the picture, or `-` for standard output; its ending chooses the format (PICTURE_FORMATS).
 
     Raises:
@@ -73,43 +79,46 @@ def sample(
     """
     # Check what can be checked before the model is read.
     target = output_file(out, PICTURE_FORMATS)
-    if psi is not None and not is_psi(psi):
-        raise ConfigError(f"--psi {psi:g}: must be a number from -{MAX_PSI:g} to {MAX_PSI:g}, usually from 0 to 1")
+    check_psi(psi)
     if columns is not None and columns < 1:
         raise ConfigError(f"--cols {columns}: must be at least 1")
+    for seed in seeds:
+        check_seed(seed, rng)
+    if w and labels:
+        raise ConfigError(f"--label {labels[0]}: the latents of --w have their class in them; leave it out")
     uri = find_model(config, model).checkpoint_uri
     generator, names = load_model(uri)
 
     # Lay out the grid.
     cell = max(generator.resolution, CELL)
-    classes = _classes(labels, names)
-    by_class = len(names) > 1 and len(classes) != 1
+    latents = [one for name in w for one in read_latents(name, generator).rows()]
+    classes = [] if w else classes_of(labels, names)
+    by_class = not w and len(names) > 1 and len(classes) != 1
     if by_class:
         classes = _columns(classes, columns, names, cell)
-        columns, drawn = len(classes), [seed for seed in seeds for _ in classes]
+        columns, number = len(classes), len(seeds) * len(classes)
     else:
-        columns, drawn = min(columns or math.ceil(math.sqrt(len(seeds))), len(seeds)), seeds
+        number = len(latents) if w else len(seeds)
+        columns = min(columns or math.ceil(math.sqrt(number)), number)
     in_row = 1 if by_class else columns
     rows = [seeds[start : start + in_row] for start in range(0, len(seeds), in_row)]
-    if len(rows) * columns * cell**2 > MOST_PIXELS:
-        raise ConfigError(
-            f"--seeds: {len(drawn):,} images of {generator.resolution}x{generator.resolution} are too many for one grid; "
-            f"at most {MOST_PIXELS // cell**2:,} fit"
-        )
+    check_size(-(-number // columns) * columns, generator, option="--w" if w else "--seeds")
 
     # Draw it.
-    numbers = (classes * len(drawn))[: len(drawn)]
-    images = draw(generator, drawn, labels=numbers or None, psi=psi)
+    if w:
+        images: Sequence[Tensor] = [
+            paint_latents(generator, of_file(generator, one, psi=psi, noise=noise))[0] for one in latents
+        ]
+    else:
+        drawn = [seed for seed in seeds for _ in classes] if by_class else seeds
+        numbers = (classes * number)[:number]
+        images = list(draw(generator, drawn, labels=numbers or None, psi=psi, noise=noise, rng=rng))
     if len(images) == 1:
         sheet = picture(images[0])
     else:
         heads = class_heads(names, classes) if by_class else ()
-        sheet = grid(images, columns, heads=heads, sides=[_side(row) for row in rows])
-    try:
-        data = picture_bytes(sheet, ending(out, PICTURE_FORMATS))
-    except ValueError as error:
-        raise ConfigError(f"--out {out}: {error}") from error
-    write_output(target, data)
+        sheet = grid(images, columns, heads=heads, sides=() if w else [_side(row) for row in rows])
+    write_picture(out, target, sheet)
     return Grid(
         path=out,
         checkpoint_uri=uri,
@@ -121,35 +130,55 @@ def sample(
     )
 
 
-@torch.no_grad()
-def draw(
-    generator: Generator, seeds: Sequence[int], *, labels: Sequence[int] | None = None, psi: float | None = None
-) -> Tensor:
-    """Draw one image for each seed. It depends on its seed, its label and psi alone, not on the other images.
+# --- what the verbs that draw share -----------------------------------------------------------------------------------
+
+
+def check_psi(psi: float | None) -> None:
+    """Raise ConfigError if a `--psi` cannot be one."""
+    if psi is not None and not is_psi(psi):
+        raise ConfigError(f"--psi {psi:g}: must be a number from -{MAX_PSI:g} to {MAX_PSI:g}, usually from 0 to 1")
+
+
+def check_size(number: int, generator: Generator, *, option: str) -> None:
+    """Raise ConfigError if so many images are too many for one grid."""
+    cell = max(generator.resolution, CELL)
+    if number * cell**2 > MOST_PIXELS:
+        raise ConfigError(
+            f"{option}: {number:,} images of {generator.resolution}x{generator.resolution} are too many for one grid; "
+            f"at most {MOST_PIXELS // cell**2:,} fit"
+        )
+
+
+def write_picture(out: str, target: str, sheet: Image.Image) -> None:
+    """Write a picture in the format that the ending of an `--out` names.
 
     Args:
-        generator: on the CPU, as `load_model` returns it.
-        seeds: one for each image; equal seeds have equal z and noise.
-        labels: the class number of each image; None for a generator that is not class-conditional.
-        psi: truncation of the first 8 layers; None or 1 is off.
-
-    Returns:
-        uint8 [N, C, r, r].
+        out: as it was given.
+        target: what `output_file` has made of it.
+        sheet: the picture.
 
     Raises:
-        StepError: the generator is class-conditional and `labels` is None.
+        ConfigError: the format cannot hold a picture of this size.
+        StepError: it cannot be written.
     """
-    images, progress = [], Progress("sample", len(seeds))
-    classes = [None] * len(seeds) if labels is None else [torch.tensor([label]) for label in labels]
-    for seed, label in zip(seeds, classes, strict=True):
-        random = torch.Generator().manual_seed(seed)
-        z = torch.randn(1, generator.w_avg.shape[0], generator=random)
-        images.append(to_uint8(generator(z, label, noise=random_noise(random, "cpu"), truncation_psi=psi)))
-        progress.update(len(images))
-    return torch.cat(images)
+    try:
+        data = picture_bytes(sheet, ending(out, PICTURE_FORMATS))
+    except ValueError as error:
+        raise ConfigError(f"--out {out}: {error}") from error
+    write_output(target, data)
 
 
-def _classes(labels: Sequence[str], names: tuple[str, ...]) -> list[int]:
+def one_class(label: str | None, names: tuple[str, ...]) -> int | None:
+    """Return the number of the class that is asked for, or the first one; None for a model without classes.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    classes = classes_of([label] if label is not None else [], names)
+    return classes[0] if classes else 0 if names else None
+
+
+def classes_of(labels: Sequence[str], names: tuple[str, ...]) -> list[int]:
     """Return the numbers of the classes that are asked for; of the only one, if the model has no other."""
     if labels and not names:
         raise ConfigError(f"--label {labels[0]}: this model is not class-conditional; leave it out")

@@ -276,3 +276,23 @@ def test_an_entry_of_the_future_is_no_damage(finished, capsys):
         with damaged(path, json.dumps(json.loads(path.read_bytes()) | {"of_the_future": {"x": 1}}).encode()):
             for verb in ("plan", "shard", "evaluate", "sample a checkpoint"):
                 assert outcome(capsys, command(finished, verb))[0] == 0, (name, verb)
+
+
+def test_a_report_from_before_directions_were_kept_is_still_done(finished, capsys):
+    """No step measures anything because of it; `edit` says how to get them."""
+    path = finished.file("report.json")
+    facts = {"left": {"entropy_w": 0.1, "entropy_z": 0.2, "share": 0.5, "error": None}}
+    with damaged(path, json.dumps(json.loads(path.read_bytes()) | {"attributes": facts}).encode()):
+        before = path.read_bytes()
+        for verb in ("plan", "run", "evaluate"):
+            assert outcome(capsys, command(finished, verb))[0] == 0, verb
+        code, said = outcome(capsys, lambda: main(["edit", finished.run.uri, "--attribute", "left"]))
+        assert code == 2
+        assert f"evaluate {finished.run.uri}` fits the hyperplanes of its report again" in said
+        assert path.read_bytes() == before
+        assert not finished.file("directions.safetensors").exists()
+        finished.file("directions.safetensors").write_bytes(b"none")
+        code, said = outcome(capsys, lambda: main(["edit", finished.run.uri, "--attribute", "left"]))
+        assert code == 1
+        assert f"{finished.file('directions.safetensors')}: is damaged" in said
+        finished.file("directions.safetensors").unlink()

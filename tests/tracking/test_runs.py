@@ -181,3 +181,15 @@ def test_hours_that_a_finished_run_lacks_are_logged_once_and_do_not_lengthen_it(
     found = run.client.get_run(run.mlflow_run_id)
     assert (found.info.status, found.info.end_time) == ("FINISHED", end)
     assert points(run, "time/train_hours") == [(1, 0.5)]
+
+
+def test_the_directions_of_attributes_are_logged_once_they_are_there(opened, tmp_path):
+    report = Report(protocol="p1", dataset_fingerprint="f1", checkpoint_uri="c", metrics={}, figures={})
+    path = tmp_path / "directions.safetensors"
+    opened().log_report(report, nimg=1000, directions_uri=str(path))
+    for content in (b"first", b"second"):
+        path.write_bytes(content)
+        run = opened()
+        run.log_report(report, nimg=1000, directions_uri=str(path))
+    with open(run.client.download_artifacts(run.mlflow_run_id, "directions.safetensors"), "rb") as file:
+        assert file.read() == b"first"

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from stylegan.config.sections import ModelConfig
+from stylegan.drawing.draw import draw
 from stylegan.errors import ConfigError
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.verbs import sample as sampling
-from stylegan.verbs.sample import draw, sample
+from stylegan.verbs.sample import sample
 
 MODEL = ModelConfig(latent_size=8, mapping_layers=1, mapping_fmaps=8, fmap_base=64, fmap_max=8)
 

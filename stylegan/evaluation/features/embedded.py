@@ -82,16 +82,17 @@ class FeatureNet:
         pooled = self.network.pooled(images)
         return pooled, functional.log_softmax(self.network.head(pooled), dim=1)
 
-    @torch.no_grad()
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Compute perceptual distances [N] after Zhang et al. 2018 with unit weights; crops of images work too.
+
+        It can be differentiated in both.
 
         Each map is normalised to unit length over its channels. Squared differences are summed over channels, averaged
         over pixels and summed over maps.
         """
         total = torch.zeros(len(a), device=a.device)
         for x, y in zip(self.network.maps(a), self.network.maps(b), strict=True):
-            total += (_unit(x) - _unit(y)).square().sum(dim=1).mean(dim=(1, 2))
+            total = total + (_unit(x) - _unit(y)).square().sum(dim=1).mean(dim=(1, 2))
         return total
 
     @torch.no_grad()

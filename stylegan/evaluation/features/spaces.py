@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, get_args
@@ -150,12 +150,7 @@ def obtain_spaces(
 
     # The published networks.
     files = {name: _copy_below_root(name, evaluation, root) for name in weights.needed(evaluation)}
-    networks: dict[Role, Network] = {}
-    for role in roles & PUBLISHED.keys():
-        published = PUBLISHED[role]
-        uris, digests = zip(*(files[name] for name in published.files), strict=True)
-        sha256 = weights.join_digests(digests)
-        networks[role] = Network(published.name, uris, sha256, published.num_features, published.dtype)
+    networks = {role: _published(role, files) for role in ROLES if role in roles & PUBLISHED.keys()}
 
     # Attribute classifiers of these shards; without them only the metrics of this role are skipped.
     missing: dict[Role, str] = {}
@@ -170,9 +165,28 @@ def obtain_spaces(
     return Spaces(networks, missing, attribute_names(shards), independent=bool(shards.attribute_names))
 
 
+def lpips_network(evaluation: EvaluationConfig, root: str) -> Network:
+    """Return the published network of distances, with its files copied to {root}/features. Raises as `fetch`."""
+    return _published(
+        "distance", {name: _copy_below_root(name, evaluation, root) for name in PUBLISHED["distance"].files}
+    )
+
+
+def _published(role: Role, files: Mapping[WeightName, tuple[str, str]]) -> Network:
+    """Return the network of a role of PUBLISHED; `files` has the URI and the digest of each of its files."""
+    published = PUBLISHED[role]
+    uris, digests = zip(*(files[name] for name in published.files), strict=True)
+    return Network(published.name, uris, weights.join_digests(digests), published.num_features, published.dtype)
+
+
+def embedded_network(features: FeatureNet) -> Network:
+    """Return the reference to an embedded network."""
+    return Network(features.name, (features.uri,), features.sha256, features.network.num_features)
+
+
 def _embedded(features: FeatureNet, roles: set[Role], evaluation: EvaluationConfig) -> Spaces:
     """Return the spaces in which one embedded network serves every role; only a classifier serves `attributes`."""
-    network = Network(features.name, (features.uri,), features.sha256, features.network.num_features)
+    network = embedded_network(features)
     missing: dict[Role, str] = {}
     if features.name != "classifier":
         missing["attributes"] = (

@@ -66,6 +66,13 @@ class Manifold:
                 _keep_smallest(nearest, numbers, columns, rows, distances.T)
         return cls(points, nearest[:, 1:], numbers[:, 1:])  # column 0 is the point itself
 
+    def nearest_to(self, features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers [M, k] of the points nearest to a few features [M, D], and their distances, ascending."""
+        queries = torch.from_numpy(np.ascontiguousarray(features, np.float32)).to(self.points.device)
+        squares = torch.stack([(self.points.double() - query).square().sum(dim=1) for query in queries.double()])
+        found = squares.topk(k, dim=1, largest=False)
+        return found.indices.cpu().numpy(), found.values.sqrt().cpu().numpy()
+
     def radii(self, k: int) -> Tensor:
         """Return the squared radii [N] of the balls that reach to the k-th neighbour, float64."""
         return self.nearest[:, k - 1] * SLACK

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,7 +28,8 @@ class AttributeScore:
     """The score of one attribute.
 
     `share` is the share of the kept images that have the attribute. `entropy_w` and `entropy_z` are H(Y|X) in nats in
-    both spaces; they are None if `error` says why the attribute cannot be scored.
+    both spaces; they are None if `error` says why the attribute cannot be scored. `normal` [L] is the unit normal of the
+    hyperplane in w, towards the images that have the attribute, and None also where w does not vary at all.
     """
 
     name: str
@@ -36,6 +37,7 @@ class AttributeScore:
     entropy_w: float | None = None
     entropy_z: float | None = None
     error: str | None = None
+    normal: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 def score_attribute(
@@ -58,9 +60,9 @@ def score_attribute(
 
     # Fit both SVMs.
     try:
-        return AttributeScore(
-            name, share, conditional_entropy_of(w[kept], answers), conditional_entropy_of(z[kept], answers)
-        )
+        entropy_w, normal = separate(w[kept], answers)
+        entropy_z, _ = separate(z[kept], answers)
+        return AttributeScore(name, share, entropy_w, entropy_z, normal=normal)
     except StepError as error:
         return AttributeScore(name, share, error=str(error))
 
@@ -87,14 +89,16 @@ def most_confident(confidence: np.ndarray) -> np.ndarray:
     return np.argsort(-confidence, kind="stable")[: len(confidence) // 2]
 
 
-def conditional_entropy_of(latents: np.ndarray, answers: np.ndarray) -> float:
-    """Fit a linear SVM and return H(Y|X) in nats, Y the classifier's answers and X the SVM's.
-
-    The entropy is that of the points that the SVM was fitted to.
+def separate(latents: np.ndarray, answers: np.ndarray) -> tuple[float, np.ndarray | None]:
+    """Fit a linear SVM to latents and a classifier's answers.
 
     Args:
         latents: [N, L].
         answers: the classifier's answers [N].
+
+    Returns:
+        H(Y|X) in nats of the points that the SVM was fitted to, Y the classifier's answers and X the SVM's; and the unit
+        normal [L] of the SVM's hyperplane, towards the positive answers. None: no hyperplane, as latents are all alike.
 
     Raises:
         StepError: all answers are the same, or the SVM cannot be fitted.
@@ -109,10 +113,12 @@ def conditional_entropy_of(latents: np.ndarray, answers: np.ndarray) -> float:
         with warnings.catch_warnings():
             # As v1 does, accept the SVM after 1,000 iterations whether it has converged or not.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            predicted = LinearSVC(random_state=0).fit(latents, answers).predict(latents)
+            svm = LinearSVC(random_state=0).fit(latents, answers)
+            predicted = svm.predict(latents)
     except ValueError as error:
         raise StepError(f"the linear SVM failed: {one_line(error)}") from error
-    return conditional_entropy(answers, predicted)
+    length = float(np.linalg.norm(svm.coef_[0]))
+    return conditional_entropy(answers, predicted), svm.coef_[0] / length if length > 0 else None
 
 
 def conditional_entropy(y: np.ndarray, x: np.ndarray) -> float:

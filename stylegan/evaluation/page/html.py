@@ -59,9 +59,26 @@ CAPTIONS = {
         "Worst samples",
         "The generated images of lowest realism: those whose features are farthest from features of real images",
     ),
+    "neighbours": (
+        "Nearest real images",
+        "Generated images, one in each row, and to the right of each the real images whose features are nearest",
+    ),
     "truncation": ("Truncation", "Generated images, row by row with a larger ψ: from typical to varied"),
+    "mixing": (
+        "Style mixing",
+        "Images on the left that take the coarse, middle or fine styles of the images above them",
+    ),
+    "noise": (
+        "Stochastic variation",
+        "An image, other draws of its noise, and where these differ (standard deviation, four times as bright)",
+    ),
+    "noise_layers": ("Noise", "Images with noise in all layers, in none, in the fine ones, and in the coarse ones"),
+    "psi": ("Truncation of one latent", "From ψ = 1 over the average image at ψ = 0 to the opposite at ψ = -1"),
+    "stages": ("Growth", "The same latents at the end of every stage"),
+    "walk": ("Interpolation", "Animation: images that walk through latent space, and end where they began"),
     "transfers": ("Transfers", "Held-out images: contents at the left, drawn in the styles at the top"),
 }
+STYLES = ("mixing", "noise", "noise_layers", "psi", "stages", "walk")
 CROPS = {
     "center": "central square",
     "wide": "central 4:3 part between black bars",
@@ -98,13 +115,17 @@ class RunParts:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG inside the page; `sharp` asks the browser not to blur it."""
+    """A PNG or an animation inside the page; `sharp` asks the browser not to blur it.
+
+    `still` is the last frame of an animation, for paper and for people who want nothing to move.
+    """
 
     name: str
     title: str
     alt: str
     uri: str
     sharp: bool
+    still: str = ""
 
 
 def render(
@@ -122,7 +143,7 @@ def render(
 
     Args:
         report: the report; the page omits the sections of parts that it does not have.
-        images: PNG files by the names in `report.figures` (grid, best, worst, truncation; others are shown too).
+        images: PNG and animated WebP files by the names in `report.figures`; a damaged animation is left out.
         growth: animated WebP file of the sample grids of a run; a damaged one is left out.
         published: published figures beside ours, from `published.compare`.
         title: heading of the page, such as the model's name and version.
@@ -131,7 +152,7 @@ def render(
         told: what the page of a run has beside its report.
 
     Raises:
-        ValueError: one of the images is not a PNG file.
+        ValueError: one of the images is neither.
     """
     rows, charts = metric_rows(report), list(_truncation_charts(report))
     pictures = sorted((images or {}).items(), key=lambda item: _picture_order(item[0]))
@@ -151,8 +172,9 @@ def render(
         metrics=[row for row in rows if row.of_model],
         others=[row for row in rows if not row.of_model],
         skipped=skipped_rows(report),
-        pictures=[_picture(name, png) for name, png in pictures],
-        growth=_growth(growth) if growth else None,
+        pictures=[found for name, data in pictures if (found := _picture(name, data))],
+        styles=STYLES,
+        growth=_animation(growth) if growth else None,
         charts=charts,
         intervals=any(
             marker.low is not None for _, _, chart in charts for line in chart.lines for marker in line.markers
@@ -225,24 +247,27 @@ def _picture_order(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _picture(name: str, png: bytes) -> Picture:
+def _picture(name: str, png: bytes) -> Picture | None:
+    words = name.replace("_", " ")
+    title, alt = CAPTIONS.get(name, (words.capitalize(), f"Images: {words}"))
+    if png[:4] == b"RIFF":
+        animation = _animation(png, name)
+        return Picture(name, title, alt, animation["uri"], sharp=False, still=animation["still"]) if animation else None
     if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
         raise ValueError(f"image {name!r} is no PNG file")
     (width,) = struct.unpack(">I", png[16:20])
-    words = name.replace("_", " ")
-    title, alt = CAPTIONS.get(name, (words.capitalize(), f"Images: {words}"))
     uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return Picture(name, title, alt, uri, sharp=width < SHARP_BELOW)
 
 
-def _growth(webp: bytes) -> dict[str, str] | None:
+def _animation(webp: bytes, name: str = "of the sample grids") -> dict[str, str] | None:
     """Return the URIs of an animation, and of its last frame for paper and for people who want nothing to move."""
     from stylegan.images import last_frame, png_bytes  # imports torch, which the command line's tables do without
 
     try:
         still = png_bytes(last_frame(webp))
     except Exception as error:  # Pillow raises errors of many types for damaged files
-        logger.warning("evaluate: the animation of the sample grids is damaged (%s); the page omits it", error)
+        logger.warning("evaluate: the animation %s is damaged (%s); the page omits it", name, error)
         return None
     uris = {"uri": ("webp", webp), "still": ("png", still)}
     return {name: f"data:image/{kind};base64,{base64.b64encode(data).decode()}" for name, (kind, data) in uris.items()}

@@ -10,10 +10,10 @@ from stylegan.errors import StepError
 from stylegan.evaluation.metrics.separability import (
     AttributeScore,
     conditional_entropy,
-    conditional_entropy_of,
     most_confident,
     score_attribute,
     separability,
+    separate,
 )
 
 RNG = np.random.default_rng(0)
@@ -36,7 +36,23 @@ def test_an_attribute_that_latents_tell_nothing_about_has_one_bit() -> None:
 
 def test_a_band_that_no_hyperplane_cuts_lies_between() -> None:
     latents = RNG.standard_normal((2000, 2))
-    assert 0.4 < conditional_entropy_of(latents, np.abs(latents[:, 0]) > 0.67) <= LN2
+    assert 0.4 < separate(latents, np.abs(latents[:, 0]) > 0.67)[0] <= LN2
+
+
+def test_the_hyperplane_points_towards_the_images_that_have_the_attribute() -> None:
+    latents = RNG.standard_normal((2000, 3))
+    axis = np.array([0.6, 0, -0.8])
+    normal = score_attribute("smiling", latents @ axis, w=latents, z=latents).normal
+    assert normal is not None
+    assert np.linalg.norm(normal) == pytest.approx(1)
+    assert normal @ axis > 0.99
+    assert score_attribute("smiling", -(latents @ axis), w=latents, z=latents).normal @ axis < -0.99
+
+
+def test_latents_that_are_all_alike_have_no_hyperplane() -> None:
+    score = score_attribute("a", np.array([-1.0, 1.0] * 50), w=np.zeros((100, 3)), z=RNG.standard_normal((100, 3)))
+    assert score.entropy_w == pytest.approx(LN2)
+    assert score.normal is None
 
 
 def test_the_surest_half_of_each_attribute_is_what_counts() -> None:
