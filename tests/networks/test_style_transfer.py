@@ -57,6 +57,16 @@ def test_the_embedded_encoder_is_the_beginning_of_its_network():
     assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
 
 
+@pytest.mark.parametrize("network", [embedded(), VGG16Maps().eval()], ids=["embedded", "vgg16"])
+def test_the_border_of_an_image_is_no_texture(network):
+    model = transfer(network)
+    for x in (
+        *model.encoder.maps(torch.full((1, 3, 16, 16), 0.3)),
+        model(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 8, 8)),
+    ):
+        torch.testing.assert_close(x, x.mean((2, 3), keepdim=True).expand_as(x), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (5, 3), (1, 1)])
 def test_pictures_of_any_size_keep_it(size):
     model = transfer(embedded(1), channels=1)

@@ -16,6 +16,7 @@ from stylegan.training.state import checkpoints, load_model, newest_checkpoint
 from stylegan.training.stop import StageStopped
 from stylegan.transfer.loop import train_transfer
 from stylegan.transfer.measure import evaluate_transfer
+from stylegan.transfer.pairs import Pairs
 from stylegan.transfer.state import read_transfer
 
 
@@ -55,6 +56,20 @@ def test_it_leaves_what_a_stage_leaves(make_job):
     sheet = open_picture(Path(job.uri, "samples", "000000.png").read_bytes(), "", cure="")
     assert sheet.width == sheet.height > 3 * 64  # two contents in two styles, and these
     assert train_transfer(job) == record  # a finished one returns at once
+
+
+def test_every_step_has_its_own_images_and_learning_rate(make_job, monkeypatch):
+    shown, batch = [], Pairs.batch
+
+    def noted(self, start, count, **options):
+        shown.append(start)
+        return batch(self, start, count, **options)
+
+    monkeypatch.setattr(Pairs, "batch", noted)
+    record = train_transfer(make_job(transfer={"kimg": 0.048, "decay": 0.5}))
+    assert shown == list(range(0, 48, 4))
+    (group,) = torch.load(Path(record.uri, "training.pt"), weights_only=True)["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(0.003 / (1 + 0.5 * 11))
 
 
 def test_training_reduces_both_losses(make_job):
