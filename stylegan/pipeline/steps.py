@@ -31,6 +31,7 @@ from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
 from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.evaluation.engine import evaluate
+from stylegan.evaluation.features.spaces import obtain_spaces
 from stylegan.evaluation.metric_table import METRICS, split_key
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
@@ -415,6 +416,8 @@ class Pipeline:
                 tracked.log_event(name, value, nimg=nimg)
 
         with self._quick_metrics(job), NodeMetrics() as nodes, tracked.with_nodes(nodes.read):
+            if self.config.transfer:  # a worker would train its encoder without a word
+                obtain_spaces(self.config.evaluation, job.shards, **evaluation_means(self.config))
             return launch_stage(job, on_event=on_event, on_nodes=nodes.follow)
 
     def _quick_metrics(self, job: StageJob) -> QuickMetrics:
