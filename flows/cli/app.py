@@ -32,6 +32,7 @@ from flows.cli import (
     retrain_command,
     run_commands,
     schedule_command,
+    serve_command,
     sweep_command,
     transfer_command,
 )
@@ -90,6 +91,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         projection_command.project,
         projection_command.edit,
         transfer_command.transfer,
+        serve_command.serve,
         model_commands.export,
         model_commands.import_weights,
     ),

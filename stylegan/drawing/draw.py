@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -18,6 +19,9 @@ from stylegan.progress import Progress
 # from the stream of that seed, the same for all images.
 Noise = Literal["own", "stored", "none"] | int
 CUTOFF = 8  # truncated layers: those up to 32x32
+# Side of the images that one thread draws: several are hardly faster there, and slower on a busy machine. They also sum in
+# another order, so that such an image has the same bits whatever the number of processors.
+SMALL = 64
 
 
 def parse_noise(text: str | None, rng: Rng = "torch", option: str = "--noise") -> Noise:
@@ -78,6 +82,24 @@ def noise_maps(generator: Generator, noise: NoiseFn | None) -> tuple[Tensor, ...
     return tuple(noise(layer, 1, layer_resolution(layer)) for layer in range(generator.num_layers))
 
 
+@contextmanager
+def drawing_threads(generator: Generator) -> Iterator[None]:
+    """Draw with the number of threads that images of this size are drawn with, inside the block.
+
+    torch's number is that of the whole process. Threads that draw at the same time have it set before they begin.
+    """
+    before = torch.get_num_threads()
+    number = 1 if generator.resolution <= SMALL else before
+    if number == before:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def styles(
     generator: Generator, z: Tensor, label: int | None, *, psi: float | None = None, cutoff: int = CUTOFF
@@ -99,7 +121,8 @@ def styles(
     """
     device = generator.w_avg.device
     labels = None if label is None else torch.tensor([label], device=device).expand(len(z))
-    w = generator.mapping(z.to(device), labels)
+    with drawing_threads(generator):
+        w = generator.mapping(z.to(device), labels)
     return generator.truncate(w[:, None].expand(-1, generator.num_layers, -1), psi=psi, cutoff=cutoff)
 
 

@@ -156,9 +156,15 @@ class _Reel(Image.Image):
     def __init__(self, frames: Iterator[Image.Image], count: int) -> None:
         super().__init__()
         self.frames, self.n_frames, self.place = frames, count, 0
-        self._show(next(frames))
+        self.error: Exception | None = None  # of drawing, not of encoding
+        self._show_next()
 
-    def _show(self, frame: Image.Image) -> None:
+    def _show_next(self) -> None:
+        try:
+            frame = next(self.frames)
+        except Exception as error:
+            self.error = error
+            raise
         self.im, self._mode, self._size = frame.im, frame.mode, frame.size
 
     def tell(self) -> int:
@@ -167,7 +173,7 @@ class _Reel(Image.Image):
     def seek(self, frame: int) -> None:
         if frame == self.place + 1:
             self.place = frame
-            self._show(next(self.frames))
+            self._show_next()
 
 
 def _write_webp(path: Path, frames: Iterator[Image.Image], count: int, fps: int) -> None:
@@ -175,4 +181,6 @@ def _write_webp(path: Path, frames: Iterator[Image.Image], count: int, fps: int)
     try:
         reel.save(path, "WEBP", save_all=True, duration=1000 / fps, loop=0, quality=90, method=2)
     except (OSError, ValueError, SystemError) as error:
+        if error is reel.error:
+            raise
         raise StepError(f"the WebP encoder failed ({one_line(error, 200)})") from error

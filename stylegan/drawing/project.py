@@ -56,7 +56,7 @@ PIXEL_WEIGHT = 1.0  # of the mean squared difference of pixels in [-1, 1]
 SMALLEST_MAP = 8  # side of the smallest noise map of the pyramids in the penalty
 # A large residual: a distance above this share of that between two images of the model, or fewer decibels.
 FAR, BLURRED = 0.1, 20.0
-UNUSUAL = 2.0  # deviations of w from its mean; a latent of the model itself has about one
+UNUSUAL = 1.9  # deviations of w from its mean; a latent of the model itself has about one
 
 
 @dataclass(frozen=True)

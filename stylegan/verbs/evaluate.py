@@ -123,9 +123,8 @@ def _evaluate(subject: _Subject, copy_to: str | None) -> Evaluation:
                 redraw_figures(Run(config, shards), subject.measured, missing)
             else:
                 redraw(subject.measured, shards, config.evaluation, missing, out_uri=folder, **evaluation_means(config))
-    if (
-        found and isinstance(subject.measured, str) and lacks_directions(report, folder)
-    ):  # it was made before they were kept
+    # A report that was made before directions were kept.
+    if found and isinstance(subject.measured, str) and lacks_directions(report, folder):
         with decoration("evaluate: the directions of attributes"):
             fit_directions(subject.measured, shards, config.evaluation, out_uri=folder, **evaluation_means(config))
     published = compare_published(report, config, shards.num_images)

@@ -43,7 +43,7 @@ from stylegan.outputs import output_folder, write_output
 from stylegan.progress import Progress
 from stylegan.records import Record
 from stylegan.retry import storage_settings
-from stylegan.verbs.find_model import Model, find_model, run_config
+from stylegan.verbs.find_model import find_model, run_config
 from stylegan.verbs.sample import classes_of
 
 logger = logging.getLogger("stylegan")
@@ -140,7 +140,7 @@ def project_images(
     data = storage.read_bytes(uri)
     generator, names = load_generator(data, uri)
     classes = classes_of([label] if label is not None else [], names)
-    settings = _settings(found, config, generator)
+    settings = picture_settings(found.run_uri, config, generator)
     with storage_settings(settings.storage), ExitStack() as stack:
         pictures = list(_pictures(sources, settings))
         alone = len(pictures) == 1
@@ -177,10 +177,10 @@ def project_images(
     )
 
 
-def _settings(model: Model, config: Config | None, generator: Generator) -> Config:
+def picture_settings(run_uri: str | None, config: Config | None, generator: Generator) -> Config:
     """Return the config that says how pictures are converted and where Ray is: the given one, the run's, or defaults."""
-    if config is not None or model.run_uri is not None:
-        own = run_config(model.run_uri) if model.run_uri is not None else None
+    if config is not None or run_uri is not None:
+        own = run_config(run_uri) if run_uri is not None else None
         found = config or own
         assert found is not None
         data = (own or found).data
@@ -275,7 +275,7 @@ class _Batch:
         for position, picture in enumerate(self.pictures):
             image = ProjectedImage(image=picture.origin, folder=storage.join(self.target, picture.name))
             try:
-                pixels, converted = _convert(picture.read(), self.settings.data)
+                pixels, converted = convert_picture(picture.read(), self.settings.data)
             except (UnreadableImage, FileNotFoundError, *DAMAGE) as error:
                 self._keep(position, image.model_copy(update={"error": one_line(error, 200), "folder": ""}))
                 continue
@@ -323,7 +323,7 @@ class _Batch:
             self.progress.update(len(self.done))
 
 
-def _convert(content: bytes | np.ndarray, data: DataConfig) -> tuple[np.ndarray, str]:
+def convert_picture(content: bytes | np.ndarray, data: DataConfig) -> tuple[np.ndarray, str]:
     """Bring a picture into the form of the model's images, as sharding does.
 
     Returns:

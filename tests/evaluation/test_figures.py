@@ -13,8 +13,9 @@ from stylegan.config.sections import EvaluationConfig
 from stylegan.data.loading.loader import load_images
 from stylegan.data.shardset import ShardSet
 from stylegan.evaluation.features.spaces import Spaces
-from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_truncation
+from stylegan.evaluation.figures import draw_extremes, draw_grid, draw_neighbours, draw_truncation
 from stylegan.evaluation.generate import Subject, read_generator, sha256
+from stylegan.evaluation.metrics.precision_recall import Manifold
 from stylegan.evaluation.report import Report
 from stylegan.networks.generator import Generator
 
@@ -41,7 +42,7 @@ def make_subject(
 
 def test_an_evaluation_draws_what_it_has_measured(measured: Report) -> None:
     assert {name: storage.name(uri) for name, uri in measured.figures.items()} == {
-        name: f"{name}.png" for name in ("grid", "best", "worst", "truncation")
+        name: f"{name}.png" for name in ("grid", "best", "worst", "neighbours", "truncation")
     }
     assert cells(measured.figures["best"]).shape == (2, 8, 8, 8)
 
@@ -80,6 +81,24 @@ def test_extremes_of_a_generator_are_drawn_again_as_they_were(
     grid = cells(draw_grid(subject, str(tmp_path), map), 16)[:, 8:]
     best = cells(draw_extremes(subject, -np.arange(300.0), str(tmp_path), map)["best"])
     assert np.abs(best - grid[:2]).max() <= 1
+
+
+def test_neighbours_are_the_reals_that_are_nearest_in_features(
+    shards: ShardSet, evaluation: EvaluationConfig, tmp_path: Path
+) -> None:
+    """The images of highest realism come first. Measured against itself, each image is its own nearest real, at distance 0."""
+    reals = load_images(shards, 8).images
+    features = reals.reshape(len(reals), -1).astype(np.float32)
+    realism = np.random.default_rng(0).permutation(len(reals)).astype(float)
+    subject = make_subject(shards, evaluation, images=shards)
+    uri = draw_neighbours(subject, realism, features, Manifold.of(features), str(tmp_path), map)
+    sheet = cells(uri, 6)
+    numbers = [*np.argsort(-realism)[:4], *[n for n in range(8) if n not in np.argsort(-realism)[:4]][:4]]
+    for row, number in enumerate(numbers):
+        distances = np.square(features - features[number]).sum(1)
+        distances[number] = -1
+        assert np.array_equal(sheet[row, 0], reals[number, 0])
+        assert np.array_equal(sheet[row, 1:], reals[np.argsort(distances, kind="stable")[:5], 0])
 
 
 def test_truncation_has_a_row_of_the_same_latents_for_each_psi(

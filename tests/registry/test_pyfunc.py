@@ -1,5 +1,7 @@
 """The registered generator, as MLflow loads it."""
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -13,12 +15,15 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 import stylegan
+from stylegan.config.sections import ModelConfig
 from stylegan.images import quantise
-from stylegan.networks.generator import random_noise
+from stylegan.networks.generator import Generator, random_noise
 from stylegan.networks.weights import load_generator
 from stylegan.registry import versions as store
+from stylegan.registry.pyfunc import GeneratorModel
 from stylegan.tracking.connection import connect, resolve_uri
 
 LABELS = ("cat", "dog", "owl")
@@ -146,7 +151,57 @@ def test_the_signature_tells_shapes_and_parameters(plain):
         "truncation_psi": 1.0,
         "truncation_cutoff": 8,
         "noise_seed": 0,
+        "encoding": "array",
     }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_holds_the_pixels_of_the_array(channels):
+    torch.manual_seed(0)
+    model = GeneratorModel()
+    model.generator, model.classes, model.device = small(8, channels), (), torch.device("cpu")
+    rows = pd.DataFrame({"seed": [7, 8]})
+    arrays = model.predict(None, rows, {"noise_seed": 3})
+    texts = model.predict(None, rows, {"noise_seed": 3, "encoding": "png"})
+    for array, text in zip(arrays, texts, strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+        assert picture.format == "PNG"
+        np.testing.assert_array_equal(np.array(picture).reshape(8, 8, channels), array)
+
+
+def test_another_encoding_is_refused(plain):
+    with pytest.raises(MlflowException, match="encoding=jpeg: must be array or png"):
+        plain.predict(pd.DataFrame({"seed": [7]}), params={"encoding": "jpeg"})
+
+
+def test_the_registered_model_answers_with_pngs(plain):
+    rows = pd.DataFrame({"seed": [7]})
+    (text,) = plain.predict(rows, params={"encoding": "png"})
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(text))))
+    np.testing.assert_array_equal(pixels, plain.predict(rows)[0, :, :, 0])
+
+
+def test_a_png_of_1024x1024_takes_less_than_2_mb():
+    """The image has colour, structure of all scales and noise. As numbers it takes five times as much, at least."""
+    torch.manual_seed(0)
+    model = GeneratorModel()
+    model.generator, model.classes, model.device = small(1024, 3, noise=0.02), (), torch.device("cpu")
+    rows = pd.DataFrame({"seed": [7]})
+    (text,) = model.predict(None, rows, {"encoding": "png"})
+    array = model.predict(None, rows)
+    assert len(np.unique(array)) > 200
+    assert 200_000 < len(text) < 2e6
+    assert len(json.dumps(array.tolist())) > 5 * len(text)
+
+
+def small(resolution, channels, noise=0.5):
+    """Return a generator with random weights and few features."""
+    model = ModelConfig(latent_size=6, mapping_layers=2, mapping_fmaps=8, fmap_base=64, fmap_max=8)
+    generator = Generator(model, resolution=resolution, channels=channels).eval().requires_grad_(False)
+    for name, parameter in generator.named_parameters():
+        if "noise_weight" in name:
+            parameter.fill_(noise)
+    return generator
 
 
 @pytest.fixture

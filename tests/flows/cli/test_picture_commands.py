@@ -1,0 +1,172 @@
+"""`figures`, `mix` and `video` on a small model, and what they say about wrong values."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from command_line import TREE, fail
+from PIL import Image
+
+from flows.cli.main import main
+from stylegan.config.sections import ModelConfig
+from stylegan.drawing.draw import draw
+from stylegan.drawing.latents import Latents, latents_bytes
+from stylegan.networks.generator import Generator
+from stylegan.networks.weights import load_generator, save_generator
+
+
+def folder(tmp_path, num_labels=0, **model):
+    torch.manual_seed(0)
+    generator = Generator(ModelConfig(**(TREE["model"] | model)), resolution=8, channels=3, num_labels=num_labels)
+    for layer in generator.synthesis.layers:
+        if layer.noise_weight is not None:
+            layer.noise_weight.data.fill_(0.3)
+    names = [f"class {number}" for number in range(num_labels)]
+    (tmp_path / "generator.safetensors").write_bytes(save_generator(generator, names))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    return folder(tmp_path)
+
+
+@pytest.fixture
+def generator(untrained, tmp_path):
+    return load_generator((tmp_path / "generator.safetensors").read_bytes())[0]
+
+
+def cells(path, columns):
+    sheet = np.asarray(Image.open(path))
+    rows, left = sheet.shape[0] // 67, sheet.shape[1] - columns * 67
+    body = sheet[sheet.shape[0] - rows * 67 :, left:].reshape(rows, 67, columns, 67, 3)
+    return body[:, :64:8, :, :64:8].transpose(0, 2, 4, 1, 3)
+
+
+def test_mix_draws_rows_columns_and_mixed_images(capsys, untrained, generator, tmp_path):
+    """A mixed image has the noise of its row. All layers of the column make the column's image, but for that noise."""
+    out = tmp_path / "mix.png"
+    options = ["--rows", "0-1", "--cols", "6-8", "--styles", "0-3", "--noise", "5", "--out", str(out)]
+    assert main(["mix", untrained, *options, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["rows"], record["columns"], record["layers"], record["num_layers"]) == (2, 3, [0, 1, 2, 3], 4)
+    sheet = cells(out, 4)
+    assert np.array_equal(sheet[0, 1:], draw(generator, [6, 7, 8], noise=5))
+    assert np.array_equal(sheet[1:, 0], draw(generator, [0, 1], noise=5))
+    assert np.abs(sheet[1, 1:].astype(int) - sheet[0, 1:]).max() <= 1
+    assert main(["mix", untrained, "--rows", "0", "--cols", "6", "--styles", "fine", "--out", str(out)]) == 0
+    mixed = cells(out, 2)
+    assert not np.array_equal(mixed[1, 1], mixed[1, 0])
+    assert not np.array_equal(mixed[1, 1], mixed[0, 1])
+    assert capsys.readouterr().out.startswith(f"1x1 images of {untrained} in {out}: layers 2, 3 of 4 from the columns")
+
+
+def test_latents_of_a_file_are_drawn_mixed_and_walked_through(capsys, untrained, generator, tmp_path):
+    """`sample` takes several files; `mix` has their images as rows; `video` walks from one to the next."""
+    files = []
+    for seed in (0, 1):
+        ws = torch.randn(1, 4, generator.w_avg.shape[0], generator=torch.Generator().manual_seed(seed))
+        (tmp_path / f"{seed}.npz").write_bytes(latents_bytes(Latents(ws)))
+        files += ["--w", str(tmp_path / f"{seed}.npz")]
+    assert main(["sample", untrained, *files, "--cols", "2", "--out", str(tmp_path / "s.png")]) == 0
+    drawn = cells(tmp_path / "s.png", 2)[0]
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert main(["mix", untrained, *files, "--cols", "3", "--noise", "stored", "--out", str(tmp_path / "m.png")]) == 0
+    assert np.array_equal(cells(tmp_path / "m.png", 2)[1:, 0], drawn)
+    film = tmp_path / "v.webp"
+    assert main(["video", untrained, *files, "--seconds", "1", "--fps", "4", "--out", str(film)]) == 0
+    with Image.open(film) as frames:
+        first = np.asarray(frames.convert("RGB")).astype(int).reshape(8, 32, 8, 32, 3).mean((1, 3)).transpose(2, 0, 1)
+        assert (frames.n_frames, frames.size) == (4, (256, 256))
+    assert np.abs(first - drawn[0]).mean() < 12  # WebP changes colours a little
+    capsys.readouterr()
+    assert "give one of the two" in fail(capsys, 2, "sample", untrained, *files, "--seeds", "1")
+    assert "give one of the two" in fail(capsys, 2, "video", untrained, *files, "--seeds", "1")
+    assert "have their class in them" in fail(capsys, 2, "sample", untrained, *files, "--label", "x")
+
+
+@pytest.mark.parametrize("space", ["z", "w"])
+def test_a_film_passes_the_images_of_its_seeds(capsys, untrained, generator, tmp_path, space):
+    """With two images in each of four cells, and two frames, each frame shows one image of each; the noise is the first one's."""
+    out = tmp_path / "film.webp"
+    options = ["--seeds", "0-7", "--grid", "2x2", "--seconds", "0.5", "--fps", "4", "--space", space, "--noise", "3"]
+    assert main(["video", untrained, *options, "--out", str(out), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["num_frames"], record["keyframes"], record["width"], record["height"]) == (2, 2, 512, 512)
+    with Image.open(out) as film:
+        for number in range(2):
+            film.seek(number)
+            pixels = np.asarray(film.convert("RGB")).astype(int)
+            found = pixels.reshape(2, 8, 32, 2, 8, 32, 3).mean((2, 5)).transpose(0, 2, 4, 1, 3).reshape(4, 3, 8, 8)
+            expected = draw(generator, [0 + number, 2 + number, 4 + number, 6 + number], noise=3).numpy()
+            assert np.abs(found - expected).mean() < 12
+
+
+def test_figures_are_written_to_a_folder(capsys, untrained, tmp_path):
+    out = tmp_path / "figures"
+    assert main(["figures", untrained, "--out", str(out), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert set(record["figures"]) == {"mixing", "noise", "noise_layers", "psi", "walk"}
+    assert "two stages at least" in record["skipped"]["stages"]
+    assert "the model is of no run" in record["skipped"]["neighbours"]
+    assert {path.name for path in out.iterdir()} == {
+        "mixing.png",
+        "noise.png",
+        "noise_layers.png",
+        "psi.png",
+        "walk.webp",
+    }
+    assert main(["figures", untrained, "--out", str(out), "--only", "psi,stages"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"psi of {untrained} in {out}"
+    assert printed[1].startswith("not drawn: stages: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["mix", "--styles", "0-9"], "--styles 0-9: this model has the layers 0 to 3; coarse is 0 (4x4 on)"),
+        (["mix", "--styles", "big"], "--styles big: must be coarse, middle, fine, or layers"),
+        (["mix", "--rows", "5-1"], "--rows 5-1: must be numbers and rising ranges"),
+        (["mix", "--cols", "x"], "--cols x: must be numbers"),
+        (["mix", "--label", "3"], "--label 3: this model is not class-conditional; leave it out"),
+        (["mix", "--psi", "11"], "--psi 11: must be a number from -10 to 10"),
+        (["mix", "--noise", "loud"], "--noise loud: must be own, stored, none, or a seed"),
+        (["mix", "--rng", "numpy", "--cols", "4294967296"], "seed 4294967296: must be from 0 to 4294967295"),
+        (["mix", "--w", "missing.npz"], "--w missing.npz: there is no such file"),
+        (["mix", "--out", "x.gif"], "--out x.gif: must end in .png, .jpg, .jpeg or .webp"),
+        (["mix", "--rows", "0-99", "--cols", "0-9999"], "are too many for one grid"),
+        (["video", "--seeds", "0-2", "--grid", "2x1"], "--seeds: 3 seeds for the 2 cells of --grid 2x1"),
+        (["video", "--seeds", "0"], "two at least: 2, 3, ..."),
+        (["video", "--grid", "0x2"], "--grid 0x2: must be columns x rows, such as 2x2; at most 256 cells"),
+        (["video", "--grid", "99x99"], "at most 256 cells"),
+        (["video", "--fps", "0"], "--fps 0: must be from 1 to 120"),
+        (["video", "--seconds", "nan"], "--seconds nan: must be above 0 and at most"),
+        (["video", "--seconds", "1e9"], "--seconds 1e+09: must be above 0 and at most 3333.33 at 30 fps"),
+        (["video", "--out", "x.avi"], "--out x.avi: must end in .mp4 or .webp"),
+        (["video", "--grid", "20x2", "--seeds", "0-79"], "a frame of 5120x512 pixels is too large"),
+        (["video", "--device", "gpu"], "--device gpu: must be cpu, cuda, cuda:N or auto"),
+        (["figures", "--out", "f", "--only", "mixing,grid"], "--only grid: no figure is called so; they are mixing, "),
+        (["figures", "--out", "f", "--label", "x"], "--label x: this model is not class-conditional"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(capsys, untrained, tmp_path, monkeypatch, command, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in fail(capsys, 2, command[0], untrained, *command[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["generator.safetensors"]
+
+
+def test_classes_of_a_conditional_model_come_in_turn_or_are_one(tmp_path):
+    uri = folder(tmp_path, num_labels=3, conditional=True)
+    generator, _ = load_generator((tmp_path / "generator.safetensors").read_bytes())
+    for options, labels in (([], [0, 1]), (["--label", "class 2"], [2, 2])):
+        out = tmp_path / "m.png"
+        assert main(["mix", uri, "--rows", "4", "--cols", "5", "--out", str(out), *options]) == 0
+        sheet = cells(out, 2)
+        assert np.array_equal(sheet[1, 0], draw(generator, [4], labels=labels[:1])[0])
+        assert np.array_equal(sheet[0, 1], draw(generator, [5], labels=labels[1:])[0])
+
+
+def test_a_model_without_styles_has_none_to_mix(capsys, tmp_path):
+    assert "has no styles to mix" in fail(capsys, 2, "mix", folder(tmp_path, styles=False), "--out", "m.png")
