@@ -366,14 +366,17 @@ def load_model(checkpoint_uri: str) -> tuple[Generator, tuple[str, ...]]:
     try:
         return load_generator(storage.read_bytes(uri), uri)
     except FileNotFoundError:
-        if storage.exists(storage.join(checkpoint_uri, TRANSFER)):
-            raise StepError(
-                f"{checkpoint_uri}: is a style transfer, with which "
-                f"`{shell_command('stylegan', 'transfer', 'CONTENT', 'STYLE', '--model', checkpoint_uri)}` draws; give a StyleGAN"
-            ) from None
+        refuse_transfer(checkpoint_uri)
         raise StepError(
             f"{checkpoint_uri}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage"
         ) from None
+
+
+def refuse_transfer(checkpoint_uri: str) -> None:
+    """Raise StepError if the folder of a checkpoint holds a style transfer, which draws with another verb."""
+    if storage.exists(storage.join(checkpoint_uri, TRANSFER)):
+        verb = shell_command("stylegan", "transfer", "CONTENT", "STYLE", "--model", checkpoint_uri)
+        raise StepError(f"{checkpoint_uri}: is a style transfer, with which `{verb}` draws; give a StyleGAN")
 
 
 def read_training(record: Checkpoint, load: Callable[[dict], None], *, cure: str | None = None) -> None:
