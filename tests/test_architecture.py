@@ -32,6 +32,7 @@ STOREYS = [
     ["stylegan.training"],
     ["stylegan.evaluation"],
     ["stylegan.drawing"],
+    ["stylegan.transfer"],
     ["stylegan.cluster"],
     ["stylegan.tracking"],
     ["stylegan.registry"],

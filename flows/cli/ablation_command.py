@@ -65,6 +65,8 @@ def ablation(
     if at_once is not None and at_once < 1:
         raise ConfigError(f"--at-once {at_once}: must be at least 1")
     settings = load(config, overrides)
+    if settings.transfer:
+        raise ConfigError(f"{config}: trains a style transfer, and the rows of {table} are StyleGANs; remove transfer")
     from stylegan.verbs.ablation_rows import find_table, make_rows
 
     facts = find_table(table)

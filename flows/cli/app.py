@@ -34,6 +34,7 @@ from flows.cli import (
     schedule_command,
     serve_command,
     sweep_command,
+    transfer_command,
 )
 from flows.cli.arguments import AsJson
 from stylegan.commands import shell_command
@@ -89,6 +90,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
         picture_commands.video,
         projection_command.project,
         projection_command.edit,
+        transfer_command.transfer,
         serve_command.serve,
         model_commands.export,
         model_commands.import_weights,

@@ -347,7 +347,7 @@ def print_summary(config: Config, summary: Summary) -> None:
         numbers = [f"{point[key]:.3f}" if key in point else "-" for key in keys]
         kimg, speed = point.get("progress/kimg", math.nan), point.get("time/img_per_sec", math.nan)
         table.add_row(f"{side}x{side}", f"{kimg:g}", *numbers, f"{speed:.0f}")
-    console.print(table)
+    console.print(_transfer_table(summary) if config.transfer else table)
     reports.print_metrics(summary.report, f"evaluation, protocol {summary.report.protocol}")
     version, verdict = summary.version, summary.verdict
     print(f"samples     {summary.grid}")
@@ -357,6 +357,19 @@ def print_summary(config: Config, summary: Summary) -> None:
     print("\nLook at it:")
     for line in ui_commands(config, summary):
         print(f"  {line}")
+
+
+def _transfer_table(summary: Summary) -> Table:
+    """Return the table of the training of a style transfer."""
+    table = Table()
+    for heading in ("stage", "kimg", "content loss", "style loss", "img/s"):
+        table.add_column(heading, justify="right")
+    for point in summary.stages:
+        side = f"{point.get('progress/resolution', math.nan):.0f}"
+        losses = [f"{point[key]:.4f}" if key in point else "-" for key in ("loss/content", "loss/style")]
+        kimg, speed = point.get("progress/kimg", math.nan), point.get("time/img_per_sec", math.nan)
+        table.add_row(f"{side}x{side}", f"{kimg:g}", *losses, f"{speed:.0f}")
+    return table
 
 
 def ui_commands(config: Config, summary: Summary) -> list[str]:
@@ -369,7 +382,10 @@ def ui_commands(config: Config, summary: Summary) -> list[str]:
     # Without this variable the server prints an error wherever its telemetry cannot be sent.
     prefect = shell_command("prefect", "server", "start", PREFECT_SERVER_ANALYTICS_ENABLED="false")
     model = f"models:/{summary.version.name}/{summary.version.version}"
-    sample = shell_command("stylegan", "sample", model, "--seeds", "0-15", "--out", "grid.png", MLFLOW_TRACKING_URI=uri)
+    draw = ["sample", model, "--seeds", "0-15", "--out", "grid.png"]
+    if config.transfer:
+        draw = ["transfer", "CONTENT", "STYLE", "--model", model, "--out", "transfer.png"]
+    sample = shell_command("stylegan", *draw, MLFLOW_TRACKING_URI=uri)
     return [
         f"{mlflow}    # then open {page or LOCAL}" if mlflow else page or redact(uri),
         redact(api).removesuffix("/api") if api else f"{prefect}    # then open http://127.0.0.1:4200",

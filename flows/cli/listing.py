@@ -159,7 +159,10 @@ def _print_root(inventory: Inventory, config: str | None) -> None:
     run = next((run for run in inventory.runs if run.state in ("trained", "evaluated", "finished")), None)
     if run:
         model = [run.run_id, "--config", config] if config else [f"{root}/runs/{run.run_id}"]
-        print(f"draw     {shell_command('stylegan', 'sample', *model, '--out', 'grid.png')}")
+        draw = ["sample", *model, "--out", "grid.png"]
+        if any(key.startswith("transfer_loss") for key in run.metrics):
+            draw = ["transfer", "CONTENT", "STYLE", "--model", *model, "--out", "transfer.png"]
+        print(f"draw     {shell_command('stylegan', *draw)}")
     if inventory.sets:
         print(f"check    {shell_command('stylegan', 'shard', '--verify', _as_typed(inventory.sets[0].uri))}")
     if inventory.models and inventory.tracking_uri:

@@ -30,6 +30,7 @@ from stylegan.training.loop import train_stage
 from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint, newest_checkpoint
 from stylegan.training.stop import StageStopped
+from stylegan.transfer.loop import train_transfer
 
 R = TypeVar("R")
 OnEvent = Callable[[str, int, int], None]
@@ -332,7 +333,8 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(int(cpus), 1))
     try:
         with watched(loop_config["board"], rank) as stop:
-            record = train_stage(job, device=get_device(), on_checkpoint=ray.train.report, stop=stop)
+            train = train_transfer if job.config.transfer else train_stage
+            record = train(job, device=get_device(), on_checkpoint=ray.train.report, stop=stop)
         return record.model_dump(mode="json")
     except StageStopped:
         return {}  # nobody waits for a record any more

@@ -15,6 +15,7 @@ from stylegan.errors import ConfigError
 from stylegan.uris import MAX_NAME, find_secret, is_local, local_path, redact
 
 KINDS_OF_FEATURES = ("classifier", "rotation", "inception")
+EMBEDDED_SOURCES = ("digits", "photos")  # images that come with scikit-learn
 MAX_PATH = 3800  # bytes of a path on Linux (4,095), less what is appended to a root
 MAX_SHOWN = 200  # characters of an address in a message
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, halves of characters, ends of lines
@@ -39,7 +40,7 @@ _LOGINS = {
 def addresses(config: UncheckedConfig) -> Iterator[tuple[str, str]]:
     """Yield every key of a config whose value is an address, and the value."""
     yield "storage.root", config.storage.root
-    if config.data.source != "digits":
+    if config.data.source not in EMBEDDED_SOURCES:
         yield "data.source", config.data.source
     if config.evaluation.features not in KINDS_OF_FEATURES:
         yield "evaluation.features", config.evaluation.features

@@ -9,7 +9,7 @@ import math
 
 from stylegan.config.addresses import KINDS_OF_FEATURES, check_addresses
 from stylegan.config.resolutions import at_resolution
-from stylegan.config.sections import MOST_PIXELS, UncheckedConfig
+from stylegan.config.sections import MOST_PIXELS, TransferConfig, UncheckedConfig
 from stylegan.evaluation.metric_table import METRICS
 
 
@@ -19,8 +19,13 @@ def check(config: UncheckedConfig) -> None:
     The message is one line that names the keys, their values, what is allowed and the cure.
     """
     check_addresses(config)
-    _check_workers(config)
     _check_storage(config)
+    if config.transfer:
+        _check_transfer(config, config.transfer)
+        _check_grid(config)
+        _check_gate(config)
+        return
+    _check_workers(config)
     _check_data(config)
     _check_stages(config)
     _check_batches(config)
@@ -78,6 +83,52 @@ def _check_stages(config: UncheckedConfig) -> None:
             f"training.total_kimg={training.total_kimg:g}: the stages below {final}x{final} and its "
             f"fade take {least:g} already; raise it, or shorten training.fade_kimg and training.stable_kimg"
         )
+
+
+def _check_transfer(config: UncheckedConfig, transfer: TransferConfig) -> None:
+    """Check a style transfer, which shares the sections of data, storage and engines with a StyleGAN and no other."""
+    _check_data(config)
+    for name in ("model", "training"):
+        given = getattr(config, name).model_dump(exclude_defaults=True)
+        if given:
+            raise ValueError(
+                f"{name}.{next(iter(given))} with transfer: is a setting of a StyleGAN; remove the section {name}, or remove "
+                "transfer to train a StyleGAN"
+            )
+
+    # What it is measured by.
+    if config.evaluation.metrics != ("transfer",):
+        raise ValueError(
+            f"evaluation.metrics={list(config.evaluation.metrics)}: of a style transfer only transfer is measured; set "
+            "evaluation.metrics=[transfer]"
+        )
+    asked = [
+        name for name in ("metrics_kimg", "probe_kimg") if any((getattr(config.snapshots, name) or {4: 0.0}).values())
+    ]
+    if asked:
+        raise ValueError(f"snapshots.{asked[0]} with transfer: is measured of a StyleGAN only; leave it out")
+
+    if config.snapshots.grid < 2:
+        raise ValueError(
+            f"snapshots.grid={config.snapshots.grid}: the first row and column of a sheet are the styles and the contents; set it "
+            "to 2 or more"
+        )
+
+    # The encoder. Its last map has two pixels a side at least, because borders are reflected.
+    resolution, published = config.data.resolution, config.evaluation.features == "inception"
+    side = resolution if published else min(resolution, 256)
+    most = side.bit_length() - (2 if published else 3)
+    if transfer.depth > most:
+        raise ValueError(
+            f"transfer.depth={transfer.depth}: images of {resolution}x{resolution} are too small for it; "
+            + (f"at most {most}" if most else "set data.resolution to 8 or more")
+        )
+
+    # The workers.
+    for r, given in ((None, config.ray.workers), *((r, stage.workers) for r, stage in config.ray.stages.items())):
+        if given not in (None, 1):
+            key = "ray.workers" if r is None else f"ray.stages.{r}.workers"
+            raise ValueError(f"{key}={given}: a style transfer is trained by one worker; set it to 1")
 
 
 def _check_workers(config: UncheckedConfig) -> None:
@@ -222,6 +273,11 @@ def _check_labels(config: UncheckedConfig) -> None:
 
 
 def _check_metrics(config: UncheckedConfig) -> None:
+    if "transfer" in config.evaluation.metrics:
+        raise ValueError(
+            "evaluation.metrics has transfer, which measures a style transfer; take it out, or add the section transfer to "
+            "train one"
+        )
     mixing = [metric for metric in config.evaluation.metrics if METRICS[metric].needs_styles]
     if mixing and not config.model.styles:
         raise ValueError(

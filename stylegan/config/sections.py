@@ -49,6 +49,7 @@ Metric = Literal[
     "separability",
     "fid_mixing",
     "truncation",
+    "transfer",
 ]
 QuickMetric = Literal["fid", "kid", "is", "pr"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -158,8 +159,8 @@ class DataConfig(Section):
     """The images, and how they become shards."""
 
     source: str = Field(
-        description="Folder, archive or data set in a known format, as a local path or fsspec URL; or `digits`, the "
-        "handwritten digits that come with scikit-learn."
+        description="Folder, archive or data set in a known format, as a local path or fsspec URL; or `digits` or `photos`, "
+        "the handwritten digits, and cut-outs of the two photographs, that come with scikit-learn."
     )
     resolution: int = Field(
         description="Side of the final images in pixels, a power of two from 4 to 1024.",
@@ -557,6 +558,38 @@ class TrainingConfig(Section):
     )
 
 
+class TransferConfig(Section):
+    """Train a style transfer by AdaIN (Huang & Belongie 2017) on the images, instead of a StyleGAN.
+
+    `transfer: {}` trains one as published; `null` trains a StyleGAN. The encoder is the network of `evaluation.features`:
+    VGG16 with `inception`, else the embedded network. A tenth of the images, at most 1,000, is held out and measured by
+    `evaluation.metrics: [transfer]`. `model` and `training` are of StyleGAN and must be left out. One worker trains.
+    """
+
+    kimg: Distance = Field(
+        1280.0, description="Length of the training, in kimg: content images that were shown. The authors showed 1,280."
+    )
+    batch: int = Field(8, ge=1, le=2**20, description="Pairs of a content and a style image per step.")
+    learning_rate: Rate = Field(1e-4, description="Learning rate of Adam at the first step.")
+    decay: float = Field(
+        5e-5, ge=0, le=1, description="The rate at step t is `learning_rate` / (1 + `decay` * t). 0: it stays."
+    )
+    style_weight: Weight = Field(10.0, description="Weight of the style loss beside the content loss.")
+    depth: int = Field(
+        3,
+        ge=1,
+        le=4,
+        description="How often the encoder halves the images before their statistics are exchanged. 3 is relu4_1 of VGG16, "
+        "as published. Less keeps more of the content; small images need less.",
+    )
+    style_classes: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="Classes whose images are the styles, such as `[paintings]` where `data.source` has the folders "
+        "`paintings` and `photos`; the images of all others are the contents. `[]`: every image is both.",
+    )
+
+
 class SnapshotsConfig(Section):
     """The files written during training, and how often. No part of a run's identity: none of it changes a weight.
 
@@ -642,14 +675,15 @@ class EvaluationConfig(Section):
         description="Metrics of the finished model. `fid`, `kid`: distance of the two sets of images. `is`: Inception "
         "Score. `pr`: precision, recall, density and coverage. `ppl_*`: perceptual path length in z or w, over full "
         "paths or their ends. `separability`: linear separability of attributes. `fid_mixing`, `truncation`: curves "
-        "over mixed latents and over `psi`. `[]`: nothing is measured.",
+        "over mixed latents and over `psi`. `transfer`: losses of a style transfer, and only of one. `[]`: nothing is "
+        "measured.",
     )
     num_images: int = Field(
         50_000,
         ge=2,
         le=MOST_IMAGES,
         description="Generated images for `fid`, `kid`, `is` and `pr`, and for each point of `fid_mixing` and "
-        "`truncation`.",
+        "`truncation`; pairs of held-out images for `transfer`.",
     )
     num_reals: NumReals = Field(
         50_000,
@@ -1017,6 +1051,9 @@ class UncheckedConfig(Section):
     data: DataConfig
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    transfer: TransferConfig | None = Field(
+        None, description="Train a style transfer instead of a StyleGAN. `null`: a StyleGAN. `{}`: on, as published."
+    )
     snapshots: SnapshotsConfig = SnapshotsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ray: RayConfig = RayConfig()
@@ -1032,8 +1069,9 @@ class UncheckedConfig(Section):
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """The resolutions of the stages, ascending. A warm start has the last one only."""
-        return self.grown_resolutions if self.training.warm_start is None else (self.data.resolution,)
+        """The resolutions of the stages, ascending. A warm start and a style transfer have the last one only."""
+        grows = self.training.warm_start is None and self.transfer is None
+        return self.grown_resolutions if grows else (self.data.resolution,)
 
     @property
     def grown_resolutions(self) -> tuple[int, ...]:
@@ -1066,13 +1104,15 @@ class UncheckedConfig(Section):
         Each has equally many images, whole minibatch-stddev groups, and equally many images that `training.rotation` turns.
         """
         batch, rotation = self.batch_at(resolution), self.training.rotation
+        if self.transfer:
+            return workers == 1
         share, members = batch // workers, min(self.model.mbstd_group, batch)
         turned = rotation.num_turned(batch) if rotation else 0
         return batch % workers == 0 and turned % workers == 0 and (workers == 1 or share % members == 0)
 
     def takes_official_batch(self, resolution: int) -> bool:
         """Return whether the batch of one stage is `auto`: the published one for its number of workers."""
-        return self._given_batch(resolution) == "auto"
+        return self.transfer is None and self._given_batch(resolution) == "auto"
 
     def _given_batch(self, resolution: int) -> Any:
         given = self.training.stages.get(resolution, StageOverride()).batch
@@ -1080,6 +1120,8 @@ class UncheckedConfig(Section):
 
     def batch_at(self, resolution: int) -> int:
         """Return the images per step of one stage, over all workers."""
+        if self.transfer:
+            return self.transfer.batch
         batch: Any = self._given_batch(resolution)
         if batch == "auto":
             workers = self.workers_at(resolution).workers or 1
@@ -1105,8 +1147,11 @@ class UncheckedConfig(Section):
     def learning_rate_at(self, resolution: int) -> float:
         """Return Adam's learning rate in one stage.
 
-        A rate in `training.stages` is used as it is. Others are scaled with the batch, as `learning_rate_scaling` says.
+        A rate in `training.stages` is used as it is. Others are scaled with the batch, as `learning_rate_scaling` says. That
+        of a style transfer is the one of its first step.
         """
+        if self.transfer:
+            return self.transfer.learning_rate
         given = self.training.stages.get(resolution, StageOverride()).learning_rate
         if given:
             return given
@@ -1118,8 +1163,11 @@ class UncheckedConfig(Section):
     def kimg_at(self, resolution: int) -> tuple[float, float]:
         """Return the lengths of one stage's fade-in and of its training after that, in kimg.
 
-        The first stage has no fade-in. `training.total_kimg` sets the length of the last stage, and a warm start its own.
+        The first stage has no fade-in. `training.total_kimg` sets the length of the last stage, and a warm start and a style
+        transfer their own.
         """
+        if self.transfer:
+            return 0.0, self.transfer.kimg
         if self.training.warm_start:
             return 0.0, self.training.warm_start.kimg
         training, override = self.training, self.training.stages.get(resolution, StageOverride())

@@ -116,6 +116,8 @@ def make_meter(metric: Metric, context: Context) -> Meter:
         StepError: the metric cannot be measured here; the message becomes the skip reason.
     """
     facts = METRICS[metric]
+    if not facts.meter:
+        raise StepError("measures a style transfer, and this is none; leave it out")
     if context.generator is None and not facts.of_images:
         raise StepError("needs a generator, and images are measured; give the URI of a checkpoint")
     if context.generator is not None and facts.needs_styles and not context.generator.model.styles:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # The purposes of networks; `features/spaces.py` decides which network serves which role.
-Role = Literal["pooled", "manifold", "distance", "attributes"]
+Role = Literal["pooled", "manifold", "distance", "attributes", "style"]
 Direction = Literal["lower", "higher"]
 # Counts images from an EvaluationConfig, whose type this file cannot import.
 ImageCount = Callable[[Any], int]
@@ -70,7 +70,7 @@ class MetricFacts:
         settings: the settings of the `evaluation` section that decide its values. Networks, seed, chunk size and
             resolution decide every metric and are not listed. Path lengths are always drawn in single precision.
         interval_settings: the settings that decide its intervals only. Values compare whatever these are.
-        meter: `module:class` of its `Meter`, imported when the metric is measured.
+        meter: `module:class` of its `Meter`, imported when the metric is measured; empty if it measures no generator.
         intervals: the version of the way in which its intervals are computed. Raised, it keeps the gate from comparing
             a new interval with an old one, but finished evaluations are still found: the values are the same.
         gate: the names under which `registry.gate.metric` may ask for it; empty for a curve.
@@ -355,6 +355,24 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         # The row of psi = 1 takes the images of the shared pass.
         shared_images=lambda evaluation: evaluation.num_images if 1 in evaluation.psi else 0,
         own_images=lambda evaluation: len(set(evaluation.psi) - {1}) * evaluation.num_images,
+    ),
+    "transfer": MetricFacts(
+        values={
+            "transfer_loss": ReportedValue(
+                "Loss of the transfer",
+                "lower",
+                "Content and style loss together; of held-out pairs, with the weights of the training.",
+            ),
+            "content_loss": ReportedValue(
+                "Content loss", "lower", "How far features are from those of the wanted picture."
+            ),
+            "style_loss": ReportedValue("Style loss", "lower", "How far their statistics are from those of the style."),
+        },
+        roles=("style",),
+        settings=("num_images",),
+        meter="",
+        gate=("transfer_loss", "content_loss", "style_loss"),
+        shared_images=lambda evaluation: evaluation.num_images,
     ),
 }
 

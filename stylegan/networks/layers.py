@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stylegan.config.sections import ModelConfig
 from stylegan.networks.convolution import Geometry, convolve, four_tap, prepare
-from stylegan.networks.ops import EPS, act_blur, blur, instance_norm_style, kernels_for
+from stylegan.networks.ops import EPS, act_blur, blur, channel_statistics, instance_norm_style, kernels_for
 
 SQRT2 = math.sqrt(2)
 UP, DOWN = Geometry(stride=2, padding=1, transposed=True), Geometry(stride=2, padding=1)
@@ -196,9 +196,7 @@ def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:
     Returns:
         [N, C, H, W]: each channel has the mean and the (biased) standard deviation of the same channel of `style`.
     """
-    wide = style.to(torch.promote_types(style.dtype, torch.float32))
-    mean = wide.mean((2, 3))
-    deviation = ((wide - mean[:, :, None, None]).square().mean((2, 3)) + EPS).sqrt()
+    mean, deviation = channel_statistics(style)
     return instance_norm_style(content, deviation, mean)
 
 

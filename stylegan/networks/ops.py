@@ -445,12 +445,27 @@ def instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 @_fusable
 def _instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, and mean and reciprocal deviation [N, C, 1, 1] in single precision or better."""
+    centred, mean, variance = _centre(x)
+    rstd = torch.rsqrt(variance)
+    y = torch.addcmul(shift[:, :, None, None].to(centred.dtype), centred, rstd * scale[:, :, None, None])
+    return y.to(x.dtype), mean, rstd
+
+
+def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation [N, C] of each channel of each image [N, C, H, W]: what AdaIN calls a style.
+
+    They are in single precision or better, and those by which `instance_norm_style` normalises.
+    """
+    _, mean, variance = _centre(x)
+    return mean[:, :, 0, 0], variance.sqrt()[:, :, 0, 0]
+
+
+def _centre(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x minus the mean of its channel, that mean, and the variance, never 0, in single precision or better."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = wide.mean((2, 3), keepdim=True)
     centred = wide - mean  # subtract first, so that a constant channel gives exactly 0
-    rstd = torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + EPS)
-    y = torch.addcmul(shift[:, :, None, None].to(wide.dtype), centred, rstd * scale[:, :, None, None])
-    return y.to(x.dtype), mean, rstd
+    return centred, mean, centred.square().mean((2, 3), keepdim=True) + EPS
 
 
 class _InstanceNormStyle(torch.autograd.Function):
@@ -467,9 +482,8 @@ class _InstanceNormStyle(torch.autograd.Function):
         x, scale, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             # The gradient will be differentiated again, so autograd must see that mean and rstd depend on x.
-            wide = x.to(rstd.dtype)
-            mean = wide.mean((2, 3), keepdim=True)
-            rstd = torch.rsqrt((wide - mean).square().mean((2, 3), keepdim=True) + EPS)
+            _, mean, variance = _centre(x)
+            rstd = torch.rsqrt(variance)
         return _instance_norm_style_backward(grads[0], x, scale, mean, rstd)
 
 

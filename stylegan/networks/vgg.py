@@ -38,7 +38,13 @@ def _of_channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.de
     return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
-class _Maps(nn.Module):
+def normalised(images: Tensor) -> Tensor:
+    """Return images [N, 1 or 3, h, w] in [-1, 1] as VGG16 was trained on them: RGB, with ImageNet's statistics."""
+    mean, deviation = (_of_channels(values, images.dtype, images.device) for values in (MEAN, DEVIATION))
+    return ((as_rgb(images) - mean) / deviation).contiguous(memory_format=torch.channels_last)
+
+
+class VGG16Maps(nn.Module):
     """The thirteen convolutions of VGG16."""
 
     def __init__(self) -> None:
@@ -56,8 +62,7 @@ class _Maps(nn.Module):
         The k-th map, from 0, is [N, 64 to 512, h / 2^k, w / 2^k]; h and w are at least 16. Each map is computed when it
         is requested.
         """
-        mean, deviation = (_of_channels(values, images.dtype, images.device) for values in (MEAN, DEVIATION))
-        x = ((as_rgb(images) - mean) / deviation).contiguous(memory_format=torch.channels_last)
+        x = normalised(images)
         for level, (_, numbers) in enumerate(LEVELS):
             x = functional.max_pool2d(x, 2) if level else x
             for number in numbers:
@@ -65,7 +70,7 @@ class _Maps(nn.Module):
             yield x
 
 
-class VGG16(_Maps):
+class VGG16(VGG16Maps):
     """VGG16 (Simonyan and Zisserman 2015), from images [N, 1 or 3, r, r] in [-1, 1] to features.
 
     Weights are random until loaded.
@@ -90,7 +95,7 @@ class VGG16(_Maps):
         return x
 
 
-class LPIPS(_Maps):
+class LPIPS(VGG16Maps):
     """The learned perceptual distance v0.1 on VGG16's maps (Zhang et al. 2018, `lin`).
 
     Weights are random until loaded.

@@ -6,6 +6,7 @@ from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.features.spaces import check_features
 from stylegan.evaluation.quick import with_quick
+from stylegan.transfer.pairs import check_classes
 
 
 def check_data(
@@ -20,8 +21,9 @@ def check_data(
     source = config.data.source
     batch = max(config.batch_at(resolution) for resolution in config.resolutions)
     if num_images < batch:
+        key = "transfer.batch" if config.transfer else "training.batch"
         raise StepError(
-            f"data.source={source}: holds {num_images} images, fewer than the largest batch of {batch}; add images or lower training.batch"
+            f"data.source={source}: holds {num_images} images, fewer than the largest batch of {batch}; add images or lower {key}"
         )
     has = f"has attributes only ({len(attribute_names)}), which serve evaluation" if attribute_names else "has none"
     cure = "put the images in class folders, add a dataset.json with class numbers"
@@ -33,4 +35,6 @@ def check_data(
         raise ConfigError(
             f"snapshots.probe_kimg needs labels, but data.source={source} {has}; {cure}, or leave out snapshots.probe_kimg"
         )
+    if config.transfer:
+        check_classes(label_names, config.transfer, source)
     check_features(with_quick(config), labelled=bool(label_names))

@@ -91,6 +91,9 @@ class StageProgress:
 
     def __init__(self, config: Config, job: StageJob) -> None:
         stage = job.stage
+        self.losses = [("D", "loss/d", ".3f"), ("G", "loss/g", ".3f"), ("alpha", "progress/alpha", ".2f")]
+        if config.transfer:
+            self.losses = [("content", "loss/content", ".3f"), ("style", "loss/style", ".3f")]
         self.stage, self.begun, self.old = stage, stage.start_nimg, list[Row]()
         with suppress(StepError):  # the workers read the same and report it
             newest = newest_checkpoint(job.uri)
@@ -111,7 +114,6 @@ class StageProgress:
         if not rows or rows[-1:] == self.old:
             return
         metrics = rows[-1]["metrics"]
-        losses = [("D", "loss/d", ".3f"), ("G", "loss/g", ".3f"), ("alpha", "progress/alpha", ".2f")]
-        shown = ", ".join(f"{name} {metrics[key]:{digits}}" for name, key, digits in losses if key in metrics)
+        shown = ", ".join(f"{name} {metrics[key]:{digits}}" for name, key, digits in self.losses if key in metrics)
         speed = mean_speed([row for row in rows if row["nimg"] > self.begun])
         self.progress.update(rows[-1]["nimg"] - self.stage.start_nimg, shown, rate=speed)

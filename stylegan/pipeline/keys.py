@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
-from stylegan.evaluation.protocol import deciding_settings
+from stylegan.evaluation.protocol import deciding_settings, network_settings
 from stylegan.evaluation.report import EVALUATION_VERSION
 from stylegan.records import Record, digest
 from stylegan.training.schedule import stages
@@ -19,7 +19,7 @@ from stylegan.training.schedule import stages
 # Raise one when the step's result changes for the same config: finished work of that step is then done again. A
 # correction so small that nobody would train again for it may leave it. "train" stayed 2 when alpha and the reset of Adam
 # moved to the exact end of a fade, by at most one look at the schedule, and when fp16 and TF32 were corrected.
-VERSIONS = {"train": 2, "evaluate": EVALUATION_VERSION, "register": 1, "gate": 1}
+VERSIONS = {"train": 2, "transfer": 1, "evaluate": EVALUATION_VERSION, "register": 1, "gate": 1}
 
 # Settings of training that act through a stage's own length, batch and learning rate only.
 IN_STAGE = (
@@ -55,10 +55,20 @@ def stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
     labels = config.model.conditional
     fingerprint = shards.fingerprint if labels else shards.images_fingerprint or shards.fingerprint
     data = [fingerprint, config.data.resolution, config.data.channels, shards.label_names if labels else None]
+    if config.transfer:
+        return (_transfer_key(config, shards),)
     for stage in stages(config):
         below = digest([VERSIONS["train"], below, config.seed, data, config.model.identity(), common, stage])
         keys.append(below)
     return tuple(keys)
+
+
+def _transfer_key(config: Config, shards: ShardSet) -> str:
+    """Compute the key of the training of a style transfer. Its encoder is a part of it, by the content of its file."""
+    evaluation = config.evaluation
+    networks = [network_settings(evaluation), evaluation.seed, EVALUATION_VERSION]
+    data = [shards.fingerprint, config.data.resolution, config.data.channels]
+    return digest([VERSIONS["transfer"], config.seed, data, config.transfer, networks])
 
 
 def former_stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from stylegan.data.sources.open_source import open_source
 from stylegan.errors import StepError, UnavailableError, UserError, decoration
 from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.evaluation.engine import evaluate
+from stylegan.evaluation.features.spaces import obtain_spaces
 from stylegan.evaluation.metric_table import METRICS, split_key
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
@@ -66,6 +67,7 @@ from stylegan.training.job import StageJob
 from stylegan.training.samples import draw_growth
 from stylegan.training.schedule import Stage, stages
 from stylegan.training.state import Checkpoint
+from stylegan.transfer.measure import evaluate_transfer
 from stylegan.uris import redact
 
 if TYPE_CHECKING:
@@ -414,6 +416,8 @@ class Pipeline:
                 tracked.log_event(name, value, nimg=nimg)
 
         with self._quick_metrics(job), NodeMetrics() as nodes, tracked.with_nodes(nodes.read):
+            if self.config.transfer:  # a worker would train its encoder without a word
+                obtain_spaces(self.config.evaluation, job.shards, **evaluation_means(self.config))
             return launch_stage(job, on_event=on_event, on_nodes=nodes.follow)
 
     def _quick_metrics(self, job: StageJob) -> QuickMetrics:
@@ -507,7 +511,10 @@ class Pipeline:
         return storage.absolute(self.config.storage.root)
 
     def _evaluate(self, shards: ShardSet, checkpoint_uri: str, *, out: str | None) -> Report:
-        return evaluate(checkpoint_uri, shards, self.config.evaluation, out_uri=out, **evaluation_means(self.config))
+        means = evaluation_means(self.config)
+        if self.config.transfer:
+            return evaluate_transfer(checkpoint_uri, shards, self.config, out_uri=out, **means)
+        return evaluate(checkpoint_uri, shards, self.config.evaluation, out_uri=out, **means)
 
     def _last_samples(self, run: Run) -> str:
         """Return the URI of the last sample grid. Raises StepError if there is none."""
@@ -612,6 +619,8 @@ class Pipeline:
         None if these are gone or cannot be compared with.
         """
         gate, evaluation = self.config.registry.gate, self.config.evaluation
+        if self.config.transfer:  # its held-out images are others in each set
+            return None
         metrics = tuple(name for name in evaluation.metrics if gate.metric in METRICS[name].gate)[:1]
         old = find_content(champion.dataset_fingerprint, self.config.storage.root)
         if old is None or not metrics:

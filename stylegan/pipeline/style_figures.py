@@ -9,6 +9,7 @@ from stylegan.cluster.parallel_map import evaluation_means
 from stylegan.drawing.figures import FIGURES, WALK, FigureRequest, draw_figures
 from stylegan.evaluation.engine import redraw
 from stylegan.pipeline.run import Run
+from stylegan.transfer.measure import draw_figure
 
 logger = logging.getLogger("stylegan")
 STYLE_FIGURES = (*FIGURES, WALK)
@@ -23,6 +24,8 @@ def draw_style_figures(run: Run, checkpoint_uri: str, names: Collection[str] = S
     Raises:
         StepError: the model is damaged, or storage refuses.
     """
+    if run.config.transfer:  # whose figure its evaluation has drawn
+        return {}
     means = evaluation_means(run.config)
     request = FigureRequest("", checkpoint_uri, stage_ends(run), side=SIDE, device=means["device"])
     drawn, skipped = draw_figures(tuple(names), request, run.uri, pmap=means["pmap"])
@@ -33,6 +36,9 @@ def draw_style_figures(run: Run, checkpoint_uri: str, names: Collection[str] = S
 
 def redraw_figures(run: Run, checkpoint_uri: str, names: Collection[str]) -> None:
     """Draw figures of a run's report again, because their files are gone. Raises as `redraw` and `draw_style_figures`."""
+    if run.config.transfer:
+        draw_figure(checkpoint_uri, run.shards, run.config, run.uri)
+        return
     styles = set(names) & set(STYLE_FIGURES)
     if measured := set(names) - styles:
         means = evaluation_means(run.config)

@@ -10,6 +10,7 @@ from stylegan.evaluation.page.metric_rows import MetricRow, metric_rows, skipped
 from stylegan.evaluation.page.published import dataset_of, licence_of
 from stylegan.evaluation.report import Report
 from stylegan.registry.descriptions import MAX_DESCRIPTION, MAX_HEADLINE
+from stylegan.tracking.presentation import PICTURES
 from stylegan.uris import redact
 
 MAX_CARD = MAX_DESCRIPTION - MAX_HEADLINE  # characters
@@ -81,6 +82,12 @@ def shorten(text: str, length: int) -> str:
 
 def _model(config: Config, shards: ShardSet) -> str:
     data, model = config.data, config.model
+    if config.transfer:
+        return (
+            f"A style transfer by AdaIN (Huang & Belongie 2017) for {'grey' if data.channels == 1 else 'RGB'} images of any size, "
+            f"trained on {shards.num_images:,} images of {data.resolution}x{data.resolution} pixels of "
+            f"`{shorten(data.source, 800)}`, with the encoder `{shorten(config.evaluation.features, 300)}`."
+        )
     labels = f"class-conditional ({len(shards.label_names):,} classes)" if model.conditional else "unconditional"
     return (
         f"A StyleGAN generator of {'grey' if data.channels == 1 else 'RGB'} images of {data.resolution}x{data.resolution} "
@@ -91,15 +98,19 @@ def _model(config: Config, shards: ShardSet) -> str:
 
 def _picture(report: Report, mlflow_run_id: str) -> list[str]:
     """Return the samples of the run as a picture: the address is that of MLflow's own web server."""
-    if "grid" not in report.figures:
-        return []
-    address = f"get-artifact?path=figures%2Fgrid.png&run_uuid={mlflow_run_id}"
-    return [f"![Real images on the left, generated ones on the right]({address})", ""]
+    return [
+        line
+        for name, caption in PICTURES.items()
+        if name in report.figures
+        for line in (f"![{caption}](get-artifact?path=figures%2F{name}.png&run_uuid={mlflow_run_id})", "")
+    ]
 
 
 def _drawing(config: Config, version: str, tracking_uri: str, *, conditional: bool) -> list[str]:
     """Return the commands that draw images with this very version, on any machine that reaches MLflow and storage."""
     name, uri = f"models:/{config.model_name}/{version}", shorten(redact(tracking_uri), 500)
+    if config.transfer:
+        return _transferring(name, uri)
     columns = '{"seed": [0, 1], "label": [0, 0]}' if conditional else '{"seed": [0, 1]}'
     return [
         "## Draw images",
@@ -115,6 +126,27 @@ def _drawing(config: Config, version: str, tracking_uri: str, *, conditional: bo
         f"model = mlflow.pyfunc.load_model({name!r})",
         f"rows = pandas.DataFrame({columns})",
         'images = model.predict(rows, params={"truncation_psi": 0.7})  # uint8 [N, H, W, C]',
+        "```",
+        "",
+    ]
+
+
+def _transferring(name: str, uri: str) -> list[str]:
+    """Return the commands that draw a picture in the style of another with this very version."""
+    return [
+        "## Draw pictures",
+        "",
+        "```sh",
+        f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}",
+        f"stylegan transfer CONTENT STYLE --model {shlex.quote(name)} --alpha 0.7 --out transfer.png",
+        "```",
+        "",
+        "```python",
+        "import base64, mlflow, pandas",
+        f"mlflow.set_tracking_uri({uri!r})",
+        f"model = mlflow.pyfunc.load_model({name!r})",
+        'rows = pandas.DataFrame({"content": [open("photo.jpg", "rb").read()], "style": [open("style.jpg", "rb").read()]})',
+        'png = base64.b64decode(model.predict(rows, params={"alpha": 0.7})["image"][0])',
         "```",
         "",
     ]

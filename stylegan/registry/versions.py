@@ -28,6 +28,8 @@ from stylegan.config.tree import Config
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation.report import Report
+from stylegan.networks.style_transfer import FILE as TRANSFER
+from stylegan.networks.style_transfer import load_transfer
 from stylegan.records import Record, parse
 from stylegan.registry.aliases import (
     CHALLENGER,
@@ -50,8 +52,6 @@ from stylegan.tracking.removal import delete_model
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
-
-    from stylegan.networks.generator import Generator
 
 PARENT_VERSION = "stylegan.parent_version"  # whose checkpoint a warm start has gone on from
 REPORT_TAG, REPORT_FILE = "stylegan.report", "report.json"
@@ -501,23 +501,22 @@ def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: 
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
-    from stylegan.networks.weights import load_generator
-
+    is_transfer = storage.exists(storage.join(checkpoint, TRANSFER))
     run = client.get_run(mlflow_run_id)
     with tempfile.TemporaryDirectory(prefix="stylegan-model-") as folder:
-        weights = Path(folder, "generator.safetensors")
+        weights = Path(folder, TRANSFER if is_transfer else "generator.safetensors")
         try:
             storage.download(storage.join(checkpoint, weights.name), weights)
         except FileNotFoundError:
             raise StepError(
                 f"{checkpoint}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage"
             ) from None
+        kind = "style-transfer" if is_transfer else "generator"
         logged = client.create_logged_model(
-            run.info.experiment_id, name=name, source_run_id=mlflow_run_id, model_type="generator"
+            run.info.experiment_id, name=name, source_run_id=mlflow_run_id, model_type=kind
         )
         description = Model(artifact_path=logged.artifact_location, run_id=mlflow_run_id, model_id=logged.model_id)
-        generator, _ = load_generator(weights.read_bytes(), storage.join(checkpoint, weights.name))
-        _save_model(Path(folder, "model"), weights, generator, description)
+        _save_model(Path(folder, "model"), weights, storage.join(checkpoint, weights.name), description)
         Path(folder, "model", REPORT_FILE).write_text(report.model_dump_json(indent=1))
         client.log_model_artifacts(logged.model_id, str(Path(folder, "model")))
     client.finalize_logged_model(logged.model_id, "READY")
@@ -525,19 +524,35 @@ def _log_model(client: MlflowClient, mlflow_run_id: str, name: str, checkpoint: 
     return logged.model_id, logged.artifact_location
 
 
-def _save_model(target: Path, weights: Path, generator: Generator, description: Any) -> None:
-    """Write a model's folder as MLflow has it: weights, pyfunc.py, this package (so that nobody has to install it)."""
+def _save_model(target: Path, weights: Path, origin: str, description: Any) -> None:
+    """Write a model's folder as MLflow has it: weights, pyfunc, this package (so that nobody has to install it)."""
     import mlflow.pyfunc
 
-    from stylegan.registry import pyfunc
+    if weights.name == TRANSFER:
+        from stylegan.registry import transfer_pyfunc
 
+        network = load_transfer(weights.read_bytes(), origin)
+        kind = {
+            "python_model": transfer_pyfunc.__file__,
+            "artifacts": {transfer_pyfunc.WEIGHTS: str(weights)},
+            "signature": transfer_pyfunc.signature(),
+            "input_example": transfer_pyfunc.example(network.shape.channels),
+        }
+    else:
+        from stylegan.networks.weights import load_generator
+        from stylegan.registry import pyfunc
+
+        generator, _ = load_generator(weights.read_bytes(), origin)
+        kind = {
+            "python_model": pyfunc.__file__,
+            "artifacts": {pyfunc.WEIGHTS: str(weights)},
+            "signature": pyfunc.signature(generator.resolution, generator.channels),
+            "input_example": pyfunc.example(generator.num_labels > 0),
+        }
     mlflow.pyfunc.save_model(
         path=str(target),
-        python_model=pyfunc.__file__,
-        artifacts={pyfunc.WEIGHTS: str(weights)},
+        **kind,
         code_paths=[str(Path(stylegan.__file__).parent)],
-        signature=pyfunc.signature(generator.resolution, generator.channels),
-        input_example=pyfunc.example(generator.num_labels > 0),
         # Without the local part: no package index has a version such as 2.13.0+cpu.
         pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
         mlflow_model=description,

@@ -20,6 +20,7 @@ from stylegan.drawing.project import Distance
 from stylegan.errors import StepError, UserError, one_line
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator
+from stylegan.training.state import refuse_transfer
 
 logger = logging.getLogger("stylegan")
 POLL_SECONDS = 10.0  # between two looks at an alias; loading a large model takes some more
@@ -100,6 +101,7 @@ def load(found: Found, device: str, means_of: Means) -> ServedModel:
     try:
         data = storage.read_bytes(uri)
     except FileNotFoundError:
+        refuse_transfer(found.checkpoint_uri)
         raise StepError(f"{found.name}: its checkpoint {found.checkpoint_uri} is gone; name another model") from None
     generator, names = load_generator(data, uri)
     directions = directions_of(found.run_uri, generator) if found.run_uri else ()

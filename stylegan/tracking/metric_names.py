@@ -79,6 +79,8 @@ TABLE = (
     MetricName("loss/gp", "", None, "Penalty of WGAN-GP on the slope of D between the two, before its weight.", STEPS),
     MetricName("loss/rotation_d", "nat", "lower", "Cross-entropy of D about the turns of real images.", STEPS),
     MetricName("loss/rotation_g", "nat", "lower", "Cross-entropy of D about the turns of generated images.", STEPS),
+    MetricName("loss/content", "", "lower", "Content loss of a style transfer, of the images that train it.", STEPS),
+    MetricName("loss/style", "", "lower", "Style loss of a style transfer, before its weight.", STEPS),
     MetricName("scores/real", "", None, "Score that D gives real images.", STEPS),
     MetricName("scores/fake", "", None, "Score that D gives generated images.", STEPS),
     MetricName("rotation/accuracy_real", "share", "higher", "Real images whose turn D recognises.", STEPS),
@@ -97,7 +99,7 @@ TABLE = (
     MetricName("progress/kimg", "kimg", None, "Real images that D was shown, over all stages.", POINT),
     MetricName("progress/resolution", "pixels", None, "Side of the images of the stage.", POINT),
     MetricName("progress/alpha", "share", None, "Weight of the new resolution while it fades in.", POINT),
-    MetricName("progress/lr", "", None, "Learning rate of G and D.", POINT),
+    MetricName("progress/lr", "", None, "Learning rate of G and D, or of a decoder.", POINT),
     MetricName("progress/batch", "images", None, "Images of a step, of all workers together.", POINT),
     MetricName(
         "time/img_per_sec",
@@ -199,7 +201,7 @@ def constant_names(config: Config) -> frozenset[str]:
     plan, rotation = stages(config), config.training.rotation
     varies = {
         "progress/alpha": any(stage.fade_images for stage in plan),
-        "progress/lr": len({stage.learning_rate for stage in plan}) > 1,
+        "progress/lr": config.transfer is not None or len({stage.learning_rate for stage in plan}) > 1,
         "progress/batch": len({stage.batch for stage in plan}) > 1,
         "rotation/weight_g": rotation is not None and rotation.decay_kimg is not None,
         "time/path": any(config.workers_at(resolution).gpus_per_worker for resolution in config.resolutions),

@@ -25,6 +25,10 @@ RUN_TAG = "stylegan.run_id"  # of a pipeline run
 COLOUR_TAG, COMMIT_TAG = "mlflow.runColor", "mlflow.source.git.commit"
 STORY_TAG = "stylegan.story"  # key of the story that note, tags and page tell; set last
 MAX_DIFFERENCE, MAX_NOTE = 250, 5000  # characters
+PICTURES = {  # figures of a report that notes and cards show, with what one sees
+    "grid": "Real images on the left, generated ones on the right",
+    "transfers": "Contents on the left, styles at the top",
+}
 # Colours that are told apart on white and on black, also beside each other.
 COLOURS = (
     "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22",
@@ -151,9 +155,10 @@ def note_of(story: Story, report: Report, mlflow_run_id: str) -> str:
     lines = [f"**{_line(story.headline)}**", "", *(_line(reason) for reason in story.reasons), ""]
     lines += ["| metric | value | 95 % interval |", "|---|---|---|"]
     lines += [f"| {_line(row.name)} {row.arrow} | {row.value} | {row.interval} |" for row in metric_rows(report)]
-    if "grid" in report.figures:
-        address = f"get-artifact?path=figures%2Fgrid.png&run_uuid={mlflow_run_id}"
-        lines += ["", f"![Real images on the left, generated ones on the right]({address})"]
+    for name, caption in PICTURES.items():
+        if name in report.figures:
+            address = f"get-artifact?path=figures%2F{name}.png&run_uuid={mlflow_run_id}"
+            lines += ["", f"![{caption}]({address})"]
     for other in filter(None, (story.champion, story.previous)):
         lines += ["", *_against(other)]
     end = "\n".join(["", *_end(story)])

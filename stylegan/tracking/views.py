@@ -36,6 +36,7 @@ NETWORKS = {
     "manifold": ("vgg16", *EMBEDDED),
     "distance": ("lpips", *EMBEDDED),
     "attributes": ("attributes", *EMBEDDED),
+    "style": ("vgg16", *EMBEDDED),
 }
 QUALITY, SAMPLES, LOSSES, SCORES, SPEED, PROGRESS = (
     "Quality over kimg",

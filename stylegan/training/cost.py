@@ -11,19 +11,24 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
+from itertools import chain
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stylegan import storage
 from stylegan.config.sections import ModelConfig, TrainingConfig
 from stylegan.config.tree import Config
 from stylegan.errors import DamagedError
+from stylegan.networks.classifier import Classifier
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
+from stylegan.networks.style_transfer import StyleTransfer, shape_of
+from stylegan.networks.vgg import VGG16Maps
 from stylegan.records import Record, digest
 from stylegan.training.gpus import MEASURED, Kind, Target, target
 from stylegan.training.hardware import COMPUTE_DTYPES
@@ -34,6 +39,10 @@ from stylegan.training.schedule import Stage
 G_PASSES = 1 + 3  # fakes for D; forward and backward
 D_PASSES = 3 + 3 + 2  # reals; fakes; the way through D to G
 PENALTY_PASSES = 3  # the gradient at the images, and the backward pass through it
+DECODER_PASSES, ENCODER_PASSES = (
+    3,
+    2 + 2,
+)  # of a style transfer; its encoder sees three images and passes one gradient on
 OWN_IMAGES_PASSES = 3  # forward and backward, for a penalty at images that have no scores yet
 
 # What one NVIDIA H200 has reached in training (torch 2.11, 32x32 to 1024x1024, batches of 8 to 64, plain operations), by
@@ -128,7 +137,7 @@ def stage_memory(config: Config, stage: Stage) -> float:
 
 def stage_memory_for(config: Config, stage: Stage, images: int) -> float:
     """Estimate what `stage_memory` does for another number of images at a time."""
-    _, _, parameters, activations = _count_forward_pass(config.model, stage.resolution, config.data.channels)
+    _, _, parameters, activations = _counts(config, stage.resolution)
     if not config.workers_at(stage.resolution).gpus_per_worker:
         return 4 * (5 * parameters + ACTIVATION_COPIES * images * activations) / 2**30
     training = config.training
@@ -144,7 +153,7 @@ def host_memory(config: Config, stage: Stage) -> float:
     """Estimate the memory of the machine, in GiB, that the tensors of one worker take: on GPUs only its checkpoint."""
     if not config.workers_at(stage.resolution).gpus_per_worker:
         return stage_memory(config, stage)
-    _, _, parameters, _ = _count_forward_pass(config.model, stage.resolution, config.data.channels)
+    _, _, parameters, _ = _counts(config, stage.resolution)
     return 4 * 5 * parameters / 2**30  # weights, their average, gradients and Adam's two moments
 
 
@@ -159,7 +168,7 @@ def counted_seconds(config: Config, stage: Stage) -> float:
     if need.gpus_per_worker:
         kind = target(config, stage.resolution).kind or MEASURED
         return _gpu_seconds(config, stage, kind) / min(need.gpus_per_worker, 1) / stage.batch
-    blocks = stage.resolution.bit_length() - 2
+    blocks = config.transfer.depth + 1 if config.transfer else stage.resolution.bit_length() - 2
     flops = step_flops(config, stage.resolution)
     worker_flops = _worker_flops(config, stage.resolution)
     return BLOCK_SECONDS * blocks / stage.batch + flops / (worker_flops * config.most_workers_at(stage.resolution))
@@ -168,7 +177,7 @@ def counted_seconds(config: Config, stage: Stage) -> float:
 def _gpu_seconds(config: Config, stage: Stage, kind: Kind) -> float:
     """Estimate the duration of a step on one GPU of a kind for each worker."""
     share = stage.batch // config.most_workers_at(stage.resolution)
-    _, _, _, activations = _count_forward_pass(config.model, stage.resolution, config.data.channels)
+    _, _, _, activations = _counts(config, stage.resolution)
     precision = config.training.precision
     passes = G_PASSES + _passes_D(config.training)
     convolutions = step_flops(config, stage.resolution) * share / _gpu_flops(kind, precision)
@@ -191,7 +200,7 @@ def gpu_hours(config: Config, stage: Stage, seconds: float) -> float:
 
 def counted_evaluation(config: Config, resolution: int, images: int) -> float:
     """Return the seconds in which one worker generates images and measures them, from counted operations."""
-    flops_G, _, _, _ = _count_forward_pass(config.model, resolution, config.data.channels)
+    flops_G, _, _, _ = _counts(config, resolution)
     # The networks of an evaluation that are not public are about as large as a generator.
     flops = flops_G + max(flops_G, PUBLIC_FLOPS if config.evaluation.features == "inception" else 0)
     return images * flops / _worker_flops(config, resolution)
@@ -235,7 +244,10 @@ def _speed_digests(config: Config) -> dict[str, str]:
     ]
     if training.max_batch_per_worker or training.cuda_graphs != "auto":  # speeds of version 0.1 stay known
         work += [training.max_batch_per_worker, training.cuda_graphs]
-    return {"model": digest(config.model.identity()), "ray": digest(config.ray.speed_settings()), "work": digest(work)}
+    model: object = config.model.identity()
+    if config.transfer:
+        model, work = [config.transfer.depth, config.evaluation.features], [config.transfer.batch]
+    return {"model": digest(model), "ray": digest(config.ray.speed_settings()), "work": digest(work)}
 
 
 def measured_speed(config: Config, stage: Stage) -> float | None:
@@ -256,7 +268,9 @@ def measured_speed(config: Config, stage: Stage) -> float | None:
 
 def step_flops(config: Config, resolution: int) -> float:
     """Count the operations of a D step and a G step per image, on average over the steps."""
-    flops_G, flops_D, _, _ = _count_forward_pass(config.model, resolution, config.data.channels)
+    flops_G, flops_D, _, _ = _counts(config, resolution)
+    if config.transfer:
+        return DECODER_PASSES * flops_G + ENCODER_PASSES * flops_D
     return G_PASSES * flops_G + _passes_D(config.training) * flops_D
 
 
@@ -282,6 +296,31 @@ def _active_penalties(training: TrainingConfig) -> list[str]:
     return [name for name, weight in weights.items() if weight]
 
 
+def _counts(config: Config, resolution: int) -> tuple[float, float, int, int]:
+    """Count as `_count_forward_pass`; of a style transfer the decoder stands for G and the encoder for D."""
+    if config.transfer is None:
+        return _count_forward_pass(config.model, resolution, config.data.channels)
+    published = config.evaluation.features == "inception"
+    return _count_transfer(published, config.data.channels, config.transfer.depth, resolution)
+
+
+@lru_cache(maxsize=32)
+def _count_transfer(
+    published: bool, channels: Literal[1, 3], depth: int, resolution: int
+) -> tuple[float, float, int, int]:
+    """Count what decoder and encoder of a style transfer take for one image; returns as `_count_forward_pass`."""
+    with torch.device("meta"):
+        of = VGG16Maps() if published else Classifier(resolution=resolution, channels=channels, num_classes=2)
+        network = StyleTransfer(shape_of(of, channels=channels, depth=depth, resolution=resolution))
+        sizes = _output_sizes(network)
+        with FlopCounterMode(display=False) as encoding:
+            *_, deepest = network.encoder.maps(torch.empty(1, channels, resolution, resolution))
+        with FlopCounterMode(display=False) as decoding:
+            network.decoder(deepest)
+    parameters = sum(p.numel() for p in network.decoder.parameters())
+    return decoding.get_total_flops(), encoding.get_total_flops(), parameters, sum(sizes)
+
+
 @lru_cache(maxsize=32)
 def _count_forward_pass(model: ModelConfig, resolution: int, channels: int) -> tuple[float, float, int, int]:
     """Count what a forward pass of one image takes.
@@ -293,18 +332,24 @@ def _count_forward_pass(model: ModelConfig, resolution: int, channels: int) -> t
         G = Generator(model, resolution=resolution, channels=channels)
         D = Discriminator(model, resolution=resolution, channels=channels)
         z, images = torch.empty(1, model.latent_size), torch.empty(1, channels, resolution, resolution)
-        sizes: list[int] = []
-        for module in [*G.modules(), *D.modules()]:
-            if not list(module.children()):
-                module.register_forward_hook(
-                    lambda _m, _i, out: sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
-                )
+        sizes = _output_sizes(G, D)
         with FlopCounterMode(display=False) as counter_G:
             G(z)
         with FlopCounterMode(display=False) as counter_D:
             D(images)
     parameters = sum(p.numel() for network in (G, D) for p in network.parameters())
     return counter_G.get_total_flops(), counter_D.get_total_flops(), parameters, sum(sizes)
+
+
+def _output_sizes(*networks: nn.Module) -> list[int]:
+    """Return a list that receives the number of floats in every layer output of these networks."""
+    sizes: list[int] = []
+    for module in chain.from_iterable(network.modules() for network in networks):
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda _m, _i, out: sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            )
+    return sizes
 
 
 @lru_cache

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from types import TracebackType
+from typing import Protocol
 
 import torch
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from stylegan import storage
@@ -17,7 +19,6 @@ from stylegan.training import distributed
 from stylegan.training.background import Background, HostCopy
 from stylegan.training.job import StageJob
 from stylegan.training.schedule import PENALTIES
-from stylegan.training.state import TrainState
 
 STATS = "stats.jsonl"
 SPEED = "time/img_per_sec"
@@ -38,6 +39,19 @@ class Row(TypedDict):
     metrics: dict[str, float]
 
 
+class Counted(Protocol):
+    """The part of a state that the curves need: an image count, and what the next point is made of."""
+
+    nimg: int
+    device: torch.device
+    sums: dict[str, Tensor]
+    steps: int
+    measured: dict[str, float]
+
+    def clear_sums(self) -> None:
+        """Begin the sums for another point of the curves."""
+
+
 class Curves:
     """The training curves of a stage. Each point holds the means over the steps since the last point.
 
@@ -46,7 +60,7 @@ class Curves:
     for a batch. On a GPU a point is complete when its values have arrived in host memory; who reads it earlier waits.
     """
 
-    def __init__(self, job: StageJob, state: TrainState, background: Background) -> None:
+    def __init__(self, job: StageJob, state: Counted, background: Background) -> None:
         self.job, self.state, self.background = job, state, background
         self.uri = storage.join(job.uri, STATS)
         # Points beyond the checkpoint that training resumes from are dropped: training makes them again.
@@ -94,7 +108,7 @@ class Curves:
 
         # The point.
         images, self._point_nimg = state.nimg - self._point_nimg, state.nimg
-        others = state.measured | self._progress() | ({"data/corrupt": float(corrupt)} if corrupt else {})
+        others = self._progress() | state.measured | ({"data/corrupt": float(corrupt)} if corrupt else {})
         if self._paths:
             others["time/path"] = float(min(PATHS.index(path) for path in self._paths))
 

@@ -27,7 +27,7 @@ from stylegan.training import distributed
 from stylegan.training.background import Background
 from stylegan.training.checkpoints import CheckpointWriter, OnCheckpoint, check_shared
 from stylegan.training.cost import speed_record
-from stylegan.training.curves import Curves
+from stylegan.training.curves import Counted, Curves
 from stylegan.training.faults import check_device, gpu_failures
 from stylegan.training.graphs import StepRunner
 from stylegan.training.hardware import describe_hardware, operations_path, tuned
@@ -215,7 +215,7 @@ def groups_ahead(job: StageJob, table: ImageTable, nimg: int) -> Iterator[range]
     )
 
 
-def is_due(job: StageJob, state: TrainState, setting: str) -> bool:
+def is_due(job: StageJob, state: Counted, setting: str) -> bool:
     """Return whether the last step passed a multiple of an interval of `config.snapshots`.
 
     Nothing is due at the very start of a stage, nor for an interval that is not set.

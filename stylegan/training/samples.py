@@ -119,12 +119,12 @@ def _write_grid(job: StageJob, images: Sequence[Pixels | None] | Tensor, name: s
     """Write a grid of the stage. Its images are where those of every other stage are, so that one sees the run grow."""
     columns, names = job.config.snapshots.grid, job.label_names
     heads = class_heads(names, _classes(job.config, names)[:columns]) if names else []
-    picture = grid(images, columns, cell=_cell(job.config), heads=heads)
+    picture = grid(images, columns, cell=cell_of(job.config), heads=heads)
     storage.write_bytes(storage.join(job.uri, name), png_bytes(picture))
 
 
-def _cell(config: Config) -> int:
-    """Return the side of a cell of the grids of all stages."""
+def cell_of(config: Config) -> int:
+    """Return the side of a cell of the grids of all stages, in pixels."""
     return max(min(config.data.resolution, LARGEST_CELL), CELL)
 
 
@@ -197,14 +197,15 @@ def read_film(config: Config, stage_uris: Mapping[int, str]) -> list[Frame]:
         stage_uris: the folders of the stages by their resolutions, in their order.
     """
     side = config.snapshots.grid
-    numbers = sorted({0, side // 2})[:FILM_ROWS]
+    first = side + 1 if config.transfer else 0  # the first row and column of a style transfer are what it was given
+    numbers = sorted({first, first + (side - 1) // 2 if config.transfer else side // 2})[:FILM_ROWS]
     frames = []
     for resolution, stage_uri in stage_uris.items():
         for kimg, uri in _evenly(list(sample_grids(stage_uri).items()), max(FILM_FRAMES // len(stage_uris), 1)):
             try:
                 sheet = open_picture(storage.read_bytes(uri), uri, cure="the film strip goes without it")
                 found = [
-                    cut(sheet, number, columns=side, rows=side, side=resolution, cell=_cell(config))
+                    cut(sheet, number, columns=side, rows=side, side=resolution, cell=cell_of(config))
                     for number in numbers
                 ]
             except (FileNotFoundError, DamagedError, ValueError) as error:

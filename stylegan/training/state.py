@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from stylegan import storage
+from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.errors import DamagedError, StepError, one_line
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
+from stylegan.networks.style_transfer import FILE as TRANSFER
 from stylegan.networks.weights import load_generator, require_finite, save_generator
 from stylegan.records import Record
 from stylegan.training.background import HostCopy
@@ -155,8 +157,8 @@ class TrainState:
     def load_state_dict(self, saved: dict) -> None:
         """Load the whole state from what `state_dict` returned."""
         self.load_networks(saved)
-        _load_adam(self.opt_G, saved["opt_G"]["state"])
-        _load_adam(self.opt_D, saved["opt_D"]["state"])
+        load_adam(self.opt_G, saved["opt_G"]["state"])
+        load_adam(self.opt_D, saved["opt_D"]["state"])
         self.sums = self._numbers(saved["sums"])
         values = _PLAIN.validate_python({name: saved[name] for name in ("steps", "measured")})
         self.steps, self.measured = values["steps"], values["measured"]
@@ -181,7 +183,7 @@ class _Plain(TypedDict):
 _PLAIN = TypeAdapter(_Plain)
 
 
-def _load_adam(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> None:
+def load_adam(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> None:
     """Load the moments of an optimizer; its settings stay those of the config. Raises ValueError for other weights.
 
     torch itself looks at neither names nor shapes, and a step would fail or compute nonsense.
@@ -212,7 +214,7 @@ def start_stage(
         return _go_on(config, stage, previous, num_labels=num_labels, device=device)
     state = TrainState(config, previous.resolution if previous else stage.resolution, num_labels, device)
     if previous:
-        _load(previous, state.load_networks)
+        read_training(previous, state.load_networks)
         state.grow(config)
         if state.G.resolution != stage.resolution or state.nimg != stage.start_nimg:
             raise StepError(
@@ -258,7 +260,7 @@ def _load_whole(
 ) -> TrainState:
     state = TrainState(config, stage.resolution, num_labels, device)
     state.reset_optimizers(config, stage.learning_rate)
-    _load(record, state.load_state_dict, cure=cure)
+    read_training(record, state.load_state_dict, cure=cure)
     return state
 
 
@@ -364,12 +366,20 @@ def load_model(checkpoint_uri: str) -> tuple[Generator, tuple[str, ...]]:
     try:
         return load_generator(storage.read_bytes(uri), uri)
     except FileNotFoundError:
+        refuse_transfer(checkpoint_uri)
         raise StepError(
             f"{checkpoint_uri}: holds no generator.safetensors; give the URI of a checkpoint-... folder of a stage"
         ) from None
 
 
-def _load(record: Checkpoint, load: Callable[[dict], None], *, cure: str | None = None) -> None:
+def refuse_transfer(checkpoint_uri: str) -> None:
+    """Raise StepError if the folder of a checkpoint holds a style transfer, which draws with another verb."""
+    if storage.exists(storage.join(checkpoint_uri, TRANSFER)):
+        verb = shell_command("stylegan", "transfer", "CONTENT", "STYLE", "--model", checkpoint_uri)
+        raise StepError(f"{checkpoint_uri}: is a style transfer, with which `{verb}` draws; give a StyleGAN")
+
+
+def read_training(record: Checkpoint, load: Callable[[dict], None], *, cure: str | None = None) -> None:
     """Read training.pt of a checkpoint and hand its content to a `load_...` method of a state, which checks it.
 
     `cure` is for errors about a checkpoint that must not be deleted, as one of this run may be.

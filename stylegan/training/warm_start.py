@@ -60,6 +60,8 @@ def warm_obstacle(config: Config, checkpoint_uri: str, label_names: tuple[str, .
     Raises:
         StepError: a store does not answer.
     """
+    if config.transfer:
+        return "a style transfer is always trained anew"
     try:
         warm = WarmStartConfig(checkpoint=checkpoint_uri)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Find a trained generator by what people call it: a run, a checkpoint, or a version in the registry."""
+"""Find a trained generator, or a style transfer, by what people call it: a run, a checkpoint, or a version in the registry."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from stylegan.config.tree import Config
 from stylegan.data.sharding.write_shards import find_content
 from stylegan.errors import ConfigError, DamagedError, StepError, one_line
 from stylegan.evaluation.page.write_page import read_report
+from stylegan.networks.style_transfer import FILE as TRANSFER
 from stylegan.pipeline.run import Run, find_run
 from stylegan.registry.versions import load_version
 from stylegan.tracking.connection import resolve_uri
@@ -101,7 +102,7 @@ def look_up(config: Config | None, model: str, *, root: str | None = None) -> Mo
     if model.startswith("models:/"):
         return _version(config, model, root)
     uri = storage.absolute(model)
-    if storage.exists(storage.join(uri, "generator.safetensors")):
+    if _has_weights(uri):
         return Model(model, "checkpoint", uri, _run_of(uri))
     if run_uri := run_folder(config, model, root=root):
         return _run(run_uri)
@@ -181,7 +182,7 @@ def _version(config: Config | None, model: str, root: str | None) -> Model:
         raise ConfigError(f"{model}: no MLflow registry is named: give --config FILE or set MLFLOW_TRACKING_URI")
     checkpoint_uri, run_id, number = load_version(uri, model)
     checkpoint_uri = place_below(_root(config, root), checkpoint_uri)
-    _require_generator(model, checkpoint_uri)
+    _require_weights(model, checkpoint_uri)
     name = re.split("[@/]", model.removeprefix("models:/"))[0]
     return Model(f"{name} version {number}", "version", checkpoint_uri, _run_of(checkpoint_uri, run_id))
 
@@ -204,7 +205,7 @@ def _run(run_uri: str) -> Model:
         checkpoint_uri = place_below(root_of(run_uri), report.checkpoint_uri)
     else:
         checkpoint_uri = _last_checkpoint(name, run_config(run_uri))
-    _require_generator(name, checkpoint_uri)
+    _require_weights(name, checkpoint_uri)
     return Model(name, "run", checkpoint_uri, run_uri)
 
 
@@ -220,8 +221,13 @@ def _last_checkpoint(name: str, config: Config) -> str:
     return found.uri
 
 
-def _require_generator(name: str, checkpoint_uri: str) -> None:
-    if not storage.exists(storage.join(checkpoint_uri, "generator.safetensors")):
+def _has_weights(checkpoint_uri: str) -> bool:
+    """Return whether a folder has the weights of a generator or of a style transfer."""
+    return any(storage.exists(storage.join(checkpoint_uri, file)) for file in ("generator.safetensors", TRANSFER))
+
+
+def _require_weights(name: str, checkpoint_uri: str) -> None:
+    if not _has_weights(checkpoint_uri):
         raise StepError(
             f"{name}: its checkpoint {checkpoint_uri} is gone; run its config again, which trains it anew, or name another model"
         )

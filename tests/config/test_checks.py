@@ -5,6 +5,7 @@ import pytest
 from stylegan.config.file import build, dump, load
 from stylegan.config.resolutions import OFFICIAL_BATCH, RESOLUTIONS, official_batch
 from stylegan.errors import ConfigError
+from stylegan.training.schedule import stages
 
 TREE = {"name": "t", "data": {"source": "digits", "resolution": 32}}
 
@@ -270,3 +271,42 @@ def load_back(config):
     import yaml
 
     return yaml.safe_load(dump(config))
+
+
+TRANSFER = {
+    "transfer": {},
+    "evaluation": {"metrics": ["transfer"]},
+    "registry": {"gate": {"metric": "transfer_loss"}},
+}
+
+
+def test_a_style_transfer_is_one_stage_of_its_own_length_and_batch():
+    config = configured(64, **TRANSFER | {"transfer": {"kimg": 2, "batch": 5, "learning_rate": 0.5}})
+    (stage,) = stages(config)
+    assert (stage.resolution, stage.batch, stage.num_images, stage.fade_images) == (64, 5, 2000, 0)
+    assert stage.learning_rate == 0.5
+    assert config.worker_counts_at(64) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "sections", "words"),
+    [
+        (64, {"model": {"blur": False}}, ["model.blur with transfer", "remove the section model"]),
+        (64, {"training": {"batch": 4}}, ["training.batch with transfer", "remove the section training"]),
+        (64, {"evaluation": {}}, ["evaluation.metrics=", "set evaluation.metrics=[transfer]"]),
+        (64, {"registry": {}}, ["registry.gate.metric=fid", "'transfer_loss'"]),
+        (64, {"ray": {"workers": 2}}, ["ray.workers=2", "trained by one worker; set it to 1"]),
+        (64, {"ray": {"stages": {64: {"workers": {"min": 1, "max": 2}}}}}, ["ray.stages.64.workers=", "set it to 1"]),
+        (64, {"snapshots": {"grid": 1}}, ["snapshots.grid=1", "set it to 2 or more"]),
+        (64, {"snapshots": {"metrics_kimg": 5}}, ["snapshots.metrics_kimg with transfer", "leave it out"]),
+        (16, {"transfer": {"depth": 3}}, ["transfer.depth=3: images of 16x16 are too small", "at most 2"]),
+        (4, {"transfer": {"depth": 1}}, ["transfer.depth=1", "set data.resolution to 8 or more"]),
+        (64, {"transfer": None}, ["evaluation.metrics has transfer", "add the section transfer"]),
+    ],
+)
+def test_what_does_not_fit_a_style_transfer_is_one_line(resolution, sections, words):
+    with pytest.raises(ConfigError) as error:
+        configured(resolution, **TRANSFER | sections)
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message

@@ -107,6 +107,13 @@ def test_every_key_has_a_meaning_and_a_row() -> None:
     assert [line for line in table if not re.search(r"[.\])`] \|$", line)] == []
 
 
+TRANSFER = {
+    "transfer": {},
+    "evaluation": {"metrics": ["transfer"]},
+    "registry": {"gate": {"metric": "transfer_loss"}},
+}
+
+
 @pytest.mark.parametrize(("key", "default"), rows())
 def test_defaults_can_be_pasted(key: str, default: str) -> None:
     """A default of the tables, given as an override, changes nothing."""
@@ -122,6 +129,8 @@ def test_defaults_can_be_pasted(key: str, default: str) -> None:
         tree = SMALL | {"training": {"rotation": {}, "stages": {16: {}}}, "ray": {"stages": {16: {}}}}
     if key.startswith("training.warm_start."):
         tree = SMALL | {"training": {"warm_start": {"checkpoint": "stages/0032-0/checkpoint-000000000"}}}
+    if key.startswith("transfer."):
+        tree = SMALL | TRANSFER
     assert build(tree, overrides=[f"{key}={default}"]) == build(tree)
 
 

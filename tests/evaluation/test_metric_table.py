@@ -191,9 +191,9 @@ def test_the_table_and_the_config_have_the_same_metrics() -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_row_names_a_meter_and_settings_that_exist(metric: Metric) -> None:
-    """Quick metrics are stored under the values of these fields alone."""
+    """Quick metrics are stored under the values of these fields alone. Only a style transfer is measured without a meter."""
     facts = METRICS[metric]
-    assert issubclass(pkgutil.resolve_name(facts.meter), Meter)
+    assert issubclass(pkgutil.resolve_name(facts.meter), Meter) if facts.meter else metric == "transfer"
     fields = set(EvaluationConfig.model_fields) | (set() if facts.quick else {"truncated_layers"})
     assert set(facts.settings) | set(facts.interval_settings) <= fields
     assert facts.roles
@@ -226,7 +226,7 @@ def test_no_two_metrics_report_the_same_value() -> None:
 
 
 @pytest.mark.parametrize("psi", [(0.5, 0.7), (0.5, 0.5, 1.0)])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [name for name in METRICS if name != "transfer"])
 def test_a_plan_counts_the_images_that_the_meter_wants(
     metric: Metric, psi: tuple[float, ...], checkpoint: Callable[..., str]
 ) -> None:

@@ -34,7 +34,7 @@ OF_REALS = {"fid", "kid", "pr", "fid_mixing", "truncation"}
 @pytest.mark.parametrize(
     ("change", "metrics"),
     [
-        ({"num_images": 200}, OF_REALS | {"is"}),
+        ({"num_images": 200}, OF_REALS | {"is", "transfer"}),
         ({"num_reals": 90}, OF_REALS),
         ({"kid_subsets": 7}, {"kid"}),
         ({"kid_subset_size": 7}, {"kid"}),
@@ -49,7 +49,7 @@ OF_REALS = {"fid", "kid", "pr", "fid_mixing", "truncation"}
         ({"features": "elsewhere/the-same.safetensors"}, set()),
         ({"bootstrap": 5}, set()),
         ({"num_reals": "all"}, OF_REALS),
-        ({"precision": "bf16"}, set(METRICS) - PPL),  # path lengths are always drawn in single precision
+        ({"precision": "bf16"}, set(METRICS) - PPL - {"transfer"}),  # path lengths are always drawn in single precision
     ],
 )
 def test_a_setting_changes_the_metrics_that_it_decides(

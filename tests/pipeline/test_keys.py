@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stylegan.config.file import load
-from stylegan.config.sections import METRICS, DataConfig, EvaluationConfig
+from stylegan.config.sections import DataConfig, EvaluationConfig
 from stylegan.data.sharding.changes import newest_uri
 from stylegan.data.sharding.write_shards import shard_key
 from stylegan.data.shardset import ShardSet
@@ -15,7 +15,8 @@ from stylegan.data.sources.open_source import open_source
 from stylegan.evaluation.features.spaces import Network, Spaces
 from stylegan.evaluation.protocol import protocol_of
 from stylegan.evaluation.quick import rows_name
-from stylegan.pipeline.keys import gate_key, make_keys
+from stylegan.pipeline.keys import gate_key, make_keys, stage_keys
+from stylegan.pipeline.sweep import with_overrides
 from stylegan.training.cost import speed_record
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def test_every_shipped_config_of_then_is_still_there() -> None:
     assert [path for path in KNOWN["configs"] if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", KNOWN["protocols"]["published"])
 def test_protocol_of_a_metric(metric: str) -> None:
     shapes = {"pooled": ("inception", 2048, "float32"), "manifold": ("vgg16", 4096, "float16")}
     shapes |= {"distance": ("lpips", 0, "float32"), "attributes": ("attributes", 0, "float32")}
@@ -49,6 +50,21 @@ def test_protocol_of_a_metric(metric: str) -> None:
     spaces = {"published": Spaces(networks), "embedded": Spaces(embedded, embedded="classifier")}
     found = {name: protocol_of(metric, SHARDS, EvaluationConfig(), space) for name, space in spaces.items()}
     assert found == {name: KNOWN["protocols"][name][metric] for name in spaces}
+
+
+def test_what_decides_a_style_transfer_is_part_of_its_key_and_how_it_is_made_is_not() -> None:
+    config = load(ROOT / "configs/style-transfer.yaml")
+
+    def key(*overrides: str) -> tuple[str, ...]:
+        return stage_keys(with_overrides(config, list(overrides)), SHARDS)
+
+    for override in (
+        "seed=1", "transfer.style_weight=5", "transfer.style_classes=[china]", "transfer.kimg=20", "transfer.depth=3",
+        "evaluation.features=classifier", "evaluation.seed=1", "data.channels=1",
+    ):  # fmt: skip
+        assert key(override) != key(), override
+    for override in ("ray.cpus_per_worker=1", "snapshots.log_kimg=1", "evaluation.num_images=9", "name=other"):
+        assert key(override) == key(), override
 
 
 def test_a_precision_is_part_of_a_key_where_a_metric_depends_on_it() -> None:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from stylegan import storage
 from stylegan.commands import shell_command
 from stylegan.config.sections import DataConfig
-from stylegan.data.sources import cifar, digits, folder, lsun, mnist, own, parquet, tar, tfrecords, urls, zip
+from stylegan.data.sources import cifar, digits, folder, lsun, mnist, own, parquet, photos, tar, tfrecords, urls, zip
 from stylegan.data.sources.access.own_folders import OwnFolders, own_folders
 from stylegan.data.sources.access.uris import check_uri, expand, file_token, is_pattern
 from stylegan.data.sources.base import (
@@ -81,7 +81,7 @@ _PART = re.compile(r"train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?|h
 _REPEATING = {"zip", "tar", "urls"}
 _ALLOWED = (
     "give a folder of images; a .zip, .tar, .tar.gz or shards such as train-{000000..000009}.tar; CIFAR, MNIST, LSUN (LMDB), .tfrecords, "
-    ".parquet or .arrow; a list of URLs (.txt, .csv, .tsv); each local or at an fsspec URL; or `digits`"
+    ".parquet or .arrow; a list of URLs (.txt, .csv, .tsv); each local or at an fsspec URL; or `digits` or `photos`"
 )
 
 
@@ -145,9 +145,11 @@ def _refuse_parts(data: DataConfig, names: Sequence[str], images: Sequence[Sourc
 
 def _list(data: DataConfig, root: str | None) -> Listing:
     """List the images of a source in whatever form it has."""
-    # The digits inside scikit-learn have no URI.
+    # The images inside scikit-learn have no URI.
     if data.source == "digits":
         return digits.list_images()
+    if data.source == "photos":
+        return photos.list_images()
     if DATE in data.source:
         raise ConfigError(
             f"data.source={data.source}: {DATE} stands for a day, which `{shell_command('stylegan', 'retrain', 'CONFIG')}` puts "

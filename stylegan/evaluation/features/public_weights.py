@@ -81,6 +81,7 @@ PUBLISHED: Mapping[Role, PublishedNetwork] = {
     "pooled": PublishedNetwork("inception", ("inception",), INCEPTION_FEATURES),
     "manifold": PublishedNetwork("vgg16", ("vgg16",), VGG16_FEATURES, dtype="float16"),
     "distance": PublishedNetwork("lpips", ("vgg16", "lpips")),
+    "style": PublishedNetwork("vgg16", ("vgg16",)),
 }
 
 

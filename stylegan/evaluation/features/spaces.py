@@ -6,6 +6,7 @@
 | manifold | pr, truncation | the embedded network | VGG16, fc2 |
 | distance | ppl_* | the embedded network's maps | LPIPS on VGG16 |
 | attributes | separability | its classes, one versus the rest | classifiers of attributes or classes of the shards |
+| style | transfer | the embedded network's maps | VGG16's maps |
 
 The name of the network is the last part of a metric's key in reports (`fid_inception`). Its digest is part of the
 metric's protocol, so numbers from different networks never compare.

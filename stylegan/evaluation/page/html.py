@@ -76,6 +76,7 @@ CAPTIONS = {
     "psi": ("Truncation of one latent", "From ψ = 1 over the average image at ψ = 0 to the opposite at ψ = -1"),
     "stages": ("Growth", "The same latents at the end of every stage"),
     "walk": ("Interpolation", "Animation: images that walk through latent space, and end where they began"),
+    "transfers": ("Transfers", "Held-out images: contents at the left, drawn in the styles at the top"),
 }
 STYLES = ("mixing", "noise", "noise_layers", "psi", "stages", "walk")
 CROPS = {

@@ -63,7 +63,7 @@ def test_the_embedded_network_serves_every_role(shards: ShardSet, root: str) -> 
     spaces = obtain_spaces(EVERYTHING, shards, root=root)
     net = obtain_features(EVERYTHING, shards, root=root)
     assert {role: (network.name, network.sha256) for role, network in spaces.networks.items()} == dict.fromkeys(
-        ("pooled", "manifold", "distance", "attributes"), ("classifier", net.sha256)
+        ("pooled", "manifold", "distance", "attributes", "style"), ("classifier", net.sha256)
     )
     assert spaces.attribute_names == ("left", "right")
     assert spaces.facts == {"classifier_accuracy": net.facts.accuracy}
@@ -81,12 +81,16 @@ def test_published_networks_have_their_own_names_and_digests(
         "manifold": "vgg16",
         "distance": "lpips",
         "attributes": "attributes",
+        "style": "vgg16",
     }
     assert spaces["pooled"].sha256 == str(inception.weights.inception).partition("=")[2]
     assert len({network.sha256 for network in spaces.networks.values()}) == 4
+    assert spaces["style"].sha256 == spaces["manifold"].sha256
     assert (spaces["pooled"].num_features, spaces["manifold"].num_features) == (2048, 4096)
     kinds = {role: type(open_network(network, "cpu")) for role, network in spaces.networks.items()}
-    assert kinds == {"pooled": InceptionV3, "manifold": VGG16, "distance": LPIPS, "attributes": AttributeNet}
+    assert kinds == {
+        "pooled": InceptionV3, "manifold": VGG16, "distance": LPIPS, "attributes": AttributeNet, "style": VGG16,
+    }  # fmt: skip
 
 
 def test_workers_find_the_weights_below_the_root(inception: EvaluationConfig, shards: ShardSet, root: str) -> None:
