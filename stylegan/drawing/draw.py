@@ -137,7 +137,8 @@ def paint(generator: Generator, ws: Tensor, noise: NoiseFn | None, *, batch: int
         batch: images at a time. Many are faster; the last bit of an image may then depend on those beside it.
     """
     ws = ws.to(generator.w_avg.device)
-    return torch.cat([to_uint8(generator.synthesis(rows, noise=noise)).cpu() for rows in ws.split(batch)])
+    with drawing_threads(generator):
+        return torch.cat([to_uint8(generator.synthesis(rows, noise=noise)).cpu() for rows in ws.split(batch)])
 
 
 def of_seed(

@@ -20,6 +20,7 @@ from stylegan.drawing.project import Distance
 from stylegan.errors import StepError, UserError, one_line
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator
+from stylegan.serving.recorded import Paint, record
 from stylegan.training.state import refuse_transfer
 
 logger = logging.getLogger("stylegan")
@@ -70,6 +71,7 @@ class ServedModel:
         generator: in evaluation mode, on the device of the server.
         classes: names of the classes; empty if it is not class-conditional.
         digest: tells its pictures from those of other weights, devices and versions of this program.
+        recorded: draws one image faster than `paint`, with the same bits; None where nothing does.
         directions: of its attributes, by name.
         means: for projections, None if it has none; `no_means` says why.
     """
@@ -78,6 +80,7 @@ class ServedModel:
     generator: Generator
     classes: tuple[str, ...]
     digest: str
+    recorded: Paint | None
     directions: Mapping[str, Direction]
     means: ProjectionMeans | None
     no_means: str
@@ -122,6 +125,7 @@ def load(found: Found, device: str, means_of: Means) -> ServedModel:
         generator,
         names if generator.num_labels else (),
         hashlib.sha256(hashlib.sha256(data).digest() + "\n".join(facts).encode()).hexdigest(),
+        record(generator),
         {one.name: one for one in directions},
         means,
         no_means,

@@ -1,9 +1,10 @@
-"""Draw the pictures of requests: a queue, one thread that draws, encoders beside it, and a store of what was drawn last."""
+"""Draw the pictures of requests: a queue, threads that draw, encoders beside them, and a store of what was drawn last."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -26,6 +27,7 @@ from stylegan.serving.models import ServedModel
 
 GATHER_SECONDS = 0.004  # on a GPU: how long a batch waits for more images
 BATCH, BATCH_PIXELS = 64, 2**22  # most images of a batch, and most pixels
+MOST_THREADS = 8
 MOST_QUEUED = 1024  # images
 MOST_WAIT = 15.0  # seconds that a new image may have to wait, as far as that can be foretold
 PATIENCE = 60.0  # seconds after which a request is given up
@@ -64,8 +66,9 @@ class _Job:
 class Painter:
     """Draws pictures with any model, in the order of the requests.
 
-    On a CPU a picture is drawn by itself, so that it has the bits that `stylegan sample` draws. On a GPU those that
-    arrive within GATHER_SECONDS are drawn together. What is asked for twice at a time is drawn once.
+    On a CPU a picture is drawn by itself, so that it has the bits that `stylegan sample` draws; pictures of a recorded
+    generator on as many threads as there are processors, others one after the other. On a GPU those that arrive within
+    GATHER_SECONDS are drawn together. What is asked for twice at a time is drawn once.
     """
 
     def __init__(self, device: str) -> None:
@@ -79,14 +82,17 @@ class Painter:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._kept_bytes = 0
         self._seconds = 0.0  # that an image takes
+        self._alone = threading.Lock()  # of what uses several processors by itself
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="encode")
-        threading.Thread(target=self._work, name="draw", daemon=True).start()
+        self._threads = 1 if self.together else min(len(os.sched_getaffinity(0)), MOST_THREADS)
+        for number in range(self._threads):
+            threading.Thread(target=self._work, name=f"draw-{number}", daemon=True).start()
 
     def close(self) -> None:
         """End the threads; nothing may be under way."""
         with self._arrived:
             self._closed = True
-            self._arrived.notify()
+            self._arrived.notify_all()
         self._encoders.shutdown(wait=False)
 
     async def pictures(
@@ -167,7 +173,7 @@ class Painter:
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
-    # --- the thread that draws ---
+    # --- the threads that draw ---
 
     def _work(self) -> None:
         while batch := self._next_batch():
@@ -181,7 +187,7 @@ class Painter:
             with suppress(RuntimeError):  # the server has ended meanwhile
                 for job, image in zip(batch, images, strict=True):
                     self._encoders.submit(self._encode, job, image)
-            seconds = (time.monotonic() - begun) / len(batch)
+            seconds = (time.monotonic() - begun) / len(batch) / self._threads
             self._seconds = 0.9 * self._seconds + 0.1 * seconds if self._seconds else seconds
             del batch, images
 
@@ -225,7 +231,10 @@ class Painter:
         generator = batch[0].model.generator
         latents = [prepare(job.model, job.wanted) for job in batch]
         if len(batch) == 1:
-            return paint(generator, *latents[0])
+            if batch[0].model.recorded:
+                return batch[0].model.recorded(*latents[0])
+            with self._alone:
+                return paint(generator, *latents[0])
         ws, noises = torch.cat([ws for ws, _ in latents]), [noise for _, noise in latents]
         with torch.no_grad():
             return to_uint8(generator.synthesis(ws, noise=_side_by_side(generator, noises))).cpu()

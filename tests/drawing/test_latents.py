@@ -139,3 +139,23 @@ def test_noise_of_many_cells_goes_to_each_in_turn(generator):
     assert (images[:2].int() - draw(generator, [1, 2]).int()).abs().max() <= 1
     assert torch.equal(images[:2], images[2:])
     assert noise_of("own", None) is None
+
+
+@pytest.mark.parametrize(("resolution", "threads"), [(64, 1), (128, 2)])
+def test_small_images_are_drawn_by_one_thread(monkeypatch, resolution, threads):
+    """Two sum in another order, so the bits would depend on the number of processors; afterwards there are as many as before."""
+    generator = Generator(MODEL, resolution=resolution, channels=1).eval().requires_grad_(False)
+    seen, forward = [], type(generator.synthesis).forward
+
+    def spy(*arguments, **options):
+        seen.append(torch.get_num_threads())
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(type(generator.synthesis), "forward", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        draw(generator, [0, 1])
+        assert (seen, torch.get_num_threads()) == ([threads] * 2, 2)
+    finally:
+        torch.set_num_threads(before)
