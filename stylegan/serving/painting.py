@@ -184,11 +184,11 @@ class Painter:
                 for job in batch:
                     self._tell(job, error)
                 continue
+            seconds = (time.monotonic() - begun) / len(batch) / self._threads
+            self._seconds = 0.9 * self._seconds + 0.1 * seconds if self._seconds else seconds
             with suppress(RuntimeError):  # the server has ended meanwhile
                 for job, image in zip(batch, images, strict=True):
                     self._encoders.submit(self._encode, job, image)
-            seconds = (time.monotonic() - begun) / len(batch) / self._threads
-            self._seconds = 0.9 * self._seconds + 0.1 * seconds if self._seconds else seconds
             del batch, images
 
     def _next_batch(self) -> list[_Job]:
