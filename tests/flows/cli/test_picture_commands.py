@@ -170,3 +170,36 @@ def test_classes_of_a_conditional_model_come_in_turn_or_are_one(tmp_path):
 
 def test_a_model_without_styles_has_none_to_mix(capsys, tmp_path):
     assert "has no styles to mix" in fail(capsys, 2, "mix", folder(tmp_path, styles=False), "--out", "m.png")
+
+
+def test_everything_can_be_written_to_a_bucket(s3_server, untrained):
+    """And the bytes are those of a local file."""
+    import fsspec
+
+    bucket = s3_server()
+    assert main(["mix", untrained, "--rows", "0", "--cols", "1", "--out", f"{bucket}/mix.png"]) == 0
+    assert main(["video", untrained, "--seconds", "0.2", "--fps", "10", "--out", f"{bucket}/a/film.webp"]) == 0
+    assert main(["figures", untrained, "--only", "psi,walk", "--out", f"{bucket}/figures"]) == 0
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    names = {name.split("/", 1)[1] for name in fs.find(bucket)}
+    assert names == {"mix.png", "a/film.webp", "figures/psi.png", "figures/walk.webp"}
+    with fs.open(f"{bucket}/a/film.webp") as file, Image.open(file) as film:
+        assert film.n_frames == 2
+
+
+def test_imported_official_weights_draw_the_latents_of_the_official_scripts(capsys, tmp_path):
+    """Their z are those of numpy, their noise that of the file, and their images untruncated unless psi is given."""
+    import official_tf as tf
+
+    (tmp_path / "official.pkl").write_bytes(tf.write(tf.arguments(8, 3)))
+    uri = str(tmp_path / "imported")
+    assert main(["import-weights", str(tmp_path / "official.pkl"), "--out", uri]) == 0
+    generator, _ = load_generator((tmp_path / "imported" / "generator.safetensors").read_bytes())
+    out = tmp_path / "mix.png"
+    options = ["--rows", "888,829", "--cols", "639", "--styles", "0-1", "--rng", "numpy"]
+    assert main(["mix", uri, *options, "--out", str(out)]) == 0
+    sheet = cells(out, 2)
+    for row, seed in ((0, 639), (1, 888), (2, 829)):
+        z = torch.from_numpy(np.random.RandomState(seed).randn(1, generator.model.latent_size)).float()
+        expected = (generator(z)[0] * 127.5 + 127.5).round().clamp(0, 255).byte().numpy()
+        assert np.array_equal(sheet[row, 1 if row == 0 else 0], expected)
