@@ -27,7 +27,7 @@ from stylegan.uris import is_local
 
 PROJECT = "stylegan-pipeline"
 PACKAGES = ("stylegan", "flows")
-SUFFIXES = (".py", ".yaml", ".j2")  # modules, and the data files that they read
+SUFFIXES = (".py", ".yaml", ".j2", ".html", ".css", ".js")  # modules, and the data files that they read
 MAX_BYTES = 2 * 2**20
 # Of the metadata of the installed project: its version is also that of the code on the cluster.
 HEADERS = ("Metadata-Version", "Name", "Version", "Requires-Python", "Requires-Dist")

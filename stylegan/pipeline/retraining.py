@@ -238,6 +238,8 @@ def config_key(config: Config) -> str:
     values["registry"] = values["registry"]["gate"]
     values["training"].pop("warm_start", None)
     values["evaluation"].pop("weights", None)
+    if values["transfer"] is None:  # champions from before there was this section stay those of the same config
+        del values["transfer"]
     return digest(values)
 
 

@@ -50,7 +50,7 @@ def test_missing_file(tmp_path):
     assert mistake(tmp_path / "none.yaml").startswith(f"{tmp_path}/none.yaml: no such config file")
 
 
-def test_folder_instead_of_a_file(tmp_path):
+def test_folder_instead_of_a_file(tmp_path, monkeypatch):
     """A folder is no config: the line names those in it, else how a config names images."""
     assert f"is a folder, and a config is a YAML file; images are named in it: `data: {{source: {tmp_path}" in mistake(
         tmp_path
@@ -58,6 +58,9 @@ def test_folder_instead_of_a_file(tmp_path):
     for name in ("faces.yaml", "cats.yml"):
         (tmp_path / name).touch()
     (tmp_path / ".hidden.yaml").touch()
+    far = tmp_path.with_name("far").joinpath(*"abcdefghijklmnopqrstuvwxyz")
+    far.mkdir(parents=True)
+    monkeypatch.chdir(far)  # from a folder nearby the names would be shorter from there
     assert mistake(tmp_path).endswith(f"give a config file of it: {tmp_path}/cats.yml, {tmp_path}/faces.yaml")
     (tmp_path / "cats.yml").unlink()
     assert mistake(tmp_path).endswith(f"did you mean {tmp_path}/faces.yaml?")

@@ -167,11 +167,11 @@ def test_an_image_of_the_model_is_taken_as_it_is(model: str, tmp_path: Path) -> 
     generator, _ = verb.load_generator(Path(model, "generator.safetensors").read_bytes())
     target = draw(generator, [1], labels=[0])[0]
     data = DataConfig(source="x", resolution=8, channels=1, crop="celeba", min_size=100)
-    pixels, words = verb._convert(png_bytes(Image.fromarray(target[0].numpy())), data)
+    pixels, words = verb.convert_picture(png_bytes(Image.fromarray(target[0].numpy())), data)
     assert np.array_equal(pixels, target.numpy())
     assert words == ""
     with pytest.raises(verb.UnreadableImage, match=r"has a shorter side than data.min_size=100"):
-        verb._convert(png_bytes(Image.new("L", (16, 16))), data)
+        verb.convert_picture(png_bytes(Image.new("L", (16, 16))), data)
 
 
 @pytest.mark.parametrize(
