@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TRITON := triton==3.6.0
 
 .PHONY: help quickstart notebook test test-fast test-kernels stack-test bench bench-training bench-evaluation bench-data \
-	bench-metrics bench-intervals bench-compare bench-tracking bench-gpu kill-test lint format \
+	bench-metrics bench-intervals bench-compare bench-tracking bench-serving bench-gpu kill-test lint format \
 	config-reference metric-names manifests setup clean
 
 help: ## List the targets
@@ -62,6 +62,9 @@ bench-compare: setup ## ... of `stylegan compare` with 20 runs, against its goal
 
 bench-tracking: setup ## ... of our queries and MLflow's pages in an experiment of 200 runs: five minutes
 	cd tests && PYTHONPATH=.. ../$(BIN)/python -m benchmarks.bench_tracking $(BENCH)
+
+bench-serving: setup ## ... of a recorded generator, as it is served, to one that is not: a minute
+	cd tests && ../$(BIN)/python -m benchmarks.bench_serving $(BENCH)
 
 bench-gpu: setup ## ... of training on one GPU, with floors: at most eight minutes; needs torch in the build for the GPU
 	cd tests && ../$(BIN)/python -m benchmarks.bench_gpu $(BENCH)
