@@ -125,24 +125,6 @@ def registry_config(config: str | None, overrides: list[str] | None) -> Config |
     return load(config, overrides) if config is not None else None
 
 
-def usable_device(device: str) -> str:
-    """Return the torch device of `--device`; `auto` is a GPU if there is one. Raises ConfigError if it cannot be used."""
-    if device == "cpu":
-        return device
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()) or device.endswith(":"):
-        raise ConfigError(f"--device {device}: must be cpu, cuda, cuda:N or auto")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= there:
-        found = f"torch sees {there} GPU{'s' * (there > 1)} here" if there else "torch sees no GPU here"
-        raise ConfigError(f"--device {device}: {found}; give cpu or auto")
-    return device
-
-
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     """Parse `0-3,7` to [0, 1, 2, 3, 7]. Raises ConfigError, which names the option, if it is not such a list."""
     seeds: list[int] = []

@@ -16,7 +16,6 @@ from flows.cli.arguments import (
     Whole,
     parse_seeds,
     registry_config,
-    usable_device,
 )
 from flows.cli.console import print_result
 from stylegan.errors import ConfigError
@@ -63,6 +62,7 @@ def figures(
     stylegan figures imported/ffhq --rng numpy --only mixing,psi --out figures
     """
     settings = registry_config(config, overrides)
+    from stylegan.drawing.device import choose_device
     from stylegan.retry import storage_settings
     from stylegan.verbs import figures as drawing
 
@@ -75,7 +75,7 @@ def figures(
             psi=psi,
             label=label,
             rng=rng,
-            device=usable_device(device),
+            device=choose_device(device),
         )
     text = [f"{', '.join(record.figures) or 'no figure'} of {record.checkpoint_uri} in {record.folder}"]
     text += [f"not drawn: {name}: {reason}" for name, reason in record.skipped.items()]
@@ -227,6 +227,7 @@ def video(
             f"--seeds {seeds}: the latents of --w are walked through instead of seeds; give one of the two"
         )
     numbers = parse_seeds(seeds) if seeds is not None else None
+    from stylegan.drawing.device import choose_device
     from stylegan.drawing.draw import parse_noise
     from stylegan.retry import storage_settings
     from stylegan.verbs import video as filming
@@ -245,7 +246,7 @@ def video(
             label=label,
             noise=parse_noise(noise, rng),
             rng=rng,
-            device=usable_device(device),
+            device=choose_device(device),
             out=out,
         )
     text = (

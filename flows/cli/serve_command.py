@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from flows.cli import console, supervisor
-from flows.cli.arguments import AnyFile, AsJson, Overrides, RegistryConfig, Whole, registry_config
+from flows.cli.arguments import AnyFile, AsJson, Device, Overrides, RegistryConfig, Whole, registry_config
 
 PORT = 8501
 
@@ -17,7 +15,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Whole = PORT,
     token: str | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Device = "auto",
     config: RegistryConfig = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -37,8 +35,6 @@ def serve(
         Port to listen on; 0 takes any that is free.
     token
         What whoever asks must know. STYLEGAN_SERVE_TOKEN does the same, and other users of this machine do not see it.
-    device
-        On which it draws: cpu or cuda. Unset is the GPU, if there is one.
     as_json
         Print one JSON line when the server is ready.
 

@@ -150,7 +150,7 @@ class Scene:
 
     @property
     def batch(self) -> int:
-        """How many images are drawn at a time."""
+        """The number of images that are drawn at a time."""
         return batch_size(self.generator.resolution)
 
     def small(self, images: Tensor) -> Tensor:

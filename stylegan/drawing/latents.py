@@ -52,7 +52,7 @@ def check_seed(seed: int, rng: Rng = "torch") -> None:
 
 @dataclass(frozen=True)
 class Latents:
-    """What images are computed from.
+    """Styles and noise, from which images are computed.
 
     Attributes:
         ws: styles [N, num_layers, L].

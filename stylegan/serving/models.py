@@ -185,7 +185,7 @@ class Models:
                 self.current = load(found, self.device, self.means_of)
                 logger.info("%s: version %s is served now, after %s", found.name, self.current.version, old.version)
                 del old
-                if self.device == "cuda":
+                if self.device.startswith("cuda"):
                     torch.cuda.empty_cache()
         except Exception as error:  # whatever it is, the old model goes on
             if self.trouble is None:

@@ -73,7 +73,7 @@ class Painter:
 
     def __init__(self, device: str) -> None:
         """Start the threads; call it on the event loop that will wait for pictures."""
-        self.together = device == "cuda"
+        self.together = device.startswith("cuda")
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Job] = deque()
         self._arrived = threading.Condition()

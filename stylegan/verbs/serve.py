@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 from starlette.types import ASGIApp
@@ -15,6 +15,7 @@ from stylegan import storage
 from stylegan.cluster.replicas import replicated
 from stylegan.config.file import load
 from stylegan.config.tree import Config
+from stylegan.drawing.device import AUTO, choose_device
 from stylegan.drawing.perceptual import perceptual_distance
 from stylegan.errors import ConfigError
 from stylegan.networks.generator import Generator
@@ -26,7 +27,6 @@ from stylegan.training.state import MARKER, read_checkpoint
 from stylegan.verbs.find_model import SHORT_VERSION, find_model
 from stylegan.verbs.project import convert_picture, picture_settings
 
-Device = Literal["cpu", "cuda"]
 MOST_PICTURE_PIXELS = 2**25  # of an uploaded picture
 TOKEN_VARIABLE = "STYLEGAN_SERVE_TOKEN"
 
@@ -58,7 +58,7 @@ def serve(
     host: str,
     port: int,
     token: str | None,
-    device: Device | None,
+    device: str,
     ready: Callable[[Serving], None],
 ) -> None:
     """Serve a model until the process is interrupted.
@@ -67,7 +67,7 @@ def serve(
         config, model: as for `find_model`.
         host, port: where; see `bind`.
         token: what whoever asks must know; None takes that of STYLEGAN_SERVE_TOKEN, if it is set.
-        device: on which it draws; None is the GPU, if there is one.
+        device: on which it draws; see `choose_device`.
         ready: is called once when requests can come.
 
     Raises:
@@ -97,14 +97,14 @@ class Replicas(Record):
     Attributes:
         model: as for `find_model`.
         config: path of the YAML file that names the registry, which every node can read; None as for the verb.
-        device: of each replica; None is the GPU, if it has one.
+        device: of each replica; see `choose_device`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     config: str | None = None
-    device: Device | None = None
+    device: str = AUTO
 
 
 def replicas(arguments: dict[str, Any]) -> Any:
@@ -160,7 +160,7 @@ def find(config: Config | None, model: str) -> Found:
     return Found(name, version, alias, run_id, found.run_uri, found.checkpoint_uri)
 
 
-def projection_means(config: Config | None, device: Device, found: Found, generator: Generator) -> ProjectionMeans:
+def projection_means(config: Config | None, device: str, found: Found, generator: Generator) -> ProjectionMeans:
     """Return what pictures are projected with, as the verb `project` does it.
 
     Raises:
@@ -170,16 +170,3 @@ def projection_means(config: Config | None, device: Device, found: Found, genera
     data = picture_settings(found.run_uri, config, generator).data
     limited = data.model_copy(update={"max_pixels": min(data.max_pixels, MOST_PICTURE_PIXELS)})
     return ProjectionMeans(partial(convert_picture, data=limited), distance)
-
-
-def choose_device(device: Device | None) -> Device:
-    """Return the device to draw on: the one that is asked for, else the GPU, if there is one.
-
-    Raises:
-        ConfigError: the GPU is asked for and there is none.
-    """
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here; leave it out or give cpu")
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")

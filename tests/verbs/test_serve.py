@@ -4,9 +4,10 @@ import pytest
 import torch
 from served_models import write_model
 
+from stylegan.drawing.device import choose_device
 from stylegan.errors import ConfigError
 from stylegan.serving.models import load
-from stylegan.verbs.serve import choose_device, find, projection_means
+from stylegan.verbs.serve import find, projection_means
 
 
 def test_a_checkpoint_has_neither_version_nor_alias(tmp_path):
@@ -32,6 +33,6 @@ def test_a_model_without_a_run_says_that_it_cannot_project(tmp_path, monkeypatch
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_the_cpu_draws():
-    assert choose_device(None) == choose_device("cpu") == "cpu"
+    assert choose_device() == choose_device("cpu") == "cpu"
     with pytest.raises(ConfigError, match="--device cuda: torch finds no GPU here; leave it out or give cpu"):
         choose_device("cuda")
