@@ -8,10 +8,8 @@ neighbours among the reals are drawn by the evaluation, which has the features (
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from stylegan import storage
 from stylegan.drawing.draw import no_noise, noise_of, of_seed, paint, paint_latents, styles
-from stylegan.drawing.film import write_film
+from stylegan.drawing.film import film_bytes
 from stylegan.drawing.interpolate import walk_z
 from stylegan.drawing.latents import Latents, Rng, latent
 from stylegan.drawing.mixing import Part, mix_layers, part_layers
@@ -300,10 +298,7 @@ def walk_bytes(scene: Scene) -> bytes:
         columns=2 if cells > 1 else 1,
         at_once=scene.batch,
     )
-    with tempfile.TemporaryDirectory(prefix="stylegan-walk-") as folder:
-        path = Path(folder, "walk.webp")
-        write_film(str(path), ".webp", frames, count=WALK_FRAMES, fps=WALK_FPS)
-        return path.read_bytes()
+    return film_bytes(".webp", frames, count=WALK_FRAMES, fps=WALK_FPS)
 
 
 def film_frames(

@@ -88,6 +88,14 @@ def write_film(target: str, ending: str, frames: Iterable[Image.Image], *, count
             storage.upload(path, target)
 
 
+def film_bytes(ending: str, frames: Iterable[Image.Image], *, count: int, fps: int) -> bytes:
+    """Draw the frames of a short film, and return the bytes of its file. Arguments and errors as for `write_film`."""
+    with tempfile.TemporaryDirectory(prefix="stylegan-film-") as folder:
+        path = Path(folder, f"whole{ending}")
+        write_film(str(path), ending, frames, count=count, fps=fps)
+        return path.read_bytes()
+
+
 def _even(frame: Image.Image) -> Image.Image:
     """Return a frame in RGB with even sides, as H.264's colours of half resolution need them."""
     width, height = (side + side % 2 for side in frame.size)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from stylegan.drawing.film import film_format, write_film
+from stylegan.drawing.film import film_bytes, film_format
 from stylegan.drawing.latents import latents_bytes
 from stylegan.drawing.perceptual import PerceptualDistance
 from stylegan.drawing.project import PROJECTION_VERSION, OnStep, Projection, Space, project
-from stylegan.errors import StepError, UserError
-from stylegan.evaluation.generate import read_generator, sha256
+from stylegan.errors import UserError
+from stylegan.evaluation.generate import generator_at, sha256
 from stylegan.evaluation.metrics.numerics import exact_float32
 from stylegan.images import grid, png_bytes, to_uint8
-from stylegan.networks.generator import Generator
-from stylegan.networks.weights import load_generator
 from stylegan.progress import Progress
 from stylegan.records import Record, digest
 
@@ -129,7 +124,7 @@ def project_image(request: ProjectionRequest) -> Projected:
 
 
 def _project(request: ProjectionRequest, target: torch.Tensor, on_step: OnStep) -> Projection:
-    generator = _generator(request.generator_uri, request.generator_sha256, request.device)
+    generator = generator_at(request.generator_uri, request.generator_sha256, request.device)
     return project(
         generator,
         target,
@@ -143,15 +138,6 @@ def _project(request: ProjectionRequest, target: torch.Tensor, on_step: OnStep) 
     )
 
 
-@lru_cache(maxsize=1)
-def _generator(uri: str, expected: str, device: str) -> Generator:
-    """Load the generator to its device, once per process. Raises StepError if its file has changed or is gone."""
-    data = read_generator(uri)
-    if sha256(data) != expected:
-        raise StepError(f"{uri}: changed since the projection began; run the same command again")
-    return load_generator(data, uri)[0].to(device)
-
-
 def _beside(target: torch.Tensor, image: torch.Tensor, heads: tuple[str, ...] = ()) -> Image.Image:
     return grid([target, image], 2, cell=CELL, heads=heads)
 
@@ -159,7 +145,4 @@ def _beside(target: torch.Tensor, image: torch.Tensor, heads: tuple[str, ...] = 
 def _film(frames: list[Image.Image]) -> dict[str, bytes]:
     """Return the film by its name, in the format that this machine can write."""
     name = f"{FILM}{film_format()}"
-    with tempfile.TemporaryDirectory(prefix="stylegan-projection-") as folder:
-        path = Path(folder, name)
-        write_film(str(path), path.suffix, iter(frames), count=len(frames), fps=FPS)
-        return {name: path.read_bytes()}
+    return {name: film_bytes(film_format(), iter(frames), count=len(frames), fps=FPS)}

@@ -282,14 +282,15 @@ def open_images(stored: ShardSet, loading: LoaderSettings, token: str) -> ImageT
 
 def generator_of(subject: Subject) -> Generator:
     """Load the generator to its device, once per process. Raises StepError if its file has changed or is gone."""
-    return _generator(subject.generator_uri, subject.generator_sha256, subject.device)
+    return generator_at(subject.generator_uri, subject.generator_sha256, subject.device)
 
 
 @lru_cache(maxsize=1)
-def _generator(uri: str, expected: str, device: str) -> Generator:
+def generator_at(uri: str, expected: str, device: str) -> Generator:
+    """Load a generator to its device, once per process. Raises StepError if its file has another digest, or is gone."""
     data = read_generator(uri)
     if sha256(data) != expected:
-        raise StepError(f"{uri}: changed during the evaluation; run the same command again")
+        raise StepError(f"{uri}: changed since this work began; run the same command again")
     return load_generator(data, uri)[0].to(device)
 
 

@@ -153,7 +153,7 @@ def test_a_replaced_file_is_not_mistaken_for_the_old_one(chunk: SampleChunk, che
     checkpoint(change=lambda generator: generator.w_avg.fill_(1.0))
     data = read_generator(chunk.subject.generator_uri)
     assert generator_of(replace(chunk.subject, generator_sha256=sha256(data))).w_avg[0] == 1
-    with pytest.raises(StepError, match="changed during the evaluation"):
+    with pytest.raises(StepError, match="changed since this work began"):
         generator_of(chunk.subject)
 
 

@@ -212,5 +212,5 @@ def test_a_generator_that_changes_meanwhile_fails_its_pictures_alone(
 
     monkeypatch.setattr(verb, "ProjectionRequest", change)
     record = run(picture(tmp_path / "own.png"))
-    assert record.images[0].error == f"{weights}: changed since the projection began; run the same command again"
+    assert record.images[0].error == f"{weights}: changed since this work began; run the same command again"
     assert not (tmp_path / "out" / "own").exists()
