@@ -15,7 +15,7 @@ from stylegan import storage
 from stylegan.cluster.replicas import replicated
 from stylegan.config.file import load
 from stylegan.config.tree import Config
-from stylegan.drawing.device import AUTO, choose_device
+from stylegan.drawing.device import ALLOWED, AUTO, FORM, choose_device
 from stylegan.drawing.perceptual import perceptual_distance
 from stylegan.errors import ConfigError
 from stylegan.networks.generator import Generator
@@ -125,6 +125,8 @@ def replicas(arguments: dict[str, Any]) -> Any:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ConfigError(f"args.{place}: {first['msg']}; the arguments are model, config and device") from None
+    if given.device != AUTO and not FORM.fullmatch(given.device):  # whether it is there, only a replica can say
+        raise ConfigError(f"args.device: {given.device}: must be {ALLOWED}")
     return replicated(partial(_replica, given), name="stylegan")
 
 

@@ -33,7 +33,7 @@ def test_no_secret_is_in_it():
     [
         ({}, "args.model: Field required; the arguments are model, config and device"),
         ({"model": "x", "port": 1}, "args.port: Extra inputs are not permitted"),
-        ({"model": "x", "device": "tpu"}, "args.device: Input should be 'cpu' or 'cuda'"),
+        ({"model": "x", "device": "tpu"}, "args.device: tpu: must be cpu, cuda, cuda:N or auto"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, says):
