@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # it finds Triton. This is the version that the kernels were tested with.
 TRITON := triton==3.6.0
 
-.PHONY: help quickstart notebook test test-fast test-kernels stack-test bench bench-training bench-evaluation bench-data \
+.PHONY: help quickstart notebook test test-fast test-kernels long-test stack-test audit bench bench-training bench-evaluation bench-data \
 	bench-metrics bench-intervals bench-compare bench-tracking bench-serving bench-gpu kill-test lint format \
 	config-reference metric-names manifests setup clean
 
@@ -23,14 +23,17 @@ notebook: quickstart ## Run configs/quickstart.ipynb on the finished quickstart 
 	$(BIN)/python tests/run_notebook.py
 
 # Whole modules go to one process for each core, in the order of the folders: the long ones (integration) come first.
-test: lint ## Check style and types and run the tests with real engines, all but those of stack-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not stack"
+test: lint ## Check style and types and run the tests with real engines, all but those of long-test and stack-test
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not long and not stack"
 
-stack-test: setup ## Run the long tests of the engines together: clusters, jobs, schedules, signals, kills, S3, secrets: an hour
+long-test: setup ## Run the long tests of the engines together: clusters, jobs, schedules, signals, kills, S3, secrets: an hour
+	$(BIN)/python -m pytest -m long
+
+stack-test: setup ## Run the tests of the stack of infra/stack.sh: its commands, its image, services killed in a run: a quarter of an hour
 	$(BIN)/python -m pytest -m stack
 
 test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3) and train nothing: under two minutes
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope -m "not engine and not slow and not stack"
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope -m "not engine and not slow and not long and not stack"
 
 test-kernels: $(VENV)/triton/.installed ## Test the GPU kernels on this CPU, interpreted, and compile them for GPUs: minutes, 640 MB
 	PYTHONPATH=$(abspath $(VENV))/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/networks/test_kernels.py

@@ -233,7 +233,7 @@ def test_when_the_time_is_up_the_rest_is_left_out(
     assert capsys.readouterr().out.strip() == text.strip()
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_run_on_a_cpu_measures_what_works_there_and_says_what_does_not(tmp_path: Path) -> None:
     out = tmp_path / "new folder" / "table.md"
     tiny = ["--sizes", "8:4", "--fmap-max", "8", "--rounds", "2", "--minutes", "5"]

@@ -79,7 +79,7 @@ def test_storage_that_shows_another_file_is_named(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".probe"]
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_look_at_every_node_of_a_cluster(tmp_path, tiny_config, monkeypatch, caplog):
     """One node is as this process, one has another torch, one has no folder for its cache."""
     fake = tmp_path / "other" / "torch-9.9.9.dist-info"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 
 def client(place):

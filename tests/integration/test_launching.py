@@ -26,7 +26,7 @@ from stylegan.cluster import jobs
 from stylegan.cluster.job_package import environment, make_package
 from stylegan.cluster.jobs import JobServer
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 class Proxy:

@@ -26,7 +26,7 @@ from stylegan.training.curves import read_rows
 from stylegan.training.schedule import stages
 from stylegan.training.state import newest_checkpoint
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from stylegan.tracking.links import comparison_url, run_url
 from stylegan.tracking.views import DIFFERENCE_TAG, VERDICT_TAG
 
 pytestmark = [
-    pytest.mark.stack,
+    pytest.mark.long,
     pytest.mark.skipif(mlflow_site.CHROMIUM is None, reason="needs chromium, which is not installed"),
 ]
 

@@ -91,7 +91,7 @@ def leave_others(root: Path, before: Path) -> None:
         stale.write_bytes(b"of something else")
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_root_that_was_moved_has_everything(ran, tmp_path, capsys, caplog):
     caplog.set_level("INFO", "stylegan")
     picture = sample(ran, tmp_path / "before.png")

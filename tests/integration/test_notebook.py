@@ -52,7 +52,7 @@ def ran(finished, tmp_path_factory):
     return values, displayed, names
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_the_cells_show_the_run(ran, finished):
     (run_id, _, _, metrics, *_, table, _), displayed, names = ran
     assert run_id == finished[1]["run_id"]
@@ -63,7 +63,7 @@ def test_the_cells_show_the_run(ran, finished):
     assert table.loc["fid_classifier", "500 images"] != metrics.loc["fid_classifier", "value"]
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_the_cells_draw_what_their_texts_say(ran):
     values, displayed, names = ran
     mean, full = names["truncated"][0], names["truncated"][-1]
@@ -102,7 +102,7 @@ def kind(value: object) -> str:
     return "text/plain" if isinstance(value, str) else "image/png"
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_the_stored_outputs_are_of_the_kinds_that_the_cells_give(ran):
     """A cell that was changed without `make notebook` is noticed where it shows something else now."""
     kept = [{kind for output in cell["outputs"] for kind in output["data"]} for cell in CELLS]

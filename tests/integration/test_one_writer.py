@@ -9,7 +9,7 @@ from test_pipeline import client, curve, stage_nimg, wait_for, weights
 
 from stylegan.pipeline.lock import held
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 
 def test_the_second_of_two_is_refused_and_a_killed_one_gives_way_at_once(finished, make_place):

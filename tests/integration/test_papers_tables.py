@@ -7,7 +7,7 @@ from test_pipeline import client
 
 from stylegan import storage
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 
 def test_rows_are_trained_compared_and_shown_and_taken_from_storage_again(make_place):

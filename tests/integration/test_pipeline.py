@@ -255,7 +255,7 @@ def registered(place):
         return connection.execute("select count(*) from model_versions").fetchone() != (0,)
 
 
-@pytest.mark.stack
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_place):
     """A run that is killed five times ends like one that nobody killed.
@@ -293,7 +293,7 @@ def test_killed_in_every_step_it_ends_like_an_uninterrupted_run(finished, make_p
     place.wait_until_empty()
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_whole_run_on_s3(s3_server, make_place, finished):
     """A run with its storage on S3 gives the same weights as on a disk, and then all its steps are cached."""
     _, expected = finished

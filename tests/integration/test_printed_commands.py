@@ -12,7 +12,7 @@ import pytest
 from clusters import free_port
 from printed import printed, shell, type_in
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 def test_each_step_names_the_command_of_the_one_before(make_place):

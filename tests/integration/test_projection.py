@@ -18,7 +18,7 @@ from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.images import picture
 from stylegan.training.state import load_model
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # A short training of a small model on CIFAR-10; the archive of the training images is not part of this repository.

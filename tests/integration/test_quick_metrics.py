@@ -17,7 +17,7 @@ SNAPSHOTS = {
 }
 
 
-@pytest.mark.stack
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_points_are_in_mlflow_once_and_training_is_the_same(finished, make_place):
     """After a kill during a measurement, the same command leaves each row and point once, also at the end of the stage.

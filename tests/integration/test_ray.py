@@ -27,7 +27,7 @@ def test_a_closed_address_is_one_line(make_place):
     assert f"stylegan: ray.address={address}: nothing answers there" in place.errors()
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_joins_a_running_cluster_with_two_workers(make_place):
     """With `ray.address` the stage trains on that cluster with two gloo ranks, and does not stop the cluster."""
     place = make_place()

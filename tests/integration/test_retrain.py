@@ -97,7 +97,7 @@ def test_the_story_of_a_model(place, message_service):
     assert "it was trained with model.fmap_max=8, this config has 4" in place.errors()
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_drift_holds_until_somebody_has_looked(place, message_service):
     config = str(place.config)
     options = ["--set", "retrain.drift_kid=0.5", "--set", "retrain.on_drift=hold", "--set", "retrain.start=scratch"]
@@ -112,7 +112,7 @@ def test_a_drift_holds_until_somebody_has_looked(place, message_service):
     assert looked["run"]
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_few_images_that_are_very_different_force_a_retraining(place):
     config = str(place.config)
     options = [
@@ -130,7 +130,7 @@ def test_few_images_that_are_very_different_force_a_retraining(place):
     assert place.json("retrain", config, *options)["decision"]["rule"] == "drift"
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_backfill_does_each_day_once_the_oldest_first(make_place):
     place = make_place(
         name="daily",
@@ -158,7 +158,7 @@ def test_a_backfill_does_each_day_once_the_oldest_first(make_place):
     assert versions[0].tags["stylegan.date"] == "2026-03-03"
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_of_two_at_once_one_trains_and_the_other_is_skipped(place):
     config = str(place.config)
     first = place.start("retrain", config, "--json")
@@ -173,7 +173,7 @@ def test_of_two_at_once_one_trains_and_the_other_is_skipped(place):
     assert json.loads((place.folder / "first").read_text())["run"]
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_two_runs_of_one_config_double_nothing(place):
     """The second ends with one line; after a kill -9 of the first it goes on."""
     config = str(place.config)

@@ -22,7 +22,7 @@ from stylegan.config.file import load
 from stylegan.registry.contents import list_registered
 from stylegan.tracking.connection import connect, resolve_uri
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 

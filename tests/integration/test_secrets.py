@@ -53,7 +53,7 @@ def files_with_the_canary(*folders: Path) -> list[str]:
     return [str(path) for path in files if path.is_file() and any(needle in path.read_bytes() for needle in needles)]
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_run_with_secrets_in_every_legal_place_stores_none(tmp_path, make_place, mlflow_server, image_server):
     """The login to MLflow is in the environment, signed URLs are in a list; some of them do not work."""
     urls = [f"{image_server}/{i}.png?X-Amz-Signature={CANARY}&sig={CANARY}&n={i}" for i in range(8)]

@@ -32,7 +32,7 @@ from stylegan.registry import versions
 from stylegan.tracking.connection import connect, resolve_uri
 from stylegan.training.state import load_model
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 REQUESTS, CLIENTS = 2000, 8

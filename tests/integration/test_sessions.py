@@ -17,7 +17,7 @@ def line(place):
     return found
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_dead_ray_address_is_not_looked_at_without_ray_address_in_the_config(make_place):
     """`doctor` and `train` start a Ray of their own, also with a home that cannot be written."""
     place = make_place()
@@ -32,7 +32,7 @@ def test_a_dead_ray_address_is_not_looked_at_without_ray_address_in_the_config(m
     place.wait_until_empty()
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_cluster_with_tokens(make_place):
     """With its token a run trains there, also from a file and without RAY_AUTH_MODE. Others are refused, and never shown."""
     place = make_place()

@@ -16,7 +16,7 @@ from test_pipeline import stage_nimg, wait_for
 
 from stylegan.training.curves import read_rows
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 
 def stop(place, ready, number, send):

@@ -65,7 +65,7 @@ def curve(place, run_id, key):
     return [(point.step, point.value) for point in client(place).get_metric_history(run_id, key)]
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_run_trains_measures_registers_and_judges_it(trained):
     place, summary = trained
     assert [name for name, _ in states(place)] == STEPS
@@ -89,7 +89,7 @@ def test_a_run_trains_measures_registers_and_judges_it(trained):
     assert place.processes() == []
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_the_same_command_takes_everything_from_storage(trained):
     place, summary = trained
     begun = time.monotonic()
@@ -106,7 +106,7 @@ def test_the_same_command_takes_everything_from_storage(trained):
     }
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_pictures_are_drawn_by_the_champion(trained, tmp_path):
     place, _ = trained
     Image.linear_gradient("L").resize((50, 40)).convert("RGB").save(tmp_path / "a.png")
@@ -130,7 +130,7 @@ def test_pictures_are_drawn_by_the_champion(trained, tmp_path):
     assert "--alpha 2: must be a number from 0" in place.errors()
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_a_longer_training_is_judged_against_the_champion_and_others_accept_it(trained):
     place, summary = trained
     longer = place.json("run", str(place.config), "--set", "transfer.kimg=2.4")
@@ -149,7 +149,7 @@ def test_a_longer_training_is_judged_against_the_champion_and_others_accept_it(t
     assert key in str(compared)
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_killed_in_the_middle_it_ends_bit_identical(trained, transfer_place):
     reference, expected = trained
     place = transfer_place()

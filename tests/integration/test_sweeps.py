@@ -18,7 +18,7 @@ from stylegan.pipeline.study import STUDIES
 from stylegan.pipeline.sweep import make_children, shared_keys
 from stylegan.training.curves import read_rows
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 GRID = ("--grid", "training.stable_kimg.8=0.6,0.8")
 
 

@@ -335,7 +335,7 @@ def test_a_kill_after_any_deletion_leaves_nothing_that_counts_and_is_not_whole(w
     assert not {name for name in wanted if name.partition("/")[0] in ("runs", "stages")} & there
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_after_kill_9_the_next_clean_up_goes_on_without_another_grace(world, tmp_path):
     world.forget()
     world = world.with_retention(grace_days=1.0)
@@ -364,7 +364,7 @@ clean_up(load({str(config)!r}), now=time.time() + 3 * DAY)
     assert (found.marked, world.clean(days=3).deleted) == ((), ())
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_behind_a_server_deletion_is_its_api_and_the_bytes_are_left_to_it(
     tmp_path, tiny_config, draw_images, monkeypatch
 ):

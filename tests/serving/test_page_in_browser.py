@@ -18,7 +18,7 @@ from stylegan.drawing.draw import draw
 from stylegan.training.state import load_model
 
 pytestmark = [
-    pytest.mark.stack,
+    pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which is not installed"),
 ]
 

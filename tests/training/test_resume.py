@@ -99,7 +99,7 @@ def start(folder, job, previous):
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_killed_with_sigkill_again_and_again_it_ends_bit_identical(job, tmp_path):
     """A real process gets kill -9 in the fade, near its end and after it, each time at an arbitrary line."""
     longer = {"training": {"fade_kimg": 0.4, "stable_kimg": {4: 0.016, 8: 0.4}}}

@@ -309,7 +309,7 @@ def write_digits(folder, number):
         Image.fromarray((digits.images[index] * 255 / 16).astype("uint8")).save(path)
 
 
-@pytest.mark.stack
+@pytest.mark.long
 def test_the_distance_does_not_jump(tmp_path, monkeypatch):
     """Going on with new scans, the FID is first exactly the champion's, and in the first kimg at most 1.1 times as large.
 
