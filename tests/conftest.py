@@ -13,6 +13,8 @@ import pytest
 from message_service import MessageService, serve_messages
 from s3_faults import Faults, faulty
 
+from stylegan.config.places import VARIABLES
+
 # cuBLAS reads this at its first product, and tests of exact resume on a GPU need it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -26,6 +28,15 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Set $STYLEGAN_CACHE to a temporary folder, for this process and its children."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STYLEGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _outside_a_stack() -> Iterator[None]:
+    """Remove the places of a stack: the shell may have read `infra/stack.env`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.delenv(name, raising=False)
         yield
 
 

@@ -23,8 +23,10 @@ from pydantic import (
     PlainValidator,
     Tag,
     field_validator,
+    model_validator,
 )
 
+from stylegan.config.places import ray_in_stack, root_in_stack, tracking_in_stack
 from stylegan.config.resolutions import (
     OFFICIAL_BATCH,
     RESOLUTIONS,
@@ -132,10 +134,12 @@ class Section(BaseModel):
 class StorageConfig(Section):
     """The storage of a run's data, checkpoints and reports. No part of a run's identity."""
 
-    root: str = Field(
+    root: Annotated[str, AfterValidator(root_in_stack)] = Field(
         "stylegan-data",
+        validate_default=True,
         description="Folder, or fsspec URL such as `s3://bucket/path`, for shards, checkpoints and reports. "
-        "Credentials and endpoint come from the environment.",
+        "Credentials and endpoint come from the environment. A relative folder begins at `$STYLEGAN_STORAGE`, if that is "
+        "set (`. infra/stack.env` does), else at the working folder.",
     )
     patience_s: float = Field(
         600,
@@ -814,11 +818,12 @@ class RayConfig(Section):
     No part of a run's identity, except where the number of workers decides a batch: `training.batch: auto`.
     """
 
-    address: str | None = Field(
+    address: Annotated[str | None, BeforeValidator(ray_in_stack)] = Field(
         None,
+        validate_default=True,
         pattern=r"^(auto|local|(ray://)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})$",
         description="Ray cluster to join: `host:port` of its head, or `auto` for the one that this machine belongs to. "
-        "`null`: start Ray on this machine.",
+        "`null`: `$STYLEGAN_RAY_ADDRESS`, else start Ray on this machine, as `local` always does.",
     )
     workers: Workers = Field(
         1,
@@ -896,10 +901,12 @@ class RayConfig(Section):
 class TrackingConfig(Section):
     """MLflow. No part of a run's identity."""
 
-    uri: str | None = Field(
+    uri: Annotated[str | None, AfterValidator(tracking_in_stack)] = Field(
         None,
-        description="MLflow tracking URI: `http://...`, `sqlite:///...` or another database. `null`: a SQLite file "
-        "below `storage.root`, or below the working folder if `storage.root` is remote.",
+        validate_default=True,
+        description="MLflow tracking URI: `http://...`, `sqlite:///...` or another database. `null`: "
+        "`$STYLEGAN_TRACKING_URI`, else a SQLite file below `storage.root`, or below the working folder if `storage.root` "
+        "is remote.",
     )
     experiment: str = Field(
         "stylegan",
@@ -1061,6 +1068,12 @@ class UncheckedConfig(Section):
     registry: RegistryConfig = RegistryConfig()
     retrain: RetrainConfig = RetrainConfig()
     retention: RetentionConfig = RetentionConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_places(cls, values: Any) -> Any:
+        """Add the sections whose defaults the environment may give: a default that was made at import would not know it."""
+        return {"storage": {}, "tracking": {}, "ray": {}} | values if isinstance(values, dict) else values
 
     @property
     def model_name(self) -> str:
