@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from infra.stack import environment, processes
-from infra.stack.services import SERVICES, Values
+from infra.stack.service import Values
+from infra.stack.services import SERVICES
 from stylegan.errors import ConfigError, UserError
 
 NAMES = [service.name for service in SERVICES]

@@ -1,8 +1,8 @@
 """`ray start` for a cluster that only this machine reaches: `python -m infra.stack.loopback_ray start --head ...`.
 
-Ray 2.60 replaces 127.0.0.1 by the address of the network and then listens on all of them, unless a setting that is meant
-for other systems says that there is no network (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, in the env file, for clients need it, too). With it, a second node is
-refused. Nothing but that refusal is lifted here: both nodes are on this machine.
+Ray 2.60 replaces 127.0.0.1 by the address of the network and then listens on all networks, unless a setting that is meant
+for other systems says that there is none: RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, in the env file, because clients need it, too.
+With it a second node is refused. Nothing but that refusal is lifted here: both nodes are on this machine.
 """
 
 from __future__ import annotations

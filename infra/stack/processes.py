@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from infra.stack.environment import data_folder, postgres_user
-from infra.stack.services import SERVICES, Service, Values, kept_environment, why_not
+from infra.stack.service import Service, Values, kept_environment, user_settings, why_not
+from infra.stack.services import SERVICES
 from stylegan.errors import StepError
 from stylegan.processes import has_ended
 from stylegan.records import Record
@@ -174,7 +175,6 @@ def _launch(service: Service, values: Values) -> None:
     if log.exists() and log.stat().st_size > LARGEST_LOG:
         os.replace(log, log.with_suffix(".log.1"))
     user = postgres_user() if service.name == "postgres" else None
-    changed = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
     environment = kept_environment() | service.environment(values) | {MARK: _mark(service, values)}
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
         process = subprocess.Popen(
@@ -185,7 +185,7 @@ def _launch(service: Service, values: Values) -> None:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            **changed,
+            **user_settings(user),
         )
     started = psutil.Process(process.pid).create_time()
     _pid_file(service, values).write_text(f"{process.pid} {started}\n")
@@ -244,8 +244,3 @@ def _alone(values: Values) -> FileLock:
             f"{data_folder(values)}: another `up` or `down` works on this stack; wait for its end"
         ) from None
     return lock
-
-
-def names_of(given: Iterable[str]) -> str:
-    """Return names as people list them."""
-    return ", ".join(given)
