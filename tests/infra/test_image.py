@@ -211,7 +211,7 @@ def test_a_wrong_step_is_one_line(arguments, capsys):
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("tini -g -- /image/entry.sh ray start --head --port=6379", "http://127.0.0.1:8265/api/gcs_healthz"),
+        ("tini -s -- /image/entry.sh ray start --head --port=6379", "http://127.0.0.1:8265/api/gcs_healthz"),
         ("ray start --head --dashboard-port=8300 --block", "http://127.0.0.1:8300/api/gcs_healthz"),
         ("ray start --address ray-head:6379 --block", "http://127.0.0.1:52365/api/local_raylet_healthz"),
         ("python /opt/stylegan/bin/prefect server start --port 4300", "http://127.0.0.1:4300/api/health"),
