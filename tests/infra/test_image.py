@@ -4,6 +4,7 @@ import fnmatch
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -261,6 +262,9 @@ def test_health_is_what_the_service_answers(status, code):
     assert done.stderr.startswith(f"http://127.0.0.1:{port}/health: " if code else "")
 
 
+NODE = "start --address=head:6379 --num-cpus=0 --num-gpus=0 --object-store-memory=200000000 --disable-usage-stats"
+
+
 @pytest.mark.parametrize(
     ("arguments", "started"),
     [
@@ -272,17 +276,29 @@ def test_health_is_what_the_service_answers(status, code):
         ("mlflow server", ["mlflow server"]),
         (
             "driver run my.yaml",
-            ["ray start --address=head:6379 --num-cpus=0 --num-gpus=0 --disable-usage-stats", "stylegan run my.yaml"],
+            [f"ray {NODE}", "stylegan run my.yaml"],
         ),
+        ("driver prefect worker start", [f"ray {NODE}", "prefect worker start"]),
     ],
 )
 def test_the_entry_point_starts(tmp_path, arguments, started):
-    for name in ("stylegan", "ray", "mlflow"):
+    for name in ("stylegan", "ray", "mlflow", "prefect", "wget"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/log\n')
         (tmp_path / name).chmod(0o755)
-    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "STYLEGAN_RAY_ADDRESS": "head:6379"}
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "STYLEGAN_RAY_ADDRESS": "head:6379", "FOLLOW_SECONDS": "0.1"}
     subprocess.run([IMAGE / "entry.sh", *arguments.split()], env=variables, check=True)
     assert (tmp_path / "log").read_text().splitlines() == started
+
+
+def test_a_driver_whose_node_is_gone_ends(tmp_path):
+    for name, text in (("ray", "exit 0"), ("wget", "exit 1"), ("prefect", "exec sleep 60")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "STYLEGAN_RAY_ADDRESS": "head:6379", "FOLLOW_SECONDS": "0.1"}
+    done = subprocess.run(
+        [IMAGE / "entry.sh", "driver", "prefect"], env=variables, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "the Ray node of this container is gone\n")
 
 
 def test_a_driver_without_a_cluster_is_one_line():

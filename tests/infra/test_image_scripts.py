@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from dockerfile import IMAGE, ROOT, ancestors, environment, instructions, options_apart
+from dockerfile import ROOT, environment, instructions, options_apart
 
 pytestmark = [
     pytest.mark.engine,
