@@ -59,15 +59,15 @@ class Containers:
             path = Path(self.translate(config["target"], name))
             path.write_text(self.translate(self.tree["configs"][config["source"]]["content"], name))
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}"
-        log = open(self.folder / f"{name}.log", "wb")
-        self.processes[name] = subprocess.Popen(
-            [IMAGE / "entry.sh", *(self.translate(word, name) for word in service["command"])],
-            env=KEPT | variables | {"HOME": KEPT.get("HOME", "/"), "PATH": path},
-            cwd=self.folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with open(self.folder / f"{name}.log", "wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [IMAGE / "entry.sh", *(self.translate(word, name) for word in service["command"])],
+                env=KEPT | variables | {"HOME": KEPT.get("HOME", "/"), "PATH": path},
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + STARTS_SECONDS
         while (why := self.health(name)) and time.monotonic() < deadline:
             assert self.processes[name].poll() is None, (self.folder / f"{name}.log").read_text()[-3000:]
