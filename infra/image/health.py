@@ -35,7 +35,7 @@ def address(command: Sequence[str], environment: Mapping[str, str]) -> str | Non
     programs = {word.rpartition("/")[2] for word in words}
     for names, (option, variable, port, path) in SERVICES.items():
         if programs.issuperset(names):
-            if option in words:
+            if option and option in words:
                 number = words[words.index(option) + 1]
             else:
                 number = environment.get(variable, str(port))
@@ -45,7 +45,7 @@ def address(command: Sequence[str], environment: Mapping[str, str]) -> str | Non
 
 def main(pid: str = "1") -> str | None:
     """Return why the service that a process began with does not work, None if it does."""
-    command = [os.fsdecode(word) for word in Path("/proc", pid, "cmdline").read_bytes().split(b"\0")]
+    command = [os.fsdecode(word) for word in Path("/proc", pid, "cmdline").read_bytes().rstrip(b"\0").split(b"\0")]
     url = address(command, os.environ)
     if url is None:
         return None

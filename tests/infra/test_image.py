@@ -227,8 +227,9 @@ def test_health_asks_what_the_command_has_started(command, expected):
     assert health.address(command.split(), {"PREFECT_WORKER_WEBSERVER_PORT": "8081"}) == expected
 
 
+@pytest.mark.parametrize("service", ["mlflow server --port PORT", "driver prefect worker start --pool=stylegan"])
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (None, 1)])
-def test_health_is_what_the_service_answers(status, code):
+def test_health_is_what_the_service_answers(service, status, code):
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)
@@ -244,18 +245,17 @@ def test_health_is_what_the_service_answers(status, code):
     else:
         Thread(target=server.serve_forever, daemon=True).start()
     # Only its words matter: what a container's first process was started with.
-    service = subprocess.Popen(
-        ["sh", "-c", "read line", "mlflow", "server", "--port", str(port)], stdin=subprocess.PIPE
-    )
+    words = service.replace("PORT", str(port)).split()
+    process = subprocess.Popen(["sh", "-c", "read line", *words], stdin=subprocess.PIPE)
     try:
         done = subprocess.run(
-            [sys.executable, "-S", IMAGE / "health.py", str(service.pid)],
-            env={"http_proxy": "http://127.0.0.1:1"},
+            [sys.executable, "-S", IMAGE / "health.py", str(process.pid)],
+            env={"http_proxy": "http://127.0.0.1:1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)},
             capture_output=True,
             text=True,
         )
     finally:
-        service.communicate()
+        process.communicate()
         server.shutdown() if status is not None else None
         server.server_close()
     assert done.returncode == code, done.stderr

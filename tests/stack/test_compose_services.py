@@ -165,6 +165,12 @@ def test_prefect_keeps_leases_on_its_volume_and_cleans_up(containers):
     assert sorted(settings["server"]["services"]["db_vacuum"]["enabled"]) == ["events", "flow_runs"]
 
 
+def test_prefect_has_its_page_though_the_code_may_not_be_written(containers):
+    answer = httpx.get(f"http://127.0.0.1:{containers.ports['prefect']}/", trust_env=False, follow_redirects=True)
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/html")
+    assert (containers.folder / "prefect-ui" / "v1" / "index.html").is_file()
+
+
 def test_health_notices_a_service_that_hangs(containers):
     os.kill(containers.processes["prefect"].pid, 19)
     try:
