@@ -66,6 +66,7 @@ MLFLOW = Service(
     _mlflow_environment,
     _mlflow_check,
     lambda values: values["MLFLOW_TRACKING_URI"],
+    ("STACK_MLFLOW_PORT",),
     prepare=_mlflow_prepare,
     to_all=True,
 )

@@ -91,6 +91,7 @@ PREFECT = Service(
     prefect_environment,
     _prefect_check,
     lambda values: values["PREFECT_API_URL"].removesuffix("/api"),
+    ("STACK_PREFECT_PORT",),
     prepare=_prefect_prepare,
     stop_signal=signal.SIGINT,
     to_all=True,
@@ -104,6 +105,7 @@ WORKER = Service(
     _worker_environment,
     _worker_check,
     lambda values: f"pool {POOL}",
+    (),
     prepare=_worker_prepare,
     stop_seconds=60,  # its runs write a checkpoint
     to_all=True,

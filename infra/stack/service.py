@@ -46,6 +46,7 @@ class Service:
         environment: returns its variables beside those of `_KEPT`.
         check: returns its version if it is well, else raises; asks the service itself.
         url: returns where people and clients find it.
+        ports: names of the ports on which it listens, in the env file.
         prepare: is called before it starts: makes files.
         finish: is called once it is well: makes databases and buckets, if they are missing.
         end_work: is called before it is asked to end: lets what works there come to an end.
@@ -60,6 +61,7 @@ class Service:
     environment: Callable[[Values], dict[str, str]]
     check: Callable[[Values], str]
     url: Callable[[Values], str]
+    ports: tuple[str, ...]
     prepare: Callable[[Values], None] = lambda _: None
     finish: Callable[[Values], None] = lambda _: None
     end_work: Callable[[Values], None] = lambda _: None
