@@ -249,9 +249,9 @@ def test_the_databases_are_made_with_their_passwords(secrets, tmp_path):
             subprocess.run(command, check=True, cwd="/tmp", capture_output=True, timeout=120, **more)
 
         run("initdb", "-D", data / "db", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync")
+        options = ["-D", data / "db", "-h", "127.0.0.1", "-p", port, "-k", data, "-c", "fsync=off"]
         server = subprocess.Popen(
-            [*as_user, str(programs[-1] / "postgres"), "-D", str(data / "db"), "-h", "127.0.0.1", "-p", str(port)]
-            + ["-k", str(data), "-c", "fsync=off"],
+            [*as_user, str(programs[-1] / "postgres"), *map(str, options)],
             cwd="/tmp",
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
