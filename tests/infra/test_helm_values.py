@@ -1,11 +1,18 @@
 """The values for Helm: each key is one of the chart's, and what they set exists in the pinned packages."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
+from clusters import free_port
 
 ROOT = Path(__file__).parents[2]
 CHARTS = json.loads((Path(__file__).parent / "charts.json").read_text())
@@ -129,3 +136,66 @@ def test_no_password_is_in_the_values(chart):
     for path, value in walk(VALUES[chart]):
         assert path[-1].lower() not in ("password", "authstring", "connectionstring"), path
         assert "://" not in str(value) or "@" not in str(value), path
+
+
+@pytest.mark.long
+def test_the_server_of_mlflow_starts_with_these_values_and_gc_frees_what_was_deleted(tmp_path):
+    """As the templates of the chart call both, but for the address, the database and the bucket."""
+    import httpx
+    from mlflow import MlflowClient
+
+    port = free_port()
+    subprocess.run(
+        [sys.executable, str(ROOT / "infra/k8s/make_secrets.py"), str(tmp_path / "secrets.json")], check=True
+    )
+    items = json.loads((tmp_path / "secrets.json").read_text())["items"]
+    secrets = {one["metadata"]["name"]: one["stringData"] for one in items if one["metadata"]["namespace"] == "mlflow"}
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    address = secrets["mlflow"]["MLFLOW_BACKEND_STORE_URI"]
+    settings = tmp_path / "basic_auth.ini"
+    settings.write_text(secrets["mlflow-auth"]["basic_auth.ini"].replace(address, f"sqlite:///{tmp_path}/auth.db"))
+    here = {
+        "MLFLOW_BACKEND_STORE_URI": database,
+        "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+        "HOME": str(tmp_path),
+    }
+    set_here = secrets["mlflow"] | variables(MLFLOW["env"])
+    assert set(here) - {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"} <= set(set_here)
+    env = os.environ | set_here | here
+    options = MLFLOW["server"]["value_options"] | {"host": "127.0.0.1", "port": port}
+    mlflow = str(Path(sys.executable).parent / "mlflow")
+    command = [mlflow, "server", *(f"--{name.replace('_', '-')}={value}" for name, value in sorted(options.items()))]
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen(
+            command, env=env, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        url = here["MLFLOW_TRACKING_URI"]
+        for _ in range(240):
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.5)
+        assert httpx.get(f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0").status_code == 401
+        rebound = httpx.get(f"{url}/api/2.0/mlflow/experiments/get", headers={"Host": "rebound.example.com"})
+        assert rebound.status_code == 403
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+                patch.setenv(name, set_here[name])
+            client = MlflowClient(url)
+            run = client.create_run("0").info.run_id
+            client.log_text(run, "x", "x.txt")
+            kept = client.create_run("0").info.run_id
+            client.log_text(kept, "y", "y.txt")
+            client.delete_run(run)
+            artifacts = tmp_path / "artifacts"
+            assert {file.name for file in artifacts.rglob("*.txt")} == {"x.txt", "y.txt"}
+            gc = ["gc", f"--backend-store-uri={database}", "--older-than=0d"]
+            subprocess.run([mlflow, *gc], env=env, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+            assert {file.name for file in artifacts.rglob("*.txt")} == {"y.txt"}
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

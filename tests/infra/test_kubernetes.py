@@ -163,6 +163,7 @@ def test_stores_have_no_password_and_no_right_that_they_do_not_need():
 # --- the stores, natively ---
 
 
+@pytest.mark.engine
 def test_the_s3_server_of_the_cluster_asks_for_keys_and_has_its_buckets(secrets, tmp_path):
     """Its command line and what follows its start are run here, with other ports and folders."""
     import boto3
@@ -228,6 +229,7 @@ def test_the_s3_server_of_the_cluster_asks_for_keys_and_has_its_buckets(secrets,
         server.wait()
 
 
+@pytest.mark.engine
 def test_the_databases_are_made_with_their_passwords(secrets, tmp_path):
     """The script of the first start is run by the PostgreSQL of this machine; then both users log in, to their own alone."""
     psycopg = pytest.importorskip("psycopg")
