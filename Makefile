@@ -13,7 +13,7 @@ KUBERNETES_VALIDATE := kubernetes-validate==1.37.0
 
 .PHONY: help quickstart notebook test test-fast test-kernels test-manifests long-test stack-test audit bench bench-training bench-evaluation bench-data \
 	bench-metrics bench-intervals bench-compare bench-tracking bench-serving bench-gpu kill-test lint format \
-	config-reference metric-names manifests setup clean
+	config-reference metric-names manifests image image-lock setup clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' Makefile
@@ -116,6 +116,18 @@ manifests: setup ## Write infra/k8s and infra/ray anew
 	$(EXAMPLE) --kind raycluster --secret stylegan --workers-per-node 8 --out infra/k8s/raycluster.yaml
 	$(EXAMPLE) --kind cluster-yaml --provider aws --region eu-central-1 --workers-per-node 8 --instance-type g6e.48xlarge \
 		--out infra/ray/cluster.yaml
+
+# Target cpu needs a place with torch's builds for CPUs: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. See infra/image/README.md.
+TARGET ?= cpu
+DOCKER ?= docker
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+image: ## Build the image, for CPUs or with TARGET=cuda; DOCKER=buildah and podman do it, too
+	$(DOCKER) build --file infra/image/Dockerfile --target $(TARGET) --tag stylegan:$(VERSION)-$(TARGET) \
+		--build-arg VERSION=$(VERSION) --build-arg COMMIT=$$(git rev-parse HEAD) \
+		--build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL --build-arg PIP_FIND_LINKS $(IMAGE_OPTIONS) .
+
+image-lock: setup ## Write the image's locks anew, after a change of pyproject.toml or constraints.txt
+	$(BIN)/python -m infra.image.lock
 
 setup: $(STAMP) ## Install everything into .venv
 
