@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
+from infra.stack import databases
 from infra.stack.postgres import database_uri
 from infra.stack.service import Service, Values, client_environment, folder, get, version_of
 from stylegan.errors import StepError
@@ -21,6 +22,7 @@ def prefect_database(values: Values) -> str:
 
 def _prefect_prepare(values: Values) -> None:
     folder(values, "prefect").mkdir(parents=True, exist_ok=True)
+    databases.before_start(values, "prefect")  # Prefect's server upgrades its database by itself
 
 
 def _prefect_command(values: Values) -> list[str]:
@@ -88,6 +90,7 @@ PREFECT = Service(
     _prefect_check,
     lambda values: values["PREFECT_API_URL"].removesuffix("/api"),
     prepare=_prefect_prepare,
+    finish=lambda values: databases.note_version(values, "prefect"),
     stop_signal=signal.SIGINT,
     to_all=True,
 )

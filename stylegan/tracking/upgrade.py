@@ -31,7 +31,6 @@ def upgrade_file(path: Path, uri: str) -> None:
     """
     if not _is_older(path):
         return
-    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
     from mlflow.version import VERSION
 
     with FileLock(f"{path}.upgrade-lock"):
@@ -45,17 +44,25 @@ def upgrade_file(path: Path, uri: str) -> None:
             VERSION,
             copy,
         )
-        engine = create_sqlalchemy_engine(uri)
         try:
-            _upgrade_db(engine)
+            upgrade_database(uri)
         except Exception as error:
             copies = ", ".join(map(str, sorted(path.parent.glob(f"{path.name}.before-*"))))
             raise StepError(
                 f"MLflow at {uri}: cannot upgrade this database of an older MLflow: {one_line(error)}; put back a copy of "
                 f"before ({copies}), or set tracking.uri to another place"
             ) from error
-        finally:
-            engine.dispose()
+
+
+def upgrade_database(uri: str) -> None:
+    """Upgrade a database to the installed MLflow, as `mlflow db upgrade`, which shows the password in the list of processes."""
+    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
+
+    engine = create_sqlalchemy_engine(uri)
+    try:
+        _upgrade_db(engine)
+    finally:
+        engine.dispose()
 
 
 def known_revisions() -> tuple[str, ...]:
