@@ -98,8 +98,12 @@ def backup(values: Values, out: str | None, tell: Tell) -> str:
         raise StepError(f"--out {target}: is there already; give another name")
     with _room(values) as room, _told(target):
         if is_local(target):
-            storage.make_folder(Path(target).absolute().parent)
-            with storage.replacing(Path(target).absolute()) as partial:
+            path = Path(storage.absolute(target))
+            storage.make_folder(path.parent)
+            for partial in storage.own_partials(path.parent):  # of backups that were killed
+                if partial.name.startswith((f".{path.name}.", f".{data_folder(values).name}-")):
+                    partial.unlink()
+            with storage.replacing(path) as partial:
                 _write(values, partial, room, tell)
         else:
             _write(values, room / "backup.tar", room, tell)

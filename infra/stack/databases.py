@@ -36,7 +36,7 @@ def dump(values: Values, name: str, path: Path) -> None:
     with storage.replacing(path) as partial:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
         if values["STACK_DATABASE"] == "sqlite":
-            with closing(sqlite3.connect(_file(values, name))) as source, closing(sqlite3.connect(partial)) as target:
+            with closing(_sqlite(values, name)) as source, closing(sqlite3.connect(partial)) as target:
                 source.backup(target)
         else:
             _postgres_tool(values, "pg_dump", "--format=custom", f"--file={partial}", f"--dbname={name}")
@@ -54,11 +54,13 @@ def load(values: Values, name: str, path: Path) -> None:
 
 def set_mlflow_password(values: Values) -> None:
     """Let MLflow's administrator have the password of the env file, in a database that comes from another stack."""
+    if not _has_table(values, "mlflow", "users"):  # MLflow never ran there
+        return
     from werkzeug.security import generate_password_hash
 
     new = (generate_password_hash(values["MLFLOW_TRACKING_PASSWORD"]), values["MLFLOW_TRACKING_USERNAME"])
     if values["STACK_DATABASE"] == "sqlite":
-        with closing(sqlite3.connect(_file(values, "mlflow"))) as database, database:
+        with closing(_sqlite(values, "mlflow")) as database, database:
             database.execute("UPDATE users SET password_hash = ? WHERE username = ?", new)
         return
     with postgres_connect(values, "mlflow") as connection:
@@ -73,7 +75,7 @@ def before_start(values: Values, name: str) -> bool:
     """
     noted = _version_file(values, name)
     here, there = version_of(name), noted.read_text().strip() if noted.exists() else ""
-    if there == here or not _has_tables(values, name):
+    if there == here or not _has_table(values, name, REVISIONS):
         return False
     if is_newer(there, here):
         raise StepError(
@@ -104,11 +106,18 @@ def is_newer(there: str, here: str) -> bool:
     return bool(first and second) and first > second
 
 
-def _has_tables(values: Values, name: str) -> bool:
+def _has_table(values: Values, name: str, table: str) -> bool:
     if values["STACK_DATABASE"] == "sqlite":
-        return _file(values, name).exists()
+        with closing(_sqlite(values, name)) as database:
+            query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+            return bool(database.execute(query, (table,)).fetchone()[0])
     with postgres_connect(values, name) as connection:
-        return connection.execute("SELECT to_regclass(%s)", (REVISIONS,)).fetchone()[0] is not None
+        return connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()[0] is not None
+
+
+def _sqlite(values: Values, name: str) -> sqlite3.Connection:
+    _file(values, name).parent.mkdir(parents=True, exist_ok=True)
+    return sqlite3.connect(_file(values, name))
 
 
 def _file(values: Values, name: str) -> Path:

@@ -3,7 +3,6 @@
 tests/infra/old/make.py has made the databases. Nothing of what is in them is lost.
 """
 
-import gzip
 import re
 import sqlite3
 import subprocess
@@ -13,40 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from old_databases import require_everything, restore
 from prefect_servers import Server
 
 from stylegan.errors import StepError
 from stylegan.tracking.connection import connect
 
-OLD = Path(__file__).parent / "old"
 LOGIN = {"PREFECT_SERVER_API_AUTH_STRING": "me:se@cret", "PREFECT_API_AUTH_STRING": "me:se@cret"}
-
-
-def restore(name: str, path: Path) -> Path:
-    """Make a SQLite file of a dump, and return its path."""
-    with closing(sqlite3.connect(path)) as database:
-        database.executescript(gzip.decompress((OLD / f"{name}.sqlite.sql.gz").read_bytes()).decode())
-    return path
 
 
 def dump(path: Path) -> list[str]:
     """Return everything that is in a SQLite file."""
     with closing(sqlite3.connect(path)) as database:
         return list(database.iterdump())
-
-
-def require_everything(client) -> None:
-    """Check that MLflow has what `old/make.py` has logged: two runs with curves, two versions, a champion."""
-    experiment = client.get_experiment_by_name("stylegan")
-    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
-    assert [run.info.run_name for run in runs] == ["tiny-0000", "tiny-0001"]
-    assert all(run.data.params["data.source"] == "digits" for run in runs)
-    curve = client.get_metric_history(runs[1].info.run_id, "loss/d")
-    assert [(point.step, round(point.value, 3)) for point in curve][:2] == [(0, 1.2), (3, 1.131)]
-    assert len(curve) == 20
-    champion = client.get_model_version_by_alias("tiny", "champion")
-    assert (str(champion.version), champion.run_id) == ("2", runs[1].info.run_id)
-    assert str(client.get_model_version_by_alias("tiny", "previous").version) == "1"
 
 
 def test_an_older_mlflow_file_is_upgraded_with_everything_in_it_and_a_copy_stays(tmp_path, caplog):
