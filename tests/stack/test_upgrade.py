@@ -49,7 +49,6 @@ def test_databases_of_older_versions_are_copied_and_upgraded(new_stack, monkeypa
     assert shown["timetable"] == "cron '0 3 * * 1' in UTC"
 
     # The next start finds nothing to upgrade.
-    stack.command("down", "mlflow", "prefect")
-    stack.up("mlflow", "prefect")
-    assert sorted(path.name for path in (environment.data_folder(stack.values) / "before-upgrades").iterdir()) == copies
+    for name in ("mlflow", "prefect"):
+        assert (environment.data_folder(stack.values) / name / "version").read_text() == version(name)
     stack.command("down")
