@@ -209,18 +209,18 @@ def _free_ports() -> dict[str, int]:
     for name, usual in PORTS.items():
         room = (0, GRPC) if name.startswith("STACK_S3") else (0,)
         port = usual
-        while port in chosen.values() or not all(_is_free(port + more) for more in room):
+        while port in chosen.values() or not all(is_free(port + more) for more in room):
             port = 20_000 + secrets.randbelow(2_700)  # with GRPC below those that the system gives to connections
         chosen[name] = port
     return chosen
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int, host: str = LOOPBACK) -> bool:
     """Return whether nothing listens on a port of this machine."""
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((LOOPBACK, port))
+            tried.bind((host, port))
         except OSError:
             return False
     return True

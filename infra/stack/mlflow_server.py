@@ -71,6 +71,7 @@ MLFLOW = Service(
     _mlflow_environment,
     _mlflow_check,
     lambda values: values["MLFLOW_TRACKING_URI"],
+    ("STACK_MLFLOW_PORT",),
     prepare=_mlflow_prepare,
     finish=lambda values: databases.note_version(values, "mlflow"),
     to_all=True,

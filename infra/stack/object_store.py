@@ -96,6 +96,8 @@ S3 = Service(
     lambda _: {},
     _s3_check,
     lambda values: values["AWS_ENDPOINT_URL"],
+    ("STACK_S3_PORT", "STACK_S3_MASTER_PORT", "STACK_S3_VOLUME_PORT", "STACK_S3_FILER_PORT"),
     prepare=_s3_prepare,
     finish=_s3_finish,
+    stop_seconds=4,  # the volumes are closed after one; the rest of it waits for connections to end
 )

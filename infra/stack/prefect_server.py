@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from datetime import datetime
 
 from infra.stack import databases
 from infra.stack.postgres import database_uri
-from infra.stack.service import Service, Values, client_environment, folder, get, version_of
+from infra.stack.service import Service, Values, client_environment, folder, get, pid_file, version_of
 from stylegan.errors import StepError
 from stylegan.records import digest
 
@@ -76,9 +77,12 @@ def _worker_check(values: Values) -> str:
     """Ask the server for the worker, which sends it a sign of life every 30 s."""
     url = f"{values['PREFECT_API_URL']}/work_pools/{POOL}/workers/filter"
     found = get(url, _prefect_login(values), {}).json()
-    workers = [worker for worker in found if worker["name"] == _worker_name(values)]
-    if not workers or workers[0]["status"] != "ONLINE":
-        raise StepError("the Prefect server has not heard from it")
+    heard = [worker["last_heartbeat_time"] for worker in found if worker["name"] == _worker_name(values)]
+    started = float(pid_file(values, "worker").read_text().split()[1])
+    if not heard or datetime.fromisoformat(heard[0]).timestamp() < started:
+        raise StepError("the Prefect server has not heard from it since its start")
+    if not any(worker["status"] == "ONLINE" for worker in found if worker["name"] == _worker_name(values)):
+        raise StepError(f"the Prefect server has not heard from it since {heard[0]}")
     return version_of("prefect")
 
 
@@ -89,6 +93,7 @@ PREFECT = Service(
     prefect_environment,
     _prefect_check,
     lambda values: values["PREFECT_API_URL"].removesuffix("/api"),
+    ("STACK_PREFECT_PORT",),
     prepare=_prefect_prepare,
     finish=lambda values: databases.note_version(values, "prefect"),
     stop_signal=signal.SIGINT,
@@ -103,6 +108,7 @@ WORKER = Service(
     _worker_environment,
     _worker_check,
     lambda values: f"pool {POOL}",
+    (),
     prepare=_worker_prepare,
     stop_seconds=60,  # its runs write a checkpoint
     to_all=True,
