@@ -52,3 +52,10 @@ def test_databases_of_older_versions_are_copied_and_upgraded(new_stack, monkeypa
     for name in ("mlflow", "prefect"):
         assert (environment.data_folder(stack.values) / name / "version").read_text() == version(name)
     stack.command("down")
+
+
+def test_doctor_knows_the_versions_of_servers_behind_their_logins(stack):
+    (stack.folder / "looked-at.yaml").write_text("name: looked-at\ndata: {source: digits, resolution: 8}\n")
+    said = stack.stylegan("doctor", "looked-at.yaml")
+    assert f"ok    mlflow   {stack.values['MLFLOW_TRACKING_URI']} answers, MLflow {version('mlflow')}\n" in said
+    assert f"ok    prefect  {stack.values['PREFECT_API_URL']} answers, Prefect {version('prefect')}\n" in said

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import yaml
 
 CONFIG = {
-    "name": "tiny",
+    "name": "kept",
     "data": {"source": "digits", "resolution": 8, "channels": 1},
     "model": {"latent_size": 8, "mapping_layers": 1, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8},
     "training": {"start_resolution": 4, "batch": 4, "fade_kimg": 0.004, "stable_kimg": 0.008},
@@ -33,9 +34,19 @@ class Seen:
     command_lines: set[str] = field(default_factory=set)
 
 
+_first: dict[Path, Seen] = {}
+
+
+def trained(stack) -> Seen:
+    """Let a run train on the stack, unless this function did so before; return what could be seen of that."""
+    if stack.folder not in _first:
+        _first[stack.folder] = train(stack)
+    return _first[stack.folder]
+
+
 def train(stack, *options: str) -> Seen:
-    """Let `stylegan run` train a champion on the stack, or take it from the cache; `tiny.yaml` is its config."""
-    (stack.folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    """Let `stylegan run` train a champion on the stack, or take it from the cache; `kept.yaml` is its config."""
+    (stack.folder / "kept.yaml").write_text(yaml.safe_dump(CONFIG))
     seen, done = Seen(), threading.Event()
 
     def watch() -> None:
@@ -47,7 +58,7 @@ def train(stack, *options: str) -> Seen:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        seen.said = stack.stylegan("run", "tiny.yaml", *options)
+        seen.said = stack.stylegan("run", "kept.yaml", *options)
     finally:
         done.set()
         watcher.join()
