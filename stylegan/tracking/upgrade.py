@@ -6,7 +6,6 @@ MLflow by itself upgrades some of them as it opens them, and refuses others. No 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from stylegan import storage
 from stylegan.errors import StepError, one_line
 
 logger = logging.getLogger("stylegan")
@@ -27,31 +27,34 @@ def upgrade_file(path: Path, uri: str) -> None:
         uri: its tracking URI.
 
     Raises:
-        StepError: the upgrade fails.
+        StepError: the copy or the upgrade fails.
     """
     if not _is_older(path):
         return
+    lock = Path(f"{path}.upgrade-lock")
+    with FileLock(lock):
+        try:
+            if _is_older(path):  # no other process has done it meanwhile
+                _copy_and_upgrade(path, uri)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _copy_and_upgrade(path: Path, uri: str) -> None:
     from mlflow.version import VERSION
 
-    with FileLock(f"{path}.upgrade-lock"):
-        if not _is_older(path):  # another process has done it
-            return
-        copy = Path(f"{path}.before-{VERSION}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-        _copy(path, copy)
-        logger.warning(
-            "%s: an older MLflow has written it; it is upgraded to MLflow %s, and %s keeps it as it was",
-            path,
-            VERSION,
-            copy,
-        )
-        try:
-            upgrade_database(uri)
-        except Exception as error:
-            copies = ", ".join(map(str, sorted(path.parent.glob(f"{path.name}.before-*"))))
-            raise StepError(
-                f"MLflow at {uri}: cannot upgrade this database of an older MLflow: {one_line(error)}; put back a copy of "
-                f"before ({copies}), or set tracking.uri to another place"
-            ) from error
+    copy = Path(f"{path}.before-{VERSION}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    _copy(path, copy)
+    message = "%s: an older MLflow has written it; it is upgraded to MLflow %s, and %s keeps it as it was"
+    logger.warning(message, path, VERSION, copy)
+    try:
+        upgrade_database(uri)
+    except Exception as error:
+        copies = ", ".join(map(str, sorted(path.parent.glob(f"{path.name}.before-*"))))
+        raise StepError(
+            f"MLflow at {uri}: cannot upgrade this database of an older MLflow: {one_line(error)}; put back a copy of "
+            f"before ({copies}), or set tracking.uri to another place"
+        ) from error
 
 
 def upgrade_database(uri: str) -> None:
@@ -83,8 +86,16 @@ def _is_older(path: Path) -> bool:
 
 
 def _copy(path: Path, copy: Path) -> None:
-    """Copy a database that others may be writing to; the copy is whole or not there."""
-    part = copy.with_name(f"{copy.name}.part")
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
-        source.backup(target)
-    os.replace(part, copy)
+    """Copy a database that others may be writing to; the copy is whole or not there. Raises StepError."""
+    try:
+        with (
+            storage.replacing(copy) as partial,
+            closing(sqlite3.connect(path)) as source,
+            closing(sqlite3.connect(partial)) as target,
+        ):
+            source.backup(target)
+    except (OSError, sqlite3.Error) as error:
+        raise StepError(
+            f"{path}: an older MLflow has written it, and it cannot be copied before its upgrade ({one_line(error)}); make "
+            "room there; nothing was changed"
+        ) from error

@@ -3,6 +3,7 @@
 tests/infra/old/make.py has made the databases. Nothing of what is in them is lost.
 """
 
+import os
 import re
 import sqlite3
 import subprocess
@@ -52,6 +53,30 @@ def test_an_upgrade_that_fails_is_one_line_with_the_copies_of_before(tmp_path):
     ) as caught:
         connect(f"sqlite:///{path}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_without_room_for_the_copy_leaves_the_file_as_it_was(tmp_path):
+    """A limit for files stands for the disk: writing beyond it fails as on a full one."""
+    path = restore("mlflow", tmp_path / "mlflow.db")
+    before = path.read_bytes()
+    code = """
+import resource, sys
+from stylegan.errors import StepError
+from stylegan.tracking.connection import connect, import_mlflow
+
+import_mlflow()
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+try:
+    connect(f"sqlite:///{sys.argv[1]}")
+except StepError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120)
+    (line,) = done.stdout.splitlines()
+    assert "cannot be copied before its upgrade (" in line, done.stderr
+    assert line.endswith("; make room there; nothing was changed")
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["mlflow.db"]
 
 
 @pytest.mark.long
