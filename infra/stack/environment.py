@@ -113,7 +113,7 @@ def read(path: Path) -> dict[str, str]:
         ConfigError: there is none, others may read it, or a value is not allowed.
     """
     if not path.is_file():
-        made = shell_command("infra/stack.sh", *([] if path == DEFAULT else ["--env", str(path)]), "up")
+        made = stack_command(path, "up")
         raise ConfigError(f"--env {path}: there is no such file; `{made}` makes it and starts the stack")
     if path.stat().st_mode & 0o077:
         raise ConfigError(
@@ -131,6 +131,11 @@ def read(path: Path) -> dict[str, str]:
     values = {name: value for name, _, value in pairs if name not in (*_OF_SHELLS, "PATH")}
     _check(path, values)
     return values
+
+
+def stack_command(path: Path, *arguments: str) -> str:
+    """Return the shell command of infra/stack.sh for an env file."""
+    return shell_command("infra/stack.sh", *([] if path == DEFAULT else ["--env", str(path)]), *arguments)
 
 
 def data_folder(values: Mapping[str, str]) -> Path:

@@ -50,13 +50,13 @@ def _s3_command(values: Values) -> list[str]:
     ]
 
 
-def s3_client(values: Values) -> Any:
-    """Return a client of the stack's S3."""
+def s3_client(values: Values, seconds: float = ANSWER_SECONDS) -> Any:
+    """Return a client of the stack's S3 that waits so long for an answer."""
     from botocore.config import Config
     from botocore.session import Session
 
     settings = Config(
-        connect_timeout=ANSWER_SECONDS, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1}, proxies={}
+        connect_timeout=ANSWER_SECONDS, read_timeout=seconds, retries={"total_max_attempts": 1}, proxies={}
     )
     return Session().create_client(
         "s3",

@@ -132,9 +132,18 @@ def user_settings(user: pwd.struct_passwd | None) -> dict[str, Any]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
 
 
-def run_quietly(command: Sequence[str], user: pwd.struct_passwd | None = None) -> None:
-    """Run a command to its end. Raises StepError with the last line that it said, if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", **user_settings(user))
+def run_quietly(
+    command: Sequence[str], user: pwd.struct_passwd | None = None, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a command to its end. Raises StepError with the last line that it said, if it fails.
+
+    Args:
+        command: its arguments.
+        user: as whom it runs, if not as this process.
+        environment: variables that it has beside those of this process.
+    """
+    variables = os.environ | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=variables, **user_settings(user))
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         raise StepError(f"{Path(command[0]).name}: {lines[-1]}")
