@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from stylegan.errors import ExhaustedError, UnavailableError, UserError
+from stylegan.errors import ExhaustedError, LostHeadError, UnavailableError, UserError
 from stylegan.retry import patience
 
 R = TypeVar("R")
@@ -32,14 +32,17 @@ def may_work_later(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -
     """Return whether to try a step again.
 
     After a crash it is tried again, `CRASHES` times. After a server that does not answer it is tried again until
-    `storage.patience_s` is over, counted from its first failure. What was waited for already is not tried again, nor is
-    a user's mistake.
+    `storage.patience_s` is over, counted from its first failure. After the loss of a Ray cluster it is tried again, and
+    then waits for the next cluster itself. What was waited for already is not tried again, nor is a user's mistake.
     """
     error = state.result(raise_on_failure=False)
     if not isinstance(error, UserError):
         return task_run.run_count <= CRASHES
     if not isinstance(error, UnavailableError) or isinstance(error, ExhaustedError):
         return False
+    if isinstance(error, LostHeadError):
+        logger.warning("%s", error)
+        return True
     now = time.monotonic()
     left = _first_failures.setdefault(task_run.id, now) + patience() - now
     if left > 0:
