@@ -98,4 +98,5 @@ S3 = Service(
     lambda values: values["AWS_ENDPOINT_URL"],
     prepare=_s3_prepare,
     finish=_s3_finish,
+    stop_seconds=4,  # the volumes are closed after one; the rest of it waits for connections to end
 )

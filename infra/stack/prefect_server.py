@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from datetime import datetime
 
 from infra.stack.postgres import database_uri
-from infra.stack.service import Service, Values, client_environment, folder, get, version_of
+from infra.stack.service import Service, Values, client_environment, folder, get, pid_file, version_of
 from stylegan.errors import StepError
 from stylegan.records import digest
 
@@ -74,9 +75,12 @@ def _worker_check(values: Values) -> str:
     """Ask the server for the worker, which sends it a sign of life every 30 s."""
     url = f"{values['PREFECT_API_URL']}/work_pools/{POOL}/workers/filter"
     found = get(url, _prefect_login(values), {}).json()
-    workers = [worker for worker in found if worker["name"] == _worker_name(values)]
-    if not workers or workers[0]["status"] != "ONLINE":
-        raise StepError("the Prefect server has not heard from it")
+    heard = [worker["last_heartbeat_time"] for worker in found if worker["name"] == _worker_name(values)]
+    started = float(pid_file(values, "worker").read_text().split()[1])
+    if not heard or datetime.fromisoformat(heard[0]).timestamp() < started:
+        raise StepError("the Prefect server has not heard from it since its start")
+    if not any(worker["status"] == "ONLINE" for worker in found if worker["name"] == _worker_name(values)):
+        raise StepError(f"the Prefect server has not heard from it since {heard[0]}")
     return version_of("prefect")
 
 

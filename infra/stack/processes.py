@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from infra.stack.environment import data_folder, postgres_user
-from infra.stack.service import Service, Values, kept_environment, user_settings, why_not
+from infra.stack.service import Service, Values, kept_environment, pid_file, user_settings, why_not
 from infra.stack.services import SERVICES
 from stylegan.errors import StepError
 from stylegan.processes import has_ended
@@ -61,7 +61,7 @@ def state_of(service: Service, values: Values) -> State:
     if pid is None:
         left = len(members(service, values))
         why = f"its first process has ended, {left} others of it have not" if left else "does not run"
-        if _log(service, values).exists() and _pid_file(service, values).exists():
+        if _log(service, values).exists() and pid_file(values, service.name).exists():
             why += f"; see {_log(service, values)}"
     else:
         try:
@@ -130,6 +130,8 @@ def stop(values: Values, names: Sequence[str], tell: Callable[[str], None]) -> N
             if not left:
                 tell(f"{service.name}: does not run")
                 continue
+            with suppress(Exception):  # what is half down has no work that could end
+                service.end_work(values)
             first = _pid(service, values)
             for process in left:
                 if service.to_all or first is None or process.pid == first:
@@ -137,7 +139,7 @@ def stop(values: Values, names: Sequence[str], tell: Callable[[str], None]) -> N
             _, left = psutil.wait_procs(left, timeout=service.stop_seconds)
             kill(service, values)
             tell(f"{service.name}: ended" + (f", {len(left)} of its processes killed" if left else ""))
-            _pid_file(service, values).unlink(missing_ok=True)
+            pid_file(values, service.name).unlink(missing_ok=True)
 
 
 def kill(service: Service, values: Values) -> None:
@@ -188,7 +190,7 @@ def _launch(service: Service, values: Values) -> None:
             **user_settings(user),
         )
     started = psutil.Process(process.pid).create_time()
-    _pid_file(service, values).write_text(f"{process.pid} {started}\n")
+    pid_file(values, service.name).write_text(f"{process.pid} {started}\n")
 
 
 def _working_folder(service: Service, values: Values) -> str:
@@ -199,14 +201,10 @@ def _working_folder(service: Service, values: Values) -> str:
 def _pid(service: Service, values: Values) -> int | None:
     """Return the pid of a service's first process; None if that has ended."""
     with suppress(OSError, ValueError):
-        pid, started = _pid_file(service, values).read_text().split()
+        pid, started = pid_file(values, service.name).read_text().split()
         if not has_ended(int(pid), float(started)):
             return int(pid)
     return None
-
-
-def _pid_file(service: Service, values: Values) -> Path:
-    return data_folder(values) / "run" / f"{service.name}.pid"
 
 
 def _log(service: Service, values: Values) -> Path:

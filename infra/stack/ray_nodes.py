@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,32 @@ from infra.stack.service import Service, Values, client_environment, free_port, 
 from stylegan.errors import StepError
 from stylegan.records import digest
 
-
-def ray_temp(values: Values) -> Path:
-    """Return Ray's folder. Its path is short, because Ray makes sockets far below it."""
-    return Path(tempfile.gettempdir(), f"ray-stack-{digest(values['STACK_DATA'])[:8]}")
+RUNNING = ("PENDING", "RUNNING")  # jobs
+END_SECONDS = 60.0  # in which a job may write its checkpoint; by default it takes at most half of them
 
 
-def _ray_head_prepare(values: Values) -> None:
-    shutil.rmtree(ray_temp(values), ignore_errors=True)  # of a head that has ended
-    ray_temp(values).mkdir(mode=0o700, parents=True)
+def ray_temp(values: Values, node: str = "head") -> Path:
+    """Return the folder of one of Ray's nodes. Its path is short, because Ray makes sockets far below it.
+
+    Each node has its own, as on two machines: one would delete the code of a job that the other runs.
+    """
+    return Path(tempfile.gettempdir(), f"ray-stack-{digest(values['STACK_DATA'])[:8]}", node)
+
+
+def _fresh_temp(values: Values, node: str) -> None:
+    """Make the folder of a node, without what an earlier one has left."""
+    temp = ray_temp(values, node)
+    temp.parent.mkdir(mode=0o700, exist_ok=True)
+    shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir()
+
+
+def _head_prepare(values: Values) -> None:
+    _fresh_temp(values, "head")
+
+
+def _node_prepare(values: Values) -> None:
+    _fresh_temp(values, "node")
 
 
 def _ray_command(values: Values, *options: str) -> list[str]:
@@ -45,15 +64,12 @@ def _ray_head_command(values: Values) -> list[str]:
 
 
 def _ray_node_command(values: Values) -> list[str]:
-    return _ray_command(values, f"--address={values['STYLEGAN_RAY_ADDRESS']}")
+    return _ray_command(values, f"--address={values['STYLEGAN_RAY_ADDRESS']}", f"--temp-dir={ray_temp(values, 'node')}")
 
 
-def _ray_environment(values: Values) -> dict[str, str]:
+def _ray_environment(values: Values, node: str) -> dict[str, str]:
     # Workers of jobs inherit it, and jobs that are launched from elsewhere bring no keys for a store of this machine.
-    return client_environment(values) | {
-        "RAY_TMPDIR": str(ray_temp(values)),
-        "RAY_ADDRESS": "",
-    }
+    return client_environment(values) | {"RAY_TMPDIR": str(ray_temp(values, node)), "RAY_ADDRESS": ""}
 
 
 def _ray_get(values: Values, path: str) -> Any:
@@ -78,22 +94,35 @@ def _ray_node_check(values: Values) -> str:
     return version_of("ray")
 
 
+def _end_jobs(values: Values) -> None:
+    """Stop the jobs that run on the cluster, and wait until each has written its checkpoint and ended."""
+    headers = {"Authorization": f"Bearer {values['RAY_AUTH_TOKEN']}"}
+    running = [job["submission_id"] for job in _ray_get(values, "/api/jobs/") if job["status"] in RUNNING]
+    for name in running:
+        get(f"{values['RAY_API_SERVER_ADDRESS']}/api/jobs/{name}/stop", body={}, headers=headers)
+    deadline = time.monotonic() + END_SECONDS
+    for name in running:
+        while _ray_get(values, f"/api/jobs/{name}")["status"] in RUNNING and time.monotonic() < deadline:
+            time.sleep(0.5)
+
+
 HEAD = Service(
     "ray-head",
     (),
     _ray_head_command,
-    _ray_environment,
+    partial(_ray_environment, node="head"),
     _ray_head_check,
     lambda values: values["RAY_API_SERVER_ADDRESS"],
-    prepare=_ray_head_prepare,
+    prepare=_head_prepare,
 )
-
 
 NODE = Service(
     "ray-node",
     ("ray-head",),
     _ray_node_command,
-    _ray_environment,
+    partial(_ray_environment, node="node"),
     _ray_node_check,
     lambda values: values["STYLEGAN_RAY_ADDRESS"],
+    prepare=_node_prepare,
+    end_work=_end_jobs,
 )

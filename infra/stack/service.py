@@ -48,6 +48,7 @@ class Service:
         url: returns where people and clients find it.
         prepare: is called before it starts: makes files.
         finish: is called once it is well: makes databases and buckets, if they are missing.
+        end_work: is called before it is asked to end: lets what works there come to an end.
         stop_signal, stop_seconds: how it is asked to end, and how long it may take.
         to_all: whether the signal goes to all of its processes, not to the first alone.
         is_there: returns whether this stack has it.
@@ -61,6 +62,7 @@ class Service:
     url: Callable[[Values], str]
     prepare: Callable[[Values], None] = lambda _: None
     finish: Callable[[Values], None] = lambda _: None
+    end_work: Callable[[Values], None] = lambda _: None
     stop_signal: int = signal.SIGTERM
     stop_seconds: float = 15
     to_all: bool = False
@@ -68,13 +70,22 @@ class Service:
 
 
 def kept_environment() -> dict[str, str]:
-    """Return the variables of this process that services may see."""
-    return {name: os.environ[name] for name in _KEPT if name in os.environ}
+    """Return the variables of this process that services may see, with the programs of this Python before all others.
+
+    A job that is launched on the cluster runs the `python` that its head finds.
+    """
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return kept | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])}
 
 
 def folder(values: Values, name: str) -> Path:
     """Return the folder of a service's data."""
     return data_folder(values) / name
+
+
+def pid_file(values: Values, name: str) -> Path:
+    """Return the file with the pid of a service's first process and the time of its start, in seconds since 1970."""
+    return data_folder(values) / "run" / f"{name}.pid"
 
 
 def client_environment(values: Values) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The services of the stack, in the order of their start."""
+"""The services of the stack, in the order of their start; the worker is the first to end, because its runs use the others."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from infra.stack.postgres import POSTGRES
 from infra.stack.prefect_server import PREFECT, WORKER
 from infra.stack.ray_nodes import HEAD, NODE
 
-SERVICES = (S3, POSTGRES, MLFLOW, PREFECT, WORKER, HEAD, NODE)
+SERVICES = (S3, POSTGRES, MLFLOW, PREFECT, HEAD, NODE, WORKER)
