@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -27,9 +26,7 @@ import pytest
 import torch
 import yaml
 
-from infra.stack import environment
 from infra.stack.processes import kill, services
-from infra.stack.service import client_environment
 from stylegan import storage
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(3000)]
@@ -52,69 +49,36 @@ TREE = {
 }  # fmt: skip
 
 
-class Stack:
-    """The stack of an env file."""
-
-    def __init__(self, folder):
-        self.env = folder / "stack.env"
-        self("init")
-        self.values = environment.read(self.env)
-        self.disk = Path(self.values["STACK_DATA"], "s3")
-        self.ballast = self.disk / "ballast"
-
-    def __call__(self, *arguments, code=0):
-        """Run infra/stack.sh and return what it prints."""
-        command = ["infra/stack.sh", "--env", str(self.env), *arguments]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"STACK_PYTHON": sys.executable},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
-
-    def kill(self, *names):
-        """Kill services, all of their processes."""
-        for service in services(self.values, names):
-            kill(service, self.values)
-
-    def fill(self):
-        """Fill the disk of the S3 server."""
-        free = shutil.disk_usage(self.disk).free
-        with open(self.ballast, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, free)
-
-    @property
-    def client(self):
-        """The variables of its clients."""
-        return client_environment(self.values)
-
-
 @pytest.fixture(scope="module")
-def stack():
-    """Start a stack whose S3 server has a small disk of its own, where this user may mount one."""
-    folder = Path(tempfile.mkdtemp(prefix="stack-", dir="/tmp"))
-    folder.chmod(0o755)  # the user of PostgreSQL may enter it
-    found = Stack(folder)
-    found.disk.mkdir(parents=True)
-    image = folder / "disk"
-    make = f"truncate -s {DISK} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {found.disk}"
-    found.mounted = subprocess.run(make, shell=True, capture_output=True).returncode == 0
+def faulty(new_stack):
+    """Yield a stack that is up, and the disk of its S3 server; None for the disk where this user may mount none."""
+    found = new_stack()
+    found.command("init")
+    disk, image = Path(found.values["STACK_DATA"], "s3"), found.folder / "disk"
+    disk.mkdir(parents=True)
+    mount = f"truncate -s {DISK} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {disk}"
+    mounted = subprocess.run(mount, shell=True, capture_output=True).returncode == 0
     try:
-        found("up")
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in found.client.items():
-                if name.startswith(("AWS_", "MLFLOW_")):
-                    patch.setenv(name, value)
-            yield found
+        found.up()
+        yield found, disk if mounted else None
     finally:
-        found("down")
-        if found.mounted:
-            subprocess.run(["umount", "-l", str(found.disk)], check=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        found.command("down")
+        if mounted:
+            subprocess.run(["umount", "-l", disk], check=True)
+
+
+def kill_services(stack, *names):
+    """Kill services, all of their processes; without a name all services."""
+    for service in services(stack.values, names):
+        kill(service, stack.values)
+
+
+def fill(disk):
+    """Fill a disk, and return the file that does it."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free)
+    return ballast
 
 
 @dataclass
@@ -248,22 +212,21 @@ def how(lines, repeated):
     return ", ".join(found + ["command repeated"] * repeated) or "went on"
 
 
-def test_each_service_may_be_killed_in_each_phase_of_a_run(stack, capsys):
+def test_each_service_may_be_killed_in_each_phase_of_a_run(faulty, capsys, monkeypatch):
     """So may all of them at once; and the disk of the S3 server may be full for a while. The table says how."""
-    faults = {service.name: lambda name=service.name: stack.kill(name) for service in services(stack.values)}
-    only = os.environ.get("STACK_FAULTS")
-    faults["all"] = stack.kill
-    if stack.mounted:
-        faults["disk of s3"] = stack.fill
-    if only:
+    stack, disk = faulty
+    faults = {service.name: lambda name=service.name: kill_services(stack, name) for service in services(stack.values)}
+    faults["all"] = lambda: kill_services(stack)
+    if disk:
+        faults["disk of s3"] = lambda: fill(disk)
+    if only := os.environ.get("STACK_FAULTS"):
         faults = {name: act for name, act in faults.items() if name in only.split(",")}
-    folder = stack.env.parent
-    cleared = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PREFECT_"))}
-    env = cleared | stack.client | {"PYTHONPATH": str(ROOT)}
+    for name, value in stack.values.items():
+        if name.startswith(("AWS_", "MLFLOW_")):
+            monkeypatch.setenv(name, value)
 
     def make(name):
-        home = {"PREFECT_HOME": str(folder / f"home-{name}"), "STYLEGAN_CACHE": str(folder / "cache")}
-        return Run(name, folder / name, env | home)
+        return Run(name, stack.folder / name, stack.environment | {"PREFECT_HOME": str(stack.folder / f"home-{name}")})
 
     table, runs, began = [], [], time.monotonic()
     quiet = make("undisturbed").start()
@@ -287,10 +250,11 @@ def test_each_service_may_be_killed_in_each_phase_of_a_run(stack, capsys):
                 run.let(phase)
             time.sleep(0.3)
             killed = time.monotonic()
-            act()
+            ballast = act()
             time.sleep(AWAY_SECONDS)
-            stack.ballast.unlink(missing_ok=True)
-            stack("up")
+            if ballast:
+                ballast.unlink()
+            stack.up()
             up = time.monotonic() - killed
             if number + 1 < len(faults):
                 runs.append(make(f"run-{number + 1}").start())
