@@ -7,8 +7,11 @@ STAMP := $(VENV)/.installed
 # Triton comes with torch's CUDA builds. Beside its CPU build it is kept out of .venv, because torch behaves otherwise where
 # it finds Triton. This is the version that the kernels were tested with.
 TRITON := triton==3.6.0
+# Needed for one target each, and not to be mixed with what the product imports.
+PIP_AUDIT := pip-audit==2.10.1
+KUBERNETES_VALIDATE := kubernetes-validate==1.37.0
 
-.PHONY: help quickstart notebook test test-fast test-kernels long-test stack-test audit bench bench-training bench-evaluation bench-data \
+.PHONY: help quickstart notebook test test-fast test-kernels test-manifests long-test stack-test audit bench bench-training bench-evaluation bench-data \
 	bench-metrics bench-intervals bench-compare bench-tracking bench-serving bench-gpu kill-test lint format \
 	config-reference metric-names manifests image image-lock setup clean
 
@@ -40,6 +43,20 @@ test-kernels: $(VENV)/triton/.installed ## Test the GPU kernels on this CPU, int
 
 $(VENV)/triton/.installed: $(STAMP) Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) $(TRITON)
+	@touch $@
+
+test-manifests: $(VENV)/kubernetes/.installed ## Test infra/k8s and the manifests by the schemas of Kubernetes: a minute, 110 MB
+	PYTHONPATH=$(abspath $(VENV))/kubernetes $(BIN)/python -m pytest tests/infra/test_kubernetes.py
+
+$(VENV)/kubernetes/.installed: $(STAMP) Makefile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade --target $(@D) $(KUBERNETES_VALIDATE)
+	@touch $@
+
+audit: $(VENV)/audit/.installed ## Look up known vulnerabilities of the pinned packages; needs the internet
+	PYTHONPATH=$(abspath $(VENV))/audit $(BIN)/python infra/audit.py constraints.txt
+
+$(VENV)/audit/.installed: $(STAMP) Makefile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade --target $(@D) $(PIP_AUDIT)
 	@touch $@
 
 # For other sizes give one of the benchmarks options, BENCH="--resolution 64"; BENCH=--help lists them.
