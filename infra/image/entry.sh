@@ -21,8 +21,10 @@ follow_node() {
 if [ "${1:-}" = driver ]; then
     shift
     : "${STYLEGAN_RAY_ADDRESS:?names the head of the cluster that a driver joins}"
-    # A node that does no work.
-    ray start --address="$STYLEGAN_RAY_ADDRESS" --num-cpus=0 --num-gpus=0 --object-store-memory=200000000 --disable-usage-stats >&2
+    # A node that does no work. What Ray says of it is only of interest if it fails.
+    node="--num-cpus=0 --num-gpus=0 --object-store-memory=200000000 --disable-usage-stats"
+    # shellcheck disable=SC2086 # words
+    said=$(ray start --address="$STYLEGAN_RAY_ADDRESS" $node 2>&1) || { echo "$said" >&2; exit 1; }
     follow_node $$ &
 fi
 case ${1:-} in

@@ -13,6 +13,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from infra.install import pip_settings, stop, uv_options, without_logins
@@ -26,7 +27,7 @@ HASHED = ("--require-hashes", "--only-binary", ":all:")
 
 def main(step: str = "", *arguments: str) -> None:
     """Do a step, or end with one line that says why not."""
-    steps = {"build": build, "dependencies": dependencies, "project": project}
+    steps: dict[str, Callable[..., None]] = {"build": build, "dependencies": dependencies, "project": project}
     if step not in steps:
         stop(f"{step or 'no step'}: must be one of {', '.join(steps)}")
     steps[step](*arguments)

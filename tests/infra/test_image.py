@@ -290,6 +290,14 @@ def test_the_entry_point_starts(tmp_path, arguments, started):
     assert (tmp_path / "log").read_text().splitlines() == started
 
 
+def test_a_driver_that_cannot_join_ends_with_what_ray_says(tmp_path):
+    (tmp_path / "ray").write_text("#!/bin/sh\necho no head at head:6379\nexit 3\n")
+    (tmp_path / "ray").chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "STYLEGAN_RAY_ADDRESS": "head:6379"}
+    done = subprocess.run([IMAGE / "entry.sh", "driver", "run"], env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "no head at head:6379\n")
+
+
 def test_a_driver_whose_node_is_gone_ends(tmp_path):
     for name, text in (("ray", "exit 0"), ("wget", "exit 1"), ("prefect", "exec sleep 60")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
