@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from flows.prefect_server import ask
 from stylegan.errors import one_line
 
 logger = logging.getLogger("stylegan")
@@ -71,9 +72,12 @@ def answers() -> bool:
     if not url:
         return True  # a server in this very process
     try:
-        return httpx.get(f"{url}/health", timeout=ANSWER_SECONDS).status_code < 500
+        ask(url, "/health", ANSWER_SECONDS)
+    except httpx.HTTPStatusError as error:
+        return error.response.status_code < 500
     except httpx.HTTPError:
         return False
+    return True
 
 
 def _catch_up(limit: float) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
 
@@ -24,12 +25,16 @@ from stylegan.commands import shell_command
 from stylegan.errors import ConfigError, StepError
 from stylegan.places import check_place
 
+if TYPE_CHECKING:
+    from httpx import Response
+
 # Files in which Prefect finds settings, besides its environment variables, and a word that is in them if it does.
 SETTINGS_FILES = {"prefect.toml": "", "pyproject.toml": "[tool.prefect", ".env": "PREFECT_"}
 # Variables that say where Prefect keeps flow runs.
 ELSEWHERE = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "DATABASE")
 LOCK = "stylegan-start.lock"  # beside the database
 DATABASE = "prefect.db"  # of the embedded server, in PREFECT_HOME
+ANSWER_SECONDS = 10.0
 START_SECONDS = 600  # ends only what hangs: the very first start migrates the database, on a busy machine for minutes
 
 
@@ -122,17 +127,68 @@ def own_history() -> Path | None:
     return home / DATABASE
 
 
-def _check(url: str) -> None:
-    """Check that a server answers. Raises StepError if none does."""
+def ask(url: str, path: Literal["/health", "/admin/version"], seconds: float) -> Response:
+    """Ask Prefect's API once, as Prefect's own client does: with the login, the headers and the certificates of its settings.
+
+    Args:
+        url: that of the API.
+        path: below it.
+        seconds: how long to wait for the answer.
+
+    Raises:
+        httpx.HTTPError: no answer, or one that is an error.
+    """
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_KEY,
+        PREFECT_CLIENT_MAX_RETRIES,
+        temporary_settings,
+    )
+
+    login = {"auth_string": PREFECT_API_AUTH_STRING.value(), "api_key": PREFECT_API_KEY.value()}
+    client = SyncPrefectClient(url, **login, httpx_settings={"timeout": seconds})
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), client:
+        return client.request("GET", path)
+
+
+def server_version(url: str) -> str | None:
+    """Return the version of Prefect behind the URL of an API; None if it does not tell, as Prefect Cloud."""
     import httpx
 
     try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+        answer = ask(url, "/admin/version", ANSWER_SECONDS).json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    return answer if isinstance(answer, str) else None
+
+
+def _check(url: str) -> None:
+    """Check that a server answers, and takes the login. Raises StepError if not."""
+    import httpx
+
+    try:
+        ask(url, "/health", ANSWER_SECONDS)
+        ask(url, "/admin/version", ANSWER_SECONDS)  # unlike its health, this is not for everyone
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        if code == 404:  # Prefect Cloud
+            return
+        if code == 401:
+            raise StepError(
+                f"PREFECT_API_URL={url}: this Prefect server wants another login; set PREFECT_API_AUTH_STRING to its "
+                "user:password (for Prefect Cloud: PREFECT_API_KEY)"
+            ) from None
+        raise _no_answer(url, f"{code} {error.response.reason_phrase}") from None
     except httpx.HTTPError as error:
-        raise StepError(
-            f"PREFECT_API_URL={url}: no Prefect server answers there ({type(error).__name__}); start one with "
-            f"`{shell_command('prefect', 'server', 'start')}`, or unset PREFECT_API_URL to run without"
-        ) from None
+        raise _no_answer(url, type(error).__name__) from None
+
+
+def _no_answer(url: str, reason: str) -> StepError:
+    return StepError(
+        f"PREFECT_API_URL={url}: no Prefect server answers there ({reason}); start one with "
+        f"`{shell_command('prefect', 'server', 'start')}`, or unset PREFECT_API_URL to run without"
+    )
 
 
 def _launch() -> tuple[subprocess.Popen[bytes], str]:

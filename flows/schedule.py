@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, available_timezones
 
 from flows.killed_runs import FLOW_NAME, RETRAIN_FLOW_NAME
+from stylegan.commands import shell_command
 from stylegan.errors import ConfigError, StepError, one_line
 from stylegan.records import Record
 
@@ -316,10 +317,20 @@ def _shown(time: datetime | None, zone: Any) -> str:
     return f"{time.astimezone(zone):%Y-%m-%d %H:%M %Z}" if time else ""
 
 
-def _client() -> SyncPrefectClient:
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    """Yield a client of Prefect's server. What that refuses in the block is a StepError."""
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
 
-    return get_client(sync_client=True)
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except PrefectHTTPStatusError as error:
+        raise StepError(
+            f"Prefect's server refuses this: {one_line(error)}; `{shell_command('stylegan', 'doctor')}` says whether it is "
+            "of another version than this program"
+        ) from error
 
 
 def _find(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:

@@ -306,7 +306,8 @@ def print_examination(examination: Examination) -> None:
     lines = [f"{fact.name:<23} {fact.detail}" for fact in examination.machine]
     lines += [f"{f'node {node.name}':<23} {describe_node(node)}" for node in examination.nodes]
     facts = len(lines)
-    lines += ["", *(f"{'ok  ' if one.ok else 'FAIL'}  {one.name:<8} {one.detail}" for one in examination.findings)]
+    states = (("warn" if one.warning else "ok" if one.ok else "FAIL", one) for one in examination.findings)
+    lines += ["", *(f"{state:<4}  {one.name:<8} {one.detail}" for state, one in states)]
     width, indent = shutil.get_terminal_size().columns, {True: " " * 24, False: " " * 15}
     for position, line in enumerate(lines):
         if sys.stdout.isatty():

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -34,7 +35,7 @@ from stylegan.pipeline.preflight import try_writing
 from stylegan.places import nearest, shown_bytes
 from stylegan.records import Record
 from stylegan.retry import storage_settings
-from stylegan.tracking.connection import check_server, resolve_uri, sqlite_file
+from stylegan.tracking.connection import check_server, resolve_uri, server_version, sqlite_file
 from stylegan.tracking.open_run import check_experiment
 from stylegan.training.faults import check_gpus, check_named
 from stylegan.training.gpus import cuda_problem, driver_version, gpus_here, triton_cure
@@ -42,8 +43,15 @@ from stylegan.training.hardware import COMPUTE_DTYPES, operations_path
 from stylegan.training.schedule import Stage, stages
 from stylegan.uris import redact
 
+
+class Warned(NamedTuple):
+    """What works, but with something to mend."""
+
+    detail: str
+
+
 # Returns what works, in words; raises UserError with what does not.
-Check = Callable[[Config | None], str]
+Check = Callable[[Config | None], str | Warned]
 
 
 PACKAGES = ("torch", "ray", "prefect", "mlflow", "webdataset", "s3fs", "numpy")
@@ -57,11 +65,12 @@ class Fact(Record):
 
 
 class Finding(Record):
-    """The result of one check."""
+    """The result of one check; `warning` if it works, but there is something to mend."""
 
     name: str
     ok: bool
     detail: str
+    warning: bool = False
 
 
 class Examination(Record):
@@ -228,9 +237,12 @@ def weight_checks(config: Config) -> list[tuple[str, Check]]:
 
 def _try(name: str, check: Check, config: Config | None) -> Finding:
     try:
-        return Finding(name=name, ok=True, detail=redact(check(config)))
+        found = check(config)
     except UserError as error:
         return Finding(name=name, ok=False, detail=str(error))
+    if isinstance(found, Warned):
+        return Finding(name=name, ok=True, detail=redact(found.detail), warning=True)
+    return Finding(name=name, ok=True, detail=redact(found))
 
 
 def _storage(config: Config | None) -> str:
@@ -350,20 +362,50 @@ def _graphs(config: Config, stage: Stage) -> str:
     return f"whole steps as CUDA graphs (training.cuda_graphs={str(setting).lower()})"
 
 
-def _mlflow(config: Config | None) -> str:
+def _mlflow(config: Config | None) -> str | Warned:
     if config is None:
         return "SQLite below storage.root unless tracking.uri is set"
     uri = resolve_uri(config)
     check_server(uri)
     check_experiment(config)
-    return f"{uri} answers" if uri.startswith("http") else uri
+    if not uri.startswith("http"):
+        return uri
+    return _answer(uri, "MLflow", server_version(uri), ", run `mlflow db upgrade` on its database")
 
 
-def _prefect(config: Config | None) -> str:
-    from flows.prefect_server import api
+def _prefect(config: Config | None) -> str | Warned:
+    from flows import prefect_server
 
-    with api() as url:
+    with prefect_server.api() as url:
+        version_there = prefect_server.server_version(url)
+        return _answer(url, "Prefect", version_there)  # upgrades its database as it starts
+
+
+def _answer(url: str, name: str, there: str | None, upgrade: str = "") -> str | Warned:
+    """Say that a server answers, with which version; warn if the client here has another one, patches aside.
+
+    Args:
+        url: that of the server.
+        name: that of the product; in small letters, of its package.
+        there: the version that the server tells, if any.
+        upgrade: what it takes besides the package to bring the server to another version.
+    """
+    here = version(name.lower())
+    server, client = (re.match(r"(\d+)\.(\d+)\b", text or "") for text in (there, here))
+    if server is None or client is None:  # it does not tell, or something else answers there
         return f"{url} answers"
+    answers = f"{url} answers, {name} {there}"
+    if server.groups() == client.groups():
+        return answers
+    if tuple(map(int, server.groups())) < tuple(map(int, client.groups())):
+        return Warned(
+            f"{answers}: older than the client here, {here}; stop that server, copy its database, install {name.lower()} "
+            f"{client[0]} where it runs{upgrade}, and start it"
+        )
+    return Warned(
+        f"{answers}: newer than the client here, {here}; update this program to a release with {name} {server[0]}, or "
+        f"serve with {name} {client[0]} and a database of that time"
+    )
 
 
 def _ray(ray_config: RayConfig, config: Config | None) -> str:

@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from infra.stack import environment, processes
+from infra.stack import backup, environment, processes
+from infra.stack.environment import DEFAULT, stack_command
 from infra.stack.service import Values
 from infra.stack.services import SERVICES
 from stylegan.errors import ConfigError, UserError
@@ -24,7 +25,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     path = Path(arguments.env)
     try:
-        if arguments.verb in ("init", "up"):
+        if arguments.verb in ("init", "up", "restore"):
             environment.make(path)
         values = environment.read(path)
         return int(arguments.act(arguments, values, path))
@@ -63,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     logs = verb("logs", _logs, "Show the ends of the logs.")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     logs.add_argument("-n", "--lines", type=int, default=20, help="lines of each (default: 20)")
+    made = verb("backup", _backup, "Copy databases and S3 of the stack, which runs, into one file.", several=False)
+    made.add_argument("--out", help="path or URI of the file (default: one with the time, beside the data folder)")
+    made = verb(
+        "restore", _restore, "Fill an empty stack from a backup; makes the env file if there is none.", several=False
+    )
+    made.add_argument("backup", metavar="FILE", help="path or URI of the backup")
+    made.add_argument("--replace", action="store_true", help="put the data of this stack aside, if it has some")
     verb("down", _down, "End the services; runs write a checkpoint first. All data stays.")
     return parser
 
@@ -75,6 +83,7 @@ def _init(arguments: argparse.Namespace, values: Values, path: Path) -> int:
 def _up(arguments: argparse.Namespace, values: Values, path: Path) -> int:
     began = time.monotonic()
     _check_names(arguments, values)
+    backup.require_whole(values, path)
     processes.start(values, arguments.services, print)
     found = [processes.state_of(one, values) for one in processes.services(values, arguments.services)]
     _show(found)
@@ -106,6 +115,18 @@ def _logs(arguments: argparse.Namespace, values: Values, path: Path) -> int:
 def _down(arguments: argparse.Namespace, values: Values, path: Path) -> int:
     _check_names(arguments, values)
     processes.stop(values, arguments.services, print)
+    return 0
+
+
+def _backup(arguments: argparse.Namespace, values: Values, path: Path) -> int:
+    made = backup.backup(values, arguments.out, print)
+    print(f"{made}: bring it to another machine; there: {stack_command(DEFAULT, 'restore', Path(made).name)}")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace, values: Values, path: Path) -> int:
+    backup.restore(values, arguments.backup, replace=arguments.replace, tell=print)
+    print(f"restored; start it: {stack_command(path, 'up')}")
     return 0
 
 

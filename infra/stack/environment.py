@@ -113,7 +113,7 @@ def read(path: Path) -> dict[str, str]:
         ConfigError: there is none, others may read it, or a value is not allowed.
     """
     if not path.is_file():
-        made = shell_command("infra/stack.sh", *([] if path == DEFAULT else ["--env", str(path)]), "up")
+        made = stack_command(path, "up")
         raise ConfigError(f"--env {path}: there is no such file; `{made}` makes it and starts the stack")
     if path.stat().st_mode & 0o077:
         raise ConfigError(
@@ -131,6 +131,11 @@ def read(path: Path) -> dict[str, str]:
     values = {name: value for name, _, value in pairs if name not in (*_OF_SHELLS, "PATH")}
     _check(path, values)
     return values
+
+
+def stack_command(path: Path, *arguments: str) -> str:
+    """Return the shell command of infra/stack.sh for an env file."""
+    return shell_command("infra/stack.sh", *([] if path == DEFAULT else ["--env", str(path)]), *arguments)
 
 
 def data_folder(values: Mapping[str, str]) -> Path:
@@ -204,18 +209,18 @@ def _free_ports() -> dict[str, int]:
     for name, usual in PORTS.items():
         room = (0, GRPC) if name.startswith("STACK_S3") else (0,)
         port = usual
-        while port in chosen.values() or not all(_is_free(port + more) for more in room):
+        while port in chosen.values() or not all(is_free(port + more) for more in room):
             port = 20_000 + secrets.randbelow(2_700)  # with GRPC below those that the system gives to connections
         chosen[name] = port
     return chosen
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int, host: str = LOOPBACK) -> bool:
     """Return whether nothing listens on a port of this machine."""
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((LOOPBACK, port))
+            tried.bind((host, port))
         except OSError:
             return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from infra.stack import databases
 from infra.stack.environment import BUCKETS, LOOPBACK
 from infra.stack.postgres import database_uri
 from infra.stack.service import Service, Values, folder, get, write_private
@@ -15,7 +16,7 @@ def mlflow_database(values: Values) -> str:
 
 
 def _mlflow_prepare(values: Values) -> None:
-    """Write the settings of MLflow's logins."""
+    """Write the settings of MLflow's logins, and upgrade the database of an older MLflow."""
     lines = [
         "[mlflow]",
         "default_permission = NO_PERMISSIONS",
@@ -26,6 +27,10 @@ def _mlflow_prepare(values: Values) -> None:
     ]
     folder(values, "mlflow").mkdir(parents=True, exist_ok=True)
     write_private(folder(values, "mlflow") / "auth.ini", "\n".join(lines) + "\n")
+    if databases.before_start(values, "mlflow"):
+        from stylegan.tracking.upgrade import upgrade_database  # imports MLflow, which takes seconds
+
+        upgrade_database(mlflow_database(values))
 
 
 def _mlflow_command(values: Values) -> list[str]:
@@ -66,6 +71,8 @@ MLFLOW = Service(
     _mlflow_environment,
     _mlflow_check,
     lambda values: values["MLFLOW_TRACKING_URI"],
+    ("STACK_MLFLOW_PORT",),
     prepare=_mlflow_prepare,
+    finish=lambda values: databases.note_version(values, "mlflow"),
     to_all=True,
 )

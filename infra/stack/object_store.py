@@ -50,13 +50,13 @@ def _s3_command(values: Values) -> list[str]:
     ]
 
 
-def s3_client(values: Values) -> Any:
-    """Return a client of the stack's S3."""
+def s3_client(values: Values, seconds: float = ANSWER_SECONDS) -> Any:
+    """Return a client of the stack's S3 that waits so long for an answer."""
     from botocore.config import Config
     from botocore.session import Session
 
     settings = Config(
-        connect_timeout=ANSWER_SECONDS, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1}, proxies={}
+        connect_timeout=ANSWER_SECONDS, read_timeout=seconds, retries={"total_max_attempts": 1}, proxies={}
     )
     return Session().create_client(
         "s3",
@@ -96,6 +96,7 @@ S3 = Service(
     lambda _: {},
     _s3_check,
     lambda values: values["AWS_ENDPOINT_URL"],
+    ("STACK_S3_PORT", "STACK_S3_MASTER_PORT", "STACK_S3_VOLUME_PORT", "STACK_S3_FILER_PORT"),
     prepare=_s3_prepare,
     finish=_s3_finish,
     stop_seconds=4,  # the volumes are closed after one; the rest of it waits for connections to end

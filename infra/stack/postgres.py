@@ -102,6 +102,7 @@ POSTGRES = Service(
     lambda _: {},
     _postgres_check,
     lambda values: f"postgresql://{LOOPBACK}:{values['STACK_POSTGRES_PORT']}",
+    ("STACK_POSTGRES_PORT",),
     prepare=_postgres_prepare,
     finish=_postgres_finish,
     stop_signal=signal.SIGINT,  # PostgreSQL's fast way; SIGTERM waits for all clients

@@ -6,6 +6,7 @@ import signal
 import sys
 from datetime import datetime
 
+from infra.stack import databases
 from infra.stack.postgres import database_uri
 from infra.stack.service import Service, Values, client_environment, folder, get, pid_file, version_of
 from stylegan.errors import StepError
@@ -22,6 +23,7 @@ def prefect_database(values: Values) -> str:
 
 def _prefect_prepare(values: Values) -> None:
     folder(values, "prefect").mkdir(parents=True, exist_ok=True)
+    databases.before_start(values, "prefect")  # Prefect's server upgrades its database by itself
 
 
 def _prefect_command(values: Values) -> list[str]:
@@ -91,7 +93,9 @@ PREFECT = Service(
     prefect_environment,
     _prefect_check,
     lambda values: values["PREFECT_API_URL"].removesuffix("/api"),
+    ("STACK_PREFECT_PORT",),
     prepare=_prefect_prepare,
+    finish=lambda values: databases.note_version(values, "prefect"),
     stop_signal=signal.SIGINT,
     to_all=True,
 )
@@ -104,6 +108,7 @@ WORKER = Service(
     _worker_environment,
     _worker_check,
     lambda values: f"pool {POOL}",
+    (),
     prepare=_worker_prepare,
     stop_seconds=60,  # its runs write a checkpoint
     to_all=True,

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from infra.stack.environment import data_folder, postgres_user
+from infra.stack.environment import data_folder, is_free, postgres_user
 from infra.stack.service import Service, Values, kept_environment, pid_file, user_settings, why_not
 from infra.stack.services import SERVICES
 from stylegan.errors import StepError
@@ -170,6 +170,12 @@ def log_files(values: Values, names: Sequence[str] = ()) -> Mapping[str, Path]:
 def _launch(service: Service, values: Values) -> None:
     """Start a service, after what is left of it was ended."""
     kill(service, values)
+    for name in service.ports:
+        if not is_free(int(values[name])):
+            raise StepError(
+                f"{service.name}: {name}={values[name]}: another program listens on this port; end that one, or give another "
+                "port in the env file"
+            )
     for place in ("run", "logs"):
         (data_folder(values) / place).mkdir(parents=True, exist_ok=True)
     service.prepare(values)

@@ -113,6 +113,7 @@ HEAD = Service(
     partial(_ray_environment, node="head"),
     _ray_head_check,
     lambda values: values["RAY_API_SERVER_ADDRESS"],
+    ("STACK_RAY_PORT", "STACK_RAY_CLIENT_PORT", "STACK_DASHBOARD_PORT"),
     prepare=_head_prepare,
 )
 
@@ -123,6 +124,7 @@ NODE = Service(
     partial(_ray_environment, node="node"),
     _ray_node_check,
     lambda values: values["STYLEGAN_RAY_ADDRESS"],
+    (),
     prepare=_node_prepare,
     end_work=_end_jobs,
 )

@@ -46,6 +46,7 @@ class Service:
         environment: returns its variables beside those of `_KEPT`.
         check: returns its version if it is well, else raises; asks the service itself.
         url: returns where people and clients find it.
+        ports: names of the ports on which it listens, in the env file.
         prepare: is called before it starts: makes files.
         finish: is called once it is well: makes databases and buckets, if they are missing.
         end_work: is called before it is asked to end: lets what works there come to an end.
@@ -60,6 +61,7 @@ class Service:
     environment: Callable[[Values], dict[str, str]]
     check: Callable[[Values], str]
     url: Callable[[Values], str]
+    ports: tuple[str, ...]
     prepare: Callable[[Values], None] = lambda _: None
     finish: Callable[[Values], None] = lambda _: None
     end_work: Callable[[Values], None] = lambda _: None
@@ -130,9 +132,18 @@ def user_settings(user: pwd.struct_passwd | None) -> dict[str, Any]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
 
 
-def run_quietly(command: Sequence[str], user: pwd.struct_passwd | None = None) -> None:
-    """Run a command to its end. Raises StepError with the last line that it said, if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", **user_settings(user))
+def run_quietly(
+    command: Sequence[str], user: pwd.struct_passwd | None = None, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a command to its end. Raises StepError with the last line that it said, if it fails.
+
+    Args:
+        command: its arguments.
+        user: as whom it runs, if not as this process.
+        environment: variables that it has beside those of this process.
+    """
+    variables = os.environ | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=variables, **user_settings(user))
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         raise StepError(f"{Path(command[0]).name}: {lines[-1]}")

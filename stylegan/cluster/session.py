@@ -119,7 +119,7 @@ def shared_environment() -> dict[str, str]:
 
 def _join_shared(address: str) -> None:
     try:
-        with environment({**dict.fromkeys(OF_OTHERS), "RAY_ADDRESS": address}):
+        with environment({**dict.fromkeys(OF_OTHERS), "RAY_ADDRESS": address}), _on_loopback():
             _init(address)
     except Exception as error:
         raise StepError(
@@ -135,11 +135,12 @@ def _start() -> None:
     use_place("RAY_TMPDIR", folder)
     try:
         read_again()
-        _own_ray.clear()
-        _own_ray.update(of_own_ray())
-        with environment(_own_ray):
-            read_again()
-            _init("local", include_dashboard=False)
+        with _on_loopback():
+            _own_ray.clear()
+            _own_ray.update(of_own_ray())
+            with environment(_own_ray):
+                read_again()
+                _init("local", include_dashboard=False)
     except Exception as error:
         raise StepError(
             f"Ray did not start on this machine ({type(error).__name__}: {one_line(error, 200)}); it needs about 20 free "
@@ -159,6 +160,22 @@ def _join(ray_config: RayConfig) -> None:
             f"ray.address={ray_config.address}: Ray did not join it ({type(error).__name__}: {one_line(error, 200)}); look at "
             "the logs of its head"
         ) from error
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that is started or joined inside listen on the loopback interface alone, as it does on macOS and Windows.
+
+    Otherwise its processes listen on every interface of the machine. `ray.init` turns a node address of 127.0.0.1 into
+    that of the machine, and Ray reads the variable that decides this when it is imported, so its constant is set.
+    """
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _rejoin(ray_config: RayConfig) -> None:

@@ -28,6 +28,7 @@ from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError, UnavailableError, one_line
 from stylegan.places import may, nearest
 from stylegan.tracking.moved import follow
+from stylegan.tracking.upgrade import known_revisions, upgrade_file
 from stylegan.uris import file_url, without_login
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
 # What SQLAlchemy hands to SQLite from behind the `?` of a URI.
 SQLITE_OPTIONS = ("uri", "mode", "cache", "timeout", "check_same_thread", "isolation_level", "detect_types", "nolock")
-OTHER_SCHEMA = "out-of-date database schema"  # what MLflow says of a newer one, too
+# What MLflow says of a database of another version, of a newer one, too; and the revision of its schema.
+OTHER_SCHEMA = re.compile(r"out-of-date database schema \(found version (\w+)")
 REMOTE = {"botocore", "boto3", "requests", "urllib3"}  # packages whose errors come from a store on the network
 
 _quiet_lock = threading.Lock()
@@ -108,13 +110,37 @@ def check_server(uri: str) -> None:
         )
 
 
+def server_version(uri: str) -> str | None:
+    """Return the version of the MLflow server behind this URI, asked with the login; None if it is none or does not tell."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    import_mlflow()
+    from mlflow.tracking._tracking_service.utils import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        answer = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=ANSWER_SECONDS)
+    except Exception as error:
+        if _kind_of(error) is None:
+            raise
+        return None
+    return str(answer.text).strip() if answer.status_code == 200 else None
+
+
 def connect(uri: str) -> MlflowClient:
-    """Return a client for tracking and registry at `uri`. Raises as `check_server` and `explained`."""
+    """Return a client for tracking and registry at `uri`; a SQLite file of an older MLflow is upgraded before.
+
+    Raises as `check_server`, `upgrade_file` and `explained`.
+    """
     check_server(uri)
     if _is_sqlite(uri):
-        os.makedirs(os.path.dirname(os.path.abspath(_sqlite_path(uri))), exist_ok=True)
-        follow(Path(_sqlite_path(uri)))
+        file = Path(_sqlite_path(uri))
+        os.makedirs(file.absolute().parent, exist_ok=True)
+        follow(file)
     import_mlflow()
+    if _is_sqlite(uri) and file.exists():
+        with quiet():
+            upgrade_file(file, uri)
     from mlflow import MlflowClient
 
     try:
@@ -174,19 +200,28 @@ def explained(uri: str, action: str) -> Iterator[None]:
         kind = _kind_of(error)
         if kind is None:
             raise
-        if OTHER_SCHEMA in str(error):
-            import mlflow
-
-            upgrade = shell_command("mlflow", "db", "upgrade", uri)
-            raise StepError(
-                f"MLflow at {uri}: another version of MLflow than {mlflow.__version__} has written this database; if it was "
-                f"an older one, copy the database and run `{upgrade}`; if a newer one, install that, or set tracking.uri "
-                "to another place"
-            ) from error
+        if found := OTHER_SCHEMA.search(str(error)):
+            raise _other_version(uri, found[1]) from error
         reason = one_line(getattr(error, "orig", None) or error)
         raise kind(
             f"MLflow at {uri}: cannot {action}: {reason}; check that store, then run the same command again"
         ) from error
+
+
+def _other_version(uri: str, revision: str) -> StepError:
+    """Return the error of a database that another version of MLflow has written: what to do with an older or a newer one."""
+    from mlflow.version import VERSION
+
+    if revision not in known_revisions():
+        return StepError(
+            f"MLflow at {uri}: a newer MLflow than {VERSION} has written this database; install that, or set tracking.uri "
+            "to another place"
+        )
+    upgrade = shell_command("mlflow", "db", "upgrade", uri)
+    return StepError(
+        f"MLflow at {uri}: an older MLflow than {VERSION} has written this database; no way leads back from an upgrade, so "
+        f"copy it, then run `{upgrade}`"
+    )
 
 
 def _find_stop(error: BaseException | None) -> BaseException | None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,10 @@ from typing import Any
 import pytest
 
 from infra.stack import environment
-from stylegan.commands import shell_command
 
 ROOT = Path(__file__).parents[2]
 STACK = ROOT / "infra" / "stack.sh"
-STYLEGAN = shell_command("stylegan").split()[0]
+STYLEGAN = Path(sys.executable).with_name("stylegan")
 # Of the shell, what commands on a stack may see.
 KEPT = ("HOME", "LANG", "PATH", "STYLEGAN_CACHE")
 
@@ -72,7 +72,7 @@ class Stack:
         """Start `stylegan` in the folder, as a user who has read the env file does."""
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
         return subprocess.Popen(
-            [shutil.which("stylegan", path=str(Path(os.sys.executable).parent)), *arguments],
+            [STYLEGAN, *arguments],
             env=self.environment,
             cwd=self.folder,
             **settings,

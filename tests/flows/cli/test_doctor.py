@@ -1,8 +1,13 @@
 """`stylegan doctor`: what works, what does not, and where weights are."""
 
+import base64
+import contextlib
 import hashlib
+import json
 import os
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 
 import fsspec
@@ -12,6 +17,8 @@ from command_line import fail
 
 from flows.cli.main import main
 from stylegan.errors import ConfigError, StepError
+
+LOGIN = f"Basic {base64.b64encode(b'me:se@cret').decode()}"
 
 
 def test_doctor_says_where_weights_are_and_where_they_go(capsys, write, tmp_path, monkeypatch):
@@ -131,3 +138,73 @@ def test_facts_name_gpus_and_keep_secrets(write, tmp_path, monkeypatch):
     assert dict(doctor._gpus())["gpu 0"].endswith("compute 7.0: fp32, fp16")
     assert "cuDNN 9.10.2" in facts["cuda"]
     assert "driver 550.54" in facts["cuda"]
+
+
+@contextlib.contextmanager
+def old_or_new_servers(mlflow_version, prefect_version):
+    """Answer as an MLflow server without experiments and a Prefect server behind a login do, of any version."""
+    answers = {
+        "/health": (200, "OK"),
+        "/version": (200, mlflow_version),
+        "/api/health": (200, "true"),
+        "/api/admin/version": (200, json.dumps(prefect_version)),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.partition("?")[0]
+            code, text = answers.get(
+                path, (404, '{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no experiment"}')
+            )
+            if not path.endswith("/health") and self.headers["Authorization"] != LOGIN:
+                code, text = 401, "Unauthorized"
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("mlflow_there", "prefect_there", "said"),
+    [
+        ("3.16.1", "3.7.8", "older than the client here"),
+        ("3.18.0rc1", "4.0.0", "newer than the client here"),
+        ("3.17.0", "3.8.0", None),
+        ("<html>no version</html>", {"detail": "none"}, None),
+    ],
+)
+def test_doctor_names_a_server_that_is_older_or_newer(write, monkeypatch, mlflow_there, prefect_there, said):
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    from flows.cli import doctor
+    from stylegan.config.file import load
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "se@cret")
+    with old_or_new_servers(mlflow_there, prefect_there) as url:
+        config = load(write(tracking={"uri": url}))
+        login = {PREFECT_API_URL: f"{url}/api", PREFECT_API_AUTH_STRING: "me:se@cret"}
+        with temporary_settings(login):
+            findings = [doctor._try("mlflow", doctor._mlflow, config), doctor._try("prefect", doctor._prefect, config)]
+        with temporary_settings(login | {PREFECT_API_AUTH_STRING: "me:another"}):
+            refused = doctor._try("prefect", doctor._prefect, config)
+    assert [(one.ok, one.warning) for one in findings] == [(True, said is not None)] * 2
+    lines = [one.detail for one in findings]
+    if said:
+        assert lines[0].startswith(f"{url} answers, MLflow {mlflow_there}: {said}, {version('mlflow')}; ")
+        assert lines[1].startswith(f"{url}/api answers, Prefect {prefect_there}: {said}, {version('prefect')}; ")
+        assert ("run `mlflow db upgrade` on its database" in lines[0]) == (said == "older than the client here")
+    else:
+        assert all(re.fullmatch(r"http://\S+ answers(, \w+ 3\.\d+\.0)?", line) for line in lines), lines
+    assert (refused.ok, refused.warning) == (False, False)
+    assert "wants another login; set PREFECT_API_AUTH_STRING" in refused.detail

@@ -1,0 +1,101 @@
+"""SQLite files of an older MLflow: a copy of them, and their upgrade to the version that is installed here.
+
+MLflow by itself upgrades some of them as it opens them, and refuses others. No way leads back from an upgrade.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from stylegan import storage
+from stylegan.errors import StepError, one_line
+
+logger = logging.getLogger("stylegan")
+
+
+def upgrade_file(path: Path, uri: str) -> None:
+    """Upgrade a SQLite file if an older MLflow has written it; a copy stays beside it. Others are left as they are.
+
+    Args:
+        path: the file, which exists.
+        uri: its tracking URI.
+
+    Raises:
+        StepError: the copy or the upgrade fails.
+    """
+    if not _is_older(path):
+        return
+    lock = Path(f"{path}.upgrade-lock")
+    with FileLock(lock):
+        try:
+            if _is_older(path):  # no other process has done it meanwhile
+                _copy_and_upgrade(path, uri)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _copy_and_upgrade(path: Path, uri: str) -> None:
+    from mlflow.version import VERSION
+
+    copy = Path(f"{path}.before-{VERSION}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    _copy(path, copy)
+    message = "%s: an older MLflow has written it; it is upgraded to MLflow %s, and %s keeps it as it was"
+    logger.warning(message, path, VERSION, copy)
+    try:
+        upgrade_database(uri)
+    except Exception as error:
+        copies = ", ".join(map(str, sorted(path.parent.glob(f"{path.name}.before-*"))))
+        raise StepError(
+            f"MLflow at {uri}: cannot upgrade this database of an older MLflow: {one_line(error)}; put back a copy of "
+            f"before ({copies}), or set tracking.uri to another place"
+        ) from error
+
+
+def upgrade_database(uri: str) -> None:
+    """Upgrade a database to the installed MLflow, as `mlflow db upgrade`, which shows the password in the list of processes."""
+    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
+
+    engine = create_sqlalchemy_engine(uri)
+    try:
+        _upgrade_db(engine)
+    finally:
+        engine.dispose()
+
+
+def known_revisions() -> tuple[str, ...]:
+    """Return the revisions of a database's schema that the installed MLflow knows, its own first."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    return tuple(script.revision for script in ScriptDirectory.from_config(_get_alembic_config("")).walk_revisions())
+
+
+def _is_older(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            found = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.Error:  # none of MLflow's, or one that MLflow itself will say more of
+        return False
+    return found is not None and found[0] in known_revisions()[1:]
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Copy a database that others may be writing to; the copy is whole or not there. Raises StepError."""
+    try:
+        with (
+            storage.replacing(copy) as partial,
+            closing(sqlite3.connect(path)) as source,
+            closing(sqlite3.connect(partial)) as target,
+        ):
+            source.backup(target)
+    except (OSError, sqlite3.Error) as error:
+        raise StepError(
+            f"{path}: an older MLflow has written it, and it cannot be copied before its upgrade ({one_line(error)}); make "
+            "room there; nothing was changed"
+        ) from error
