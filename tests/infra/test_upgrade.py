@@ -84,6 +84,7 @@ def test_an_older_prefect_database_starts_with_its_schedule_and_its_history(tmp_
     server = Server(tmp_path, LOGIN)
     (tmp_path / "server").mkdir()
     restore("prefect", tmp_path / "server" / "prefect.db")
+    (tmp_path / "tiny.yaml").write_text("name: tiny\ndata: {source: digits, resolution: 8}\n")
     code = """
 from flows import schedule
 from flows.cli.doctor import _prefect
@@ -104,7 +105,7 @@ print(schedule.show("tiny").timetable)
             [sys.executable, "-c", code], env=server.environment, capture_output=True, text=True, timeout=120
         )
         refused = subprocess.run(
-            [sys.executable, "-m", "flows.cli.main", "schedule", "tiny.yaml", "--show"],
+            [sys.executable, "-m", "flows.cli.main", "schedule", str(tmp_path / "tiny.yaml"), "--show"],
             env=server.environment | {"PREFECT_API_AUTH_STRING": "me:another"},
             capture_output=True,
             text=True,
