@@ -7,10 +7,13 @@ STAMP := $(VENV)/.installed
 # Triton comes with torch's CUDA builds. Beside its CPU build it is kept out of .venv, because torch behaves otherwise where
 # it finds Triton. This is the version that the kernels were tested with.
 TRITON := triton==3.6.0
+# Needed for one target each, and not to be mixed with what the product imports.
+PIP_AUDIT := pip-audit==2.10.1
+KUBERNETES_VALIDATE := kubernetes-validate==1.37.0
 
-.PHONY: help quickstart notebook test test-fast test-kernels long-test stack-test audit bench bench-training bench-evaluation bench-data \
+.PHONY: help quickstart notebook test test-fast test-kernels test-manifests long-test stack-test audit bench bench-training bench-evaluation bench-data \
 	bench-metrics bench-intervals bench-compare bench-tracking bench-serving bench-gpu kill-test lint format \
-	config-reference metric-names manifests setup clean
+	config-reference metric-names manifests image image-lock setup clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' Makefile
@@ -40,6 +43,20 @@ test-kernels: $(VENV)/triton/.installed ## Test the GPU kernels on this CPU, int
 
 $(VENV)/triton/.installed: $(STAMP) Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) $(TRITON)
+	@touch $@
+
+test-manifests: $(VENV)/kubernetes/.installed ## Test infra/k8s and the manifests by the schemas of Kubernetes: a minute, 110 MB
+	PYTHONPATH=$(abspath $(VENV))/kubernetes $(BIN)/python -m pytest tests/infra/test_kubernetes.py
+
+$(VENV)/kubernetes/.installed: $(STAMP) Makefile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade --target $(@D) $(KUBERNETES_VALIDATE)
+	@touch $@
+
+audit: $(VENV)/audit/.installed ## Look up known vulnerabilities of the pinned packages; needs the internet
+	PYTHONPATH=$(abspath $(VENV))/audit $(BIN)/python infra/audit.py constraints.txt
+
+$(VENV)/audit/.installed: $(STAMP) Makefile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade --target $(@D) $(PIP_AUDIT)
 	@touch $@
 
 # For other sizes give one of the benchmarks options, BENCH="--resolution 64"; BENCH=--help lists them.
@@ -99,6 +116,18 @@ manifests: setup ## Write infra/k8s and infra/ray anew
 	$(EXAMPLE) --kind raycluster --secret stylegan --workers-per-node 8 --out infra/k8s/raycluster.yaml
 	$(EXAMPLE) --kind cluster-yaml --provider aws --region eu-central-1 --workers-per-node 8 --instance-type g6e.48xlarge \
 		--out infra/ray/cluster.yaml
+
+# Target cpu needs a place with torch's builds for CPUs: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. See infra/image/README.md.
+TARGET ?= cpu
+DOCKER ?= docker
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+image: ## Build the image, for CPUs or with TARGET=cuda; DOCKER=buildah and podman do it, too
+	$(DOCKER) build --file infra/image/Dockerfile --target $(TARGET) --tag stylegan:$(VERSION)-$(TARGET) \
+		--build-arg VERSION=$(VERSION) --build-arg COMMIT=$$(git rev-parse HEAD) \
+		--build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL --build-arg PIP_FIND_LINKS $(IMAGE_OPTIONS) .
+
+image-lock: setup ## Write the image's locks anew, after a change of pyproject.toml or constraints.txt
+	$(BIN)/python -m infra.image.lock
 
 setup: $(STAMP) ## Install everything into .venv
 

@@ -6,7 +6,6 @@ off, since it cannot know that storage was emptied.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any, TypeVar
 from uuid import UUID
@@ -15,11 +14,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from stylegan.errors import ExhaustedError, UnavailableError, UserError
-from stylegan.retry import patience
+from stylegan.errors import UserError
+from stylegan.retry import log_again, seconds_left
 
 R = TypeVar("R")
-logger = logging.getLogger("stylegan")
 
 # How often a step is tried again after a crash. After a server that does not answer, the patience decides; no other limit
 # is reached then.
@@ -32,18 +30,15 @@ def may_work_later(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -
     """Return whether to try a step again.
 
     After a crash it is tried again, `CRASHES` times. After a server that does not answer it is tried again until
-    `storage.patience_s` is over, counted from its first failure. What was waited for already is not tried again, nor is
-    a user's mistake.
+    `storage.patience_s` is over, counted from its first failure. After the loss of a Ray cluster it is tried again, and
+    then waits for the next cluster itself. What was waited for already is not tried again, nor is a user's mistake.
     """
     error = state.result(raise_on_failure=False)
     if not isinstance(error, UserError):
         return task_run.run_count <= CRASHES
-    if not isinstance(error, UnavailableError) or isinstance(error, ExhaustedError):
-        return False
-    now = time.monotonic()
-    left = _first_failures.setdefault(task_run.id, now) + patience() - now
-    if left > 0:
-        logger.warning("%s (trying again for another %.0f s)", error, left)
+    left = seconds_left(error, _first_failures.setdefault(task_run.id, time.monotonic()))
+    if left:
+        log_again(error, left)
     return left > 0
 
 

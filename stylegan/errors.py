@@ -60,6 +60,13 @@ class ExhaustedError(UnavailableError):
     """What was waited for as long, or tried as often, as the config allows: no part of the program tries it again."""
 
 
+class LostHeadError(UnavailableError):
+    """The Ray cluster that a step worked on is gone; the step works again once this process has joined the next one.
+
+    `stylegan.cluster.session.connect` waits for that one, so no patience of a store limits how often a step is tried again.
+    """
+
+
 class DamagedError(StepError):
     """A stored file does not hold what this program wrote there: it was cut, overwritten, or belongs to something else.
 

@@ -19,13 +19,14 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from stylegan.config.sections import StorageConfig
-from stylegan.errors import ConfigError, StepError, one_line
+from stylegan.errors import ConfigError, ExhaustedError, LostHeadError, StepError, UnavailableError, one_line
 from stylegan.uris import redact
 
 R = TypeVar("R")
 logger = logging.getLogger("stylegan")
 SECONDS_BETWEEN_LINES = 30.0  # in the log, about the same store: many threads may wait for it
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0  # seconds between two attempts
+STEP_PAUSE, LONGEST_STEP_PAUSE = 5.0, 60.0  # of a whole step
 SAME_OUTAGE = 60.0  # seconds: after a longer time without a request, a failure begins a new outage
 
 # Classes of errors, by name, since the packages that define them are imported only when they are used. An error counts
@@ -136,6 +137,44 @@ def patient(action: Callable[[], R], uri: str) -> R:
         # The random part keeps workers from repeating their requests all at the same moment.
         time.sleep(min(pause * random.uniform(0.5, 1), limit - waited))
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def insist(action: Callable[[], R]) -> R:
+    """Call a step and return its result; call it again while what it needs does not answer, as `seconds_left` says."""
+    first, pause = 0.0, STEP_PAUSE
+    while True:
+        try:
+            return action()
+        except UnavailableError as error:
+            first = first or time.monotonic()
+            left = seconds_left(error, first)
+            if not left:
+                raise
+            log_again(error, left)
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, LONGEST_STEP_PAUSE)
+
+
+def seconds_left(error: object, first: float) -> float:
+    """Return for how long a step that has failed is tried again; 0 if it is not, as what was waited for already.
+
+    After a server that does not answer that is what is left of the patience. After the loss of a Ray cluster it is without
+    an end: the step itself then waits for the next cluster.
+
+    Args:
+        error: that of its last attempt.
+        first: time of its first failure, by `time.monotonic`.
+    """
+    if isinstance(error, LostHeadError):
+        return float("inf")
+    if not isinstance(error, UnavailableError) or isinstance(error, ExhaustedError):
+        return 0.0
+    return max(first + patience() - time.monotonic(), 0.0)
+
+
+def log_again(error: object, left: float) -> None:
+    """Log that a step is tried again, for so many seconds."""
+    logger.warning("%s (trying again%s)", error, "" if left == float("inf") else f" for another {left:.0f} s")
 
 
 def patience() -> float:

@@ -27,18 +27,19 @@ class Machines:
         address: `host:port` of its head.
     """
 
-    def __init__(self, *, env=None, autoscaling=None, head_cpus=0):
+    def __init__(self, *, env=None, autoscaling=None, head_cpus=0, port=None):
         """Start the head, which has no CPUs for workers unless it is given some.
 
         Args:
             env: environment variables of all nodes.
             autoscaling: node types of an autoscaler that brings nodes by itself, by name.
+            port: that of the head; a free one if unset.
         """
         self.temp = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's sockets allow short paths only
         # With RAY_TMPDIR the file that names a cluster to processes on this machine is its own, too.
         own = {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "", "RAY_TMPDIR": self.temp}
         self.env = os.environ | own | (env or {})
-        port = free_port()
+        port = port or free_port()
         self.address = f"127.0.0.1:{port}"
         self._processes = []
         options = [f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]

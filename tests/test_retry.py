@@ -14,8 +14,8 @@ import pytest
 
 from stylegan import retry, storage
 from stylegan.config.sections import StorageConfig
-from stylegan.errors import ConfigError, UnavailableError
-from stylegan.retry import is_transient, patient
+from stylegan.errors import ConfigError, ExhaustedError, LostHeadError, StepError, UnavailableError
+from stylegan.retry import insist, is_transient, patient
 
 CONTENT = bytes(range(256)) * 2000
 
@@ -219,3 +219,33 @@ def test_a_patience_that_is_no_number_is_one_line(monkeypatch, text):
     monkeypatch.setenv("STYLEGAN_PATIENCE", text)
     with pytest.raises(ConfigError, match=f"^STYLEGAN_PATIENCE={text}: must be seconds"):
         patient(lambda: None, "s3://b")
+
+
+@pytest.mark.parametrize(
+    ("patience", "errors", "calls"),
+    [
+        ("60", [UnavailableError("away")] * 3, 4),
+        ("0", [UnavailableError("away")], 1),
+        ("0", [LostHeadError("gone")] * 3, 4),
+        ("60", [ExhaustedError("waited for already")], 1),
+        ("60", [StepError("wrong")], 1),
+    ],
+)
+def test_a_step_is_tried_again_while_what_it_needs_is_away(monkeypatch, patience, errors, calls):
+    """Not a mistake, and not what was waited for; for the next Ray cluster the step waits itself."""
+    monkeypatch.setenv("STYLEGAN_PATIENCE", patience)
+    monkeypatch.setattr(retry, "STEP_PAUSE", 0.01)
+    called = []
+
+    def step() -> str:
+        called.append(1)
+        if len(called) <= len(errors):
+            raise errors[len(called) - 1]
+        return "record"
+
+    if calls > len(errors):
+        assert insist(step) == "record"
+    else:
+        with pytest.raises(type(errors[0])):
+            insist(step)
+    assert len(called) == calls

@@ -15,7 +15,7 @@ from stylegan.config.tree import Config
 from stylegan.data.dataset_card import PREVIEW, REJECTED, DatasetCard, describe_card, read_card
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import ConfigError, StepError, printable, shown
-from stylegan.retry import storage_settings
+from stylegan.retry import insist, storage_settings
 
 if TYPE_CHECKING:
     from stylegan.data.sharding.verify import Verification
@@ -73,7 +73,7 @@ def make_shards(config: Config) -> Done[ShardSet]:
 
     with ray_session(), storage_settings(config.storage):
         use_places(config)
-        return Pipeline(config).shard()
+        return insist(Pipeline(config).shard)
 
 
 def verify_shards(target: str, overrides: list[str], *, as_json: bool) -> None:

@@ -28,6 +28,7 @@ def manifest(
     env: Repeated = None,
     claim: str | None = None,
     node_selector: Repeated = None,
+    toleration: Repeated = None,
     workers_per_node: Whole = 1,
     queue: str | None = None,
     max_hours: Number | None = None,
@@ -50,7 +51,7 @@ def manifest(
     Parameters
     ----------
     kind
-        rayjob is this run on a cluster of its own; raycronjob repeats it on a schedule; raycluster is a cluster for
+        rayjob is this run on a cluster of its own; raycronjob does `retrain` on a schedule; raycluster is a cluster for
         `launch`; cluster-yaml is one for `ray up`.
     image
         Container image that holds this package, with a tag. Needed on Kubernetes.
@@ -64,6 +65,9 @@ def manifest(
         Kubernetes: a PersistentVolumeClaim of a shared volume, mounted at storage.root.
     node_selector
         Kubernetes: nodes for the pods with GPUs, by label: KEY=VALUE; GROUP:KEY=VALUE for one group or head. Repeatable.
+    toleration
+        Kubernetes: a taint of nodes that the pods with GPUs may go to in spite of it, KEY[=VALUE][:EFFECT];
+        GROUP:KEY[=VALUE][:EFFECT] for one group or head. Repeatable.
     workers_per_node
         Workers of a stage that share a node.
     queue
@@ -102,6 +106,7 @@ def manifest(
         "--env": env,
         "--claim": claim,
         "--node-selector": node_selector,
+        "--toleration": toleration,
         "--queue": queue,
         "--max-hours": max_hours,
         "--schedule": schedule,
@@ -147,6 +152,7 @@ def manifest(
             env=tuple(env or ()),
             claim=claim,
             node_selectors=tuple(node_selector or ()),
+            tolerations=tuple(toleration or ()),
             workers_per_node=workers_per_node,
             queue=queue,
             max_hours=max_hours,

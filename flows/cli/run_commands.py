@@ -20,6 +20,7 @@ from flows.cli.arguments import (
 )
 from flows.cli.console import print_json
 from stylegan.errors import ConfigError, StepError
+from stylegan.retry import insist
 
 if TYPE_CHECKING:
     from stylegan.config.tree import Config
@@ -156,7 +157,7 @@ def train(
     from stylegan.pipeline.steps import Pipeline
 
     with Pipeline(settings) as pipeline:
-        done = pipeline.train_until(settings.data.resolution if until is None else until)
+        done = insist(lambda: pipeline.train_until(settings.data.resolution if until is None else until))
     console.print_done(done, as_json)
 
 
@@ -220,7 +221,7 @@ def _evaluate_run(config: str, others: dict[str, str | None], overrides: list[st
     from stylegan.pipeline.steps import Pipeline
 
     with Pipeline(settings) as pipeline:
-        done, published, page = pipeline.evaluate_trained()
+        done, published, page = insist(pipeline.evaluate_trained)
     if as_json:
         print_json(done.record)
     else:
@@ -243,7 +244,7 @@ def register(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJ
     from stylegan.pipeline.steps import Pipeline
 
     with Pipeline(settings) as pipeline:
-        done = pipeline.register_evaluated()
+        done = insist(pipeline.register_evaluated)
     console.print_done(done, as_json)
 
 

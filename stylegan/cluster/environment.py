@@ -67,6 +67,9 @@ def of_own_ray() -> dict[str, str | None]:
         free.bind(("", 0))
         port = free.getsockname()[1]
     values |= {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
+    values["GLOO_SOCKET_IFNAME"] = (
+        "lo"  # or the ranks of a stage listen at the address that the name of the machine has
+    )
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         values["RAY_AUTH_MODE"] = "token"
         if not has_token():

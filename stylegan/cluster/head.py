@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from typing import Any, NamedTuple
 
 from stylegan.cluster.environment import environment, has_token, read_again
 from stylegan.commands import pip_install, shell_command
 from stylegan.config.sections import RayConfig
-from stylegan.errors import StepError, one_line
+from stylegan.errors import ExhaustedError, LostHeadError, StepError, UnavailableError, one_line
 
 ANSWER_SECONDS = 8.0  # for each answer of the head
 NODE_SECONDS = 10.0  # for the node on this machine to register at the head, if it was started just now
+HEAD_SECONDS = 20.0  # that the head may be silent while the node of this process lives
 CLIENT = "ray://"
 TOKEN_CURE = (
     "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token or RAY_AUTH_TOKEN to the token"
@@ -82,7 +84,11 @@ def find_head(ray_config: RayConfig) -> Head:
 
 
 def head_answers() -> bool:
-    """Return whether something answers at the head of the cluster that this process has started or joined.
+    """Return whether the head of the cluster that this process has started or joined answers, and so does its own node.
+
+    A new head may listen at the address of a lost one. It knows nothing of this process, and Ray's C++ code aborts a
+    process that asks it. But the node by which this process had joined is gone then: it is that of the head itself, or it
+    has ended because it lost its head.
 
     Not known by Ray Client, which ends a lost connection itself, so there it does.
     """
@@ -91,12 +97,56 @@ def head_answers() -> bool:
 
     if client.is_connected():
         return True
+    if not node_answers():
+        return False
     try:
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, ValueError, RuntimeError):
         return False
     return True
+
+
+def node_answers() -> bool:
+    """Return whether the node answers by which this process takes part in a cluster; True for one of Ray Client."""
+    from ray._private import worker
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        return True
+    node = worker._global_node
+    if node is None:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX) as raylet:  # its name is that of this session, and no other node has it
+            raylet.settimeout(ANSWER_SECONDS)
+            raylet.connect(node.raylet_socket_name)
+    except OSError:
+        return False
+    return True
+
+
+def is_lost() -> bool:
+    """Return whether the cluster of this process is lost. A silent head is waited for, for `HEAD_SECONDS`."""
+    begun = time.monotonic()
+    while not head_answers():
+        if time.monotonic() - begun > HEAD_SECONDS or not node_answers():
+            return True
+        time.sleep(1)
+    return False
+
+
+def lost_head(address: str | None, what: str, cure: str) -> UnavailableError:
+    """Return the error of a step whose cluster is lost: a cluster may come back, a Ray of its own does not.
+
+    Args:
+        address: `ray.address`.
+        what: names the step.
+        cure: what the same command does once there is a cluster again.
+    """
+    which = f"the head of the cluster (ray.address={address})" if address else "Ray on this machine"
+    kind = LostHeadError if address else ExhaustedError
+    return kind(f"{what}: {which} does not answer any more; once there is a cluster again, the same command {cure}")
 
 
 def _place(ray_config: RayConfig) -> _Place | None:

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from stylegan import storage
+from stylegan.cluster.head import is_lost, lost_head
 from stylegan.cluster.resources import check_resources, worker_bundle
 from stylegan.cluster.room import Ask, ask_of_stage, wait_for_room
 from stylegan.cluster.session import connect
@@ -25,6 +26,7 @@ from stylegan.training.schedule import stages
 
 T = TypeVar("T")
 R = TypeVar("R")
+LOOK_SECONDS = 2.0  # between two looks at the cluster while a result is waited for
 AHEAD = 128  # tasks submitted before the oldest result is taken: results wait in Ray's memory
 
 
@@ -61,7 +63,7 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], config: Config)
     if need.label_selector:
         options["label_selector"] = dict(need.label_selector)
     task = ray.remote(**options)(_call)
-    yield from _in_order(lambda item: task.remote(function, item, cpus, config.storage), items)
+    yield from _in_order(lambda item: task.remote(function, item, cpus, config.storage), items, config.ray.address)
 
 
 def evaluation_means(config: Config) -> dict[str, Any]:
@@ -122,27 +124,31 @@ def _map_on_cpus(config: Config, function: Callable[[T], R], items: Iterable[T])
 
     task = ray.remote(num_cpus=1, num_gpus=0, max_retries=3)(call)
     # The function is sent once: it may carry the places of all members of an archive, and Ray refuses tasks of 95 MiB.
-    yield from _in_order(partial(task.remote, ray.put(function)), chain(first, rest))
+    yield from _in_order(partial(task.remote, ray.put(function)), chain(first, rest), config.ray.address)
 
 
-def _in_order(submit: Callable[[T], Any], items: Iterable[T]) -> Iterator[Any]:
+def _in_order(submit: Callable[[T], Any], items: Iterable[T], address: str | None) -> Iterator[Any]:
     """Submit items ahead of the results, and yield the results in the order of the items."""
     pending: deque[Any] = deque()
     for item in items:
         pending.append(submit(item))
         if len(pending) >= AHEAD:
-            yield result_of(pending.popleft())
+            yield result_of(pending.popleft(), address)
     while pending:
-        yield result_of(pending.popleft())
+        yield result_of(pending.popleft(), address)
 
 
-def result_of(reference: Any) -> Any:
-    """Return the result of a task or of an actor's call. Raises what was raised there, ExhaustedError if it was lost.
+def result_of(reference: Any, address: str | None = None) -> Any:
+    """Return the result of a task or of an actor's call, on the cluster of `ray.address`.
 
-    Ray has started a lost task again as often as it may.
+    Raises what was raised there, ExhaustedError if the task was lost, which Ray has started again as often as it may, and
+    LostHeadError if the whole cluster was: Ray itself would wait for a minute, then end this process.
     """
     import ray
 
+    while not ray.wait([reference], timeout=LOOK_SECONDS)[0]:
+        if is_lost():
+            raise lost_head(address, "a Ray task", "goes on")
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -155,6 +161,8 @@ def result_of(reference: Any) -> Any:
             "or raise ray.cpus_per_worker, so that fewer tasks run at the same time"
         ) from error
     except ray.exceptions.RayError as error:
+        if is_lost():
+            raise lost_head(address, "a Ray task", "goes on") from error
         raise ExhaustedError(
             f"a Ray task was lost ({type(error).__name__}); give its node more memory or lower ray.workers, then run again"
         ) from error

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from stylegan.cluster.head import head_answers, is_lost, lost_head
 from stylegan.cluster.resources import check_resources, describe_cluster, describe_workers, worker_bundle
 from stylegan.cluster.session import is_shared
 from stylegan.config.sections import RayConfig
@@ -23,6 +24,7 @@ from stylegan.training.schedule import Stage
 logger = logging.getLogger("stylegan")
 LINE_SECONDS = 30.0  # between two lines of a stage that waits
 SHARED_WAIT_S = 7 * 86_400.0  # for the other runs of a sweep on this machine
+POLL_SECONDS = 0.1  # between two questions whether a placement group is reserved
 SETTLE_SECONDS = 2.0  # in which Ray places what there is room for; it tries again about once a second
 
 
@@ -76,6 +78,7 @@ def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,
 
     Raises:
         ExhaustedError: there was no room for `ray.wait_s`; the line says what the cluster has.
+        LostHeadError: the cluster is lost.
     """
     begun, told = time.monotonic(), False
     while True:
@@ -83,6 +86,8 @@ def wait_for_room(ray_config: RayConfig, ask: Ask, counts: tuple[int, ...] = (1,
         with placed(ask, counts[0]) if count is None else contextlib.nullcontext() as demand:
             # One demand for all of the time: an autoscaler may count one that takes its place besides the former.
             while demand and not is_placed(demand, wait):
+                if is_lost():
+                    raise lost_head(ray_config.address, ask.purpose, "goes on")
                 told, waits, waited = True, True, time.monotonic() - begun
                 wait = min(LINE_SECONDS, ray_config.wait_s - waited)
                 if waited >= ray_config.wait_s:
@@ -116,16 +121,16 @@ def _largest(ask: Ask, counts: tuple[int, ...]) -> int | None:
 def is_placed(group: Any, seconds: float) -> bool:
     """Wait until Ray has reserved a placement group, at most so many seconds; return whether it has.
 
-    Its own `wait` counts whole seconds.
+    Its own `wait` counts whole seconds. The head is looked at before each question, which would wait for a lost one.
     """
     from ray.util.placement_group import placement_group_table
 
     end = time.monotonic() + seconds
-    while placement_group_table(group)["state"] != "CREATED":
+    while head_answers() and placement_group_table(group)["state"] != "CREATED":
         if time.monotonic() >= end:
             return False
-        time.sleep(0.05)
-    return True
+        time.sleep(POLL_SECONDS)
+    return head_answers()
 
 
 @contextlib.contextmanager
@@ -138,4 +143,5 @@ def placed(ask: Ask, count: int) -> Iterator[Any]:
     try:
         yield group
     finally:
-        remove_placement_group(group)
+        if head_answers():
+            remove_placement_group(group)

@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from stylegan.cluster.environment import OF_OTHERS, environment, of_own_ray, read_again
-from stylegan.cluster.head import find_head, head_answers
+from stylegan.cluster.head import find_head, head_answers, is_lost
 from stylegan.config.sections import RayConfig
-from stylegan.errors import StepError, UserError, one_line
+from stylegan.errors import ExhaustedError, StepError, UserError, one_line
 from stylegan.places import use_place
+from stylegan.progress import duration
 
 # Ray's defaults poll every 2 s and start spare workers: on one machine that doubles the cost of a short stage.
 RAY_ENV = {
@@ -32,7 +34,10 @@ RAY_ENV = {
 # Address of a Ray that another process of the same command has started on this machine: the processes of a sweep share one,
 # or each would take every CPU and GPU for its own.
 SHARED = "STYLEGAN_SHARED_RAY"
+REJOIN_SECONDS = 2.0  # between two looks for a cluster that takes the place of a lost one
 _own_ray: dict[str, str | None] = {}  # the variables with which this process has started a Ray of its own
+
+logger = logging.getLogger("stylegan")
 
 # What the sessions of this process have set in its environment; the outermost session takes it back.
 _settings = contextlib.ExitStack()
@@ -76,13 +81,19 @@ def is_open() -> bool:
 def connect(ray_config: RayConfig) -> None:
     """Start a Ray of its own on this machine, or join `ray_config.address`; do nothing in a process that has Ray already.
 
+    A cluster that this process had joined and that is lost is left. The one that takes its place at the same address is
+    waited for, for `ray.wait_s`.
+
     A Ray of its own is alone, whatever RAY_ADDRESS, a file of another cluster or a head on this machine say. In a process
     that was given `shared_environment`, it is that of the process that has given it.
 
     Raises:
         StepError: the cluster cannot be joined, which takes 30 s at most, or Ray does not start.
+        ExhaustedError: no cluster has taken the place of the lost one.
     """
     if is_open():
+        if ray_config.address is not None and is_lost():
+            _rejoin(ray_config)
         return
     import_ray()
     if ray_config.address is None and is_shared():
@@ -108,7 +119,7 @@ def shared_environment() -> dict[str, str]:
 
 def _join_shared(address: str) -> None:
     try:
-        with environment({**dict.fromkeys(OF_OTHERS), "RAY_ADDRESS": address}):
+        with environment({**dict.fromkeys(OF_OTHERS), "RAY_ADDRESS": address}), _on_loopback():
             _init(address)
     except Exception as error:
         raise StepError(
@@ -124,11 +135,12 @@ def _start() -> None:
     use_place("RAY_TMPDIR", folder)
     try:
         read_again()
-        _own_ray.clear()
-        _own_ray.update(of_own_ray())
-        with environment(_own_ray):
-            read_again()
-            _init("local", include_dashboard=False)
+        with _on_loopback():
+            _own_ray.clear()
+            _own_ray.update(of_own_ray())
+            with environment(_own_ray):
+                read_again()
+                _init("local", include_dashboard=False)
     except Exception as error:
         raise StepError(
             f"Ray did not start on this machine ({type(error).__name__}: {one_line(error, 200)}); it needs about 20 free "
@@ -148,6 +160,47 @@ def _join(ray_config: RayConfig) -> None:
             f"ray.address={ray_config.address}: Ray did not join it ({type(error).__name__}: {one_line(error, 200)}); look at "
             "the logs of its head"
         ) from error
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that is started or joined inside listen on the loopback interface alone, as it does on macOS and Windows.
+
+    Otherwise its processes listen on every interface of the machine. `ray.init` turns a node address of 127.0.0.1 into
+    that of the machine, and Ray reads the variable that decides this when it is imported, so its constant is set.
+    """
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _rejoin(ray_config: RayConfig) -> None:
+    """Leave a cluster that is lost and join the next one at its address. Raises ExhaustedError if none comes."""
+    import ray
+
+    begun = time.monotonic()
+    logger.warning(
+        "ray.address=%s: the cluster is lost; waiting for the next one there, for at most %s (ray.wait_s)",
+        ray_config.address,
+        duration(ray_config.wait_s),
+    )
+    ray.shutdown()
+    while True:
+        try:
+            _join(ray_config)
+            break
+        except StepError as error:
+            waited = time.monotonic() - begun
+            if waited >= ray_config.wait_s:
+                raise ExhaustedError(
+                    f"{error} (waited {duration(waited)}, ray.wait_s={ray_config.wait_s:g})"
+                ) from error
+        time.sleep(REJOIN_SECONDS)
+    logger.info("ray.address=%s: joined the next cluster", ray_config.address)
 
 
 def _init(address: str, *, include_dashboard: bool | None = None) -> None:

@@ -53,9 +53,11 @@ class SpareWorker:
         """Kill the process, if it was started, even in the middle of a call."""
         import ray
 
+        from stylegan.cluster.head import head_answers
+
         with self._lock, contextlib.suppress(Exception):  # if Ray is gone, so is the process
             self._closed = True
-            if self._actor is not None:
+            if self._actor is not None and head_answers():
                 ray.kill(self._actor)
 
 

@@ -17,13 +17,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from stylegan import storage
-from stylegan.cluster.head import head_answers
+from stylegan.cluster.head import HEAD_SECONDS, head_answers, lost_head, node_answers
 from stylegan.cluster.nodes import draining, lost_of, named
 from stylegan.cluster.notices import Board, Notice, watched
 from stylegan.cluster.resources import worker_bundle
 from stylegan.cluster.room import ask_of_stage, is_placed, placed, wait_for_workers
 from stylegan.config.tree import Config
-from stylegan.errors import DivergedError, ExhaustedError, Stopped, UnavailableError, UserError
+from stylegan.errors import DivergedError, ExhaustedError, LostHeadError, Stopped, UnavailableError, UserError
 from stylegan.training import distributed
 from stylegan.training.job import StageJob
 from stylegan.training.loop import train_stage
@@ -36,7 +36,6 @@ R = TypeVar("R")
 OnEvent = Callable[[str, int, int], None]
 OnNodes = Callable[[Collection[str]], None]
 LOOK_SECONDS = 2.0  # between two looks at the cluster while a stage trains
-HEAD_SECONDS = 20.0  # that the head of the cluster may be silent
 GROW_SECONDS = 60.0  # that workers train at least before more take their place, which costs some seconds
 
 logger = logging.getLogger("stylegan")
@@ -63,7 +62,8 @@ def launch_stage(
     Args:
         job: what to train.
         on_event: called with what happened to the workers, a number, and the images from which they go on: `worker_lost`
-            and `preempted` with how many workers, `resized` with how many there are now.
+            and `preempted` with how many workers, `resized` with how many there are now, `head_lost` with 1 before the
+            error is raised.
         on_nodes: called with the ids of the nodes that have the workers, each time that these have started.
 
     Raises:
@@ -71,8 +71,18 @@ def launch_stage(
         StepError: a worker met something it cannot work with.
         ExhaustedError: storage did not answer, workers were lost more often than ray.max_failures allows, or there was
             no room for them for ray.wait_s.
+        LostHeadError: the cluster is lost; the same call on the next one goes on from the newest checkpoint.
         Stopped: a worker was sent SIGTERM; the stage has a checkpoint of this moment.
     """
+    try:
+        return _launch(job, on_event, on_nodes)
+    except LostHeadError:
+        on_event("head_lost", 1, _resumed_at(job))
+        raise
+
+
+def _launch(job: StageJob, on_event: OnEvent, on_nodes: OnNodes) -> Checkpoint:
+    """Do what `launch_stage` does on one cluster."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
@@ -198,7 +208,7 @@ def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any]
         while not over.wait(LOOK_SECONDS):
             if head_answers():
                 answered = time.monotonic()
-            elif time.monotonic() - answered > HEAD_SECONDS:
+            elif time.monotonic() - answered > HEAD_SECONDS or not node_answers():
                 with contextlib.suppress(InvalidStateError):
                     outcome.set_exception(_head_lost(job))
                 return
@@ -227,13 +237,8 @@ def _looking_after(job: StageJob, count: int, board: Board, outcome: Future[Any]
             demands.close()
 
 
-def _head_lost(job: StageJob) -> ExhaustedError:
-    address = job.config.ray.address
-    which = f"the head of the cluster (ray.address={address})" if address else "Ray on this machine"
-    return ExhaustedError(
-        f"train {job.stage.name}: {which} does not answer any more; once there is a cluster again, the same "
-        f"command goes on from {_newest(job)}"
-    )
+def _head_lost(job: StageJob) -> UnavailableError:
+    return lost_head(job.config.ray.address, f"train {job.stage.name}", f"goes on from {_newest(job)}")
 
 
 def _checkpoint_seconds(config: Config) -> float:

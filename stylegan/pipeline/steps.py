@@ -53,7 +53,7 @@ from stylegan.records import Record
 from stylegan.registry import versions
 from stylegan.registry.gate import Verdict, comparable, describe_old_reals, judge, lacks_interval
 from stylegan.registry.versions import ModelVersion, StaleVerdictError
-from stylegan.retry import storage_settings
+from stylegan.retry import insist, storage_settings
 from stylegan.tracking.connection import resolve_uri
 from stylegan.tracking.links import comparison_url, run_url
 from stylegan.tracking.open_run import open_run
@@ -153,7 +153,7 @@ class Pipeline:
             if self._tracked is None or isinstance(error, LostError):  # the new holder goes on with it
                 return
             if error is None:
-                self._tracked.finish("FINISHED")
+                insist(lambda tracked=self._tracked: tracked.finish("FINISHED"))  # type: ignore[misc]
                 return
             with suppress(StepError):  # the error that ends the block is the one to report
                 self._tracked.finish("FAILED" if isinstance(error, Exception) else "KILLED")

@@ -132,6 +132,9 @@ TABLE = (
     MetricName("drift/kid_low", "", "lower", "Lower end of its 95 % interval.", DRIVER),
     MetricName("drift/kid_high", "", "lower", "Upper end of its 95 % interval.", DRIVER),
     MetricName("events/worker_lost", "workers", "lower", "Workers that were lost; training went on from here.", DRIVER),
+    MetricName(
+        "events/head_lost", "", "lower", "The cluster was lost; training went on from here on the next.", DRIVER
+    ),
     MetricName("events/preempted", "workers", None, "Workers whose node was announced to be taken away.", DRIVER),
     MetricName("events/resized", "workers", None, "Workers from here on, where their number changed.", DRIVER),
 )

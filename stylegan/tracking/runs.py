@@ -206,9 +206,9 @@ class TrackedRun:
         """Stop the system metrics and close the run; do nothing to a run that was finished and got nothing new."""
         with self._lock, explained(self.uri, f"close the run as {status}"):
             if self._running:
-                self._started = self._running = False
                 self.stop_system_metrics()
                 self.client.set_terminated(self.mlflow_run_id, status)
+                self._started = self._running = False  # not before: what MLflow has not heard is said again
 
     def run_before(self) -> EarlierRun | None:
         """Return the run of the same name that began last before this one. Raises StepError if MLflow does not answer."""

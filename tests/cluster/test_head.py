@@ -1,10 +1,15 @@
 """Addresses of clusters that cannot be joined: each is one line within seconds, where Ray itself would wait for minutes."""
 
+import contextlib
 import http.server
 import json
+import shutil
 import socket
+import tempfile
 import threading
+import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,3 +128,33 @@ def test_other_versions_are_named_with_those_of_this_process(theirs, words):
     with pytest.raises(StepError, match=words):
         head._check_versions(head._Place("ray.address=h:1", "h:1"), json.loads(json.dumps(metadata)))
     head._check_versions(head._Place("", ""), {"ray_version": ours[0], "python_version": ours[1]})
+
+
+def test_a_cluster_is_lost_at_once_with_the_node_of_this_process_and_after_a_while_with_its_head(closed, monkeypatch):
+    """A new head at the old address does not count: the node that had joined the old one is gone."""
+    import ray
+    from ray._private import worker
+
+    monkeypatch.setattr(head, "HEAD_SECONDS", 1.5)
+    folder = tempfile.mkdtemp(dir="/tmp")  # names of sockets are short
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as raylet, socket.create_server(("127.0.0.1", 0)) as server:
+        raylet.bind(f"{folder}/raylet")
+        raylet.listen(64)
+        addresses = {"there": f"127.0.0.1:{server.getsockname()[1]}", "gone": closed}
+        context = SimpleNamespace(gcs_address=addresses["there"])
+        monkeypatch.setattr(worker, "_global_node", SimpleNamespace(raylet_socket_name=f"{folder}/raylet"))
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+        assert head.head_answers()
+        assert not head.is_lost()
+
+        context.gcs_address = addresses["gone"]
+        began = time.monotonic()
+        assert head.is_lost()
+        assert time.monotonic() - began > 1.5
+
+        context.gcs_address = addresses["there"]
+    assert not head.node_answers()
+    began = time.monotonic()
+    assert head.is_lost()
+    assert time.monotonic() - began < 1
+    shutil.rmtree(folder)

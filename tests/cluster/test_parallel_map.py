@@ -49,6 +49,7 @@ def test_a_task_that_never_fits_into_memory_ends_with_the_cure(monkeypatch):
     def killed(_reference):
         raise ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory")
 
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
     monkeypatch.setattr(ray, "get", killed)
     with pytest.raises(StepError, match="memory of its node was short; give the node more memory, or raise") as caught:
         parallel_map.result_of(None)

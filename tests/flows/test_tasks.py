@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from flows import attempts as how
 from flows import tasks
-from stylegan.errors import ExhaustedError, StepError, UnavailableError
+from stylegan.errors import ExhaustedError, LostHeadError, StepError, UnavailableError
 from stylegan.pipeline.steps import Done
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -44,6 +44,12 @@ def test_a_server_that_does_not_answer_is_tried_again_until_the_patience_is_over
     monkeypatch.setenv("STYLEGAN_PATIENCE", "0")
     ran, error = attempts(UnavailableError("away"), UnavailableError("away"))
     assert (ran, type(error)) == (1, UnavailableError)
+
+
+def test_a_lost_cluster_is_no_matter_of_the_patience(monkeypatch):
+    """The next attempt waits for the next cluster, for `ray.wait_s`."""
+    monkeypatch.setenv("STYLEGAN_PATIENCE", "0")
+    assert attempts(*[LostHeadError("gone")] * 3)[1] == Record(number=4)
 
 
 def test_what_was_waited_for_in_vain_is_not_tried_again():

@@ -90,7 +90,7 @@ def test_a_wrong_value_is_one_line(env_file, name, value, says):
 
 def test_two_services_on_one_port_are_refused(env_file):
     change(env_file, "STACK_MLFLOW_PORT", environment.read(env_file)["STACK_PREFECT_PORT"])
-    with pytest.raises(ConfigError, match="STACK_PREFECT_PORT=.*: is that of STACK_MLFLOW_PORT, too"):
+    with pytest.raises(ConfigError, match=r"STACK_PREFECT_PORT=.*: is that of STACK_MLFLOW_PORT, too"):
         environment.read(env_file)
 
 

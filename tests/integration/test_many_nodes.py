@@ -1,6 +1,7 @@
 """Stages on clusters of several nodes: a lost node, one that is taken away, more that come, and an autoscaler."""
 
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -24,7 +25,7 @@ from stylegan.pipeline import steps
 from stylegan.pipeline.steps import Pipeline
 from stylegan.training.curves import read_rows
 from stylegan.training.schedule import stages
-from stylegan.training.state import newest_checkpoint
+from stylegan.training.state import Checkpoint, newest_checkpoint
 
 pytestmark = pytest.mark.long
 
@@ -269,24 +270,50 @@ def test_sigterm_to_a_worker_stops_the_run_in_order_and_it_goes_on_from_there(tm
     assert train(config).nimg == 2400
 
 
-def test_a_lost_head_is_one_line_and_a_new_cluster_goes_on_from_storage(make_place):
+def test_a_head_that_does_not_come_back_is_one_line_and_a_new_cluster_goes_on_from_storage(make_place):
     """Ray itself would end the program after a minute, with a stack of C++."""
     tree = make_config("unused").model_dump(mode="json", include={"training", "snapshots"})
     place = make_place(**tree)
     place.env["RAY_AUTH_MODE"] = "disabled"
     with Machines(head_cpus=1) as machines:
-        process = place.start("train", str(place.config), "--set", f"ray.address={machines.address}")
+        process = place.start(
+            "train", str(place.config), "--set", f"ray.address={machines.address}", "--set", "ray.wait_s=3"
+        )
         (stats,) = wait_for(lambda: list(Path(place.root).glob("stages/*/stats.jsonl")))
         wait_for(lambda: trained(stats.parent) >= 500)
         machines.kill(machines.head)
         assert process.wait(120) == 1
     lines = [line for line in place.errors().splitlines() if line.startswith("stylegan: ")]
-    assert lines[-1].startswith(
-        f"stylegan: train 8x8: the head of the cluster (ray.address={machines.address}) does not answer"
-    )
+    assert lines[-1].startswith(f"stylegan: ray.address={machines.address}: nothing answers there")
+    assert lines[-1].endswith("s, ray.wait_s=3)")
+    assert f"train 8x8: the head of the cluster (ray.address={machines.address}) does not answer" in place.errors()
     assert "Traceback" not in place.errors()
     at = newest_checkpoint(str(stats.parent)).nimg
     assert at >= 400
     with Machines(head_cpus=1) as machines:
         assert place.json("train", str(place.config), "--set", f"ray.address={machines.address}")["nimg"] == 2400
+    place.wait_until_empty()
+
+
+@pytest.mark.parametrize(("phase", "away"), [("train", 25), ("train", 0), ("evaluate", 25)])
+def test_a_run_survives_the_loss_of_its_head(phase, away, make_place):
+    """It joins the next cluster at the same address, and the step goes on; the weights are those of an undisturbed stage."""
+    tree = make_config("unused").model_dump(mode="json", include={"training", "snapshots"})
+    place = make_place(**tree)
+    undisturbed = train(make_config(place.folder / "undisturbed"))
+    place.env["RAY_AUTH_MODE"] = "disabled"
+    with Machines(head_cpus=1) as machines:
+        process = place.start("run", str(place.config), "--json", "--set", f"ray.address={machines.address}")
+        (stats,) = wait_for(lambda: list(Path(place.root).glob("stages/*/stats.jsonl")))
+        wait_for(lambda: trained(stats.parent) >= (500 if phase == "train" else 2400))
+        if phase == "evaluate":
+            wait_for(lambda: "\nevaluate: " in place.errors())
+        machines.kill(machines.head)
+        time.sleep(away)
+        with Machines(head_cpus=1, port=int(machines.address.rpartition(":")[2])):
+            assert process.wait(180) == 0, place.errors()
+    summary = json.loads((place.folder / "stdout").read_text())
+    assert weights(Checkpoint.model_validate(summary["checkpoints"][-1])) == weights(undisturbed)
+    assert [name for name, _, _ in events(place.root)] == ["events/head_lost"] * (phase == "train")
+    assert "Traceback" not in place.errors()
     place.wait_until_empty()

@@ -122,7 +122,7 @@ def test_nobody_gets_in_without_a_login(stack, service):
         "RAY_API_SERVER_ADDRESS": "/api/jobs/",
         "AWS_ENDPOINT_URL": "/stylegan?list-type=2",
     }
-    with pytest.raises(urllib.error.HTTPError, match="401|403"):
+    with pytest.raises(urllib.error.HTTPError, match=r"401|403"):
         urllib.request.urlopen(stack.values[service] + paths[service], timeout=30)
 
 

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from stylegan.cluster.manifests.node_groups import SHARED_GIB, NodeGroup, node_groups
-from stylegan.config import file
 from stylegan.config.addresses import addresses
 from stylegan.config.tree import Config
 from stylegan.config.yaml_text import write
@@ -50,6 +49,13 @@ _IMAGE = re.compile(
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _SELECTOR = re.compile(r"(?:([a-z0-9-]+):)?([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]*)")
+# A taint as `kubectl taint` writes it; what ends in an effect and has one colon is KEY:EFFECT, not GROUP:KEY.
+_EFFECT = "NoSchedule|PreferNoSchedule|NoExecute"
+_TAINT = re.compile(
+    rf"(?:(?P<group>[a-z0-9-]+):)?(?P<key>(?!(?:{_EFFECT})$)[A-Za-z0-9./_-]+)(?:=(?P<value>[A-Za-z0-9._-]*))?"
+    rf"(?::(?P<effect>{_EFFECT}))?"
+)
+_GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 _FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6))
 _NAMES = {"month": "jan feb mar apr may jun jul aug sep oct nov dec", "weekday": "sun mon tue wed thu fri sat"}
 _MACROS = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly")
@@ -68,6 +74,7 @@ class Options(Record):
     - `env`: further variables, `NAME=VALUE`; no secrets.
     - `claim`: name of a PersistentVolumeClaim, mounted at `storage.root` on all pods.
     - `node_selectors`: labels of Kubernetes nodes, `KEY=VALUE` for the pods with GPUs, `GROUP:KEY=VALUE` for one group or `head`.
+    - `tolerations`: taints of nodes that pods may go to in spite of them, `KEY[=VALUE][:EFFECT]`, by group as above.
     - `workers_per_node`: as many workers of a stage share a pod.
     - `queue`: of Kueue, in which a run waits until there is room for all of it.
     - `max_hours`: after which a run is ended.
@@ -79,6 +86,7 @@ class Options(Record):
     env: tuple[str, ...] = ()
     claim: str | None = None
     node_selectors: tuple[str, ...] = ()
+    tolerations: tuple[str, ...] = ()
     workers_per_node: int = 1
     queue: str | None = None
     max_hours: float | None = None
@@ -107,14 +115,17 @@ def kuberay_documents(config: Config, kind: Kind, options: Options) -> tuple[Doc
     metadata: Document = {"name": object_name(config), "labels": {"app.kubernetes.io/name": "stylegan"}}
     if kind == "raycluster":
         return ({"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": cluster},)
-    joined = file.build(config.model_dump(mode="json"), overrides=["ray.address=auto"])
+    tree = config.model_dump(mode="json")
+    tree["ray"]["address"] = "auto"
+    if kind == "raycronjob":
+        tree["retrain"]["notify"] = _told(config)
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata | {"name": _config_map(config)},
-        "data": {"config.yaml": file.dump(joined)},
+        "data": {"config.yaml": write(tree)},
     }
-    job = _job(config, options, cluster)
+    job = _job(config, options, cluster, command="run" if kind == "rayjob" else "retrain")
     if kind == "rayjob":
         if options.queue:
             metadata["labels"] = metadata["labels"] | {"kueue.x-k8s.io/queue-name": options.queue}
@@ -142,15 +153,26 @@ def object_name(config: Config) -> str:
     return f"stylegan-{part}-{digest(config.name)[:8]}"
 
 
+def _told(config: Config) -> list[str]:
+    """Return `retrain.notify`, which a copy of a config does not hold. Raises ConfigError for a URL, which may be a secret."""
+    for number, entry in enumerate(config.retrain.notify):
+        if not entry.startswith("$"):
+            raise ConfigError(
+                f"retrain.notify[{number}]: may hold a secret, and a manifest is a file that people share; write $NAME there, "
+                "and put the variable NAME into the Secret of --secret"
+            )
+    return list(config.retrain.notify)
+
+
 def _config_map(config: Config) -> str:
     return f"{object_name(config)}-config"
 
 
-def _job(config: Config, options: Options, cluster: Document) -> Document:
-    """Return the spec of a RayJob: `stylegan run` on a cluster of its own, which goes when the run is over."""
+def _job(config: Config, options: Options, cluster: Document, *, command: str) -> Document:
+    """Return the spec of a RayJob: a command of `stylegan` on a cluster of its own, which goes when the command is over."""
     job: Document = {
         "jobId": object_name(config),
-        "entrypoint": f"stylegan run {CONFIG_FOLDER}/config.yaml",
+        "entrypoint": f"stylegan {command} {CONFIG_FOLDER}/config.yaml",
         # The operator submits and watches the run. A pod that follows its log would fail a run of days by a lost connection.
         "submissionMode": "HTTPMode",
         "runtimeEnvYAML": write({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(notice_seconds(config))}}),
@@ -180,6 +202,7 @@ class _Pods:
         self.config, self.options, self.runs = config, options, runs
         self.groups = node_groups(config, options.workers_per_node)
         self.selectors = self._selectors()
+        self.tolerations = self._tolerations()
 
     def cluster(self, *, autoscaling: bool) -> Document:
         """Return the spec of a RayCluster; without an autoscaler all groups are full from the start."""
@@ -230,8 +253,6 @@ class _Pods:
             "volumes": self._volumes(group.shared_gib),
             "terminationGracePeriodSeconds": deadline + END_SECONDS,
         }
-        if group.gpus:
-            spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
         return {"spec": spec | self._place(group.name)}
 
     def _container(self, name: str, cpus: int, memory_gib: int, gpus: int) -> Document:
@@ -266,8 +287,8 @@ class _Pods:
         return volumes
 
     def _place(self, group: str) -> Document:
-        labels = self.selectors.get(group)
-        return {"nodeSelector": labels} if labels else {}
+        labels, taints = self.selectors[group], self.tolerations[group]
+        return ({"nodeSelector": labels} if labels else {}) | ({"tolerations": taints} if taints else {})
 
     def _selectors(self) -> dict[str, dict[str, str]]:
         """Return the labels of Kubernetes nodes for each group, and check them."""
@@ -283,9 +304,7 @@ class _Pods:
                 raise ConfigError(
                     f"--node-selector {text}: must be KEY=VALUE, or GROUP:KEY=VALUE, such as gpu:cloud.google.com/gke-spot=true"
                 )
-            if found[1] and found[1] not in chosen:
-                raise ConfigError(f"--node-selector {text}: no group {found[1]}; there are {', '.join(chosen)}")
-            for name in [found[1]] if found[1] else [group.name for group in self.groups if group.gpus]:
+            for name in self._groups_of("--node-selector", text, found[1]):
                 chosen[name][found[2]] = found[3]
         for group in self.groups:
             if group.accelerator_type and not chosen[group.name]:
@@ -295,6 +314,35 @@ class _Pods:
                     f"{group.accelerator_type}-SXM4-80GB (see `kubectl get nodes --show-labels`)"
                 )
         return chosen
+
+    def _tolerations(self) -> dict[str, list[dict[str, str]]]:
+        """Return the tolerations of each group, and check them; pods with GPUs have that of the usual taint of such nodes."""
+        chosen: dict[str, list[dict[str, str]]] = {"head": []}
+        chosen |= {group.name: [dict(_GPU_TAINT)] if group.gpus else [] for group in self.groups}
+        for text in self.options.tolerations:
+            found = _TAINT.fullmatch(text)
+            if not found:
+                raise ConfigError(
+                    f"--toleration {text}: must be KEY[=VALUE][:EFFECT], or GROUP:KEY[=VALUE][:EFFECT], with an effect of "
+                    f"{_EFFECT.replace('|', ', ')}, such as cloud.google.com/gke-spot=true:NoSchedule"
+                )
+            toleration = {"key": found["key"], "operator": "Exists"}
+            if found["value"] is not None:
+                toleration |= {"operator": "Equal", "value": found["value"]}
+            if found["effect"]:
+                toleration["effect"] = found["effect"]
+            for name in self._groups_of("--toleration", text, found["group"]):
+                chosen[name].append(toleration)
+        return chosen
+
+    def _groups_of(self, option: str, text: str, group: str | None) -> list[str]:
+        """Return the names of the groups that an option is for: the one that it names, else all with GPUs."""
+        if group is None:
+            return [group.name for group in self.groups if group.gpus]
+        names = ["head", *(group.name for group in self.groups)]
+        if group not in names:
+            raise ConfigError(f"{option} {text}: no group {group}; there are {', '.join(names)}")
+        return [group]
 
 
 def notice_seconds(config: Config) -> int:

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from flows.cli.app import app
+from flows.cli.retrain_command import retrain
 from flows.cli.run_commands import run
 from stylegan.cluster.manifests.kuberay import (
     CONFIG_FOLDER,
@@ -96,6 +97,35 @@ def test_pods_ask_for_what_they_need_and_leave_in_order(kind):
     assert "tolerations" not in shards
 
 
+def test_a_scheduled_run_tells_those_whom_a_variable_names_and_holds_no_secret():
+    config_map, _ = documents("raycronjob", tree=TREE | {"retrain": {"notify": ["$PEOPLE"]}}, secret="keys")
+    assert file.read(config_map["data"]["config.yaml"], "config map").retrain.notify == ("$PEOPLE",)
+    with pytest.raises(ConfigError, match=r"retrain.notify\[1\]: may hold a secret.* write \$NAME") as caught:
+        documents("raycronjob", tree=TREE | {"retrain": {"notify": ["$PEOPLE", "json://me:hidden@host"]}})
+    assert "hidden" not in str(caught.value)
+
+
+def test_pods_go_to_spot_nodes_by_their_labels_and_in_spite_of_their_taints():
+    made = documents(
+        tolerations=("spot:NoSchedule", "cloud.google.com/gke-spot=true:NoExecute", "shards:spot", "head:own="),
+        node_selectors=(A100, "cloud.google.com/gke-spot=true"),
+    )
+    cluster = cluster_of(made[-1])
+    found = {group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]}
+    of_gpus = [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "spot", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoExecute"},
+    ]
+    assert found["gpu"]["tolerations"] == found["a100"]["tolerations"] == of_gpus
+    assert found["shards"]["tolerations"] == [{"key": "spot", "operator": "Exists"}]
+    assert cluster["headGroupSpec"]["template"]["spec"]["tolerations"] == [
+        {"key": "own", "operator": "Equal", "value": ""}
+    ]
+    assert found["gpu"]["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
+    assert set(found["a100"]["nodeSelector"]) == {"cloud.google.com/gke-spot", "nvidia.com/gpu.product"}
+
+
 def test_documents_are_written_one_below_the_other():
     made = documents()
     text = manifest_text(made, "a\nb")
@@ -103,29 +133,32 @@ def test_documents_are_written_one_below_the_other():
     assert tuple(read(part, "manifest").value for part in text.split("---\n")) == made
 
 
-def test_a_run_reads_its_config_where_it_is_mounted_and_joins_the_cluster():
-    config_map, job = documents()
+@pytest.mark.parametrize(("kind", "command"), [("rayjob", run), ("raycronjob", retrain)])
+def test_a_run_reads_its_config_where_it_is_mounted_and_joins_the_cluster(kind, command):
+    config_map, job = documents(kind)
     stored = file.read(config_map["data"]["config.yaml"], "config map")
     assert stored.model_dump(exclude={"ray"}) == build(TREE).model_dump(exclude={"ray"})
     assert stored.ray.address == "auto"
     head = cluster_of(job)["headGroupSpec"]["template"]["spec"]
     (mounted,) = [volume for volume in head["volumes"] if "configMap" in volume]
     assert mounted["configMap"]["name"] == config_map["metadata"]["name"]
-    program, *arguments = job["spec"]["entrypoint"].split()
+    spec = job["spec"].get("jobTemplate", job["spec"])
+    program, *arguments = spec["entrypoint"].split()
     assert program == "stylegan"
     assert arguments[-1] == f"{CONFIG_FOLDER}/config.yaml"
-    assert app.parse_args(arguments, exit_on_error=False, print_error=False)[0] is run
-    wait = read(job["spec"]["runtimeEnvYAML"], "runtime env").value["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert app.parse_args(arguments, exit_on_error=False, print_error=False)[0] is command
+    wait = read(spec["runtimeEnvYAML"], "runtime env").value["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
     assert int(wait) > build(TREE).ray.stop_grace_s
     (cluster,) = documents("raycluster")  # for any run, so it holds no config
     assert "configMap" not in json.dumps(cluster)
 
 
-def test_a_schedule_repeats_the_run_and_a_queue_holds_it_back():
+def test_a_schedule_retrains_and_a_queue_holds_a_run_back():
     _, cron = documents("raycronjob", timezone="Europe/Berlin", max_hours=1.5)
     spec = cron["spec"]
     assert (spec["schedule"], spec["timeZone"]) == ("0 3 * * 1", "Europe/Berlin")
-    assert spec["jobTemplate"] == documents(max_hours=1.5)[1]["spec"]
+    job = documents(max_hours=1.5)[1]["spec"]
+    assert spec["jobTemplate"] == job | {"entrypoint": job["entrypoint"].replace(" run ", " retrain ")}
     assert spec["jobTemplate"]["activeDeadlineSeconds"] == 5400
     queued = documents(queue="gpus")[1]
     assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
@@ -255,6 +288,9 @@ def test_names_that_kubernetes_does_not_allow_are_made_of_the_name_and_a_digest(
         ({"env": ("novalue",)}, {}, "--env novalue: must be NAME=VALUE"),
         ({"node_selectors": ("x",)}, {}, "--node-selector x: must be KEY=VALUE"),
         ({"node_selectors": ("x:a=b",)}, {}, "no group x; there are head, gpu, a100, shards"),
+        ({"tolerations": ("a b",)}, {}, r"--toleration a b: must be KEY\[=VALUE\]\[:EFFECT\]"),
+        ({"tolerations": ("gpu:spot:Never",)}, {}, "with an effect of NoSchedule, PreferNoSchedule, NoExecute"),
+        ({"tolerations": ("x:spot:NoSchedule",)}, {}, "no group x; there are head, gpu, a100, shards"),
         ({"node_selectors": ()}, {}, r"accelerator_type=A100: .*such as --node-selector a100:nvidia\.com/gpu"),
         ({"workers_per_node": 0}, {}, "--workers-per-node 0: must be at least 1"),
         ({}, {"storage": {"root": "here"}}, "storage.root=here: is a folder of this machine, which pods do not share"),

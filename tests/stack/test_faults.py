@@ -1,0 +1,292 @@
+"""Faults of the native stack: each service is killed for half a minute while runs are in each of their phases.
+
+A run is four phases long, and each kill meets four runs, one in each phase. So the runs follow one another: what is in its
+first phase when one service is killed is in its second at the kill of the next. A run that reaches its next phase early is
+suspended there (SIGSTOP) until that kill, as by its own lines on the terminal. At the end each must have the results of a
+run that nothing has disturbed.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from infra.stack.processes import kill, services
+from stylegan import storage
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(3000)]
+
+ROOT = Path(__file__).parents[2]
+AWAY_SECONDS = float(os.environ.get("STACK_FAULT_SECONDS", "30"))
+PHASES = ("shard", "train", "evaluate", "register")
+# The line with which a run shows that it enters a phase.
+ENTERED = (r": \d steps; to do: shard", r"^shard: .*, done", r"^train 8x8: .*, done", r"^evaluate: no figure")
+DISK = "12G"  # of the S3 server, whose volumes take 1 GiB each; the file behind it is sparse
+LONGEST = float(os.environ.get("STACK_FAULT_LONGEST", "300"))  # seconds that a run may take to its next phase
+ENOUGH = 600  # images after which a stage is in the middle of its work
+TREE = {
+    "data": {"source": "digits", "resolution": 8, "channels": 1},
+    "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
+    "training": {"start_resolution": 8, "stable_kimg": 3.2, "batch": 8, "ema_kimg": 0.2},
+    "snapshots": {"checkpoint_kimg": 0.4, "log_kimg": 0.1, "samples_kimg": 1, "grid": 4},
+    "evaluation": {"num_images": 200, "metrics": ["fid"]},
+    "ray": {"cpus_per_worker": 0.5},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def faulty(new_stack):
+    """Yield a stack that is up, and the disk of its S3 server; None for the disk where this user may mount none."""
+    found = new_stack()
+    found.command("init")
+    disk, image = Path(found.values["STACK_DATA"], "s3"), found.folder / "disk"
+    disk.mkdir(parents=True)
+    mount = f"truncate -s {DISK} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {disk}"
+    mounted = subprocess.run(mount, shell=True, capture_output=True).returncode == 0
+    try:
+        found.up()
+        yield found, disk if mounted else None
+    finally:
+        found.command("down")
+        if mounted:
+            subprocess.run(["umount", "-l", disk], check=True)
+
+
+def kill_services(stack, *names):
+    """Kill services, all of their processes; without a name all services."""
+    for service in services(stack.values, names):
+        kill(service, stack.values)
+
+
+def fill(disk):
+    """Fill a disk, and return the file that does it."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free)
+    return ballast
+
+
+@dataclass
+class Run:
+    """A run of the command, which is suspended where it enters a phase that it may not enter yet.
+
+    Attributes:
+        name: of its config.
+        folder: with its config and its output.
+        env: environment variables of the command.
+    """
+
+    name: str
+    folder: Path
+    env: dict[str, str]
+    process: subprocess.Popen = None
+    allowed: int = -1  # phases that it may enter
+    repeats: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self):
+        """Start the command, or repeat it."""
+        self.folder.mkdir(exist_ok=True)
+        config = self.folder / "config.yaml"
+        config.write_text(yaml.safe_dump({"name": self.name, "storage": {"root": f"faults/{self.name}"}} | TREE))
+        command = [sys.executable, "-m", "flows.cli.main", "run", str(config), "--json"]
+        self.err = self.folder / f"stderr-{self.repeats}"
+        with open(self.folder / "stdout", "wb") as out, open(self.err, "wb") as err:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=self.env, stdout=out, stderr=err, start_new_session=True
+            )
+        threading.Thread(target=self._watch, args=(self.process,), daemon=True).start()
+        return self
+
+    @property
+    def text(self):
+        """What it has printed for people."""
+        return self.err.read_text()
+
+    @property
+    def entered(self):
+        """The last phase that it has entered; -1 before the first, and the number of phases once it has ended."""
+        if self.process.poll() is not None:
+            return len(PHASES)
+        return max((number for number, line in enumerate(ENTERED) if re.search(line, self.text, re.M)), default=-1)
+
+    def let(self, phase):
+        """Let it go on until it enters the phase after this one."""
+        with self._lock:
+            self.allowed = phase
+            self._signal(signal.SIGCONT)
+
+    def _watch(self, process):
+        while process.poll() is None:
+            with self._lock:
+                if self.entered > self.allowed and self.entered < len(PHASES):
+                    self._signal(signal.SIGSTOP)
+            time.sleep(0.05)
+
+    def _signal(self, number):
+        """Send a signal to the program below its supervisor."""
+        with contextlib.suppress(psutil.Error):
+            for program in psutil.Process(self.process.pid).children():
+                program.send_signal(number)
+
+    def kill(self):
+        """Kill it."""
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                process.kill()
+            self.process.kill()
+        self.process.wait()
+
+    def trained(self):
+        """Return how many images its stage has trained, by its curves."""
+        with contextlib.suppress(Exception):
+            root = f"s3://stylegan/faults/{self.name}/stages"
+            (stage,) = storage.names(root)
+            lines = storage.read_bytes(f"{root}/{stage}/stats.jsonl").splitlines()
+            return json.loads(lines[-1])["nimg"]
+        return 0
+
+
+def results(run):
+    """Return what a finished run has made: weights, metrics, verdict, its versions, and its curves in MLflow."""
+    from mlflow import MlflowClient
+
+    assert run.process.returncode == 0, run.text
+    summary = json.loads((run.folder / "stdout").read_text())
+    state = torch.load(
+        io.BytesIO(storage.read_bytes(f"{summary['checkpoints'][-1]['uri']}/training.pt")), weights_only=True
+    )
+    tensors = [tensor for name in ("G", "D", "G_ema") for tensor in state[name].values()]
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    names = [
+        name for name in client.get_run(summary["mlflow_run_id"]).data.metrics if name.startswith(("loss/", "scores/"))
+    ]
+    curves = {
+        name: [(point.step, point.value) for point in client.get_metric_history(summary["mlflow_run_id"], name)]
+        for name in names
+    }
+    return {
+        "weights": hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()[:12],
+        "metrics": summary["report"]["metrics"],
+        "verdict": summary["verdict"]["promote"],
+        "versions": [version.version for version in client.search_model_versions(f"name='{run.name}'")],
+        "runs": len(client.search_runs([client.get_experiment_by_name(run.name).experiment_id])),
+        "curves": {name: sorted(points) for name, points in curves.items()},
+    }  # fmt: skip
+
+
+def wait_for(condition, seconds, what):
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.1)
+
+
+HOWS = {
+    "joined the next cluster": "joined the next cluster",
+    "its workers start again": "new workers, from a checkpoint",
+    "trying again": "step repeated",
+    "waiting for": "waited",
+}
+
+
+def how(lines, repeated):
+    """Return in words how a run has come through."""
+    found = [words for mark, words in HOWS.items() if mark in lines]
+    return ", ".join(found + ["command repeated"] * repeated) or "went on"
+
+
+def test_each_service_may_be_killed_in_each_phase_of_a_run(faulty, capsys, monkeypatch):
+    """So may all of them at once; and the disk of the S3 server may be full for a while. The table says how."""
+    stack, disk = faulty
+    faults = {service.name: lambda name=service.name: kill_services(stack, name) for service in services(stack.values)}
+    faults["all"] = lambda: kill_services(stack)
+    if disk:
+        faults["disk of s3"] = lambda: fill(disk)
+    if only := os.environ.get("STACK_FAULTS"):
+        faults = {name: act for name, act in faults.items() if name in only.split(",")}
+    for name, value in stack.values.items():
+        if name.startswith(("AWS_", "MLFLOW_")):
+            monkeypatch.setenv(name, value)
+
+    def make(name):
+        return Run(name, stack.folder / name, stack.environment | {"PREFECT_HOME": str(stack.folder / f"home-{name}")})
+
+    table, runs, began = [], [], time.monotonic()
+    quiet = make("undisturbed").start()
+    quiet.let(len(PHASES))
+    try:
+        wait_for(lambda: quiet.process.poll() is not None, LONGEST, lambda: quiet.text)
+        expected = results(quiet)
+        assert len(expected["versions"]) == expected["runs"] == 1
+        runs.append(make("run-0").start())
+        for number, (fault, act) in enumerate(faults.items()):
+            there = [(phase, runs[number - phase]) for phase in range(len(PHASES)) if number >= phase]
+            for phase, run in there:
+                wait_for(lambda run=run, phase=phase: run.entered >= phase, LONGEST, lambda run=run: run.text)
+                if phase == PHASES.index("train"):
+                    run.let(phase)
+                    wait_for(
+                        lambda run=run: run.trained() >= ENOUGH or run.entered > 1, LONGEST, lambda run=run: run.text
+                    )
+            before = {run.name: len(run.text) for _, run in there}
+            for phase, run in there:
+                run.let(phase)
+            time.sleep(0.3)
+            killed = time.monotonic()
+            ballast = act()
+            time.sleep(AWAY_SECONDS)
+            if ballast:
+                ballast.unlink()
+            stack.up()
+            up = time.monotonic() - killed
+            if number + 1 < len(faults):
+                runs.append(make(f"run-{number + 1}").start())
+            for phase, run in there:
+                repeated = 0
+                wait_for(lambda run=run, phase=phase: run.entered > phase, LONGEST, lambda run=run: run.text)
+                lines = run.text[before[run.name] :]
+                if run.process.poll():
+                    repeated = 1
+                    with capsys.disabled():
+                        print(f"\n{run.name} ended in {PHASES[phase]} with {fault} away: {lines}")
+                    run.repeats += 1
+                    run.start().let(phase)
+                    wait_for(lambda run=run, phase=phase: run.entered > phase, LONGEST, lambda run=run: run.text)
+                table.append((fault, PHASES[phase], run, how(lines, repeated), time.monotonic() - killed, up))
+                with capsys.disabled():
+                    print(
+                        f"\n{time.monotonic() - began:6.1f} {fault} {PHASES[phase]} {run.name} {table[-1][3]} {table[-1][4]:.0f}",
+                        end="",
+                    )
+        for run in runs:
+            run.let(len(PHASES))
+        for run in runs:
+            wait_for(lambda run=run: run.process.poll() is not None, LONGEST, lambda run=run: run.text)
+        found = {run.name: results(run) for run in runs}
+    finally:
+        for run in (quiet, *runs):
+            run.kill()
+    with capsys.disabled():
+        print("\n\n| killed | in phase | how the run came through | seconds | same result |\n|---|---|---|---|---|")
+        for fault, phase, run, way, seconds, _ in table:
+            same = "yes" if found[run.name] == expected else "NO"
+            print(f"| {fault} | {phase} | {way} | {seconds:.0f} | {same} |")
+        print(f"{time.monotonic() - began:.0f} s in all")
+    assert found == dict.fromkeys(found, expected)
