@@ -60,6 +60,9 @@ TRANSIENT_CODES = {
     "TooManyRequests",
 }
 
+# HTTP status of a store whose disk is full: 507 says so, but most stores answer 500 and say it in their own log alone.
+FULL_STATUS = (500, 507)
+
 _last_lines: dict[str, float] = {}  # store -> time of the newest line about it
 _outages: dict[
     str, tuple[float, float]
@@ -249,4 +252,6 @@ def _log_waiting(uri: str, error: Exception, waited: float) -> None:
     _last_lines[store] = now
     status, code = answer_of(error)
     reason = f"{status} {code}".strip() if status else one_line(error)
+    if status in FULL_STATUS:
+        reason += " (is its disk full?)"
     logger.warning("waiting for %s: %s, %.0f s so far", redact(uri), reason, waited)

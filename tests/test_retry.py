@@ -121,6 +121,15 @@ def test_log_has_a_line_about_waiting_at_intervals(monkeypatch, caplog):
     assert 2 <= len(caplog.messages) <= 6
 
 
+@pytest.mark.parametrize(("status", "asked"), [("500", True), ("507", True), ("503", False)])
+def test_a_store_that_may_be_full_is_waited_for_with_that_question(server, caplog, status, asked):
+    """Stores answer 500 while their disk is full; once there is room, what was waited for is done."""
+    with caplog.at_level(logging.WARNING, "stylegan"):
+        assert storage.read_bytes(server(status)) == CONTENT
+    (line,) = caplog.messages
+    assert ("(is its disk full?)" in line) == asked
+
+
 def test_kinds_of_errors(tmp_path):
     """A full disk or missing permission is no error of the store; a translated error is judged by its cause."""
     assert not is_transient(OSError(errno.ENOSPC, "No space left on device"))
