@@ -150,7 +150,7 @@ def test_paths_exist_in_the_image_or_in_the_project(tree):
             source, place = volume.split(":")[:2]
             assert place == "/data" or (INFRA / source).resolve() == ROOT / "configs", volume
             assert place == "/data" or place == "/work/configs"
-    assert tree["services"]["s3"]["volumes"] == ["s3:/data"]
+    assert (tree["services"]["s3"]["volumes"], tree["services"]["s3"]["working_dir"]) == (["s3:/data"], "/data")
     assert tree["services"]["s3"]["command"].count("-dir=/data") == 1
     for directory in ("STYLEGAN_CACHE", "PREFECT_HOME"):  # what must outlive a container is on its volume
         assert environment("cpu")[directory].startswith("/data/")
