@@ -17,7 +17,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -28,7 +28,7 @@ from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError, UnavailableError, one_line
 from stylegan.places import may, nearest
 from stylegan.tracking.moved import follow
-from stylegan.tracking.upgrade import known_revisions, upgrade_file
+from stylegan.tracking.upgrade import alone_if_made, known_revisions
 from stylegan.uris import file_url, without_login
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def server_version(uri: str) -> str | None:
 def connect(uri: str) -> MlflowClient:
     """Return a client for tracking and registry at `uri`; a SQLite file of an older MLflow is upgraded before.
 
-    Raises as `check_server`, `upgrade_file` and `explained`.
+    Raises as `check_server`, `alone_if_made` and `explained`.
     """
     check_server(uri)
     if _is_sqlite(uri):
@@ -138,13 +138,10 @@ def connect(uri: str) -> MlflowClient:
         os.makedirs(file.absolute().parent, exist_ok=True)
         follow(file)
     import_mlflow()
-    if _is_sqlite(uri) and file.exists():
-        with quiet():
-            upgrade_file(file, uri)
     from mlflow import MlflowClient
 
     try:
-        with explained(uri, "open the store"):
+        with quiet(), alone_if_made(file, uri) if _is_sqlite(uri) else nullcontext(), explained(uri, "open the store"):
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except ImportError as error:  # a database needs a driver, which MLflow does not bring
         raise ConfigError(f"tracking.uri={uri}: {error}; install that package, or use another store") from error

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,23 +20,29 @@ from stylegan.errors import StepError, one_line
 logger = logging.getLogger("stylegan")
 
 
-def upgrade_file(path: Path, uri: str) -> None:
-    """Upgrade a SQLite file if an older MLflow has written it; a copy stays beside it. Others are left as they are.
+@contextmanager
+def alone_if_made(path: Path, uri: str) -> Iterator[None]:
+    """Let one process at a time make or upgrade a SQLite file of MLflow inside the block; others wait for its end.
+
+    MLflow makes its tables step by step: another process that saw them half made would take them for those of an older
+    version. A file that an older MLflow has written is upgraded at the beginning; a copy stays beside it.
 
     Args:
-        path: the file, which exists.
+        path: the file, or where it will be.
         uri: its tracking URI.
 
     Raises:
         StepError: the copy or the upgrade fails.
     """
-    if not _is_older(path):
+    if path.exists() and not _is_older(path):
+        yield
         return
-    lock = Path(f"{path}.upgrade-lock")
+    lock = Path(f"{path}.lock")
     with FileLock(lock):
         try:
-            if _is_older(path):  # no other process has done it meanwhile
+            if path.exists() and _is_older(path):  # no other process has done it meanwhile
                 _copy_and_upgrade(path, uri)
+            yield
         finally:
             lock.unlink(missing_ok=True)
 

@@ -22,13 +22,8 @@ def values(tmp_path, s3_server):
 
     s3_server()
     client = boto3.client("s3")
-    there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
     for bucket in environment.BUCKETS:
-        if bucket in there:
-            for found in client.list_objects_v2(Bucket=bucket).get("Contents", ()):
-                client.delete_object(Bucket=bucket, Key=found["Key"])
-        else:
-            client.create_bucket(Bucket=bucket)
+        client.create_bucket(Bucket=bucket)
     for number in range(3):
         client.put_object(Bucket="stylegan", Key=f"a/{number}/../o ä", Body=bytes([number]) * (1000 * number))
     client.put_object(Bucket="mlflow", Key="1/grid.png", Body=b"a picture")
@@ -42,7 +37,11 @@ def values(tmp_path, s3_server):
             database.execute("CREATE TABLE users (username TEXT, password_hash TEXT)")
             database.execute("INSERT INTO users VALUES ('me', 'old'), ('you', 'yours')")
             database.execute("CREATE TABLE alembic_version (version_num TEXT)")
-    return made
+    yield made
+    for bucket in environment.BUCKETS:  # other tests have the same server
+        for found in client.list_objects_v2(Bucket=bucket).get("Contents", ()):
+            client.delete_object(Bucket=bucket, Key=found["Key"])
+        client.delete_bucket(Bucket=bucket)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import re
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -346,3 +348,12 @@ def test_what_hides_an_interruption_is_not_told_instead():
 def test_a_sqlite_file_below_the_working_folder_is_typed_by_its_path_from_there(monkeypatch, tmp_path, uri, typed):
     monkeypatch.chdir(tmp_path)
     assert server.from_here(uri.format(here=tmp_path)) == typed.format(here=tmp_path)
+
+
+def test_processes_that_make_a_database_at_once_wait_for_one_another(tmp_path):
+    """One that saw the tables half made would take them for those of an older MLflow, and upgrade them."""
+    script = "import sys; from stylegan.tracking.connection import connect; connect(sys.argv[1]).search_experiments()"
+    command = [sys.executable, "-c", script, f"sqlite:///{tmp_path}/mlflow.db"]
+    makers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(maker.communicate()[1], maker.returncode) for maker in makers] == [("", 0)] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
