@@ -50,7 +50,7 @@ def check_address(ray_config: RayConfig) -> None:
     """Check that something answers at `ray.address`, without Ray. `auto` is only known to Ray, unless RAY_ADDRESS is set.
 
     Raises:
-        StepError: nothing answers.
+        UnavailableError: nothing answers.
     """
     if place := _place(ray_config):
         _check_port(place)
@@ -60,7 +60,8 @@ def find_head(ray_config: RayConfig) -> Head:
     """Find the head of the cluster that `ray.address` names, and check that this process can join it: within 30 s.
 
     Raises:
-        StepError: nothing answers there, or something else than Ray; the token is wrong or missing; the cluster runs
+        UnavailableError: nothing answers there, or something else than Ray.
+        StepError: the token is wrong or missing; the cluster runs
             another version of Ray or Python; this machine is no node of it.
     """
     place = _place(ray_config) or _local_cluster()
@@ -184,7 +185,7 @@ def _check_port(place: _Place) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         option = f"--{'ray-client-server-' if place.of_client else ''}port={port}"
-        raise StepError(
+        raise UnavailableError(
             f"{place.name}: nothing answers there ({error}); start the head on {host} with "
             f"`{shell_command('ray', 'start', '--head', option)}`, correct ray.address, or leave it unset to start Ray on "
             "this machine"
@@ -231,7 +232,7 @@ def _ask(place: _Place) -> dict[str, Any] | None:
         elif error.details():
             reason = error.details().rpartition("last error: ")[2][:160]
         kind = "Ray Client's server" if place.of_client else "the head of a Ray cluster"
-        raise StepError(
+        raise UnavailableError(
             f"{place.name}: something listens there, but does not answer as {kind} ({reason}); the head has port 6379 by "
             "default, Ray Client's server (ray://) 10001, while 8265 is the dashboard; a cluster with TLS needs RAY_USE_TLS=1 "
             "here as well"

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from stylegan.cluster.environment import OF_OTHERS, environment, of_own_ray, read_again
 from stylegan.cluster.head import find_head, head_answers, is_lost
@@ -220,5 +221,19 @@ def import_ray(*, train: bool = False) -> None:
     _settings.enter_context(environment({name: value for name, value in RAY_ENV.items() if name not in os.environ}))
     import ray
 
+    _keep_standard_output()
     if train:
         import ray.train.torch  # noqa: F401
+
+
+def _keep_standard_output() -> None:
+    """Let Ray print to standard error alone: it prints warnings of a raylet on standard output, which belongs to records."""
+    from ray._private import worker
+
+    plain = worker.print_worker_logs
+    if getattr(plain, "__module__", "") == worker.__name__:
+
+        def to_standard_error(data: Any, _sink: Any, *more: Any) -> None:
+            plain(data, sys.stderr, *more)
+
+        worker.print_worker_logs = to_standard_error

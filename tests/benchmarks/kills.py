@@ -51,7 +51,11 @@ class Place:
     def start(self):
         """Start the command, or repeat it."""
         config = self.folder / "config.yaml"
-        config.write_text(yaml.safe_dump(TREE | {"storage": {"root": str(self.folder / "root")}, "ray": self.settings}))
+        config.write_text(
+            yaml.safe_dump(
+                TREE | {"storage": {"root": str(self.folder / "root")}, "ray": self.settings | {"wait_s": 30}}
+            )
+        )
         env = os.environ | {MARK: str(os.getpid()), "RAY_AUTH_MODE": "disabled", "STYLEGAN_LOG": str(self.log)}
         with open(self.log, "ab") as log:
             command = [sys.executable, "-m", "flows.cli.main", "train", str(config)]

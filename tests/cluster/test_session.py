@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stylegan.cluster.session import connect, is_shared, ray_session, shared_environment
+from stylegan.cluster.session import connect, import_ray, is_shared, ray_session, shared_environment
 from stylegan.config.sections import RayConfig
 
 
@@ -127,3 +127,15 @@ def test_a_ray_of_our_own_that_cannot_start_says_what_it_needs(tmp_path):
     line = done.stderr.splitlines()[-1]
     assert "Ray did not start on this machine (OSError: " in line
     assert f"20 free ports, room in /dev/shm, and space and short paths in RAY_TMPDIR; {folder}/ray/" in line
+
+
+def test_what_ray_prints_is_on_standard_error(capsys):
+    """A raylet warns of many idle workers, say; `--json` prints one line, and nothing else may be beside it."""
+    import_ray()
+    import_ray()
+    from ray._private import worker
+
+    worker.print_to_stdstream({"lines": ["many workers"], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("many workers") == 1
