@@ -37,9 +37,9 @@ def _s3_command(values: Values) -> list[str]:
         *(
             f"-master.port={values['STACK_S3_MASTER_PORT']}",
             "-master.telemetry=false",
-            "-master.volumeSizeLimitMB=1024",
+            "-master.volumeSizeLimitMB=256",
         ),
-        # Volumes of up to 1 GiB, as many as the disk has room for; it may be filled up to its last 256 MiB.
+        # A bucket takes seven volumes at once, which a small disk must have room for; its last 256 MiB stay free.
         *(f"-volume.port={values['STACK_S3_VOLUME_PORT']}", "-volume.max=0", "-volume.minFreeSpace=256MiB"),
         *("-volume.preStopSeconds=1", "-filer", f"-filer.port={values['STACK_S3_FILER_PORT']}"),
         *("-filer.disableDirListing=true", "-filer.exposeDirectoryData=false"),
