@@ -26,6 +26,7 @@ from stylegan.cluster.node_check import SKEW_SECONDS, NodeFacts, check_nodes, pr
 from stylegan.cluster.resources import check_gpu_nodes, check_resources, describe_cluster
 from stylegan.cluster.session import connect, is_open, ray_session
 from stylegan.cluster.stage_launch import backend
+from stylegan.commands import shell_command
 from stylegan.config.sections import RayConfig, StorageConfig
 from stylegan.config.tree import Config
 from stylegan.data.cache import cache_root
@@ -370,7 +371,8 @@ def _mlflow(config: Config | None) -> str | Warned:
     check_experiment(config)
     if not uri.startswith("http"):
         return uri
-    return _answer(uri, "MLflow", server_version(uri), ", run `mlflow db upgrade` on its database")
+    upgrade = shell_command("mlflow", "db", "upgrade", "URL")
+    return _answer(uri, "MLflow", server_version(uri), f", run `{upgrade}` with the URL of its database")
 
 
 def _prefect(config: Config | None) -> str | Warned:

@@ -20,7 +20,6 @@ from flows.cli.arguments import (
 )
 from flows.cli.console import print_json
 from stylegan.errors import ConfigError, StepError
-from stylegan.retry import insist
 
 if TYPE_CHECKING:
     from stylegan.config.tree import Config
@@ -155,6 +154,7 @@ def train(
     if until is not None and until not in settings.resolutions:
         raise ConfigError(f"--until {until}: no such stage; the stages are {', '.join(map(str, settings.resolutions))}")
     from stylegan.pipeline.steps import Pipeline
+    from stylegan.retry import insist
 
     with Pipeline(settings) as pipeline:
         done = insist(lambda: pipeline.train_until(settings.data.resolution if until is None else until))
@@ -219,6 +219,7 @@ def _evaluate_run(config: str, others: dict[str, str | None], overrides: list[st
     settings = load(config, overrides)
     from flows.cli import reports
     from stylegan.pipeline.steps import Pipeline
+    from stylegan.retry import insist
 
     with Pipeline(settings) as pipeline:
         done, published, page = insist(pipeline.evaluate_trained)
@@ -242,6 +243,7 @@ def register(config: ConfigFile, /, *, overrides: Overrides = None, as_json: AsJ
     """
     settings = load(config, overrides)
     from stylegan.pipeline.steps import Pipeline
+    from stylegan.retry import insist
 
     with Pipeline(settings) as pipeline:
         done = insist(pipeline.register_evaluated)

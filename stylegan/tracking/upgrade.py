@@ -34,13 +34,14 @@ def alone_if_made(path: Path, uri: str) -> Iterator[None]:
     Raises:
         StepError: the copy or the upgrade fails.
     """
-    if path.exists() and not _is_older(path):
+    known = known_revisions()
+    if _revision(path) == known[0]:
         yield
         return
     lock = Path(f"{path}.lock")
     with FileLock(lock):
         try:
-            if path.exists() and _is_older(path):  # no other process has done it meanwhile
+            if _revision(path) in known[1:]:  # no other process has done it meanwhile
                 _copy_and_upgrade(path, uri)
             yield
         finally:
@@ -83,13 +84,14 @@ def known_revisions() -> tuple[str, ...]:
     return tuple(script.revision for script in ScriptDirectory.from_config(_get_alembic_config("")).walk_revisions())
 
 
-def _is_older(path: Path) -> bool:
+def _revision(path: Path) -> str | None:
+    """Return the revision of a file's schema; None if it has none, as before it is made."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             found = database.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error:  # none of MLflow's, or one that MLflow itself will say more of
-        return False
-    return found is not None and found[0] in known_revisions()[1:]
+        return None
+    return str(found[0]) if found else None
 
 
 def _copy(path: Path, copy: Path) -> None:
