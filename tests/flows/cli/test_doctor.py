@@ -203,7 +203,9 @@ def test_doctor_names_a_server_that_is_older_or_newer(write, monkeypatch, mlflow
     if said:
         assert lines[0].startswith(f"{url} answers, MLflow {mlflow_there}: {said}, {version('mlflow')}; ")
         assert lines[1].startswith(f"{url}/api answers, Prefect {prefect_there}: {said}, {version('prefect')}; ")
-        assert ("run `mlflow db upgrade` on its database" in lines[0]) == (said == "older than the client here")
+        assert ("mlflow db upgrade URL` with the URL of its database" in lines[0]) == (
+            said == "older than the client here"
+        )
     else:
         assert all(re.fullmatch(r"http://\S+ answers(, \w+ 3\.\d+\.0)?", line) for line in lines), lines
     assert (refused.ok, refused.warning) == (False, False)
