@@ -25,6 +25,9 @@ from stylegan.processes import has_ended
 from stylegan.records import Record
 
 MARK = "STYLEGAN_STACK_SERVICE"  # in the environment of all processes of a service
+STARTS = (
+    3  # of a service whose first process ends: where all start at once, Ray's nodes wait too shortly for their head
+)
 START_SECONDS = 180.0  # ends only what hangs: a first start makes databases
 LARGEST_LOG = 50 * 2**20  # bytes; an older log is moved to `.1` at the next start
 KILLED_SECONDS = 10.0  # within which a killed process is gone
@@ -95,7 +98,7 @@ def start(values: Values, names: Sequence[str], tell: Callable[[str], None]) -> 
     there = {one.name for one in services(values)}
     with _alone(values):
         up: set[str] = {one.name for one in services(values) if one not in wanted}
-        waiting, starting = list(wanted), dict[str, tuple[Service, float]]()
+        waiting, starting = list(wanted), dict[str, tuple[Service, float, int]]()
         while waiting or starting:
             for service in [one for one in waiting if there.intersection(one.after) <= up]:
                 waiting.remove(service)
@@ -104,14 +107,17 @@ def start(values: Values, names: Sequence[str], tell: Callable[[str], None]) -> 
                     tell(f"{service.name}: is up")
                     continue
                 _launch(service, values)
-                starting[service.name] = (service, time.monotonic())
-            for service, began in list(starting.values()):
+                starting[service.name] = (service, time.monotonic(), 1)
+            for service, began, starts in list(starting.values()):
                 found = state_of(service, values)
                 if found.state == "up":
                     service.finish(values)
                     del starting[service.name]
                     up.add(service.name)
                     tell(f"{service.name}: started in {time.monotonic() - began:.0f} s ({found.version})")
+                elif found.pid is None and starts < STARTS:
+                    _launch(service, values)
+                    starting[service.name] = (service, began, starts + 1)
                 elif found.pid is None or time.monotonic() - began > START_SECONDS:
                     raise StepError(f"{service.name}: does not start: {_last_line(service, values) or found.why}; "
                                     f"see {_log(service, values)}")  # fmt: skip
