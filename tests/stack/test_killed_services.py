@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +35,7 @@ AWAY_SECONDS = float(os.environ.get("STACK_FAULT_SECONDS", "30"))
 PHASES = ("shard", "train", "evaluate", "register")
 # The line with which a run shows that it enters a phase.
 ENTERED = (r": \d steps; to do: shard", r"^shard: .*, done", r"^train 8x8: .*, done", r"^evaluate: no figure")
-DISK = "40G"  # of the S3 server, whose volumes take 1 GiB each, seven for each bucket; the file behind it is sparse
+DISK = "12G"  # of the S3 server; the file behind it is sparse
 LONGEST = float(os.environ.get("STACK_FAULT_LONGEST", "300"))  # seconds that a run may take to its next phase
 ENOUGH = 500  # images after which a stage is in the middle of its work
 TREE = {
@@ -77,7 +76,13 @@ def fill(disk):
     """Fill a disk, and return the file that does it."""
     ballast = disk / "ballast"
     with open(ballast, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free)
+        size, step = 0, 2**28  # the file system itself needs some of what it calls free
+        while step >= 2**16:
+            try:
+                os.posix_fallocate(file.fileno(), size, step)
+                size += step
+            except OSError:
+                step //= 4
     return ballast
 
 
