@@ -46,7 +46,7 @@ from stylegan.uris import redact
 
 
 class Warned(NamedTuple):
-    """What works, but with something to mend."""
+    """A check that works, but with something to mend."""
 
     detail: str
 

@@ -56,7 +56,7 @@ class Member(Record):
 
 
 class Manifest(Record):
-    """What a backup holds, and what wrote it.
+    """The members of a backup, and the versions that wrote it.
 
     Attributes:
         format: of the file.
