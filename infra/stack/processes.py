@@ -7,6 +7,7 @@ is found, whoever killed its first process. The pid file is for people and for o
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,9 +19,10 @@ import psutil
 from filelock import FileLock, Timeout
 
 from infra.stack.environment import data_folder, is_free, postgres_user
-from infra.stack.service import Service, Values, kept_environment, pid_file, user_settings, why_not
+from infra.stack.service import Service, Values, folder, kept_environment, pid_file, user_settings, why_not
 from infra.stack.services import SERVICES
 from stylegan.errors import StepError
+from stylegan.places import FULL, nearest, shown_bytes
 from stylegan.processes import has_ended
 from stylegan.records import Record
 
@@ -175,6 +177,12 @@ def log_files(values: Values, names: Sequence[str] = ()) -> Mapping[str, Path]:
 
 def _launch(service: Service, values: Values) -> None:
     """Start a service, after what is left of it was ended."""
+    disk = nearest(folder(values, service.name))
+    if (free := shutil.disk_usage(disk).free) < FULL:  # what is left of it may still answer who reads
+        raise StepError(
+            f"{service.name}: no space left on the disk of {disk} ({shown_bytes(free)} free); free some, then type this "
+            "command again"
+        )
     kill(service, values)
     for name in service.ports:
         if not is_free(int(values[name])):

@@ -18,7 +18,7 @@ from stylegan.cluster.session import connect
 from stylegan.config.sections import RayConfig, StorageConfig
 from stylegan.config.tree import Config
 from stylegan.data.cache import cache_root
-from stylegan.errors import StepError, UserError, one_line
+from stylegan.errors import StepError, UnavailableError, UserError, one_line
 from stylegan.places import FULL, check_place, nearest, shown_bytes
 from stylegan.records import Record
 from stylegan.retry import storage_settings
@@ -56,6 +56,7 @@ class Look(Record):
     - `triton`: how to install Triton, where it is missing.
     - `skew`: seconds by which its clock is ahead of that of this process; those that the answer took count as well.
     - `faults`: what does not work there, a line with the cure for each.
+    - `unavailable`: which store does not answer there but may do so a little later, a line with the reason for each.
     """
 
     versions: dict[str, str] = {}
@@ -67,6 +68,7 @@ class Look(Record):
     disks: tuple[Disk, ...] = ()
     skew: float = 0.0
     faults: tuple[str, ...] = ()
+    unavailable: tuple[str, ...] = ()
 
     @property
     def answered(self) -> bool:
@@ -141,6 +143,9 @@ def require_nodes(config: Config) -> list[NodeFacts]:
     if config.ray.address is None:
         return []
     nodes = check_nodes(config.ray, config.storage)
+    if any(node.look.unavailable for node in nodes):
+        # A store that is away for all is no fault of a node: this process waits for it as for any request, and asks again.
+        nodes = check_nodes(config.ray, config.storage)
     for node in nodes:
         if not node.look.answered:
             logger.warning("node %s: %s", node.name, node.problems[0])
@@ -177,6 +182,7 @@ def _problems(look: Look, ours: dict[str, str], code: str) -> Iterator[str]:
             "nodes, best in one image"
         )
     yield from look.faults
+    yield from look.unavailable
     for disk in look.disks:
         if disk.free < FULL:
             yield f"no space left on the disk of {disk.setting} ({disk.folder}); free some, or move it by {disk.setting}"
@@ -286,10 +292,13 @@ def look_here(gpus: bool, settings: dict[str, Any] | None, asked: dict[str, Any]
         settings: the `StorageConfig`, if storage is tried.
         asked: the `Probe` to look for there.
     """
-    faults = []
+    faults, unavailable = [], []
     if settings is not None and asked is not None:
         with storage_settings(StorageConfig.model_validate(settings | {"patience_s": PATIENCE})):
-            faults += _storage_faults(Probe.model_validate(asked))
+            try:
+                faults += _storage_faults(Probe.model_validate(asked))
+            except UnavailableError as error:
+                unavailable.append(f"storage.root={settings['root']}: {error}")
     try:
         check_place("STYLEGAN_CACHE", cache_root())
     except StepError as error:
@@ -302,6 +311,7 @@ def look_here(gpus: bool, settings: dict[str, Any] | None, asked: dict[str, Any]
         triton=triton_cure(),
         disks=tuple(_disks()),
         faults=tuple(faults),
+        unavailable=tuple(unavailable),
     )
     return look.model_dump(mode="json", exclude={"versions", "skew"})
 
@@ -318,7 +328,11 @@ def code_digest() -> str:
 
 
 def _storage_faults(probe: Probe) -> list[str]:
-    """Return why the file of a probe cannot be seen from here, or none be written beside it."""
+    """Return why the file of a probe cannot be seen from here, or none be written beside it.
+
+    Raises:
+        UnavailableError: the store does not answer, which need not be a fault of this node.
+    """
     where = f"storage.root={probe.root}"
     own = f"{probe.uri}-{uuid.uuid4().hex[:8]}"
     try:
@@ -329,6 +343,8 @@ def _storage_faults(probe: Probe) -> list[str]:
             ]
         storage.write_bytes(own, b"probe")
         storage.delete(own)
+    except UnavailableError:
+        raise
     except UserError as error:
         return [f"{where}: {error}"]
     except OSError as error:

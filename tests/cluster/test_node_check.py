@@ -22,7 +22,7 @@ from stylegan.cluster.node_check import (
 )
 from stylegan.cluster.session import connect, ray_session
 from stylegan.config.sections import RayConfig, StorageConfig
-from stylegan.errors import StepError
+from stylegan.errors import StepError, UnavailableError
 
 OURS = {"Python": "3.11.7", "Ray": "2.60.0", "torch": "2.13.0", "stylegan": "1.0"}
 GOOD = Look(versions=OURS, code="abc")
@@ -40,6 +40,7 @@ GOOD = Look(versions=OURS, code="abc")
         ({"code": "xyz"}, "its stylegan 1.0 has other code than that of this process"),
         ({"versions": {}}, "does not answer within 60 s"),
         ({"faults": ("storage.root=/x: no",)}, "storage.root=/x: no"),
+        ({"unavailable": ("storage.root=s3://x: down",)}, "storage.root=s3://x: down"),
         (
             {"disks": (Disk(setting="STYLEGAN_CACHE", folder="/c", free=5, size=9),)},
             "no space left on the disk of STYLEGAN_CACHE (/c)",
@@ -77,6 +78,39 @@ def test_storage_that_shows_another_file_is_named(tmp_path):
     (tmp_path / ".probe").write_text("here")
     assert faults() == []
     assert [path.name for path in tmp_path.iterdir()] == [".probe"]
+
+
+def test_a_store_that_is_away_for_a_moment_is_no_fault_of_a_node(tmp_path, tiny_config, monkeypatch):
+    """Every node is asked again once this process has written to the store; who does not reach it even then is named."""
+    config = tiny_config(tmp_path, ray={"address": "host:6379"})
+    away = NodeFacts(
+        name="a", node_id="a", head=False, resources={}, look=GOOD.model_copy(update={"unavailable": ("p",)}), problems=("p",)
+    )  # fmt: skip
+    there = away.model_copy(update={"look": GOOD, "problems": ()})
+    for answers, fails in (([[away], [there]], False), ([[away], [away]], True)):
+        monkeypatch.setattr(node_check, "check_nodes", lambda *_, left=answers: left.pop(0))
+        if fails:
+            with pytest.raises(StepError, match=r"^node a: p$"):
+                require_nodes(config)
+        else:
+            assert require_nodes(config) == [there]
+        assert answers == []
+
+
+def test_a_node_tells_a_store_that_does_not_answer_from_one_that_refuses(tmp_path, monkeypatch):
+    (tmp_path / ".probe").write_text("here")
+    probe = Probe(root="data", uri=str(tmp_path / ".probe"), content="here")
+    for error, seen in (
+        (UnavailableError("p"), ("unavailable", "faults")),
+        (StepError("p"), ("faults", "unavailable")),
+    ):
+
+        def refuse(uri, content, error=error):
+            raise error
+
+        monkeypatch.setattr(node_check.storage, "write_bytes", refuse)
+        look = look_here(False, StorageConfig(root="data").model_dump(mode="json"), probe.model_dump())
+        assert [look[name] for name in seen] == [["storage.root=data: p"], []]
 
 
 @pytest.mark.long
