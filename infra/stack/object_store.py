@@ -45,6 +45,7 @@ def _s3_command(values: Values) -> list[str]:
             f"-master.port={values['STACK_S3_MASTER_PORT']}",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=256",
+            "-master.electionTimeout=1s",  # the only master waits for so long before it leads again
         ),
         # A bucket takes seven volumes at once, which a small disk must have room for.
         *(f"-volume.port={values['STACK_S3_VOLUME_PORT']}", "-volume.max=0", f"-volume.minFreeSpace={SPARE_MIB}MiB"),
