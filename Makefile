@@ -29,11 +29,11 @@ notebook: quickstart ## Run configs/quickstart.ipynb on the finished quickstart 
 test: lint ## Check style and types and run the tests with real engines, all but those of long-test and stack-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not long and not stack"
 
-long-test: setup ## Run the long tests of the engines together: clusters, jobs, schedules, signals, kills, S3, secrets: an hour
+long-test: setup ## Run the long tests of the engines together: clusters, jobs, schedules, signals, kills, S3, backup, secrets: an hour
 	$(BIN)/python -m pytest -m long
 
-stack-test: setup ## Run the tests of the stack of infra/stack.sh: its commands, its image, services killed in a run: a quarter of an hour
-	$(BIN)/python -m pytest -m stack
+stack-test: setup ## Run the tests of the stack of infra/stack.sh: its commands, its servers, services killed in a run: a quarter of an hour
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m stack tests/stack
 
 test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3) and train nothing: under two minutes
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope -m "not engine and not slow and not long and not stack"

@@ -36,6 +36,7 @@ RAY_ENV = {
 # or each would take every CPU and GPU for its own.
 SHARED = "STYLEGAN_SHARED_RAY"
 REJOIN_SECONDS = 2.0  # between two looks for a cluster that takes the place of a lost one
+POLL_REST_SECONDS = 0.2  # also a part of the time that it takes to leave a cluster
 _own_ray: dict[str, str | None] = {}  # the variables with which this process has started a Ray of its own
 
 logger = logging.getLogger("stylegan")
@@ -222,6 +223,7 @@ def import_ray(*, train: bool = False) -> None:
     import ray
 
     _keep_standard_output()
+    _rest_without_head()
     if train:
         import ray.train.torch  # noqa: F401
 
@@ -237,3 +239,23 @@ def _keep_standard_output() -> None:
             plain(data, sys.stderr, *more)
 
         worker.print_worker_logs = to_standard_error
+
+
+def _rest_without_head() -> None:
+    """Let the thread of Ray that asks the head for errors rest where it gets no answer.
+
+    It asks again at once: a run that waits for a lost head would keep a CPU busy, and then the next head, which refuses it.
+    """
+    import ray._raylet
+
+    plain = ray._raylet.GcsErrorSubscriber
+    if plain.__module__ == ray._raylet.__name__:
+
+        class RestingSubscriber(plain):  # type: ignore[misc, valid-type]
+            def poll(self, timeout: float | None = None) -> Any:
+                found = super().poll(timeout)
+                if found[1] is None:
+                    time.sleep(POLL_REST_SECONDS)
+                return found
+
+        ray._raylet.GcsErrorSubscriber = RestingSubscriber

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,16 @@ def test_what_ray_prints_is_on_standard_error(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("many workers") == 1
+
+
+def test_a_process_that_waits_for_a_lost_head_asks_it_a_few_times_a_second():
+    """Ray itself asks tens of thousands of times, which keeps a CPU busy."""
+    import_ray()
+    import_ray()
+    from ray._raylet import GcsErrorSubscriber
+
+    subscriber, asked, end = GcsErrorSubscriber(address="127.0.0.1:1"), 0, time.monotonic() + 1
+    while time.monotonic() < end:
+        assert subscriber.poll() == (None, None)
+        asked += 1
+    assert 1 <= asked <= 5

@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from infra.stack import environment
 
 ROOT = Path(__file__).parents[2]
 STACK = ROOT / "infra" / "stack.sh"
+DISK = "12G"  # the file behind it is sparse
 STYLEGAN = Path(sys.executable).with_name("stylegan")
 # Of the shell, what commands on a stack may see.
 KEPT = ("HOME", "LANG", "PATH", "STYLEGAN_CACHE")
@@ -28,9 +31,11 @@ class Stack:
 
     Attributes:
         folder: holds its env file and its data.
+        disk: where the S3 server keeps its objects, if that is a disk of its own: the user who tests may mount one.
     """
 
     folder: Path
+    disk: Path | None = None
 
     @property
     def env_file(self) -> Path:
@@ -57,6 +62,14 @@ class Stack:
             text=True,
             timeout=seconds,
         )
+
+    def init(self) -> None:
+        """Write the env file, with ports of its own: a killed service's usual ones would look free to a stack beside it."""
+        done = self.command("init")
+        assert done.returncode == 0, done.stderr
+        ports = iter(random.SystemRandom().sample(range(12_000, 18_000), len(environment.PORTS)))
+        given = re.sub(r"(?m)(_PORT)=\d+$", lambda found: f"{found[1]}={next(ports)}", self.env_file.read_text())
+        self.env_file.write_text(given)
 
     def up(self, *services: str) -> str:
         """Start what is down, and return what was said."""
@@ -108,8 +121,18 @@ def new_stack() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="package")
-def stack(new_stack: Any) -> Stack:
-    """Return a stack that is up. Who ends a service of it starts it again."""
+def stack(new_stack: Any) -> Iterator[Stack]:
+    """Yield a stack that is up, its S3 server on a disk of its own. Who ends a service of it starts it again."""
     made: Stack = new_stack()
-    made.up()
-    return made
+    made.init()
+    folder, image = Path(made.values["STACK_DATA"], "s3"), made.folder / "disk"
+    folder.mkdir(parents=True)
+    mount = f"truncate -s {DISK} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {folder}"
+    mounted = subprocess.run(mount, shell=True, capture_output=True).returncode == 0
+    try:
+        made.up()
+        yield replace(made, disk=folder if mounted else None)
+    finally:
+        made.command("down")
+        if mounted:
+            subprocess.run(["umount", "-l", folder], check=True)

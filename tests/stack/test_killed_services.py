@@ -20,10 +20,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from infra.stack.processes import kill, services
 from stylegan import storage
@@ -35,35 +38,20 @@ AWAY_SECONDS = float(os.environ.get("STACK_FAULT_SECONDS", "30"))
 PHASES = ("shard", "train", "evaluate", "register")
 # The line with which a run shows that it enters a phase.
 ENTERED = (r": \d steps; to do: shard", r"^shard: .*, done", r"^train 8x8: .*, done", r"^evaluate: no figure")
-DISK = "12G"  # of the S3 server; the file behind it is sparse
 LONGEST = float(os.environ.get("STACK_FAULT_LONGEST", "300"))  # seconds that a run may take to its next phase
-ENOUGH = 500  # images after which a stage is in the middle of its work
+ENOUGH = 400  # images after which a stage is in the middle of its work
+NUM_IMAGES = 600
+# What is killed at the same moment: each service alone would take the test beyond a quarter of an hour. STACK_FAULTS=prefect
+# kills one alone.
+GROUPS = (("s3",), ("postgres", "prefect"), ("mlflow", "worker"), ("ray-head",), ("ray-node",))
 TREE = {
-    "data": {"source": "digits", "resolution": 8, "channels": 1},
+    "data": {"resolution": 8, "channels": 1},
     "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
-    "training": {"start_resolution": 8, "stable_kimg": 2.4, "batch": 8, "ema_kimg": 0.2},
+    "training": {"start_resolution": 8, "stable_kimg": 2, "batch": 8, "ema_kimg": 0.2},
     "snapshots": {"checkpoint_kimg": 0.4, "log_kimg": 0.1, "samples_kimg": 1, "grid": 4},
     "evaluation": {"num_images": 200, "metrics": ["fid"]},
     "ray": {"cpus_per_worker": 0.5},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def faulty(new_stack):
-    """Yield a stack that is up, and the disk of its S3 server; None for the disk where this user may mount none."""
-    found = new_stack()
-    found.command("init")
-    disk, image = Path(found.values["STACK_DATA"], "s3"), found.folder / "disk"
-    disk.mkdir(parents=True)
-    mount = f"truncate -s {DISK} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {disk}"
-    mounted = subprocess.run(mount, shell=True, capture_output=True).returncode == 0
-    try:
-        found.up()
-        yield found, disk if mounted else None
-    finally:
-        found.command("down")
-        if mounted:
-            subprocess.run(["umount", "-l", disk], check=True)
 
 
 def kill_services(stack, *names):
@@ -86,6 +74,16 @@ def fill(disk):
     return ballast
 
 
+def draw(folder):
+    """Write digits as a folder of images for each class: fewer than the embedded ones, since runs take turns on them."""
+    digits = load_digits()
+    for number, (pixels, label) in enumerate(zip(digits.images[:NUM_IMAGES], digits.target, strict=False)):
+        path = folder / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8)).save(path)
+    return folder
+
+
 @dataclass
 class Run:
     """A run of the command, which is suspended where it enters a phase that it may not enter yet.
@@ -93,11 +91,13 @@ class Run:
     Attributes:
         name: of its config.
         folder: with its config and its output.
+        source: of its images.
         env: environment variables of the command.
     """
 
     name: str
     folder: Path
+    source: Path
     env: dict[str, str]
     process: subprocess.Popen = None
     allowed: int = -1  # phases that it may enter
@@ -108,7 +108,10 @@ class Run:
         """Start the command."""
         self.folder.mkdir(exist_ok=True)
         config = self.folder / "config.yaml"
-        config.write_text(yaml.safe_dump({"name": self.name, "storage": {"root": f"faults/{self.name}"}} | TREE))
+        data = TREE["data"] | {"source": str(self.source)}
+        config.write_text(
+            yaml.safe_dump(TREE | {"name": self.name, "storage": {"root": f"faults/{self.name}"}, "data": data})
+        )
         command = [sys.executable, "-m", "flows.cli.main", "run", str(config), "--json"]
         self.err = self.folder / f"stderr-{self.repeats}"
         with open(self.folder / "stdout", "wb") as out, open(self.err, "wb") as err:
@@ -228,52 +231,51 @@ def how(lines, repeated):
     return ", ".join(found + ["command repeated"] * repeated) or "went on"
 
 
-def test_each_service_may_be_killed_in_each_phase_of_a_run(faulty, capsys, monkeypatch):
+def test_each_service_may_be_killed_in_each_phase_of_a_run(stack, capsys, monkeypatch):
     """So may all of them at once; and the disk of the S3 server may be full for a while. The table says how."""
-    stack, disk = faulty
-    faults = {service.name: lambda name=service.name: kill_services(stack, name) for service in services(stack.values)}
+    source = draw(stack.folder / "digits")
+    there = [service.name for service in services(stack.values)]
+    faults = {
+        " and ".join(names): lambda names=names: kill_services(stack, *names)
+        for group in GROUPS
+        if (names := [name for name in group if name in there])
+    }
+    assert sorted(name for names in faults for name in names.split(" and ")) == sorted(there)
     faults["all"] = lambda: kill_services(stack)
-    if disk:
-        faults["disk of s3"] = lambda: fill(disk)
+    if stack.disk:
+        faults["disk of s3"] = lambda: fill(stack.disk)
     if only := os.environ.get("STACK_FAULTS"):
+        faults |= {name: lambda name=name: kill_services(stack, name) for name in there}
         faults = {name: faults[name] for name in only.split(",")}
     for name, value in stack.values.items():
         if name.startswith(("AWS_", "MLFLOW_")):
             monkeypatch.setenv(name, value)
 
     def make(name):
-        return Run(name, stack.folder / name, stack.environment | {"PREFECT_HOME": str(stack.folder / f"home-{name}")})
+        env = stack.environment | {"PREFECT_HOME": str(stack.folder / f"home-{name}")}
+        return Run(name, stack.folder / name, source, env)
 
     def say(text):
         with capsys.disabled():
-            print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
+            print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr)  # which pytest-xdist lets through
 
-    table, found, began, last = [], {}, time.monotonic(), len(PHASES) - 1
-    quiet = make("undisturbed").start()
-    runs = [quiet]
+    table, found, expected, began, last = [], {}, None, time.monotonic(), len(PHASES) - 1
+    runs = []
     try:
-        quiet.let(len(PHASES))
-
         # The newest run is in its first phase, and the three before it in the next ones.
         row = [make(f"run-{number}").start() for number in range(len(PHASES))]
         runs += row
-        for phase, run in zip(reversed(range(len(PHASES))), row, strict=True):
-            run.let(phase - 1)
-        quiet.wait(len(PHASES))
-        expected = results(quiet)
-        assert expected["versions"] == expected["runs"] == 1
-        say(f"undisturbed: {expected['weights']}, {expected['metrics']}")
         for number, (fault, act) in enumerate(faults.items()):
-            there = list(zip(reversed(range(len(PHASES))), row, strict=True))
-            for phase, run in there:
+            phases = list(zip(reversed(range(len(PHASES))), row, strict=True))
+            for phase, run in phases:
                 run.let(phase - 1)
-            for phase, run in there:
+            for phase, run in phases:
                 run.wait(phase)
             trainee = row[last - PHASES.index("train")]
             trainee.let(PHASES.index("train"))
             wait_for(lambda run=trainee: run.trained() >= ENOUGH or run.entered > 1, trainee)
             before = {run.name: len(run.text) for run in row}
-            for phase, run in there:
+            for phase, run in phases:
                 run.let(phase)
             time.sleep(0.3)
             say(f"{fault}: killed")
@@ -281,9 +283,11 @@ def test_each_service_may_be_killed_in_each_phase_of_a_run(faulty, capsys, monke
             time.sleep(AWAY_SECONDS)
             if ballast:
                 ballast.unlink()
-            stack.up()
-            say(f"{fault}: up again")
-            for phase, run in there:
+            starts = re.findall(r"^(\S+: started in \d+ s)", stack.up(), re.M)
+            say(f"{fault}: up again ({', '.join(starts)})")
+            if number + 1 < len(faults):  # it has begun by the time that the others have come through
+                runs.append(make(f"run-{number + len(PHASES)}").start())
+            for phase, run in phases:
                 run.wait(phase + 1)
                 seconds, lines, repeated = time.monotonic() - killed, run.text[before[run.name] :], False
                 if run.process.poll():
@@ -293,12 +297,16 @@ def test_each_service_may_be_killed_in_each_phase_of_a_run(faulty, capsys, monke
                     repeated = True
                 table.append((fault, PHASES[phase], run.name, how(lines, repeated), seconds))
                 say(f"{fault}, {PHASES[phase]}, {run.name}: {how(lines, repeated)}, after {seconds:.0f} s")
-            row.pop(0)
-            if number + 1 < len(faults):
-                row.append(make(f"run-{number + len(PHASES)}").start())
-                runs.append(row[-1])
-        for run in runs[1:]:
+            row = runs[-len(PHASES) :]
+        quiet = make("undisturbed").start()  # nothing is killed any more
+        for run in (*runs, quiet):
             run.let(len(PHASES))
+        runs.append(quiet)
+        quiet.wait(len(PHASES))
+        expected = results(quiet)
+        assert expected["versions"] == expected["runs"] == 1
+        say(f"undisturbed: {expected['weights']}, {expected['metrics']}")
+        for run in runs[:-1]:
             run.wait(len(PHASES))
             found[run.name] = results(run)
             say(f"{run.name}: {'same' if found[run.name] == expected else found[run.name]}")
@@ -306,8 +314,9 @@ def test_each_service_may_be_killed_in_each_phase_of_a_run(faulty, capsys, monke
         for run in runs:
             run.kill()
         with capsys.disabled():
-            print("\n| away | in phase | how the run came through | seconds | same result |\n|---|---|---|---|---|")
+            lines = ["| away | in phase | how the run came through | seconds | same result |", "|---|---|---|---|---|"]
             for fault, phase, run, way, seconds in table:
                 same = {True: "yes", False: "NO"}[found[run] == expected] if run in found else "?"
-                print(f"| {fault} | {phase} | {way} | {seconds:.0f} | {same} |")
+                lines.append(f"| {fault} | {phase} | {way} | {seconds:.0f} | {same} |")
+            print("", *lines, sep="\n", file=sys.stderr)
     assert found == dict.fromkeys(found, expected)

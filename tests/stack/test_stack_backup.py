@@ -13,7 +13,7 @@ from infra.stack import environment
 from infra.stack.object_store import s3_client
 from infra.stack.processes import services
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 FACTS = """
 import json

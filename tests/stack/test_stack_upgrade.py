@@ -12,7 +12,7 @@ from old_databases import require_everything, sql
 from infra.stack import environment
 from infra.stack.postgres import SUPERUSER
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.long
 
 
 def fill(values, name):
@@ -25,7 +25,7 @@ def fill(values, name):
 
 def test_databases_of_older_versions_are_copied_and_upgraded(new_stack, monkeypatch):
     stack = new_stack()
-    stack.command("init")
+    stack.init()
     if stack.values["STACK_DATABASE"] == "sqlite":
         pytest.skip("PostgreSQL is not installed; tests/infra/test_upgrade.py has the same with SQLite")
     stack.up("s3", "postgres")
