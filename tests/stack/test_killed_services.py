@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from infra.stack.processes import kill, services
 from stylegan import storage
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(3000), pytest.mark.xdist_group("faults")]
 
 ROOT = Path(__file__).parents[2]
 AWAY_SECONDS = float(os.environ.get("STACK_FAULT_SECONDS", "30"))

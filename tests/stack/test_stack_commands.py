@@ -15,7 +15,7 @@ import yaml
 from infra.stack import processes
 from infra.stack.services import SERVICES
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.xdist_group("beside the faults")]
 
 NAMES = ["s3", "postgres", "mlflow", "prefect", "ray-head", "ray-node", "worker"]
 # A run of half a minute with every phase.
