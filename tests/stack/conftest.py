@@ -2,8 +2,6 @@
 
 import json
 import os
-import random
-import re
 import shutil
 import subprocess
 import sys
@@ -63,14 +61,6 @@ class Stack:
             timeout=seconds,
         )
 
-    def init(self) -> None:
-        """Write the env file, with ports of its own: a killed service's usual ones would look free to a stack beside it."""
-        done = self.command("init")
-        assert done.returncode == 0, done.stderr
-        ports = iter(random.SystemRandom().sample(range(12_000, 18_000), len(environment.PORTS)))
-        given = re.sub(r"(?m)(_PORT)=\d+$", lambda found: f"{found[1]}={next(ports)}", self.env_file.read_text())
-        self.env_file.write_text(given)
-
     def up(self, *services: str) -> str:
         """Start what is down, and return what was said."""
         done = self.command("up", *services)
@@ -124,7 +114,7 @@ def new_stack() -> Iterator[Any]:
 def stack(new_stack: Any) -> Iterator[Stack]:
     """Yield a stack that is up, its S3 server on a disk of its own. Who ends a service of it starts it again."""
     made: Stack = new_stack()
-    made.init()
+    made.command("init")
     folder, image = Path(made.values["STACK_DATA"], "s3"), made.folder / "disk"
     folder.mkdir(parents=True)
     mount = f"truncate -s {DISK} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {folder}"

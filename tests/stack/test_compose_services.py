@@ -18,7 +18,7 @@ from dockerfile import IMAGE, ROOT, environment
 from infra.stack import environment as stack_environment
 from infra.stack.service import free_port
 
-pytestmark = [pytest.mark.stack, pytest.mark.engine, pytest.mark.xdist_group("beside the faults")]
+pytestmark = [pytest.mark.stack, pytest.mark.engine]
 STARTS_SECONDS = 120
 KEPT = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
 

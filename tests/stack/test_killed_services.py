@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from infra.stack.processes import kill, services
 from stylegan import storage
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(3000), pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(3000)]
 
 ROOT = Path(__file__).parents[2]
 AWAY_SECONDS = float(os.environ.get("STACK_FAULT_SECONDS", "30"))
@@ -41,9 +41,6 @@ ENTERED = (r": \d steps; to do: shard", r"^shard: .*, done", r"^train 8x8: .*, d
 LONGEST = float(os.environ.get("STACK_FAULT_LONGEST", "300"))  # seconds that a run may take to its next phase
 ENOUGH = 400  # images after which a stage is in the middle of its work
 NUM_IMAGES = 600
-# What is killed at the same moment: each service alone would take the test beyond a quarter of an hour. STACK_FAULTS=prefect
-# kills one alone.
-GROUPS = (("s3",), ("postgres", "prefect"), ("mlflow", "worker"), ("ray-head",), ("ray-node",))
 TREE = {
     "data": {"resolution": 8, "channels": 1},
     "model": {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8, "conditional": True},
@@ -234,18 +231,11 @@ def how(lines, repeated):
 def test_each_service_may_be_killed_in_each_phase_of_a_run(stack, capsys, monkeypatch):
     """So may all of them at once; and the disk of the S3 server may be full for a while. The table says how."""
     source = draw(stack.folder / "digits")
-    there = [service.name for service in services(stack.values)]
-    faults = {
-        " and ".join(names): lambda names=names: kill_services(stack, *names)
-        for group in GROUPS
-        if (names := [name for name in group if name in there])
-    }
-    assert sorted(name for names in faults for name in names.split(" and ")) == sorted(there)
+    faults = {service.name: lambda name=service.name: kill_services(stack, name) for service in services(stack.values)}
     faults["all"] = lambda: kill_services(stack)
     if stack.disk:
         faults["disk of s3"] = lambda: fill(stack.disk)
     if only := os.environ.get("STACK_FAULTS"):
-        faults |= {name: lambda name=name: kill_services(stack, name) for name in there}
         faults = {name: faults[name] for name in only.split(",")}
     for name, value in stack.values.items():
         if name.startswith(("AWS_", "MLFLOW_")):
@@ -257,7 +247,7 @@ def test_each_service_may_be_killed_in_each_phase_of_a_run(stack, capsys, monkey
 
     def say(text):
         with capsys.disabled():
-            print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr)  # which pytest-xdist lets through
+            print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr)
 
     table, found, expected, began, last = [], {}, None, time.monotonic(), len(PHASES) - 1
     runs = []

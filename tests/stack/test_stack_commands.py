@@ -15,7 +15,7 @@ import yaml
 from infra.stack import processes
 from infra.stack.services import SERVICES
 
-pytestmark = [pytest.mark.stack, pytest.mark.xdist_group("beside the faults")]
+pytestmark = pytest.mark.stack
 
 NAMES = ["s3", "postgres", "mlflow", "prefect", "ray-head", "ray-node", "worker"]
 # A run of half a minute with every phase.
@@ -162,7 +162,7 @@ def test_its_worker_carries_out_a_schedule(stack, config):
 def test_down_leaves_no_process(new_stack):
     """On SQLite, which a machine without PostgreSQL has."""
     stack = new_stack()
-    stack.init()
+    assert stack.command("init").returncode == 0
     text = stack.env_file.read_text().replace("STACK_DATABASE=postgresql", "STACK_DATABASE=sqlite")
     stack.env_file.write_text(text)
     stack.up("s3", "mlflow", "prefect")

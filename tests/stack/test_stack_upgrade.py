@@ -25,7 +25,7 @@ def fill(values, name):
 
 def test_databases_of_older_versions_are_copied_and_upgraded(new_stack, monkeypatch):
     stack = new_stack()
-    stack.init()
+    assert stack.command("init").returncode == 0
     if stack.values["STACK_DATABASE"] == "sqlite":
         pytest.skip("PostgreSQL is not installed; tests/infra/test_upgrade.py has the same with SQLite")
     stack.up("s3", "postgres")
