@@ -115,14 +115,18 @@ def stack(new_stack: Any) -> Iterator[Stack]:
     """Yield a stack that is up, its S3 server on a disk of its own. Who ends a service of it starts it again."""
     made: Stack = new_stack()
     made.command("init")
-    folder, image = Path(made.values["STACK_DATA"], "s3"), made.folder / "disk"
+    folder = Path(made.values["STACK_DATA"], "s3")
     folder.mkdir(parents=True)
-    mount = f"truncate -s {DISK} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {folder}"
-    mounted = subprocess.run(mount, shell=True, capture_output=True).returncode == 0
-    try:
-        made.up()
-        yield replace(made, disk=folder if mounted else None)
-    finally:
-        made.command("down")
-        if mounted:
-            subprocess.run(["umount", "-l", folder], check=True)
+    with tempfile.TemporaryDirectory(
+        prefix="disk-", dir="/tmp"
+    ) as beside:  # no file of the stack: some tests read them all
+        image = Path(beside, "disk")
+        mount = f"truncate -s {DISK} {image} && mkfs.ext4 -q -m 0 {image} && mount -o loop {image} {folder}"
+        mounted = subprocess.run(mount, shell=True, capture_output=True).returncode == 0
+        try:
+            made.up()
+            yield replace(made, disk=folder if mounted else None)
+        finally:
+            made.command("down")
+            if mounted:
+                subprocess.run(["umount", "-l", folder], check=True)
