@@ -6,7 +6,9 @@ import hashlib
 import json
 import secrets
 import shutil
+import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from infra.stack.environment import BUCKETS, LOOPBACK
@@ -15,6 +17,7 @@ from stylegan.errors import StepError, one_line
 from stylegan.places import shown_bytes
 
 SPARE_MIB = 256  # of its disk, which objects leave free
+INDEX_ENTRY = 17  # bytes, in SeaweedFS's build for large volumes, which the wheel is
 FILER_DATABASES = 8  # of SeaweedFS's store `leveldb2`
 
 
@@ -32,7 +35,25 @@ def _s3_prepare(values: Values) -> None:
     # Otherwise whoever reaches the ports of the volume or filer server on this machine reads and writes without a login.
     sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
     key = values["STACK_S3_SIGNING_KEY"]
+    _mend_indexes(home)
     write_private(home / "security.toml", "\n".join(f'[{name}]\nkey = "{key}"\n' for name in sections))
+
+
+def _mend_indexes(home: Path) -> None:
+    """Make the indexes of volumes anew that end within an entry, as a full disk leaves them: SeaweedFS does not load such a
+    volume, and says that its objects are not there.
+
+    Raises:
+        StepError: SeaweedFS cannot do it.
+    """
+    for index in (home / "data").glob("*.idx"):
+        if index.stat().st_size % INDEX_ENTRY == 0:
+            continue
+        command = [program("weed"), "-logtostderr=true", "fix", str(index.with_suffix(".dat"))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode or index.stat().st_size % INDEX_ENTRY:
+            raise StepError(f"s3: {index} is cut off, and `weed fix` cannot make it anew: {done.stderr.strip()[-300:]}")
+        index.with_suffix(".sdx").unlink(missing_ok=True)  # made of the index that was cut off
 
 
 def _s3_command(values: Values) -> list[str]:

@@ -12,7 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from infra.stack import processes
+from infra.stack import environment, processes
+from infra.stack.object_store import s3_client
 from infra.stack.services import SERVICES
 
 pytestmark = pytest.mark.stack
@@ -171,3 +172,22 @@ def test_down_leaves_no_process(new_stack):
     assert stack.command("down").returncode == 0
     assert [service.name for service in SERVICES if processes.members(service, stack.values)] == []
     assert stack.command("status").returncode == 1
+
+
+def test_s3_starts_with_indexes_that_a_full_disk_has_cut_off(new_stack):
+    """SeaweedFS itself leaves such a volume away, and all of its objects with it."""
+    stack = new_stack()
+    stack.up("s3")
+    client = s3_client(stack.values)
+    for number in range(20):
+        client.put_object(Bucket="stylegan", Key=f"kept/{number}", Body=b"%d" % number)
+    assert stack.command("down", "s3").returncode == 0
+    cut = 0
+    for index in (environment.data_folder(stack.values) / "s3" / "data").glob("stylegan_*.idx"):
+        if size := index.stat().st_size:
+            os.truncate(index, size - 1)
+            cut += 1
+    assert cut
+    stack.up("s3")
+    for number in range(20):
+        assert client.get_object(Bucket="stylegan", Key=f"kept/{number}")["Body"].read() == b"%d" % number
