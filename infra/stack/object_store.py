@@ -22,7 +22,7 @@ FILER_DATABASES = 8  # of SeaweedFS's store `leveldb2`
 
 
 def _s3_prepare(values: Values) -> None:
-    """Write the keys of S3, and those that SeaweedFS's servers show each other."""
+    """Write the keys of S3 and those that SeaweedFS's servers show each other, and mend what a full disk has cut off."""
     home = folder(values, "s3")
     (home / "data").mkdir(parents=True, exist_ok=True)
     credentials = [{"accessKey": values["AWS_ACCESS_KEY_ID"], "secretKey": values["AWS_SECRET_ACCESS_KEY"]}]
@@ -35,8 +35,8 @@ def _s3_prepare(values: Values) -> None:
     # Otherwise whoever reaches the ports of the volume or filer server on this machine reads and writes without a login.
     sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
     key = values["STACK_S3_SIGNING_KEY"]
-    _mend_indexes(home)
     write_private(home / "security.toml", "\n".join(f'[{name}]\nkey = "{key}"\n' for name in sections))
+    _mend_indexes(home)
 
 
 def _mend_indexes(home: Path) -> None:
