@@ -140,14 +140,20 @@ def stop(values: Values, names: Sequence[str], tell: Callable[[str], None]) -> N
                 continue
             with suppress(Exception):  # what is half down has no work that could end
                 service.end_work(values)
-            first = _pid(service, values)
-            for process in left:
-                if service.to_all or first is None or process.pid == first:
-                    _signal(process, service.stop_signal)
-            _, left = psutil.wait_procs(left, timeout=service.stop_seconds)
-            kill(service, values)
-            tell(f"{service.name}: ended" + (f", {len(left)} of its processes killed" if left else ""))
+            killed = _end(service, values, left)
+            tell(f"{service.name}: ended" + (f", {killed} of its processes killed" if killed else ""))
             pid_file(values, service.name).unlink(missing_ok=True)
+
+
+def _end(service: Service, values: Values, left: list[psutil.Process]) -> int:
+    """Ask the processes of a service to end, kill those that do not within its time, and return how many those were."""
+    first = _pid(service, values)
+    for process in left:
+        if service.to_all or first is None or process.pid == first:
+            _signal(process, service.stop_signal)
+    _, left = psutil.wait_procs(left, timeout=service.stop_seconds)
+    kill(service, values)
+    return len(left)
 
 
 def kill(service: Service, values: Values) -> None:
@@ -183,7 +189,10 @@ def _launch(service: Service, values: Values) -> None:
             f"{service.name}: no space left on the disk of {disk} ({shown_bytes(free)} free); free some, then type this "
             "command again"
         )
-    kill(service, values)
+    if _pid(service, values) is None:
+        kill(service, values)
+    else:  # it is not well, but may still close its files
+        _end(service, values, members(service, values))
     for name in service.ports:
         if not is_free(int(values[name])):
             raise StepError(

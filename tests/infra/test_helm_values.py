@@ -65,7 +65,8 @@ def test_prefect_keeps_leases_on_disk_and_old_runs_go():
         assert server.concurrency.lease_storage == ConcurrencyLeaseStorage.__module__
         assert set(server.services.db_vacuum.enabled) == {"events", "flow_runs"}
         assert server.analytics_enabled is False
-    assert len(set_here) == 3  # each of them was looked at
+        assert server.ui.show_promotional_content is False
+    assert len(set_here) == 4  # each of them was looked at
     home = Path("/home/prefect/.prefect")  # HOME in the chart's templates
     from prefect.settings import PREFECT_HOME
 

@@ -1,16 +1,15 @@
 """The env file of the stack: what the first start writes, what a shell and this module read, what is refused."""
 
-import socket
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from infra.stack import environment, processes
+from infra.stack import environment
 from infra.stack.services import SERVICES
 from stylegan.config.places import VARIABLES
-from stylegan.errors import ConfigError, StepError
+from stylegan.errors import ConfigError
 
 SECRETS = (
     "STACK_POSTGRES_PASSWORD",
@@ -110,19 +109,6 @@ def test_no_file_is_one_line_with_the_command(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         environment.make(tmp_path / "missing" / "stack.env")
-
-
-def test_a_port_that_is_taken_is_one_line(env_file, tmp_path):
-    """Of the service alone that would listen there; nothing of it is started."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        change(env_file, "STACK_MLFLOW_PORT", port)
-        (service,) = [one for one in SERVICES if one.name == "mlflow"]
-        with pytest.raises(StepError, match=f"mlflow: STACK_MLFLOW_PORT={port}: another program listens on this port"):
-            processes._launch(service, environment.read(env_file))
-    assert not Path(tmp_path, "stack-data", "run").exists()
 
 
 def test_the_command_is_found_from_any_folder_and_says_what_it_can(tmp_path):

@@ -191,3 +191,19 @@ def test_s3_starts_with_indexes_that_a_full_disk_has_cut_off(new_stack):
     stack.up("s3")
     for number in range(20):
         assert client.get_object(Bucket="stylegan", Key=f"kept/{number}")["Body"].read() == b"%d" % number
+
+
+def test_status_asks_each_database_in_which_s3_keeps_names(new_stack):
+    """One of them whose disk was full for a moment writes nothing more, while the others do."""
+    stack = new_stack()
+    stack.up("s3")
+
+    def sizes():
+        logs = (environment.data_folder(stack.values) / "s3" / "data" / "filerldb2").glob("*/*.log")
+        return {log.parent.name: log.stat().st_size for log in logs}
+
+    before = sizes()
+    assert stack.status()["s3"]["state"] == "up"
+    after = sizes()
+    assert len(before) == 8
+    assert [name for name in before if after[name] <= before[name]] == []
