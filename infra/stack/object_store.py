@@ -6,13 +6,12 @@ import hashlib
 import json
 import secrets
 import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from infra.stack.environment import BUCKETS, LOOPBACK
-from infra.stack.service import ANSWER_SECONDS, Service, Values, folder, program, version_of, write_private
+from infra.stack.service import ANSWER_SECONDS, Service, Values, folder, program, run_quietly, version_of, write_private
 from stylegan.errors import StepError, one_line
 from stylegan.places import shown_bytes
 
@@ -49,10 +48,9 @@ def _mend_indexes(home: Path) -> None:
     for index in (home / "data").glob("*.idx"):
         if index.stat().st_size % INDEX_ENTRY == 0:
             continue
-        command = [program("weed"), "-logtostderr=true", "fix", str(index.with_suffix(".dat"))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or index.stat().st_size % INDEX_ENTRY:
-            raise StepError(f"s3: {index} is cut off, and `weed fix` cannot make it anew: {done.stderr.strip()[-300:]}")
+        run_quietly([program("weed"), "-logtostderr=true", "fix", str(index.with_suffix(".dat"))])
+        if index.stat().st_size % INDEX_ENTRY:
+            raise StepError(f"s3: {index} is cut off, and `weed fix` does not make it anew; restore a backup")
         index.with_suffix(".sdx").unlink(missing_ok=True)  # made of the index that was cut off
 
 
