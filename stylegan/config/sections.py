@@ -54,6 +54,9 @@ Metric = Literal[
     "transfer",
 ]
 QuickMetric = Literal["fid", "kid", "is", "pr"]
+Norm = Literal["batch", "conditional_batch", "self_modulated", "instance", "conditional_instance", "adaptive_instance"]
+# The settings of `model` that the architecture `resnet` has.
+OF_RESNET = ("architecture", "norm", "width", "latent_size", "spectral_norm", "conditional")
 METRICS: tuple[Metric, ...] = get_args(Metric)
 # The standard set of metrics of StyleGAN v1.
 STYLEGAN_METRICS: tuple[Metric, ...] = ("fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability")
@@ -247,9 +250,33 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The networks G (mapping and synthesis) and D. The defaults are StyleGAN v1, config F (Karras et al. 2019)."""
+    """The networks G (mapping and synthesis) and D. The defaults are StyleGAN v1, config F (Karras et al. 2019).
 
-    latent_size: int = Field(512, ge=1, le=65_536, description="Dimensions of z and of w.")
+    With `architecture: resnet` only `latent_size`, `norm`, `width`, `spectral_norm` and `conditional` have a meaning.
+    """
+
+    architecture: Literal["stylegan", "resnet"] = Field(
+        "stylegan",
+        description="`stylegan`: the networks of StyleGAN, which grow from stage to stage. `resnet`: those of Miyato et al. "
+        "2018 for 32, 64 and 128 pixels, on which SS-GAN (Chen et al. 2019) was tried; they are trained in one stage and "
+        "have no styles, no noise and no w.",
+    )
+    norm: Norm | None = Field(
+        None,
+        description="Normalisation of the `resnet` generator. Over the images of a batch: `batch`, "
+        "`conditional_batch` (scale and shift of each class), `self_modulated` (scale and shift from z). Over the pixels of "
+        "each image: `instance`, `conditional_instance`, `adaptive_instance` (AdaIN). `null`: `conditional_batch` if "
+        "`conditional`, else `batch`.",
+    )
+    width: float = Field(
+        1.0,
+        gt=0,
+        le=64,
+        description="Channels of both `resnet` networks as a multiple of the published ones, rounded, at least 1.",
+    )
+    latent_size: int = Field(
+        512, ge=1, le=65_536, description="Dimensions of z and of w. The published `resnet` has 128."
+    )
     mapping_layers: int = Field(
         8, ge=0, le=100, description="Dense layers of the mapping network. 0: w is the normalised z (configs A and B)."
     )
@@ -332,13 +359,41 @@ class ModelConfig(Section):
         "from drowning z, by which every class would become one repeated image; it matters where training is short.",
     )
 
+    @property
+    def is_resnet(self) -> bool:
+        """Whether these are the networks of Miyato et al. 2018."""
+        return self.architecture == "resnet"
+
+    @property
+    def norm_used(self) -> Norm:
+        """The normalisation of the `resnet` generator."""
+        return self.norm or ("conditional_batch" if self.conditional else "batch")
+
+    @property
+    def has_styles(self) -> bool:
+        """Whether every layer of G has a style, which others can be mixed with."""
+        return self.styles and not self.is_resnet
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the layers of G have noise."""
+        return self.noise and not self.is_resnet
+
+    @property
+    def group(self) -> int:
+        """The images of which D compares a statistic: whole groups stay on one worker. 1: each image is alone."""
+        return 1 if self.is_resnet else self.mbstd_group
+
     def identity(self) -> dict[str, Any]:
-        """Return what keys hold of this section, as JSON has it.
+        """Return what keys and stored networks hold of this section, as JSON has it: the settings that have a meaning.
 
         A setting that came after version 0.1 is there only where it is used, so that earlier work is still found.
         """
         values = self.model_dump(mode="json")
-        return {name: value for name, value in values.items() if name != "label_scale" or value is not None}
+        if self.is_resnet:
+            return {name: values[name] for name in OF_RESNET} | {"norm": self.norm_used}
+        unused = {"architecture", "norm", "width"} | ({"label_scale"} if self.label_scale is None else set())
+        return {name: value for name, value in values.items() if name not in unused}
 
 
 class StageOverride(Section):
@@ -512,6 +567,13 @@ class TrainingConfig(Section):
         description="Weight of the squared score of real images, which keeps scores near 0 (0.001 in ProGAN). 0: off. "
         "Only with the losses `wgan` and `hinge`.",
     )
+    d_steps: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Updates of D for each update of G. A step is one update of D on one batch of real images, and every "
+        "`d_steps`-th step of a stage also updates G. So 1 kimg stays 1,000 real images shown to D, whatever this is.",
+    )
     penalty_interval: int = Field(
         1,
         ge=1,
@@ -560,6 +622,14 @@ class TrainingConfig(Section):
         description="Go on with the whole state of a checkpoint instead of growing new networks: `{checkpoint: URI, kimg: "
         "1000}`. `null`: new networks, through all stages.",
     )
+
+    def identity(self, exclude: set[str]) -> dict[str, Any]:
+        """Return what keys hold of this section but for some settings, as JSON has it.
+
+        A setting that came after version 0.1 is there only where it is used, so that earlier work is still found.
+        """
+        values = self.model_dump(mode="json", exclude=exclude)
+        return {name: value for name, value in values.items() if name != "d_steps" or value != 1}
 
 
 class TransferConfig(Section):
@@ -1082,13 +1152,15 @@ class UncheckedConfig(Section):
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """The resolutions of the stages, ascending. A warm start and a style transfer have the last one only."""
+        """The resolutions of the stages, ascending. A warm start, a style transfer and `resnet` have the last one only."""
         grows = self.training.warm_start is None and self.transfer is None
         return self.grown_resolutions if grows else (self.data.resolution,)
 
     @property
     def grown_resolutions(self) -> tuple[int, ...]:
-        """The resolutions through which new networks grow, ascending."""
+        """The resolutions through which new networks grow, ascending; `resnet` has the last one only."""
+        if self.model.is_resnet:
+            return (self.data.resolution,)
         return tuple(r for r in RESOLUTIONS if self.training.start_resolution <= r <= self.data.resolution)
 
     def workers_at(self, resolution: int) -> RayStageOverride:
@@ -1119,7 +1191,7 @@ class UncheckedConfig(Section):
         batch, rotation = self.batch_at(resolution), self.training.rotation
         if self.transfer:
             return workers == 1
-        share, members = batch // workers, min(self.model.mbstd_group, batch)
+        share, members = batch // workers, min(self.model.group, batch)
         turned = rotation.num_turned(batch) if rotation else 0
         return batch % workers == 0 and turned % workers == 0 and (workers == 1 or share % members == 0)
 
@@ -1139,7 +1211,7 @@ class UncheckedConfig(Section):
         if batch == "auto":
             workers = self.workers_at(resolution).workers or 1
             most = workers if isinstance(workers, int) else workers.max  # a config with such a range is refused
-            return official_batch(resolution, most, self.model.mbstd_group)
+            return official_batch(resolution, most, self.model.group)
         return int(batch)
 
     def parts_at(self, resolution: int, workers: int | None = None) -> int:
@@ -1152,7 +1224,7 @@ class UncheckedConfig(Section):
         if not limits or resolution < min(limits):
             return 1
         workers, limit = workers or self.most_workers_at(resolution), at_resolution(limits, resolution)
-        share, groups = batch // workers, batch // workers // min(self.model.mbstd_group, batch)
+        share, groups = batch // workers, batch // workers // min(self.model.group, batch)
         turned = rotation.num_turned(batch) // workers if rotation else 0
         possible = [n for n in range(1, max(groups, 1) + 1) if groups % n == 0 and turned % n == 0]
         return next((n for n in possible if share // n <= limit), possible[-1])
@@ -1187,7 +1259,7 @@ class UncheckedConfig(Section):
 
         # Fade-in.
         fade = 0.0
-        if resolution > training.start_resolution:
+        if resolution > training.start_resolution and not self.model.is_resnet:
             fade = at_resolution(training.fade_kimg, resolution) if override.fade_kimg is None else override.fade_kimg
 
         # Training after the fade-in: of the last stage, what is left of the whole run.

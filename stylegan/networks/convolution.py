@@ -96,12 +96,13 @@ def input_gradients(outputs: Tensor, inputs: Tensor, scale: Tensor | None = None
 
 
 class Geometry(NamedTuple):
-    """Stride and padding of a convolution, whether it is transposed, and whether a leaky ReLU follows."""
+    """Stride and padding of a convolution, whether it is transposed, and whether a leaky ReLU follows, with its slope."""
 
     stride: int = 1
     padding: int = 0
     transposed: bool = False
     activate: bool = False
+    slope: float = SLOPE  # 0: the ReLU
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -116,7 +117,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     Returns:
         [N, O, H', W'].
     """
-    if bias is not None and geometry.activate and kernels_for(x) is None:
+    if bias is not None and geometry.activate and geometry.slope and kernels_for(x) is None:
         bias = bias + tiny(bias.dtype)
     weight = weight.contiguous(memory_format=torch.channels_last)  # once here, not again in every kernel that reads it
     if needs_graph(x, weight, bias):
@@ -125,21 +126,21 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    s, p, _, activate = geometry
+    s, p, transposed, activate, slope = geometry
     x = x.contiguous(memory_format=torch.channels_last)
     kernels = kernels_for(x)
     if activate and kernels is not None:
-        y = torch.convolution(x, weight, None, [s, s], [p, p], [1, 1], geometry.transposed, [0, 0], 1)
+        y = torch.convolution(x, weight, None, [s, s], [p, p], [1, 1], transposed, [0, 0], 1)
         y = y.contiguous(memory_format=torch.channels_last)
-        activated: Tensor = kernels.act_blur(y, bias, blurs=False, out=y)
+        activated: Tensor = kernels.act_blur(y, bias, blurs=False, out=y, slope=slope)
         return activated
-    if activate and not geometry.transposed and _has_onednn(x):
+    if activate and not transposed and _has_onednn(x):
         # oneDNN activates the result while it is still in the cache.
         return torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, [p, p], [s, s], [1, 1], 1, "leaky_relu", [SLOPE], ""
+            x, weight, bias, [p, p], [s, s], [1, 1], 1, "leaky_relu", [slope], ""
         )
-    y = torch.convolution(x, weight, bias, [s, s], [p, p], [1, 1], geometry.transposed, [0, 0], 1)
-    return F.leaky_relu(y, SLOPE, inplace=True) if activate else y
+    y = torch.convolution(x, weight, bias, [s, s], [p, p], [1, 1], transposed, [0, 0], 1)
+    return F.leaky_relu(y, slope, inplace=True) if activate else y
 
 
 def _has_onednn(x: Tensor) -> bool:
@@ -159,7 +160,7 @@ def _gradients(
     g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; those that `mask` leaves out are undefined."""
-    s, p, transposed, _ = geometry
+    s, p, transposed, *_ = geometry
     g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
     return torch.ops.aten.convolution_backward(g, x, weight, None, [s, s], [p, p], [1, 1], transposed, [0, 0], 1, mask)
 
@@ -188,9 +189,9 @@ class _Convolve(torch.autograd.Function):
 
         # Gradients of activation and bias.
         if y is not None and needs_bias and ctx.has_bias:
-            g, grad_bias = act_bias_gradients(g, y)
+            g, grad_bias = act_bias_gradients(g, y, ctx.geometry.slope)
         elif y is not None:
-            g = act_gradient(g, y)
+            g = act_gradient(g, y, ctx.geometry.slope)
         elif needs_bias and ctx.has_bias:
             grad_bias = bias_gradient(g)
 

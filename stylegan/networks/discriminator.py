@@ -12,15 +12,21 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
-from torch.nn.utils.parametrize import is_parametrized
 
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
-from stylegan.networks.layers import Conv, Dense, DownConv, minibatch_stddev, num_fmaps
+from stylegan.networks.layers import (
+    NO_ROTATION,
+    TURNS,
+    Conv,
+    Dense,
+    DownConv,
+    minibatch_stddev,
+    normalise_spectrally,
+    num_fmaps,
+)
 from stylegan.networks.ops import fade, fades, lrelu
-
-TURNS = 4  # rotations by 0, 90, 180 and 270 degrees
+from stylegan.networks.resnet import ResNetDiscriminator
 
 
 class Block(nn.Module):
@@ -61,24 +67,6 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense1(self.features(x, self.group))
-
-
-def normalise_spectrally(network: nn.Module) -> None:
-    """Add spectral normalisation to every layer that lacks it: the layer then uses W / sigma(W) (Miyato et al. 2018).
-
-    sigma(W) is the largest singular value of the weight. All layers are normalised, heads included. There is no learned
-    factor, and the factor of the equalised learning rate is dropped because it would undo the bound.
-
-    Each forward pass in training makes one step of the power method to estimate sigma, a pass in inference makes none;
-    the vectors of the method are buffers (as in the code of SS-GAN, Chen et al. 2019).
-
-    The stored weights stay N(0, 1). W / sigma does not depend on their size, but the angle of one Adam step does, and
-    this way it is the same as in StyleGAN.
-    """
-    for layer in list(network.modules()):
-        if isinstance(layer, Conv | Dense) and not is_parametrized(layer):
-            spectral_norm(layer)
-            layer.scale = 1.0
 
 
 class Discriminator(nn.Module):
@@ -176,18 +164,24 @@ class Discriminator(nn.Module):
             StepError: the discriminator was made without `rotation`.
         """
         if self.rotation is None:
-            raise StepError(
-                "this discriminator has no rotation head; "
-                "set training.rotation (`{}` takes the defaults) and train it anew"
-            )
+            raise StepError(NO_ROTATION)
         return self.rotation(self.head.features(self._convolve(images, alpha), TURNS))
+
+    def layer_maps(self, images: Tensor, *, alpha: float | Tensor = 1.0) -> list[Tensor]:
+        """Compute the activations after each block for images [N, C, r, r], the finest block first: [N, C', H, W] each.
+
+        At 4x4 there is no block, and no map.
+        """
+        maps: list[Tensor] = []
+        self._convolve(images, alpha, maps)
+        return maps
 
     def _normalise(self) -> None:
         if self.model.spectral_norm:
             normalise_spectrally(self)
 
-    def _convolve(self, images: Tensor, alpha: float | Tensor) -> Tensor:
-        """Apply all blocks, with fade-in: images to features [N, C', 4, 4]."""
+    def _convolve(self, images: Tensor, alpha: float | Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Apply all blocks, with fade-in: images to features [N, C', 4, 4]. `maps` receives the result of each block."""
         if self.compute_dtype is not None:
             images = images.to(self.compute_dtype, memory_format=torch.channels_last)
         x = self.from_rgb[-1](images)
@@ -196,4 +190,17 @@ class Discriminator(nn.Module):
             if fades(alpha) and level == len(self.blocks) - 1:
                 coarse = self.from_rgb[level](F.avg_pool2d(images, 2))
                 x = fade(coarse, x, alpha)
+            if maps is not None:
+                maps.append(x)
         return x
+
+
+AnyDiscriminator = Discriminator | ResNetDiscriminator
+
+
+def make_discriminator(
+    model: ModelConfig, *, resolution: int, channels: int, num_labels: int = 0, rotation: bool = False
+) -> AnyDiscriminator:
+    """Make the discriminator of `model.architecture`; arguments and errors as for its class."""
+    kind = ResNetDiscriminator if model.is_resnet else Discriminator
+    return kind(model, resolution=resolution, channels=channels, num_labels=num_labels, rotation=rotation)

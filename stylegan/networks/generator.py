@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
-from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, instance_norm, modulate, num_fmaps, pixel_norm
-from stylegan.networks.ops import adain, blur, epilogue, fade, fades, lrelu, noise_bias_act
+from stylegan.networks.epilogue import epilogue
+from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, modulate, num_fmaps, pixel_norm
+from stylegan.networks.normalisation import adain, instance_norm
+from stylegan.networks.ops import blur, fade, fades, lrelu, noise_bias_act
+from stylegan.networks.resnet import LatentMapping, ResNetSynthesis
 
 # Called with (layer index, n, resolution); returns [n or 1, 1, resolution, resolution], nominally N(0, 1).
 NoiseFn = Callable[[int, int, int], Tensor]
@@ -211,6 +214,11 @@ class Synthesis(nn.Module):
         """The side of the images."""
         return layer_resolution(len(self.layers) - 1)
 
+    @property
+    def num_layers(self) -> int:
+        """The number of layers, each with its own w."""
+        return len(self.layers)
+
     def forward(self, ws: Tensor, *, alpha: float | Tensor = 1.0, noise: NoiseFn | None = None) -> Tensor:
         """Compute images.
 
@@ -244,7 +252,7 @@ class Synthesis(nn.Module):
 
 
 class Generator(nn.Module):
-    """Mapping network, synthesis network and the running average of w.
+    """Mapping network, synthesis network and the running average of w; of a `resnet` what takes their place.
 
     Weights are drawn from torch's global random state in a fixed order, coarse layers first. A small generator that
     grows therefore gets the same weights as a large one that is made at once.
@@ -263,8 +271,14 @@ class Generator(nn.Module):
         """
         super().__init__()
         self.model, self.channels, self.num_labels = model, channels, num_labels
-        self.mapping = Mapping(model, num_labels)
-        self.synthesis = Synthesis(model, self.mapping.w_size, channels=channels)
+        self.mapping: Mapping | LatentMapping
+        self.synthesis: Synthesis | ResNetSynthesis
+        if model.is_resnet:
+            self.mapping = LatentMapping(model, num_labels)
+            self.synthesis = ResNetSynthesis(model, resolution=resolution, channels=channels, num_labels=num_labels)
+        else:
+            self.mapping = Mapping(model, num_labels)
+            self.synthesis = Synthesis(model, self.mapping.w_size, channels=channels)
         self.register_buffer("w_avg", torch.zeros(self.mapping.w_size))
         while self.resolution < resolution:
             self.grow()
@@ -276,11 +290,12 @@ class Generator(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """The number of synthesis layers, each with its own style: 2 log2(resolution) - 2."""
-        return len(self.synthesis.layers)
+        """The number of synthesis layers, each with its own style: 2 log2(resolution) - 2; 1 of a `resnet`."""
+        return self.synthesis.num_layers
 
     def grow(self) -> None:
         """Double the resolution in place: add layers with fresh weights on the same device, and keep all others."""
+        assert isinstance(self.synthesis, Synthesis), "a resnet has one resolution"
         self.synthesis.grow()
         self.to(self.w_avg).train(self.training)
 
@@ -299,9 +314,16 @@ class Generator(nn.Module):
 
         Takes and returns ws [N, num_layers, L]. Changes nothing if psi is None or 1, or if cutoff is None or not
         positive.
+
+        Raises:
+            StepError: the generator has no w.
         """
         if psi is None or psi == 1 or cutoff is None or cutoff <= 0:
             return ws
+        if self.model.is_resnet:
+            raise StepError(
+                f"psi={psi:g}: this generator (model.architecture=resnet) has no w to truncate; leave it out"
+            )
         return torch.cat([self.w_avg + psi * (ws[:, :cutoff] - self.w_avg), ws[:, cutoff:]], dim=1)
 
     def forward(

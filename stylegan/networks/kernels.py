@@ -414,9 +414,9 @@ def blur(x: Tensor) -> Tensor:
     return _act_blur(_dense(x), None, None, PLAIN.value, blurs=True)
 
 
-def act_blur(x: Tensor, bias: Tensor | None, *, blurs: bool, out: Tensor | None = None) -> Tensor:
+def act_blur(x: Tensor, bias: Tensor | None, *, blurs: bool, out: Tensor | None = None, slope: float = SLOPE) -> Tensor:
     """Compute lrelu(x + bias), and blur it if `blurs`. Without blur, `out` may be x itself, in channels_last."""
-    return _act_blur(_dense(x), None, bias, ACTIVATE.value, blurs=blurs, out=out)
+    return _act_blur(_dense(x), None, bias, ACTIVATE.value, blurs=blurs, out=out, slope=slope)
 
 
 def mask_blur(g: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -425,18 +425,27 @@ def mask_blur(g: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _act_blur(
-    x: Tensor, aux: Tensor | None, bias: Tensor | None, before: int, *, blurs: bool, out: Tensor | None = None
+    x: Tensor,
+    aux: Tensor | None,
+    bias: Tensor | None,
+    before: int,
+    *,
+    blurs: bool,
+    out: Tensor | None = None,
+    slope: float = SLOPE,
 ) -> Tensor:
     grid, out = _grid(*x.shape), torch.empty_like(x) if out is None else out
     with _on(x):
         _act_blur_kernel[grid.launch](
             x, _or(aux, x), _or(bias, x), out, *grid.sizes, BEFORE=before, BIAS=bias is not None, BLUR=blurs,
-            SLOPE=SLOPE, **grid.block,
+            SLOPE=slope, **grid.block,
         )  # fmt: skip
     return out
 
 
-def blur_mask(g: Tensor, x: Tensor, bias: Tensor | None, *, blurs: bool, sums: bool) -> tuple[Tensor, Tensor | None]:
+def blur_mask(
+    g: Tensor, x: Tensor, bias: Tensor | None, *, blurs: bool, sums: bool, slope: float = SLOPE
+) -> tuple[Tensor, Tensor | None]:
     """Compute blur(g) * slope of the leaky ReLU at x + bias; without `blurs`, g itself. With `sums` also its sums [C]."""
     g, x = _dense(g), _dense(x)
     grid, out = _grid(*g.shape), torch.empty_like(g)
@@ -444,7 +453,7 @@ def blur_mask(g: Tensor, x: Tensor, bias: Tensor | None, *, blurs: bool, sums: b
     with _on(g):
         _blur_mask_kernel[grid.launch](
             g, x, _or(bias, g), out, part, *grid.sizes, BLUR=blurs, MASKS=True, BIAS=bias is not None, SUMS=sums,
-            SLOPE=SLOPE, **grid.block,
+            SLOPE=slope, **grid.block,
         )  # fmt: skip
     return out, part.sum((0, 1, 2)) if sums else None
 
@@ -472,7 +481,7 @@ class Epilogue(NamedTuple):
 def epilogue(
     x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor, style: Tensor, *, blurs: bool
 ) -> tuple[Tensor, Epilogue]:
-    """Compute `ops.epilogue` in two passes: statistics, then the result."""
+    """Compute `epilogue.epilogue` in two passes: statistics, then the result."""
     x, noise, style = _dense(x), None if noise is None else noise.contiguous(), style.contiguous()
     grid = _grid(*x.shape)
     n, channels = x.shape[:2]

@@ -1,7 +1,7 @@
-"""Building blocks of both networks: equalised weights, resampling convolutions, normalisation, batch statistics.
+"""Building blocks of StyleGAN: equalised weights, resampling convolutions, pixel norm, minibatch standard deviation.
 
 Sources: Karras et al. 2018 ("ProGAN": equalised learning rate and pixel norm, section 4; mini-batch standard deviation,
-section 3) and Karras et al. 2019 ("StyleGAN": AdaIN, section 2; blur and the learning rate multiplier of the mapping
+section 3) and Karras et al. 2019 ("StyleGAN": styles, section 2; blur and the learning rate multiplier of the mapping
 network, appendix C). Everything here can be differentiated twice, as R1 needs.
 
 Weights are stored in single precision. A convolution casts them to the type of its input, so the type of the first
@@ -16,13 +16,19 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from stylegan.config.sections import ModelConfig
 from stylegan.networks.convolution import Geometry, convolve, four_tap, prepare
-from stylegan.networks.ops import EPS, act_blur, blur, channel_statistics, instance_norm_style, kernels_for
+from stylegan.networks.ops import EPS, act_blur, blur, kernels_for
 
 SQRT2 = math.sqrt(2)
 UP, DOWN = Geometry(stride=2, padding=1, transposed=True), Geometry(stride=2, padding=1)
+TURNS = 4  # rotations by 0, 90, 180 and 270 degrees, which a discriminator may tell apart
+NO_ROTATION = (
+    "this discriminator has no rotation head; set training.rotation (`{}` takes the defaults) and train it anew"
+)
 FUSED_FROM = 128  # from this resolution (of the finer side) on, StyleGAN fuses resampling and convolution
 
 
@@ -169,35 +175,10 @@ def pixel_norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + EPS)
 
 
-def instance_norm(x: Tensor) -> Tensor:
-    """Normalise each channel of each image of [N, C, H, W] to zero mean and unit (biased) variance.
-
-    Statistics are computed in single precision or better.
-    """
-    n, c = x.shape[:2]
-    return instance_norm_style(x, x.new_ones(n, c), x.new_zeros(n, c))
-
-
 def modulate(x: Tensor, style: Tensor) -> Tensor:
     """Apply a learned style without the normalisation of AdaIN: x * (scale + 1) + shift; arguments as in `adain`."""
     scale, shift = style[:, :, None, None].to(x.dtype).chunk(2, dim=1)
     return torch.addcmul(shift, x, scale + 1)
-
-
-def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:
-    """Give the features of `content` the mean and deviation of `style`: AdaIN of style transfer.
-
-    Source: Huang & Belongie 2017, equation 8.
-
-    Args:
-        content: features [N, C, H, W].
-        style: features [N, C, h, w] of the images whose style is wanted; any size.
-
-    Returns:
-        [N, C, H, W]: each channel has the mean and the (biased) standard deviation of the same channel of `style`.
-    """
-    mean, deviation = channel_statistics(style)
-    return instance_norm_style(content, deviation, mean)
 
 
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:
@@ -219,3 +200,21 @@ def minibatch_stddev(x: Tensor, group: int) -> Tensor:
     variance = (grouped - grouped.mean(0)).square().mean(0)  # [N/G, C, H, W]; Tensor.var is far slower
     level = (variance + EPS).sqrt().mean((1, 2, 3)).to(x.dtype)  # [N/G]
     return torch.cat([x, level.repeat(members).view(n, 1, 1, 1).expand(n, 1, height, width)], dim=1)
+
+
+def normalise_spectrally(network: nn.Module) -> None:
+    """Add spectral normalisation to every layer that lacks it: the layer then uses W / sigma(W) (Miyato et al. 2018).
+
+    sigma(W) is the largest singular value of the weight. All layers are normalised, heads included. There is no learned
+    factor, and the factor of the equalised learning rate is dropped because it would undo the bound.
+
+    Each forward pass in training makes one step of the power method to estimate sigma, a pass in inference makes none;
+    the vectors of the method are buffers (as in the code of SS-GAN, Chen et al. 2019).
+
+    Stored weights stay as they are, those of StyleGAN N(0, 1). W / sigma does not depend on their size, but the angle of
+    one Adam step does, and this way it is the same as without.
+    """
+    for layer in list(network.modules()):
+        if isinstance(layer, Conv | Dense) and not is_parametrized(layer):
+            spectral_norm(layer)
+            layer.scale = 1.0

@@ -1,14 +1,14 @@
-"""Operations with hand-written derivatives: blur, activation, instance normalisation with style, and what combines them.
+"""Operations with hand-written derivatives: blur, activation, and what combines them.
 
 Torch can derive all of them, but at a cost: its backward pass of a depthwise filter is several times slower, and each
 element-wise operation keeps its own copy of its input. Here one tensor per layer is kept for the backward pass. The
-convolutions are in `convolution`.
+convolutions are in `convolution`, the normalisations in `normalisation`.
 
 Every operation takes and returns [N, C, H, W] in any memory format (channels_last is the fast one) and any floating
 type. Statistics and their gradients are computed in single precision or better. All operations can be differentiated
 any number of times. Without gradients they are plain torch operations, which exporters can read.
 
-The element-wise parts are pure functions marked `_fusable`. Within `fused()` torch.compile turns each into one kernel,
+The element-wise parts are pure functions marked `fusable`. Within `fused()` torch.compile turns each into one kernel,
 which makes one pass over memory where torch needs up to ten. On a GPU the kernels of `kernels` take their place, which
 also combine several operations into one.
 """
@@ -32,7 +32,7 @@ from stylegan.errors import one_line
 logger = logging.getLogger("stylegan")
 
 SLOPE = 0.2  # slope of the leaky ReLU below zero
-EPS = 1e-8  # added under the root by every normalisation
+EPS = 1e-8  # added under the root by every normalisation of StyleGAN
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -130,7 +130,7 @@ def skips_weights() -> bool:
     return _input_gradients_only
 
 
-def _fusable(function: Callable[P, R]) -> Callable[P, R]:
+def fusable(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function run compiled within `fused()`."""
 
     @lru_cache(maxsize=1)
@@ -146,30 +146,33 @@ def _fusable(function: Callable[P, R]) -> Callable[P, R]:
     return either
 
 
-def act_gradient(g: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of the leaky ReLU with result `y`; it is linear in g, and its derivative in y is zero."""
-    if kernels_for(g) is not None:
-        return torch.where(y.detach() >= 0, g, g * SLOPE)  # at 0 as the kernels; torch takes the smaller slope
-    return torch.ops.aten.leaky_relu_backward(g, y.detach(), SLOPE, False)
+def act_gradient(g: Tensor, y: Tensor, slope: float = SLOPE) -> Tensor:
+    """Return the gradient of the leaky ReLU with result `y`; it is linear in g, and its derivative in y is zero.
+
+    With the slope 0 this is the ReLU, whose result does not tell 0 from negative inputs: its derivative there is 0.
+    """
+    if slope and kernels_for(g) is not None:
+        return torch.where(y.detach() >= 0, g, g * slope)  # at 0 as the kernels; torch takes the smaller slope
+    return torch.ops.aten.leaky_relu_backward(g, y.detach(), slope, False)
 
 
-def act_bias_gradients(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def act_bias_gradients(g: Tensor, y: Tensor, slope: float = SLOPE) -> tuple[Tensor, Tensor]:
     """Return the gradients of x [N, C, H, W] and of the bias [C] for y = leaky ReLU(x + bias) and output gradient g."""
     kernels = kernels_for(g)
     if kernels is not None and not torch.is_grad_enabled():
-        masked: tuple[Tensor, Tensor] = kernels.blur_mask(g, y, None, blurs=False, sums=True)
+        masked: tuple[Tensor, Tensor] = kernels.blur_mask(g, y, None, blurs=False, sums=True, slope=slope)
         return masked
     # Torch's own sum over pixels is faster than the compiled one, but it has no kernel from half to single precision.
     half = g.dtype in (torch.bfloat16, torch.float16)
-    return _fusable_act_bias_gradients(g, y) if half else _plain_act_bias_gradients(g, y)
+    return _fusable_act_bias_gradients(g, y, slope) if half else _plain_act_bias_gradients(g, y, slope)
 
 
-def _plain_act_bias_gradients(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    g = act_gradient(g, y)
+def _plain_act_bias_gradients(g: Tensor, y: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    g = act_gradient(g, y, slope)
     return g, _plain_bias_gradient(g)
 
 
-_fusable_act_bias_gradients = _fusable(_plain_act_bias_gradients)
+_fusable_act_bias_gradients = fusable(_plain_act_bias_gradients)
 
 
 def bias_gradient(g: Tensor) -> Tensor:
@@ -302,69 +305,6 @@ class _MaskBlur(torch.autograd.Function):
         return _BlurMask.apply(grads[0], *ctx.saved_tensors), None, None
 
 
-def epilogue(
-    x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor, style: Tensor, *, blurs: bool
-) -> Tensor:
-    """Compute all of a synthesis layer that follows its convolution.
-
-    That is noise_bias_act(x, noise, noise_weight, bias), of the blurred x if `blurs`, and then AdaIN with a learned
-    style (StyleGAN, equation 1).
-
-    Args:
-        x: [N, C, H, W].
-        noise: see `noise_bias_act`.
-        noise_weight: see `noise_bias_act`.
-        bias: [C].
-        style: [N, 2C], the C scales less 1 before the C shifts.
-        blurs: whether to blur x first.
-    """
-    if noise is None or noise_weight is None:
-        noise = noise_weight = None
-    if kernels_for(x) is None or (noise is not None and noise.requires_grad):
-        return _plain_epilogue(x, noise, noise_weight, bias, style, blurs)
-    return _Epilogue.apply(x, noise, noise_weight, bias, style, blurs)
-
-
-def _plain_epilogue(
-    x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor, style: Tensor, blurs: bool
-) -> Tensor:
-    return adain(noise_bias_act(blur(x) if blurs else x, noise, noise_weight, bias), style)
-
-
-class _Epilogue(torch.autograd.Function):
-    """`epilogue` on a device for which there are kernels."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        noise: Tensor | None,
-        noise_weight: Tensor | None,
-        bias: Tensor,
-        style: Tensor,
-        blurs: bool,
-    ) -> Tensor:
-        y, saved = kernels_for(x).epilogue(x, noise, noise_weight, bias, style, blurs=blurs)  # type: ignore[union-attr]
-        ctx.blurs = blurs
-        ctx.save_for_backward(x, noise, noise_weight, bias, style, *saved)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (g,), (x, noise, noise_weight, bias, style, *saved) = grads, ctx.saved_tensors
-        inputs = (x, noise, noise_weight, bias, style)
-        if torch.is_grad_enabled():
-            # The gradient will be differentiated again, so autograd must see how it comes about.
-            wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
-            found = iter(torch.autograd.grad(_plain_epilogue(*inputs, ctx.blurs), wanted, g, create_graph=True))
-            return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:5]), None)
-        kernels: Any = kernels_for(g)
-        grad_x, *others = kernels.epilogue_backward(
-            g, kernels.Epilogue(*saved), noise, noise_weight, bias, style, blurs=ctx.blurs
-        )
-        return grad_x, None, *others, None
-
-
 def noise_bias_act(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor) -> Tensor:
     """Compute lrelu(x + noise * noise_weight + bias), the first half of a synthesis layer's epilogue.
 
@@ -382,7 +322,7 @@ def noise_bias_act(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None,
     return _noise_bias_act(x, noise, noise_weight, bias)
 
 
-@_fusable
+@fusable
 def _noise_bias_act(x: Tensor, noise: Tensor | None, noise_weight: Tensor | None, bias: Tensor) -> Tensor:
     if noise is not None and noise_weight is not None:
         x = torch.addcmul(x, noise.to(x.dtype), noise_weight.to(x.dtype).view(-1, 1, 1)).add_(
@@ -414,94 +354,6 @@ class _NoiseBiasAct(torch.autograd.Function):
             rows = noise.to(g.dtype).expand(g.shape[0], -1, -1, -1).reshape(1, -1)
             grad_noise_weight = (rows @ g.movedim(1, -1).reshape(-1, g.shape[1])).view(-1)
         return g, grad_noise, grad_noise_weight, grad_bias
-
-
-def adain(x: Tensor, style: Tensor) -> Tensor:
-    """Apply AdaIN with a learned style (StyleGAN, equation 1): instance_norm(x) * (scale + 1) + shift.
-
-    Args:
-        x: features [N, C, H, W].
-        style: [N, 2C], the C scales before the C shifts.
-    """
-    scale, shift = style.chunk(2, dim=1)
-    return instance_norm_style(x, scale + 1, shift)
-
-
-def instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Normalise each channel of each image, then multiply by `scale` and add `shift`.
-
-    This is AdaIN (Huang & Belongie 2017, equation 8).
-
-    Args:
-        x: [N, C, H, W].
-        scale: [N, C].
-        shift: [N, C].
-    """
-    if needs_graph(x, scale, shift):
-        return _InstanceNormStyle.apply(x, scale, shift)
-    return _instance_norm_style(x, scale, shift)[0]
-
-
-@_fusable
-def _instance_norm_style(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the result, and mean and reciprocal deviation [N, C, 1, 1] in single precision or better."""
-    centred, mean, variance = _centre(x)
-    rstd = torch.rsqrt(variance)
-    y = torch.addcmul(shift[:, :, None, None].to(centred.dtype), centred, rstd * scale[:, :, None, None])
-    return y.to(x.dtype), mean, rstd
-
-
-def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation [N, C] of each channel of each image [N, C, H, W]: what AdaIN calls a style.
-
-    They are in single precision or better, and those by which `instance_norm_style` normalises.
-    """
-    _, mean, variance = _centre(x)
-    return mean[:, :, 0, 0], variance.sqrt()[:, :, 0, 0]
-
-
-def _centre(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x minus the mean of its channel, that mean, and the variance, never 0, in single precision or better."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean = wide.mean((2, 3), keepdim=True)
-    centred = wide - mean  # subtract first, so that a constant channel gives exactly 0
-    return centred, mean, centred.square().mean((2, 3), keepdim=True) + EPS
-
-
-class _InstanceNormStyle(torch.autograd.Function):
-    """`instance_norm_style` with a hand-written backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        y, mean, rstd = _instance_norm_style(x, scale, shift)
-        ctx.save_for_backward(x, scale, mean, rstd)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, scale, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # The gradient will be differentiated again, so autograd must see that mean and rstd depend on x.
-            _, mean, variance = _centre(x)
-            rstd = torch.rsqrt(variance)
-        return _instance_norm_style_backward(grads[0], x, scale, mean, rstd)
-
-
-@_fusable
-def _instance_norm_style_backward(
-    g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, scale and shift for the output gradient g."""
-    wide = g.to(rstd.dtype)
-    centred = x.to(rstd.dtype) - mean
-    mean_g = wide.mean((2, 3), keepdim=True)
-    slope = (wide * centred).mean((2, 3), keepdim=True) * rstd  # mean over pixels of g times the normalised x
-    gain = rstd * scale[:, :, None, None]
-    grad = torch.addcmul(-mean_g * gain, wide, gain)
-    grad = grad.addcmul_(centred, -slope * rstd * gain)
-    pixels = x.shape[2] * x.shape[3]
-    grad_scale, grad_shift = slope[:, :, 0, 0] * pixels, mean_g[:, :, 0, 0] * pixels
-    return grad.to(x.dtype), grad_scale.to(scale.dtype), grad_shift.to(scale.dtype)
 
 
 def needs_graph(*tensors: Tensor | None) -> bool:

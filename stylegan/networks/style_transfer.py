@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from stylegan.errors import DamagedError, one_line
 from stylegan.networks.classifier import Classifier
-from stylegan.networks.layers import adaptive_instance_norm
+from stylegan.networks.normalisation import adaptive_instance_norm
 from stylegan.networks.pretrained import RectifiedConv
 from stylegan.networks.vgg import LEVELS, VGG16Maps, normalised
 from stylegan.networks.weights import header_bytes, read_tensors

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import DamagedError, StepError, one_line
-from stylegan.networks.discriminator import Discriminator
+from stylegan.networks.discriminator import AnyDiscriminator
 from stylegan.networks.generator import Generator
 
 # The metadata has a single key: the order of several keys, and so the bytes, would differ from process to process.
@@ -34,7 +34,7 @@ def save_generator(generator: Generator, label_names: Sequence[str]) -> bytes:
     return _save(GENERATOR_KEY, generator, label_names)
 
 
-def save_discriminator(discriminator: Discriminator, label_names: Sequence[str]) -> bytes:
+def save_discriminator(discriminator: AnyDiscriminator, label_names: Sequence[str]) -> bytes:
     """Return the discriminator as a safetensors file; arguments and errors as for `save_generator`."""
     return _save(DISCRIMINATOR_KEY, discriminator, label_names)
 
@@ -115,22 +115,22 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} has values that are not finite, as after a training that diverged")
 
 
-def _save(key: str, network: Generator | Discriminator, label_names: Sequence[str]) -> bytes:
+def _save(key: str, network: Generator | AnyDiscriminator, label_names: Sequence[str]) -> bytes:
     """Return a network as a safetensors file whose header is stored under `key`."""
     if network.num_labels and network.num_labels != len(label_names):
-        kind = "discriminator" if isinstance(network, Discriminator) else "generator"
+        kind = "generator" if isinstance(network, Generator) else "discriminator"
         raise StepError(
             f"label_names: {len(label_names)} names for a {kind} with {network.num_labels} classes; "
             "give one name per class"
         )
     header = {
-        "model": network.model.model_dump(mode="json"),
+        "model": network.model.identity(),
         "resolution": network.resolution,
         "channels": network.channels,
         "num_labels": network.num_labels,
         "label_names": list(label_names),
     }
-    if isinstance(network, Discriminator):
+    if not isinstance(network, Generator):
         header["rotation"] = network.rotation is not None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     return safetensors_torch.save(tensors, metadata={key: json.dumps(header)})

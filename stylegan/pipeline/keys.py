@@ -49,7 +49,7 @@ def stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
     """Compute the keys of the stages, the first stage first."""
     warm = config.training.warm_start
     keys, below = list[str](), warm.identity if warm else ""
-    common = config.training.model_dump(mode="json", exclude={*IN_STAGE, *OF_SPEED})
+    common = config.training.identity({*IN_STAGE, *OF_SPEED})
     # Workers and intervals are not part of what is trained, but for the batch that `auto` makes of the workers. The
     # final resolution is, since the weights of the penalties are given there.
     labels = config.model.conditional

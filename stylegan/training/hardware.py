@@ -18,8 +18,6 @@ from torch import nn
 from stylegan.config.sections import TrainingConfig
 from stylegan.errors import StepError, one_line
 from stylegan.networks import ops
-from stylegan.networks.discriminator import Discriminator
-from stylegan.networks.generator import Synthesis
 from stylegan.records import Record
 from stylegan.training import distributed
 
@@ -131,7 +129,7 @@ def log_once(line: str) -> None:
 def set_precision(network: nn.Module, precision: str) -> None:
     """Set the dtype that a network computes in to that of a `training.precision`."""
     for module in network.modules():
-        if isinstance(module, Synthesis | Discriminator):
+        if hasattr(module, "compute_dtype"):
             module.compute_dtype = COMPUTE_DTYPES[precision]
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from stylegan.networks.layers import adaptive_instance_norm
-from stylegan.networks.ops import channel_statistics
+from stylegan.networks.normalisation import adaptive_instance_norm, channel_statistics
 
 
 def target_of(content_maps: Sequence[Tensor], style_maps: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stylegan.config.sections import ModelConfig
-from stylegan.networks import ops
+from stylegan.networks import epilogue, ops
 from stylegan.networks.convolution import Geometry, convolve, input_gradients, prepared_weights
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
@@ -139,7 +139,7 @@ def test_epilogue(maps: int | None, blurs: bool) -> None:
 
     def epilogue(x: Tensor, bias: Tensor, style: Tensor, noise_weight: Tensor | None = None) -> Tensor:
         drawn = None if noise is None else noise.to(bias.dtype)
-        return ops.epilogue(x, drawn, noise_weight, bias, style, blurs=blurs)
+        return epilogue.epilogue(x, drawn, noise_weight, bias, style, blurs=blurs)
 
     compare(epilogue, shape, [(5,), (2, 10), *([] if maps is None else [(5,)])], torch.float32)
 
@@ -150,7 +150,7 @@ def test_epilogue_of_every_shape_and_type(shape: tuple[int, ...], dtype: torch.d
     noise = torch.randn(1, 1, *shape[2:], device=DEVICE)
 
     def epilogue(x: Tensor, bias: Tensor, style: Tensor, noise_weight: Tensor) -> Tensor:
-        return ops.epilogue(x, noise.to(bias.dtype), noise_weight, bias, style, blurs=True)
+        return epilogue.epilogue(x, noise.to(bias.dtype), noise_weight, bias, style, blurs=True)
 
     channels = shape[1]
     compare(epilogue, shape, [(channels,), (shape[0], 2 * channels), (channels,)], dtype)
@@ -161,7 +161,7 @@ def test_a_constant_channel_is_exactly_zero_before_the_style() -> None:
     """Check that no rounding of the statistics is blown up where all values are equal."""
     x, zeros = torch.full((1, 2, 6, 7), 3.3, device=DEVICE), torch.zeros(2, device=DEVICE)
     style = torch.tensor([[0.0, 0.0, 5.0, -1.0]], device=DEVICE)
-    y = ops.epilogue(x, None, None, zeros + 0.1, style, blurs=False)
+    y = epilogue.epilogue(x, None, None, zeros + 0.1, style, blurs=False)
     assert torch.equal(y, style[:, 2:, None, None].expand_as(y))
 
 
@@ -169,7 +169,7 @@ def test_a_constant_channel_is_exactly_zero_before_the_style() -> None:
 def test_mean_far_from_zero_keeps_its_digits() -> None:
     """Check the deviation of values whose mean is a thousand times as large."""
     x, zeros = torch.randn(1, 3, 9, 9, device=DEVICE) + 1000, torch.zeros(3, device=DEVICE)
-    y = ops.epilogue(x, None, None, zeros, torch.zeros(1, 6, device=DEVICE), blurs=False)
+    y = epilogue.epilogue(x, None, None, zeros, torch.zeros(1, 6, device=DEVICE), blurs=False)
     expected = (x.double() - x.double().mean((2, 3), keepdim=True)) / x.double().std((2, 3), correction=0, keepdim=True)
     torch.testing.assert_close(y.double(), expected, atol=1e-4, rtol=1e-4)
 

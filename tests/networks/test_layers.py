@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from stylegan.config.sections import ModelConfig
-from stylegan.networks import convolution, layers, ops
+from stylegan.networks import convolution, layers, normalisation, ops
 from stylegan.networks.convolution import convolve
 from stylegan.networks.layers import Conv, Dense, DownConv, UpConv
-from stylegan.networks.ops import adain
+from stylegan.networks.normalisation import adain
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_dense_with_learning_rate_multiplier() -> None:
     torch.testing.assert_close(dense(torch.zeros(1, 256)), torch.full((1, 256), 0.03))
 
 
-@pytest.mark.parametrize("function", [layers.instance_norm, layers.pixel_norm])
+@pytest.mark.parametrize("function", [normalisation.instance_norm, layers.pixel_norm])
 def test_first_and_second_derivatives(function) -> None:
     """Check that numeric and analytic derivatives of both orders agree in double precision."""
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -140,19 +140,19 @@ def test_instance_norm() -> None:
     x = torch.randn(2, 3, 5, 5) * 4 + 2
     centred = x - x.mean((2, 3), keepdim=True)
     torch.testing.assert_close(
-        layers.instance_norm(x), centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + 1e-8)
+        normalisation.instance_norm(x), centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + 1e-8)
     )
     small = torch.tensor([1e-4, -1e-4] * 8).view(1, 1, 4, 4)
-    torch.testing.assert_close(layers.instance_norm(small), small / math.sqrt(2e-8))
-    assert not layers.instance_norm(torch.full((2, 3, 4, 4), 1.37)).any()
+    torch.testing.assert_close(normalisation.instance_norm(small), small / math.sqrt(2e-8))
+    assert not normalisation.instance_norm(torch.full((2, 3, 4, 4), 1.37)).any()
 
 
 def test_instance_norm_takes_statistics_in_single_precision() -> None:
     """Check that features in half precision keep their type while their statistics are not rounded to it."""
     x = (torch.randn(1, 2, 32, 32) * 300 + 2000).half()
-    out = layers.instance_norm(x)
+    out = normalisation.instance_norm(x)
     assert out.dtype == torch.float16
-    torch.testing.assert_close(out.float(), layers.instance_norm(x.float()), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(out.float(), normalisation.instance_norm(x.float()), atol=2e-3, rtol=1e-3)
 
 
 def test_modulate_adds_one_to_the_scale() -> None:
@@ -195,7 +195,7 @@ def test_minibatch_stddev_groups(n: int, group: int, groups: list[list[int]]) ->
 def test_adain_is_instance_norm_then_modulation() -> None:
     """Check that `adain` equals normalisation followed by modulation."""
     x, style = torch.randn(2, 3, 5, 5), torch.randn(2, 6)
-    torch.testing.assert_close(adain(x, style), layers.modulate(layers.instance_norm(x), style))
+    torch.testing.assert_close(adain(x, style), layers.modulate(normalisation.instance_norm(x), style))
 
 
 def test_adaptive_instance_norm_takes_over_the_statistics_of_the_style() -> None:
@@ -204,15 +204,15 @@ def test_adaptive_instance_norm_takes_over_the_statistics_of_the_style() -> None
     Source: Huang & Belongie 2017, equation 8.
     """
     content, style = torch.randn(2, 3, 8, 8) * 3 + 1, torch.randn(2, 3, 5, 7) * 0.5 - 2
-    out = layers.adaptive_instance_norm(content, style)
+    out = normalisation.adaptive_instance_norm(content, style)
     torch.testing.assert_close(out.mean((2, 3)), style.mean((2, 3)))
     torch.testing.assert_close(out.std((2, 3), correction=0), style.std((2, 3), correction=0))
-    torch.testing.assert_close(layers.adaptive_instance_norm(content, content), content, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(normalisation.adaptive_instance_norm(content, content), content, atol=1e-5, rtol=1e-5)
 
 
 def test_adaptive_instance_norm_has_gradients_in_both() -> None:
     content, style = (torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(layers.adaptive_instance_norm, (content, style))
+    assert torch.autograd.gradcheck(normalisation.adaptive_instance_norm, (content, style))
 
 
 def test_kernels_are_stored_as_convolutions_read_them() -> None:

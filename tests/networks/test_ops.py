@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from networks.derivatives import assert_same_derivatives, doubles
 from torch import Tensor
 
-from stylegan.networks import ops
+from stylegan.networks import normalisation, ops
 from stylegan.networks.convolution import Geometry, convolve
 
 
@@ -71,7 +71,7 @@ def test_noise_bias_and_activation_leave_their_input_alone() -> None:
 def test_instance_norm_with_style() -> None:
     """Check values and derivatives of three orders."""
     assert_same_derivatives(
-        ops.instance_norm_style, plain_instance_norm_style, [doubles(2, 3, 4, 4), doubles(2, 3), doubles(2, 3)]
+        normalisation.normalise, plain_instance_norm_style, [doubles(2, 3, 4, 4), doubles(2, 3), doubles(2, 3)]
     )
 
 
@@ -130,7 +130,7 @@ def test_statistics_are_taken_in_single_precision(dtype: torch.dtype) -> None:
     wide = torch.randn(2, 3, 32, 32) * 3 + 20
     x = wide.to(dtype).requires_grad_()
     scale, shift = (torch.randn(2, 3, requires_grad=True) for _ in range(2))
-    y = ops.instance_norm_style(x, scale, shift)
+    y = normalisation.normalise(x, scale, shift)
     assert y.dtype == dtype
     reference = plain_instance_norm_style(x.float(), scale, shift)
     torch.testing.assert_close(y.float(), reference, atol=0.02, rtol=0.01)

@@ -14,7 +14,7 @@ from benchmarks.compare import assert_near
 from stylegan.config.file import build
 from stylegan.config.sections import TrainingConfig
 from stylegan.errors import StepError
-from stylegan.networks import ops
+from stylegan.networks import normalisation, ops
 from stylegan.networks.convolution import input_gradients
 from stylegan.networks.weights import load_generator, save_generator
 from stylegan.training import hardware
@@ -116,7 +116,7 @@ def test_second_derivatives_survive_compilation():
     x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     with ops.fused():
         assert torch.autograd.gradgradcheck(
-            lambda x: ops.instance_norm_style(x, x.new_ones(1, 2), x.new_zeros(1, 2)), (x,), fast_mode=True
+            lambda x: normalisation.normalise(x, x.new_ones(1, 2), x.new_zeros(1, 2)), (x,), fast_mode=True
         )
 
 

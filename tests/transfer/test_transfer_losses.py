@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from stylegan.networks import layers, ops
+from stylegan.networks import normalisation
 from stylegan.transfer.losses import content_losses, style_losses, target_of
 
 
@@ -51,15 +51,23 @@ def test_losses_vanish_where_nothing_differs_and_have_gradients():
 def test_the_generator_and_the_transfer_take_their_statistics_from_one_function(monkeypatch):
     """What one of them normalises by, the other one transfers: a change of the statistics reaches both."""
     x, style = maps(0)[0], torch.zeros(3, 8, dtype=torch.float64)
-    before = ops.adain(x, style), layers.adaptive_instance_norm(x, maps(1)[0]), style_losses([x], [maps(1)[0]])
-    centre = ops._centre
+    before = (
+        normalisation.adain(x, style),
+        normalisation.adaptive_instance_norm(x, maps(1)[0]),
+        style_losses([x], [maps(1)[0]]),
+    )
+    statistics = normalisation._statistics
 
-    def tripled(x):
-        centred, mean, variance = centre(x)
+    def tripled(x, how):
+        centred, mean, variance = statistics(x, how)
         return centred, mean, 9 * variance
 
-    monkeypatch.setattr(ops, "_centre", tripled)
-    after = ops.adain(x, style), layers.adaptive_instance_norm(x, maps(1)[0]), style_losses([x], [maps(1)[0]])
+    monkeypatch.setattr(normalisation, "_statistics", tripled)
+    after = (
+        normalisation.adain(x, style),
+        normalisation.adaptive_instance_norm(x, maps(1)[0]),
+        style_losses([x], [maps(1)[0]]),
+    )
     torch.testing.assert_close(after[0], before[0] / 3)  # the generator divides by three times the deviation
     torch.testing.assert_close(after[1], before[1])  # the transfer too, and then gives three times that of the style
     assert (after[2] > before[2]).all()
