@@ -55,6 +55,7 @@ Metric = Literal[
 ]
 QuickMetric = Literal["fid", "kid", "is", "pr"]
 Norm = Literal["batch", "conditional_batch", "self_modulated", "instance", "conditional_instance", "adaptive_instance"]
+OF_BATCH: tuple[Norm, ...] = ("batch", "conditional_batch", "self_modulated")  # whose statistics are those of a batch
 # The settings of `model` that the architecture `resnet` has.
 OF_RESNET = ("architecture", "norm", "width", "latent_size", "spectral_norm", "conditional")
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -1144,6 +1145,15 @@ class UncheckedConfig(Section):
     def _with_places(cls, values: Any) -> Any:
         """Add the sections whose defaults the environment may give: a default that was made at import would not know it."""
         return {"storage": {}, "tracking": {}, "ray": {}} | values if isinstance(values, dict) else values
+
+    def identity(self, exclude: set[str]) -> dict[str, Any]:
+        """Return what digests of a whole config hold of it but for some sections, as JSON has it.
+
+        A setting that came with the architecture `resnet` is there only where it is used, so that earlier work is still found.
+        """
+        model = {"label_scale": self.model.label_scale} | self.model.identity()  # these digests always had it
+        values = {"model": model, "training": self.training.identity(set())}
+        return self.model_dump(mode="json", exclude=exclude | values.keys()) | values
 
     @property
     def model_name(self) -> str:
