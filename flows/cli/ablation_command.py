@@ -69,7 +69,7 @@ def ablation(
         raise ConfigError(f"{config}: trains a style transfer, and the rows of {table} are StyleGANs; remove transfer")
     from stylegan.verbs.ablation_rows import find_table, make_rows
 
-    facts = find_table(table)
+    facts = find_table(table, settings.model.architecture)
     chosen = [row.strip() for row in rows.split(",") if row.strip()] if rows is not None else None
     runs = make_rows(facts, config, overrides or [], rows=chosen, seeds=seeds)
     children = [one.child for one in runs]

@@ -399,14 +399,10 @@ def _data(config: Config) -> str:
 def _statement(table: Table, config: Config, data_set: str | None, reports: Mapping[Keyed, Report]) -> tuple[bool, str]:
     """Return whether our values compare with the paper's, and what compares, in a sentence."""
     ours, figures = _data(config), [figure for row in table.rows for figure in table.figures(row)]
-    if not figures:
-        return False, (
-            f"No figures of {table.source} ship, only the orders that it states in words. Ours are of {ours}: the order "
-            "of rows can be compared, values cannot."
-        )
     comparisons = [
         comparison
         for (row, _), report in reports.items()
+        if table.figures(row)
         for comparison in compare(report, row=row, dataset=data_set)
         if comparison.value is not None
         and table.name in comparison.published.where
@@ -414,10 +410,11 @@ def _statement(table: Table, config: Config, data_set: str | None, reports: Mapp
     ]
     if comparisons and all(comparison.comparable for comparison in comparisons):
         return True, f"Ours are of {ours} and measured as the paper's: the values themselves compare."
-    sets = dict.fromkeys(f"{one.dataset_title} at {one.resolution}x{one.resolution}" for one in figures)
+    *sets, last = dict.fromkeys(f"{one.dataset_title} at {one.resolution}x{one.resolution}" for one in figures)
+    listed = f"{', '.join(sets)} and {last}" if sets else last
     kinds = describe_incomparable(comparisons).partition(": ")[2]
     return False, (
-        f"The paper's values are of {' and '.join(sets)}, ours of {ours}{f' ({kinds})' if kinds else ''}: absolute "
+        f"The paper's values are of {listed}, ours of {ours}{f' ({kinds})' if kinds else ''}: absolute "
         "values do not compare, only the order of rows does."
     )
 
@@ -432,6 +429,8 @@ def _notes(
             "one training each: what is decided is beyond the chance of an evaluation, not beyond that of a training; "
             "--seeds 3 shows how much trainings differ"
         )
+    if table.key == "ssgan" and not config.model.is_resnet:
+        yield "the paper's networks are a ResNet, these are StyleGAN's; configs/ssgan/ has the paper's"
     if ACCURACY in table.shows and not probed:
         yield "no forgetting curve: set snapshots.probe_kimg before training; it needs labels"
     if "separability_w" in table.shows and not {("separability_w", 1), ("separability_z", 1)} & set(measured):

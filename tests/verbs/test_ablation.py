@@ -120,6 +120,67 @@ def test_rows_of_cifar_have_the_stages_of_the_shipped_config_with_and_without_ro
     assert stage_keys(runs["conditional"], shards) == stage_keys(conditional, shards)
 
 
+ROWS_OF_SSGAN = {
+    "gan": "cifar10-uncond",
+    "ssgan": "cifar10-ss",
+    "ssgan-sbn": "cifar10-ss-sbn",
+    "conditional": "cifar10-cond",
+    "rotation-only": "rotation-only",
+    "alpha-decay": "cifar10-alpha-decay",
+}
+
+
+@pytest.mark.parametrize("base", ["cifar10-uncond", "cifar10-ss-sbn", "cifar10-alpha-decay"])
+def test_rows_of_a_resnet_have_the_stages_of_the_configs_of_ssgan(base):
+    shards = SHARDS.model_copy(update={"resolutions": (32,), "label_names": ("a", "b")})
+    runs = make_rows(find_table("ssgan", "resnet"), str(CONFIGS / f"ssgan/{base}.yaml"), seeds=1)
+    assert [one.row for one in runs] == list(ROWS_OF_SSGAN)
+    for one in runs:
+        shipped = load(CONFIGS / f"ssgan/{ROWS_OF_SSGAN[one.row]}.yaml")
+        assert stage_keys(one.child.config, shards) == stage_keys(shipped, shards), one.row
+        assert one.child.config.evaluation == shipped.evaluation
+    assert len({stage_keys(one.child.config, shards) for one in runs}) == 6
+
+
+def test_the_figures_of_ssgan_stand_beside_rows_that_have_some(tmp_path):
+    """The paper orders those of CIFAR-10; a fading rotation loss and the baseline without a GAN it does not."""
+    path = tmp_path / "resnet.yaml"
+    overrides = ["data.source=digits", "data.channels=1", f"storage.root={tmp_path}/root", "training.total_kimg=1"]
+    path.write_text(f"base: {CONFIGS}/ssgan/cifar10-uncond.yaml\n")
+    settings, table = load(path, overrides), find_table("ssgan", "resnet")
+    write_shards(open_source(settings.data), settings.data, settings.storage.root)
+    runs = make_rows(table, str(path), overrides, seeds=1)
+    found = read_table(table, settings, runs)
+    assert [row.label for row in found.rows][-2:] == [
+        "rotation-only: rotation loss alone, without a GAN (Gidaris et al. 2018)",
+        "alpha-decay: SS-GAN whose rotation loss of G fades away",
+    ]
+    assert [row.cell(("fid", 1)).paper.get("CIFAR-10") for row in found.rows] == [
+        19.73,
+        17.11,
+        15.65,
+        15.60,
+        None,
+        None,
+    ]
+    assert {(one.first, one.second) for one in found.orders if one.metric == "fid"} == {
+        ("ssgan", "gan"),
+        ("ssgan-sbn", "gan"),
+        ("conditional", "gan"),
+        ("ssgan-sbn", "ssgan"),
+        ("conditional", "ssgan"),
+        ("conditional", "ssgan-sbn"),
+    }
+    assert not any("StyleGAN" in note for note in found.notes)
+
+
+def test_the_other_tables_have_no_rows_of_a_resnet():
+    with pytest.raises(
+        ConfigError, match=r"^table1 with model\.architecture=resnet: [^\n]* the table of these is ssgan$"
+    ):
+        find_table("table1", "resnet")
+
+
 def test_a_training_is_a_model_of_its_own_with_the_next_seed(config):
     """Else a row would be judged against the model in use."""
     runs = make_rows(find_table("table1"), config, ["seed=5", "registry.name=in-use"], rows=["b", "a"], seeds=2)
@@ -287,7 +348,10 @@ def test_the_forgetting_curve_ends_in_a_value_of_its_own(config):
     assert [curve.thin for curve in chart.curves] == [False, False, True, True, True, True]
     assert [curve.colour for curve in chart.curves] == [1, 2, 1, 1, 2, 2]
     assert chart.curves[0].last == pytest.approx(0.505)
-    assert "only the orders that it states in words" in found.statement
+    assert found.orders[0].paper == (17.11, 19.73)
+    assert found.orders[0].disputed  # on CelebA-HQ the rotation loss makes it worse
+    assert found.orders[1].paper is None
+    assert any("configs/ssgan/ has the paper's" in note for note in found.notes)
 
 
 # --- page -------------------------------------------------------------------------------------------------------------
