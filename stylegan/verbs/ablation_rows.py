@@ -22,7 +22,6 @@ from stylegan.pipeline.sweep import MAX_CHILDREN, Child
 
 TableName = Literal["table1", "table2", "table4", "ssgan"]
 TABLES: tuple[TableName, ...] = get_args(TableName)
-ACCURACY = "probe/accuracy"  # of the curves: how much D knows of the classes
 # Settings by which a config is StyleGAN or not. Lengths, rates and weights of losses are tuned for the data.
 OF_STYLEGAN = ("model.", "training.loss")
 

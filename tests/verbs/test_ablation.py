@@ -21,7 +21,7 @@ from stylegan.images import png_bytes
 from stylegan.pipeline.keys import stage_keys
 from stylegan.pipeline.run import Run
 from stylegan.verbs.ablation import Ablation, read_table, tally_words
-from stylegan.verbs.ablation_page import forgetting_chart, read_strips, render
+from stylegan.verbs.ablation_page import draw_forgetting, forgetting_charts, read_strips, render
 from stylegan.verbs.ablation_rows import TABLES, find_table, make_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -51,8 +51,11 @@ def shards_of(config) -> ShardSet:
     return write_shards(open_source(found.data), found.data, found.storage.root)
 
 
-def finish(config, runs, values, *, half=0.1, curves=None):
-    """Write the reports of trainings: by row, a FID for each seed, with intervals of `half`; `curves` by row and seed."""
+def finish(config, runs, values, *, half=0.1, curves=None, blocks=0):
+    """Write the reports of trainings: by row, a FID for each seed, with intervals of `half`; `curves` by row and seed.
+
+    Each of the `blocks` of D recognises 0.1 less than the layer before it.
+    """
     shards = shards_of(config)
     for one in runs:
         if one.seed < len(values.get(one.row, ())):
@@ -70,7 +73,12 @@ def finish(config, runs, values, *, half=0.1, curves=None):
         if curves and one.row in curves:
             run = Run(one.child.config, shards)
             rows = [
-                {"nimg": 1000 * (n + 1), "resolution": 8, "metrics": {"probe/accuracy": value}}
+                {
+                    "nimg": 1000 * (n + 1),
+                    "resolution": 8,
+                    "metrics": {"probe/accuracy": value}
+                    | {f"probe/accuracy/block{b}": value - b / 10 for b in range(1, blocks + 1)},
+                }
                 for n, value in enumerate(curves[one.row][one.seed])
             ]
             storage.write_bytes(
@@ -343,7 +351,8 @@ def test_the_forgetting_curve_ends_in_a_value_of_its_own(config):
         "probe/accuracy": ("ssgan", True),
     }
     assert found.curves["gan"][0] == [(1.0, 0.9), (2.0, 0.5)]
-    chart = forgetting_chart(found)
+    (chart,) = forgetting_charts(found).values()
+    assert found.layers == {}
     assert [curve.name for curve in chart.curves][:2] == ["gan", "ssgan"]
     assert [curve.thin for curve in chart.curves] == [False, False, True, True, True, True]
     assert [curve.colour for curve in chart.curves] == [1, 2, 1, 1, 2, 2]
@@ -352,6 +361,29 @@ def test_the_forgetting_curve_ends_in_a_value_of_its_own(config):
     assert found.orders[0].disputed  # on CelebA-HQ the rotation loss makes it worse
     assert found.orders[1].paper is None
     assert any("configs/ssgan/ has the paper's" in note for note in found.notes)
+
+
+def test_every_block_has_a_chart_on_the_same_axis_and_one_picture_has_all(config):
+    table = find_table("ssgan")
+    runs = make_rows(table, config, rows=["gan", "ssgan"], seeds=2)
+    curves = {"gan": [[0.9, 0.5], [0.9, 0.6]], "ssgan": [[0.9, 0.8], [0.9, 0.85]]}
+    finish(config, runs, {"gan": [5.0, 5.1], "ssgan": [5.1, 5.0]}, curves=curves, blocks=2)
+    found = read_table(table, load(config), runs)
+    assert found.curves["gan"] == {0: [(1.0, 0.9), (2.0, 0.5)], 1: [(1.0, 0.9), (2.0, 0.6)]}
+    assert found.layers["block 2"]["gan"][0] == [(1.0, pytest.approx(0.7)), (2.0, pytest.approx(0.3))]
+    assert Ablation.model_validate_json(found.model_dump_json()) == found
+    charts = forgetting_charts(found)
+    assert list(charts) == ["last features", "block 1", "block 2"]
+    assert len({chart.y_ticks for chart in charts.values()}) == 1
+    assert draw_forgetting(found).size == (2 * (3 * 400 + 28), 2 * 335)
+    page = render(table, found)
+    assert page.count("<figcaption>Block ") == 2
+    assert "Accuracy of the probe over kimg, block 2" in page
+
+
+def test_without_a_probe_there_is_no_picture(config):
+    found = table1(config, {"b": [10.0]}, rows="b", seeds=1)
+    assert draw_forgetting(found) is None
 
 
 # --- page -------------------------------------------------------------------------------------------------------------
