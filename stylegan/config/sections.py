@@ -694,7 +694,7 @@ class SnapshotsConfig(Section):
     probe_kimg: PerResolution[Distance] | None = Field(
         None,
         description="Distance, in kimg, of the points of the forgetting curve: the accuracy of a linear classifier on "
-        "D's features. Needs class labels. `null`: off.",
+        "D's features, and on the maps of each of its blocks. Needs class labels. `null`: off.",
     )
     probe_images: int = Field(
         2000,
