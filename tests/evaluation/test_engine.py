@@ -243,7 +243,7 @@ def test_generators_without_styles_have_nothing_to_mix(
 ) -> None:
     uri = checkpoint(styles=False, const_input=False)
     report = evaluate(uri, shards, only(evaluation, "fid_mixing", "fid"), root=root)
-    assert report.skipped == {"fid_mixing_classifier": "this generator has no styles to mix (model.styles=false)"}
+    assert report.skipped == {"fid_mixing_classifier": "this generator has no styles to mix (model.styles: false)"}
     assert "fid_classifier" in report.metrics
 
 
