@@ -117,7 +117,8 @@ def make_package(config: Config | None, name: str = "config.yaml") -> JobPackage
         check_places(config)
         there = config.model_copy(update={"ray": config.ray.model_copy(update={"address": "auto"})})
         files[name] = dump(there).encode()
-        work = digest([config.storage.root, config.seed, config.data, config.model, config.training])
+        decides = config.identity(set())
+        work = digest([config.storage.root, config.seed, *(decides[name] for name in ("data", "model", "training"))])
     package = JobPackage(files, name, work)
     if len(package.archive) > MAX_BYTES:
         largest = max(package.files, key=lambda path: len(package.files[path]))

@@ -5,11 +5,21 @@ Every mistake is one line: `key=value: what is wrong; the cure`.
 
 from __future__ import annotations
 
+import json
 import math
+from fractions import Fraction
 
 from stylegan.config.addresses import KINDS_OF_FEATURES, check_addresses
-from stylegan.config.resolutions import at_resolution
-from stylegan.config.sections import MOST_PIXELS, TransferConfig, UncheckedConfig
+from stylegan.config.resolutions import RESNET_RESOLUTIONS, at_resolution
+from stylegan.config.sections import (
+    MOST_PIXELS,
+    OF_BATCH,
+    OF_RESNET,
+    Section,
+    TrainingConfig,
+    TransferConfig,
+    UncheckedConfig,
+)
 from stylegan.evaluation.metric_table import METRICS, lacking
 
 
@@ -25,10 +35,12 @@ def check(config: UncheckedConfig) -> None:
         _check_grid(config)
         _check_gate(config)
         return
+    _check_architecture(config)
     _check_workers(config)
     _check_data(config)
     _check_stages(config)
     _check_batches(config)
+    _check_updates(config)
     _check_networks(config)
     _check_losses(config)
     _check_rotation(config)
@@ -59,12 +71,84 @@ def _check_data(config: UncheckedConfig) -> None:
         )
 
 
+def _check_architecture(config: UncheckedConfig) -> None:
+    """Check that the networks have the settings of their own architecture only."""
+    model = config.model
+    for name in _changed(model):
+        if (name not in OF_RESNET) if model.is_resnet else (name in ("norm", "width")):
+            other = "stylegan" if model.is_resnet else "resnet"
+            raise ValueError(
+                f"model.{name}={_yaml(getattr(model, name))} with model.architecture={model.architecture}: is a setting of the "
+                f"architecture {other}; leave it out, or set model.architecture={other}"
+            )
+    if model.is_resnet:
+        _check_resnet(config)
+
+
+def _check_resnet(config: UncheckedConfig) -> None:
+    model, training, final = config.model, config.training, config.data.resolution
+    if final not in RESNET_RESOLUTIONS:
+        raise ValueError(
+            f"data.resolution={final} with model.architecture=resnet: these networks are published for "
+            f"{', '.join(map(str, RESNET_RESOLUTIONS))} only; set one of them, or model.architecture=stylegan"
+        )
+
+    # Who sees the classes.
+    norm = model.norm_used
+    if model.conditional and norm in ("batch", "instance"):
+        raise ValueError(
+            f"model.norm={norm} with model.conditional=true: G would not see the classes; set model.norm=conditional_{norm} "
+            "or leave it out, or set model.conditional=false"
+        )
+    if norm.startswith("conditional") and not model.conditional:
+        raise ValueError(
+            f"model.norm={norm} with model.conditional=false: there are no classes; set model.conditional=true, or "
+            f"model.norm={norm.removeprefix('conditional_')}"
+        )
+
+    # What progressive growing and the script of StyleGAN have.
+    one_stage = f"with model.architecture=resnet: there is one stage, {final}x{final}"
+    if training.start_resolution not in (TrainingConfig.model_fields["start_resolution"].default, final):
+        raise ValueError(f"training.start_resolution={training.start_resolution} {one_stage}; leave it out")
+    if "fade_kimg" in _changed(training) and any(training.fade_kimg.values()):
+        raise ValueError(
+            f"training.fade_kimg={training.fade_kimg} {one_stage}, which fades in from nothing; leave it out"
+        )
+    if config.takes_official_batch(final):
+        raise ValueError(
+            "training.batch=auto with model.architecture=resnet: is the table of StyleGAN's script; set training.batch to a "
+            "number, as published to 64"
+        )
+    if training.learning_rate_scaling != "none":
+        raise ValueError(
+            f"training.learning_rate_scaling={training.learning_rate_scaling} with model.architecture=resnet: scales from the "
+            "batches of StyleGAN's script; set training.learning_rate itself"
+        )
+
+    # Statistics of a batch.
+    if training.max_batch_per_worker and norm in OF_BATCH:
+        raise ValueError(
+            f"training.max_batch_per_worker with model.norm={norm}: G takes statistics over a worker's whole share of the "
+            "batch, which cannot go through in parts; leave it out and use more workers, or set model.norm to one of each "
+            "image (instance, conditional_instance, adaptive_instance)"
+        )
+
+
+def _changed(section: Section) -> list[str]:
+    """Return the names of the settings that have another value than by default."""
+    return list(section.model_dump(exclude_defaults=True))
+
+
+def _yaml(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _check_stages(config: UncheckedConfig) -> None:
     training, final = config.training, config.data.resolution
 
     # The first stage.
     start = training.start_resolution
-    if start not in config.grown_resolutions:
+    if start not in config.grown_resolutions and not config.model.is_resnet:
         raise ValueError(f"training.start_resolution={start}: must be a power of two from 4 to data.resolution={final}")
 
     # Exceptions for single stages.
@@ -73,8 +157,9 @@ def _check_stages(config: UncheckedConfig) -> None:
         if unknown:
             known = list(config.grown_resolutions)
             raise ValueError(f"{owner}.stages.{unknown[0]}: no such stage; the stages are {known}")
-    if start in training.stages and training.stages[start].fade_kimg:
-        raise ValueError(f"training.stages.{start}.fade_kimg: the first stage has nothing to fade in from; remove it")
+    first = config.grown_resolutions[0]
+    if first in training.stages and training.stages[first].fade_kimg:
+        raise ValueError(f"training.stages.{first}.fade_kimg: the first stage has nothing to fade in from; remove it")
 
     # The last stage must have something left to train after its fade-in.
     least = sum(sum(config.kimg_at(r)) for r in config.resolutions[:-1]) + config.kimg_at(final)[0]
@@ -92,8 +177,8 @@ def _check_transfer(config: UncheckedConfig, transfer: TransferConfig) -> None:
         given = getattr(config, name).model_dump(exclude_defaults=True)
         if given:
             raise ValueError(
-                f"{name}.{next(iter(given))} with transfer: is a setting of a StyleGAN; remove the section {name}, or remove "
-                "transfer to train a StyleGAN"
+                f"{name}.{next(iter(given))} with transfer: is a setting of a GAN; remove the section {name}, or remove "
+                "transfer to train one"
             )
 
     # What it is measured by.
@@ -147,10 +232,10 @@ def _check_workers(config: UncheckedConfig) -> None:
             )
         if not config.worker_counts_at(r):
             fitting = [n for n in range(1, config.batch_at(r) + 1) if config.divides_among(n, r)]
+            groups = f" into whole groups of model.mbstd_group={config.model.group}" if config.model.group > 1 else ""
             raise ValueError(
-                f"{given}: no number of workers in it divides the batch of {config.batch_at(r)} at {r}x{r} into whole "
-                f"groups of model.mbstd_group={config.model.mbstd_group}; {fitting} do, so take some of them in, or "
-                "change the batch"
+                f"{given}: no number of workers in it divides the batch of {config.batch_at(r)} at {r}x{r}{groups}; "
+                f"{fitting} do, so take some of them in, or change the batch"
             )
 
 
@@ -161,7 +246,7 @@ def _check_batches(config: UncheckedConfig) -> None:
 
 
 def _check_batch(config: UncheckedConfig, r: int, workers: int) -> None:
-    batch, group = config.batch_at(r), config.model.mbstd_group
+    batch, group = config.batch_at(r), config.model.group
 
     # Every worker has the same number of images.
     if batch % workers:
@@ -181,11 +266,11 @@ def _check_batch(config: UncheckedConfig, r: int, workers: int) -> None:
     # Nor is it divided among the parts of a worker's share.
     least, limits = share // config.parts_at(r, workers), config.training.max_batch_per_worker or {}
     if limits and r >= min(limits) and least > at_resolution(limits, r):
-        turned = ", and equally many images that training.rotation turns" if config.training.rotation else ""
+        whole = [f"whole groups of model.mbstd_group={group}"] if group > 1 else []
+        whole += ["equally many images that training.rotation turns"] if config.training.rotation else []
         raise ValueError(
             f"training.max_batch_per_worker at {r}x{r} is {at_resolution(limits, r)}: a worker's {share} images "
-            f"divide into equal parts of no fewer than {least} (whole groups of model.mbstd_group={group}{turned}); "
-            f"use at least {least}"
+            f"divide into equal parts of no fewer than {least} ({', and '.join(whole)}); use at least {least}"
         )
 
 
@@ -195,6 +280,18 @@ def _check_networks(config: UncheckedConfig) -> None:
             "model.styles=false with model.const_input=true would draw one image for every z; "
             "set model.const_input=false or model.styles=true"
         )
+
+
+def _check_updates(config: UncheckedConfig) -> None:
+    """Check that G is updated at least once in each stage."""
+    d_steps = config.training.d_steps
+    for r in config.resolutions if d_steps > 1 else ():
+        steps = math.ceil(1000 * sum(config.kimg_at(r)) / config.batch_at(r))
+        if steps < d_steps:
+            raise ValueError(
+                f"training.d_steps={d_steps}: the stage {r}x{r} has {steps} steps of {config.batch_at(r)} images, so that G "
+                "would never be updated; lower it, or make the stage longer (training.stable_kimg)"
+            )
 
 
 def _check_losses(config: UncheckedConfig) -> None:
@@ -232,10 +329,11 @@ def _check_rotation(config: UncheckedConfig) -> None:
         count = rotation.fraction * batch
         whole = abs(count - round(count)) <= 0.01  # 0.333 may stand for a third
         if not whole or round(count) < 1 or round(count) % workers:
+            parts = Fraction(rotation.fraction).limit_denominator(1000)
             raise ValueError(
                 f"training.rotation.fraction={rotation.fraction:g} of the {batch} images of a batch at {r}x{r} is "
                 f"{count:g} for {workers} worker(s): each must rotate the same whole number of images, at least one; "
-                f"use a multiple of {workers}/{batch} or a larger batch"
+                f"use a multiple of {workers}/{batch}, or a batch that is a multiple of {parts.denominator * workers}"
             )
 
 

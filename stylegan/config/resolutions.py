@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 _WHOLE = re.compile("[1-9][0-9]{0,8}")
 RESOLUTIONS = tuple(2**k for k in range(2, 11))
+RESNET_RESOLUTIONS = (32, 64, 128)  # those that the architecture `resnet` is published for
 
 # Images per step over all GPUs in StyleGAN's published training script, by number of GPUs and resolution. An entry
 # holds up to the next one.

@@ -55,6 +55,7 @@ Metric = Literal[
 ]
 QuickMetric = Literal["fid", "kid", "is", "pr"]
 Norm = Literal["batch", "conditional_batch", "self_modulated", "instance", "conditional_instance", "adaptive_instance"]
+OF_BATCH: tuple[Norm, ...] = ("batch", "conditional_batch", "self_modulated")  # whose statistics are those of a batch
 # The settings of `model` that the architecture `resnet` has.
 OF_RESNET = ("architecture", "norm", "width", "latent_size", "spectral_norm", "conditional")
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -1165,6 +1166,15 @@ class UncheckedConfig(Section):
         if not is_resnet or not isinstance(evaluation, dict):
             return values
         return values | {"evaluation": {"metrics": RESNET_METRICS} | evaluation}
+
+    def identity(self, exclude: set[str]) -> dict[str, Any]:
+        """Return what digests of a whole config hold of it but for some sections, as JSON has it.
+
+        A setting that came with the architecture `resnet` is there only where it is used, so that earlier work is still found.
+        """
+        model = {"label_scale": self.model.label_scale} | self.model.identity()  # these digests always had it
+        values = {"model": model, "training": self.training.identity(set())}
+        return self.model_dump(mode="json", exclude=exclude | values.keys()) | values
 
     @property
     def model_name(self) -> str:

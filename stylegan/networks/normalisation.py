@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylegan.config.sections import Norm
+from stylegan.config.sections import OF_BATCH, Norm
 from stylegan.networks.ops import EPS, fusable, needs_graph
 
 # Replaces a tensor by its mean over all ranks, in place, and returns it.
@@ -183,7 +183,6 @@ def _normalise_backward(
 
 BATCH_EPS = 2e-5  # added to the variance of a batch, as in the code of Miyato et al. 2018
 HIDDEN = 32  # units of the hidden layer of self-modulation (Chen et al. 2018, section 3)
-OF_BATCH = ("batch", "conditional_batch", "self_modulated")
 
 
 class Normalisation(nn.Module):

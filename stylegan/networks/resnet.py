@@ -120,6 +120,11 @@ def add_enlarged(y: Tensor, coarse: Tensor) -> Tensor:
     return (y.unflatten(2, (h, 2)).unflatten(4, (w, 2)) + coarse[:, :, :, None, :, None]).flatten(4, 5).flatten(2, 3)
 
 
+def one_hot(labels: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
+    """Return 1 for the own class and 0 for the others, [N] -> [N, num_labels]; torch's function waits for a GPU."""
+    return (labels[:, None] == torch.arange(num_labels, device=labels.device)).to(dtype)
+
+
 class LatentMapping(nn.Module):
     """The place of a mapping network: w is z, and after it the class as numbers, 1 for the image's own, 0 for others."""
 
@@ -147,7 +152,7 @@ class LatentMapping(nn.Module):
                 "labels=None: this generator is conditional; give each image a class number from 0 to "
                 f"{self.num_labels - 1}"
             )
-        return torch.cat([z, F.one_hot(labels, self.num_labels).to(z.dtype)], dim=1)
+        return torch.cat([z, one_hot(labels, self.num_labels, z.dtype)], dim=1)
 
 
 class GeneratorBlock(nn.Module):
@@ -294,7 +299,7 @@ class ResNetDiscriminator(nn.Module):
                 "labels=None: this discriminator is conditional; "
                 f"give each image a class number from 0 to {self.num_labels - 1}"
             )
-        embedded = self.classes(F.one_hot(labels, self.num_labels).to(features.dtype))
+        embedded = self.classes(one_hot(labels, self.num_labels, features.dtype))
         return scores + (embedded * features).sum(1)
 
     def layer_maps(self, images: Tensor, *, alpha: float | Tensor = 1.0) -> list[Tensor]:

@@ -58,7 +58,8 @@ def stage_keys(config: Config, shards: ShardSet) -> tuple[str, ...]:
     if config.transfer:
         return (_transfer_key(config, shards),)
     for stage in stages(config):
-        below = digest([VERSIONS["train"], below, config.seed, data, config.model.identity(), common, stage])
+        shape = stage.model_dump(mode="json", exclude={"d_steps"})  # which is in `common`, if it is not 1
+        below = digest([VERSIONS["train"], below, config.seed, data, config.model.identity(), common, shape])
         keys.append(below)
     return tuple(keys)
 

@@ -231,7 +231,7 @@ def check(config: Config, day: str | None = None) -> Check:
 
 def config_key(config: Config) -> str:
     """Return the digest of what decides the result of a run, but for the images and the weights that it starts from."""
-    values = config.model_dump(mode="json", exclude=_OF_NO_RESULT)
+    values = config.identity(_OF_NO_RESULT)
     values["data"] = {"settings": settings_key(config.data)} | {
         name: values["data"][name] for name in ("labels", "label_file", "max_rejected")
     }

@@ -283,7 +283,7 @@ class Study:
 
 def study_name(config: Config, objective: Objective, space: Sequence[Dimension]) -> str:
     """Return the name of a study: the same command finds it again, with more trials, too."""
-    values = config.model_dump(mode="json", exclude={"storage", "ray", "tracking"})
+    values = config.identity({"storage", "ray", "tracking"})
     return f"{config.name}-study-{digest([values, objective, *space])}"
 
 

@@ -269,7 +269,7 @@ def spreads(values: Sequence[tuple[str, Mapping[str, float]]]) -> tuple[Spread, 
 def sweep_id(name: str, children: Sequence[Child]) -> str:
     """Return the id of a sweep: the same command finds its MLflow run again, wherever its storage is."""
     apart = {"storage", "ray", "tracking"}
-    return f"{name}-{digest(sorted(digest(child.config.model_dump(mode='json', exclude=apart)) for child in children))}"
+    return f"{name}-{digest(sorted(digest(child.config.identity(apart)) for child in children))}"
 
 
 def shared_keys(config: Config, *, assumed: bool = False) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from stylegan.errors import DivergedError
 from stylegan.training import distributed
 from stylegan.training.background import Background, HostCopy
 from stylegan.training.job import StageJob
-from stylegan.training.schedule import PENALTIES
+from stylegan.training.schedule import OF_G, PENALTIES
 
 STATS = "stats.jsonl"
 SPEED = "time/img_per_sec"
@@ -96,10 +96,11 @@ class Curves:
         Args:
             corrupt: number of samples found damaged so far.
         """
-        # Means over the steps and over ranks; a penalty counts only the steps that computed it.
-        state = self.state
-        num_penalties = self.job.stage.num_penalties(state.nimg, state.steps)
-        counts = {name: num_penalties if name in PENALTIES else state.steps for name in sorted(state.sums)}
+        # Means over the steps and over ranks; a penalty, or a loss of G, counts only the steps that computed it.
+        state, stage = self.state, self.job.stage
+        counts = dict.fromkeys(sorted(state.sums), state.steps)
+        counts |= {name: stage.num_penalties(state.nimg, state.steps) for name in PENALTIES if name in counts}
+        counts |= {name: stage.num_G_updates(state.nimg, state.steps) for name in OF_G if name in counts}
         names = [name for name, count in counts.items() if count]
         means = [state.sums[name] / counts[name] for name in names]
         distributed.mean_(means)
@@ -117,7 +118,7 @@ class Curves:
             metrics = measured | others | _speed(images, seconds(), steps(), waits())
             return {"nimg": nimg, "resolution": resolution, "metrics": metrics}
 
-        nimg, resolution = state.nimg, self.job.stage.resolution
+        nimg, resolution = state.nimg, stage.resolution
         num_bytes = (len(self._points) + 1) * len(self._points[-1].line if self._points else "")
         self._points.append(_Point(row))
 

@@ -66,6 +66,12 @@ def mean_(tensors: Iterable[Tensor]) -> None:
         part.copy_(mean.view_as(part))
 
 
+def mean(values: Tensor) -> Tensor:
+    """Replace values by their mean over ranks, in place, and return them."""
+    mean_([values])
+    return values
+
+
 def gather(value: Tensor) -> Tensor:
     """Wait for all ranks and return the values of all, [world_size, *value.shape]. NCCL needs `value` on the GPU."""
     if world_size() == 1:

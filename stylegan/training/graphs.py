@@ -139,7 +139,7 @@ class StepRunner:
         self.state.reset_optimizers(self.config, self.stage.learning_rate)
 
     def step(self, reals: Tensor, labels: Tensor | None) -> str:
-        """Train D, then G. The caller raises `state.nimg` afterwards.
+        """Train D, then G in every `d_steps`-th step. The caller raises `state.nimg` afterwards.
 
         Args:
             reals: this rank's images, uint8 [batch / ranks, C, r, r].
@@ -156,6 +156,8 @@ class StepRunner:
         update_D = partial(update_discriminator, state, config, stage, share, has_penalty=penalty)
         replayed_D = self._make(("D", fades), penalty, inputs, update_D)
 
+        if not stage.updates_G(nimg):
+            return "graph" if replayed_D else self.path
         inputs = generator_inputs(config, stage, nimg, share, self.label_table, static=self._static)
         turns = isinstance(inputs.turned_weight, Tensor)
         update_G = partial(update_generator, state, config, share)

@@ -34,6 +34,7 @@ from stylegan.training.hardware import describe_hardware, operations_path, tuned
 from stylegan.training.job import StageJob
 from stylegan.training.samples import write_reals, write_samples
 from stylegan.training.schedule import crossed
+from stylegan.training.settle_average import settle_average
 from stylegan.training.state import Checkpoint, TrainState, newest_checkpoint, prune, resume_stage, start_stage
 from stylegan.training.stop import StageStopped, StopRequests
 from stylegan.training.update import CHECK_EVERY, DivergenceCheck
@@ -111,13 +112,20 @@ def _train_stage(
                 if (done or is_due(job, state, "log_kimg")) and state.steps:
                     curves.add_point(table.corrupt)
 
-                # Draw samples. File names are in kimg, and within its last kimg a stage draws only the grid of its end.
+                # Settle the average, before it draws or is stored. File names of grids are in kimg, and within its last
+                # kimg a stage draws only the grid of its end.
                 in_last_kimg = state.nimg // 1000 >= stage.end_nimg // 1000
-                if done or (is_due(job, state, "samples_kimg") and not in_last_kimg):
+                draws = done or (is_due(job, state, "samples_kimg") and not in_last_kimg)
+                stores = done or (stopped and state.nimg > begun_at) or is_due(job, state, "checkpoint_kimg")
+                if draws or stores:
+                    settle_average(state, config, stage, label_table)
+
+                # Draw samples.
+                if draws:
                     write_samples(job, state, background)
 
                 # Write a checkpoint.
-                if done or (stopped and state.nimg > begun_at) or is_due(job, state, "checkpoint_kimg"):
+                if stores:
                     checkpoints.write(curves)
 
             # Stop if work in the background has failed, or if training has diverged.
@@ -135,7 +143,7 @@ def _train_stage(
             if not job.is_warm and stage.resets_optimizers(state.nimg):
                 runner.reset_optimizers()
 
-            # Train D, then G.
+            # Train D, then G if it is its turn.
             with curves.waits:
                 images, labels = next(training_batches)
             with curves.steps:
@@ -195,7 +203,7 @@ def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[
 
 def own_order(job: StageJob, table: ImageTable, nimg: int) -> Iterator[np.ndarray]:
     """Yield the indices of the images that this rank shows D, batch by batch without end, from an image count on."""
-    stage, share = job.stage, distributed.own_share(job.stage.batch, job.config.model.mbstd_group).numpy()
+    stage, share = job.stage, distributed.own_share(job.stage.batch, job.config.model.group).numpy()
     for start in count(nimg - stage.start_nimg, stage.batch):
         indices = sample_indices(
             len(table.images), seed=job.config.seed, stage=stage.resolution, start=start, count=stage.batch

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from stylegan.errors import StepError
-from stylegan.networks.discriminator import Discriminator
+from stylegan.networks.discriminator import AnyDiscriminator
 from stylegan.training.step import process_reals
 
 MAX_ITERATIONS = 100  # of L-BFGS, which mostly ends well before
@@ -34,7 +34,9 @@ def probe_indices(num_images: int, *, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(num_images)[:count])
 
 
-def probe(D: Discriminator, images: Tensor, labels: Tensor, *, alpha: float, seed: int, batch: int) -> dict[str, float]:
+def probe(
+    D: AnyDiscriminator, images: Tensor, labels: Tensor, *, alpha: float, seed: int, batch: int
+) -> dict[str, float]:
     """Fit a logistic regression on D's features of one half of the images and score it on the other half.
 
     Args:
@@ -74,7 +76,7 @@ def probe(D: Discriminator, images: Tensor, labels: Tensor, *, alpha: float, see
 
 
 @torch.no_grad()
-def compute_features(D: Discriminator, images: Tensor, *, alpha: float, order: np.ndarray, batch: int) -> np.ndarray:
+def compute_features(D: AnyDiscriminator, images: Tensor, *, alpha: float, order: np.ndarray, batch: int) -> np.ndarray:
     """Compute D's features of uint8 images [N, C, r, r] in evaluation mode.
 
     Args:

@@ -13,6 +13,7 @@ from stylegan.config.tree import Config
 from stylegan.records import Record
 
 PENALTIES = ("loss/r1", "loss/r2", "loss/gp")  # metrics that only steps with a gradient penalty compute
+OF_G = ("loss/g", "loss/rotation_g", "rotation/accuracy_fake", "rotation/weight_g")  # that only updates of G compute
 
 
 class Stage(Record):
@@ -27,6 +28,7 @@ class Stage(Record):
     learning_rate: float
     repeats: int  # steps between two updates of alpha
     penalty_interval: int = 1  # steps between two gradient penalties of D
+    d_steps: int = 1  # steps (each is an update of D) for each update of G
 
     @property
     def name(self) -> str:
@@ -66,6 +68,15 @@ class Stage(Record):
         now = (nimg - self.start_nimg) // self.batch
         return math.ceil(now / self.penalty_interval) - math.ceil((now - steps) / self.penalty_interval)
 
+    def updates_G(self, nimg: int) -> bool:
+        """Return whether the step at `nimg` also updates G, after D: every `d_steps`-th step of the stage does."""
+        return ((nimg - self.start_nimg) // self.batch + 1) % self.d_steps == 0
+
+    def num_G_updates(self, nimg: int, steps: int) -> int:
+        """Count the updates of G in the last `steps` steps before `nimg`."""
+        now = (nimg - self.start_nimg) // self.batch
+        return now // self.d_steps - (now - steps) // self.d_steps
+
     def resets_optimizers(self, nimg: int) -> bool:
         """Return whether Adam is reset before the step at `nimg`: at the start of the stage and the end of its fade."""
         if nimg == self.start_nimg:
@@ -94,6 +105,7 @@ def stages(config: Config) -> tuple[Stage, ...]:
                 learning_rate=config.learning_rate_at(resolution),
                 repeats=training.minibatch_repeats,
                 penalty_interval=training.penalty_interval,
+                d_steps=training.d_steps,
             )
         )
         start = plan[-1].end_nimg

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from stylegan.config.sections import RotationConfig, TrainingConfig
 from stylegan.config.tree import Config
-from stylegan.networks.discriminator import TURNS, Discriminator
+from stylegan.networks.discriminator import AnyDiscriminator
+from stylegan.networks.layers import TURNS
 from stylegan.training.schedule import Stage
 
 Metrics = dict[str, Tensor]
 
 
 def with_turned_reals(
-    loss: Tensor, D: Discriminator, training: TrainingConfig, *, reals: Tensor, turned: Tensor, alpha: float | Tensor
+    loss: Tensor, D: AnyDiscriminator, training: TrainingConfig, *, reals: Tensor, turned: Tensor, alpha: float | Tensor
 ) -> tuple[Tensor, Metrics]:
     """Add the term for turned reals to the loss of D. Without `training.rotation` the loss stays as it is.
 
@@ -50,7 +51,7 @@ def with_turned_reals(
 
 def with_turned_fakes(
     loss: Tensor,
-    D: Discriminator,
+    D: AnyDiscriminator,
     training: TrainingConfig,
     *,
     fakes: Tensor,
@@ -114,13 +115,13 @@ def turned_positions(config: Config, stage: Stage, positions: Tensor) -> Tensor:
     rotation, batch = config.training.rotation, stage.batch
     if rotation is None:
         return torch.empty(0, dtype=torch.int64)
-    group = min(config.model.mbstd_group, batch)
+    group = min(config.model.group, batch)
     groups, count = batch // group, rotation.num_turned(batch)
     order = positions % groups * group + positions // groups  # position of each sample in the order of whole groups
     return torch.nonzero((order + 1) * count // batch > order * count // batch).squeeze(1)
 
 
-def rotation_loss(D: Discriminator, images: Tensor, *, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
+def rotation_loss(D: AnyDiscriminator, images: Tensor, *, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
     """Turn upright images [n, C, r, r] by all angles and classify the turns.
 
     Returns:

@@ -26,11 +26,13 @@ from stylegan import storage
 from stylegan.commands import shell_command
 from stylegan.config.tree import Config
 from stylegan.errors import DamagedError, StepError, one_line
-from stylegan.networks.discriminator import Discriminator
+from stylegan.networks.discriminator import Discriminator, make_discriminator
 from stylegan.networks.generator import Generator
+from stylegan.networks.normalisation import of_batch
 from stylegan.networks.style_transfer import FILE as TRANSFER
 from stylegan.networks.weights import load_generator, require_finite, save_generator
 from stylegan.records import Record
+from stylegan.training import distributed
 from stylegan.training.background import HostCopy
 from stylegan.training.hardware import set_precision
 from stylegan.training.schedule import Stage, lazy_correction
@@ -61,10 +63,13 @@ class TrainState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.G = Generator(config.model, **shape).to(device)
-            self.D = Discriminator(config.model, **shape, rotation=config.training.rotation is not None).to(device)
+            rotates = config.training.rotation is not None
+            self.D = make_discriminator(config.model, **shape, rotation=rotates).to(device)
         self.precision = config.training.precision
         self._set_precision()
         self.G_ema = self._copy_for_average()
+        for layer in of_batch(self.G):  # not of the average, whose statistics every rank finds by itself
+            layer.ranks = distributed.mean if distributed.world_size() > 1 else None
         self.device = torch.device(device)
         self.nimg = 0
         self.sums: dict[str, Tensor] = {}  # metric -> sum over the steps since the last point
@@ -115,6 +120,7 @@ class TrainState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1000 * self.G.resolution * 2)
             self.G.grow()
+            assert isinstance(self.D, Discriminator)
             self.D.grow()
         self.G.to(self.device)
         self.D.to(self.device)

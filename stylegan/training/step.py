@@ -55,12 +55,15 @@ def process_reals(images: Tensor, *, alpha: float | Tensor, flips: Tensor | None
     return x
 
 
-def generate(G: Generator, model: ModelConfig, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-    """Compute images of G in training mode: with style mixing and fresh noise.
+def generate(G: Generator, model: ModelConfig, inputs: StepInputs) -> tuple[Tensor, Tensor | None]:
+    """Compute images of G in training mode: with style mixing and fresh noise, where it has them.
 
     Returns:
-        Images [n, C, r, r], and the mean w [L] before style mixing, without a graph.
+        Images [n, C, r, r], and the mean w [L] before style mixing, without a graph; None of a `resnet`.
     """
+    if model.is_resnet:
+        return G.synthesis(G.mapping(inputs.z, inputs.labels)[:, None]), None
+
     # Map both latents of every image in one pass: small matrix products wait for the weights to arrive from memory.
     z, labels = inputs.z, inputs.labels
     if inputs.mixed_z is not None:
@@ -195,7 +198,7 @@ def update_generator(state: TrainState, config: Config, share: Share, inputs: St
     """Make the G step of `generator_step` from its inputs."""
     pieces, training = [inputs.part(part) for part in share.parts], config.training
     found: list[Metrics] = []  # of each part
-    mean_ws: list[Tensor] = []
+    mean_ws: list[Tensor | None] = []
 
     def loss_of(number: int) -> Tensor:
         """Compute the loss of a part: GAN loss and rotation."""
@@ -241,9 +244,12 @@ def penalty_points(training: TrainingConfig, reals: Tensor, fakes: Tensor, betwe
     return {name: images.requires_grad_() for name, images in points.items()}
 
 
-def update_w_avg(state: TrainState, mean_ws: Sequence[Tensor], beta: float) -> None:
-    """Move the average of w towards the mean over parts and ranks."""
-    mean_w = mean_ws[0] if len(mean_ws) == 1 else torch.stack(list(mean_ws)).mean(0)
+def update_w_avg(state: TrainState, mean_ws: Sequence[Tensor | None], beta: float) -> None:
+    """Move the average of w towards the mean over parts and ranks, where there is a w."""
+    of_parts = [mean_w for mean_w in mean_ws if mean_w is not None]
+    if not of_parts:
+        return
+    mean_w = of_parts[0] if len(of_parts) == 1 else torch.stack(of_parts).mean(0)
     distributed.mean_([mean_w])
     state.G.update_w_avg(mean_w, beta)
 

@@ -51,7 +51,7 @@ class Share:
     @classmethod
     def of(cls, config: Config, stage: Stage, device: torch.device) -> Share:
         """Return the share of this rank."""
-        group = config.model.mbstd_group
+        group = config.model.group
         positions = distributed.own_share(stage.batch, group)
         number, parts = config.parts_at(stage.resolution, distributed.world_size()), list[Part]()
         for part in range(number):
@@ -180,9 +180,10 @@ def generator_inputs(
 
 def _generator_draws(config: Config, stage: Stage, nimg: int, draws: Draws, *, static: bool) -> StepInputs:
     """Draw what G reads: latents, whether and from which layer on styles are mixed, and noise."""
-    model, alpha, last = config.model, stage.alpha(nimg), count_layers(stage.resolution)
+    model, alpha = config.model, stage.alpha(nimg)
+    last = 1 if model.is_resnet else count_layers(stage.resolution)
     z, cutoff = draws.normal(model.latent_size), last
-    mixes = model.styles and model.style_mixing_prob > 0
+    mixes = model.has_styles and model.style_mixing_prob > 0
     if mixes and draws.host.random() < model.style_mixing_prob:
         cutoff = int(draws.host.integers(1, last))
     mixed_z = draws.normal(model.latent_size) if cutoff < last or (static and mixes) else None
@@ -199,5 +200,5 @@ def _generator_draws(config: Config, stage: Stage, nimg: int, draws: Draws, *, s
 
 
 def _noise(model: ModelConfig, draws: Draws, layers: int) -> tuple[Tensor, ...]:
-    sides = [layer_resolution(index) for index in range(layers)] if model.noise else []
+    sides = [layer_resolution(index) for index in range(layers)] if model.has_noise else []
     return tuple(draws.normal(1, side, side) for side in sides)

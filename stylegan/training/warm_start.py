@@ -116,10 +116,12 @@ def _other_generator(config: Config, uri: str, label_names: tuple[str, ...]) -> 
     except (ValueError, LookupError, TypeError) as error:
         raise _damaged(file, error) from error
 
-    then, now = model.model_dump(), config.model.model_dump()
-    for name in now.keys() - OF_TRAINING:
-        if then[name] != now[name]:
-            return f"it was trained with model.{name}={_yaml(then[name])}, this config has {_yaml(now[name])}"
+    then, now = ({"architecture": each.architecture} | each.identity() for each in (model, config.model))
+    for name in sorted(
+        (then.keys() | now.keys()) - OF_TRAINING
+    ):  # "architecture", which explains the others, is the first
+        if then.get(name) != now.get(name):
+            return f"it was trained with model.{name}={_yaml(then.get(name))}, this config has {_yaml(now.get(name))}"
     if channels != config.data.channels:
         return f"it was trained with data.channels={channels}, this config has {config.data.channels}"
     if config.model.conditional and tuple(classes) != label_names:

@@ -3,8 +3,9 @@
 import pytest
 
 from stylegan.config.file import build, dump, load
-from stylegan.config.resolutions import OFFICIAL_BATCH, RESOLUTIONS, official_batch
+from stylegan.config.resolutions import OFFICIAL_BATCH, RESNET_RESOLUTIONS, RESOLUTIONS, official_batch
 from stylegan.errors import ConfigError
+from stylegan.networks.resnet import SHAPES
 from stylegan.training.schedule import stages
 
 TREE = {"name": "t", "data": {"source": "digits", "resolution": 32}}
@@ -104,7 +105,7 @@ def mistake(**sections):
             [
                 "training.rotation.fraction=0.1",
                 "of the 8 images of a batch at 8x8 is 0.8",
-                "a multiple of 1/8 or a larger batch",
+                "a multiple of 1/8, or a batch that is a multiple of 10",
             ],
         ),
         ({"training": {"batch": 8, "rotation": {"fraction": 0.01}}}, ["is 0.08"]),
@@ -118,7 +119,7 @@ def mistake(**sections):
         ),
         (
             {"model": {"styles": False, "const_input": False}, "evaluation": {"metrics": ["fid", "fid_mixing"]}},
-            ["evaluation.metrics has fid_mixing", "set model.styles=true"],
+            ["evaluation.metrics has fid_mixing", "set evaluation.metrics=[fid] or model.styles=true"],
         ),
         (
             {"snapshots": {"metrics_kimg": {4: 0, 16: 10}}, "evaluation": {"features": "x.safetensors"}},
@@ -264,6 +265,150 @@ def test_a_range_of_workers_has_the_numbers_that_divide_the_batch():
     turned = configured(training={"batch": 32, "rotation": {"fraction": 0.125}}, ray=ray)
     assert turned.worker_counts_at(32) == (1, 2, 4)
     assert build(load_back(config)).ray == config.ray
+
+
+RESNET = {"model": {"architecture": "resnet"}, "evaluation": {"metrics": ["fid"]}}
+
+
+def resnet(**sections):
+    """Return the sections of a config of a resnet; values in `sections` join those of `RESNET`."""
+    return RESNET | {name: RESNET.get(name, {}) | values for name, values in sections.items()}
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        *(
+            (
+                {"data": {"resolution": resolution}},
+                [f"data.resolution={resolution} with model.architecture=resnet", "32, 64, 128 only"],
+            )
+            for resolution in (4, 16, 256)
+        ),
+        *(
+            ({"model": {name: value}}, [f"model.{name}={shown} with model.architecture=resnet", "leave it out"])
+            for name, value, shown in [
+                ("mapping_layers", 2, "2"),
+                ("mapping_fmaps", 64, "64"),
+                ("mapping_lrmul", 0.1, "0.1"),
+                ("fmap_base", 1024, "1024"),
+                ("fmap_decay", 0.5, "0.5"),
+                ("fmap_max", 64, "64"),
+                ("styles", False, "false"),
+                ("const_input", False, "false"),
+                ("noise", False, "false"),
+                ("pixel_norm", True, "true"),
+                ("instance_norm", False, "false"),
+                ("blur", False, "false"),
+                ("style_mixing_prob", 0.0, "0.0"),
+                ("w_avg_beta", 0.9, "0.9"),
+                ("mbstd_group", 1, "1"),
+                ("label_scale", 0.2, "0.2"),
+            ]
+        ),
+        (
+            {"model": {"architecture": "stylegan", "norm": "batch"}},
+            ["model.norm=batch with model.architecture=stylegan", "set model.architecture=resnet"],
+        ),
+        ({"model": {"architecture": "stylegan", "width": 0.5}}, ["model.width=0.5 with model.architecture=stylegan"]),
+        ({"model": {"norm": "layer"}}, ["model.norm='layer'", "'conditional_batch'"]),
+        *(
+            (
+                {"model": {"norm": norm, "conditional": True}},
+                [f"model.norm={norm} with model.conditional=true", f"set model.norm=conditional_{norm}"],
+            )
+            for norm in ("batch", "instance")
+        ),
+        *(
+            (
+                {"model": {"norm": f"conditional_{norm}"}},
+                [f"model.norm=conditional_{norm} with model.conditional=false", f"or model.norm={norm}"],
+            )
+            for norm in ("batch", "instance")
+        ),
+        (
+            {"model": {"conditional": True}, "data": {"labels": "none"}},
+            ["model.conditional=true needs labels but data.labels=none"],
+        ),
+        ({"training": {"start_resolution": 16}}, ["training.start_resolution=16", "one stage, 32x32; leave it out"]),
+        ({"training": {"fade_kimg": 100}}, ["training.fade_kimg={4: 100", "one stage, 32x32", "leave it out"]),
+        ({"training": {"stages": {32: {"fade_kimg": 1}}}}, ["training.stages.32.fade_kimg", "remove it"]),
+        ({"training": {"stages": {16: {"batch": 4}}}}, ["training.stages.16: no such stage; the stages are [32]"]),
+        ({"training": {"batch": "auto"}}, ["training.batch=auto with model.architecture=resnet", "set training.batch"]),
+        (
+            {"training": {"learning_rate_scaling": "sqrt"}},
+            ["training.learning_rate_scaling=sqrt with model.architecture=resnet", "set training.learning_rate itself"],
+        ),
+        *(
+            (
+                {"model": {"norm": norm}, "training": {"max_batch_per_worker": 8}},
+                [f"training.max_batch_per_worker with model.norm={norm}", "use more workers"],
+            )
+            for norm in ("batch", "self_modulated")
+        ),
+        (
+            {"training": {"batch": 6, "rotation": {}}},
+            ["training.rotation.fraction=0.25 of the 6 images of a batch at 32x32", "a batch that is a multiple of 4"],
+        ),
+        (
+            {"training": {"batch": 4, "rotation": {}}, "ray": {"workers": 2}},
+            ["is 1 for 2 worker(s)", "a multiple of 2/4, or a batch that is a multiple of 8"],
+        ),
+        ({"training": {"batch": 9}, "ray": {"workers": 2}}, ["training.batch at 32x32 is 9", "by its 2 workers"]),
+        (
+            {"training": {"batch": 9}, "ray": {"workers": {"min": 2, "max": 2}}},
+            ["ray.workers={min: 2, max: 2}", "divides the batch of 9 at 32x32; [1, 3, 9] do"],
+        ),
+        (
+            {"model": {"norm": "instance"}, "training": {"batch": 8, "max_batch_per_worker": 2, "rotation": {}}},
+            ["no fewer than 4 (equally many images that training.rotation turns); use at least 4"],
+        ),
+        (
+            {"training": {"d_steps": 5, "batch": 64, "total_kimg": 0.2}},
+            ["training.d_steps=5: the stage 32x32 has 4 steps of 64 images", "G would never be updated"],
+        ),
+        ({"training": {"d_steps": 0}}, ["training.d_steps=0: input should be greater than or equal to 1"]),
+        ({"training": {"loss": "wgan", "r1_gamma": 0}}, ["training.loss=wgan", "model.spectral_norm=true"]),
+        (
+            {"transfer": {}, "evaluation": {"metrics": ["transfer"]}},
+            ["model.architecture with transfer: is a setting of a GAN", "remove the section model"],
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, list) else str(value),
+)
+def test_what_does_not_fit_a_resnet_is_one_line(sections, words):
+    message = mistake(**resnet(**sections))
+    assert [word for word in words if word not in message] == [], message
+    assert "mbstd_group" in str(sections) or "mbstd_group" not in message
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"model": {"norm": "batch", "spectral_norm": True, "width": 0.25, "latent_size": 128}},
+        *({"model": {"norm": norm}} for norm in ("self_modulated", "instance", "adaptive_instance")),
+        {"model": {"conditional": True}},
+        *(
+            {"model": {"conditional": True, "norm": norm}}
+            for norm in ("conditional_batch", "self_modulated", "conditional_instance", "adaptive_instance")
+        ),
+        {"training": {"start_resolution": 32, "fade_kimg": 0}},
+        {"training": {"batch": 5, "d_steps": 3}, "ray": {"workers": 5}},
+        {"training": {"batch": 8, "rotation": {}}, "ray": {"workers": 2}},
+        {"training": {"loss": "hinge", "r1_gamma": 0, "d_steps": 4, "batch": 64, "total_kimg": 0.2}},
+        {"model": {"norm": "instance"}, "training": {"max_batch_per_worker": 2}},
+        {"training": {"stages": {32: {"batch": 64, "stable_kimg": 10}}}, "ray": {"stages": {32: {"workers": 2}}}},
+    ],
+    ids=str,
+)
+def test_what_fits_a_resnet_is_trained_in_one_stage(sections):
+    (stage,) = stages(configured(**resnet(**sections)))
+    assert (stage.resolution, stage.levels_below, stage.start_nimg, stage.fade_images) == (32, 0, 0, 0)
+
+
+def test_the_resolutions_of_a_resnet_are_those_of_its_networks():
+    assert tuple(sorted(SHAPES)) == RESNET_RESOLUTIONS
 
 
 def load_back(config):

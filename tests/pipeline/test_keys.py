@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from stylegan.config.file import load
+from stylegan.cluster.job_package import make_package
+from stylegan.config.file import build, load
 from stylegan.config.sections import DataConfig, EvaluationConfig
+from stylegan.config.tree import Config
 from stylegan.data.sharding.changes import newest_uri
 from stylegan.data.sharding.write_shards import shard_key
 from stylegan.data.shardset import ShardSet
@@ -16,13 +18,26 @@ from stylegan.evaluation.features.spaces import Network, Spaces
 from stylegan.evaluation.protocol import protocol_of
 from stylegan.evaluation.quick import rows_name
 from stylegan.pipeline.keys import gate_key, make_keys, stage_keys
-from stylegan.pipeline.sweep import with_overrides
+from stylegan.pipeline.retraining import config_key
+from stylegan.pipeline.study import Objective, study_name
+from stylegan.pipeline.sweep import make_children, sweep_id, with_overrides
 from stylegan.training.cost import speed_record
 
 ROOT = Path(__file__).parents[2]
 # Written by version 0.1: keys of every shipped config, of every metric, and of the newest set of every kind of source.
 KNOWN = json.loads(Path(__file__).with_name("keys-0.1.json").read_text())
 SHARDS = ShardSet.model_validate(KNOWN["shards"])
+TREE = {
+    "name": "t",
+    "data": {"source": "/data/images", "resolution": 32},
+    "storage": {"root": "/root"},
+    "ray": {"address": "head:10001"},
+}
+TRANSFER = {
+    "transfer": {},
+    "evaluation": {"metrics": ["transfer"]},
+    "registry": {"gate": {"metric": "transfer_loss"}},
+}
 
 
 @pytest.mark.parametrize("path", KNOWN["configs"])
@@ -37,6 +52,39 @@ def test_keys_of_a_config(path: str) -> None:
 
 def test_every_shipped_config_of_then_is_still_there() -> None:
     assert [path for path in KNOWN["configs"] if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "known"),
+    [
+        ({}, ["e1335ed405", "t-study-35e8059244", "s-88cba59577", "0d5f452d0d"]),
+        (
+            {"model": {"conditional": True, "label_scale": 0.2}, "training": {"rotation": {}}},
+            ["d2eee2fbb2", "t-study-5f5139ef61", "s-c7729ed236", "a00f54e41f"],
+        ),
+        (TRANSFER, ["51e6299202", "t-study-4b3857c535", "s-01284b10dd", "0d5f452d0d"]),
+    ],
+    ids=["defaults", "conditional", "transfer"],
+)
+def test_digests_of_a_whole_config(sections: dict, known: list[str]) -> None:
+    """What is trained again, a study, a sweep and the work of a job are found as before there were other architectures."""
+    config = build(TREE | sections)
+    found = [config_key(config), study_name(config, Objective(key="fid"), ()), sweep_id("s", make_children(config))]
+    assert [*found, make_package(config).work] == known
+
+
+@pytest.mark.parametrize(
+    "override", ["model.width=0.5", "model.norm=self_modulated", "model.latent_size=64", "training.d_steps=2"]
+)
+def test_what_decides_a_resnet_is_part_of_every_key(override: str) -> None:
+    def keys(config: Config) -> list[str]:
+        found = [config_key(config), study_name(config, Objective(key="fid"), ()), sweep_id("s", make_children(config))]
+        return [*found, make_package(config).work, *stage_keys(config, SHARDS)]
+
+    config = build(TREE | {"model": {"architecture": "resnet"}, "evaluation": {"metrics": ["fid"]}})
+    pairs = list(zip(keys(config), keys(with_overrides(config, [override])), strict=True))
+    assert [one for one, other in pairs if one == other] == []
+    assert keys(config) == keys(with_overrides(config, ["model.norm=batch"]))  # which is what the default means
 
 
 @pytest.mark.parametrize("metric", KNOWN["protocols"]["published"])
