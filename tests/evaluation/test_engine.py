@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from resnets import write_resnet
+from resnets import make_resnet, write_features, write_resnet
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig, EvaluationConfig
@@ -252,9 +252,9 @@ def test_generators_without_styles_have_nothing_to_mix(
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, root: str) -> ShardSet:
-    """Return shards of two classes of 60 coloured 32x32 images each."""
+    """Return shards of two classes of 40 coloured 32x32 images each."""
     folder = tmp_path_factory.mktemp("photos")
-    for number in range(120):
+    for number in range(80):
         half = ("left", "right")[number % 2]
         values = np.random.default_rng(number).integers(0, 120, (32, 32, 3), dtype=np.uint8)
         values[:, 16 * (number % 2) :][:, :16] += 120
@@ -270,7 +270,9 @@ def test_a_resnet_is_measured_by_all_that_needs_no_w(
 ) -> None:
     """What needs one is skipped with the reason, and there are no directions in w."""
     uri, out = write_resnet(tmp_path / "model", *names), str(tmp_path / "out")
-    some = evaluation.model_copy(update={"num_images": 150, "ppl_samples": 60, "separability_samples": 200})
+    changes = {"num_images": 100, "ppl_samples": 20, "separability_samples": 100, "num_reals": 80}
+    features = write_features(tmp_path, make_resnet(len(names)), *photos.label_names)
+    some = evaluation.model_copy(update=changes | {"features": features})
     report = evaluate(uri, photos, some, root=root, out_uri=out)
     values = IMAGE_VALUES | {"ppl_zfull", "ppl_zend", "separability_z"}
     assert set(report.metrics) == {f"{key}_classifier" for key in values} | {"classifier_accuracy"}
