@@ -21,6 +21,7 @@ from stylegan.data.loading.loader import LoaderSettings, load_images
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
+from stylegan.drawing.figures import FigureRequest, draw_figures
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation import engine, figures, generate
 from stylegan.evaluation.directions import DIRECTIONS
@@ -285,8 +286,11 @@ def test_a_resnet_is_measured_by_all_that_needs_no_w(
     assert all(row["entropy_z"] is not None for row in report.attributes.values())
     assert set(report.figures) == {"grid", "best", "worst", "neighbours"}
     assert not storage.exists(storage.join(out, DIRECTIONS))
-    page = render(report)
+    (walk,) = draw_figures(["walk"], FigureRequest("", uri), out)[0].values()
+    page = render(report, images={"walk": storage.read_bytes(walk)})
     assert "Separability in Z" in page
+    assert "Latent space" in page
+    assert "Styles, noise and truncation" not in page
     assert no_w in page
     assert report.metrics["ppl_zend_classifier"] > 0
 
