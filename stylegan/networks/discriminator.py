@@ -176,6 +176,11 @@ class Discriminator(nn.Module):
         self._convolve(images, alpha, maps)
         return maps
 
+    def maps_and_features(self, images: Tensor, *, alpha: float | Tensor = 1.0) -> tuple[list[Tensor], Tensor]:
+        """Compute both `layer_maps` and `features` in one pass."""
+        maps: list[Tensor] = []
+        return maps, self.head.features(self._convolve(images, alpha, maps), self.head.group)
+
     def _normalise(self) -> None:
         if self.model.spectral_norm:
             normalise_spectrally(self)

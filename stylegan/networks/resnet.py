@@ -316,8 +316,13 @@ class ResNetDiscriminator(nn.Module):
 
         The score is a linear function of them, without labels.
         """
-        last = F.relu(self.layer_maps(images)[-1])
-        return last.sum((2, 3), dtype=torch.promote_types(last.dtype, torch.float32))
+        return self.maps_and_features(images)[1]
+
+    def maps_and_features(self, images: Tensor, *, alpha: float | Tensor = 1.0) -> tuple[list[Tensor], Tensor]:
+        """Compute both `layer_maps` and `features` in one pass."""
+        maps = self.layer_maps(images)
+        last = F.relu(maps[-1])
+        return maps, last.sum((2, 3), dtype=torch.promote_types(last.dtype, torch.float32))
 
     def rotation_logits(self, images: Tensor, *, alpha: float | Tensor = 1.0) -> Tensor:
         """Predict by how much images are rotated (SS-GAN, section 3); labels are not used.

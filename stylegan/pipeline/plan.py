@@ -244,6 +244,10 @@ def _train_step(
 ) -> PlannedStep:
     if cost.basis:
         speeds[cost.basis] = None
+    if stage.d_steps > 1:
+        steps = images // stage.batch
+        updates = f"{steps:,} updates of D with {stage.batch} images each, {stage.num_G_updates(stage.end_nimg, steps):,} of G"
+        reason = f"{reason}; {updates}"
     seconds = images / cost.images_per_second if cost.images_per_second else None
     hours = gpu_hours(config, stage, seconds) if seconds is not None else 0.0
     counts, named = config.worker_counts_at(stage.resolution), named_accelerators(config, stage.resolution)

@@ -33,6 +33,7 @@ PLACEHOLDERS = {
     "space": r"[a-z0-9]+(_\d+x\d+)?",  # that network, and the resolution of a stage below the last one
     "host": r"[\w.-]+",
     "gpu": r"\d+",
+    "block": r"\d+",  # of D; the images enter the first one
 }
 
 # Where metrics are measured.
@@ -94,6 +95,13 @@ TABLE = (
         "share",
         "higher",
         "The forgetting curve: images whose class a linear classifier on features of D recognises.",
+        POINT,
+    ),
+    MetricName(
+        "probe/accuracy/block{block}",
+        "share",
+        "higher",
+        "The same by the averaged maps of one block of D; the images enter the first one.",
         POINT,
     ),
     MetricName("progress/kimg", "kimg", None, "Real images that D was shown, over all stages.", POINT),

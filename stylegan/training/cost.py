@@ -25,8 +25,9 @@ from stylegan.config.sections import ModelConfig, TrainingConfig
 from stylegan.config.tree import Config
 from stylegan.errors import DamagedError
 from stylegan.networks.classifier import Classifier
-from stylegan.networks.discriminator import Discriminator
+from stylegan.networks.discriminator import make_discriminator
 from stylegan.networks.generator import Generator
+from stylegan.networks.normalisation import Normalisation
 from stylegan.networks.style_transfer import StyleTransfer, shape_of
 from stylegan.networks.vgg import VGG16Maps
 from stylegan.records import Record, digest
@@ -36,8 +37,9 @@ from stylegan.training.schedule import Stage
 
 # What a step costs per image, in forward passes of G or of D. A backward pass counts as two forward passes; a backward
 # pass for the gradient of the image alone counts as one.
-G_PASSES = 1 + 3  # fakes for D; forward and backward
-D_PASSES = 3 + 3 + 2  # reals; fakes; the way through D to G
+# Passes of a D step, and of an update of G, which every `d_steps`-th step has.
+G_PASSES, G_UPDATE_PASSES = 1, 3  # fakes for D; forward and backward
+D_PASSES, D_UPDATE_PASSES = 3 + 3, 2  # reals and fakes; the way through D to G
 PENALTY_PASSES = 3  # the gradient at the images, and the backward pass through it
 DECODER_PASSES, ENCODER_PASSES = (
     3,
@@ -179,7 +181,7 @@ def _gpu_seconds(config: Config, stage: Stage, kind: Kind) -> float:
     share = stage.batch // config.most_workers_at(stage.resolution)
     _, _, _, activations = _counts(config, stage.resolution)
     precision = config.training.precision
-    passes = G_PASSES + _passes_D(config.training)
+    passes = _passes_G(config.training) + _passes_D(config.training)
     convolutions = step_flops(config, stage.resolution) * share / _gpu_flops(kind, precision)
     slower = MEASURED.bandwidth / kind.bandwidth
     rest = passes * activations * share * GPU_SECONDS[precision] * slower
@@ -244,6 +246,8 @@ def _speed_digests(config: Config) -> dict[str, str]:
     ]
     if training.max_batch_per_worker or training.cuda_graphs != "auto":  # speeds of version 0.1 stay known
         work += [training.max_batch_per_worker, training.cuda_graphs]
+    if training.d_steps > 1:
+        work.append(training.d_steps)
     model: object = config.model.identity()
     if config.transfer:
         model, work = [config.transfer.depth, config.evaluation.features], [config.transfer.batch]
@@ -267,16 +271,21 @@ def measured_speed(config: Config, stage: Stage) -> float | None:
 
 
 def step_flops(config: Config, resolution: int) -> float:
-    """Count the operations of a D step and a G step per image, on average over the steps."""
+    """Count the operations of a step per image, on average over the steps."""
     flops_G, flops_D, _, _ = _counts(config, resolution)
     if config.transfer:
         return DECODER_PASSES * flops_G + ENCODER_PASSES * flops_D
-    return G_PASSES * flops_G + _passes_D(config.training) * flops_D
+    return _passes_G(config.training) * flops_G + _passes_D(config.training) * flops_D
+
+
+def _passes_G(training: TrainingConfig) -> float:
+    """Count the passes of an image through G in a step, on average over the steps."""
+    return G_PASSES + G_UPDATE_PASSES / training.d_steps
 
 
 def _passes_D(training: TrainingConfig) -> float:
-    """Count the passes of an image through D in a D step and a G step, on average over the steps."""
-    passes = float(D_PASSES)
+    """Count the passes of an image through D in a step, on average over the steps."""
+    passes = D_PASSES + D_UPDATE_PASSES / training.d_steps
 
     # The gradient penalties of every `penalty_interval`-th step.
     for penalty in _active_penalties(training):
@@ -287,7 +296,7 @@ def _passes_D(training: TrainingConfig) -> float:
 
     # Turned reals (forward and backward) and turned fakes (the way through D to G), each in four directions.
     if training.rotation:
-        passes += (3 + 2) * 4 * training.rotation.fraction
+        passes += (3 + D_UPDATE_PASSES / training.d_steps) * 4 * training.rotation.fraction
     return passes
 
 
@@ -329,14 +338,16 @@ def _count_forward_pass(model: ModelConfig, resolution: int, channels: int) -> t
         Operations of G, operations of D, parameters of both, and floats in the layer outputs of both.
     """
     with torch.device("meta"):  # shapes only: nothing is allocated or computed
-        G = Generator(model, resolution=resolution, channels=channels)
-        D = Discriminator(model, resolution=resolution, channels=channels)
+        # Classes cost next to nothing: one stands for those of a resnet, whose normalisations need some.
+        labels = torch.zeros(1, dtype=torch.int64) if model.is_resnet and model.conditional else None
+        of = {"resolution": resolution, "channels": channels, "num_labels": 0 if labels is None else 1}
+        G, D = Generator(model, **of), make_discriminator(model, **of)
         z, images = torch.empty(1, model.latent_size), torch.empty(1, channels, resolution, resolution)
         sizes = _output_sizes(G, D)
         with FlopCounterMode(display=False) as counter_G:
-            G(z)
+            G(z, labels)
         with FlopCounterMode(display=False) as counter_D:
-            D(images)
+            D(images, labels)
     parameters = sum(p.numel() for network in (G, D) for p in network.parameters())
     return counter_G.get_total_flops(), counter_D.get_total_flops(), parameters, sum(sizes)
 
@@ -344,8 +355,9 @@ def _count_forward_pass(model: ModelConfig, resolution: int, channels: int) -> t
 def _output_sizes(*networks: nn.Module) -> list[int]:
     """Return a list that receives the number of floats in every layer output of these networks."""
     sizes: list[int] = []
-    for module in chain.from_iterable(network.modules() for network in networks):
-        if not list(module.children()):
+    for name, module in chain.from_iterable(network.named_modules() for network in networks):
+        parts = {part for part, _ in module.named_children()} - {"parametrizations"}  # those make weights
+        if "parametrizations" not in name and (not parts or isinstance(module, Normalisation)):
             module.register_forward_hook(
                 lambda _m, _i, out: sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
             )

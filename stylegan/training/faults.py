@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from stylegan.config.sections import OF_BATCH
 from stylegan.config.tree import Config
 from stylegan.errors import ConfigError, StepError, UnavailableError, UserError, one_line
 from stylegan.training import distributed
@@ -161,7 +162,8 @@ def _less_memory(config: Config, stage: Stage, device: Device | None) -> str:
     """Return what to set so that this stage takes less memory, and that those after it fit the GPU, too."""
     cures, half = [], micro_batch(config, stage) // 2
     limits = {stage.resolution: _fitting(config, stage, half, device)}
-    if limits[stage.resolution] >= config.model.mbstd_group:
+    divides = not (config.model.is_resnet and config.model.norm_used in OF_BATCH)  # whether a share may go in parts
+    if divides and limits[stage.resolution] >= config.model.group:
         for later in stages(config) if device else ():
             if later.resolution > stage.resolution:
                 limit = _fitting(config, later, micro_batch(config, later), device)
@@ -174,12 +176,17 @@ def _less_memory(config: Config, stage: Stage, device: Device | None) -> str:
         device is None or stage_memory_for(config, stage, half) <= device.gib
     ):
         cures.append(f"training.precision={'bf16' if device is None or device.computes('bf16') else 'fp16'}")
-    return f"set {' or '.join(cures)}" if cures else "use a GPU with more memory, or a smaller model.fmap_max"
+    if cures:
+        return f"set {' or '.join(cures)}"
+    others = ", or a smaller model.fmap_max"
+    if config.model.is_resnet:
+        others = f"{'' if divides else ', more workers'}, or a smaller model.width"
+    return f"use a GPU with more memory{others}"
 
 
 def _fitting(config: Config, stage: Stage, images: int, device: Device | None) -> int:
     """Return how many images at a time fit a GPU, at most `images`, in whole groups where there are as many."""
-    group = config.model.mbstd_group
+    group = config.model.group
     while device and images >= 2 * group and stage_memory_for(config, stage, images) > device.gib:
         images //= 2
     return images // group * group or images

@@ -188,7 +188,7 @@ def open_stage(job: StageJob, table: ImageTable, device: torch.device) -> tuple[
     # Load or make the state, and check that it is the same on all ranks.
     if newest is None and job.previous is None and job.is_warm:
         raise StepError(f"{job.uri}: its checkpoints are gone; run the same command again, which starts it anew")
-    if newest is None and job.previous is None and stage.resolution > config.training.start_resolution:
+    if newest is None and job.previous is None and stage.resolution > config.grown_resolutions[0]:
         raise StepError(
             f"{job.uri}: its checkpoints are gone, and so is the end of the stage below; run the same command again, "
             "which trains that stage first"

@@ -79,6 +79,19 @@ def test_data_out_of_reach_is_planned_for_a_number_of_images(monkeypatch, tmp_pa
         make_plan(config, images=3)
 
 
+def test_a_plan_says_how_often_g_is_updated(monkeypatch):
+    monkeypatch.setattr("stylegan.pipeline.plan.open_source", lambda *_: pytest.fail("looks at the source"))
+    tree = TREE | {"model": {"architecture": "resnet", "width": 0.02}, "evaluation": {"metrics": ["fid"]}}
+    training = {"batch": 16, "total_kimg": 0.16}
+    plain, several = (
+        make_plan(build(tree | {"training": training | more}), images=100) for more in ({}, {"d_steps": 3})
+    )
+    (before,), (after,) = ([step for step in plan.steps if step.name.startswith("train")] for plan in (plain, several))
+    assert (before.name, before.images) == (after.name, after.images) == ("train 32x32", 160)
+    assert after.reason == f"{before.reason}; 10 updates of D with 16 images each, 3 of G"
+    assert after.seconds < before.seconds
+
+
 def fake_gpu(monkeypatch, name, gib):
     """Describe a machine with one GPU."""
     facts = SimpleNamespace(name=name, total_memory=gib * 2**30, major=8, minor=0, uuid="GPU-1")

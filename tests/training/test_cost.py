@@ -5,6 +5,8 @@ import torch
 
 from stylegan import storage
 from stylegan.config.file import build
+from stylegan.networks.discriminator import make_discriminator
+from stylegan.networks.generator import Generator
 from stylegan.training import cost
 from stylegan.training.cost import measured_speed, speed_record, stage_cost, step_flops
 from stylegan.training.schedule import stages
@@ -154,10 +156,42 @@ def test_penalties_and_self_supervision_cost_passes_through_d(tmp_path):
     assert turned - none == pytest.approx(5 * one)
 
 
+def test_an_update_of_g_costs_in_the_steps_that_have_one(tmp_path):
+    """Two passes through D and three through G, and with a quarter turned four ways two more through D."""
+
+    def passes(**training):
+        return step_flops(config(tmp_path, {"r1_gamma": 0} | training), 32)
+
+    flops_G, flops_D, _, _ = cost._counts(config(tmp_path), 32)
+    assert passes() - passes(d_steps=4) == pytest.approx(3 / 4 * (3 * flops_G + 2 * flops_D))
+    turned = passes(rotation={}) - passes(rotation={}, d_steps=4)
+    assert turned == pytest.approx(3 / 4 * (3 * flops_G + (2 + 2) * flops_D))
+
+
+def resnet(root, resolution=32, **model):
+    tree = {"name": "t", "storage": {"root": str(root)}, "data": {"source": "digits", "resolution": resolution}}
+    return build(tree | {"model": {"architecture": "resnet"} | model, "evaluation": {"metrics": ["fid"]}})
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_the_cost_of_a_resnet_is_that_of_its_networks(tmp_path, resolution):
+    asked = resnet(tmp_path, resolution)
+    (stage,) = stages(asked)
+    networks = [kind(asked.model, resolution=resolution, channels=3) for kind in (Generator, make_discriminator)]
+    _, _, parameters, outputs = cost._counts(asked, resolution)
+    assert parameters == sum(weight.numel() for network in networks for weight in network.parameters())
+    narrow = resnet(tmp_path, resolution, width=0.5)
+    assert step_flops(narrow, resolution) < step_flops(asked, resolution) / 3
+    assert stage_cost(narrow, stages(narrow)[0]).memory_gib < stage_cost(asked, stage).memory_gib
+    # Classes, a normalisation from z and that of D's weights change neither blocks nor the sizes of what they give.
+    for model in ({"conditional": True}, {"norm": "self_modulated"}, {"spectral_norm": True}):
+        assert cost._counts(resnet(tmp_path, resolution, **model), resolution)[3] == pytest.approx(outputs, rel=0.01)
+
+
 def test_the_speed_of_other_work_is_not_used(tmp_path):
     here = config(tmp_path)
     storage.write_json(f"{tmp_path}/stages/0008-abc/done.json", speed_record(here, 123.0))
-    for change in ({"precision": "bf16"}, {"compile": True}, {"penalty_interval": 4}, {"rotation": {}}):
+    for change in ({"precision": "bf16"}, {"compile": True}, {"penalty_interval": 4}, {"rotation": {}}, {"d_steps": 2}):
         assert measured_speed(config(tmp_path, change), stages(here)[0]) is None
 
 

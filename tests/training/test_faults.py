@@ -43,6 +43,25 @@ def test_a_stage_that_cannot_fit_is_refused_with_what_is_needed_and_the_cure():
         check_stage(small, stages(small)[-1], gpu(0.5))
 
 
+@pytest.mark.parametrize(
+    ("norm", "batch", "gib", "cure"),
+    [
+        ("batch", 256, 2, "use a GPU with more memory, more workers, or a smaller model.width"),
+        ("self_modulated", 256, 2, "use a GPU with more memory, more workers, or a smaller model.width"),
+        ("instance", 256, 2, "set training.max_batch_per_worker={32: 64}"),
+        ("instance", 256, 1.2, "set training.max_batch_per_worker={32: 32}"),
+    ],
+)
+def test_the_cure_for_a_resnet_is_one_that_it_has(norm, batch, gib, cure):
+    """Statistics of a batch are not found in parts of it, and there are no groups of a minibatch."""
+    tree = {"name": "t", "data": {"source": "digits", "resolution": 32}, "training": {"batch": batch}}
+    model = {"architecture": "resnet", "norm": norm}
+    asked = build(tree | {"model": model, "evaluation": {"metrics": ["fid"]}, "ray": {"gpus_per_worker": 1}})
+    with pytest.raises(ConfigError) as caught:
+        check_stage(asked, stages(asked)[0], gpu(gib))
+    assert str(caught.value).endswith(f"; {cure}")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
 def test_precisions_that_a_gpu_only_emulates_are_refused(precision):
     asked = config(64, {"precision": precision})

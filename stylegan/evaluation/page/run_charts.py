@@ -14,12 +14,19 @@ from stylegan.training.curves import SPEED, Row
 from stylegan.training.samples import Frame
 
 QUICK = "quick/"
+MOST_BLOCKS = 8  # of a discriminator: that of StyleGAN at 1024x1024
 # The other charts in the order in which one asks: heading, and the curves by their names for people.
 CHARTS = (
     ("Losses", {"discriminator": "loss/d", "generator": "loss/g"}),
     ("Scores of the discriminator", {"real images": "scores/real", "generated ones": "scores/fake"}),
     ("Gradient penalty", {"R1": "loss/r1", "R2": "loss/r2", "WGAN-GP": "loss/gp"}),
-    ("Forgetting: accuracy on the discriminator's features", {"classes of real images": "probe/accuracy"}),
+    (
+        "Forgetting: classes of real images recognised",
+        {
+            "last features": "probe/accuracy",
+            **{f"block {n}": f"probe/accuracy/block{n}" for n in range(1, MOST_BLOCKS + 1)},
+        },
+    ),
     ("Rotations recognised", {"real images": "rotation/accuracy_real", "generated ones": "rotation/accuracy_fake"}),
     ("Speed in images per second", {"images per second": SPEED}),
 )
