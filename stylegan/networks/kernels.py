@@ -100,7 +100,8 @@ def _act(v, SLOPE: tl.constexpr):
 
 @triton.jit
 def _slope(v, SLOPE: tl.constexpr):
-    return tl.where(v >= 0, 1.0, SLOPE)
+    """Return the derivative of the leaky ReLU, at its input or at its result, which has the same sign but for a ReLU's."""
+    return tl.where(v > 0 if SLOPE == 0 else v >= 0, 1.0, SLOPE)
 
 
 @triton.jit
@@ -365,6 +366,64 @@ def _epilogue_backward_kernel(
     _store_part(part, grad_weight, n, tile, strips * blocks, c, C, 2, 1)
 
 
+@triton.jit
+def _masked(grad, d, gain, offset, RELU: tl.constexpr):
+    """Return the gradient of d * gain + offset from that of its result, which a ReLU may have made."""
+    return tl.where(d * gain + offset > 0, grad, 0.0) if RELU else grad
+
+
+@triton.jit(do_not_specialize=["mean_n", "gain_n", "shift_n", "H", "W", "strips", "blocks"])
+def _affine_kernel(
+    x, mean, gain, shift, out, mean_n, gain_n, shift_n, H, W, C, strips, blocks,
+    RELU: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    n, _tile, first, w, c = _place(strips, blocks, ROWS, BW, BC)
+    middle, factor = _of_channels(mean + n * mean_n, c, C), _of_channels(gain + n * gain_n, c, C)
+    offset = _of_channels(shift + n * shift_n, c, C)
+    for row in range(ROWS):
+        h = first + row
+        y = (_load(x, n, h, w, c, H, W, C) - middle) * factor + offset
+        _store(out, tl.maximum(y, 0.0) if RELU else y, n, h, w, c, H, W, C)
+
+
+@triton.jit(do_not_specialize=["mean_n", "gain_n", "shift_n", "H", "W", "strips", "blocks"])
+def _affine_sums_kernel(
+    g, x, mean, gain, shift, part, mean_n, gain_n, shift_n, H, W, C, strips, blocks,
+    RELU: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Sum the gradient, and its products with the distances from the mean."""
+    n, tile, first, w, c = _place(strips, blocks, ROWS, BW, BC)
+    middle, factor = _of_channels(mean + n * mean_n, c, C), _of_channels(gain + n * gain_n, c, C)
+    offset = _of_channels(shift + n * shift_n, c, C)
+    total = tl.zeros([BW, BC], tl.float32)
+    products = tl.zeros([BW, BC], tl.float32)
+    for row in range(ROWS):
+        h = first + row
+        d = _load(x, n, h, w, c, H, W, C) - middle
+        grad = _masked(_load(g, n, h, w, c, H, W, C), d, factor, offset, RELU)  # 0 outside of the image
+        total += grad
+        products += grad * d
+    _store_part(part, total, n, tile, strips * blocks, c, C, 2, 0)
+    _store_part(part, products, n, tile, strips * blocks, c, C, 2, 1)
+
+
+@triton.jit(do_not_specialize=["mean_n", "gain_n", "shift_n", "more_n", "H", "W", "strips", "blocks"])
+def _affine_backward_kernel(
+    g, x, mean, gain, shift, base, slope, out, mean_n, gain_n, shift_n, more_n, H, W, C, strips, blocks,
+    RELU: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Compute gradient * gain + base + slope * distance from the mean."""
+    n, _tile, first, w, c = _place(strips, blocks, ROWS, BW, BC)
+    middle, factor = _of_channels(mean + n * mean_n, c, C), _of_channels(gain + n * gain_n, c, C)
+    offset = _of_channels(shift + n * shift_n, c, C)
+    b, s = _of_channels(base + n * more_n, c, C), _of_channels(slope + n * more_n, c, C)
+    for row in range(ROWS):
+        h = first + row
+        d = _load(x, n, h, w, c, H, W, C) - middle
+        grad = _masked(_load(g, n, h, w, c, H, W, C), d, factor, offset, RELU)
+        _store(out, grad * factor + b + s * d, n, h, w, c, H, W, C)
+
+
 # --- launching ---
 
 
@@ -407,6 +466,10 @@ def try_out(device: torch.device) -> None:
     blur_mask(x, x, channels, blurs=True, sums=True)
     _, saved = epilogue(x, noise, channels, channels, style, blurs=True)
     epilogue_backward(x, saved, noise, channels, channels, style, blurs=True)
+    mean, rstd = moments(x, eps=EPS)
+    affine(x, mean, rstd, mean, relu=True)
+    affine_sums(x, x, mean, rstd, mean, relu=True)
+    affine_backward(x, x, mean, rstd, mean, mean, mean, relu=True)
 
 
 def blur(x: Tensor) -> Tensor:
@@ -484,18 +547,13 @@ def epilogue(
     """Compute `epilogue.epilogue` in two passes: statistics, then the result."""
     x, noise, style = _dense(x), None if noise is None else noise.contiguous(), style.contiguous()
     grid = _grid(*x.shape)
-    n, channels = x.shape[:2]
     blurred, out = torch.empty_like(x) if blurs else x, torch.empty_like(x)
-    part, (mean, rstd) = grid.parts(x, 2), x.new_empty(2, n, channels, dtype=torch.float32)
+    part = grid.parts(x, 2)
     given, noise_n = (_or(noise, x), _or(noise_weight, x), bias), _stride(noise)
     common = {"NOISE": noise is not None, "SLOPE": SLOPE, **grid.block}
-    tiles = triton.next_power_of_2(grid.tiles)
-    merged = max(1, min(grid.block["BC"], MERGED // tiles))  # channels of a program
     with _on(x):
         _epilogue_statistics_kernel[grid.launch](x, *given, blurred, part, noise_n, *grid.sizes, BLUR=blurs, **common)
-        _merge_statistics_kernel[n, triton.cdiv(channels, merged)](
-            part, mean, rstd, *grid.sizes, EPS=EPS, TILES=tiles, **grid.block | {"BC": merged}
-        )
+        mean, rstd = _merge(part, grid, eps=EPS)
         _epilogue_style_kernel[grid.launch](blurred, *given, mean, rstd, style, out, noise_n, *grid.sizes, **common)
     return out, Epilogue(blurred, mean, rstd)
 
@@ -527,6 +585,75 @@ def epilogue_backward(
     return out, grad_weight if noise is not None else None, grad_bias, sums.flatten(1)
 
 
+def _merge(part: Tensor, grid: _Grid, *, eps: float) -> tuple[Tensor, Tensor]:
+    """Return mean and reciprocal deviation [N, C] from what `_epilogue_statistics_kernel` found of each tile."""
+    n, _, _, channels = part.shape
+    mean, rstd = part.new_empty(2, n, channels)
+    tiles = triton.next_power_of_2(grid.tiles)
+    merged = max(1, min(grid.block["BC"], MERGED // tiles))  # channels of a program
+    _merge_statistics_kernel[n, triton.cdiv(channels, merged)](
+        part, mean, rstd, *grid.sizes, EPS=eps, TILES=tiles, **grid.block | {"BC": merged}
+    )
+    return mean, rstd
+
+
+def moments(x: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+    """Return mean and reciprocal deviation of each channel of each image [N, C, H, W], [N, C] in single precision."""
+    x = _dense(x)
+    grid = _grid(*x.shape)
+    part, no_bias = grid.parts(x, 2), x.new_zeros(x.shape[1], dtype=torch.float32)
+    with _on(x):
+        # With a slope of 1 nothing is activated.
+        _epilogue_statistics_kernel[grid.launch](
+            x, x, x, no_bias, x, part, 0, *grid.sizes, NOISE=False, BLUR=False, SLOPE=1.0, **grid.block
+        )
+        return _merge(part, grid, eps=eps)
+
+
+def affine(x: Tensor, mean: Tensor, gain: Tensor, shift: Tensor, *, relu: bool) -> Tensor:
+    """Compute (x - mean) * gain + shift, and its ReLU if asked for; numbers [N or 1, C] for x [N, C, H, W]."""
+    x, numbers = _dense(x), [t.contiguous() for t in (mean, gain, shift)]
+    grid, out = _grid(*x.shape), torch.empty_like(x)
+    with _on(x):
+        _affine_kernel[grid.launch](x, *numbers, out, *map(_step, numbers), *grid.sizes, RELU=relu, **grid.block)
+    return out
+
+
+def affine_sums(
+    g: Tensor, x: Tensor, mean: Tensor, gain: Tensor, shift: Tensor, *, relu: bool
+) -> tuple[Tensor, Tensor]:
+    """Sum over pixels the gradient g of the result of `affine`, before its ReLU, and its products with x - mean.
+
+    Returns:
+        Both sums, [N, C] in single precision.
+    """
+    g, x, numbers = _dense(g), _dense(x), [t.contiguous() for t in (mean, gain, shift)]
+    grid = _grid(*g.shape)
+    part = grid.parts(g, 2)
+    with _on(g):
+        _affine_sums_kernel[grid.launch](
+            g, x, *numbers, part, *map(_step, numbers), *grid.sizes, RELU=relu, **grid.block
+        )
+    total, products = part.sum(1).unbind(1)
+    return total, products
+
+
+def affine_backward(
+    g: Tensor, x: Tensor, mean: Tensor, gain: Tensor, shift: Tensor, base: Tensor, slope: Tensor, *, relu: bool
+) -> Tensor:
+    """Compute g * gain + base + slope * (x - mean), where g is the gradient of the result of `affine` before its ReLU.
+
+    All numbers are [N or 1, C]; `base` and `slope` have one shape.
+    """
+    g, x, numbers = _dense(g), _dense(x), [t.contiguous() for t in (mean, gain, shift, base, slope)]
+    grid, out = _grid(*g.shape), torch.empty_like(g)
+    with _on(g):
+        _affine_backward_kernel[grid.launch](
+            g, x, *numbers, out, *map(_step, numbers[:4]), *grid.sizes, RELU=relu, **grid.block
+        )
+    return out
+
+
 def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Return a context in which kernels start on the device of x; Triton takes the current device."""
     if not x.is_cuda or x.get_device() == torch.cuda.current_device():
@@ -549,3 +676,8 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
 def _stride(noise: Tensor | None) -> int:
     """Return the distance between the noise of two images in memory; 0 if all have the same."""
     return 0 if noise is None or noise.shape[0] == 1 else noise.stride(0)
+
+
+def _step(numbers: Tensor) -> int:
+    """Return the distance between the numbers [N or 1, C] of two images in memory; 0 if all have the same."""
+    return 0 if numbers.shape[0] == 1 else numbers.shape[1]

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylegan.config.sections import OF_BATCH, Norm
-from stylegan.networks.ops import EPS, fusable, needs_graph
+from stylegan.networks.ops import EPS, fusable, kernels_for, needs_graph
 
 # Replaces a tensor by its mean over all ranks, in place, and returns it.
 MeanOverRanks = Callable[[Tensor], Tensor]
@@ -71,7 +71,7 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor, how: Normaliser = INSTANC
     """
     if needs_graph(x, scale, shift):
         return _Normalise.apply(x, scale, shift, how)
-    return _normalise(x, scale, shift, how)[0]
+    return _forward(x, scale, shift, how)[0]
 
 
 def adain(x: Tensor, style: Tensor) -> Tensor:
@@ -124,9 +124,39 @@ def _statistics(x: Tensor, how: Normaliser) -> tuple[Tensor, Tensor, Tensor]:
     return centred, mean, how.mean(centred.square(), how.over) + how.eps
 
 
+def _is_plain_batch_norm(x: Tensor, scale: Tensor, how: Normaliser) -> bool:
+    """Return whether torch's own batch normalisation for CPUs, in fewer passes over memory, does the same."""
+    return how.over == BATCH and how.ranks is None and len(scale) == 1 and x.device.type == "cpu"
+
+
+def _forward(x: Tensor, scale: Tensor, shift: Tensor, how: Normaliser) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result, and mean and reciprocal deviation [N or 1, C, 1, 1] in single precision or better."""
+    kernels = kernels_for(x)
+    if kernels is not None:
+        mean, rstd = _merged(*kernels.moments(x, eps=how.eps), how)
+        return kernels.affine(x, mean, rstd * scale, shift, relu=how.relu), *_as_features(mean, rstd)
+    if not _is_plain_batch_norm(x, scale, how):
+        return _normalise(x, scale, shift, how)
+    y, mean, rstd = torch.native_batch_norm(x, scale[0], shift[0], None, None, True, 0.0, how.eps)
+    return F.relu(y, inplace=True) if how.relu else y, *_as_features(mean[None], rstd[None])
+
+
+def _as_features(*numbers: Tensor) -> list[Tensor]:
+    """Give numbers [N, C] the dimensions of features, [N, C, 1, 1]."""
+    return [t[:, :, None, None] for t in numbers]
+
+
+def _merged(mean: Tensor, rstd: Tensor, how: Normaliser) -> tuple[Tensor, Tensor]:
+    """Make the statistics of images [N, C] those of the pixels that share them, [N or 1, C]."""
+    if how.over == PIXELS:
+        return mean, rstd
+    middle = how.mean(mean, (0,))
+    # The variance of all pixels is the mean of those of the images and the variance of the means.
+    return middle, torch.rsqrt(how.mean(rstd.pow(-2) + (mean - middle).square(), (0,)))
+
+
 @fusable
 def _normalise(x: Tensor, scale: Tensor, shift: Tensor, how: Normaliser) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the result, and mean and reciprocal deviation [N or 1, C, 1, 1] in single precision or better."""
     centred, mean, variance = _statistics(x, how)
     rstd = torch.rsqrt(variance)
     y = torch.addcmul(shift[:, :, None, None].to(centred.dtype), centred, rstd * scale[:, :, None, None])
@@ -138,36 +168,73 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, how: Normaliser) -> Tensor:
-        y, mean, rstd = _normalise(x, scale, shift, how)
+        y, mean, rstd = _forward(x, scale, shift, how)
         ctx.how = how
-        ctx.save_for_backward(x, scale, mean, rstd, y if how.relu else None)
+        ctx.save_for_backward(x, scale, shift, mean, rstd, y if how.relu else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, scale, mean, rstd, y = ctx.saved_tensors
-        g = grads[0] if y is None else grads[0] * (y.detach() > 0)
+        (g,), (x, scale, shift, mean, rstd, y) = grads, ctx.saved_tensors
         if torch.is_grad_enabled():
             # The gradient will be differentiated again, so autograd must see that mean and rstd depend on x.
             _, mean, variance = _statistics(x, ctx.how)
             rstd = torch.rsqrt(variance)
-        return *_normalise_backward(g, x, scale, mean, rstd, ctx.how), None
+        elif kernels_for(x) is not None:
+            return *_backward_by_kernels(g, x, scale, shift, mean[:, :, 0, 0], rstd[:, :, 0, 0], ctx.how), None
+        elif _is_plain_batch_norm(x, scale, ctx.how):
+            g = g if y is None else torch.ops.aten.threshold_backward(g, y, 0)
+            statistics = mean.flatten(), rstd.flatten(), True, ctx.how.eps, [True, True, True]
+            grad, *others = torch.ops.aten.native_batch_norm_backward(g, x, scale[0], None, None, *statistics)
+            return grad, *(other[None] for other in others), None
+        return *_normalise_backward(g, y, x, scale, mean, rstd, ctx.how), None
+
+
+def _backward_by_kernels(
+    g: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, how: Normaliser
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_normalise_backward` does, in two passes; mean and rstd are [N or 1, C]."""
+    kernels, pixels = kernels_for(x), x.shape[2] * x.shape[3]
+    assert kernels is not None
+    affine = mean, rstd * scale, shift
+    grad_shift, products = kernels.affine_sums(g, x, *affine, relu=how.relu)
+    grad_scale = products * rstd
+    offset, factor = _shared(grad_shift / pixels, grad_scale / pixels, rstd, affine[1], how)
+    grad = kernels.affine_backward(g, x, *affine, offset, factor, relu=how.relu)
+    return grad, *(t.sum_to_size(scale.shape).to(scale.dtype) for t in (grad_scale, grad_shift))
+
+
+def _shared(mean_g: Tensor, slope: Tensor, rstd: Tensor, gain: Tensor, how: Normaliser) -> tuple[Tensor, Tensor]:
+    """Return what the dependence of mean and deviation on x adds to the gradient of x.
+
+    It is the same for all pixels that share them: an offset, and a factor of x minus the mean.
+
+    Args:
+        mean_g: mean over an image's pixels of the gradient of the result, [N, C, ...] as all others.
+        slope: the same of its product with the normalised x.
+        rstd: reciprocal deviation.
+        gain: rstd times the scale.
+        how: which pixels share statistics.
+    """
+    offset, factor = -mean_g * gain, -slope * rstd * gain
+    if how.over == BATCH:
+        offset, factor = how.mean(torch.cat([offset, factor], 1), (0,)).chunk(2, dim=1)
+    return offset, factor
 
 
 @fusable
 def _normalise_backward(
-    g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, how: Normaliser
+    g: Tensor, y: Tensor | None, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, how: Normaliser
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, scale and shift for the output gradient g."""
+    """Return the gradients of x, scale and shift for the output gradient g; y is the result if a ReLU made it."""
+    if y is not None:
+        g = torch.ops.aten.threshold_backward(g, y.detach(), 0)
     wide = g.to(rstd.dtype)
     centred = x.to(rstd.dtype) - mean
     mean_g = wide.mean(PIXELS, keepdim=True)
     slope = (wide * centred).mean(PIXELS, keepdim=True) * rstd  # mean over pixels of g times the normalised x
     gain = rstd * scale[:, :, None, None]
-    # What the dependence of mean and deviation on x adds: the same for all pixels that share them.
-    offset, factor = -mean_g * gain, -slope * rstd * gain
-    if how.over == BATCH:
-        offset, factor = how.mean(torch.cat([offset, factor], 1), (0,)).chunk(2, dim=1)
+    offset, factor = _shared(mean_g, slope, rstd, gain, how)
     grad = torch.addcmul(offset, wide, gain)
     grad = grad.addcmul_(centred, factor)
     pixels = x.shape[2] * x.shape[3]

@@ -18,7 +18,7 @@ numbers but for rounding. A 1x1 convolution and a resampling are exchanged for t
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +96,7 @@ class ResNetConv(Conv):
     def geometry(self) -> Geometry:
         """How the layer convolves with `kernel()`."""
         plain = {"up": UP, "down": DOWN, None: Geometry(padding=self.size // 2)}[self.resample]
-        return plain._replace(slope=0.0)
+        return plain._replace(slope=0.0, joint=True)
 
     def kernel(self) -> Tensor:
         """Return what the layer convolves with; with spectral normalisation every call computes another."""
@@ -115,9 +115,23 @@ class ResNetDense(Dense):
 
 
 def add_enlarged(y: Tensor, coarse: Tensor) -> Tensor:
-    """Return y [N, C, 2H, 2W] plus `coarse` [N, C, H, W] enlarged by nearest neighbour."""
-    h, w = coarse.shape[2:]
-    return (y.unflatten(2, (h, 2)).unflatten(4, (w, 2)) + coarse[:, :, :, None, :, None]).flatten(4, 5).flatten(2, 3)
+    """Return y [N, C, 2H, 2W] plus `coarse` [N, C, H, W] enlarged by nearest neighbour; y's memory is used for it."""
+    return _AddEnlarged.apply(y, coarse)
+
+
+class _AddEnlarged(torch.autograd.Function):
+    """`add_enlarged` with a hand-written backward pass: torch's own sums over pairs of pixels are slow."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, coarse: Tensor) -> Tensor:
+        h, w = coarse.shape[2:]
+        y.unflatten(2, (h, 2)).unflatten(4, (w, 2)).add_(coarse[:, :, :, None, :, None])
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], F.avg_pool2d(grads[0], 2, divisor_override=1)
 
 
 def one_hot(labels: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
@@ -236,7 +250,7 @@ class DiscriminatorBlock(nn.Module):
         y = self.conv1(self.conv0(x if self.first else F.relu(x)))
         if self.halves:
             x = F.avg_pool2d(x, 2)
-        return y + (x if self.shortcut is None else self.shortcut(x))
+        return y.add_(x if self.shortcut is None else self.shortcut(x))
 
 
 class ResNetDiscriminator(nn.Module):

@@ -3,7 +3,8 @@
 Each variant has a process of its own, with the allocator that it would normally have, so that its peak memory can be
 measured. The variants take turns, one step each, round after round. Only the ratios within one run count: absolute
 times depend on the machine and on its load. `--device cuda` puts all variants, the yardstick too, on one GPU;
-`bench_gpu` measures more of it.
+`bench_gpu` measures more of it. `--architecture resnet` measures the pair of Miyato et al. 2018 against plain_resnet.py,
+`--rotation` as well that of SS-GAN.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from multiprocessing.connection import Connection
 import torch
 import torch.nn.functional as F
 from benchmarks.plain import Draws, PlainDiscriminator, PlainGenerator, PlainTraining
+from benchmarks.plain_resnet import PlainResNetDiscriminator, PlainResNetGenerator, PlainResNetTraining
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from stylegan.config.file import build
 from stylegan.config.tree import Config
 from stylegan.networks.generator import random_noise
+from stylegan.networks.resnet import SHAPES, widths
 from stylegan.training.cost import step_flops
 from stylegan.training.distributed import select_device
 from stylegan.training.graphs import StepRunner
@@ -60,18 +63,44 @@ def require_device(device: str) -> None:
 
 
 def make_config(
-    resolution: int, fmap_max: int, batch: int, training: dict[str, object], *, device: str = "cpu"
+    resolution: int,
+    fmap_max: int,
+    batch: int,
+    training: dict[str, object],
+    *,
+    device: str = "cpu",
+    model: dict[str, object] | None = None,
 ) -> Config:
-    """Return the configuration of a run of one stage, with R1 in every step unless `training` says otherwise."""
+    """Return the configuration of a run of one stage, with R1 in every step unless `training` says otherwise.
+
+    `model` takes the place of a StyleGAN with `fmap_max`.
+    """
     return build(
         {
             "name": "bench",
             "data": {"source": "digits", "resolution": resolution},
-            "model": {"fmap_max": fmap_max},
+            "model": model or {"fmap_max": fmap_max},
             "training": {"start_resolution": resolution, "batch": batch, **training},
             "ray": {"gpus_per_worker": int(device == "cuda")},
         }
     )
+
+
+def config_of(options: argparse.Namespace, training: dict[str, object]) -> Config:
+    """Return the configuration that the options ask for, with more settings of `training`."""
+    sizes, device = (options.resolution, options.fmap_max, options.batch), options.device
+    if options.architecture == "stylegan":
+        return make_config(*sizes, training, device=device)
+    model = {"architecture": "resnet", "latent_size": 128, "spectral_norm": True, "width": options.width}
+    published = {"loss": "hinge", "r1_gamma": 0, "learning_rate": 0.0002, "adam_beta1": 0, "adam_beta2": 0.9}
+    rotation = {"rotation": {} if options.rotation else None}
+    return make_config(*sizes, published | rotation | training, device=device, model=model)
+
+
+def variants_of(options: argparse.Namespace) -> dict[str, dict[str, object] | None]:
+    """Return the variants to measure; without a penalty none is lazy."""
+    lazy = options.architecture == "stylegan"
+    return {name: settings for name, settings in VARIANTS.items() if lazy or "lazy" not in name}
 
 
 @contextlib.contextmanager
@@ -108,6 +137,24 @@ def plain_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
     return train, torch.no_grad()(lambda: G(Draws.random(G, batch)))
 
 
+def plain_resnet_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
+    """Return a training step and an inference step of the yardstick of the `resnet` pair."""
+    sizes = {"resolution": config.data.resolution, "channels": 3}
+    G = PlainResNetGenerator(config.model, **sizes).to(device)
+    D = PlainResNetDiscriminator(config.model, **sizes, rotation=config.training.rotation is not None).to(device)
+    training, images = PlainResNetTraining(G, D), some_images(config, device)
+    training.G_ema.eval()
+
+    def draw() -> Tensor:
+        return torch.randn(len(images), config.model.latent_size, device=device)
+
+    def train() -> None:
+        training.d_step(images.float() / 127.5 - 1, None, draw())
+        training.g_step(None, draw())
+
+    return train, torch.no_grad()(lambda: training.G_ema(draw()))
+
+
 def training_step(config: Config, stage: Stage, state: TrainState) -> Callable[[Tensor], None]:
     """Return a function of a batch that makes a step of D and one of G, as the loop of a stage does."""
 
@@ -128,6 +175,7 @@ def own_steps(config: Config, device: torch.device) -> tuple[Step, Step]:
     images = some_images(config, device)
     step = training_step(config, stage, state)
     set_precision(state.G_ema, config.training.precision)
+    state.G_ema.eval()
 
     def train() -> None:
         step(images)
@@ -147,11 +195,12 @@ def serve(connection: Connection, name: str, options: argparse.Namespace) -> Non
     torch.set_num_threads(options.threads)
     device = select_device(options.device)
     settings = VARIANTS[name]
-    config = make_config(options.resolution, options.fmap_max, options.batch, settings or {}, device=options.device)
+    config = config_of(options, settings or {})
     with contextlib.ExitStack() as stack:
         if settings is None:
             stack.enter_context(plain_kernels(tf32=False))
-            train, infer = plain_steps(config, device)
+            make = plain_resnet_steps if config.model.is_resnet else plain_steps
+            train, infer = make(config, device)
         else:
             stack.enter_context(tuned(config.training, device))
             train, infer = own_steps(config, device)
@@ -191,7 +240,7 @@ def measure(options: argparse.Namespace) -> None:
     # Start the processes.
     context = multiprocessing.get_context("spawn")
     turns: dict[str, Connection] = {}
-    for name in VARIANTS:
+    for name in variants_of(options):
         here, there = context.Pipe()
         context.Process(target=serve, args=(there, name, options), daemon=True).start()
         turns[name] = here
@@ -216,7 +265,9 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[floa
     A row contains images per second (median, minimum and maximum), ratios to the yardstick of the same round, and
     memory.
     """
-    size = f"{options.resolution}x{options.resolution}, fmap_max {options.fmap_max}, batch {options.batch}"
+    width = f"fmap_max {options.fmap_max}" if options.architecture == "stylegan" else f"resnet, width {options.width:g}"
+    width += ", rotation" if options.rotation else ""
+    size = f"{options.resolution}x{options.resolution}, {width}, batch {options.batch}"
     print(f"\n{size}, {options.threads} thread(s), {options.rounds} rounds\n")
     print("| variant | train img/s (min-max) | ratio | infer img/s | ratio | peak MiB |\n|---|---|---|---|---|---|")
     for name, peak in peaks.items():
@@ -229,7 +280,7 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[floa
         print("| " + " | ".join([*cells, f"{peak:.0f}"]) + " |")
 
     # Share of the peak.
-    config = make_config(options.resolution, options.fmap_max, options.batch, {}, device=options.device)
+    config = config_of(options, {})
     flops = step_flops(config, options.resolution) * options.batch
     peak_flops = {
         precision: convolution_peak(options, dtype) for precision, dtype in (("fp32", None), ("bf16", torch.bfloat16))
@@ -247,7 +298,10 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, str], list[floa
 def convolution_peak(options: argparse.Namespace, dtype: torch.dtype | None) -> float:
     """Measure the operations per second of the 3x3 forward convolution at the finest resolution, best of ten."""
     torch.set_num_threads(options.threads)
-    width, side = min(int(8192 / (options.resolution / 2)), options.fmap_max), options.resolution
+    side = options.resolution
+    width = min(int(8192 / (side / 2)), options.fmap_max)
+    if options.architecture == "resnet":
+        width = widths(config_of(options, {}).model, SHAPES[side].generator)[-1]
     with plain_kernels(tf32=False):
         return convolution_speed((options.batch, width, side, side), dtype, torch.device(options.device))
 
@@ -268,7 +322,7 @@ def top_operations(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     device = select_device(options.device)
     settings = {"precision": "bf16", "compile": True}
-    config = make_config(options.resolution, options.fmap_max, options.batch, settings, device=options.device)
+    config = config_of(options, settings)
     on_gpu = device.type == "cuda"
     with tuned(config.training, device):
         train, _ = own_steps(config, device)
@@ -293,7 +347,10 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="Benchmark of the training core against the plain version.")
     parser.add_argument("--resolution", type=int, default=32)
-    parser.add_argument("--fmap-max", type=int, default=128)
+    parser.add_argument("--architecture", default="stylegan", choices=["stylegan", "resnet"])
+    parser.add_argument("--fmap-max", type=int, default=128, help="of StyleGAN")
+    parser.add_argument("--width", type=float, default=1.0, help="of the resnet")
+    parser.add_argument("--rotation", action="store_true", help="train the resnet with the rotation loss")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
@@ -302,6 +359,8 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of all variants")
     options = parser.parse_args()
+    if options.rotation and options.architecture != "resnet":
+        parser.error("--rotation: the yardstick of StyleGAN has no rotation loss; add --architecture resnet")
     require_device(options.device)
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.device}")
     measure(options)

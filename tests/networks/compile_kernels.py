@@ -55,7 +55,7 @@ class Compiled:
 
 
 def launch_all(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
-    """Launch every kernel, with and without blur."""
+    """Launch every kernel, with and without blur or ReLU."""
     n, channels = shape[:2]
     x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
     noise, weight, style = (
@@ -70,6 +70,12 @@ def launch_all(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
     kernels.mask_blur(x, x, weight)
     kernels.blur(x)
     kernels.channel_sums(x)
+    number, numbers = (torch.empty((count, channels), device="meta") for count in (1, n))
+    for relu in (False, True):
+        kernels.moments(x, eps=1e-5)
+        kernels.affine(x, number, numbers, numbers, relu=relu)
+        kernels.affine_sums(x, x, number, numbers, numbers, relu=relu)
+        kernels.affine_backward(x, x, number, numbers, numbers, number, number, relu=relu)
 
 
 if __name__ == "__main__":

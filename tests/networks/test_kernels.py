@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan.config.sections import ModelConfig
@@ -19,6 +20,7 @@ from stylegan.networks import epilogue, ops
 from stylegan.networks.convolution import Geometry, convolve, input_gradients, prepared_weights
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
+from stylegan.networks.normalisation import BATCH, PIXELS, Normaliser, normalise
 
 pytest.importorskip("triton", reason="Triton is missing: `make test-kernels` installs it beside torch's CPU build")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -115,17 +117,47 @@ def test_bias_activation_and_blur(shape: tuple[int, ...], dtype: torch.dtype) ->
     compare(ops.act_blur, shape, [shape[1:2]], dtype, plain=lambda x, b: ops.blur(ops.lrelu(x + b.view(-1, 1, 1))))
 
 
+@pytest.mark.parametrize("slope", [ops.SLOPE, 0.0])
 @shapes_and_types
-def test_bias_and_activation_of_a_convolution(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_bias_and_activation_of_a_convolution(shape: tuple[int, ...], dtype: torch.dtype, slope: float) -> None:
     """Check that they are applied to the result of a convolution, with the sum of the bias's gradient."""
     weight = torch.randn(3, shape[1], 1, 1, device=DEVICE)
     compare(
-        lambda x, b: convolve(x, weight.to(x.dtype), b, Geometry(activate=True)),
+        lambda x, b: convolve(x, weight.to(x.dtype), b, Geometry(activate=True, slope=slope)),
         shape,
         [(3,)],
         dtype,
-        plain=lambda x, b: ops.lrelu(torch.conv2d(x, weight.to(dtype).to(x.dtype)) + b.view(-1, 1, 1)),
+        plain=lambda x, b: F.leaky_relu(torch.conv2d(x, weight.to(dtype).to(x.dtype)) + b.view(-1, 1, 1), slope),
     )
+
+
+NORMALISERS = {
+    "batch": Normaliser(BATCH, 1e-3),
+    "batch, ReLU": Normaliser(BATCH, 1e-3, True),
+    "batch of equal ranks": Normaliser(BATCH, 1e-3, True, lambda mean: mean),
+    "image": Normaliser(PIXELS, 1e-3),
+    "image, ReLU": Normaliser(PIXELS, 1e-3, True),
+}
+
+
+@small_tiles
+@pytest.mark.parametrize("of_each", [False, True], ids=["one scale", "scale of each image"])
+@pytest.mark.parametrize("name", NORMALISERS)
+def test_normalisation(name: str, of_each: bool) -> None:
+    """Check statistics of images and of batches, with numbers for all images alike and for each."""
+    affine = (3 if of_each else 1, 5)
+    for shape, dtype in (((3, 5, 5, 3), torch.float32), ((3, 5, 2, 7), torch.bfloat16), ((3, 5, 2, 7), torch.float16)):
+        compare(lambda *inputs: normalise(*inputs, NORMALISERS[name]), shape, [affine, affine], dtype)
+
+
+@small_tiles
+def test_a_batch_far_from_zero_keeps_its_digits() -> None:
+    """Check the deviation of values whose mean is a thousand times as large, and a channel that is constant."""
+    x, ones = torch.randn(3, 3, 9, 9, device=DEVICE) + 1000, torch.ones(1, 3, device=DEVICE)
+    x[:, 1] = 3.3
+    y = normalise(x, ones, ones, Normaliser(BATCH, 1e-8))
+    expected = F.batch_norm(x.double(), None, None, training=True, eps=1e-8) + 1
+    torch.testing.assert_close(y.double(), expected, atol=1e-3, rtol=1e-3)
 
 
 @small_tiles
@@ -137,11 +169,11 @@ def test_epilogue(maps: int | None, blurs: bool) -> None:
     shape = (2, 5, 3, 2)
     noise = None if maps is None else torch.randn(maps, 1, *shape[2:], device=DEVICE)
 
-    def epilogue(x: Tensor, bias: Tensor, style: Tensor, noise_weight: Tensor | None = None) -> Tensor:
+    def function(x: Tensor, bias: Tensor, style: Tensor, noise_weight: Tensor | None = None) -> Tensor:
         drawn = None if noise is None else noise.to(bias.dtype)
         return epilogue.epilogue(x, drawn, noise_weight, bias, style, blurs=blurs)
 
-    compare(epilogue, shape, [(5,), (2, 10), *([] if maps is None else [(5,)])], torch.float32)
+    compare(function, shape, [(5,), (2, 10), *([] if maps is None else [(5,)])], torch.float32)
 
 
 @shapes_and_types
@@ -149,11 +181,11 @@ def test_epilogue_of_every_shape_and_type(shape: tuple[int, ...], dtype: torch.d
     """Check it with blur and noise."""
     noise = torch.randn(1, 1, *shape[2:], device=DEVICE)
 
-    def epilogue(x: Tensor, bias: Tensor, style: Tensor, noise_weight: Tensor) -> Tensor:
+    def function(x: Tensor, bias: Tensor, style: Tensor, noise_weight: Tensor) -> Tensor:
         return epilogue.epilogue(x, noise.to(bias.dtype), noise_weight, bias, style, blurs=True)
 
     channels = shape[1]
-    compare(epilogue, shape, [(channels,), (shape[0], 2 * channels), (channels,)], dtype)
+    compare(function, shape, [(channels,), (shape[0], 2 * channels), (channels,)], dtype)
 
 
 @small_tiles
