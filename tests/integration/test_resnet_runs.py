@@ -33,8 +33,8 @@ SECTIONS = {
 
 @pytest.fixture
 def place(make_place, draw_images, tmp_path):
-    """Return place(**sections): a place with a config of two classes of 24 images each; values join those of SECTIONS."""
-    source = draw_images(tmp_path / "images", [f"{c}/{i}.png" for c in "ab" for i in range(24)], size=(32, 32))
+    """Return place(**sections): a place with a config of two classes of 48 images each; values join those of SECTIONS."""
+    source = draw_images(tmp_path / "images", [f"{c}/{i}.png" for c in "ab" for i in range(48)], size=(32, 32))
 
     def make(**sections):
         joined = {name: values | sections.get(name, {}) for name, values in SECTIONS.items()}
