@@ -32,10 +32,10 @@ from stylegan.pipeline.sweep import Child, Spread, facts_of_run, finished_run, s
 from stylegan.records import Record, digest
 from stylegan.retry import storage_settings
 from stylegan.tracking.open_run import open_run
-from stylegan.tracking.parents import log_page
 from stylegan.tracking.runs import TrackedRun
 from stylegan.verbs.compare import MOST_RUNS, compare, read_runs
-from stylegan.verbs.comparison_page import PAGE, comparison_page
+from stylegan.verbs.comparison_page import comparison_page, log_compared
+from stylegan.verbs.forgetting import compared_picture
 
 logger = logging.getLogger("stylegan")
 POLL_SECONDS = 0.5  # between two looks at the processes
@@ -133,7 +133,8 @@ def log_comparison(config: Config, ended: Sequence[SweptChild], parent: TrackedR
         return
     with decoration("the comparison of the runs in MLflow"):
         runs = read_runs(config, done[:MOST_RUNS])
-        log_page(parent.uri, parent.mlflow_run_id, comparison_page(runs, compare(runs)), PAGE)
+        page, picture = comparison_page(runs, compare(runs)), compared_picture(runs)
+        log_compared(parent.uri, parent.mlflow_run_id, page, picture)
 
 
 @task(name="shard", task_run_name="shard", **OPTIONS)

@@ -78,7 +78,7 @@ def grid(
     # Lay out the sheet: gutters, and room for the text.
     rows, gap = -(-len(images) // columns), max(max(width, height) * 3 // 64, 1)
     font = _head_font(max(width, height))
-    heads, sides = [_fitted(text, font, width) for text in heads], [_fitted(text, font, 2 * width) for text in sides]
+    heads, sides = [fit_text(text, font, width) for text in heads], [fit_text(text, font, 2 * width) for text in sides]
     top = sum(font.getmetrics()) + gap if any(heads) else gap
     left = max(math.ceil(font.getlength(text)) for text in sides) + 3 * gap if any(sides) else gap
     corners = [
@@ -157,25 +157,25 @@ def class_heads(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
     return [_drawable(shown(names[number])) or f"class {number}" for number in numbers]
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of_size(size: int) -> ImageFont.FreeTypeFont:
     """Return Pillow's own font, the only one that is there on every machine."""
     return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # as it is whenever a size is given
 
 
 def _head_font(side: int) -> ImageFont.FreeTypeFont:
     """Return the font of what is written beside the images of a grid that are drawn with this side."""
-    return _font(max(side * 3 // 16, 10))
+    return font_of_size(max(side * 3 // 16, 10))
 
 
 def _drawable(text: str) -> str:
     """Return a text without its accents; an empty one if the font lacks one of its letters."""
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    font = _font(CELL)
+    font = font_of_size(CELL)
     unknown = bytes(font.getmask("\uffff"))
     return "" if any(bytes(font.getmask(letter)) == unknown for letter in plain) else plain
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fit_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """Return a text, or as much of its beginning as fits into a width in pixels, and an ellipsis."""
     fitted = text
     while len(fitted) > 1 and font.getlength(fitted) > width:
@@ -191,11 +191,11 @@ FRAME_MS, LAST_MS = 200, 2500  # how long a frame is shown, and the last one
 
 def captioned(picture: Image.Image, text: str) -> Image.Image:
     """Return a picture with a line of text below it."""
-    font = _font(16)
+    font = font_of_size(16)
     sheet = Image.new(picture.mode, (picture.width, picture.height + 24), PAPER)
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
-    draw.text((picture.width / 2, picture.height + 11), _fitted(text, font, picture.width), INK, font, anchor="mm")
+    draw.text((picture.width / 2, picture.height + 11), fit_text(text, font, picture.width), INK, font, anchor="mm")
     return sheet
 
 

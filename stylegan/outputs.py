@@ -60,6 +60,29 @@ def output_file(out: str, endings: Collection[str]) -> str:
     return uri
 
 
+def page_outputs(out: str, endings: Collection[str], page: str, beside: str) -> tuple[str, str | None]:
+    """Check an `--out` option that names a page, or a folder for a page and a file beside it.
+
+    What exists as a folder, ends in a slash or has no ending and does not exist is a folder.
+
+    Args:
+        out: path, fsspec URL, or `-` for standard output.
+        endings: what the name of a page may end in.
+        page, beside: names of the two in a folder.
+
+    Returns:
+        URI of the page, and of the file beside it; None for the latter if `out` names a page.
+
+    Raises:
+        ConfigError: as for `output_file` and `output_folder`.
+    """
+    unnamed = "." not in os.path.basename(out) and not os.path.exists(out)
+    if is_standard_output(out) or not (unnamed or os.path.isdir(out)):
+        return output_file(out, endings), None
+    folder = output_folder(out)
+    return storage.join(folder, page), storage.join(folder, beside)
+
+
 def output_folder(out: str) -> str:
     """Check the folder of an `--out` option and return its URI; it need not exist.
 

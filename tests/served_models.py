@@ -1,6 +1,7 @@
 """Small models on disk, as a server finds them."""
 
 import torch
+from resnets import write_resnet
 
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import ConfigError
@@ -33,3 +34,9 @@ def write_model(folder, *, seed=0, labels=LABELS, resolution=16):
     normal = torch.nn.functional.normalize(torch.randn(6), dim=0).numpy()
     write_directions(str(folder), [Direction("smile", normal, 0.5, 0.1)])
     return Found("digits", str(seed + 1), "champion", "digits-1", str(folder), str(folder))
+
+
+def write_served_resnet(folder, *, version="1", labels=LABELS):
+    """Write a 32x32 resnet; return what it is found as."""
+    uri = write_resnet(folder, *labels)
+    return Found("photos", version, "champion", "photos-1", uri, uri)

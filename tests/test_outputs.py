@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from stylegan.errors import ConfigError, StepError
-from stylegan.outputs import is_standard_output, output_file, output_folder, write_output
+from stylegan.outputs import is_standard_output, output_file, output_folder, page_outputs, write_output
 
 PNG = (".png",)
 
@@ -165,3 +165,26 @@ def test_folders(tmp_path, s3_server):
     for bad, says in ((tmp_path / "file", "is a file"), ("s3:/bucket", "did you mean s3://bucket?"), ("", "is empty")):
         with pytest.raises(ConfigError, match=says.replace("?", r"\?")):
             output_folder(str(bad))
+
+
+@pytest.mark.parametrize("out", ["new", "new/", "a.b/c/", "there", "dot.ted", "deep/er"])
+def test_a_page_may_be_named_by_its_folder(tmp_path, monkeypatch, out):
+    """What has no ending and is not there yet is a folder; one that is there may have any name."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("there", "dot.ted"):
+        (tmp_path / folder).mkdir()
+    folder = str(tmp_path / out.rstrip("/"))
+    assert page_outputs(out, [".html"], "a.html", "b.png") == (f"{folder}/a.html", f"{folder}/b.png")
+
+
+def test_a_page_by_its_own_name_has_nothing_beside_it(tmp_path):
+    page, pipe = str(tmp_path / "page.html"), str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    for out in (page, pipe, "-"):
+        assert page_outputs(out, [".html"], "a.html", "b.png") == (out, None)
+    (tmp_path / "file").write_text("x")
+    for out in ("page.pdf", "file"):
+        with pytest.raises(ConfigError, match=r"must end in \.html"):
+            page_outputs(str(tmp_path / out), [".html"], "a.html", "b.png")
+    with pytest.raises(ConfigError, match="--out"):
+        page_outputs("", [".html"], "a.html", "b.png")

@@ -54,7 +54,7 @@ def ablation(
     plan
         Only say what would be done, what is shared, and how long it takes; touches nothing.
     out
-        Page to write: .html, a path or any fsspec URL; - is standard output.
+        Page to write: .html, or a folder for the page and forgetting.png; a path or any fsspec URL; - is standard output.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def ablation(
         raise ConfigError(f"{config}: trains a style transfer, and the rows of {table} are StyleGANs; remove transfer")
     from stylegan.verbs.ablation_rows import find_table, make_rows
 
-    facts = find_table(table)
+    facts = find_table(table, settings.model.architecture)
     chosen = [row.strip() for row in rows.split(",") if row.strip()] if rows is not None else None
     runs = make_rows(facts, config, overrides or [], rows=chosen, seeds=seeds)
     children = [one.child for one in runs]
@@ -82,22 +82,27 @@ def ablation(
         else:
             sweep_command.print_plan(planned)
         return
-    from stylegan.outputs import is_standard_output, output_file, write_output
+    from stylegan.outputs import is_standard_output, page_outputs, write_output
+    from stylegan.verbs.ablation_page import PAGE, draw_forgetting, log_ablation, read_strips, render
+    from stylegan.verbs.forgetting import PICTURE
 
-    uri = output_file(out, ENDINGS) if out is not None else None
+    uri, picture_uri = page_outputs(out, ENDINGS, PAGE, PICTURE) if out is not None else (None, None)
     supervisor.allow(settings.ray.stop_grace_s + sweep_command.STOP_SECONDS)
     swept = sweep_command.run_sweep(f"{settings.name}-{table}", children, at_once)
     for child in swept.failed:
         console.print_error(f"{child.label}: {child.why.rstrip('.')}; by itself: `{child.command}`")
 
     from stylegan.verbs.ablation import read_table
-    from stylegan.verbs.ablation_page import log_ablation, read_strips, render
 
     result = read_table(facts, settings, runs)
-    page = render(facts, result, strips=read_strips(settings, runs))
-    log_ablation(settings, swept.parent, page)
+    page, picture = render(facts, result, strips=read_strips(settings, runs)), draw_forgetting(result)
+    log_ablation(settings, swept.parent, page, picture)
     if uri is not None:
         write_output(uri, page.encode(errors="backslashreplace"))
+    if picture and picture_uri is not None:
+        from stylegan.images import png_bytes
+
+        write_output(picture_uri, png_bytes(picture))
     with redirect_stdout(supervisor.terminal() if out and is_standard_output(out) else sys.stdout):
         if as_json:
             print_json(result)
@@ -105,6 +110,8 @@ def ablation(
             _print(result)
             print(f"MLflow run  {swept.parent}, with all trainings below it and the page among its artifacts")
             print(f"page        {uri}" if uri else "--out table.html writes the page, with charts and images")
+            if picture and picture_uri:
+                print(f"picture     {picture_uri}")
     if swept.failed:
         raise StepError(
             f"ablation: {len(swept.failed)} of {len(runs)} trainings failed; the same command does these again, and no other"

@@ -37,7 +37,8 @@ def compare(
     runs
         Run ids, folders of runs, name@alias, YAML files of runs, or MLflow runs (ids, also runs:/ID) of any experiment.
     out
-        Page to write, .html: one file with curves and a slider through the samples; a path or any fsspec URL.
+        Page to write, .html: one file with curves and a slider through the samples; or a folder for the page and
+        forgetting.png, the curves of the probe on D. A path or any fsspec URL.
 
     Examples
     --------
@@ -49,21 +50,24 @@ def compare(
     from stylegan.retry import storage_settings
     from stylegan.verbs import compare as comparing
     from stylegan.verbs.comparison_page import PAGE, write_comparison
+    from stylegan.verbs.forgetting import PICTURE, is_probed
 
-    uri = outputs.output_file(out, [".html"]) if out is not None else None
+    uri, picture = outputs.page_outputs(out, [".html"], PAGE, PICTURE) if out is not None else (None, None)
     parent = None
     with storage_settings(settings.storage if settings else None):
         found = comparing.read_runs(settings, runs)
         comparison = comparing.compare(found)
         if uri is not None:
-            parent = write_comparison(found, comparison, uri)
+            parent = write_comparison(found, comparison, uri, picture)
     if uri == outputs.STDOUT:
         return
     if as_json:
         print_json(comparison)
         return
     _print(comparison)
-    print(f"page        {out}" if out else "page        --out comparison.html writes one, with curves and samples")
+    print(f"page        {uri or '--out comparison.html writes one, with curves and samples'}")
+    if picture and is_probed(found):
+        print(f"picture     {picture}")
     if parent:
         print(f"MLflow      {PAGE}, an artifact of the run above these: {parent}")
 

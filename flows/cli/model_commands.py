@@ -135,7 +135,7 @@ def export(
     model
         A run id, the URI of a checkpoint, or models:/name@alias (or models:/name/version).
     out
-        File to write, a path or any fsspec URL: .safetensors, or .onnx (inputs z, labels if conditional, and psi; needs
+        File to write, a path or any fsspec URL: .safetensors, or .onnx (inputs z, labels if conditional, psi if there is a w; needs
         the extra `onnx`).
 
     Examples

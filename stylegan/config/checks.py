@@ -20,7 +20,7 @@ from stylegan.config.sections import (
     TransferConfig,
     UncheckedConfig,
 )
-from stylegan.evaluation.metric_table import METRICS
+from stylegan.evaluation.metric_table import METRICS, lacking
 
 
 def check(config: UncheckedConfig) -> None:
@@ -376,11 +376,12 @@ def _check_metrics(config: UncheckedConfig) -> None:
             "evaluation.metrics has transfer, which measures a style transfer; take it out, or add the section transfer to "
             "train one"
         )
-    mixing = [metric for metric in config.evaluation.metrics if METRICS[metric].needs_styles]
-    if mixing and not config.model.styles:
+    without = {metric: what for metric in config.evaluation.metrics if (what := lacking(metric, config.model))}
+    if without:
+        rest = ",".join(metric for metric in config.evaluation.metrics if metric not in without)
         raise ValueError(
-            f"evaluation.metrics has {mixing[0]}, but model.styles=false leaves no styles to mix; take it out or set "
-            "model.styles=true"
+            f"evaluation.metrics has {', '.join(without)}, but G has {' and '.join(dict.fromkeys(without.values()))}; set "
+            f"evaluation.metrics=[{rest}]{'' if config.model.is_resnet else ' or model.styles=true'}"
         )
 
 

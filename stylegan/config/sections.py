@@ -61,6 +61,7 @@ OF_RESNET = ("architecture", "norm", "width", "latent_size", "spectral_norm", "c
 METRICS: tuple[Metric, ...] = get_args(Metric)
 # The standard set of metrics of StyleGAN v1.
 STYLEGAN_METRICS: tuple[Metric, ...] = ("fid", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend", "separability")
+RESNET_METRICS: tuple[Metric, ...] = ("fid", "is")  # those of the papers about the architecture `resnet`
 
 
 MOST_IMAGES = 10**9  # no data set, batch or evaluation has more
@@ -381,6 +382,15 @@ class ModelConfig(Section):
         return self.noise and not self.is_resnet
 
     @property
+    def has_w(self) -> bool:
+        """Whether G has a w beside z, which can be truncated and projected into."""
+        return not self.is_resnet
+
+    def lacking(self, part: Literal["styles", "noise"]) -> str:
+        """Return the setting by which G has no styles, or no noise."""
+        return "model.architecture: resnet" if self.is_resnet else f"model.{part}: false"
+
+    @property
     def group(self) -> int:
         """The images of which D compares a statistic: whole groups stay on one worker. 1: each image is alone."""
         return 1 if self.is_resnet else self.mbstd_group
@@ -694,7 +704,7 @@ class SnapshotsConfig(Section):
     probe_kimg: PerResolution[Distance] | None = Field(
         None,
         description="Distance, in kimg, of the points of the forgetting curve: the accuracy of a linear classifier on "
-        "D's features. Needs class labels. `null`: off.",
+        "D's features, and on the maps of each of its blocks. Needs class labels. `null`: off.",
     )
     probe_images: int = Field(
         2000,
@@ -751,7 +761,7 @@ class EvaluationConfig(Section):
         "Score. `pr`: precision, recall, density and coverage. `ppl_*`: perceptual path length in z or w, over full "
         "paths or their ends. `separability`: linear separability of attributes. `fid_mixing`, `truncation`: curves "
         "over mixed latents and over `psi`. `transfer`: losses of a style transfer, and only of one. `[]`: nothing is "
-        "measured.",
+        "measured. With `model.architecture: resnet` the default is `[fid, is]`, and what needs a w cannot be measured.",
     )
     num_images: int = Field(
         50_000,
@@ -1145,6 +1155,17 @@ class UncheckedConfig(Section):
     def _with_places(cls, values: Any) -> Any:
         """Add the sections whose defaults the environment may give: a default that was made at import would not know it."""
         return {"storage": {}, "tracking": {}, "ray": {}} | values if isinstance(values, dict) else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_metrics(cls, values: Any) -> Any:
+        """Add the metrics of a `resnet` that names none: those of StyleGAN need a w."""
+        sections = values if isinstance(values, dict) else {}
+        model, evaluation = sections.get("model"), sections.get("evaluation", {})
+        is_resnet = isinstance(model, dict) and model.get("architecture") == "resnet"
+        if not is_resnet or not isinstance(evaluation, dict):
+            return values
+        return values | {"evaluation": {"metrics": RESNET_METRICS} | evaluation}
 
     def identity(self, exclude: set[str]) -> dict[str, Any]:
         """Return what digests of a whole config hold of it but for some sections, as JSON has it.

@@ -77,7 +77,7 @@ def noise_maps(generator: Generator, noise: NoiseFn | None) -> tuple[Tensor, ...
 
     None are returned for the maps that the generator holds, and for a model without noise.
     """
-    if noise is None or not generator.model.noise:
+    if noise is None or not generator.model.has_noise:
         return ()
     return tuple(noise(layer, 1, layer_resolution(layer)) for layer in range(generator.num_layers))
 

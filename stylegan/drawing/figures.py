@@ -73,10 +73,14 @@ class FigureRequest:
 def unsuitable(name: str, generator: Generator, num_stages: int) -> str | None:
     """Return why a figure means nothing for a generator; None if it can be drawn."""
     model = generator.model
-    if name == "mixing" and not model.styles:
-        return "this model has no styles (model.styles: false)"
-    if name in ("noise", "noise_layers") and not model.noise:
-        return "this model has no noise (model.noise: false)"
+    if name == "mixing" and not model.has_styles:
+        return f"this model has no styles ({model.lacking('styles')})"
+    if name in ("noise", "noise_layers") and not model.has_noise:
+        return f"this model has no noise ({model.lacking('noise')})"
+    if name == "psi" and not model.has_w:
+        return "this model has no w to truncate (model.architecture: resnet)"
+    if name == "stages" and model.is_resnet:
+        return "this model has one stage (model.architecture: resnet)"
     if name == "stages" and num_stages < 2:
         return "needs the ends of two stages at least; storage has " + (
             "one" if num_stages else "none, or the model is of no run"

@@ -244,7 +244,7 @@ class _Search:
         deviation = (ws - mean).square().sum(1).mean().sqrt().item()
 
         # The candidates: the mean of each class that may be meant, and random latents of these classes.
-        sides = [layer_resolution(index) for index in range(generator.num_layers if generator.model.noise else 0)]
+        sides = [layer_resolution(index) for index in range(generator.num_layers if generator.model.has_noise else 0)]
         noise = tuple(torch.randn(1, 1, side, side, generator=stream).to(device) for side in sides)
         classes = range(max(generator.num_labels, 1)) if label is None else (label,)
         drawn = min(MOST_STARTS, max(LEAST_STARTS, 2**20 // generator.resolution**2))

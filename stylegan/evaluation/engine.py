@@ -382,7 +382,9 @@ class _Evaluation:
             if outcome.skipped:
                 self._skip(metric, outcome.skipped)
             else:
-                report.protocols.update(dict.fromkeys(metric_keys(metric, subject.spaces), protocols[metric]))
+                self.skipped |= {value_key(metric, name, subject.spaces): why for name, why in outcome.without.items()}
+                measured = [key for key in metric_keys(metric, subject.spaces) if key not in self.skipped]
+                report.protocols.update(dict.fromkeys(measured, protocols[metric]))
 
             # Values get their keys; attributes are reported even of a skipped metric.
             for name, value in outcome.values.items():

@@ -228,7 +228,7 @@ class SampleChunk:
 
         On a GPU this only queues the work: nothing waits for the images, so `require_finite` checks them afterwards.
         """
-        layers = range(generator.num_layers if generator.model.noise else 0)
+        layers = range(generator.num_layers if generator.model.has_noise else 0)
         maps = [noise(layer, len(ws), layer_resolution(layer)) for layer in layers]
         return _synthesis(generator, self.subject.device, self.subject.alpha, self.precision)(ws, *maps)
 

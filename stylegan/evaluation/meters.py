@@ -19,7 +19,7 @@ from stylegan.errors import StepError
 from stylegan.evaluation.directions import Direction
 from stylegan.evaluation.features.spaces import Spaces
 from stylegan.evaluation.generate import GENERATED, Pass, truncated
-from stylegan.evaluation.metric_table import METRICS, Role
+from stylegan.evaluation.metric_table import METRICS, NO_W, Role, lacking
 from stylegan.evaluation.metrics.fid import GroupMoments, Moments, frechet_distance, frechet_interval, require_enough
 from stylegan.evaluation.metrics.inception_score import SplitScores
 from stylegan.evaluation.metrics.kid import kernel_distance
@@ -71,6 +71,7 @@ class Outcome:
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     directions: tuple[Direction, ...] = ()
     skipped: str = ""  # the reason, if there are no values
+    without: dict[str, str] = field(default_factory=dict)  # values that are not there beside the others: their reasons
 
     @classmethod
     def of(cls, **estimates: Estimate) -> Outcome:
@@ -120,8 +121,8 @@ def make_meter(metric: Metric, context: Context) -> Meter:
         raise StepError("measures a style transfer, and this is none; leave it out")
     if context.generator is None and not facts.of_images:
         raise StepError("needs a generator, and images are measured; give the URI of a checkpoint")
-    if context.generator is not None and facts.needs_styles and not context.generator.model.styles:
-        raise StepError("this generator has no styles to mix (model.styles=false)")
+    if context.generator is not None and (what := lacking(metric, context.generator.model)):
+        raise StepError(f"this generator has {what}")
     meter: Meter = pkgutil.resolve_name(facts.meter)(context, metric)
     return meter
 
@@ -258,28 +259,34 @@ class ManifoldMeter(Meter):
 
 
 class SeparabilityMeter(Meter):
-    """separability: how well a hyperplane separates each attribute, in w and in z."""
+    """separability: how well a hyperplane separates each attribute, in w and in z.
+
+    Of a generator without a w beside z it is that in z alone, and there are no directions.
+    """
 
     def __init__(self, context: Context, metric: Metric) -> None:
         super().__init__(context, metric)
+        assert context.generator is not None  # the table does not allow images
         context.spaces["attributes"]
+        self.latents = ("z", "w") if context.generator.model.has_w else ("z",)
         self.rows: list[Products] = []
 
     @property
     def wants(self) -> dict[Pass, dict[str, int]]:
-        return {GENERATED: dict.fromkeys(("z", "w", "attributes"), self.context.evaluation.separability_samples)}
+        return {GENERATED: dict.fromkeys((*self.latents, "attributes"), self.context.evaluation.separability_samples)}
 
     def add(self, source: Pass, products: Products) -> None:
         self.rows.append(products)
 
     def outcome(self, references: References) -> Outcome:
         # Score every attribute.
-        z, w, logits = (np.concatenate([products[name] for products in self.rows]) for name in ("z", "w", "attributes"))
+        latents = {name: np.concatenate([products[name] for products in self.rows]) for name in self.latents}
+        logits = np.concatenate([products["attributes"] for products in self.rows])
         names, exclusive = self.context.spaces.attribute_names, self.context.spaces.exclusive
         progress = Progress("evaluate: linear SVMs", len(names), "attributes")
         scores = []
         for index, name in enumerate(names):
-            scores.append(score_attribute(name, logits[:, index], w=w, z=z, exclusive=exclusive))
+            scores.append(score_attribute(name, logits[:, index], **latents, exclusive=exclusive))
             progress.update(index + 1)
 
         # Attributes are reported, and directions kept, even if one of them has no score and the metric is skipped.
@@ -288,7 +295,7 @@ class SeparabilityMeter(Meter):
             for s in scores
         }
         directions = tuple(
-            Direction(s.name, s.normal.astype(np.float32), float(np.std(w @ s.normal)), s.entropy_w)
+            Direction(s.name, s.normal.astype(np.float32), float(np.std(latents["w"] @ s.normal)), s.entropy_w)
             for s in scores
             if s.normal is not None and s.entropy_w is not None
         )
@@ -296,6 +303,9 @@ class SeparabilityMeter(Meter):
             in_w, in_z = separability(scores)
         except StepError as error:
             return Outcome(attributes=attributes, directions=directions, skipped=str(error))
+        if in_w is None:
+            why = f"this generator has {NO_W}"
+            return Outcome({"separability_z": in_z}, attributes=attributes, without={"separability_w": why})
         return Outcome({"separability_w": in_w, "separability_z": in_z}, attributes=attributes, directions=directions)
 
 

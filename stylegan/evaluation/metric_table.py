@@ -23,6 +23,7 @@ Role = Literal["pooled", "manifold", "distance", "attributes", "style"]
 Direction = Literal["lower", "higher"]
 # Counts images from an EvaluationConfig, whose type this file cannot import.
 ImageCount = Callable[[Any], int]
+NO_W = "no w beside z (model.architecture: resnet)"  # what a generator lacks
 ACCURACY = "_accuracy"  # end of a key that describes a network, such as classifier_accuracy
 
 
@@ -77,6 +78,7 @@ class MetricFacts:
         quick: True if it may be measured beside training, on few images.
         of_images: True if images can be measured without their generator.
         needs_styles: True if the generator must have a style in each layer.
+        needs_w: True if the generator must have a w beside z.
         shared_images: counts the images that a plan expects from the pass that several metrics share.
         own_images: counts the images of the metric's own passes.
     """
@@ -91,6 +93,7 @@ class MetricFacts:
     quick: bool = False
     of_images: bool = False
     needs_styles: bool = False
+    needs_w: bool = False
     shared_images: ImageCount = lambda evaluation: 0
     own_images: ImageCount = lambda evaluation: 0
 
@@ -175,6 +178,7 @@ def _path_length(name: str, title: str, meaning: str) -> MetricFacts:
         meter="stylegan.evaluation.meters:PathMeter",
         intervals=2,
         gate=(name,),
+        needs_w=space == "w",
         own_images=lambda evaluation: 2 * evaluation.ppl_samples,  # both ends of each path
     )
 
@@ -352,6 +356,7 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         roles=("pooled", "manifold"),
         settings=("num_images", "num_reals", "precision", "psi", "truncated_layers"),
         meter="stylegan.evaluation.meters:TruncationMeter",
+        needs_w=True,
         # The row of psi = 1 takes the images of the shared pass.
         shared_images=lambda evaluation: evaluation.num_images if 1 in evaluation.psi else 0,
         own_images=lambda evaluation: len(set(evaluation.psi) - {1}) * evaluation.num_images,
@@ -375,6 +380,16 @@ METRICS: dict[str, MetricFacts] = {  # in the order of pages
         shared_images=lambda evaluation: evaluation.num_images,
     ),
 }
+
+
+def lacking(metric: str, model: Any) -> str:
+    """Return what a metric needs and a generator of this ModelConfig lacks, and by which setting; empty if nothing."""
+    facts = METRICS[metric]
+    if facts.needs_styles and not model.has_styles:
+        return f"no styles to mix ({model.lacking('styles')})"
+    if facts.needs_w and not model.has_w:
+        return NO_W
+    return ""
 
 
 def split_key(key: str) -> tuple[str, str]:

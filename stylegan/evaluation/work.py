@@ -137,7 +137,12 @@ def _path_lengths(chunk: SampleChunk) -> np.ndarray:
     """Compute [count] path lengths of one of the four kinds; both ends of a path have the same label and noise."""
     subject, evaluation, generator = chunk.subject, chunk.subject.evaluation, generator_of(chunk.subject)
     distance = open_network(subject.spaces["distance"], subject.device).distance
-    path = Path.named(chunk.source.path, epsilon=evaluation.ppl_epsilon, cropped=evaluation.ppl_crop)
+    path = Path.named(
+        chunk.source.path,
+        epsilon=evaluation.ppl_epsilon,
+        cropped=evaluation.ppl_crop,
+        normalised=generator.model.has_w,
+    )
 
     # Both latents of each path, the position on it, and its label.
     z0, z1 = (chunk.latents(generator.model.latent_size, name=name) for name in ("z0", "z1"))

@@ -40,8 +40,8 @@ class OnnxFile:
 def to_onnx(generator: Generator, label_names: Sequence[str] = ()) -> OnnxFile:
     """Export a generator with its stored noise, so that equal inputs give equal images.
 
-    The inputs of the file are `z` [N, L]; for a conditional generator `labels` int64 [N]; and `psi`, a single number:
-    the truncation of the first 8 layers, where 1 turns it off. The output is `images` [N, C, r, r], nominally in
+    The inputs of the file are `z` [N, L]; for a conditional generator `labels` int64 [N]; and for one that has a w `psi`, a
+    single number: the truncation of the first 8 layers, where 1 turns it off. The output is `images` [N, C, r, r], nominally in
     [-1, 1], not clamped. N may be any number. Everything but `labels` is in single precision. The metadata contains
     the label names as JSON.
 
@@ -85,9 +85,11 @@ class _TensorOnlyGenerator(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, z: Tensor, psi: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, psi: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         generator = self.generator
         ws = generator.mapping(z, labels)[:, None].expand(-1, generator.num_layers, -1)
+        if psi is None:
+            return generator.synthesis(ws)
         # Generator.truncate skips psi = 1. A graph cannot branch on an input, but the formula gives w for psi = 1
         # anyway.
         truncated = torch.arange(generator.num_layers)[:, None] < CUTOFF
@@ -111,7 +113,7 @@ def _inputs(generator: Generator, n: int, psi: float) -> dict[str, Tensor]:
     inputs = {"z": torch.randn(n, generator.model.latent_size, generator=random)}
     if generator.num_labels:
         inputs["labels"] = torch.arange(n) % generator.num_labels
-    return inputs | {"psi": torch.tensor(psi)}
+    return inputs | {"psi": torch.tensor(psi)} if generator.model.has_w else inputs
 
 
 @torch.no_grad()
@@ -120,6 +122,7 @@ def _compare_with_torch(data: bytes, network: _TensorOnlyGenerator, runtime: Any
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     largest = 0.0
     for n, psi in ((1, 1.0), (3, 0.7)):
+        psi = psi if network.generator.model.has_w else 1.0
         inputs = _inputs(network.generator, n, psi)
         expected = network.generator(
             inputs["z"], inputs.get("labels"), truncation_psi=psi, truncation_cutoff=CUTOFF
@@ -142,12 +145,14 @@ def _quiet() -> Iterator[None]:
 
     It warns of packages that are not needed here and of its own internals.
     """
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -89,8 +89,9 @@ def _model(config: Config, shards: ShardSet) -> str:
             f"`{shorten(data.source, 800)}`, with the encoder `{shorten(config.evaluation.features, 300)}`."
         )
     labels = f"class-conditional ({len(shards.label_names):,} classes)" if model.conditional else "unconditional"
+    kind = "A ResNet generator (Miyato et al. 2018)" if model.is_resnet else "A StyleGAN generator"
     return (
-        f"A StyleGAN generator of {'grey' if data.channels == 1 else 'RGB'} images of {data.resolution}x{data.resolution} "
+        f"{kind} of {'grey' if data.channels == 1 else 'RGB'} images of {data.resolution}x{data.resolution} "
         f"pixels, {labels}, latent size {model.latent_size}, trained on {shards.num_images:,} images of "
         f"`{shorten(data.source, 800)}`. Its weights are the moving average of those in training."
     )
@@ -111,13 +112,14 @@ def _drawing(config: Config, version: str, tracking_uri: str, *, conditional: bo
     name, uri = f"models:/{config.model_name}/{version}", shorten(redact(tracking_uri), 500)
     if config.transfer:
         return _transferring(name, uri)
+    psi, params = (" --psi 0.7", ', params={"truncation_psi": 0.7}') if config.model.has_w else ("", "")
     columns = '{"seed": [0, 1], "label": [0, 0]}' if conditional else '{"seed": [0, 1]}'
     return [
         "## Draw images",
         "",
         "```sh",
         f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}",
-        f"stylegan sample {shlex.quote(name)} --seeds 0-15 --psi 0.7 --out grid.png",
+        f"stylegan sample {shlex.quote(name)} --seeds 0-15{psi} --out grid.png",
         "```",
         "",
         "```python",
@@ -125,7 +127,7 @@ def _drawing(config: Config, version: str, tracking_uri: str, *, conditional: bo
         f"mlflow.set_tracking_uri({uri!r})",
         f"model = mlflow.pyfunc.load_model({name!r})",
         f"rows = pandas.DataFrame({columns})",
-        'images = model.predict(rows, params={"truncation_psi": 0.7})  # uint8 [N, H, W, C]',
+        f"images = model.predict(rows{params})  # uint8 [N, H, W, C]",
         "```",
         "",
     ]

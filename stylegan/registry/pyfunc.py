@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
@@ -23,15 +23,27 @@ from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array
 
+if TYPE_CHECKING:
+    from stylegan.networks.generator import Generator
+
 ENCODINGS = ("array", "png")
 WEIGHTS = "generator"  # name of the model's artifact, a generator.safetensors
 
 
-def signature(resolution: int, channels: int) -> ModelSignature:
+def signature(generator: Generator) -> ModelSignature:
     """Return the signature: columns `seed`, `z`, `label` (checked row by row), parameters, and uint8 images [N, H, W, C].
+
+    Truncation is a parameter of generators that have a w, the seed of the noise one of those that have noise.
 
     With `encoding=png` the output is texts instead; a signature has one form of output, and MLflow does not check it.
     """
+    side = generator.resolution
+    params = []
+    if generator.model.has_w:
+        params += [ParamSpec("truncation_psi", DataType.double, 1.0), ParamSpec("truncation_cutoff", DataType.long, 8)]
+    if generator.model.has_noise:
+        params.append(ParamSpec("noise_seed", DataType.long, 0))
+    params.append(ParamSpec("encoding", DataType.string, ENCODINGS[0]))
     return ModelSignature(
         inputs=Schema(
             [
@@ -40,15 +52,8 @@ def signature(resolution: int, channels: int) -> ModelSignature:
                 ColSpec(DataType.long, "label", required=False),
             ]
         ),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, resolution, resolution, channels))]),
-        params=ParamSchema(
-            [
-                ParamSpec("truncation_psi", DataType.double, 1.0),
-                ParamSpec("truncation_cutoff", DataType.long, 8),
-                ParamSpec("noise_seed", DataType.long, 0),
-                ParamSpec("encoding", DataType.string, ENCODINGS[0]),
-            ]
-        ),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, side, side, generator.channels))]),
+        params=ParamSchema(params),
     )
 
 
@@ -132,6 +137,10 @@ class GeneratorModel(PythonModel):
         psi = float(params.get("truncation_psi", 1.0))
         if not is_psi(psi):
             raise _bad(f"truncation_psi={psi:g}: must be a number from -{MAX_PSI:g} to {MAX_PSI:g}")
+        if psi != 1 and not self.generator.model.has_w:
+            raise _bad(
+                f"truncation_psi={psi:g}: this generator has no w to truncate (model.architecture: resnet); leave it out"
+            )
         cutoff = int(params.get("truncation_cutoff", 8))
         if cutoff < 0:
             raise _bad(f"truncation_cutoff={cutoff}: must be a number of layers, 0 (no truncation) or more")

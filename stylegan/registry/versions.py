@@ -546,7 +546,7 @@ def _save_model(target: Path, weights: Path, origin: str, description: Any) -> N
         kind = {
             "python_model": pyfunc.__file__,
             "artifacts": {pyfunc.WEIGHTS: str(weights)},
-            "signature": pyfunc.signature(generator.resolution, generator.channels),
+            "signature": pyfunc.signature(generator),
             "input_example": pyfunc.example(generator.num_labels > 0),
         }
     mlflow.pyfunc.save_model(

@@ -224,13 +224,16 @@ def _add_facts(app: FastAPI, models: Models) -> None:
             "resolution": generator.resolution,
             "channels": generator.channels,
             "num_layers": generator.num_layers,
-            "layer_resolutions": [layer_resolution(index) for index in range(generator.num_layers)],
+            "layer_resolutions": [
+                layer_resolution(index) for index in range(generator.num_layers if generator.model.has_w else 0)
+            ],
             "latent_size": generator.model.latent_size,
             "w_size": generator.w_avg.shape[0],
             "classes": list(model.classes),
-            "has_noise": generator.model.noise,
+            "has_styles": generator.model.has_styles,
+            "has_noise": generator.model.has_noise,
             "attributes": [{"name": one.name, "scale": one.scale} for one in model.directions.values()],
-            "psi": {"min": -MAX_PSI, "max": MAX_PSI, "default": 1.0},
+            "psi": {"min": -MAX_PSI, "max": MAX_PSI, "default": 1.0} if generator.model.has_w else None,
             "projection": model.means is not None,
             "no_projection": model.no_means or None,
             "limits": {

@@ -173,6 +173,11 @@ def understand(
         )
     if asked.w is not None and asked.to is not None:
         raise Refused(f"to={asked.to}: a walk begins at a seed; leave out `to` or `w`")
+    networks = model.generator.model
+    if asked.psi != 1 and not networks.has_w:
+        raise Refused(f"psi={asked.psi:g}: this model has no w to truncate (model.architecture: resnet); leave it out")
+    if asked.mix is not None and not networks.has_styles:
+        raise Refused(f"mix={asked.mix}: this model has no styles to mix ({networks.lacking('styles')}); leave it out")
     crossover = layers // 2 if asked.crossover is None else asked.crossover
     latents = None
     if asked.w is not None:
@@ -271,6 +276,8 @@ def _edits(edits: Sequence[str] | Mapping[str, float], model: ServedModel) -> tu
                 f"this model's are {shown(known, 300)}"
                 if known
                 else "this model has none: its evaluation measures no separability"
+                if model.generator.model.has_w
+                else "this model has none, as it has no w (model.architecture: resnet)"
             )
             raise Refused(f"edit={shown(name)}: there is no such attribute; {has}")
         if name in found:

@@ -45,7 +45,7 @@ def record(generator: Generator) -> Paint | None:
         return None
     stored = tuple(
         generator.synthesis.get_buffer(f"noise{layer}")
-        for layer in range(generator.num_layers if generator.model.noise else 0)
+        for layer in range(generator.num_layers if generator.model.has_noise else 0)
     )
     stream = torch.Generator().manual_seed(0)
     trials = [torch.randn(1, generator.num_layers, len(generator.w_avg), generator=stream) for _ in range(3)]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from stylegan.tracking.connection import connect, explained, is_empty
 from stylegan.tracking.open_run import PARENT_TAG
 from stylegan.tracking.pages import all_pages
 from stylegan.tracking.presentation import RUN_TAG
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def common_parent(uri: str, run_ids: Sequence[str], mlflow_run_ids: Sequence[str] = ()) -> str | None:
@@ -42,3 +46,10 @@ def log_page(uri: str, mlflow_run_id: str, html: str, name: str) -> None:
     client = connect(uri)
     with explained(uri, f"log {name}"):
         client.log_text(mlflow_run_id, html, name)
+
+
+def log_picture(uri: str, mlflow_run_id: str, picture: Image.Image, name: str) -> None:
+    """Log a picture as an artifact of a run, in place of one of the same name. Raises StepError if MLflow refuses."""
+    client = connect(uri)
+    with explained(uri, f"log {name}"):
+        client.log_image(mlflow_run_id, picture, artifact_file=name)

@@ -23,11 +23,11 @@ from stylegan.records import Record
 from stylegan.registry.gate import difference, metric_key
 from stylegan.retry import storage_settings
 from stylegan.uris import redact
-from stylegan.verbs.ablation_rows import ACCURACY, RowRun, Table, departures
+from stylegan.verbs.ablation_rows import RowRun, Table, departures
+from stylegan.verbs.forgetting import ACCURACY, LAST, Curve, read_layers
 
 Column = tuple[str, int]  # a metric, and how many latents are mixed in the test
 Keyed = tuple[str, int]  # a row and a seed
-Curve = list[tuple[float, float]]  # kimg and the accuracy of the probe
 # In JSON a number that is not finite is its name, as in a report.
 Number = Annotated[float, PlainSerializer(plain, when_used="json")]
 
@@ -152,6 +152,7 @@ class Ablation(Record):
     - `statement`: what compares, in a sentence.
     - `orders`: of each pair of rows that the paper orders.
     - `curves`: (kimg, accuracy of the probe on D), by row and seed.
+    - `layers`: the same of each block of D, by its name.
     - `notes`: what else to know.
     - `missing`: trainings without a finished evaluation.
     """
@@ -167,6 +168,7 @@ class Ablation(Record):
     rows: tuple[TableRow, ...]
     orders: tuple[Order, ...]
     curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    layers: dict[str, dict[str, dict[int, list[tuple[float, float]]]]] = {}
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -190,7 +192,8 @@ def read_table(table: Table, config: Config, runs: Sequence[RowRun]) -> Ablation
         shards = find_run(runs[0].child.config).shards
         found = {(one.row, one.seed): Run(one.child.config, shards) for one in runs}
         reports = {key: report for key, run in found.items() if (report := run.find_report())}
-        curves = _curves(table, found)
+        layers = _layers(table, found)
+    curves = layers.pop(LAST, {})
     data_set = dataset_of(config.data.source, shards.num_images)
     rows = [_row(table, row, data_set, found, reports, curves) for row in dict.fromkeys(one.row for one in runs)]
     measured = {cell.column for row in rows for cell in row.cells if cell.values or cell.metric in table.needs}
@@ -207,7 +210,8 @@ def read_table(table: Table, config: Config, runs: Sequence[RowRun]) -> Ablation
         statement=statement,
         rows=tuple(rows),
         orders=tuple(_orders(table, rows, reports)),
-        curves={row: {seed: curves[row, seed] for other, seed in curves if other == row} for row, _ in curves},
+        curves=_by_row(curves),
+        layers={layer: _by_row(found) for layer, found in layers.items()},
         notes=tuple(_notes(table, config, runs, measured, bool(curves))),
         missing=tuple(one.child.label for one in runs if (one.row, one.seed) not in reports),
     )
@@ -288,15 +292,18 @@ def _measured(
     return None if name is None else (report.metrics[name], report.intervals.get(name))
 
 
-def _curves(table: Table, runs: Mapping[Keyed, Run]) -> dict[Keyed, Curve]:
-    """Return the forgetting curves, (kimg, accuracy), of the trainings that were probed, if the table shows them."""
-    if ACCURACY not in table.shows:
-        return {}
-    points = {
-        key: [(row["nimg"] / 1000, row["metrics"][ACCURACY]) for row in run.curves() if ACCURACY in row["metrics"]]
-        for key, run in runs.items()
-    }
-    return {key: curve for key, curve in points.items() if curve}
+def _layers(table: Table, runs: Mapping[Keyed, Run]) -> dict[str, dict[Keyed, Curve]]:
+    """Return the forgetting curves of the trainings that were probed, by layer, if the table shows them."""
+    layers: dict[str, dict[Keyed, Curve]] = {}
+    if ACCURACY in table.shows:
+        for key, run in runs.items():
+            for layer, curve in read_layers(run.curves()).items():
+                layers.setdefault(layer, {})[key] = curve
+    return layers
+
+
+def _by_row(curves: Mapping[Keyed, Curve]) -> dict[str, dict[int, Curve]]:
+    return {row: {seed: curves[row, seed] for other, seed in curves if other == row} for row, _ in curves}
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------
@@ -399,14 +406,10 @@ def _data(config: Config) -> str:
 def _statement(table: Table, config: Config, data_set: str | None, reports: Mapping[Keyed, Report]) -> tuple[bool, str]:
     """Return whether our values compare with the paper's, and what compares, in a sentence."""
     ours, figures = _data(config), [figure for row in table.rows for figure in table.figures(row)]
-    if not figures:
-        return False, (
-            f"No figures of {table.source} ship, only the orders that it states in words. Ours are of {ours}: the order "
-            "of rows can be compared, values cannot."
-        )
     comparisons = [
         comparison
         for (row, _), report in reports.items()
+        if table.figures(row)
         for comparison in compare(report, row=row, dataset=data_set)
         if comparison.value is not None
         and table.name in comparison.published.where
@@ -414,10 +417,11 @@ def _statement(table: Table, config: Config, data_set: str | None, reports: Mapp
     ]
     if comparisons and all(comparison.comparable for comparison in comparisons):
         return True, f"Ours are of {ours} and measured as the paper's: the values themselves compare."
-    sets = dict.fromkeys(f"{one.dataset_title} at {one.resolution}x{one.resolution}" for one in figures)
+    *sets, last = dict.fromkeys(f"{one.dataset_title} at {one.resolution}x{one.resolution}" for one in figures)
+    listed = f"{', '.join(sets)} and {last}" if sets else last
     kinds = describe_incomparable(comparisons).partition(": ")[2]
     return False, (
-        f"The paper's values are of {' and '.join(sets)}, ours of {ours}{f' ({kinds})' if kinds else ''}: absolute "
+        f"The paper's values are of {listed}, ours of {ours}{f' ({kinds})' if kinds else ''}: absolute "
         "values do not compare, only the order of rows does."
     )
 
@@ -432,6 +436,8 @@ def _notes(
             "one training each: what is decided is beyond the chance of an evaluation, not beyond that of a training; "
             "--seeds 3 shows how much trainings differ"
         )
+    if table.key == "ssgan" and not config.model.is_resnet:
+        yield "the paper's networks are a ResNet, these are StyleGAN's; configs/ssgan/ has the paper's"
     if ACCURACY in table.shows and not probed:
         yield "no forgetting curve: set snapshots.probe_kimg before training; it needs labels"
     if "separability_w" in table.shows and not {("separability_w", 1), ("separability_z", 1)} & set(measured):

@@ -18,6 +18,7 @@ from stylegan.pipeline.run import find_run
 from stylegan.retry import storage_settings
 from stylegan.verbs.ablation import Ablation, Cell, Column, Order, TableRow, direction_of, tally_words, title_of
 from stylegan.verbs.ablation_rows import RowRun, Table
+from stylegan.verbs.forgetting import LAST, PICTURE, Curve, forgetting_picture, limits_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +65,7 @@ def render(table: Table, ablation: Ablation, *, strips: Mapping[str, bytes] | No
         ablation=ablation,
         sections=[_section(ablation, column) for column in ablation.columns()],
         several=len(ablation.seeds) > 1,
-        forgetting=forgetting_chart(ablation),
+        forgetting=forgetting_charts(ablation),
         strips=[
             (row, f"data:image/webp;base64,{base64.b64encode(strips[row.row]).decode()}")
             for row in ablation.rows
@@ -92,26 +93,42 @@ def read_strips(config: Config, runs: Sequence[RowRun]) -> dict[str, bytes]:
     return strips
 
 
-def log_ablation(config: Config, mlflow_run_id: str, page: str) -> None:
-    """Log the page to the run in MLflow that the trainings are below; MLflow's troubles are a warning."""
+def log_ablation(config: Config, mlflow_run_id: str, page: str, picture: Image.Image | None = None) -> None:
+    """Log the page, and the picture of the forgetting curves, to the run in MLflow that the trainings are below.
+
+    MLflow's troubles are a warning.
+    """
     from stylegan.tracking.connection import resolve_uri
-    from stylegan.tracking.parents import log_page
+    from stylegan.tracking.parents import log_page, log_picture
 
     with decoration("the page of the table in MLflow"):
         log_page(resolve_uri(config), mlflow_run_id, page, PAGE)
+        if picture:
+            log_picture(resolve_uri(config), mlflow_run_id, picture, PICTURE)
 
 
-def forgetting_chart(ablation: Ablation) -> CurveChart | None:
-    """Return the chart of the accuracy of the probe: a thick line for the mean of each row, thin ones for its seeds."""
-    curves = ablation.curves
-    if not curves:
-        return None
+def forgetting_charts(ablation: Ablation) -> dict[str, CurveChart]:
+    """Return the charts of the forgetting curves, by layer of D: the last features first; none where none was probed."""
+    layers = {LAST: ablation.curves, **ablation.layers} if ablation.curves else {}
+    curves = [curve for rows in layers.values() for seeds in rows.values() for curve in seeds.values()]
+    limits = limits_of(curves) if curves else None
+    return {layer: _forgetting_chart(rows, limits) for layer, rows in layers.items()}
+
+
+def draw_forgetting(ablation: Ablation) -> Image.Image | None:
+    """Draw the forgetting curves of all rows as a picture; None where none was probed."""
+    charts = forgetting_charts(ablation)
+    return forgetting_picture(charts) if charts else None
+
+
+def _forgetting_chart(curves: Mapping[str, Mapping[int, Curve]], limits: tuple[float, float] | None) -> CurveChart:
+    """Lay out the curves of one layer, by row and seed: thick lines for the means of rows, thin ones for seeds."""
     means = {row: _mean_curve(list(seeds.values())) for row, seeds in curves.items()}
     single = {(row, seed): curve for row, seeds in curves.items() if len(seeds) > 1 for seed, curve in seeds.items()}
     chart = curve_chart(
         {**means, **{f"{row}, seed {seed}": curve for (row, seed), curve in single.items()}},
         x_name="kimg",
-        y_name="accuracy of a linear probe on the features of D",
+        limits=limits,
     )
     colours = {row: number for number, row in enumerate(curves, start=1)}
     owners = [*means, *(row for row, _ in single)]

@@ -22,7 +22,6 @@ from stylegan.pipeline.sweep import MAX_CHILDREN, Child
 
 TableName = Literal["table1", "table2", "table4", "ssgan"]
 TABLES: tuple[TableName, ...] = get_args(TableName)
-ACCURACY = "probe/accuracy"  # of the curves: how much D knows of the classes
 # Settings by which a config is StyleGAN or not. Lengths, rates and weights of losses are tuned for the data.
 OF_STYLEGAN = ("model.", "training.loss")
 
@@ -33,12 +32,12 @@ class Table:
 
     Attributes:
         key, name, subject: its name on the command line, in the paper, and what it is about.
-        rows: its rows in order.
+        rows: its rows in order, for the architecture of a config.
         needs: the metrics without which it says nothing.
         shows: the values that it compares.
         claims: by value, the rows in the order that the paper states in words, the best one first.
-        source, url: of the paper, if its figures do not ship.
-        titles: of rows that are none of StyleGAN's.
+        source, url: of the paper, if it is not StyleGAN's.
+        titles: of rows that no paper has figures of.
     """
 
     key: TableName
@@ -71,14 +70,25 @@ class RowRun:
 
 
 @functools.cache
-def find_table(name: TableName) -> Table:
-    """Return a table by its name on the command line."""
+def find_table(name: TableName, architecture: Literal["stylegan", "resnet"] = "stylegan") -> Table:
+    """Return a table by its name on the command line, with the rows that `model.architecture` has.
+
+    Raises:
+        ConfigError: it has none of that architecture.
+    """
     facts = _facts()["tables"][name]
+    rows = facts["rows"] if architecture == "stylegan" else facts.get("resnet_rows")
+    if not rows:
+        fit = [key for key, other in _facts()["tables"].items() if "resnet_rows" in other]
+        raise ConfigError(
+            f"{name} with model.architecture={architecture}: its rows are of StyleGAN's networks; the table of these is "
+            f"{', '.join(fit)}"
+        )
     return Table(
         key=name,
         name=facts["name"],
         subject=facts["subject"],
-        rows=tuple(facts["rows"]),
+        rows=tuple(rows),
         needs=tuple(facts["needs"]),
         shows=tuple(facts["shows"]),
         claims={key: tuple(rows) for key, rows in facts.get("claims", {}).items()},
@@ -127,7 +137,7 @@ def row_overrides(row: str, config: Config) -> list[str]:
         row: a row of any table.
         config: whose values some rows scale.
     """
-    return [f"{key}={_value(key, value, config)}" for key, value in _facts()["rows"][row].items()]
+    return [f"{key}={_value(value, config)}" for key, value in _changes(row, config).items()]
 
 
 def departures(table: Table, config: Config) -> list[str]:
@@ -135,7 +145,7 @@ def departures(table: Table, config: Config) -> list[str]:
 
     Settings that every row sets do not count.
     """
-    changes = [_facts()["rows"][row] for row in table.rows]
+    changes = [_changes(row, config) for row in table.rows]
     keys = dict.fromkeys(key for change in changes for key in change if key.startswith(OF_STYLEGAN))
     ours = flatten(config)
     usual = flatten(Config.model_validate({"name": "f", "data": config.data.model_dump(), "storage": {"root": "f"}}))
@@ -144,6 +154,12 @@ def departures(table: Table, config: Config) -> list[str]:
         for key in keys
         if not all(key in change for change in changes) and ours.get(key) != usual.get(key)
     ]
+
+
+def _changes(row: str, config: Config) -> dict[str, Any]:
+    """Return what a row sets, by key. Each row of a resnet has its own normalisation, whatever that of the config is."""
+    own = {"model.norm": None} if config.model.is_resnet else {}
+    return own | _facts()["rows"][row]
 
 
 def _child(table: Table, row: str, seed: int, path: str, overrides: Sequence[str], common: Config) -> Child:
@@ -165,15 +181,14 @@ def _child(table: Table, row: str, seed: int, path: str, overrides: Sequence[str
 def _metrics(table: Table, row: str, config: Config) -> list[str]:
     """Return the override of a row's metrics, none if those of the config are right: enough, and possible for the row."""
     changes = _facts()["rows"][row]
-    styles = changes.get("model.styles", config.model.styles)
+    styles = changes.get("model.styles", config.model.has_styles)
     wanted = dict.fromkeys([*config.evaluation.metrics, *table.needs])
     possible = tuple(metric for metric in wanted if styles or not METRICS[metric].needs_styles)
     return [] if possible == config.evaluation.metrics else [f"evaluation.metrics={','.join(possible)}"]
 
 
-def _value(key: str, value: Any, config: Config) -> str:
+def _value(value: Any, config: Config) -> str:
     if isinstance(value, dict) and set(value) == {"times"}:
-        assert key == "training.total_kimg", key
         value = float(f"{value['times'] * _total_kimg(config):.10g}")  # without the noise of the product
     return write(value, inline=True)
 

@@ -21,11 +21,12 @@ from stylegan.evaluation.metric_table import describe, split_key
 from stylegan.evaluation.page.charts import curve_chart
 from stylegan.evaluation.page.metric_rows import ARROWS, DASH, interval_words, number
 from stylegan.evaluation.page.template import template
-from stylegan.images import open_picture
+from stylegan.images import open_picture, png_bytes
 from stylegan.outputs import write_output
 from stylegan.progress import duration
 from stylegan.tracking import metric_names
-from stylegan.tracking.parents import common_parent, log_page
+from stylegan.tracking.parents import common_parent, log_page, log_picture
+from stylegan.verbs.forgetting import PICTURE, compared_picture
 
 if TYPE_CHECKING:
     from stylegan.verbs.compare import Comparison, MetricRow, Value
@@ -108,17 +109,23 @@ def comparison_page(runs: Sequence[ComparedRun], comparison: Comparison) -> str:
     )
 
 
-def write_comparison(runs: Sequence[ComparedRun], comparison: Comparison, uri: str) -> str | None:
+def write_comparison(
+    runs: Sequence[ComparedRun], comparison: Comparison, uri: str, picture_uri: str | None = None
+) -> str | None:
     """Write the page of a comparison, and log it to the run that all of them are below in MLflow, such as that of a sweep.
 
     Args:
+        runs, comparison: what is compared, and how they compare.
         uri: as `outputs.output_file` has checked it.
+        picture_uri: of the picture of their forgetting curves, if they have some; None writes none.
 
     Returns:
         MLflow's id of the run that has the page among its artifacts; None if they have no common parent.
     """
-    page = comparison_page(runs, comparison)
+    page, picture = comparison_page(runs, comparison), compared_picture(runs)
     write_output(uri, page.encode())
+    if picture and picture_uri:
+        write_output(picture_uri, png_bytes(picture))
     trackers = {run.tracker for run in runs}
     (tracker, *others) = trackers
     if tracker is None or others:
@@ -130,9 +137,16 @@ def write_comparison(runs: Sequence[ComparedRun], comparison: Comparison, uri: s
             [run.mlflow_run_id for run in runs if run.mlflow_run_id],
         )
         if parent:
-            log_page(tracker, parent, page, PAGE)
+            log_compared(tracker, parent, page, picture)
         return parent
     return None
+
+
+def log_compared(uri: str, mlflow_run_id: str, page: str, picture: Image.Image | None) -> None:
+    """Log a page, and the picture of the forgetting curves, as artifacts of a run. Raises StepError if MLflow refuses."""
+    log_page(uri, mlflow_run_id, page, PAGE)
+    if picture:
+        log_picture(uri, mlflow_run_id, picture, PICTURE)
 
 
 def _key_value(row: MetricRow | None, place: int) -> str:

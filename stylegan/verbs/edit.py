@@ -93,8 +93,8 @@ def edit(
         check_seed(seed, rng)
     found = find_model(config, model)
     generator, names = load_model(found.checkpoint_uri)
-    if not generator.model.styles:
-        raise ConfigError(f"{model}: has no styles to edit (it was trained with model.styles: false)")
+    if not generator.model.has_styles:
+        raise ConfigError(f"{model}: has no styles to edit (it was trained with {generator.model.lacking('styles')})")
     direction = find_direction(_directions(found, generator, directions), attribute)
     number = one_class(label, names)
 

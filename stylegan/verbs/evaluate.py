@@ -19,7 +19,7 @@ from stylegan.cluster.session import ray_session
 from stylegan.config.addresses import check_argument
 from stylegan.config.file import build, load
 from stylegan.config.resolutions import RESOLUTIONS
-from stylegan.config.sections import DataConfig, Metric
+from stylegan.config.sections import RESNET_METRICS, STYLEGAN_METRICS, DataConfig, Metric
 from stylegan.config.tree import Config
 from stylegan.config.yaml_text import read_argument
 from stylegan.data.dataset_card import read_card
@@ -33,7 +33,7 @@ from stylegan.errors import ConfigError, StepError, decoration
 from stylegan.evaluation.directions import DIRECTIONS, lacks_directions
 from stylegan.evaluation.engine import evaluate, evaluate_images, fit_directions, redraw
 from stylegan.evaluation.features.spaces import check_features
-from stylegan.evaluation.metric_table import METRICS
+from stylegan.evaluation.metric_table import METRICS, lacking
 from stylegan.evaluation.page.metric_rows import warnings
 from stylegan.evaluation.page.published import Comparison
 from stylegan.evaluation.page.write_page import PAGE, compare_published, missing_figures, read_report, write_page
@@ -179,10 +179,15 @@ def _key(subject: _Subject) -> str:
 def _open_generator(model: Model, request: Request, given: Config | None) -> _Subject:
     generator, _ = load_model(model.checkpoint_uri)
     own = run_config(model.run_uri, request.overrides) if model.run_uri else None
-    config = _changed(given or own or _bare_config(request, generator.resolution, generator.channels), request)
+    config = (
+        given
+        or own
+        or _bare_config(request, generator.resolution, generator.channels, is_resnet=generator.model.is_resnet)
+    )
+    config = _changed(config, request)
     for metric in request.metrics or ():
-        if METRICS[metric].needs_styles and not generator.model.styles:
-            raise ConfigError(f"--metrics {metric}: the generator of {model.name} has no styles to mix; take it out")
+        if what := lacking(metric, generator.model):
+            raise ConfigError(f"--metrics {metric}: the generator of {model.name} has {what}; take it out")
         if "attributes" in METRICS[metric].roles and config.evaluation.features == "rotation":
             raise ConfigError(
                 f"--metrics {metric}: evaluation.features=rotation knows no attributes; take it out, or set another"
@@ -266,12 +271,14 @@ def _shape(source: Source) -> tuple[int, int]:
     return width, channels
 
 
-def _bare_config(request: Request, resolution: int, channels: int) -> Config:
-    """Return the config of an evaluation that has neither a run nor a config: all defaults."""
+def _bare_config(request: Request, resolution: int, channels: int, *, is_resnet: bool = False) -> Config:
+    """Return the config of an evaluation that has neither a run nor a config: all defaults for such a generator."""
     if request.data is None:
         raise ConfigError(f"{request.model}: what to compare it with is not known; give --data SOURCE or --config FILE")
     data = {"source": request.data, "resolution": resolution, "channels": channels}
-    tree = {"name": "evaluation", "data": data, "training": {"start_resolution": min(resolution, 8)}}
+    metrics = RESNET_METRICS if is_resnet else STYLEGAN_METRICS
+    training = {"start_resolution": min(resolution, 8)}
+    tree = {"name": "evaluation", "data": data, "training": training, "evaluation": {"metrics": metrics}}
     return build(tree, "--set", request.overrides)
 
 

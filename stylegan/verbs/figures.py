@@ -17,7 +17,7 @@ from stylegan.pipeline.style_figures import stage_ends
 from stylegan.records import Record
 from stylegan.training.state import load_model
 from stylegan.verbs.find_model import find_model, run_of
-from stylegan.verbs.sample import check_psi, one_class
+from stylegan.verbs.sample import check_psi, check_truncation, one_class
 
 NEIGHBOURS = "neighbours"
 NAMES = (*FIGURES, NEIGHBOURS, WALK)
@@ -73,6 +73,7 @@ def figures(
             raise ConfigError(f"--only {name}: no figure is called so; they are {', '.join(NAMES)}")
     found = find_model(config, model)
     generator, names = load_model(found.checkpoint_uri)
+    check_truncation(psi, generator)
     run = run_of(found)
     request = FigureRequest(
         name="",

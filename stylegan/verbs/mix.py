@@ -75,9 +75,9 @@ def mix(
         check_seed(seed, rng)
     uri = find_model(config, model).checkpoint_uri
     generator, names = load_model(uri)
+    if not generator.model.has_styles:
+        raise ConfigError(f"{model}: has no styles to mix (it was trained with {generator.model.lacking('styles')})")
     chosen = parse_layers(layers, generator.num_layers)
-    if not generator.model.styles:
-        raise ConfigError(f"{model}: has no styles to mix (it was trained with model.styles: false)")
     number = None if label is None else one_class(label, names)
     classes = [
         number if number is not None else i % len(names) if names else None for i in range(len(rows) + len(columns))

@@ -139,6 +139,7 @@ def project_images(
     uri = storage.join(found.checkpoint_uri, "generator.safetensors")
     data = storage.read_bytes(uri)
     generator, names = load_generator(data, uri)
+    check_projects(generator, model)
     classes = classes_of([label] if label is not None else [], names)
     settings = picture_settings(found.run_uri, config, generator)
     with storage_settings(settings.storage), ExitStack() as stack:
@@ -175,6 +176,14 @@ def project_images(
         classes=names,
         images=tuple(images),
     )
+
+
+def check_projects(generator: Generator, model: str) -> None:
+    """Raise ConfigError if a generator, named so, has no w into which pictures can be projected."""
+    if not generator.model.has_w:
+        raise ConfigError(
+            f"{model}: has no w to project pictures into (it was trained with model.architecture: resnet)"
+        )
 
 
 def picture_settings(run_uri: str | None, config: Config | None, generator: Generator) -> Config:

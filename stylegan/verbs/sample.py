@@ -88,6 +88,7 @@ def sample(
         raise ConfigError(f"--label {labels[0]}: the latents of --w have their class in them; leave it out")
     uri = find_model(config, model).checkpoint_uri
     generator, names = load_model(uri)
+    check_truncation(psi, generator)
 
     # Lay out the grid.
     cell = max(generator.resolution, CELL)
@@ -137,6 +138,12 @@ def check_psi(psi: float | None) -> None:
     """Raise ConfigError if a `--psi` cannot be one."""
     if psi is not None and not is_psi(psi):
         raise ConfigError(f"--psi {psi:g}: must be a number from -{MAX_PSI:g} to {MAX_PSI:g}, usually from 0 to 1")
+
+
+def check_truncation(psi: float | None, generator: Generator) -> None:
+    """Raise ConfigError if a `--psi` truncates, and the generator has no w for it."""
+    if psi not in (None, 1) and not generator.model.has_w:
+        raise ConfigError(f"--psi {psi:g}: this model has no w to truncate (model.architecture: resnet); leave it out")
 
 
 def check_size(number: int, generator: Generator, *, option: str) -> None:

@@ -25,7 +25,7 @@ from stylegan.serving.models import Found, Models, ProjectionMeans
 from stylegan.serving.server import bind, check_access, run, url_of
 from stylegan.training.state import MARKER, read_checkpoint
 from stylegan.verbs.find_model import SHORT_VERSION, find_model
-from stylegan.verbs.project import convert_picture, picture_settings
+from stylegan.verbs.project import check_projects, convert_picture, picture_settings
 
 MOST_PICTURE_PIXELS = 2**25  # of an uploaded picture
 TOKEN_VARIABLE = "STYLEGAN_SERVE_TOKEN"
@@ -166,8 +166,9 @@ def projection_means(config: Config | None, device: str, found: Found, generator
     """Return what pictures are projected with, as the verb `project` does it.
 
     Raises:
-        ConfigError, DamagedError: there is no network to compare images with, or the run is damaged.
+        ConfigError, DamagedError: the generator has no w, there is no network to compare images with, or the run is damaged.
     """
+    check_projects(generator, found.name)
     distance = perceptual_distance(generator, found.run_uri, config=config, device=device)
     data = picture_settings(found.run_uri, config, generator).data
     limited = data.model_copy(update={"max_pixels": min(data.max_pixels, MOST_PICTURE_PIXELS)})

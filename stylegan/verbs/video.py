@@ -24,7 +24,7 @@ from stylegan.progress import Progress
 from stylegan.records import Record
 from stylegan.training.state import load_model
 from stylegan.verbs.find_model import find_model
-from stylegan.verbs.sample import check_psi, one_class
+from stylegan.verbs.sample import check_psi, check_truncation, one_class
 
 MOST_FRAMES, MOST_FPS, MOST_CELLS = 100_000, 120, 256
 
@@ -105,6 +105,7 @@ def video(
     # The images that each cell walks through.
     uri = find_model(config, model).checkpoint_uri
     generator, names = load_model(uri)
+    check_truncation(psi, generator)
     generator = generator.to(device)
     cells, files = columns * rows, [one for name in w for one in read_latents(name, generator).rows()]
     number = len(files) if w else len(seeds)

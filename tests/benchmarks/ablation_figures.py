@@ -12,7 +12,7 @@ from pathlib import Path
 from stylegan.evaluation.page.charts import dot_chart
 from stylegan.evaluation.page.template import template
 from stylegan.verbs.ablation import Ablation, title_of
-from stylegan.verbs.ablation_page import forgetting_chart
+from stylegan.verbs.ablation_page import forgetting_charts
 
 LIGHT = {"paper": "#fcfcfb", "ink": "#1c1e21", "muted": "#5d636b", "line": "#dfe2e6", "1": "#1a5fb4", "2": "#b8560f"}
 DARK = {"paper": "#15171a", "ink": "#e6e8ea", "muted": "#9ba3ad", "line": "#343a41", "1": "#82b4f5", "2": "#f0a063"}
@@ -30,7 +30,7 @@ def main(source: str, target: str) -> None:
     """Write the charts of one table side by side: its first value, ours and the paper's, or the forgetting curve."""
     found = Ablation.model_validate_json(Path(source).read_text())
     macros = template("macros.html.j2").module
-    if forgetting := forgetting_chart(found):
+    if forgetting := next(iter(forgetting_charts(found).values()), None):
         keys = "".join(
             f'<tspan class="key-{place}" dx="{18 if place > 1 else 0}">{escape(row.title)}</tspan>'
             for place, row in enumerate(found.rows, start=1)

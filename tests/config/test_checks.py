@@ -119,7 +119,7 @@ def mistake(**sections):
         ),
         (
             {"model": {"styles": False, "const_input": False}, "evaluation": {"metrics": ["fid", "fid_mixing"]}},
-            ["evaluation.metrics has fid_mixing", "set model.styles=true"],
+            ["evaluation.metrics has fid_mixing", "set evaluation.metrics=[fid] or model.styles=true"],
         ),
         (
             {"snapshots": {"metrics_kimg": {4: 0, 16: 10}}, "evaluation": {"features": "x.safetensors"}},
@@ -367,6 +367,17 @@ def resnet(**sections):
             {"training": {"d_steps": 5, "batch": 64, "total_kimg": 0.2}},
             ["training.d_steps=5: the stage 32x32 has 4 steps of 64 images", "G would never be updated"],
         ),
+        (
+            {"evaluation": {"metrics": ["fid", "ppl_wend", "ppl_zend", "truncation"]}},
+            [
+                "evaluation.metrics has ppl_wend, truncation, but G has no w beside z (model.architecture: resnet); set "
+                "evaluation.metrics=[fid,ppl_zend]"
+            ],
+        ),
+        (
+            {"evaluation": {"metrics": ["ppl_wfull", "fid_mixing", "fid"]}},
+            ["no w beside z (model.architecture: resnet) and no styles to mix", "set evaluation.metrics=[fid]"],
+        ),
         ({"training": {"d_steps": 0}}, ["training.d_steps=0: input should be greater than or equal to 1"]),
         ({"training": {"loss": "wgan", "r1_gamma": 0}}, ["training.loss=wgan", "model.spectral_norm=true"]),
         (
@@ -405,6 +416,21 @@ def test_what_does_not_fit_a_resnet_is_one_line(sections, words):
 def test_what_fits_a_resnet_is_trained_in_one_stage(sections):
     (stage,) = stages(configured(**resnet(**sections)))
     assert (stage.resolution, stage.levels_below, stage.start_nimg, stage.fade_images) == (32, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "metrics"),
+    [(None, ("fid", "is")), ({"num_images": 100}, ("fid", "is")), ({"metrics": ["pr", "fid"]}, ("pr", "fid"))],
+)
+def test_a_resnet_is_measured_by_the_metrics_of_its_papers_unless_others_are_chosen(evaluation, metrics):
+    config = configured(model=RESNET["model"], **({} if evaluation is None else {"evaluation": evaluation}))
+    assert config.evaluation.metrics == metrics
+    assert build(load_back(config)) == config
+
+
+def test_every_metric_that_needs_no_w_can_be_asked_of_a_resnet():
+    wanted = ["fid", "kid", "is", "pr", "ppl_zfull", "ppl_zend", "separability"]
+    assert list(configured(**resnet(evaluation={"metrics": wanted})).evaluation.metrics) == wanted
 
 
 def test_the_resolutions_of_a_resnet_are_those_of_its_networks():

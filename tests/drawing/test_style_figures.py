@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resnets import write_resnet
 
 from stylegan.config.sections import ModelConfig
 from stylegan.drawing.draw import draw
@@ -177,6 +178,20 @@ def test_figures_that_mean_nothing_for_a_model_are_skipped_with_the_reason(store
         "stages": "needs the ends of two stages at least; storage has none, or the model is of no run",
     }
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"psi.png", "walk.webp"}
+
+
+def test_of_a_resnet_the_walk_alone_means_something(tmp_path):
+    request = FigureRequest("", write_resnet(tmp_path / "model", "a", "b", "c"))
+    drawn, skipped = draw_figures((*FIGURES, WALK), request, str(tmp_path / "out"))
+    assert set(drawn) == {"walk"}
+    assert skipped == {
+        "mixing": "this model has no styles (model.architecture: resnet)",
+        "noise": "this model has no noise (model.architecture: resnet)",
+        "noise_layers": "this model has no noise (model.architecture: resnet)",
+        "psi": "this model has no w to truncate (model.architecture: resnet)",
+        "stages": "this model has one stage (model.architecture: resnet)",
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"walk.webp"}
 
 
 @pytest.mark.parametrize("name", [*FIGURES, WALK])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resnets import make_resnet, write_features, write_resnet
 
 from stylegan import storage
 from stylegan.config.sections import DataConfig, EvaluationConfig
@@ -20,12 +21,15 @@ from stylegan.data.loading.loader import LoaderSettings, load_images
 from stylegan.data.sharding.write_shards import write_shards
 from stylegan.data.shardset import ShardSet
 from stylegan.data.sources.open_source import open_source
+from stylegan.drawing.figures import FigureRequest, draw_figures
 from stylegan.errors import ConfigError, StepError
 from stylegan.evaluation import engine, figures, generate
+from stylegan.evaluation.directions import DIRECTIONS
 from stylegan.evaluation.engine import evaluate, evaluate_images, redraw
 from stylegan.evaluation.features.embedded import obtain_features
 from stylegan.evaluation.metrics.fid import Moments, frechet_distance
 from stylegan.evaluation.metrics.numerics import Estimate
+from stylegan.evaluation.page.html import render
 from stylegan.evaluation.report import Report
 from stylegan.images import to_float
 from stylegan.networks.generator import Generator
@@ -243,8 +247,52 @@ def test_generators_without_styles_have_nothing_to_mix(
 ) -> None:
     uri = checkpoint(styles=False, const_input=False)
     report = evaluate(uri, shards, only(evaluation, "fid_mixing", "fid"), root=root)
-    assert report.skipped == {"fid_mixing_classifier": "this generator has no styles to mix (model.styles=false)"}
+    assert report.skipped == {"fid_mixing_classifier": "this generator has no styles to mix (model.styles: false)"}
     assert "fid_classifier" in report.metrics
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, root: str) -> ShardSet:
+    """Return shards of two classes of 40 coloured 32x32 images each."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(80):
+        half = ("left", "right")[number % 2]
+        values = np.random.default_rng(number).integers(0, 120, (32, 32, 3), dtype=np.uint8)
+        values[:, 16 * (number % 2) :][:, :16] += 120
+        (folder / half).mkdir(exist_ok=True)
+        Image.fromarray(values).save(folder / half / f"{number:03}.png")
+    data = DataConfig(source=str(folder), resolution=32)
+    return write_shards(open_source(data), data, root)
+
+
+@pytest.mark.parametrize("names", [(), ("left", "right")])
+def test_a_resnet_is_measured_by_all_that_needs_no_w(
+    photos: ShardSet, evaluation: EvaluationConfig, root: str, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """What needs one is skipped with the reason, and there are no directions in w."""
+    uri, out = write_resnet(tmp_path / "model", *names), str(tmp_path / "out")
+    changes = {"num_images": 100, "ppl_samples": 20, "separability_samples": 100, "num_reals": 80}
+    features = write_features(tmp_path, make_resnet(len(names)), *photos.label_names)
+    some = evaluation.model_copy(update=changes | {"features": features})
+    report = evaluate(uri, photos, some, root=root, out_uri=out)
+    values = IMAGE_VALUES | {"ppl_zfull", "ppl_zend", "separability_z"}
+    assert set(report.metrics) == {f"{key}_classifier" for key in values} | {"classifier_accuracy"}
+    no_w = "this generator has no w beside z (model.architecture: resnet)"
+    assert report.skipped == dict.fromkeys(
+        [f"{key}_classifier" for key in ("ppl_wfull", "ppl_wend", "truncation", "separability_w")], no_w
+    ) | {"fid_mixing_classifier": "this generator has no styles to mix (model.architecture: resnet)"}
+    assert set(report.protocols) == set(report.metrics) - {"classifier_accuracy"}
+    assert {row["entropy_w"] for row in report.attributes.values()} == {None}
+    assert all(row["entropy_z"] is not None for row in report.attributes.values())
+    assert set(report.figures) == {"grid", "best", "worst", "neighbours"}
+    assert not storage.exists(storage.join(out, DIRECTIONS))
+    (walk,) = draw_figures(["walk"], FigureRequest("", uri), out)[0].values()
+    page = render(report, images={"walk": storage.read_bytes(walk)})
+    assert "Separability in Z" in page
+    assert "Latent space" in page
+    assert "Styles, noise and truncation" not in page
+    assert no_w in page
+    assert report.metrics["ppl_zend_classifier"] > 0
 
 
 def test_conditional_generators_get_the_labels_of_the_data(

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from resnets import write_resnet
 
 from stylegan import storage
 from stylegan.config.sections import EvaluationConfig
@@ -77,6 +79,21 @@ def test_an_image_does_not_depend_on_how_many_follow_it(chunk: SampleChunk) -> N
     whole = torch.cat([images for _, _, _, images in chunk.samples(generator)])
     short = torch.cat([images for _, _, _, images in shortened(chunk, 70).samples(generator)])
     torch.testing.assert_close(short, whole[:70])
+
+
+def test_an_image_of_a_resnet_does_not_depend_on_those_beside_it(chunk: SampleChunk, tmp_path: Path) -> None:
+    """Its statistics are those of the file, not of the batch."""
+    uri = storage.join(write_resnet(tmp_path, "left", "right"), "generator.safetensors")
+    subject = replace(
+        chunk.subject, generator_uri=uri, generator_sha256=sha256(read_generator(uri)), label_weights=(0.5, 0.5)
+    )
+    chunk = replace(chunk, subject=subject, wants=(("pooled", 100),))
+    generator, labels = generator_of(subject), chunk.labels()
+    drawn = torch.cat([images for _, _, _, images in chunk.samples(generator)])
+    assert labels is not None
+    for row, (z, label) in enumerate(zip(chunk.latents(8).split(1), labels.split(1), strict=True)):
+        torch.testing.assert_close(drawn[row : row + 1], generator(z, label))
+    assert drawn.std(0).mean() > 0.1
 
 
 def test_labels_are_drawn_as_often_as_the_data_has_them(chunk: SampleChunk) -> None:

@@ -144,7 +144,7 @@ def test_its_row_decides_whether_styles_are_needed(
     assert "cmmd_classifier" in evaluate(uri, shards, with_cmmd(evaluation), root=root).metrics
     cmmd(needs_styles=True)
     report = evaluate(uri, shards, with_cmmd(evaluation), root=root)
-    assert report.skipped == {"cmmd_classifier": "this generator has no styles to mix (model.styles=false)"}
+    assert report.skipped == {"cmmd_classifier": "this generator has no styles to mix (model.styles: false)"}
 
 
 @pytest.mark.parametrize(("direction", "promoted"), [("lower", True), ("higher", False)])

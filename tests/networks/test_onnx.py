@@ -1,5 +1,6 @@
 """The exported graph computes the generator's images for any batch, and is refused if it does not."""
 
+import logging
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from resnets import make_resnet
 
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
@@ -78,6 +80,25 @@ def test_onnx_draws_what_torch_draws(case: str) -> None:
         images = draw(session, z, labels, psi)
         np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-4)
         assert np.array_equal(images, draw(session, z, labels, psi))
+
+
+@pytest.mark.parametrize("num_labels", [0, 3])
+def test_the_file_of_a_resnet_has_no_psi(num_labels: int, caplog: pytest.LogCaptureFixture) -> None:
+    generator = make_resnet(num_labels)
+    names = [f"class {i}" for i in range(num_labels)]
+    file = to_onnx(generator, names)
+    assert file.max_difference <= 1e-4
+    assert not [
+        one for one in caplog.records if one.levelno >= logging.WARNING
+    ]  # what the exporter says of its internals
+    model = onnx.load_from_string(file.data)
+    assert {node.domain for node in model.graph.node} == {""}
+    session = onnxruntime.InferenceSession(file.data, providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == ["z", *(["labels"] if names else [])]
+    for n in (1, 5):
+        z, labels = torch.randn(n, 8), torch.arange(n).flip(0) % num_labels if names else None
+        feed = {"z": z.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+        np.testing.assert_allclose(session.run(None, feed)[0], generator(z, labels).numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_exporting_leaves_the_generator_as_it_was() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from stylegan.config.sections import ModelConfig
 from stylegan.registry.model_card import MAX_CARD, write_card
 
 PLACE = {"run_id": "tiny-0123", "mlflow_run_id": "0a1b", "version": "7", "tracking_uri": "https://mlflow.internal"}
@@ -22,6 +23,17 @@ def test_a_card_holds_every_metric_as_people_read_it_and_how_to_draw(make_config
     assert "stylegan sample models:/tiny/7 --seeds 0-15" in card
     assert "mlflow.pyfunc.load_model('models:/tiny/7')" in card
     assert "Warning" not in card
+
+
+def test_the_card_of_a_resnet_draws_without_truncation(make_config, make_report, shards):
+    config = make_config()
+    assert "--psi 0.7" in write_card(config, make_report(), shards, **PLACE)
+    config = config.model_copy(update={"model": ModelConfig(architecture="resnet", latent_size=128)})
+    card = write_card(config, make_report(), shards, **PLACE)
+    assert "A ResNet generator (Miyato et al. 2018) of grey images" in card
+    assert "psi" not in card
+    assert "stylegan sample models:/tiny/7 --seeds 0-15 --out grid.png" in card
+    assert "model.predict(rows)  #" in card
 
 
 def test_a_card_warns_first(make_config, make_report, shards):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from resnets import write_resnet
 
 import stylegan
 from stylegan.config.sections import ModelConfig
@@ -31,11 +32,14 @@ LABELS = ("cat", "dog", "owl")
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory, empty_database, tiny_config, write_checkpoint, make_report, shards):
-    """An unconditional and a conditional model, registered in the embedded MLflow of one folder: their configs by name."""
+    """An unconditional model, a conditional one and a resnet, registered in the embedded MLflow of one folder.
+
+    Returns their configs by name.
+    """
     root = tmp_path_factory.mktemp("pyfunc")
     shutil.copy(empty_database, root / "mlflow.db")
     configs = {}
-    for name, label_names in (("plain", ()), ("classes", LABELS)):
+    for name, label_names in (("plain", ()), ("classes", LABELS), ("resnet", LABELS)):
         config = configs[name] = tiny_config(root, name=name)
         client = connect(resolve_uri(config))
         experiment = client.get_experiment_by_name("x")
@@ -45,7 +49,11 @@ def registered(tmp_path_factory, empty_database, tiny_config, write_checkpoint, 
             else client.create_experiment("x", artifact_location=f"{root}/mlartifacts")
         )
         run_id = client.create_run(experiment_id).info.run_id
-        checkpoint = write_checkpoint(root / name / "checkpoint-000001000", label_names=label_names)
+        folder = root / name / "checkpoint-000001000"
+        is_resnet = name == "resnet"
+        checkpoint = (
+            write_resnet(folder, *label_names) if is_resnet else write_checkpoint(folder, label_names=label_names)
+        )
         store.register(
             config, mlflow_run_id=run_id, checkpoint=checkpoint, shards=shards, report=make_report(), key=name
         )
@@ -153,6 +161,22 @@ def test_the_signature_tells_shapes_and_parameters(plain):
         "noise_seed": 0,
         "encoding": "array",
     }
+
+
+def test_a_resnet_has_no_parameters_of_truncation_and_noise(registered):
+    model = load(registered["resnet"])
+    assert {param.name: param.default for param in model.metadata.signature.params} == {"encoding": "array"}
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 32, 32, 3)
+    images = model.predict(pd.DataFrame({"seed": [7, 8, 7], "label": [0, 0, 2]}))
+    generator = weights_of(registered["resnet"])
+    for image, seed, label in zip(images, (7, 8, 7), (0, 0, 2), strict=True):
+        z = torch.randn(8, generator=torch.Generator().manual_seed(seed))[None]
+        with torch.no_grad():
+            expected = quantise(generator(z, torch.tensor([label])))[0].permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(image, expected)
+    assert images.std(0).mean() > 1
+    with pytest.raises(MlflowException, match=r"truncation_psi=0.7: this generator has no w to truncate"):
+        model.unwrap_python_model().predict(None, pd.DataFrame({"seed": [7], "label": [0]}), {"truncation_psi": 0.7})
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -13,9 +14,11 @@ import pytest
 from browser import CHROMIUM, Page, browser
 from model_site import ATTRIBUTES, CLASSES, SIDE, Site, serve
 from PIL import Image
+from served_models import write_served_resnet
 
 from stylegan.drawing.draw import draw
 from stylegan.training.state import load_model
+from stylegan.verbs.serve import projection_means
 
 pytestmark = [
     pytest.mark.long,
@@ -582,3 +585,32 @@ def test_the_page_keeps_its_policy_and_works_with_a_token(tab: Page, tmp_path: P
         tab.wait("true")
         assert tab.run("window.broken") is None
         tab.errors.clear()
+
+
+def test_a_resnet_has_seeds_classes_and_a_walk_alone(tab: Page, tmp_path: Path) -> None:
+    """What it does not have is not shown, is said of a link, and no key reaches it."""
+    with serve(tmp_path) as site:
+        found = write_served_resnet(tmp_path / "resnet", version="2", labels=CLASSES)
+        site.models.means_of = partial(projection_means, None, "cpu")
+        site.models.find = lambda: found
+        site.models.look()
+        tab.errors.clear()
+        tab.open(f"{site.url}#seed=3&label=7&psi=0.5&mix=4&noise=none")
+        tab.wait("!document.getElementById('picture').hidden")
+        for name in ("psi-row", "mix-section", "noise-section", "attributes-section", "upload"):
+            assert tab.run(f"document.getElementById('{name}').hidden"), name
+        assert not tab.run("document.getElementById('label-row').hidden")
+        assert "cannot show psi=0.5, noise=none, mix=4" in text(tab, "news")
+        assert "has no w to project pictures into" in text(tab, "no-projection")
+        assert shows(tab, drawn(site, "seed=3&label=7"))
+        assert text(tab, "caption") == "seed 3 · class 7"
+        for key in ("ArrowUp", "m", "n"):
+            tab.press(key)
+        assert shows(tab, drawn(site, "seed=3&label=7"))
+        tab.press("ArrowRight")
+        assert shows(tab, drawn(site, "seed=4&label=7"))
+        assert "noise" not in text(tab, "walk-hint")
+        tab.click("#play")
+        tab.wait("document.getElementById('caption').textContent.includes('of the way')")
+        tab.click("#play")
+        assert not tab.errors

@@ -4,14 +4,16 @@ import base64
 import io
 import json
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
-from served_models import write_model
+from served_models import write_model, write_served_resnet
 
 from flows.cli.main import main
 from stylegan.drawing.latents import latent
+from stylegan.verbs.serve import projection_means
 
 
 def pixels(answer):
@@ -210,6 +212,40 @@ def test_the_model_says_what_may_be_asked(client):
     told = client.get("/version").json()
     assert (told["run_id"], told["device"], told["trouble"]) == ("digits-1", "cpu", None)
     assert latent(0, 6)[0].shape == (1, 6)
+
+
+def test_a_resnet_is_drawn_and_what_it_does_not_have_is_refused(open_app, tmp_path):
+    """Bit for bit as sample draws it; without psi, styles, noise and projection."""
+    client = open_app(write_served_resnet(tmp_path / "resnet"), means_of=partial(projection_means, None, "cpu"))
+    out = tmp_path / "sample.png"
+    assert main(["sample", str(tmp_path / "resnet"), "--seeds", "5", "--label", "owl", "--out", str(out)]) == 0
+    assert client.get("/image.png?seed=5&label=owl&size=64&psi=1").content == out.read_bytes()
+    assert client.models.current.recorded is not None
+    walked = [pixels(client.get(f"/image.png?seed=1&to=2&t={t}")) for t in (0, 0.5, 1)]
+    np.testing.assert_array_equal(walked[2], pixels(client.get("/image.png?seed=2")))
+    assert not any(np.array_equal(walked[1], end) for end in (walked[0], walked[2]))
+
+    no_w = "this model has no w to truncate (model.architecture: resnet); leave it out"
+    assert refusal(client.get("/image.png?psi=0.5")) == f"psi=0.5: {no_w}"
+    assert "mix=3: this model has no styles to mix (model.architecture: resnet)" in refusal(
+        client.get("/image.png?mix=3")
+    )
+    assert "it has no w (model.architecture: resnet)" in refusal(client.get("/image.png?edit=smile:1"))
+    told = client.get("/model").json()
+    assert (told["psi"], told["has_styles"], told["has_noise"], told["layer_resolutions"]) == (None, False, False, [])
+    assert (told["num_layers"], told["latent_size"], told["w_size"], told["attributes"]) == (1, 8, 8 + 3, [])
+    assert told["projection"] is False
+    assert told["no_projection"].startswith("photos: has no w to project pictures into")
+    assert "this model cannot project pictures: photos: has no w" in refusal(client.post("/projections", content=b"x"))
+
+
+def test_the_w_of_a_resnet_is_z_and_the_class_as_numbers(open_app, tmp_path):
+    client = open_app(write_served_resnet(tmp_path / "resnet"))
+    z = latent(5, 8)[0][0].tolist()
+    first, second, between = post(client, {"w": [*z, 0, 1, 0]}, {"w": [*z, 0, 0, 1]}, {"w": [*z, 0, 0.5, 0.5]})
+    np.testing.assert_array_equal(first, pixels(client.get("/image.png?seed=5&label=dog")))
+    np.testing.assert_array_equal(second, pixels(client.get("/image.png?seed=5&label=owl")))
+    assert not any(np.array_equal(between, end) for end in (first, second))
 
 
 def test_openapi_knows_the_ranges_and_no_page_loads_scripts_from_elsewhere(client):

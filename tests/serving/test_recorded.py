@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from resnets import make_resnet
 
 from stylegan.config.sections import ModelConfig
 from stylegan.drawing.draw import noise_of, paint
@@ -37,6 +38,16 @@ def test_a_recording_draws_the_same_bits_on_any_thread(model):
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(both, range(40)))
+
+
+@pytest.mark.parametrize("num_labels", [0, 3])
+@pytest.mark.parametrize("norm", [None, "self_modulated", "adaptive_instance"])
+def test_a_recorded_resnet_draws_the_same_bits(num_labels, norm):
+    generator = make_resnet(num_labels, norm=norm)
+    repeat = record(generator)
+    assert repeat is not None
+    for row in torch.randn(8, 1, 1, len(generator.w_avg)):
+        assert torch.equal(repeat(row, None), paint(generator, row, None))
 
 
 def test_large_images_are_not_recorded():

@@ -43,17 +43,17 @@ def pictures(uri):
     return {path.name: path.read_bytes() for path in Path(uri, "samples").iterdir()}
 
 
-def train_killed(job, monkeypatch, device="cpu"):
-    """Train a stage and kill it when its second checkpoint is complete, before the next image."""
+def train_killed(job, monkeypatch, device="cpu", after=2):
+    """Train a stage and kill it when its second checkpoint, or that of another number, is complete, before the next image."""
     write, written = storage.write_json, []
 
-    def die_after_the_second(uri, content):
+    def die_after_some(uri, content):
         write(uri, content)
         written.append(uri)
-        if len(written) == 2:
+        if len(written) == after:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_json", die_after_the_second)
+        patch.setattr(storage, "write_json", die_after_some)
         with pytest.raises(KeyboardInterrupt):
             train_stage(job, device=device)

@@ -29,28 +29,40 @@ VARIANTS = {
     "bf16": {"precision": "bf16"},
     "in parts": {"max_batch_per_worker": 4, "mirror": True, "spectral": True},
     "fused resampling": {},
+    "several updates of D": {"d_steps": 2, "penalty_interval": 2},
+    "resnet": {
+        "resnet": "self_modulated",
+        "rotation": {"fraction": 0.5},
+        "mirror": True,
+        "spectral": True,
+        "d_steps": 2,
+    },
+    "conditional resnet": {"resnet": None, "conditional": True, "loss": "wgan", "r1_gamma": 0, "gp_weight": 10},
 }
 
 
-def make(*, conditional=False, spectral=False, **training):
-    """Return a runner's config, stage and state at the start of a fade."""
+STYLEGAN = {"latent_size": 8, "mapping_layers": 2, "mapping_fmaps": 8, "fmap_base": 64, "fmap_max": 8}
+
+
+def make(*, conditional=False, spectral=False, **variant):
+    """Return a runner's config, stage and state at the start of a fade, which the stage of a resnet does not have.
+
+    With `resnet`, its normalisation.
+    """
+    model, training = STYLEGAN, {"start_resolution": 4, "fade_kimg": 0.08, "stable_kimg": 0.048}
+    if "resnet" in variant:
+        model = {"architecture": "resnet", "width": 0.02, "latent_size": 8, "norm": variant.pop("resnet")}
+        training = {"stable_kimg": 0.128}
     config = build(
         {
             "name": "t",
-            "data": {"source": "digits", "resolution": 8, "channels": 1},
-            "model": {
-                "latent_size": 8,
-                "mapping_layers": 2,
-                "mapping_fmaps": 8,
-                "fmap_base": 64,
-                "fmap_max": 8,
-                "conditional": conditional,
-                "spectral_norm": spectral,
-            },
-            "training": {"start_resolution": 4, "batch": BATCH, "fade_kimg": 0.08, "stable_kimg": 0.048} | training,
+            "data": {"source": "digits", "resolution": 32 if "architecture" in model else 8, "channels": 1},
+            "model": model | {"conditional": conditional, "spectral_norm": spectral},
+            "training": {"batch": BATCH} | training | variant,
+            "evaluation": {"metrics": ["fid"]},
         }
     )
-    stage = stages(config)[1]
+    stage = stages(config)[-1]
     state = start_stage(config, stage, num_labels=3 if conditional else 0, previous=None)
     state.nimg = stage.start_nimg
     return config, stage, state
@@ -74,8 +86,9 @@ def train(recorder, steps, **variant):
     for _ in range(steps):
         if stage.resets_optimizers(state.nimg):
             runner.reset_optimizers()
-        reals = torch.randint(0, 256, (BATCH, 1, 8, 8), dtype=torch.uint8, generator=data)
-        own = distributed.own_share(BATCH, config.model.mbstd_group)
+        side = stage.resolution
+        reals = torch.randint(0, 256, (BATCH, 1, side, side), dtype=torch.uint8, generator=data)
+        own = distributed.own_share(BATCH, config.model.group)
         paths.append(runner.step(reals[own], labels if labels is None else labels[own]))
         state.nimg += BATCH
         state.steps += 1
@@ -99,15 +112,19 @@ def test_replays_equal_the_steps(variant, monkeypatch):
 def train_share():
     """Train with this rank's share of each batch, in three kinds of steps, and return the weights and the paths."""
     convolution._shifts = cache(convolution._shifts)  # in a process of its own, which has no fixtures
-    state, paths = train(TapeRecorder if distributed.world_size() > 1 else RefusingRecorder, 12, **VARIANTS["lazy"])
-    return {name: network.state_dict() for name, network in state.networks().items()}, paths
+    recorder, weights, replays = TapeRecorder if distributed.world_size() > 1 else RefusingRecorder, {}, []
+    for variant in ("lazy", "resnet"):
+        state, paths = train(recorder, 12, **VARIANTS[variant])
+        weights |= {f"{variant} {name}": network.state_dict() for name, network in state.networks().items()}
+        replays.append(paths.count("graph"))
+    return weights, replays
 
 
 def test_replays_on_two_ranks_train_like_one(tmp_path):
     """The means over ranks are a part of what is recorded."""
     expected, _ = in_double(train_share)  # the fixture undoes what it sets in this process
-    for weights, paths in on_two_ranks(train_share, tmp_path):
-        assert paths.count("graph") >= 4
+    for weights, replays in on_two_ranks(train_share, tmp_path):
+        assert min(replays) >= 4
         for network, values in expected.items():
             for name, value in values.items():
                 torch.testing.assert_close(

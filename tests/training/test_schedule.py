@@ -189,6 +189,23 @@ def test_stages_join_without_gap_and_end_on_whole_batches(batch, fade, stable):
         assert stage.alpha(stage.end_nimg + stage.batch * stage.repeats) == 1.0
 
 
+@pytest.mark.parametrize("d_steps", [1, 2, 3, 5])
+def test_every_so_many_steps_of_a_stage_update_g(d_steps):
+    """The count begins anew with each stage, and the images of a stage stay what they are."""
+    one, several = (
+        stages(config(16, batch=8, d_steps=count, fade_kimg=0.04, stable_kimg=0.05)) for count in (1, d_steps)
+    )
+    for plain, stage in zip(one, several, strict=True):
+        assert stage == plain.model_copy(update={"d_steps": d_steps})
+        nimgs = range(stage.start_nimg, stage.end_nimg, stage.batch)
+        updates = [stage.updates_G(nimg) for nimg in nimgs]
+        assert updates == [(step + 1) % d_steps == 0 for step in range(len(nimgs))]
+        for now in range(len(nimgs) + 1):
+            for steps in range(now + 1):
+                counted = stage.num_G_updates(stage.start_nimg + now * stage.batch, steps)
+                assert counted == sum(updates[now - steps : now]), (now, steps)
+
+
 def test_half_life_of_the_average():
     assert ema_beta(32, 10) ** (10_000 / 32) == pytest.approx(0.5)
     assert [round(ema_beta(batch, 10), 5) for batch in (256, 128, 64, 32, 16, 4)] == [

@@ -16,6 +16,7 @@ BATCH = 16
 VARIANTS = {
     "wgan-gp": {"loss": "wgan", "r1_gamma": 0, "gp_weight": 10, "drift_weight": 0.001},
     "lazy-gp": {"loss": "hinge", "r1_gamma": 0, "gp_weight": 10, "drift_weight": 0.001, "penalty_interval": 2},
+    "several-d": {"loss": "hinge", "r1_gamma": 3, "d_steps": 3},
     "lazy-r1-r2": {"loss": "saturating", "r1_gamma": 3, "r2_gamma": 3, "penalty_interval": 2},
 }
 

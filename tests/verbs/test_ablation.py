@@ -21,7 +21,7 @@ from stylegan.images import png_bytes
 from stylegan.pipeline.keys import stage_keys
 from stylegan.pipeline.run import Run
 from stylegan.verbs.ablation import Ablation, read_table, tally_words
-from stylegan.verbs.ablation_page import forgetting_chart, read_strips, render
+from stylegan.verbs.ablation_page import draw_forgetting, forgetting_charts, read_strips, render
 from stylegan.verbs.ablation_rows import TABLES, find_table, make_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -51,8 +51,11 @@ def shards_of(config) -> ShardSet:
     return write_shards(open_source(found.data), found.data, found.storage.root)
 
 
-def finish(config, runs, values, *, half=0.1, curves=None):
-    """Write the reports of trainings: by row, a FID for each seed, with intervals of `half`; `curves` by row and seed."""
+def finish(config, runs, values, *, half=0.1, curves=None, blocks=0):
+    """Write the reports of trainings: by row, a FID for each seed, with intervals of `half`; `curves` by row and seed.
+
+    Each of the `blocks` of D recognises 0.1 less than the layer before it.
+    """
     shards = shards_of(config)
     for one in runs:
         if one.seed < len(values.get(one.row, ())):
@@ -70,7 +73,12 @@ def finish(config, runs, values, *, half=0.1, curves=None):
         if curves and one.row in curves:
             run = Run(one.child.config, shards)
             rows = [
-                {"nimg": 1000 * (n + 1), "resolution": 8, "metrics": {"probe/accuracy": value}}
+                {
+                    "nimg": 1000 * (n + 1),
+                    "resolution": 8,
+                    "metrics": {"probe/accuracy": value}
+                    | {f"probe/accuracy/block{b}": value - b / 10 for b in range(1, blocks + 1)},
+                }
                 for n, value in enumerate(curves[one.row][one.seed])
             ]
             storage.write_bytes(
@@ -118,6 +126,67 @@ def test_rows_of_cifar_have_the_stages_of_the_shipped_config_with_and_without_ro
     assert stage_keys(runs["gan"], shards) == stage_keys(load(path, ["training.rotation=null"]), shards)
     conditional = load(path, ["training.rotation=null", "model.conditional=true"])
     assert stage_keys(runs["conditional"], shards) == stage_keys(conditional, shards)
+
+
+ROWS_OF_SSGAN = {
+    "gan": "cifar10-uncond",
+    "ssgan": "cifar10-ss",
+    "ssgan-sbn": "cifar10-ss-sbn",
+    "conditional": "cifar10-cond",
+    "rotation-only": "rotation-only",
+    "alpha-decay": "cifar10-alpha-decay",
+}
+
+
+@pytest.mark.parametrize("base", ["cifar10-uncond", "cifar10-ss-sbn", "cifar10-alpha-decay"])
+def test_rows_of_a_resnet_have_the_stages_of_the_configs_of_ssgan(base):
+    shards = SHARDS.model_copy(update={"resolutions": (32,), "label_names": ("a", "b")})
+    runs = make_rows(find_table("ssgan", "resnet"), str(CONFIGS / f"ssgan/{base}.yaml"), seeds=1)
+    assert [one.row for one in runs] == list(ROWS_OF_SSGAN)
+    for one in runs:
+        shipped = load(CONFIGS / f"ssgan/{ROWS_OF_SSGAN[one.row]}.yaml")
+        assert stage_keys(one.child.config, shards) == stage_keys(shipped, shards), one.row
+        assert one.child.config.evaluation == shipped.evaluation
+    assert len({stage_keys(one.child.config, shards) for one in runs}) == 6
+
+
+def test_the_figures_of_ssgan_stand_beside_rows_that_have_some(tmp_path):
+    """The paper orders those of CIFAR-10; a fading rotation loss and the baseline without a GAN it does not."""
+    path = tmp_path / "resnet.yaml"
+    overrides = ["data.source=digits", "data.channels=1", f"storage.root={tmp_path}/root", "training.total_kimg=1"]
+    path.write_text(f"base: {CONFIGS}/ssgan/cifar10-uncond.yaml\n")
+    settings, table = load(path, overrides), find_table("ssgan", "resnet")
+    write_shards(open_source(settings.data), settings.data, settings.storage.root)
+    runs = make_rows(table, str(path), overrides, seeds=1)
+    found = read_table(table, settings, runs)
+    assert [row.label for row in found.rows][-2:] == [
+        "rotation-only: rotation loss alone, without a GAN (Gidaris et al. 2018)",
+        "alpha-decay: SS-GAN whose rotation loss of G fades away",
+    ]
+    assert [row.cell(("fid", 1)).paper.get("CIFAR-10") for row in found.rows] == [
+        19.73,
+        17.11,
+        15.65,
+        15.60,
+        None,
+        None,
+    ]
+    assert {(one.first, one.second) for one in found.orders if one.metric == "fid"} == {
+        ("ssgan", "gan"),
+        ("ssgan-sbn", "gan"),
+        ("conditional", "gan"),
+        ("ssgan-sbn", "ssgan"),
+        ("conditional", "ssgan"),
+        ("conditional", "ssgan-sbn"),
+    }
+    assert not any("StyleGAN" in note for note in found.notes)
+
+
+def test_the_other_tables_have_no_rows_of_a_resnet():
+    with pytest.raises(
+        ConfigError, match=r"^table1 with model\.architecture=resnet: [^\n]* the table of these is ssgan$"
+    ):
+        find_table("table1", "resnet")
 
 
 def test_a_training_is_a_model_of_its_own_with_the_next_seed(config):
@@ -282,12 +351,39 @@ def test_the_forgetting_curve_ends_in_a_value_of_its_own(config):
         "probe/accuracy": ("ssgan", True),
     }
     assert found.curves["gan"][0] == [(1.0, 0.9), (2.0, 0.5)]
-    chart = forgetting_chart(found)
+    (chart,) = forgetting_charts(found).values()
+    assert found.layers == {}
     assert [curve.name for curve in chart.curves][:2] == ["gan", "ssgan"]
     assert [curve.thin for curve in chart.curves] == [False, False, True, True, True, True]
     assert [curve.colour for curve in chart.curves] == [1, 2, 1, 1, 2, 2]
     assert chart.curves[0].last == pytest.approx(0.505)
-    assert "only the orders that it states in words" in found.statement
+    assert found.orders[0].paper == (17.11, 19.73)
+    assert found.orders[0].disputed  # on CelebA-HQ the rotation loss makes it worse
+    assert found.orders[1].paper is None
+    assert any("configs/ssgan/ has the paper's" in note for note in found.notes)
+
+
+def test_every_block_has_a_chart_on_the_same_axis_and_one_picture_has_all(config):
+    table = find_table("ssgan")
+    runs = make_rows(table, config, rows=["gan", "ssgan"], seeds=2)
+    curves = {"gan": [[0.9, 0.5], [0.9, 0.6]], "ssgan": [[0.9, 0.8], [0.9, 0.85]]}
+    finish(config, runs, {"gan": [5.0, 5.1], "ssgan": [5.1, 5.0]}, curves=curves, blocks=2)
+    found = read_table(table, load(config), runs)
+    assert found.curves["gan"] == {0: [(1.0, 0.9), (2.0, 0.5)], 1: [(1.0, 0.9), (2.0, 0.6)]}
+    assert found.layers["block 2"]["gan"][0] == [(1.0, pytest.approx(0.7)), (2.0, pytest.approx(0.3))]
+    assert Ablation.model_validate_json(found.model_dump_json()) == found
+    charts = forgetting_charts(found)
+    assert list(charts) == ["last features", "block 1", "block 2"]
+    assert len({chart.y_ticks for chart in charts.values()}) == 1
+    assert draw_forgetting(found).size == (2 * (3 * 400 + 28), 2 * 335)
+    page = render(table, found)
+    assert page.count("<figcaption>Block ") == 2
+    assert "Accuracy of the probe over kimg, block 2" in page
+
+
+def test_without_a_probe_there_is_no_picture(config):
+    found = table1(config, {"b": [10.0]}, rows="b", seeds=1)
+    assert draw_forgetting(found) is None
 
 
 # --- page -------------------------------------------------------------------------------------------------------------

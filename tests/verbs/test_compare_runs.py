@@ -310,6 +310,23 @@ def test_the_page_is_an_artifact_of_a_common_parent(make_run, tmp_path):
     assert write_comparison(runs, compare(runs), str(tmp_path / "a.html")) is None
 
 
+def test_the_picture_of_forgetting_curves_lies_beside_the_page_and_in_mlflow(make_run, tmp_path):
+    configs = [make_run("p", seed=31), make_run("q", seed=32)]
+    client = connect(resolve_uri(configs[0]))
+    experiment = client.create_experiment("sweep", artifact_location=f"file://{tmp_path}/artifacts")
+    parent = client.create_run(experiment).info.run_id
+    runs = side_by_side(*configs)
+    for run in runs:
+        client.create_run(experiment, tags={"stylegan.run_id": run.run_id, "mlflow.parentRunId": parent})
+        for row in run.rows:
+            row["metrics"] |= {"probe/accuracy": 0.5, "probe/accuracy/block1": 0.4}
+    picture = tmp_path / "forgetting.png"
+    assert write_comparison(runs, compare(runs), str(tmp_path / "a.html"), str(picture)) == parent
+    assert [file.path for file in client.list_artifacts(parent)] == ["comparison.html", "forgetting.png"]
+    logged = Image.open(client.download_artifacts(parent, "forgetting.png"))
+    assert logged.tobytes() == Image.open(picture).tobytes()
+
+
 @pytest.mark.parametrize("names", [(), ("a",), tuple("abcdefghijklmnopqrstu")])
 def test_fewer_than_two_and_too_many_are_refused(names):
     with pytest.raises(ConfigError, match=rf"got {len(names)} run.s.; name 2 to 20"):

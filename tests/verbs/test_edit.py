@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resnets import write_resnet
 
 from stylegan.config.sections import ModelConfig
 from stylegan.drawing.directions import apply
@@ -106,7 +107,10 @@ def test_what_cannot_be_edited_is_one_line(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"--label cat: this model is not class-conditional"):
         strip(place, label="cat")
     (place / "generator.safetensors").write_bytes(save_generator(untrained(styles=False), ()))
-    with pytest.raises(ConfigError, match=r"has no styles to edit"):
+    with pytest.raises(ConfigError, match=r"has no styles to edit \(it was trained with model.styles: false\)$"):
+        strip(place)
+    write_resnet(place)
+    with pytest.raises(ConfigError, match=r"has no styles to edit \(it was trained with model.architecture: resnet\)$"):
         strip(place)
 
 

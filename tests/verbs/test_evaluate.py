@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from resnets import make_resnet, write_features, write_resnet
 
 from flows.cli.main import main
 from stylegan import storage
@@ -177,6 +178,21 @@ def test_what_cannot_be_measured_is_told_before_anything_is_done(capsys, tmp_pat
     (odd / "a.png").write_bytes(b"no image")
     assert "a.png: not an image in a known format" in refused(capsys, asked(odd), 1)
     assert "makes images of shape" in refused(capsys, asked(checkpoint(16), "--config", _config(tmp_path)), 1)
+
+
+def test_a_resnet_without_a_run_is_measured_by_the_metrics_of_its_papers(capsys, tmp_path, asked):
+    """And what needs a w is refused where it is asked for by name."""
+    uri = write_resnet(tmp_path / "resnet", channels=1)
+    for metric, what in (("ppl_wend", "w beside z"), ("truncation", "w beside z"), ("fid_mixing", "styles to mix")):
+        assert refused(capsys, asked(uri, "--metrics", f"fid,{metric}"), 2) == (
+            f"stylegan: --metrics {metric}: the generator of {uri} has no {what} (model.architecture: resnet); take it out"
+        )
+    labels = [str(digit) for digit in range(10)]
+    features = write_features(tmp_path, make_resnet(channels=1), *labels)
+    assert main(asked(uri, "--json", "-s", f"evaluation.features={features}")) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert set(report["metrics"]) == {f"{key}_classifier" for key in ("fid", "is", "is_std")} | {"classifier_accuracy"}
+    assert report["skipped"] == {}
 
 
 def _config(tmp_path):

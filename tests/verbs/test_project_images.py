@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resnets import write_resnet
 from safetensors.torch import save
 
 from stylegan.config.sections import ModelConfig
@@ -214,3 +215,14 @@ def test_a_generator_that_changes_meanwhile_fails_its_pictures_alone(
     record = run(picture(tmp_path / "own.png"))
     assert record.images[0].error == f"{weights}: changed since this work began; run the same command again"
     assert not (tmp_path / "out" / "own").exists()
+
+
+def test_a_resnet_has_no_w_to_project_into(tmp_path: Path) -> None:
+    """It is said before anything is read or written."""
+    uri = write_resnet(tmp_path / "resnet")
+    with pytest.raises(
+        ConfigError,
+        match=r"resnet: has no w to project pictures into \(it was trained with model.architecture: resnet\)$",
+    ):
+        project_images(None, uri, ["missing.png"], out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resnets import make_resnet, write_resnet
 
 from stylegan.config.sections import ModelConfig
 from stylegan.drawing.draw import draw
 from stylegan.errors import ConfigError
+from stylegan.images import to_uint8
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import save_generator
 from stylegan.verbs import sample as sampling
@@ -96,6 +98,34 @@ def test_one_class_alone_has_one_image_for_each_seed(sheet, names, labels, numbe
         assert (record.columns, record.classes, record.num_images) == (in_row, (), 5)
         assert np.array_equal(images[:5], expected)
         assert all((image == 230).all() for image in images[5:])
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b", "c")])
+@pytest.mark.parametrize("psi", [None, 1.0])
+def test_a_resnet_is_drawn_as_it_is(tmp_path, names, psi):
+    """Each image depends on its seed and class alone; psi=1 is no truncation."""
+    path = tmp_path / "grid.png"
+    record = sample(None, write_resnet(tmp_path, *names), seeds=[7, 9], psi=psi, out=str(path))
+    assert (record.columns, record.classes, record.resolution) == (len(names) or 2, names, 32)
+    sheet, generator = np.asarray(Image.open(path)), make_resnet(len(names))
+    for row, seed in enumerate([7, 9]):
+        for column in range(max(len(names), 1)):
+            z = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
+            expected = to_uint8(generator(z, torch.tensor([column]) if names else None))[0].numpy()
+            y, x = (row, column) if names else (0, row)
+            top, left = sheet.shape[0] - (2 if names else 1) * 67, sheet.shape[1] - record.columns * 67
+            cell = sheet[top + 67 * y :, left + 67 * x :][:64:2, :64:2].transpose(2, 0, 1)
+            assert np.array_equal(cell, expected)
+
+
+def test_a_resnet_has_no_w_to_truncate(tmp_path):
+    uri = write_resnet(tmp_path)
+    with pytest.raises(
+        ConfigError,
+        match=r"^--psi 0\.7: this model has no w to truncate \(model\.architecture: resnet\); leave it out$",
+    ):
+        sample(None, uri, seeds=[0], psi=0.7, out=str(tmp_path / "a.png"))
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_of_many_classes_the_first_that_fit_are_drawn(sheet, monkeypatch):

@@ -30,17 +30,20 @@ class Path:
         full: steps start anywhere on the path (t uniform in [0, 1)); otherwise at its end t = 0.
         epsilon: length of a step, in t.
         cropped: compare the face region of the images only.
+        normalised: z has unit length on a path in z. A mapping network normalises it anyway; to a generator without one
+            its length matters, and goes from that of one end to that of the other.
     """
 
     space: str
     full: bool
     epsilon: float
     cropped: bool
+    normalised: bool = True
 
     @classmethod
-    def named(cls, metric: str, *, epsilon: float, cropped: bool) -> Path:
+    def named(cls, metric: str, *, epsilon: float, cropped: bool, normalised: bool = True) -> Path:
         """Return the path of a metric: ppl_zfull, ppl_wfull, ppl_zend or ppl_wend."""
-        return cls(space=metric[4], full=metric.endswith("full"), epsilon=epsilon, cropped=cropped)
+        return cls(metric[4], metric.endswith("full"), epsilon, cropped, normalised)
 
     def ends(self, z0: Tensor, z1: Tensor, t: Tensor, mapping: Map) -> Tensor:
         """Return w [2N, L] at the two ends of each step: first all at t, then all at t + epsilon.
@@ -52,9 +55,13 @@ class Path:
         """
         t = t if self.full else torch.zeros_like(t)
         if self.space == "z":
-            return mapping(torch.cat([slerp(z0, z1, t), slerp(z0, z1, t + self.epsilon)]))
+            return mapping(torch.cat([self._between(z0, z1, t), self._between(z0, z1, t + self.epsilon)]))
         w0, w1 = mapping(torch.cat([z0, z1])).chunk(2)
         return torch.cat([torch.lerp(w0, w1, t), torch.lerp(w0, w1, t + self.epsilon)])
+
+    def _between(self, z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
+        z = slerp(z0, z1, t)
+        return z if self.normalised else z * torch.lerp(_length(z0), _length(z1), t)
 
     def lengths(self, images: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return the path lengths [N]: distances between the images of both ends, divided by epsilon^2.
@@ -76,7 +83,11 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / _length(x)
+
+
+def _length(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True)
 
 
 def crop(images: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class AttributeScore:
     """The score of one attribute.
 
     `share` is the share of the kept images that have the attribute. `entropy_w` and `entropy_z` are H(Y|X) in nats in
-    both spaces; they are None if `error` says why the attribute cannot be scored. `normal` [L] is the unit normal of the
+    both spaces; they are None if `error` says why the attribute cannot be scored, the first also of a generator that has no
+    w. `normal` [L] is the unit normal of the
     hyperplane in w, towards the images that have the attribute, and None also where w does not vary at all.
     """
 
@@ -41,14 +42,14 @@ class AttributeScore:
 
 
 def score_attribute(
-    name: str, logits: np.ndarray, *, w: np.ndarray, z: np.ndarray, exclusive: bool = False
+    name: str, logits: np.ndarray, *, w: np.ndarray | None = None, z: np.ndarray, exclusive: bool = False
 ) -> AttributeScore:
     """Score one attribute.
 
     Args:
         name: of the attribute.
         logits: the classifier's outputs [N]; positive means that the image has the attribute.
-        w, z: latents [N, L] of the images.
+        w, z: latents [N, L] of the images; no w of a generator that has none.
         exclusive: the attribute is one of at least three classes; keep half of each answer.
     """
     # Keep the most confident half of all images, or of each answer.
@@ -60,15 +61,15 @@ def score_attribute(
 
     # Fit both SVMs.
     try:
-        entropy_w, normal = separate(w[kept], answers)
+        entropy_w, normal = (None, None) if w is None else separate(w[kept], answers)
         entropy_z, _ = separate(z[kept], answers)
         return AttributeScore(name, share, entropy_w, entropy_z, normal=normal)
     except StepError as error:
         return AttributeScore(name, share, error=str(error))
 
 
-def separability(scores: Sequence[AttributeScore]) -> tuple[float, float]:
-    """Return the separability in w and in z: exp(sum of entropies).
+def separability(scores: Sequence[AttributeScore]) -> tuple[float | None, float]:
+    """Return the separability in w (None without a w) and in z: exp(sum of entropies).
 
     Raises:
         StepError: an attribute could not be scored. The message becomes the skip reason.
@@ -78,10 +79,12 @@ def separability(scores: Sequence[AttributeScore]) -> tuple[float, float]:
         more = f" ({len(failed) - 1} more)" if len(failed) > 1 else ""
         raise StepError(f"{len(failed)} of {len(scores)} attributes cannot be scored; {failed[0]}{more}")
 
-    def score_of(space: str) -> float:
-        return float(np.exp(sum(getattr(score, f"entropy_{space}") for score in scores)))
+    in_w, in_z = [score.entropy_w for score in scores], [score.entropy_z for score in scores]
+    return None if None in in_w else _score(in_w), _score(in_z)
 
-    return score_of("w"), score_of("z")
+
+def _score(entropies: Sequence[float | None]) -> float:
+    return float(np.exp(sum(entropy for entropy in entropies if entropy is not None)))
 
 
 def most_confident(confidence: np.ndarray) -> np.ndarray:

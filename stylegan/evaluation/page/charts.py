@@ -93,8 +93,7 @@ class Curve:
         name: for the legend.
         colour, dash: its style, from 1 and from 0; those of a series depend on its place alone, so that it looks the
             same in all charts of a page.
-        path: the line, as data of an SVG path; empty for a series without points.
-        lone: dots for the points that no line connects, in the same form.
+        pieces: the positions of its points, in pieces between gaps; none for a series without points.
         end, last: x and y of the last point, as measured; not a number without points.
         thin: whether the line is drawn thin, as one of several that another one sums up.
     """
@@ -102,11 +101,20 @@ class Curve:
     name: str
     colour: int
     dash: int
-    path: str
-    lone: str
+    pieces: tuple[tuple[tuple[float, float], ...], ...]
     end: float
     last: float
     thin: bool = False
+
+    @property
+    def path(self) -> str:
+        """The line, as data of an SVG path; empty for a series without points."""
+        return "".join("M" + "L".join(f"{x:g} {y:g}" for x, y in piece) for piece in self.pieces)
+
+    @property
+    def lone(self) -> str:
+        """Dots for the points that no line connects, in the same form."""
+        return "".join(f"M{x:g} {y:g}h0" for ((x, y), *rest) in self.pieces if not rest)
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,7 @@ def curve_chart(
     x_name: str,
     y_name: str = "",
     log_y: bool = False,
+    limits: tuple[float, float] | None = None,
     marks: Mapping[float, str] | None = None,
 ) -> CurveChart:
     """Lay out curves of any length in one chart.
@@ -216,6 +225,7 @@ def curve_chart(
             style, so that the same series look the same in all charts of a page.
         x_name, y_name: names of the axes; the second one is above the plot area.
         log_y: whether the y axis is logarithmic.
+        limits: the lowest and highest y that the axis holds, such as those of several charts; unset: of the points.
         marks: labels of vertical lines by their x, such as the beginnings of stages. Those outside the curves are left
             out.
 
@@ -233,7 +243,7 @@ def curve_chart(
         raise ValueError(f"a curve chart needs a point, got none in {', '.join(series) or 'no series'}")
 
     # Choose the range of y and its ticks, then leave room for their labels.
-    lowest, highest = min(y for _, y in points), max(y for _, y in points)
+    lowest, highest = limits or (min(y for _, y in points), max(y for _, y in points))
     y_ticks = _powers(lowest, highest) if log_y else _round_ticks(lowest, highest)
     left = round(10 + CHARACTER * max(len(_label(value)) for value in y_ticks), 2)
     first, last = min(x for x, _ in points), max(x for x, _ in points)
@@ -340,8 +350,7 @@ def _curve(
         name=name,
         colour=place % COLOURS + 1,
         dash=place // COLOURS,
-        path="".join("M" + "L".join(f"{x:g} {y:g}" for x, y in piece) for piece in pieces),
-        lone="".join(f"M{x:g} {y:g}h0" for ((x, y), *rest) in pieces if not rest),
+        pieces=tuple(tuple(piece) for piece in pieces),
         end=end,
         last=last,
     )

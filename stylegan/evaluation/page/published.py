@@ -1,4 +1,4 @@
-"""Compare a report with the published figures of StyleGAN, and give the reason wherever two numbers are not comparable.
+"""Compare a report with the published figures of StyleGAN or SS-GAN, and give the reason wherever two numbers are not comparable.
 
 Two numbers are comparable if they were measured with the same networks, on the same number of samples, against the same
 data set at the same resolution. The training may differ: its result is what one compares. `published.yaml` contains the
@@ -29,7 +29,7 @@ class Figure:
     """One published value.
 
     Attributes:
-        row: name of the configuration: a to f, mixing-050, traditional-8, style-2 ...
+        row: name of the configuration: a to f, mixing-050, traditional-8, style-2, ssgan ...
         title: the configuration in words.
         metric: first part of the report's key: fid, ppl_wfull, separability_w ...
         value: the published number.
@@ -91,7 +91,7 @@ class Comparison:
 
 
 def row_names() -> tuple[str, ...]:
-    """Return the rows that `figures_of` accepts: the configs of configs/ablations/."""
+    """Return the rows that `figures_of` accepts: the configs of configs/ablations/, and the rows of SS-GAN."""
     return tuple(sorted({row for table in _published()["tables"] for row in table["rows"]}))
 
 
@@ -102,8 +102,10 @@ def figures_of(row: str = "f", dataset: str | None = None) -> list[Figure]:
     comes once.
 
     Args:
-        row: a configuration of Tables 1 to 4: a to f, mixing-050, traditional-8, style-2 ...; f is StyleGAN.
-        dataset: a data set of published.yaml. FFHQ takes its place if it is unset or has no figures for this row.
+        row: a configuration of Tables 1 to 4: a to f, mixing-050, traditional-8, style-2 ...; f is StyleGAN. Or one of
+            SS-GAN: gan, ssgan, ssgan-sbn, conditional.
+        dataset: a data set of published.yaml. The paper's first one, FFHQ or CIFAR-10, takes its place if it is unset or
+            has no figures for this row.
 
     Raises:
         ConfigError: no such row.
@@ -113,15 +115,15 @@ def figures_of(row: str = "f", dataset: str | None = None) -> list[Figure]:
     main = _published()["same"].get(row, row)
     names = {main, *(other for other, same in _published()["same"].items() if same == main)}
     figures = list(_merged(figure for figure in _all_figures() if figure.row in names))
-    chosen = dataset if any(figure.dataset == dataset for figure in figures) else "ffhq"
+    chosen = dataset if any(figure.dataset == dataset for figure in figures) else figures[0].dataset
     return sorted((figure for figure in figures if figure.dataset == chosen), key=_order)
 
 
 def figures_in(table: str, row: str) -> list[Figure]:
-    """Return the figures that a table of the StyleGAN paper prints in a row, for each of its data sets.
+    """Return the figures that a table of a paper prints in a row, for each of its data sets.
 
     Args:
-        table: as in the paper: Table 1.
+        table: as in the StyleGAN paper, Table 1, or SS-GAN.
         row: a row of it, as for `figures_of`; the list is empty if it has no such row.
     """
     return [figure for figure in _all_figures() if figure.row == row and table in figure.where]

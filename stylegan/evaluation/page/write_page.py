@@ -38,16 +38,35 @@ def compare_published(report: Report, config: Config, num_images: int) -> list[C
     """Compare a report with the published figures of its config.
 
     A config of configs/ablations/, and a run of `stylegan ablation`, repeats one row of the paper's tables and is compared
-    with that row, any other config with StyleGAN.
+    with that row. Any other config is compared with StyleGAN; one of SS-GAN's networks with the row of SS-GAN that it
+    is, if it is one.
 
     Args:
         report: the report.
         config: its name gives the row, its data source the data set.
         num_images: size of the data set; with the source it identifies a public one.
     """
+    dataset = dataset_of(config.data.source, num_images)
+    if config.model.is_resnet:
+        row = _row_of_ssgan(config)
+        return compare(report, row=row, dataset=dataset) if row else []
     match = re.fullmatch(r"(?:.+-)?table\d+-(.+)", config.name)
     row = match[1] if match and match[1] in row_names() else "f"
-    return compare(report, row=row, dataset=dataset_of(config.data.source, num_images))
+    return compare(report, row=row, dataset=dataset)
+
+
+def _row_of_ssgan(config: Config) -> str | None:
+    """Return the row of the SS-GAN paper that a config of its networks repeats; None if it is none of them."""
+    model, rotation = config.model, config.training.rotation
+    rows = {
+        ("batch", False, False): "gan",
+        ("batch", False, True): "ssgan",
+        ("self_modulated", False, True): "ssgan-sbn",
+        ("conditional_batch", True, False): "conditional",
+    }
+    if rotation and (rotation.only or rotation.decay_kimg):
+        return None
+    return rows.get((model.norm_used, model.conditional, rotation is not None))
 
 
 def write_page(

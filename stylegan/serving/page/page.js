@@ -99,7 +99,7 @@ function render() {
 function caption() {
   const { seed, to, t, mix, crossover } = state;
   const parts = [to === null || isProjected() ? source() : `${Math.round(100 * t)} % of the way from seed ${seed} to ${to}`];
-  parts.push(`psi ${state.psi}`);
+  if (model.psi) parts.push(`psi ${state.psi}`);
   if (hasClass()) parts.push(`class ${state.label}`);
   const noise = { own: "", stored: "stored noise", none: "no noise", fixed: `noise ${state.noise}` }[noiseKind()];
   if (noise) parts.push(noise);
@@ -161,7 +161,7 @@ function renderWalk() {
   $("play").disabled = isProjected();
   $("play").textContent = walking ? "Pause" : "Play";
   $("speed-value").textContent = `${$("speed").value} s`;
-  const way = `Play goes from seed ${state.seed} to ${state.to ?? moved(state.seed, 1n)} and on, with one noise for all.`;
+  const way = `Play goes from seed ${state.seed} to ${state.to ?? moved(state.seed, 1n)} and on${model.has_noise ? ", with one noise for all" : ""}.`;
   const still = STILL.matches ? " It goes in steps, as this device asks for less motion." : "";
   $("walk-hint").textContent = isProjected() ? "A walk goes from seed to seed: go back to seeds first." : way + still;
 }
@@ -176,9 +176,11 @@ function renderModel() {
   const facts = [`Version ${version}${alias ? ` (${alias})` : ""}`, `${resolution}x${resolution} pixels, ${channels === 1 ? "grey" : "colour"}`];
   if (classes.length) facts.push(classes.length === 1 ? "one class" : `${classes.length} classes`);
   $("facts").textContent = facts.join(" · ");
-  Object.assign($("psi"), { min: model.psi.min, max: model.psi.max });
+  $("psi-row").hidden = !model.psi;
+  if (model.psi) Object.assign($("psi"), { min: model.psi.min, max: model.psi.max });
   $("label").replaceChildren(...classes.map((label) => new Option(label, label)));
   $("noise-section").hidden = !model.has_noise;
+  $("mix-section").hidden = !model.has_styles;
   $("crossover").max = model.num_layers;
   $("layers").replaceChildren(...resolutions());
   $("attributes-section").hidden = !attributes.length;
@@ -268,9 +270,14 @@ function goTo(seed, cause = "seed") {
   change({ seed, to: null, t: 0, w: null }, cause);
 }
 
-const setPsi = (value) => change({ psi: String(Math.round(value * 1000) / 1000) }, "psi");
+function movePsi(by) {
+  if (!model.psi) return;
+  const psi = Math.min(Math.max(Number(state.psi) + by, model.psi.min), model.psi.max);
+  change({ psi: String(Math.round(psi * 1000) / 1000) }, "psi");
+}
+
 const newNoise = () => model.has_noise && change({ noise: randomSeed() }, "noise-new");
-const setMixing = (on) => change({ mix: on ? moved(state.seed, 1n) : null }, "mixing");
+const setMixing = (on) => model.has_styles && change({ mix: on ? moved(state.seed, 1n) : null }, "mixing");
 
 function cross(by) {
   if (state.mix === null) return;
@@ -362,8 +369,8 @@ function connect() {
 const KEYS = {
   ArrowLeft: () => goTo(moved(state.seed, -1n)),
   ArrowRight: () => goTo(moved(state.seed, 1n)),
-  ArrowUp: () => setPsi(Math.min(Number(state.psi) + 0.05, model.psi.max)),
-  ArrowDown: () => setPsi(Math.max(Number(state.psi) - 0.05, model.psi.min)),
+  ArrowUp: () => movePsi(0.05),
+  ArrowDown: () => movePsi(-0.05),
   " ": playOrPause,
   r: () => goTo(randomSeed()),
   n: newNoise,

@@ -17,7 +17,7 @@ export const randomSeed = () => String(Math.floor(Math.random() * NUM_RANDOM));
 export function defaults(model) {
   return {
     seed: "0",
-    psi: String(model.psi.default),
+    psi: String(model.psi?.default ?? 1), // a model without w has no psi
     label: model.classes[0] ?? "",
     noise: "own", // own, stored, none, or a seed
     to: null, // the seed where the walk leads, and the part of the way that is done
@@ -59,15 +59,15 @@ export function parse(model, items) {
     }
   };
   const isNoise = (text) => model.has_noise && (["own", "stored", "none"].includes(text) || isSeed(text));
-  const isLayer = (text) => /^\d{1,2}$/.test(text) && Number(text) <= model.num_layers;
+  const isLayer = (text) => model.has_styles && /^\d{1,2}$/.test(text) && Number(text) <= model.num_layers;
   const edited = (text) => model.attributes.find(({ name }) => text.startsWith(`${name}:`) && isNumber(text.slice(name.length + 1)));
   take("seed", isSeed, (text) => (state.seed = plain(text)));
-  take("psi", isNumber, (text) => (state.psi = String(Number(text))));
+  take("psi", (text) => model.psi && isNumber(text), (text) => (state.psi = String(Number(text))));
   take("label", (text) => model.classes.includes(text), (text) => (state.label = text));
   take("noise", isNoise, (text) => (state.noise = plain(text)));
   take("to", isSeed, (text) => (state.to = plain(text)));
   take("t", (text) => isNumber(text) && text >= 0 && text <= 1, (text) => (state.t = Number(text)));
-  take("mix", isSeed, (text) => (state.mix = plain(text)));
+  take("mix", (text) => model.has_styles && isSeed(text), (text) => (state.mix = plain(text)));
   take("crossover", isLayer, (text) => (state.crossover = Number(text)));
   take("edit", edited, (text) => {
     const { name } = edited(text);

@@ -44,6 +44,19 @@ def test_in_z_an_identity_moves_by_the_angle(metric: str) -> None:
     torch.testing.assert_close(lengths(metric, torch.eye(6, dtype=torch.float64)), angle.square(), rtol=1e-5, atol=0)
 
 
+def test_without_a_mapping_network_z_keeps_its_length() -> None:
+    """It goes from the length of one end to that of the other; with one it is normalised."""
+    z0, z1, _ = draw()
+    t = torch.full((NUM, 1), 0.25, dtype=torch.float64)
+    for normalised in (True, False):
+        path = Path.named("ppl_zfull", epsilon=0.5, cropped=False, normalised=normalised)
+        first, second = path.ends(z0, z1, t, lambda z: z).chunk(2)
+        for z, share in ((first, 0.25), (second, 0.75)):
+            length = torch.lerp(z0.norm(dim=1), z1.norm(dim=1), share)
+            torch.testing.assert_close(z.norm(dim=1), torch.ones_like(length) if normalised else length)
+            torch.testing.assert_close(z / z.norm(dim=1, keepdim=True), slerp(z0, z1, torch.full_like(t, share)))
+
+
 def test_full_looks_along_the_path_and_end_at_its_start() -> None:
     """The generator squares w, so its speed depends on the place: 2 x dx is 2 z0 (z1 - z0) at the start only."""
     z0, z1, t = draw(1)

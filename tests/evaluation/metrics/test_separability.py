@@ -90,6 +90,13 @@ def test_the_score_is_two_to_the_sum_of_bits() -> None:
     assert separability(scores) == pytest.approx((8, 2))
 
 
+def test_without_a_w_there_is_the_score_in_z_alone() -> None:
+    latents = RNG.standard_normal((400, 3))
+    score = score_attribute("smiling", latents[:, 0], z=latents)
+    assert (score.entropy_w, score.normal, score.error) == (None, None, None)
+    assert separability([score, AttributeScore("b", 0.5, entropy_z=LN2)]) == (None, pytest.approx(2))
+
+
 def test_entropy_by_hand() -> None:
     """x = 0: y is 0 once, 1 once (ln 2); x = 1: y is always 1."""
     assert conditional_entropy(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1])) == pytest.approx(0.5 * LN2)

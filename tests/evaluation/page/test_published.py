@@ -18,6 +18,7 @@ from stylegan.evaluation.page.published import (
 from stylegan.evaluation.report import Report
 
 ABLATIONS = Path(__file__).parents[3] / "configs/ablations"
+SSGAN = {"gan": "uncond", "ssgan": "ss", "ssgan-sbn": "ss-sbn", "conditional": "cond"}  # its configs in configs/ssgan/
 LPIPS = join_digests([KNOWN["vgg16"].sha256, KNOWN["lpips"].sha256])
 SETTINGS = {
     "num_images": 50_000,
@@ -58,7 +59,7 @@ def found(report, metric, *, where="Table 1", dataset="ffhq", row="f", latents=1
 
 
 def test_the_rows_are_the_configs_of_the_ablations():
-    assert list(row_names()) == sorted(path.stem for path in ABLATIONS.glob("*.yaml"))
+    assert list(row_names()) == sorted([*(path.stem for path in ABLATIONS.glob("*.yaml")), *SSGAN])
 
 
 @pytest.mark.parametrize("path", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -66,6 +67,34 @@ def test_the_figures_are_those_that_the_configs_tell(path):
     (fid,) = re.findall(r"published FID on FFHQ(?: with one latent)?: ([\d.]+)", path.read_text())
     paper = {figure.value for figure in figures_of(path.stem) if figure.metric == "fid" and "arxiv" in figure.url}
     assert paper == {float(fid)}
+
+
+@pytest.mark.parametrize("row", SSGAN)
+@pytest.mark.parametrize(("dataset", "start"), [("cifar10", "cifar10"), ("imagenet", "128")])
+def test_the_figures_of_ssgan_are_those_that_the_configs_tell(row, dataset, start):
+    """They were measured on images held out of training, as ours never are, so that they compare with nothing."""
+    (figure,) = figures_of(row, dataset)
+    path = ABLATIONS.parent / f"ssgan/{start}-{SSGAN[row]}.yaml"
+    if path.exists():  # the paper's sBN at 128x128 is --set model.norm=self_modulated
+        assert (
+            re.search(r"published\s+(?:#\s+)?FID(?: on ImageNet)?: ([\d.]+)", path.read_text())[1]
+            == f"{figure.value:.2f}"
+        )
+    report = measured({"fid_inception": 20.0}, resolution=figure.resolution)
+    (one,) = compare(report, row=row, dataset=dataset)
+    assert not one.comparable
+    assert one.kinds == ("measured otherwise",)
+
+
+def test_figures_of_ssgan_on_data_without_labels():
+    assert {
+        row: [figure.value for figure in figures_of(row, "celeba-hq")] for row in ("gan", "ssgan", "ssgan-sbn")
+    } == {
+        "gan": [23.77],
+        "ssgan": [26.11],
+        "ssgan-sbn": [24.36],
+    }
+    assert figures_of("conditional", "lsun-bedroom") == figures_of("conditional", "cifar10")  # which has labels
 
 
 def test_one_training_with_several_names_has_one_list_of_figures():
@@ -213,6 +242,10 @@ def test_a_report_without_settings_compares_with_nothing():
         ("/lsun/cat", 1_657_266, "lsun-cat"),
         ("/scattered", 1_657_266, None),
         ("digits", 1797, "digits"),
+        ("/data/cifar10-train.zip", 50_000, "cifar10"),
+        ("/data/CIFAR-10", 50_000, "cifar10"),
+        ("/data/cifar100", 50_000, None),
+        ("s3://sets/imagenet", 1_281_167, "imagenet"),
         ("/scans/digits", 1798, None),
     ],
 )

@@ -55,6 +55,23 @@ def test_a_few_runs_have_columns_and_the_verdict_is_the_last_sentence(capsys, ma
     assert page.read_text().startswith("<!doctype html>")
 
 
+def test_a_folder_gets_the_page_and_the_picture_of_the_forgetting_curves(capsys, make_run, tmp_path):
+    """Runs that were not probed have no picture."""
+    runs = [make_run(5.0), make_run(4.0, "seed=1")]
+    folder = tmp_path / "compared"
+    assert main(["compare", *runs, "--out", str(folder)]) == 0
+    assert [path.name for path in folder.iterdir()] == ["comparison.html"]
+    for stats in (tmp_path / "root/stages").glob("*/stats.jsonl"):
+        row = json.loads(stats.read_text())
+        row["metrics"]["probe/accuracy"] = 0.5
+        stats.write_text(json.dumps(row) + "\n")
+    capsys.readouterr()
+    assert main(["compare", *runs, "--out", str(folder)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[-2:] == [["page", f"{folder}/comparison.html"], ["picture", f"{folder}/forgetting.png"]]
+    assert (folder / "forgetting.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_many_runs_have_rows_with_a_word_beside_each_value(capsys, make_run):
     runs = [make_run(5.0 - place, f"seed={place}") for place in range(5)]
     assert main(["compare", *runs]) == 0

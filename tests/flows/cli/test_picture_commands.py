@@ -7,11 +7,12 @@ import pytest
 import torch
 from command_line import TREE, fail
 from PIL import Image
+from resnets import make_resnet, write_resnet
 
 from flows.cli.main import main
 from stylegan.config.sections import ModelConfig
-from stylegan.drawing.draw import draw
-from stylegan.drawing.latents import Latents, latents_bytes
+from stylegan.drawing.draw import draw, paint, styles
+from stylegan.drawing.latents import Latents, latent, latents_bytes
 from stylegan.networks.generator import Generator
 from stylegan.networks.weights import load_generator, save_generator
 
@@ -170,6 +171,74 @@ def test_classes_of_a_conditional_model_come_in_turn_or_are_one(tmp_path):
 
 def test_a_model_without_styles_has_none_to_mix(capsys, tmp_path):
     assert "has no styles to mix" in fail(capsys, 2, "mix", folder(tmp_path, styles=False), "--out", "m.png")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["mix"], "has no styles to mix (it was trained with model.architecture: resnet)"),
+        (["edit", "--attribute", "x", "--strength", "-1..1"], "has no styles to edit (it was trained with"),
+        (
+            ["video", "--psi", "0.7"],
+            "--psi 0.7: this model has no w to truncate (model.architecture: resnet); leave it out",
+        ),
+        (["figures", "--psi", "0"], "--psi 0: this model has no w to truncate"),
+        (["sample", "--psi", "-1"], "--psi -1: this model has no w to truncate"),
+        (
+            ["project", "missing.png"],
+            "has no w to project pictures into (it was trained with model.architecture: resnet)",
+        ),
+    ],
+)
+def test_what_a_resnet_does_not_have_is_one_line(capsys, tmp_path, command, says):
+    uri, (verb, *options) = write_resnet(tmp_path / "model"), command
+    assert says in fail(capsys, 2, verb, uri, *options, "--out", str(tmp_path / "out.webp"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("space", ["z", "w"])
+def test_a_film_of_a_resnet_passes_the_images_of_its_seeds(capsys, tmp_path, space):
+    """Each cell has a class, in turn."""
+    uri, out = write_resnet(tmp_path / "model", "a", "b"), tmp_path / "film.webp"
+    options = [
+        "--seeds",
+        "0-3",
+        "--grid",
+        "2x1",
+        "--seconds",
+        "0.4",
+        "--fps",
+        "10",
+        "--space",
+        space,
+        "--out",
+        str(out),
+    ]
+    assert main(["video", uri, *options]) == 0
+    assert "4 frames of 512x256" in capsys.readouterr().out
+    with Image.open(out) as film:
+        for number, seeds in ((0, [0, 2]), (2, [1, 3])):
+            film.seek(number)
+            pixels = np.asarray(film.convert("RGB")).reshape(32, 8, 2, 32, 8, 3).mean((1, 4)).transpose(1, 3, 0, 2)
+            expected = draw(make_resnet(2), seeds, labels=[0, 1]).numpy()
+            assert np.abs(pixels - expected).mean() < 12
+
+
+def test_a_film_goes_from_class_to_class_of_a_resnet(capsys, tmp_path):
+    """Its w has the class as numbers: half of the way between two latents is half of each class."""
+    uri, out = write_resnet(tmp_path / "model", "a", "b"), tmp_path / "film.webp"
+    generator = make_resnet(2)
+    ws = torch.cat([styles(generator, latent(5, 8)[0], label) for label in (0, 1)])
+    (tmp_path / "w.npz").write_bytes(latents_bytes(Latents(ws)))
+    options = ["--w", str(tmp_path / "w.npz"), "--seconds", "0.4", "--fps", "10", "--out", str(out)]
+    assert main(["video", uri, *options]) == 0
+    expected = paint(generator, torch.stack([ws[0], ws.mean(0), ws[1]]), None).numpy()
+    assert np.abs(expected[0].astype(int) - expected[2]).mean() > 24
+    with Image.open(out) as film:
+        for number in range(3):
+            film.seek(number)
+            pixels = np.asarray(film.convert("RGB")).reshape(32, 8, 32, 8, 3).mean((1, 3)).transpose(2, 0, 1)
+            assert np.abs(pixels - expected[number]).mean() < 12
 
 
 def test_everything_can_be_written_to_a_bucket(s3_server, untrained):
