@@ -268,7 +268,8 @@ class ModelConfig(Section):
         description="Normalisation of the `resnet` generator. Over the images of a batch: `batch`, "
         "`conditional_batch` (scale and shift of each class), `self_modulated` (scale and shift from z). Over the pixels of "
         "each image: `instance`, `conditional_instance`, `adaptive_instance` (AdaIN). `null`: `conditional_batch` if "
-        "`conditional`, else `batch`.",
+        "`conditional`, else `batch`. A batch is that of all workers. The average of G, which draws, takes the mean "
+        "statistics of 16 batches of its own images.",
     )
     width: float = Field(
         1.0,
@@ -529,14 +530,14 @@ class TrainingConfig(Section):
         {**OFFICIAL_BATCH[1]},
         description="Images per step, over all workers. The default is the table of StyleGAN's training script for one "
         "GPU. `auto`: the script's table for the number of workers of the stage, rounded down to whole "
-        "minibatch-standard-deviation groups per worker.",
+        "minibatch-standard-deviation groups per worker; not for a `resnet`.",
     )
     max_batch_per_worker: PerResolution[MostImages] | None = Field(
         None,
         description="Maximum number of images that go through the networks at once on one worker, for its memory. A "
         "larger share of a batch goes through in equal parts, whole minibatch-standard-deviation groups each, and their "
         "gradients are added: the same weights to rounding, in more time. Resolutions below the first entry have no "
-        "limit. `null`: no limit.",
+        "limit. Not with a `model.norm` over the images of a batch. `null`: no limit.",
     )
     learning_rate: PerResolution[Rate] = Field(
         {4: 0.001, 128: 0.0015, 256: 0.002, 512: 0.003}, description="Learning rate of Adam, for G and D."

@@ -340,8 +340,9 @@ def _count_forward_pass(model: ModelConfig, resolution: int, channels: int) -> t
     with torch.device("meta"):  # shapes only: nothing is allocated or computed
         # Classes cost next to nothing: one stands for those of a resnet, whose normalisations need some.
         labels = torch.zeros(1, dtype=torch.int64) if model.is_resnet and model.conditional else None
-        of = {"resolution": resolution, "channels": channels, "num_labels": 0 if labels is None else 1}
-        G, D = Generator(model, **of), make_discriminator(model, **of)
+        num_labels = 0 if labels is None else 1
+        G = Generator(model, resolution=resolution, channels=channels, num_labels=num_labels)
+        D = make_discriminator(model, resolution=resolution, channels=channels, num_labels=num_labels)
         z, images = torch.empty(1, model.latent_size), torch.empty(1, channels, resolution, resolution)
         sizes = _output_sizes(G, D)
         with FlopCounterMode(display=False) as counter_G:

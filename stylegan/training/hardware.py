@@ -130,7 +130,7 @@ def set_precision(network: nn.Module, precision: str) -> None:
     """Set the dtype that a network computes in to that of a `training.precision`."""
     for module in network.modules():
         if hasattr(module, "compute_dtype"):
-            module.compute_dtype = COMPUTE_DTYPES[precision]
+            module.compute_dtype = COMPUTE_DTYPES[precision]  # type: ignore[assignment]  # no module of its own
 
 
 def check_compiler(device: torch.device) -> None:

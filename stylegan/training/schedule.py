@@ -3,6 +3,9 @@
 A stage fades in its resolution over `fade_images` and then trains it for `stable_images` (Karras et al. 2018, section
 2). The first stage has no fade. A checkpoint contains nothing of this: the same `nimg` always gives the same alpha,
 batch and learning rate.
+
+A step shows D one batch and updates D: `nimg` is the clock of D. Every `d_steps`-th step of a stage also updates G, after D;
+the count begins with the stage. Several updates of D for each of G take more images, not larger steps.
 """
 
 from __future__ import annotations
