@@ -133,21 +133,23 @@ def _forward(x: Tensor, scale: Tensor, shift: Tensor, how: Normaliser) -> tuple[
     """Return the result, and mean and reciprocal deviation [N or 1, C, 1, 1] in single precision or better."""
     kernels = kernels_for(x)
     if kernels is not None:
-        mean, rstd = _merged(*kernels.moments(x, eps=how.eps), how)
-        return kernels.affine(x, mean, rstd * scale, shift, relu=how.relu), *_as_features(mean, rstd)
+        of_images: tuple[Tensor, Tensor] = kernels.moments(x, eps=how.eps)
+        mean, rstd = _merged(of_images, how)
+        return kernels.affine(x, mean, rstd * scale, shift, relu=how.relu), _as_features(mean), _as_features(rstd)
     if not _is_plain_batch_norm(x, scale, how):
         return _normalise(x, scale, shift, how)
     y, mean, rstd = torch.native_batch_norm(x, scale[0], shift[0], None, None, True, 0.0, how.eps)
-    return F.relu(y, inplace=True) if how.relu else y, *_as_features(mean[None], rstd[None])
+    return F.relu(y, inplace=True) if how.relu else y, _as_features(mean[None]), _as_features(rstd[None])
 
 
-def _as_features(*numbers: Tensor) -> list[Tensor]:
+def _as_features(numbers: Tensor) -> Tensor:
     """Give numbers [N, C] the dimensions of features, [N, C, 1, 1]."""
-    return [t[:, :, None, None] for t in numbers]
+    return numbers[:, :, None, None]
 
 
-def _merged(mean: Tensor, rstd: Tensor, how: Normaliser) -> tuple[Tensor, Tensor]:
-    """Make the statistics of images [N, C] those of the pixels that share them, [N or 1, C]."""
+def _merged(of_images: tuple[Tensor, Tensor], how: Normaliser) -> tuple[Tensor, Tensor]:
+    """Make the statistics of images, mean and rstd [N, C], those of the pixels that share them, [N or 1, C]."""
+    mean, rstd = of_images
     if how.over == PIXELS:
         return mean, rstd
     middle = how.mean(mean, (0,))

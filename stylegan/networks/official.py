@@ -22,7 +22,7 @@ from stylegan.config.resolutions import RESOLUTIONS
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError, one_line
 from stylegan.networks.discriminator import Discriminator
-from stylegan.networks.generator import Generator, layer_resolution
+from stylegan.networks.generator import Generator, Synthesis, layer_resolution
 from stylegan.networks.layers import FUSED_FROM, UpConv
 from stylegan.networks.tf_pickle import SavedNetwork, read_networks, shown
 
@@ -96,6 +96,7 @@ def load_official(data: bytes) -> OfficialNetworks:
 def _generator(role: str, saved: SavedNetwork) -> Generator:
     """Convert an official generator."""
     generator = _without_weights(role, saved, "G_style", Generator)
+    assert isinstance(generator.synthesis, Synthesis)
 
     # A transposed convolution equals the plain one with the kernel rotated by 180 degrees. Rotate the kernels of layers
     # that are fused on one side only.
@@ -197,6 +198,7 @@ def _model(kwargs: dict[str, Any]) -> ModelConfig:
 def _generator_name(ours: str, generator: nn.Module) -> str:
     """Return the official name of one of our generator's tensors."""
     assert isinstance(generator, Generator)
+    assert isinstance(generator.synthesis, Synthesis)
     part, *rest = ours.split(".")
     if part == "w_avg":
         return "dlatent_avg"

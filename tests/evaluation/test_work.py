@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from resnets import make_resnet, write_features, write_resnet
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from stylegan import storage
@@ -12,7 +14,8 @@ from stylegan.config.sections import EvaluationConfig
 from stylegan.data.shardset import ShardSet
 from stylegan.errors import StepError
 from stylegan.evaluation import generate, work
-from stylegan.evaluation.features.spaces import Network, Spaces, obtain_spaces
+from stylegan.evaluation.features.embedded import load_features
+from stylegan.evaluation.features.spaces import Network, Spaces, embedded_network, obtain_spaces
 from stylegan.evaluation.generate import (
     CHUNK_SIZE,
     GENERATED,
@@ -26,6 +29,7 @@ from stylegan.evaluation.generate import (
 )
 from stylegan.evaluation.work import PictureRequest, draw_pictures, images_at_once, measure_chunk
 from stylegan.networks.generator import Generator
+from stylegan.networks.resnet import LatentMapping
 
 INCEPTION = Spaces({"pooled": Network("inception", ("i.pth",), "a" * 64, 2048)})
 
@@ -81,6 +85,36 @@ def test_the_precision_is_that_of_the_images_and_not_of_path_lengths(
     for name in ("bf16", "fp32 again"):
         assert (lengths[name] == lengths["fp32"]).all()
         assert (products[name]["w"] == products["fp32"]["w"]).all()
+
+
+def test_path_lengths_of_a_resnet_are_those_of_latents_as_long_as_it_was_trained_on(
+    make_chunk: Callable[..., SampleChunk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of normal numbers, where StyleGAN's are on the unit sphere."""
+    uri = storage.join(write_resnet(tmp_path, "a", "b"), "generator.safetensors")
+    distance = embedded_network(load_features(write_features(tmp_path, make_resnet(2), "a", "b")))
+    seen: list[torch.Tensor] = []
+    forward = LatentMapping.forward
+
+    def note(self: LatentMapping, z: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(z)
+        return forward(self, z, labels)
+
+    monkeypatch.setattr(LatentMapping, "forward", note)
+    chunk = make_chunk()
+    subject = replace(
+        chunk.subject,
+        generator_uri=uri,
+        generator_sha256=sha256(read_generator(uri)),
+        label_weights=(0.5, 0.5),
+        spaces=Spaces({"distance": distance}),
+    )
+    source = Pass("ppl_zfull", path="ppl_zfull")
+    lengths = measure_chunk(replace(chunk, subject=subject, source=source, wants=(("lengths", 5),)))["lengths"]
+    first, second = seen[0].chunk(2)
+    assert torch.cat(seen).norm(dim=1).mean() > 2  # sqrt(8) is 2.8
+    assert 0 < (first - second).norm(dim=1).max() < 1e-2
+    assert (lengths > 0).all()
 
 
 def test_a_recording_of_the_generator_draws_the_same_images(
