@@ -117,9 +117,8 @@ def _other_generator(config: Config, uri: str, label_names: tuple[str, ...]) -> 
         raise _damaged(file, error) from error
 
     then, now = ({"architecture": each.architecture} | each.identity() for each in (model, config.model))
-    for name in sorted(
-        (then.keys() | now.keys()) - OF_TRAINING
-    ):  # "architecture", which explains the others, is the first
+    # By name: the architecture, which explains the others, is the first.
+    for name in sorted((then.keys() | now.keys()) - OF_TRAINING):
         if then.get(name) != now.get(name):
             return f"it was trained with model.{name}={_yaml(then.get(name))}, this config has {_yaml(now.get(name))}"
     if channels != config.data.channels:
