@@ -610,6 +610,13 @@ def test_a_resnet_has_seeds_classes_and_a_walk_alone(tab: Page, tmp_path: Path) 
         tab.press("ArrowRight")
         assert shows(tab, drawn(site, "seed=4&label=7"))
         assert "noise" not in text(tab, "walk-hint")
+        tab.press("?")
+        listed = tab.run(
+            "[...document.querySelectorAll('#keys dd')].filter((e) => e.offsetParent).map((e) => e.textContent)"
+        )
+        assert "random seed" in listed
+        assert not {"psi up, down", "new noise", "second seed on, off", "choose your own picture"} & set(listed)
+        tab.press("Escape")
         tab.click("#play")
         tab.wait("document.getElementById('caption').textContent.includes('of the way')")
         tab.click("#play")

@@ -181,6 +181,7 @@ function renderModel() {
   $("label").replaceChildren(...classes.map((label) => new Option(label, label)));
   $("noise-section").hidden = !model.has_noise;
   $("mix-section").hidden = !model.has_styles;
+  for (const row of document.querySelectorAll("[data-needs]")) row.hidden = !model[row.dataset.needs];
   $("crossover").max = model.num_layers;
   $("layers").replaceChildren(...resolutions());
   $("attributes-section").hidden = !attributes.length;
