@@ -40,6 +40,7 @@ from stylegan.networks.layers import (
     up_kernel,
 )
 from stylegan.networks.normalisation import Normalisation
+from stylegan.networks.ops import needs_graph
 
 
 class Shape(NamedTuple):
@@ -116,7 +117,13 @@ class ResNetDense(Dense):
 
 def add_enlarged(y: Tensor, coarse: Tensor) -> Tensor:
     """Return y [N, C, 2H, 2W] plus `coarse` [N, C, H, W] enlarged by nearest neighbour; y's memory is used for it."""
-    return _AddEnlarged.apply(y, coarse)
+    return _AddEnlarged.apply(y, coarse) if needs_graph(y, coarse) else _add_enlarged(y, coarse)
+
+
+def _add_enlarged(y: Tensor, coarse: Tensor) -> Tensor:
+    h, w = coarse.shape[2:]
+    y.unflatten(2, (h, 2)).unflatten(4, (w, 2)).add_(coarse[:, :, :, None, :, None])
+    return y
 
 
 class _AddEnlarged(torch.autograd.Function):
@@ -124,10 +131,8 @@ class _AddEnlarged(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, coarse: Tensor) -> Tensor:
-        h, w = coarse.shape[2:]
-        y.unflatten(2, (h, 2)).unflatten(4, (w, 2)).add_(coarse[:, :, :, None, :, None])
         ctx.mark_dirty(y)
-        return y
+        return _add_enlarged(y, coarse)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
