@@ -9,7 +9,8 @@ normalisation in G, and a projection of the class in D. Blocks, channels and poo
   last ones keep the side; ReLU, sum over the pixels, a dense layer to the score.
 
 The code of SS-GAN (Chen et al. 2019) builds the same blocks with 3x3 convolutions beside them, zeros between the pixels
-of what is enlarged, a mean over the pixels and, at 128x128, half the channels.
+of what is enlarged, a mean over the pixels and, at 128x128, half the channels. As there, the score has a bias at every
+resolution; that of Miyato et al. has none at 32x32.
 
 Convolutions and resampling are combined as in StyleGAN's layers: 4x4 kernels take fewer products and give the same
 numbers but for rounding. A 1x1 convolution and a resampling are exchanged for the same reason.
