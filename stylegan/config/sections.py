@@ -364,7 +364,7 @@ class ModelConfig(Section):
 
     @property
     def is_resnet(self) -> bool:
-        """Whether these are the networks of Miyato et al. 2018."""
+        """Return whether these are the networks of Miyato et al. 2018."""
         return self.architecture == "resnet"
 
     @property
@@ -374,17 +374,17 @@ class ModelConfig(Section):
 
     @property
     def has_styles(self) -> bool:
-        """Whether every layer of G has a style, which others can be mixed with."""
+        """Return whether every layer of G has a style, which others can be mixed with."""
         return self.styles and not self.is_resnet
 
     @property
     def has_noise(self) -> bool:
-        """Whether the layers of G have noise."""
+        """Return whether the layers of G have noise."""
         return self.noise and not self.is_resnet
 
     @property
     def has_w(self) -> bool:
-        """Whether G has a w beside z, which can be truncated and projected into."""
+        """Return whether G has a w beside z, which can be truncated and projected into."""
         return not self.is_resnet
 
     def lacking(self, part: Literal["styles", "noise"]) -> str:

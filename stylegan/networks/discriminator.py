@@ -22,6 +22,7 @@ from stylegan.networks.layers import (
     Dense,
     DownConv,
     minibatch_stddev,
+    missing_labels,
     normalise_spectrally,
     num_fmaps,
 )
@@ -129,10 +130,7 @@ class Discriminator(nn.Module):
             StepError: the discriminator is conditional and `labels` is None.
         """
         if self.num_labels and labels is None:
-            raise StepError(
-                "labels=None: this discriminator is conditional; "
-                f"give each image a class number from 0 to {self.num_labels - 1}"
-            )
+            raise missing_labels("discriminator", self.num_labels)
         logits = self.head(self._convolve(images, alpha))
         if labels is not None and self.num_labels:
             logits = logits.gather(1, labels[:, None])

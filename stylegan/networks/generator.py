@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
 from stylegan.networks.epilogue import epilogue
-from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, modulate, num_fmaps, pixel_norm
+from stylegan.networks.layers import SQRT2, Conv, Dense, UpConv, missing_labels, modulate, num_fmaps, pixel_norm
 from stylegan.networks.normalisation import adain, instance_norm
 from stylegan.networks.ops import blur, fade, fades, lrelu, noise_bias_act
 from stylegan.networks.resnet import LatentMapping, ResNetSynthesis
@@ -104,10 +104,7 @@ class Mapping(nn.Module):
         x = z
         if self.label_concat is not None:
             if labels is None:
-                num = len(self.label_concat)
-                raise StepError(
-                    f"labels=None: this generator is conditional; give each image a class number from 0 to {num - 1}"
-                )
+                raise missing_labels("generator", len(self.label_concat))
             label = F.embedding(labels, self.label_concat)
             if self.label_scale is not None:
                 x, label = pixel_norm(x), pixel_norm(label) * self.label_scale

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
 from stylegan.config.sections import ModelConfig
+from stylegan.errors import StepError
 from stylegan.networks.convolution import Geometry, convolve, four_tap, prepare
 from stylegan.networks.ops import EPS, act_blur, blur, kernels_for
 
@@ -30,6 +31,13 @@ NO_ROTATION = (
     "this discriminator has no rotation head; set training.rotation (`{}` takes the defaults) and train it anew"
 )
 FUSED_FROM = 128  # from this resolution (of the finer side) on, StyleGAN fuses resampling and convolution
+
+
+def missing_labels(network: str, num_labels: int) -> StepError:
+    """Return the error for a conditional network that was given no labels."""
+    return StepError(
+        f"labels=None: this {network} is conditional; give each image a class number from 0 to {num_labels - 1}"
+    )
 
 
 def num_fmaps(model: ModelConfig, stage: int) -> int:

@@ -36,7 +36,7 @@ PIXELS, BATCH = (2, 3), (0, 2, 3)  # dimensions over which statistics are taken
 
 
 class Normaliser(NamedTuple):
-    """How to normalise.
+    """The statistics and the activation of a normalisation.
 
     Attributes:
         over: the dimensions of the statistics, PIXELS (of each image) or BATCH.
@@ -295,7 +295,7 @@ class Normalisation(nn.Module):
 
     @property
     def of_batch(self) -> bool:
-        """Whether the statistics are those of a batch."""
+        """Return whether the statistics are those of a batch."""
         return self.norm in OF_BATCH
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:

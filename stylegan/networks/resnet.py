@@ -37,6 +37,7 @@ from stylegan.networks.layers import (
     Conv,
     Dense,
     down_kernel,
+    missing_labels,
     normalise_spectrally,
     up_kernel,
 )
@@ -63,6 +64,13 @@ SHAPES = {
     64: Shape((1024, 512, 256, 128, 64), (64, 128, 256, 512, 1024), 5),
     128: Shape((1024, 1024, 512, 256, 128, 64), (64, 128, 256, 512, 1024, 1024), 5),
 }
+
+
+def shape_for(resolution: int) -> Shape:
+    """Return the published channels for a resolution. Raises StepError if there are none."""
+    if resolution not in SHAPES:
+        raise StepError(f"resolution {resolution}: the architecture resnet has {sorted(SHAPES)} only")
+    return SHAPES[resolution]
 
 
 def widths(model: ModelConfig, channels: tuple[int, ...]) -> list[int]:
@@ -168,10 +176,7 @@ class LatentMapping(nn.Module):
         if not self.num_labels:
             return z
         if labels is None:
-            raise StepError(
-                "labels=None: this generator is conditional; give each image a class number from 0 to "
-                f"{self.num_labels - 1}"
-            )
+            raise missing_labels("generator", self.num_labels)
         return torch.cat([z, one_hot(labels, self.num_labels, z.dtype)], dim=1)
 
 
@@ -205,11 +210,9 @@ class ResNetSynthesis(nn.Module):
             StepError: it is not published for this resolution.
         """
         super().__init__()
-        if resolution not in SHAPES:
-            raise StepError(f"resolution {resolution}: the architecture resnet has {sorted(SHAPES)} only")
         self.resolution, self.num_layers, self.latent_size = resolution, 1, model.latent_size
         of = {"w_size": model.latent_size + num_labels, "num_labels": num_labels}
-        fmaps = widths(model, SHAPES[resolution].generator)
+        fmaps = widths(model, shape_for(resolution).generator)
         self.dense = ResNetDense(model.latent_size, fmaps[0] * 16)
         self.blocks = nn.ModuleList(GeneratorBlock(model, num_in, num_out, **of) for num_in, num_out in pairwise(fmaps))
         # Miyato & Koyama have no class in the last normalisation; self-modulation is everywhere (Chen et al. 2018).
@@ -280,10 +283,8 @@ class ResNetDiscriminator(nn.Module):
             StepError: it is not published for this resolution.
         """
         super().__init__()
-        if resolution not in SHAPES:
-            raise StepError(f"resolution {resolution}: the architecture resnet has {sorted(SHAPES)} only")
         self.model, self.resolution, self.channels, self.num_labels = model, resolution, channels, num_labels
-        shape = SHAPES[resolution]
+        shape = shape_for(resolution)
         fmaps = [channels, *widths(model, shape.discriminator)]
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(num_in, num_out, first=number == 0, halves=number < shape.halvings)
@@ -315,10 +316,7 @@ class ResNetDiscriminator(nn.Module):
         if self.classes is None:
             return scores
         if labels is None:
-            raise StepError(
-                "labels=None: this discriminator is conditional; "
-                f"give each image a class number from 0 to {self.num_labels - 1}"
-            )
+            raise missing_labels("discriminator", self.num_labels)
         embedded = self.classes(one_hot(labels, self.num_labels, features.dtype))
         return scores + (embedded * features).sum(1)
 

@@ -11,6 +11,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from benchmarks.plain import PlainTraining
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -219,10 +220,4 @@ class PlainResNetTraining:
         self.D.requires_grad_(True)
         return loss.detach()
 
-    @torch.no_grad()
-    def update_average(self, beta: float) -> None:
-        """Move the parameters of the average towards G's, and copy the buffers."""
-        for mean, now in zip(self.G_ema.parameters(), self.G.parameters(), strict=True):
-            mean.copy_(beta * mean + (1 - beta) * now)
-        for copied, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
-            copied.copy_(buffer)
+    update_average = PlainTraining.update_average
