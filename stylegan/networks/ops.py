@@ -151,9 +151,27 @@ def act_gradient(g: Tensor, y: Tensor, slope: float = SLOPE) -> Tensor:
 
     With the slope 0 this is the ReLU, whose result does not tell 0 from negative inputs: its derivative there is 0.
     """
-    if slope and kernels_for(g) is not None:
-        return torch.where(y.detach() >= 0, g, g * slope)  # at 0 as the kernels; torch takes the smaller slope
-    return torch.ops.aten.leaky_relu_backward(g, y.detach(), slope, False)
+    kernels = kernels_for(g)
+    if kernels is None:
+        return torch.ops.aten.leaky_relu_backward(g, y.detach(), slope, False)
+    if needs_graph(g):
+        return _Mask.apply(g, y.detach(), slope)
+    masked: Tensor = kernels.blur_mask(g, y, None, blurs=False, sums=False, slope=slope)[0]
+    return masked
+
+
+class _Mask(torch.autograd.Function):
+    """`act_gradient` on a device for which there are kernels: one pass, where torch's formulas take six."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor, slope: float) -> Tensor:
+        ctx.slope = slope
+        ctx.save_for_backward(y)
+        return act_gradient(g, y, slope)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return act_gradient(grads[0], *ctx.saved_tensors, ctx.slope), None, None
 
 
 def act_bias_gradients(g: Tensor, y: Tensor, slope: float = SLOPE) -> tuple[Tensor, Tensor]:

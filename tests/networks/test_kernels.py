@@ -312,6 +312,20 @@ def test_networks_take_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(started) == ["blur_mask"] * 4 + ["channel_sums"] + ["epilogue_backward"] * 4
 
 
+@small_tiles
+@pytest.mark.parametrize("slope", [ops.SLOPE, 0.0])
+@pytest.mark.parametrize("dtype", list(ERRORS), ids=str)
+def test_slope_of_an_activation(slope: float, dtype: torch.dtype) -> None:
+    """Check the gradient of the activation alone, as for weights that stay: it is linear, and of every order."""
+    y = torch.randn(2, 3, 5, 3, device=DEVICE).to(dtype)
+    y[0, 0, 0] = 0
+    compare(lambda g: ops.act_gradient(g, y.to(g.dtype), slope), y.shape, [], dtype, plain=lambda g: masked(g, y, slope))
+
+
+def masked(g: Tensor, y: Tensor, slope: float) -> Tensor:
+    return torch.where(y > 0 if slope == 0 else y >= 0, g, g * slope)
+
+
 @pytest.mark.parametrize("capability", [75, 80, 90, 100])
 def test_kernels_compile_for_gpus(capability: int, tmp_path: Path) -> None:
     """Check that every kernel compiles for a GPU, which needs none, and that no register goes to memory.
