@@ -30,6 +30,7 @@ TURNS = 4  # rotations by 0, 90, 180 and 270 degrees, which a discriminator may 
 NO_ROTATION = (
     "this discriminator has no rotation head; set training.rotation (`{}` takes the defaults) and train it anew"
 )
+ALIGNMENT = 8  # channels that a GPU's tensor cores take at a time in half precision
 FUSED_FROM = 128  # from this resolution (of the finer side) on, StyleGAN fuses resampling and convolution
 
 
@@ -91,7 +92,9 @@ class Conv(nn.Module):
         self.size, self.activate, self.blurs = kernel, activate, blurs
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = prepare(self, self.kernel, x)
+        missing = self._missing_channels(x)
+        weight = prepare(self, lambda: add_channels(self.kernel(), missing), x)
+        x = add_channels(x, missing)
         if self.activate and self.blurs and self.bias is not None and kernels_for(x) is not None:
             return act_blur(convolve(x, weight, None, self.geometry), self.bias)
         x = convolve(x, weight, self._bias(x), self.geometry._replace(activate=self.activate))
@@ -105,6 +108,17 @@ class Conv(nn.Module):
     def kernel(self) -> Tensor:
         """Return what the layer convolves with; with spectral normalisation every call computes another."""
         return self.weight * self.scale
+
+    def _missing_channels(self, x: Tensor) -> int:
+        """Return how many channels of zeros a GPU needs beside those of x, to multiply by its tensor cores.
+
+        They take eight channels at a time. It is for the layer after the minibatch standard deviation, which has one
+        channel more than all others. Images are not enlarged.
+        """
+        channels = x.shape[1]
+        if channels <= ALIGNMENT or self.geometry.transposed or kernels_for(x) is None:
+            return 0
+        return -channels % ALIGNMENT
 
     def _bias(self, x: Tensor) -> Tensor | None:
         # The kernels that activate take the bias as it is stored.
@@ -176,6 +190,11 @@ def down_kernel(weight: Tensor, *, scale: float = 1.0) -> Tensor:
         [O, I, 4, 4].
     """
     return four_tap(weight, scale=scale / 4)
+
+
+def add_channels(x: Tensor, count: int) -> Tensor:
+    """Append so many channels of zeros to [N, C, H, W]."""
+    return F.pad(x, (0, 0, 0, 0, 0, count)) if count else x
 
 
 def pixel_norm(x: Tensor) -> Tensor:

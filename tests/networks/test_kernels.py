@@ -326,6 +326,37 @@ def masked(g: Tensor, y: Tensor, slope: float) -> Tensor:
     return torch.where(y > 0 if slope == 0 else y >= 0, g, g * slope)
 
 
+@pytest.mark.parametrize("dtype", list(ERRORS), ids=str)
+def test_odd_channels_are_filled_up(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Check that the layer after the minibatch standard deviation convolves a multiple of eight channels, of every order."""
+    model = ModelConfig(latent_size=4, mapping_layers=1, mapping_fmaps=4, fmap_base=32, fmap_max=16, mbstd_group=2)
+    D = Discriminator(model, resolution=4, channels=3).to(DEVICE)
+    convolved: list[int] = []
+    plain = torch.convolution
+
+    def watched(x: Tensor, *args: object) -> Tensor:
+        convolved.append(x.shape[1])
+        return plain(x, *args)
+
+    monkeypatch.setattr(torch, "convolution", watched)
+    images = torch.randn(4, 3, 4, 4, device=DEVICE)
+
+    def run(dtype: torch.dtype, inner: torch.dtype) -> Inputs:
+        points = images.to(dtype).requires_grad_()
+        D.to(dtype).compute_dtype = inner
+        scores = D(points)
+        r1 = input_gradients(scores, points).square().sum()
+        return [scores, r1, *torch.autograd.grad(r1 + scores.sin().sum(), list(D.parameters()))]
+
+    with ops.kernels_enabled(False):
+        expected = run(torch.float64, torch.float64)
+    assert 17 in convolved
+    convolved.clear()
+    assert_near(run(torch.float32, dtype), expected, 10 * ERRORS[dtype])
+    assert [channels for channels in convolved if channels > 3 and channels % 8] == []
+    assert 24 in convolved
+
+
 @pytest.mark.parametrize("capability", [75, 80, 90, 100])
 def test_kernels_compile_for_gpus(capability: int, tmp_path: Path) -> None:
     """Check that every kernel compiles for a GPU, which needs none, and that no register goes to memory.
