@@ -12,7 +12,7 @@ PIP_AUDIT := pip-audit==2.10.1
 KUBERNETES_VALIDATE := kubernetes-validate==1.37.0
 
 .PHONY: help quickstart notebook test test-fast test-kernels test-manifests long-test stack-test audit bench bench-training bench-evaluation bench-data \
-	bench-metrics bench-intervals bench-compare bench-tracking bench-serving bench-gpu kill-test lint format \
+	bench-metrics bench-intervals bench-compare bench-tracking bench-serving bench-passes bench-gpu kill-test lint format \
 	config-reference metric-names manifests image image-lock setup clean
 
 help: ## List the targets
@@ -39,7 +39,8 @@ test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope -m "not engine and not slow and not long and not stack"
 
 test-kernels: $(VENV)/triton/.installed ## Test the GPU kernels on this CPU, interpreted, and compile them for GPUs: minutes, 640 MB
-	PYTHONPATH=$(abspath $(VENV))/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/networks/test_kernels.py
+	PYTHONPATH=$(abspath $(VENV))/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/networks/test_kernels.py \
+		tests/benchmarks/test_passes.py
 
 $(VENV)/triton/.installed: $(STAMP) Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) $(TRITON)
@@ -86,6 +87,9 @@ bench-tracking: setup ## ... of our queries and MLflow's pages in an experiment 
 
 bench-serving: setup ## ... of a recorded generator, as it is served, to one that is not: a minute
 	cd tests && ../$(BIN)/python -m benchmarks.bench_serving $(BENCH)
+
+bench-passes: $(VENV)/triton/.installed ## Count what a step makes a GPU do, without one: passes over memory, products; a minute, 640 MB
+	cd tests && PYTHONPATH=$(abspath $(VENV))/triton:..:. ../$(BIN)/python -W ignore -m benchmarks.passes $(BENCH)
 
 bench-gpu: setup ## ... of training on one GPU, with floors: at most eight minutes; needs torch in the build for the GPU
 	cd tests && ../$(BIN)/python -m benchmarks.bench_gpu $(BENCH)
