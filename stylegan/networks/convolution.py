@@ -58,23 +58,58 @@ def prepared_weights() -> Iterator[None]:
         _prepared = before
 
 
-def prepare(layer: nn.Module, compute: Callable[[], Tensor], x: Tensor) -> Tensor:
-    """Return compute(), what a layer makes from its `weight`, as a convolution of x needs it.
+def prepare(layer: nn.Module, compute: Callable[[torch.dtype], Tensor], x: Tensor) -> Tensor:
+    """Return what a layer makes from its `weight`, as a convolution of x needs it.
 
     Args:
         layer: has the parameter `weight`.
-        compute: returns [O, I, k, k] or [I, O, k, k].
+        compute: takes a type and returns [O, I, k, k] or [I, O, k, k] of this type.
         x: the input of the convolution, whose type the result has.
     """
     if _prepared is None or is_parametrized(layer) or load_kernels(x.device) is None:
-        return compute().to(x.dtype)
+        return compute(x.dtype)
     weight: Tensor = layer.weight  # type: ignore[assignment]
     key = id(weight), x.dtype, needs_graph(weight)
     stored = _prepared.get(key)
     if stored is None or stored[1] != weight._version:
-        used = compute().to(x.dtype).contiguous(memory_format=torch.channels_last)
+        used = compute(x.dtype).contiguous(memory_format=torch.channels_last)
         stored = _prepared[key] = weight, weight._version, used
     return stored[2]
+
+
+def scale_weight(weight: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return weight * scale, rounded once to `dtype`: on a device for which there are kernels in one pass over memory."""
+    if weight.dtype != torch.float32 or dtype == torch.float32 or kernels_for(weight) is None:
+        return (weight * scale).to(dtype)
+    return _ScaleWeight.apply(weight, scale, dtype) if needs_graph(weight) else _scale(weight, scale, dtype)
+
+
+def _scale(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return x * scale in `dtype`, computed in the wider one of both types."""
+    if x.dtype == torch.float32:
+        return torch.mul(x, scale, out=torch.empty_like(x, dtype=dtype))
+    return x * _number_on(scale, x.device)  # a number that is no tensor would leave the product as narrow as x
+
+
+@lru_cache(maxsize=1024)
+def _number_on(value: float, device: torch.device) -> Tensor:
+    """Return a number in single precision, [1], kept on a device."""
+    with torch.inference_mode(False):
+        return torch.full((1,), value, device=device)
+
+
+class _ScaleWeight(torch.autograd.Function):
+    """`scale_weight` with a backward pass that makes one pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        ctx.scale, ctx.dtype = scale, weight.dtype
+        return _scale(weight, scale, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = grads
+        return _scale(g, ctx.scale, ctx.dtype), None, None
 
 
 def input_gradients(outputs: Tensor, inputs: Tensor, scale: Tensor | None = None) -> Tensor:

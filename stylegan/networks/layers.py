@@ -21,7 +21,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from stylegan.config.sections import ModelConfig
 from stylegan.errors import StepError
-from stylegan.networks.convolution import Geometry, convolve, four_tap, prepare
+from stylegan.networks.convolution import Geometry, convolve, four_tap, prepare, scale_weight
 from stylegan.networks.ops import EPS, act_blur, blur, kernels_for
 
 SQRT2 = math.sqrt(2)
@@ -93,7 +93,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         missing = self._missing_channels(x)
-        weight = prepare(self, lambda: add_channels(self.kernel(), missing), x)
+        weight = prepare(self, lambda dtype: add_channels(self.kernel(dtype), missing), x)
         x = add_channels(x, missing)
         if self.activate and self.blurs and self.bias is not None and kernels_for(x) is not None:
             return act_blur(convolve(x, weight, None, self.geometry), self.bias)
@@ -105,9 +105,9 @@ class Conv(nn.Module):
         """How the layer convolves with `kernel()`."""
         return Geometry(padding=self.size // 2)
 
-    def kernel(self) -> Tensor:
-        """Return what the layer convolves with; with spectral normalisation every call computes another."""
-        return self.weight * self.scale
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        """Return what the layer convolves with, in a type; with spectral normalisation every call computes another."""
+        return scale_weight(self.weight, self.scale, dtype)
 
     def _missing_channels(self, x: Tensor) -> int:
         """Return how many channels of zeros a GPU needs beside those of x, to multiply by its tensor cores.
@@ -144,9 +144,9 @@ class UpConv(Conv):
             self.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
         )
 
-    def kernel(self) -> Tensor:
+    def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return what the layer convolves with, see `up_kernel`."""
-        return up_kernel(self.weight, scale=self.scale, fused=self.fused)
+        return up_kernel(self.weight, scale=self.scale, fused=self.fused).to(dtype)
 
 
 class DownConv(Conv):
@@ -154,9 +154,9 @@ class DownConv(Conv):
 
     geometry = DOWN
 
-    def kernel(self) -> Tensor:
+    def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return what the layer convolves with, see `down_kernel`."""
-        return down_kernel(self.weight, scale=self.scale)
+        return down_kernel(self.weight, scale=self.scale).to(dtype)
 
 
 def up_kernel(weight: Tensor, *, scale: float = 1.0, fused: bool) -> Tensor:

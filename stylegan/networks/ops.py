@@ -171,7 +171,8 @@ class _Mask(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return act_gradient(grads[0], *ctx.saved_tensors, ctx.slope), None, None
+        (y,) = ctx.saved_tensors
+        return act_gradient(grads[0], y, ctx.slope), None, None
 
 
 def act_bias_gradients(g: Tensor, y: Tensor, slope: float = SLOPE) -> tuple[Tensor, Tensor]:

@@ -108,11 +108,11 @@ class ResNetConv(Conv):
         plain = {"up": UP, "down": DOWN, None: Geometry(padding=self.size // 2)}[self.resample]
         return plain._replace(slope=0.0, joint=True)
 
-    def kernel(self) -> Tensor:
-        """Return what the layer convolves with; with spectral normalisation every call computes another."""
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        """Return what the layer convolves with, in a type; with spectral normalisation every call computes another."""
         if self.resample == "up":
-            return up_kernel(self.weight, fused=False)
-        return down_kernel(self.weight) if self.resample == "down" else self.weight
+            return up_kernel(self.weight, fused=False).to(dtype)
+        return (down_kernel(self.weight) if self.resample == "down" else self.weight).to(dtype)
 
 
 class ResNetDense(Dense):

@@ -10,9 +10,12 @@ pytest.importorskip("triton", reason="Triton is missing: `make test-kernels` ins
 from benchmarks.passes import PRODUCTS, Count, bytes_of, count_step, main
 
 RESOLUTION, BATCH = 64, 8
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="launches are counted, not started: `make test-kernels`"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="launches are counted, not started: `make test-kernels`"
+    ),
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
+]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])

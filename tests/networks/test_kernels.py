@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stylegan.config.sections import ModelConfig
 from stylegan.networks import epilogue, ops
-from stylegan.networks.convolution import Geometry, convolve, input_gradients, prepared_weights
+from stylegan.networks.convolution import Geometry, convolve, input_gradients, prepared_weights, scale_weight
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.networks.normalisation import BATCH, PIXELS, Normaliser, normalise
@@ -319,11 +319,29 @@ def test_slope_of_an_activation(slope: float, dtype: torch.dtype) -> None:
     """Check the gradient of the activation alone, as for weights that stay: it is linear, and of every order."""
     y = torch.randn(2, 3, 5, 3, device=DEVICE).to(dtype)
     y[0, 0, 0] = 0
-    compare(lambda g: ops.act_gradient(g, y.to(g.dtype), slope), y.shape, [], dtype, plain=lambda g: masked(g, y, slope))
+    compare(
+        lambda g: ops.act_gradient(g, y.to(g.dtype), slope), y.shape, [], dtype, plain=lambda g: masked(g, y, slope)
+    )
 
 
 def masked(g: Tensor, y: Tensor, slope: float) -> Tensor:
     return torch.where(y > 0 if slope == 0 else y >= 0, g, g * slope)
+
+
+@pytest.mark.parametrize("dtype", list(ERRORS), ids=str)
+def test_scaled_weight_is_rounded_once(dtype: torch.dtype) -> None:
+    """Check bits, memory format and both derivatives of what a layer convolves with."""
+    weight = torch.randn(4, 5, 3, 3, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
+    g = torch.randn(4, 5, 3, 3, device=DEVICE).to(dtype).requires_grad_()
+    used = scale_weight(weight, 0.3, dtype)
+    assert torch.equal(used, (weight * 0.3).to(dtype))
+    assert used.is_contiguous(memory_format=torch.channels_last)
+    for create_graph in (False, True):
+        (gradient,) = torch.autograd.grad(used, weight, g, retain_graph=True, create_graph=create_graph)
+        assert torch.equal(gradient, g.float() * 0.3)
+    (second,) = torch.autograd.grad(gradient.square().sum(), g)
+    torch.testing.assert_close(second, (2 * 0.09 * g.float()).to(dtype))
+    assert torch.equal(scale_weight(weight.detach(), 0.3, dtype), used)
 
 
 @pytest.mark.parametrize("dtype", list(ERRORS), ids=str)

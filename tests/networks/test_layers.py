@@ -249,9 +249,14 @@ def count_preparations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     prepared: list[str] = []
     for kind in (Conv, UpConv, DownConv):
 
-        def kernel(self: Conv, kind: type[Conv] = kind, compute: Callable[[Conv], Tensor] = kind.kernel) -> Tensor:
+        def kernel(
+            self: Conv,
+            dtype: torch.dtype,
+            kind: type[Conv] = kind,
+            compute: Callable[[Conv, torch.dtype], Tensor] = kind.kernel,
+        ) -> Tensor:
             prepared.append(kind.__name__)
-            return compute(self)
+            return compute(self, dtype)
 
         monkeypatch.setattr(kind, "kernel", kernel)
     return prepared
