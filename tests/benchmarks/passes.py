@@ -2,7 +2,8 @@
 
 Tensors are fake: they have shapes, types and memory formats, and no contents. So a step at 1024x1024 takes seconds.
 Every operation counts with the bytes that it must read and write at least, every kernel of `kernels` with those of its
-arguments, and products with their operations. Nothing is measured: "at least" is the time of a GPU that reaches its
+arguments, and products with their operations. The peak is that of tensors: weights, moments, averages, layer outputs; what
+libraries take for themselves is not in it. Nothing is measured: "at least" is the time of a GPU that reaches its
 peaks in every kernel, which none does. What the counts are good for is to compare two versions of the code, to see which
 operation passes over memory once too often, and whether a measured time is near to what must be done.
 
@@ -16,6 +17,7 @@ import contextlib
 import os
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -88,12 +90,25 @@ class Operation:
 
 
 class Count(TorchDispatchMode):
-    """Notes all operations inside of `part`."""
+    """Notes all operations inside of `part`, and the most memory that their tensors have at a time.
+
+    Attributes:
+        operations: in the order in which they happen.
+        peaks: by part, in bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self.peaks: dict[str, int] = {}
         self._part = ""
+        self._alive: dict[int, int] = {}  # address of a tensor's memory -> its bytes
+        self._bytes = 0
+
+    def clear(self) -> None:
+        """Forget what was noted; tensors that are alive still count."""
+        self.operations.clear()
+        self.peaks.clear()
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -113,13 +128,28 @@ class Count(TorchDispatchMode):
             elif name == "copy_":
                 read = tensors_in(args[1])
             self.note(name, read, written, flops(name, args, written))
+        for tensor in tensors_in([*args, result]):
+            self._watch(tensor)
         return result
+
+    def _watch(self, tensor: Tensor) -> None:
+        """Count the memory of a tensor until it is free."""
+        memory = tensor.untyped_storage()
+        if memory._cdata not in self._alive:
+            self._alive[memory._cdata] = memory.nbytes()
+            self._bytes += memory.nbytes()
+            weakref.finalize(memory, self._freed, memory._cdata)
+        self.peaks[self._part] = max(self.peaks.get(self._part, 0), self._bytes)
+
+    def _freed(self, address: int) -> None:
+        self._bytes -= self._alive.pop(address)
 
     def note(self, name: str, read: Sequence[Tensor], written: Sequence[Tensor], flops: int = 0) -> None:
         """Note an operation by the tensors that it reads and writes."""
         every = [*{id(tensor): tensor for tensor in read}.values(), *written]
         shape = max((tuple(tensor.shape) for tensor in every), key=lambda shape: torch.Size(shape).numel(), default=())
-        self.operations.append(Operation(self._part, name, _place(), sum(map(bytes_of, every)), flops, shape))
+        moved = sum(map(bytes_of, every))
+        self.operations.append(Operation(self._part, name, _place(), moved, flops, shape))
 
     def launcher(self, name: str) -> Launcher:
         """Return what takes the place of a kernel and notes its launches."""
@@ -191,7 +221,7 @@ def _place() -> str:
     return ""
 
 
-def count_step(size: Size, *, precision: str = "bf16", lazy: bool = True, fmap_max: int = 512) -> list[Operation]:
+def count_step(size: Size, *, precision: str = "bf16", lazy: bool = True, fmap_max: int = 512) -> Count:
     """Count a step of each player at the end of a stage.
 
     Args:
@@ -201,7 +231,7 @@ def count_step(size: Size, *, precision: str = "bf16", lazy: bool = True, fmap_m
         fmap_max: see `model.fmap_max`.
 
     Returns:
-        The operations: of the parts "D", "G", and if `lazy` also "D with R1".
+        The count, of the parts "D", "G", and if `lazy` also "D with R1".
     """
     from stylegan.networks import kernels
 
@@ -227,7 +257,7 @@ def count_step(size: Size, *, precision: str = "bf16", lazy: bool = True, fmap_m
         inputs_G = generator_inputs(config, stage, state.nimg, share, None, static=True)
         update_D = partial(update_discriminator, state, config, stage, share, inputs_D)
         for _ in range(2):  # the first step makes Adam's moments
-            count.operations.clear()
+            count.clear()
             with count.part("D"):
                 update_D(has_penalty=not lazy)
             if lazy:
@@ -235,14 +265,14 @@ def count_step(size: Size, *, precision: str = "bf16", lazy: bool = True, fmap_m
                     update_D(has_penalty=True)
             with count.part("G"):
                 update_generator(state, config, share, inputs_G)
-    return count.operations
+    return count
 
 
-def totals(operations: Sequence[Operation], size: Size, precision: str) -> str:
+def totals(count: Count, size: Size, precision: str) -> str:
     """Return the rows of the table for a size."""
     rows = []
-    for part in dict.fromkeys(operation.part for operation in operations):
-        own = [operation for operation in operations if operation.part == part]
+    for part, peak in count.peaks.items():
+        own = [operation for operation in count.operations if operation.part == part]
         products = [operation for operation in own if operation.name in PRODUCTS]
         others = [operation for operation in own if operation.name not in PRODUCTS]
         moved, kernels = sum(o.bytes for o in others), sum(o.bytes for o in others if o.is_own)
@@ -255,6 +285,7 @@ def totals(operations: Sequence[Operation], size: Size, precision: str) -> str:
             f"{moved / 1e9:.2f}",
             f"{kernels / moved:.0%}",
             f"{1e3 * sum(o.seconds(precision) for o in others):.2f}",
+            f"{peak / 2**20:,.0f}",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
@@ -275,7 +306,7 @@ def longest(operations: Sequence[Operation], number: int) -> str:
 
 HEAD = (
     "| size | part of a step | operations | TFLOP of products | ms at least | GB of all others | of that by our kernels "
-    "| ms at least |\n|---|---|---|---|---|---|---|---|"
+    "| ms at least | peak MiB |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -293,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for size in [tuple(options.size)] if options.size else SIZES:
         found = count_step(size, precision=options.precision, lazy=not options.every_step, fmap_max=options.fmap_max)
         print(totals(found, size, options.precision), flush=True)
-        details.append(longest(found, options.top))
+        details.append(longest(found.operations, options.top))
     print("\n\n".join(detail for detail in details if detail))
 
 

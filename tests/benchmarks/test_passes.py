@@ -7,7 +7,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is missing: `make test-kernels` installs it beside torch's CPU build")
 
+from benchmarks.bench import make_config
 from benchmarks.passes import PRODUCTS, Count, bytes_of, count_step, main
+
+from stylegan.training.cost import GPU_CONTEXT_GIB, stage_memory, step_flops
+from stylegan.training.schedule import stages
 
 RESOLUTION, BATCH = 64, 8
 pytestmark = [
@@ -22,7 +26,7 @@ pytestmark = [
 @pytest.mark.parametrize("lazy", [True, False])
 def test_nothing_else_passes_over_feature_maps(precision: str, lazy: bool) -> None:
     """Check all parts of a step, in both players, with R1. The smallest maps, 4x4, are left to torch."""
-    operations = count_step((RESOLUTION, BATCH), precision=precision, lazy=lazy, fmap_max=64)
+    operations = count_step((RESOLUTION, BATCH), precision=precision, lazy=lazy, fmap_max=64).operations
     assert {operation.part for operation in operations} == {"D", "G", *(["D with R1"] if lazy else [])}
     smallest = BATCH * 64 * 8 * 8  # numbers of the maps at 8x8
     others = [
@@ -45,7 +49,7 @@ def test_passes_of_a_layer() -> None:
     G: statistics (read), style (read, write), and in its backward pass sums (read twice), gradient (read twice, write),
     for each of two layers; after the enlarging one also the write of what it blurs.
     """
-    operations = count_step((RESOLUTION, BATCH), fmap_max=64)
+    operations = count_step((RESOLUTION, BATCH), fmap_max=64).operations
     shape = (BATCH, 64, RESOLUTION, RESOLUTION)
     size = torch.Size(shape).numel() * 2  # bytes, in bf16
 
@@ -60,13 +64,28 @@ def test_passes_of_a_layer() -> None:
 
 def test_products_are_those_of_the_networks() -> None:
     """Check the operations of convolutions against the count that `plan` uses."""
-    from benchmarks.bench import make_config
-
-    from stylegan.training.cost import step_flops
-
-    found = sum(o.flops for o in count_step((RESOLUTION, BATCH), fmap_max=64) if o.part in ("D", "G"))
+    found = sum(o.flops for o in count_step((RESOLUTION, BATCH), fmap_max=64).operations if o.part in ("D", "G"))
     config = make_config(RESOLUTION, 64, BATCH, {"precision": "bf16", "penalty_interval": 10**6}, device="cuda")
     assert found == pytest.approx(step_flops(config, RESOLUTION) * BATCH, rel=0.03)
+
+
+@pytest.mark.parametrize(("size", "precision", "measured"), [
+    ((256, 32), "bf16", 4596), ((256, 32), "tf32", 9439), ((64, 64), "bf16", 2536), ((1024, 8), "bf16", 4820)
+])  # fmt: skip
+def test_peak_of_memory(size: tuple[int, int], precision: str, measured: float) -> None:
+    """Check the counted peak, in MiB, against what one H200 had with plain operations, and against what `plan` tells."""
+    lazy = precision == "bf16"
+    peak = max(count_step(size, precision=precision, lazy=lazy).peaks.values()) / 2**20
+    settings = {"precision": precision} | ({"penalty_interval": 16} if lazy else {})
+    config = make_config(size[0], 512, size[1], settings, device="cuda")
+    told = 1024 * (stage_memory(config, stages(config)[-1]) - GPU_CONTEXT_GIB)
+    assert peak == pytest.approx(measured, rel=0.1)
+    assert peak == pytest.approx(told, rel=0.15)
+
+
+def test_the_official_batch_at_1024_fits_40_gb() -> None:
+    """Check in bf16, with an eighth left for CUDA and its libraries."""
+    assert max(count_step((1024, 32)).peaks.values()) < 40e9 * 7 / 8
 
 
 def test_bytes_of_a_tensor_are_those_in_memory() -> None:
