@@ -258,8 +258,8 @@ class Run:
         found = self._stored_verdict()
         return found.against if found else None
 
-    def judged_version(self) -> str | None:
-        """Return the version on which this gate's verdict is, None without one; asks no registry.
+    def last_verdict(self) -> Verdict | None:
+        """Return this gate's last verdict, whatever the version, None without one; asks no registry.
 
         Raises:
             DamagedError: the stored verdict is not what was written.
@@ -267,7 +267,12 @@ class Run:
         found = self._stored_verdict()
         if found is None or found.key != gate_key(self.config, found.verdict.challenger):
             return None
-        return found.verdict.challenger
+        return found.verdict
+
+    def judged_version(self) -> str | None:
+        """Return the version on which this gate's verdict is, None without one; asks no registry, raises as `last_verdict`."""
+        verdict = self.last_verdict()
+        return verdict.challenger if verdict else None
 
     def _stored_verdict(self) -> StoredVerdict | None:
         try:

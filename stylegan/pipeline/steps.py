@@ -451,7 +451,9 @@ class Pipeline:
             with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
                 redraw_figures(run, checkpoint.uri, missing)
 
-        page = self._write_page(run, report, anew=new_page)
+        verdict = run.last_verdict() if found else None  # a page that was lost tells it again
+        story, key = (self._story(run, report, verdict), story_key(verdict)) if verdict else (None, "")
+        page = self._write_page(run, report, story, key=key, anew=new_page)
         self.tracked(shards).log_report(
             report,
             nimg=checkpoint.nimg,
@@ -482,10 +484,20 @@ class Pipeline:
 
         People read them and nothing else does, so a failure is a warning.
         """
-        tracked, key = self.tracked(run.shards), story_key(verdict)
+        tracked, key, story = self.tracked(run.shards), story_key(verdict), self._story(run, report, verdict)
+        with decoration("the page and the note of the run"):
+            page = self._write_page(run, report, story, key=key)
+            if not tracked.tells(key):
+                self._log_hours(run)
+                note = note_of(story(), report, tracked.mlflow_run_id)
+                tracked.log_story(key, note, last_tags(story(), report, hardware_of(run)), page)
+
+    def _story(self, run: Run, report: Report, verdict: Verdict) -> Callable[[], Story]:
+        """Return what tells the story of a run that was judged, and looks everything up at its first call."""
 
         @cache
         def story() -> Story:
+            tracked = self.tracked(run.shards)
             return tell(
                 run,
                 report,
@@ -495,12 +507,7 @@ class Pipeline:
                 links=self._links(tracked),
             )
 
-        with decoration("the page and the note of the run"):
-            page = self._write_page(run, report, story, key=key)
-            if not tracked.tells(key):
-                self._log_hours(run)
-                note = note_of(story(), report, tracked.mlflow_run_id)
-                tracked.log_story(key, note, last_tags(story(), report, hardware_of(run)), page)
+        return story
 
     def published(self, shards: ShardSet, report: Report) -> list[Comparison]:
         """Return the published figures beside those of a report."""

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,13 @@ def test_mlflow_and_prefect_have_the_page(finished):
     run_id = summary["mlflow_run_id"]
     assert "report.html" in [file.path for file in client(place).list_artifacts(run_id)]
     figures = [file.path for file in client(place).list_artifacts(run_id, "figures")]
-    assert figures == [f"figures/{name}.png" for name in sorted(summary["report"]["figures"])]
+    endings = {"walk": "gif"}  # a film, which MLflow does not show as WebP
+    assert figures == [f"figures/{name}.{endings.get(name, 'png')}" for name in sorted(summary["report"]["figures"])]
     with open(client(place).download_artifacts(run_id, "report.html"), encoding="utf-8") as file:
         page = file.read()
     assert page == Path(summary["page"]).read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == len(figures) + 2  # the mean image of the data set, and a still of
-    assert page.count("data:image/webp;base64,") == 1  # the animation
+    pictures = [*map(Path, summary["report"]["figures"].values()), Path(summary["page"]).with_name("growth.webp")]
+    assert [picture.name for picture in pictures if b64encode(picture.read_bytes()).decode() not in page] == []
     assert "growth.gif" in [file.path for file in client(place).list_artifacts(run_id)]
     with sqlite3.connect(place.folder / "prefect" / "prefect.db") as database:
         (text,) = database.execute(
