@@ -13,8 +13,9 @@ As in `ops`, tensors are [N, C, H, W] in any memory format (channels_last is the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,8 +166,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     return _convolve(x, weight, bias, geometry)
 
 
+def _image_kernels(x: Tensor, weight: Tensor, geometry: Geometry) -> ModuleType | None:
+    """Return the module `kernels` if it has kernels for a convolution: one of one pixel, from images or to images."""
+    kernels = kernels_for(x)
+    if kernels is None or weight.shape[2:] != (1, 1) or geometry[:3] != (1, 0, False):
+        return None
+    outputs, inputs = weight.shape[:2]
+    return kernels if inputs <= kernels.MOST_FEW or (outputs <= kernels.MOST_FEW and not geometry.activate) else None
+
+
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     s, p, transposed, activate, slope, _ = geometry
+    kernels = _image_kernels(x, weight, geometry)
+    if kernels is not None:
+        return _convolve_images(kernels, x, weight[:, :, 0, 0], bias, slope if activate else 1.0)
     x = x.contiguous(memory_format=torch.channels_last)
     kernels = kernels_for(x)
     if activate and kernels is not None:
@@ -181,6 +194,48 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
         )
     y = torch.convolution(x, weight, bias, [s, s], [p, p], [1, 1], transposed, [0, 0], 1)
     return F.leaky_relu(y, slope, inplace=True) if activate else y
+
+
+def _convolve_images(kernels: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+    """Do `_convolve` by the kernels for images, with a weight [O, I]."""
+    if weight.shape[1] <= kernels.MOST_FEW:
+        spread: Tensor = kernels.spread(x, weight, bias, slope=slope)
+        return spread
+    gathered: Tensor = kernels.gather(x, weight.t(), bias)
+    return gathered
+
+
+def _gradients_images(
+    kernels: Any,
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Sequence[bool],
+    y: Tensor | None = None,
+    slope: float = 1.0,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of input, weight and bias by the kernels for images; None for those that `mask` leaves out.
+
+    The gradient that passed a leaky ReLU with result y is never written to memory. Without activation y is None.
+    """
+    needs_x, needs_weight, needs_bias = mask
+    grad_x = grad_weight = grad_bias = None
+    flat = weight[:, :, 0, 0]
+    if flat.shape[1] <= kernels.MOST_FEW:
+        if needs_x:
+            grad_x = kernels.gather(g, flat, y=y, slope=slope)
+        if needs_weight or needs_bias:
+            grad_weight, grad_bias = kernels.few_sums(g, x, y=y, slope=slope, total=needs_bias)
+    else:
+        if needs_x:
+            grad_x = kernels.spread(g, flat.t(), None)
+        if needs_weight:
+            grad_weight = kernels.few_sums(x, g, total=False)[0].t()
+        if needs_bias:
+            grad_bias = bias_gradient(g)
+    if grad_weight is not None:
+        grad_weight = grad_weight.to(weight.dtype)[:, :, None, None] if needs_weight else None
+    return grad_x, grad_weight, grad_bias
 
 
 def _has_onednn(x: Tensor) -> bool:
@@ -201,6 +256,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; those that `mask` leaves out are undefined."""
     s, p, transposed, *_ = geometry
+    kernels = _image_kernels(x, weight, geometry)
+    if kernels is not None:
+        return _gradients_images(kernels, g, x, weight, mask)  # type: ignore[return-value]
     sizes = [g.shape[1]] if mask[2] else None
     g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
     return torch.ops.aten.convolution_backward(g, x, weight, sizes, [s, s], [p, p], [1, 1], transposed, [0, 0], 1, mask)
@@ -236,6 +294,12 @@ class _Convolve(torch.autograd.Function):
             mask = [needs_x, True, needs_bias and ctx.has_bias]
             found = _gradients(g, x, weight, linear, mask)
             return *(gradient if wanted else None for gradient, wanted in zip(found, mask, strict=True)), None
+
+        # All by the kernels for images, which need no gradient of the activation.
+        kernels = _image_kernels(x, weight, ctx.geometry)
+        if kernels is not None and y is not None and not torch.is_grad_enabled():
+            mask = [needs_x, needs_weight, needs_bias and ctx.has_bias]
+            return *_gradients_images(kernels, g, x, weight, mask, y, ctx.geometry.slope), None
 
         # Gradients of activation and bias.
         if y is not None and needs_bias and ctx.has_bias:

@@ -31,6 +31,8 @@ MOST_CHANNELS = 64  # of a block
 # are enough programs for every GPU.
 MOST_ROWS, LEAST_ROWS, LEAST_PROGRAMS = 32, 8, 1024
 MERGED = 4096  # numbers that a program merges at once
+MOST_FEW = 4  # channels of images
+MOST_TILES = 64  # of the pixels that a program sums
 
 # What a kernel does to its input before it may blur it.
 PLAIN, ACTIVATE, MASK = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -424,6 +426,107 @@ def _affine_backward_kernel(
         _store(out, grad * factor + b + s * d, n, h, w, c, H, W, C)
 
 
+# --- kernels of convolutions of one pixel between images, with few channels, and features, with many ---
+
+
+@triton.jit
+def _load_pixels(pointer, p, c, pixels, C):
+    """Return the channels c of the pixels p, [len(p), len(c)]; 0 beyond the last ones."""
+    mask = (p < pixels)[:, None] & (c < C)[None, :]
+    return tl.load(pointer + (p * C)[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_masked(x, y, p, c, pixels, C, MASK: tl.constexpr, SLOPE: tl.constexpr):
+    """Return the same of x, times the slope of the activation with result y if MASK."""
+    v = _load_pixels(x, p, c, pixels, C)
+    if MASK:
+        v = v * _slope(_load_pixels(y, p, c, pixels, C), SLOPE)
+    return v
+
+
+@triton.jit
+def _load_few(few, p, i, pixels, FEW: tl.constexpr):
+    """Return channel i of the pixels p of images, [len(p), 1]."""
+    return tl.load(few + p * FEW + i, mask=p < pixels, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def _load_weight(weight, i, c, C):
+    """Return the weights between channel i of images and the channels c of features, [1, len(c)]."""
+    return tl.load(weight + i * C + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _spread_kernel(
+    few, weight, bias, out, pixels, C,
+    FEW: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Compute features from images."""
+    p, c = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP), tl.program_id(1) * BC + tl.arange(0, BC)
+    v = tl.zeros([BP, BC], tl.float32) + _of_channels(bias, c, C, BIAS)
+    for i in tl.static_range(FEW):
+        v += _load_few(few, p, i, pixels, FEW) * _load_weight(weight, i, c, C)
+    mask = (p < pixels)[:, None] & (c < C)[None, :]
+    tl.store(out + (p * C)[:, None] + c[None, :], _act(v, SLOPE).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _gather_kernel(
+    x, y, weight, bias, out, pixels, C,
+    FEW: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr, GROUPS: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Compute images from features."""
+    p, four = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP), tl.arange(0, 4)  # MOST_FEW
+    sums = tl.zeros([BP, 4], tl.float32) + _of_channels(bias, four, FEW, BIAS)
+    for group in range(GROUPS):
+        c = group * BC + tl.arange(0, BC)
+        v = _load_masked(x, y, p, c, pixels, C, MASK, SLOPE)
+        for i in tl.static_range(FEW):
+            found = tl.sum(v * _load_weight(weight, i, c, C), axis=1)
+            sums += tl.where(four[None, :] == i, found[:, None], 0.0)
+    mask = (p < pixels)[:, None] & (four < FEW)[None, :]
+    tl.store(out + (p * FEW)[:, None] + four[None, :], sums.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _few_sums_kernel(
+    x, y, few, part, pixels, C,
+    FEW: tl.constexpr, MASK: tl.constexpr, TOTAL: tl.constexpr, SLOPE: tl.constexpr, TILES: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Sum the products of features with each channel of images over pixels, and the features themselves."""
+    program, c = tl.program_id(0), tl.program_id(1) * BC + tl.arange(0, BC)
+    first = program.to(tl.int64) * (TILES * BP) + tl.arange(0, BP)
+    with_0 = tl.zeros([BP, BC], tl.float32)
+    with_1 = tl.zeros([BP, BC], tl.float32)
+    with_2 = tl.zeros([BP, BC], tl.float32)
+    with_3 = tl.zeros([BP, BC], tl.float32)
+    total = tl.zeros([BP, BC], tl.float32)
+    for tile in range(TILES):
+        p = first + tile * BP
+        v = _load_masked(x, y, p, c, pixels, C, MASK, SLOPE)
+        with_0 += v * _load_few(few, p, 0, pixels, FEW)
+        if FEW > 1:
+            with_1 += v * _load_few(few, p, 1, pixels, FEW)
+        if FEW > 2:
+            with_2 += v * _load_few(few, p, 2, pixels, FEW)
+        if FEW > 3:
+            with_3 += v * _load_few(few, p, 3, pixels, FEW)
+        if TOTAL:
+            total += v
+    row = part + program.to(tl.int64) * (FEW + 1) * C + c
+    tl.store(row, tl.sum(with_0, axis=0), mask=c < C)
+    if FEW > 1:
+        tl.store(row + C, tl.sum(with_1, axis=0), mask=c < C)
+    if FEW > 2:
+        tl.store(row + 2 * C, tl.sum(with_2, axis=0), mask=c < C)
+    if FEW > 3:
+        tl.store(row + 3 * C, tl.sum(with_3, axis=0), mask=c < C)
+    tl.store(row + FEW * C, tl.sum(total, axis=0), mask=c < C)
+
+
 # --- launching ---
 
 
@@ -470,6 +573,9 @@ def try_out(device: torch.device) -> None:
     affine(x, mean, rstd, mean, relu=True)
     affine_sums(x, x, mean, rstd, mean, relu=True)
     affine_backward(x, x, mean, rstd, mean, mean, mean, relu=True)
+    weight = x.new_zeros(2, 1)
+    gather(x, weight, y=spread(x[:, :1], weight, channels, slope=SLOPE))
+    few_sums(x, x[:, :1], y=x, total=True)
 
 
 def blur(x: Tensor) -> Tensor:
@@ -652,6 +758,114 @@ def affine_backward(
             g, x, *numbers, out, *map(_step, numbers[:4]), *grid.sizes, RELU=relu, **grid.block
         )
     return out
+
+
+def spread(few: Tensor, weight: Tensor, bias: Tensor | None, *, slope: float = 1.0) -> Tensor:
+    """Convolve images with a kernel of one pixel, add the bias, and apply a leaky ReLU of this slope.
+
+    Args:
+        few: [N, F, H, W], F at most MOST_FEW.
+        weight: [C, F], in any memory order.
+        bias: [C].
+        slope: 1 changes nothing.
+
+    Returns:
+        [N, C, H, W].
+    """
+    few, channels = _dense(few), weight.shape[0]
+    n, _, height, width = few.shape
+    out = _empty(few, channels)
+    pixels, block = n * height * width, _pixel_block(channels)
+    if not pixels:
+        return out
+    launch = triton.cdiv(pixels, block["BP"]), triton.cdiv(channels, block["BC"])
+    with _on(few):
+        _spread_kernel[launch](
+            few, _by_image_channel(weight), _or(bias, few), out, pixels, channels, FEW=few.shape[1],
+            BIAS=bias is not None, SLOPE=slope, **block,
+        )  # fmt: skip
+    return out
+
+
+def gather(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, y: Tensor | None = None, slope: float = SLOPE
+) -> Tensor:
+    """Convolve features with a kernel of one pixel to images, and add the bias.
+
+    Args:
+        x: [N, C, H, W]; with y it is multiplied by the slope of the leaky ReLU with result y first.
+        weight: [C, F], F at most MOST_FEW, in any memory order.
+        bias: [F].
+        y: [N, C, H, W].
+        slope: that of the leaky ReLU.
+
+    Returns:
+        [N, F, H, W].
+    """
+    x, y = _dense(x), None if y is None else _dense(y)
+    (n, channels, height, width), few = x.shape, weight.shape[1]
+    out = _empty(x, few)
+    pixels, block = n * height * width, _pixel_block(channels)
+    if not pixels:
+        return out
+    with _on(x):
+        _gather_kernel[triton.cdiv(pixels, block["BP"]),](
+            x, _or(y, x), _by_image_channel(weight), _or(bias, x), out, pixels, channels, FEW=few,
+            MASK=y is not None, BIAS=bias is not None, SLOPE=slope, GROUPS=triton.cdiv(channels, block["BC"]), **block,
+        )  # fmt: skip
+    return out
+
+
+def few_sums(
+    x: Tensor, few: Tensor, *, y: Tensor | None = None, total: bool, slope: float = SLOPE
+) -> tuple[Tensor, Tensor | None]:
+    """Sum the products of features and images over images and pixels, in two stages: for each program, then all of them.
+
+    Args:
+        x: [N, C, H, W]; with y it is multiplied by the slope of the leaky ReLU with result y first.
+        few: [N, F, H, W], F at most MOST_FEW.
+        y: [N, C, H, W].
+        total: whether to sum the features, too.
+        slope: that of the leaky ReLU.
+
+    Returns:
+        The sums [C, F], and those of the features [C], in single precision.
+    """
+    x, few, y = _dense(x), _dense(few), None if y is None else _dense(y)
+    channels, pixels, block = x.shape[1], x.numel() // max(x.shape[1], 1), _pixel_block(x.shape[1])
+    tiles, groups = triton.cdiv(pixels, block["BP"]), triton.cdiv(channels, block["BC"])
+    # As many tiles for each program as leave enough programs.
+    each = min(triton.next_power_of_2(max(tiles * groups // LEAST_PROGRAMS, 1)), MOST_TILES)
+    programs = triton.cdiv(tiles, each)
+    part = x.new_empty(programs, few.shape[1] + 1, channels, dtype=torch.float32)
+    if programs:
+        with _on(x):
+            _few_sums_kernel[programs, groups](
+                x, _or(y, x), few, part, pixels, channels, FEW=few.shape[1], MASK=y is not None, TOTAL=total,
+                SLOPE=slope, TILES=each, **block,
+            )  # fmt: skip
+    sums = part.sum(0)
+    return sums[:-1].t(), sums[-1] if total else None
+
+
+def _empty(like: Tensor, channels: int) -> Tensor:
+    """Return memory for a tensor with another number of channels."""
+    n, _, height, width = like.shape
+    return torch.empty(
+        (n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def _by_image_channel(weight: Tensor) -> Tensor:
+    """Give a weight [C, F] the memory order [F, C], in which a thread reads the weights of its channels at once."""
+    return weight.t().contiguous()
+
+
+def _pixel_block(channels: int) -> dict[str, int]:
+    """Return how many pixels and channels a program works on at a time, and its warps."""
+    bc = min(triton.next_power_of_2(channels), MOST_CHANNELS)
+    bp = max(TILE // bc, 1)
+    return {"BP": bp, "BC": bc, "num_warps": max(1, min(4, bp * bc // 256))}
 
 
 def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -70,6 +70,13 @@ def launch_all(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
     kernels.mask_blur(x, x, weight)
     kernels.blur(x)
     kernels.channel_sums(x)
+    images, of_images = x[:, :3], torch.empty((channels, 3), device="meta")
+    kernels.spread(images, of_images, weight, slope=0.2)
+    kernels.spread(images, of_images, None)
+    kernels.gather(x, of_images, torch.empty(3, device="meta"))
+    kernels.gather(x, of_images, y=x)
+    kernels.few_sums(x, images, total=False)
+    kernels.few_sums(x, images, y=x, total=True)
     number, numbers = (torch.empty((count, channels), device="meta") for count in (1, n))
     for relu in (False, True):
         kernels.moments(x, eps=1e-5)

@@ -131,6 +131,60 @@ def test_bias_and_activation_of_a_convolution(shape: tuple[int, ...], dtype: tor
     )
 
 
+@pytest.fixture
+def _small_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let several programs sum the pixels of small images, each several tiles."""
+    monkeypatch.setattr(kernels, "LEAST_PROGRAMS", 2)
+
+
+@small_tiles
+@pytest.mark.usefixtures("_small_sums")
+@pytest.mark.parametrize("dtype", list(ERRORS), ids=str)
+@pytest.mark.parametrize(("images", "features"), [(3, 9), (1, 4), (4, 5), (3, 1)])
+@pytest.mark.parametrize("layer", ["from images", "to images"])
+def test_convolution_between_images_and_features(layer: str, images: int, features: int, dtype: torch.dtype) -> None:
+    """Check D's first layer, with its activation, and G's last one: all derivatives, also those of the weight."""
+    from_images = layer == "from images"
+    inputs, outputs = (images, features) if from_images else (features, images)
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        bias = bias if from_images else bias.to(x.dtype)
+        return convolve(x, weight[:, :, None, None].to(x.dtype), bias, Geometry(activate=from_images))
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight, bias = (rounded(weight, dtype), bias if from_images else rounded(bias, dtype))
+        y = torch.einsum("oi,nihw->nohw", weight, x) + bias.view(-1, 1, 1)
+        return F.leaky_relu(y, ops.SLOPE) if from_images else y
+
+    compare(function, (2, inputs, 5, 3), [(outputs, inputs), (outputs,)], dtype, plain=plain)
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round the values of x to another type, with the derivative of the identity."""
+    return x + (x.to(dtype).to(x.dtype) - x).detach()
+
+
+@pytest.mark.usefixtures("_small_sums")
+def test_sums_of_images_and_features_are_repeatable_and_may_be_empty() -> None:
+    """Check bits of two runs, parts of a tensor, and a batch without images."""
+    x, few = torch.randn(2, 70, 9, 5, device=DEVICE), torch.randn(2, 4, 9, 5, device=DEVICE)[:, 1:]
+    sums, total = kernels.few_sums(x, few, y=x, total=True)
+    again, again_total = kernels.few_sums(x, few, y=x, total=True)
+    assert torch.equal(sums, again)
+    assert total is not None
+    assert again_total is not None
+    assert torch.equal(total, again_total)
+    masked_x = masked(x, x, ops.SLOPE).double()
+    torch.testing.assert_close(
+        sums.double(), torch.einsum("nchw,nfhw->cf", masked_x, few.double()), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(total.double(), masked_x.sum((0, 2, 3)), atol=1e-4, rtol=1e-4)
+    assert kernels.few_sums(x[:0], few[:0], total=True)[0].tolist() == [[0.0] * 3] * 70
+    weight = torch.randn(70, 3, device=DEVICE)
+    assert kernels.spread(few[:0], weight, None).shape == (0, 70, 9, 5)
+    assert kernels.gather(x[:0], weight).shape == (0, 3, 9, 5)
+
+
 NORMALISERS = {
     "batch": Normaliser(BATCH, 1e-3),
     "batch, ReLU": Normaliser(BATCH, 1e-3, True),
@@ -301,15 +355,18 @@ def test_networks_take_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return start
 
-    for name in ("blur", "act_blur", "blur_mask", "mask_blur", "epilogue", "epilogue_backward", "channel_sums"):
+    ops.load_kernels(DEVICE)  # the first call tries them all out
+    names = ("blur", "act_blur", "blur_mask", "mask_blur", "epilogue", "epilogue_backward", "channel_sums")
+    for name in (*names, "spread", "gather", "few_sums"):
         monkeypatch.setattr(kernels, name, watched(name, getattr(kernels, name)))
-    model = ModelConfig(latent_size=4, mapping_layers=1, mapping_fmaps=4, fmap_base=16, fmap_max=4)
+    model = ModelConfig(latent_size=4, mapping_layers=1, mapping_fmaps=4, fmap_base=32, fmap_max=8)
     G, D = (kind(model, resolution=8, channels=1).to(DEVICE) for kind in (Generator, Discriminator))
     score = D(G(torch.randn(2, 4, device=DEVICE))).sum()
-    assert sorted(started) == ["act_blur"] * 4 + ["epilogue"] * 4
+    assert sorted(started) == ["act_blur"] * 3 + ["epilogue"] * 4 + ["gather", "spread"]
     started.clear()
     score.backward()
-    assert sorted(started) == ["blur_mask"] * 4 + ["channel_sums"] + ["epilogue_backward"] * 4
+    of_images = ["few_sums"] * 2 + ["gather", "spread"]
+    assert sorted(started) == ["blur_mask"] * 3 + ["channel_sums"] + ["epilogue_backward"] * 4 + of_images
 
 
 @small_tiles
