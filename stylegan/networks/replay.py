@@ -118,14 +118,24 @@ def capture(function: Callable[[], T], **options: Any) -> tuple[torch.cuda.CUDAG
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local", **options):
             result = function()
     except BaseException:
-        # Older versions of torch leave the allocator in the state of a recording: memory that was used on two streams
-        # would never be free again, and no other recording could begin.
-        with contextlib.suppress(Exception):
-            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
-        raise
-    finally:
         torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream behind
+        _clean_up(stream.device_index, pool)
+        raise
     return graph, result
+
+
+def _clean_up(device: int, pool: tuple[int, int]) -> None:
+    """Undo what a failed recording leaves behind in torch (2.11 at least), which ends only recordings that work.
+
+    Its memory would never be free again, and no other recording could begin. The default random generator of the GPU would
+    refuse to draw for the rest of the process (pytorch#171263).
+    """
+    with contextlib.suppress(Exception):  # it never began, or this version has ended it
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    with contextlib.suppress(Exception):
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())  # the same numbers, not in the state of a recording
 
 
 def why_not_recorded(error: Exception) -> str:

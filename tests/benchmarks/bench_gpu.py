@@ -10,6 +10,11 @@ It needs neither Ray, Prefect nor MLflow. On a machine that has torch for its GP
     pip install numpy pydantic ruamel.yaml pillow safetensors fsspec
     cd tests && PYTHONPATH=..:. python -m benchmarks.bench_gpu
 
+The tests that need a GPU take these as well:
+
+    pip install pytest pytest-timeout hypothesis pyarrow platformdirs braceexpand google-crc32c
+    python -m pytest tests/training/test_cuda.py tests/networks/test_kernels.py tests/networks/test_replay.py
+
 `--device cpu` with tiny sizes shows that it works. It has no floors and no profile.
 """
 
