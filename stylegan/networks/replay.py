@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -84,17 +85,25 @@ def record_cuda_graph(function: Function, inputs: Sequence[Tensor]) -> Function:
     Raises:
         Exception: as `capture`.
     """
-    own_inputs = [x.clone() for x in inputs]  # a graph reads the same memory each time
-    torch.cuda.synchronize()
-    graph, own_output = capture(lambda: function(*own_inputs))
+    own_inputs, device = [x.clone() for x in inputs], inputs[0].device  # a graph reads the same memory each time
+    with torch.cuda.device(device):  # what ran on another GPU than the present one would not be recorded
+        torch.cuda.synchronize()
+        graph, own_output = capture(lambda: function(*own_inputs), stream=_stream_of(device))
 
     def replay(*new_inputs: Tensor) -> Tensor:
-        for own, new in zip(own_inputs, new_inputs, strict=True):
-            own.copy_(new)
-        graph.replay()
-        return own_output.clone()  # the next replay overwrites it
+        with torch.cuda.device(device):
+            for own, new in zip(own_inputs, new_inputs, strict=True):
+                own.copy_(new)
+            graph.replay()
+            return own_output.clone()  # the next replay overwrites it
 
     return replay
+
+
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all recordings on a GPU; torch's own is that of the GPU on which it was first wanted."""
+    return torch.cuda.Stream(device)
 
 
 def capture(function: Callable[[], T], **options: Any) -> tuple[torch.cuda.CUDAGraph, T]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylegan.networks.replay import Function, Replay, capture, recorder_for
+from stylegan.networks import replay
+from stylegan.networks.replay import Function, Replay, capture, record_cuda_graph, recorder_for
 
 
 class Recorder:
@@ -79,6 +80,34 @@ def test_a_mistake_in_the_function_is_its_own_error() -> None:
     assert call(torch.ones(2)).tolist() == [1, 1]
     with pytest.raises(RuntimeError, match="must match the size"):
         call(torch.ones(2), torch.ones(3))
+
+
+def test_a_function_is_recorded_and_replayed_on_the_gpu_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The present GPU may be another one: `cuda:1` is. On it nothing would be recorded, and the same images would return."""
+    present: list[torch.device] = []
+    seen: list[object] = []
+
+    @contextmanager
+    def within(device: torch.device) -> Iterator[None]:
+        present.append(device)
+        yield
+        present.pop()
+
+    def fake_capture(function: Function, *, stream: object) -> tuple[object, Tensor]:
+        seen.append(("captured on", *present, stream))
+        output = function()
+        return SimpleNamespace(
+            replay=lambda: (seen.append(("replayed on", *present)), output.copy_(function()))
+        ), output
+
+    monkeypatch.setattr(torch.cuda, "device", within)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(replay, "_stream_of", lambda device: f"stream of {device}")
+    monkeypatch.setattr(replay, "capture", fake_capture)
+    doubled = record_cuda_graph(lambda x: 2 * x, [torch.ones(2)])
+    assert doubled(torch.full((2,), 4.0)).tolist() == [8, 8]
+    gpu = torch.device("cpu")  # in its place
+    assert seen == [("captured on", gpu, f"stream of {gpu}"), ("replayed on", gpu)]
 
 
 @pytest.mark.parametrize("ended", [False, True])
