@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -84,17 +85,25 @@ def record_cuda_graph(function: Function, inputs: Sequence[Tensor]) -> Function:
     Raises:
         Exception: as `capture`.
     """
-    own_inputs = [x.clone() for x in inputs]  # a graph reads the same memory each time
-    torch.cuda.synchronize()
-    graph, own_output = capture(lambda: function(*own_inputs))
+    own_inputs, device = [x.clone() for x in inputs], inputs[0].device  # a graph reads the same memory each time
+    with torch.cuda.device(device):  # what ran on another GPU than the present one would not be recorded
+        torch.cuda.synchronize()
+        graph, own_output = capture(lambda: function(*own_inputs), stream=_stream_of(device))
 
     def replay(*new_inputs: Tensor) -> Tensor:
-        for own, new in zip(own_inputs, new_inputs, strict=True):
-            own.copy_(new)
-        graph.replay()
-        return own_output.clone()  # the next replay overwrites it
+        with torch.cuda.device(device):
+            for own, new in zip(own_inputs, new_inputs, strict=True):
+                own.copy_(new)
+            graph.replay()
+            return own_output.clone()  # the next replay overwrites it
 
     return replay
+
+
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all recordings on a GPU; torch's own is that of the GPU on which it was first wanted."""
+    return torch.cuda.Stream(device)
 
 
 def capture(function: Callable[[], T], **options: Any) -> tuple[torch.cuda.CUDAGraph, T]:
@@ -118,14 +127,24 @@ def capture(function: Callable[[], T], **options: Any) -> tuple[torch.cuda.CUDAG
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local", **options):
             result = function()
     except BaseException:
-        # Older versions of torch leave the allocator in the state of a recording: memory that was used on two streams
-        # would never be free again, and no other recording could begin.
-        with contextlib.suppress(Exception):
-            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
-        raise
-    finally:
         torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream behind
+        _clean_up(stream.device_index, pool)
+        raise
     return graph, result
+
+
+def _clean_up(device: int, pool: tuple[int, int]) -> None:
+    """Undo what a failed recording leaves behind in torch (2.11 at least), which ends only recordings that work.
+
+    Its memory would never be free again, and no other recording could begin. The default random generator of the GPU would
+    refuse to draw for the rest of the process (pytorch#171263).
+    """
+    with contextlib.suppress(Exception):  # it never began, or this version has ended it
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    with contextlib.suppress(Exception):
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())  # the same numbers, not in the state of a recording
 
 
 def why_not_recorded(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`make bench-gpu`: measures training on one GPU: speed, memory, and where the time goes.
+r"""`make bench-gpu`: measures training on one GPU: speed, memory, and where the time goes.
 
 The yardstick is plain.py on the same GPU. All variants of one size take turns, each in a process of its own, whole
 intervals of the gradient penalty at a time. The most important sizes come first: when the time is up, the rest is left
@@ -9,6 +9,12 @@ It needs neither Ray, Prefect nor MLflow. On a machine that has torch for its GP
 
     pip install numpy pydantic ruamel.yaml pillow safetensors fsspec
     cd tests && PYTHONPATH=..:. python -m benchmarks.bench_gpu
+
+The tests that need a GPU take these as well:
+
+    pip install pytest pytest-timeout hypothesis pyarrow platformdirs braceexpand google-crc32c
+    python -m pytest tests/training/test_cuda.py tests/networks/test_{kernels,replay,against_plain}.py \
+        tests/evaluation/test_work.py tests/data/loading/test_loader.py
 
 `--device cpu` with tiny sizes shows that it works. It has no floors and no profile.
 """
