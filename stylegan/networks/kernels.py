@@ -7,6 +7,9 @@ leaky ReLU, statistics, normalisation, style) takes two here, and so does its ba
 These are plain functions without autograd; `ops` gives them derivatives. Triton comes with torch's CUDA builds. With
 TRITON_INTERPRET=1 the kernels run on a CPU, which the tests use.
 
+The layers from images and to images are convolutions of one pixel that only pass over memory. They have kernels too,
+because cuDNN fills their few channels up and leaves bias and activation to passes of their own.
+
 A program works on a block of neighbouring columns and channels, and goes down a strip of rows. The blur is separable: a
 program blurs each row sideways by three overlapping loads, which the cache serves, and keeps three rows in registers.
 What lies outside of the image is zero, as in `ops.blur`.

@@ -39,6 +39,7 @@ Inputs = list[Tensor]
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw the same numbers in every test, and compute in single precision on a GPU too."""
+    assert ops.load_kernels(DEVICE) is kernels  # if they fail, torch's operations would pass the tests
     torch.manual_seed(0)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
@@ -355,7 +356,6 @@ def test_networks_take_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return start
 
-    ops.load_kernels(DEVICE)  # the first call tries them all out
     names = ("blur", "act_blur", "blur_mask", "mask_blur", "epilogue", "epilogue_backward", "channel_sums")
     for name in (*names, "spread", "gather", "few_sums"):
         monkeypatch.setattr(kernels, name, watched(name, getattr(kernels, name)))
