@@ -362,18 +362,45 @@ class _WeightGradient(torch.autograd.Function):
         return grad_x, grad_g, None, None
 
 
-def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False) -> Tensor:
+def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     """Convolve a 3x3 kernel with a 2x2 block of `scale`, which sums its four shifts by one pixel.
 
     Args:
         weight: [O, I, 3, 3], preferably in channels_last memory format.
         scale: value of the 2x2 block.
         rotated: rotate the result by 180 degrees.
+        dtype: to which the result is rounded; None: that of the weight.
 
     Returns:
         [O, I, 4, 4]. The result and the gradient of the weight are in channels_last memory format.
     """
-    return _FourTap.apply(weight, scale, rotated) if needs_graph(weight) else _four_tap(weight, scale, rotated)
+    dtype = dtype or weight.dtype
+    if kernels_for(weight) is not None:
+        return _four_tap_by_kernel(weight, scale, rotated, dtype, adjoint=False)
+    taps = _FourTap.apply(weight, scale, rotated) if needs_graph(weight) else _four_tap(weight, scale, rotated)
+    return taps.to(dtype)
+
+
+def _four_tap_by_kernel(x: Tensor, scale: float, rotated: bool, dtype: torch.dtype, *, adjoint: bool) -> Tensor:
+    """Compute `four_tap`, or its adjoint, in one pass."""
+    if needs_graph(x):
+        return _FourTapByKernel.apply(x, scale, rotated, dtype, adjoint)
+    taps: Tensor = kernels_for(x).four_tap(x, scale, rotated=rotated, adjoint=adjoint, dtype=dtype)  # type: ignore[union-attr]
+    return taps
+
+
+class _FourTapByKernel(torch.autograd.Function):
+    """`four_tap` or its adjoint, each of which is the other's backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, rotated: bool, dtype: torch.dtype, adjoint: bool) -> Tensor:
+        ctx.back = scale, rotated, x.dtype
+        ctx.adjoint = adjoint
+        return _four_tap_by_kernel(x, scale, rotated, dtype, adjoint=adjoint)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _four_tap_by_kernel(grads[0], *ctx.back, adjoint=not ctx.adjoint), None, None, None, None
 
 
 def _four_tap(weight: Tensor, scale: float, rotated: bool) -> Tensor:

@@ -530,6 +530,38 @@ def _few_sums_kernel(
     tl.store(row + FEW * C, tl.sum(total, axis=0), mask=c < C)
 
 
+# --- kernels of weights ---
+
+
+@triton.jit
+def _tap(rows, i, count, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr, ROTATED: tl.constexpr):
+    """Return pixel (H, W) of a kernel [SIDE, SIDE] for the input channels i; 0 outside of the kernel."""
+    if H >= 0 and H < SIDE and W >= 0 and W < SIDE:
+        place = SIDE * SIDE - 1 - (H * SIDE + W) if ROTATED else H * SIDE + W
+        return tl.load(rows + place * count + i, mask=i < count, other=0.0).to(tl.float32)
+    else:
+        return tl.zeros_like(i).to(tl.float32)
+
+
+@triton.jit
+def _four_tap_kernel(
+    x, out, scale, count,
+    ROTATED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum four shifts of kernels [3, 3] by one pixel, to [4, 4]; or the adjoint of that."""
+    FROM: tl.constexpr = 4 if ADJOINT else 3
+    TO: tl.constexpr = 3 if ADJOINT else 4
+    STEP: tl.constexpr = 1 if ADJOINT else -1
+    o, i = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    rows, written = x + o * (FROM * FROM * count), out + o * (TO * TO * count)
+    for h in tl.static_range(TO):
+        for w in tl.static_range(TO):
+            v = _tap(rows, i, count, h, w, FROM, ROTATED) + _tap(rows, i, count, h + STEP, w, FROM, ROTATED)
+            v += _tap(rows, i, count, h, w + STEP, FROM, ROTATED)
+            v += _tap(rows, i, count, h + STEP, w + STEP, FROM, ROTATED)
+            tl.store(written + (h * TO + w) * count + i, (v * scale).to(out.dtype.element_ty), mask=i < count)
+
+
 # --- launching ---
 
 
@@ -579,6 +611,8 @@ def try_out(device: torch.device) -> None:
     weight = x.new_zeros(2, 1)
     gather(x, weight, y=spread(x[:, :1], weight, channels, slope=SLOPE))
     few_sums(x, x[:, :1], y=x, total=True)
+    for adjoint in (False, True):
+        four_tap(x.new_zeros(1, 1, 3 + adjoint, 3 + adjoint), 1.0, rotated=False, adjoint=adjoint, dtype=torch.float32)
 
 
 def blur(x: Tensor) -> Tensor:
@@ -857,6 +891,22 @@ def _empty(like: Tensor, channels: int) -> Tensor:
     return torch.empty(
         (n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )
+
+
+def four_tap(weight: Tensor, scale: float, *, rotated: bool, adjoint: bool, dtype: torch.dtype) -> Tensor:
+    """Compute `convolution.four_tap`, rounded to `dtype`: [O, I, 3, 3] to [O, I, 4, 4]; or its adjoint, the other way."""
+    weight, side = _dense(weight), 3 if adjoint else 4
+    outputs, inputs = weight.shape[:2]
+    out = torch.empty(
+        (outputs, inputs, side, side), dtype=dtype, device=weight.device, memory_format=torch.channels_last
+    )
+    block = min(triton.next_power_of_2(inputs), TILE // 2)
+    with _on(weight):
+        _four_tap_kernel[outputs, triton.cdiv(inputs, block)](
+            weight, out, scale, inputs, ROTATED=rotated, ADJOINT=adjoint, BLOCK=block,
+            num_warps=max(1, min(4, block // 128)),
+        )  # fmt: skip
+    return out
 
 
 def _by_image_channel(weight: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ class UpConv(Conv):
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return what the layer convolves with, see `up_kernel`."""
-        return up_kernel(self.weight, scale=self.scale, fused=self.fused).to(dtype)
+        return up_kernel(self.weight, scale=self.scale, fused=self.fused, dtype=dtype)
 
 
 class DownConv(Conv):
@@ -156,10 +156,10 @@ class DownConv(Conv):
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return what the layer convolves with, see `down_kernel`."""
-        return down_kernel(self.weight, scale=self.scale).to(dtype)
+        return down_kernel(self.weight, scale=self.scale, dtype=dtype)
 
 
-def up_kernel(weight: Tensor, *, scale: float = 1.0, fused: bool) -> Tensor:
+def up_kernel(weight: Tensor, *, scale: float = 1.0, fused: bool, dtype: torch.dtype | None = None) -> Tensor:
     """Make the kernel that doubles the side by nearest neighbour and convolves, in one transposed convolution, `UP`.
 
     That takes 16 instead of 36 products per pixel.
@@ -174,10 +174,10 @@ def up_kernel(weight: Tensor, *, scale: float = 1.0, fused: bool) -> Tensor:
     Returns:
         [I, O, 4, 4].
     """
-    return four_tap(weight.transpose(0, 1), scale=scale, rotated=not fused)
+    return four_tap(weight.transpose(0, 1), scale=scale, rotated=not fused, dtype=dtype)
 
 
-def down_kernel(weight: Tensor, *, scale: float = 1.0) -> Tensor:
+def down_kernel(weight: Tensor, *, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
     """Make the kernel that convolves and takes the mean of each 2x2 block, in one strided convolution, `DOWN`.
 
     StyleGAN's fused and unfused layers compute the same numbers, so there is no switch.
@@ -189,7 +189,7 @@ def down_kernel(weight: Tensor, *, scale: float = 1.0) -> Tensor:
     Returns:
         [O, I, 4, 4].
     """
-    return four_tap(weight, scale=scale / 4)
+    return four_tap(weight, scale=scale / 4, dtype=dtype)
 
 
 def add_channels(x: Tensor, count: int) -> Tensor:

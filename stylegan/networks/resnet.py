@@ -111,8 +111,8 @@ class ResNetConv(Conv):
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return what the layer convolves with, in a type; with spectral normalisation every call computes another."""
         if self.resample == "up":
-            return up_kernel(self.weight, fused=False).to(dtype)
-        return (down_kernel(self.weight) if self.resample == "down" else self.weight).to(dtype)
+            return up_kernel(self.weight, fused=False, dtype=dtype)
+        return down_kernel(self.weight, dtype=dtype) if self.resample == "down" else self.weight.to(dtype)
 
 
 class ResNetDense(Dense):

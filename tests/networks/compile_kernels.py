@@ -37,9 +37,9 @@ class Compiled:
             if parameter.is_constexpr:
                 signature[parameter.name], constants[parameter.name] = "constexpr", switches[parameter.name]
                 continue
-            tensor = isinstance(value, torch.Tensor)
-            signature[parameter.name] = TYPES[value.dtype] if tensor else "i32"
-            if tensor or (value % 16 == 0 and not parameter.do_not_specialize):
+            tensor, whole = isinstance(value, torch.Tensor), isinstance(value, int)
+            signature[parameter.name] = TYPES[value.dtype] if tensor else "i32" if whole else "fp32"
+            if tensor or (whole and value % 16 == 0 and not parameter.do_not_specialize):
                 attributes[(number,)] = [["tt.divisibility", 16]]
         key = repr((signature, constants, attributes, num_warps))
         if key in self.done:
@@ -77,6 +77,10 @@ def launch_all(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
     kernels.gather(x, of_images, y=x)
     kernels.few_sums(x, images, total=False)
     kernels.few_sums(x, images, y=x, total=True)
+    for adjoint, rotated in ((False, False), (True, True)):
+        side = 4 if adjoint else 3
+        kernel = torch.empty((512, 512, side, side), dtype=dtype if adjoint else torch.float32, device="meta")
+        kernels.four_tap(kernel, 1.0, rotated=rotated, adjoint=adjoint, dtype=torch.float32 if adjoint else dtype)
     number, numbers = (torch.empty((count, channels), device="meta") for count in (1, n))
     for relu in (False, True):
         kernels.moments(x, eps=1e-5)

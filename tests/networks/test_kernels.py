@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stylegan.config.sections import ModelConfig
 from stylegan.networks import epilogue, ops
-from stylegan.networks.convolution import Geometry, convolve, input_gradients, prepared_weights, scale_weight
+from stylegan.networks.convolution import Geometry, convolve, four_tap, input_gradients, prepared_weights, scale_weight
 from stylegan.networks.discriminator import Discriminator
 from stylegan.networks.generator import Generator
 from stylegan.networks.normalisation import BATCH, PIXELS, Normaliser, normalise
@@ -399,6 +399,28 @@ def test_scaled_weight_is_rounded_once(dtype: torch.dtype) -> None:
     (second,) = torch.autograd.grad(gradient.square().sum(), g)
     torch.testing.assert_close(second, (2 * 0.09 * g.float()).to(dtype))
     assert torch.equal(scale_weight(weight.detach(), 0.3, dtype), used)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("dtype", list(ERRORS), ids=str)
+def test_kernels_of_resampling_convolutions(rotated: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the four shifts and their adjoint, with several blocks of channels, and the weight in either order."""
+    monkeypatch.setattr(kernels, "TILE", 8)
+    weight = torch.randn(3, 5, 3, 3, device=DEVICE)
+    for made in (weight, weight.to(memory_format=torch.channels_last), weight.transpose(0, 1)):
+        start = made.detach().requires_grad_()
+        taps = four_tap(start, scale=0.3, rotated=rotated, dtype=dtype)
+        g = torch.randn_like(taps).requires_grad_()
+        (gradient,) = torch.autograd.grad(taps, start, g, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.sin().sum(), g)
+        plain = made.detach().double().requires_grad_()
+        with ops.kernels_enabled(False):
+            expected = four_tap(plain, scale=0.3, rotated=rotated)
+            plain_g = g.detach().double().requires_grad_()
+            (plain_gradient,) = torch.autograd.grad(expected, plain, plain_g, create_graph=True)
+            (plain_second,) = torch.autograd.grad(plain_gradient.sin().sum(), plain_g)
+        assert (taps.dtype, gradient.dtype) == (dtype, torch.float32)
+        assert_near([taps, gradient, second], [expected, plain_gradient, plain_second], ERRORS[dtype])
 
 
 @pytest.mark.parametrize("dtype", list(ERRORS), ids=str)
