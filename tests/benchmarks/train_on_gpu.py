@@ -5,7 +5,8 @@
         --variant rotation --variant plain training.rotation=null
 
 Shards, all stages, and the evaluation are those of `stylegan run`, with the same keys and folders, so a second call goes
-on where the first one was stopped. Ray, Prefect and MLflow are not needed; the packages that are, `bench_gpu.py` lists.
+on where the first one was stopped. Ray, Prefect and MLflow are not needed. The packages that are: scikit-learn, and
+those that `bench_gpu.py` lists for itself and for tests.
 OUT gets a table for RESULTS.md with the speed of each stage and the metrics, the last grid of each run, the curves, and
 the forgetting curves if the config has a probe. `--minutes` stops training early: what was trained by then is shown.
 """
