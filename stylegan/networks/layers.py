@@ -83,16 +83,21 @@ class Conv(nn.Module):
         bias: bool = True,
         activate: bool = False,
         blurs: bool = False,
+        fills_up: bool = False,
     ) -> None:
-        """Make the layer; with `activate` a leaky ReLU follows the bias, and with `blurs` as well a blur follows that."""
+        """Make the layer; with `activate` a leaky ReLU follows the bias, and with `blurs` as well a blur follows that.
+
+        With `fills_up` a GPU convolves a multiple of ALIGNMENT channels, some of them zeros: for an odd number of input
+        channels, and small features, whose copy costs little.
+        """
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel).to(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
         self.scale = gain / math.sqrt(kernel * kernel * num_in)
-        self.size, self.activate, self.blurs = kernel, activate, blurs
+        self.size, self.activate, self.blurs, self.fills_up = kernel, activate, blurs, fills_up
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = self._missing_channels(x)
+        missing = -x.shape[1] % ALIGNMENT if self.fills_up and kernels_for(x) is not None else 0
         weight = prepare(self, lambda dtype: add_channels(self.kernel(dtype), missing), x)
         x = add_channels(x, missing)
         if self.activate and self.blurs and self.bias is not None and kernels_for(x) is not None:
@@ -108,17 +113,6 @@ class Conv(nn.Module):
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return what the layer convolves with, in a type; with spectral normalisation every call computes another."""
         return scale_weight(self.weight, self.scale, dtype)
-
-    def _missing_channels(self, x: Tensor) -> int:
-        """Return how many channels of zeros a GPU needs beside those of x, to multiply by its tensor cores.
-
-        They take eight channels at a time. It is for the layer after the minibatch standard deviation, which has one
-        channel more than all others. Images are not enlarged.
-        """
-        channels = x.shape[1]
-        if channels <= ALIGNMENT or self.geometry.transposed or kernels_for(x) is None:
-            return 0
-        return -channels % ALIGNMENT
 
     def _bias(self, x: Tensor) -> Tensor | None:
         # The kernels that activate take the bias as it is stored.
