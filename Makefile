@@ -40,7 +40,7 @@ test-fast: setup ## Run the tests that start no engine (Ray, Prefect, MLflow, S3
 
 test-kernels: $(VENV)/triton/.installed ## Test the GPU kernels on this CPU, interpreted, and compile them for GPUs: minutes, 640 MB
 	PYTHONPATH=$(abspath $(VENV))/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/networks/test_kernels.py \
-		tests/benchmarks/test_passes.py
+		tests/benchmarks/test_passes.py tests/training/test_recorded_kernels.py
 
 $(VENV)/triton/.installed: $(STAMP) Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) $(TRITON)

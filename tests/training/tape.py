@@ -1,18 +1,20 @@
 """A recorder of steps for CPUs, which does what a CUDA graph does on a GPU: it repeats operations on the same memory.
 
 It sees every operation below autograd, so that what a step decides in Python is decided once, when it is recorded. A
-number that is read from a tensor, or a tensor that is made from a number of the host, cannot be recorded.
+number that is read from a tensor, or a tensor that is made from a number of the host, cannot be recorded. `Launches` lets
+it see the kernels of `stylegan.networks.kernels` as well, if Triton interprets them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributed import Work
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 # What a CUDA graph cannot contain, or would repeat with the value of its first time.
@@ -58,10 +60,32 @@ class RefusingRecorder(TapeRecorder):
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
+class Launches:
+    """Takes the place of a kernel: its launches are operations of the tape that records at the time, if any does."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        """Return what a launch calls with the arguments of the kernel."""
+        return partial(self.launch, grid)
+
+    def launch(self, grid: tuple[int, ...], *args: Any, **switches: Any) -> None:
+        """Launch the kernel, and record that."""
+        plain = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
+        again = partial(self.kernel[grid], *plain, **switches)
+        with _disable_current_modes():
+            if _Tape.present is not None:
+                _Tape.present.note(again, [arg for arg in plain if isinstance(arg, Tensor)])
+            again()
+
+
 class _Tape(TorchDispatchMode):
+    present: ClassVar[_Tape | None] = None  # that records
+
     def __init__(self) -> None:
         super().__init__()
-        self.operations: list[Operation] = []
+        self.operations: list[Operation | Callable[[], None]] = []
         self.own: set[int] = set()  # addresses of the memory that the recorded operations allocate
         self.before: dict[int, tuple[Tensor, Tensor]] = {}  # address -> memory that existed before, and its copy
 
@@ -84,6 +108,20 @@ class _Tape(TorchDispatchMode):
             self.operations.append((func, plain_args, plain_kwargs, fresh))
         return result
 
+    def __enter__(self):
+        _Tape.present = self
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        _Tape.present = None
+        return super().__exit__(*error)
+
+    def note(self, launch: Callable[[], None], tensors: list[Tensor]) -> None:
+        """Record the launch of a kernel, which may write to any of its tensors."""
+        for tensor in tensors:
+            self._save(tensor)
+        self.operations.append(launch)
+
     def _save(self, tensor: Tensor) -> None:
         address = _address(tensor)
         if address not in self.own and address not in self.before:
@@ -98,7 +136,11 @@ class _Tape(TorchDispatchMode):
     @torch.no_grad()
     def replay(self) -> None:
         """Repeat all operations on the recorded memory."""
-        for func, args, kwargs, fresh in self.operations:
+        for operation in self.operations:
+            if callable(operation):
+                operation()
+                continue
+            func, args, kwargs, fresh = operation
             result = func(*args, **kwargs)
             _wait(result)
             known = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
