@@ -80,7 +80,7 @@ def prepare(layer: nn.Module, compute: Callable[[torch.dtype], Tensor], x: Tenso
 
 def scale_weight(weight: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Return weight * scale, rounded once to `dtype`: on a device for which there are kernels in one pass over memory."""
-    if weight.dtype != torch.float32 or dtype == torch.float32 or kernels_for(weight) is None:
+    if weight.dtype != torch.float32 or dtype.itemsize >= weight.itemsize or kernels_for(weight) is None:
         return (weight * scale).to(dtype)
     return _ScaleWeight.apply(weight, scale, dtype) if needs_graph(weight) else _scale(weight, scale, dtype)
 
@@ -89,14 +89,7 @@ def _scale(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Return x * scale in `dtype`, computed in the wider one of both types."""
     if x.dtype == torch.float32:
         return torch.mul(x, scale, out=torch.empty_like(x, dtype=dtype))
-    return x * _number_on(scale, x.device)  # a number that is no tensor would leave the product as narrow as x
-
-
-@lru_cache(maxsize=1024)
-def _number_on(value: float, device: torch.device) -> Tensor:
-    """Return a number in single precision, [1], kept on a device."""
-    with torch.inference_mode(False):
-        return torch.full((1,), value, device=device)
+    return x * x.new_full((1,), scale, dtype=dtype)  # a number that is no tensor would leave the product as narrow as x
 
 
 class _ScaleWeight(torch.autograd.Function):
@@ -172,7 +165,11 @@ def _image_kernels(x: Tensor, weight: Tensor, geometry: Geometry) -> ModuleType 
     if kernels is None or weight.shape[2:] != (1, 1) or geometry[:3] != (1, 0, False):
         return None
     outputs, inputs = weight.shape[:2]
-    return kernels if inputs <= kernels.MOST_FEW or (outputs <= kernels.MOST_FEW and not geometry.activate) else None
+    return (
+        kernels
+        if inputs <= kernels.MOST_IMAGE_CHANNELS or (outputs <= kernels.MOST_IMAGE_CHANNELS and not geometry.activate)
+        else None
+    )
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -198,11 +195,11 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 
 def _convolve_images(kernels: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
     """Do `_convolve` by the kernels for images, with a weight [O, I]."""
-    if weight.shape[1] <= kernels.MOST_FEW:
-        spread: Tensor = kernels.spread(x, weight, bias, slope=slope)
-        return spread
-    gathered: Tensor = kernels.gather(x, weight.t(), bias)
-    return gathered
+    if weight.shape[1] <= kernels.MOST_IMAGE_CHANNELS:
+        made: Tensor = kernels.from_images(x, weight, bias, slope=slope)
+        return made
+    images: Tensor = kernels.to_images(x, weight.t(), bias)
+    return images
 
 
 def _gradients_images(
@@ -221,16 +218,16 @@ def _gradients_images(
     needs_x, needs_weight, needs_bias = mask
     grad_x = grad_weight = grad_bias = None
     flat = weight[:, :, 0, 0]
-    if flat.shape[1] <= kernels.MOST_FEW:
+    if flat.shape[1] <= kernels.MOST_IMAGE_CHANNELS:
         if needs_x:
-            grad_x = kernels.gather(g, flat, y=y, slope=slope)
+            grad_x = kernels.to_images(g, flat, y=y, slope=slope)
         if needs_weight or needs_bias:
-            grad_weight, grad_bias = kernels.few_sums(g, x, y=y, slope=slope, total=needs_bias)
+            grad_weight, grad_bias = kernels.image_sums(g, x, y=y, slope=slope, total=needs_bias)
     else:
         if needs_x:
-            grad_x = kernels.spread(g, flat.t(), None)
+            grad_x = kernels.from_images(g, flat.t(), None)
         if needs_weight:
-            grad_weight = kernels.few_sums(x, g, total=False)[0].t()
+            grad_weight = kernels.image_sums(x, g, total=False)[0].t()
         if needs_bias:
             grad_bias = bias_gradient(g)
     if grad_weight is not None:
@@ -374,18 +371,20 @@ def four_tap(weight: Tensor, *, scale: float = 1.0, rotated: bool = False, dtype
     Returns:
         [O, I, 4, 4]. The result and the gradient of the weight are in channels_last memory format.
     """
-    dtype = dtype or weight.dtype
-    if kernels_for(weight) is not None:
-        return _four_tap_by_kernel(weight, scale, rotated, dtype, adjoint=False)
+    dtype, kernels = dtype or weight.dtype, kernels_for(weight)
+    if kernels is not None and dtype in kernels.DTYPES:
+        return _four_tap_by_kernel(kernels, weight, scale, rotated, dtype, adjoint=False)
     taps = _FourTap.apply(weight, scale, rotated) if needs_graph(weight) else _four_tap(weight, scale, rotated)
     return taps.to(dtype)
 
 
-def _four_tap_by_kernel(x: Tensor, scale: float, rotated: bool, dtype: torch.dtype, *, adjoint: bool) -> Tensor:
+def _four_tap_by_kernel(
+    kernels: Any, x: Tensor, scale: float, rotated: bool, dtype: torch.dtype, *, adjoint: bool
+) -> Tensor:
     """Compute `four_tap`, or its adjoint, in one pass."""
     if needs_graph(x):
-        return _FourTapByKernel.apply(x, scale, rotated, dtype, adjoint)
-    taps: Tensor = kernels_for(x).four_tap(x, scale, rotated=rotated, adjoint=adjoint, dtype=dtype)  # type: ignore[union-attr]
+        return _FourTapByKernel.apply(kernels, x, scale, rotated, dtype, adjoint)
+    taps: Tensor = kernels.four_tap(x, scale, rotated=rotated, adjoint=adjoint, dtype=dtype)
     return taps
 
 
@@ -393,14 +392,16 @@ class _FourTapByKernel(torch.autograd.Function):
     """`four_tap` or its adjoint, each of which is the other's backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, rotated: bool, dtype: torch.dtype, adjoint: bool) -> Tensor:
-        ctx.back = scale, rotated, x.dtype
-        ctx.adjoint = adjoint
-        return _four_tap_by_kernel(x, scale, rotated, dtype, adjoint=adjoint)
+    def forward(
+        ctx: Any, kernels: Any, x: Tensor, scale: float, rotated: bool, dtype: torch.dtype, adjoint: bool
+    ) -> Tensor:
+        ctx.kernels, ctx.back, ctx.adjoint = kernels, (scale, rotated, x.dtype), adjoint
+        return _four_tap_by_kernel(kernels, x, scale, rotated, dtype, adjoint=adjoint)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _four_tap_by_kernel(grads[0], *ctx.back, adjoint=not ctx.adjoint), None, None, None, None
+        back = _four_tap_by_kernel(ctx.kernels, grads[0], *ctx.back, adjoint=not ctx.adjoint)
+        return None, back, None, None, None, None
 
 
 def _four_tap(weight: Tensor, scale: float, rotated: bool) -> Tensor:

@@ -52,8 +52,7 @@ class Head(nn.Module):
         super().__init__()
         fmaps = num_fmaps(model, 1)
         self.group = model.mbstd_group
-        stddev = self.group > 1
-        self.conv = Conv(fmaps + stddev, fmaps, activate=True, fills_up=stddev)
+        self.conv = Conv(fmaps + (1 if self.group > 1 else 0), fmaps, activate=True, pads_channels=self.group > 1)
         self.dense0 = Dense(fmaps * 16, num_fmaps(model, 0))
         self.dense1 = Dense(num_fmaps(model, 0), outputs, gain=1)
 

@@ -8,9 +8,9 @@ These are plain functions without autograd; `ops` gives them derivatives. Triton
 TRITON_INTERPRET=1 the kernels run on a CPU, which the tests use.
 
 The layers from images and to images are convolutions of one pixel that only pass over memory. They have kernels too,
-because cuDNN fills their few channels up and leaves bias and activation to passes of their own.
+because cuDNN fills their images channels up and leaves bias and activation to passes of their own.
 
-A program works on a block of neighbouring columns and channels, and goes down a strip of rows. The blur is separable: a
+All others work on a block of neighbouring columns and channels, and go down a strip of rows. The blur is separable: a
 program blurs each row sideways by three overlapping loads, which the cache serves, and keeps three rows in registers.
 What lies outside of the image is zero, as in `ops.blur`.
 """
@@ -34,7 +34,7 @@ MOST_CHANNELS = 64  # of a block
 # are enough programs for every GPU.
 MOST_ROWS, LEAST_ROWS, LEAST_PROGRAMS = 32, 8, 1024
 MERGED = 4096  # numbers that a program merges at once
-MOST_FEW = 4  # channels of images
+MOST_IMAGE_CHANNELS = 4  # channels of images
 MOST_TILES = 64  # of the pixels that a program sums
 
 # What a kernel does to its input before it may blur it.
@@ -429,7 +429,7 @@ def _affine_backward_kernel(
         _store(out, grad * factor + b + s * d, n, h, w, c, H, W, C)
 
 
-# --- kernels of convolutions of one pixel between images, with few channels, and features, with many ---
+# --- kernels of convolutions of one pixel between images, which have few channels, and features ---
 
 
 @triton.jit
@@ -441,7 +441,7 @@ def _load_pixels(pointer, p, c, pixels, C):
 
 @triton.jit
 def _load_masked(x, y, p, c, pixels, C, MASK: tl.constexpr, SLOPE: tl.constexpr):
-    """Return the same of x, times the slope of the activation with result y if MASK."""
+    """Return the channels c of the pixels p of x; if MASK, times the slope of the activation with result y."""
     v = _load_pixels(x, p, c, pixels, C)
     if MASK:
         v = v * _slope(_load_pixels(y, p, c, pixels, C), SLOPE)
@@ -449,9 +449,9 @@ def _load_masked(x, y, p, c, pixels, C, MASK: tl.constexpr, SLOPE: tl.constexpr)
 
 
 @triton.jit
-def _load_few(few, p, i, pixels, FEW: tl.constexpr):
+def _load_image(images, p, i, pixels, CHANNELS: tl.constexpr):
     """Return channel i of the pixels p of images, [len(p), 1]."""
-    return tl.load(few + p * FEW + i, mask=p < pixels, other=0.0).to(tl.float32)[:, None]
+    return tl.load(images + p * CHANNELS + i, mask=p < pixels, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
@@ -461,42 +461,42 @@ def _load_weight(weight, i, c, C):
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def _spread_kernel(
-    few, weight, bias, out, pixels, C,
-    FEW: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+def _from_images_kernel(
+    images, weight, bias, out, pixels, C,
+    CHANNELS: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Compute features from images."""
     p, c = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP), tl.program_id(1) * BC + tl.arange(0, BC)
     v = tl.zeros([BP, BC], tl.float32) + _of_channels(bias, c, C, BIAS)
-    for i in tl.static_range(FEW):
-        v += _load_few(few, p, i, pixels, FEW) * _load_weight(weight, i, c, C)
+    for i in tl.static_range(CHANNELS):
+        v += _load_image(images, p, i, pixels, CHANNELS) * _load_weight(weight, i, c, C)
     mask = (p < pixels)[:, None] & (c < C)[None, :]
     tl.store(out + (p * C)[:, None] + c[None, :], _act(v, SLOPE).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def _gather_kernel(
+def _to_images_kernel(
     x, y, weight, bias, out, pixels, C,
-    FEW: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr, GROUPS: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr,
+    CHANNELS: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr, GROUPS: tl.constexpr,
+    MOST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Compute images from features."""
-    p, four = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP), tl.arange(0, 4)  # MOST_FEW
-    sums = tl.zeros([BP, 4], tl.float32) + _of_channels(bias, four, FEW, BIAS)
+    p, own = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP), tl.arange(0, MOST)
+    sums = tl.zeros([BP, MOST], tl.float32) + _of_channels(bias, own, CHANNELS, BIAS)
     for group in range(GROUPS):
         c = group * BC + tl.arange(0, BC)
         v = _load_masked(x, y, p, c, pixels, C, MASK, SLOPE)
-        for i in tl.static_range(FEW):
+        for i in tl.static_range(CHANNELS):
             found = tl.sum(v * _load_weight(weight, i, c, C), axis=1)
-            sums += tl.where(four[None, :] == i, found[:, None], 0.0)
-    mask = (p < pixels)[:, None] & (four < FEW)[None, :]
-    tl.store(out + (p * FEW)[:, None] + four[None, :], sums.to(out.dtype.element_ty), mask=mask)
+            sums += tl.where(own[None, :] == i, found[:, None], 0.0)
+    mask = (p < pixels)[:, None] & (own < CHANNELS)[None, :]
+    tl.store(out + (p * CHANNELS)[:, None] + own[None, :], sums.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def _few_sums_kernel(
-    x, y, few, part, pixels, C,
-    FEW: tl.constexpr, MASK: tl.constexpr, TOTAL: tl.constexpr, SLOPE: tl.constexpr, TILES: tl.constexpr,
+def _image_sums_kernel(
+    x, y, images, part, pixels, C,
+    CHANNELS: tl.constexpr, MASK: tl.constexpr, TOTAL: tl.constexpr, SLOPE: tl.constexpr, TILES: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Sum the products of features with each channel of images over pixels, and the features themselves."""
@@ -510,24 +510,24 @@ def _few_sums_kernel(
     for tile in range(TILES):
         p = first + tile * BP
         v = _load_masked(x, y, p, c, pixels, C, MASK, SLOPE)
-        with_0 += v * _load_few(few, p, 0, pixels, FEW)
-        if FEW > 1:
-            with_1 += v * _load_few(few, p, 1, pixels, FEW)
-        if FEW > 2:
-            with_2 += v * _load_few(few, p, 2, pixels, FEW)
-        if FEW > 3:
-            with_3 += v * _load_few(few, p, 3, pixels, FEW)
+        with_0 += v * _load_image(images, p, 0, pixels, CHANNELS)
+        if CHANNELS > 1:
+            with_1 += v * _load_image(images, p, 1, pixels, CHANNELS)
+        if CHANNELS > 2:
+            with_2 += v * _load_image(images, p, 2, pixels, CHANNELS)
+        if CHANNELS > 3:
+            with_3 += v * _load_image(images, p, 3, pixels, CHANNELS)
         if TOTAL:
             total += v
-    row = part + program.to(tl.int64) * (FEW + 1) * C + c
+    row = part + program.to(tl.int64) * (CHANNELS + 1) * C + c
     tl.store(row, tl.sum(with_0, axis=0), mask=c < C)
-    if FEW > 1:
+    if CHANNELS > 1:
         tl.store(row + C, tl.sum(with_1, axis=0), mask=c < C)
-    if FEW > 2:
+    if CHANNELS > 2:
         tl.store(row + 2 * C, tl.sum(with_2, axis=0), mask=c < C)
-    if FEW > 3:
+    if CHANNELS > 3:
         tl.store(row + 3 * C, tl.sum(with_3, axis=0), mask=c < C)
-    tl.store(row + FEW * C, tl.sum(total, axis=0), mask=c < C)
+    tl.store(row + CHANNELS * C, tl.sum(total, axis=0), mask=c < C)
 
 
 # --- kernels of weights ---
@@ -609,8 +609,8 @@ def try_out(device: torch.device) -> None:
     affine_sums(x, x, mean, rstd, mean, relu=True)
     affine_backward(x, x, mean, rstd, mean, mean, mean, relu=True)
     weight = x.new_zeros(2, 1)
-    gather(x, weight, y=spread(x[:, :1], weight, channels, slope=SLOPE))
-    few_sums(x, x[:, :1], y=x, total=True)
+    to_images(x, weight, y=from_images(x[:, :1], weight, channels, slope=SLOPE))
+    image_sums(x, x[:, :1], y=x, total=True)
     for adjoint in (False, True):
         four_tap(x.new_zeros(1, 1, 3 + adjoint, 3 + adjoint), 1.0, rotated=False, adjoint=adjoint, dtype=torch.float32)
 
@@ -797,11 +797,11 @@ def affine_backward(
     return out
 
 
-def spread(few: Tensor, weight: Tensor, bias: Tensor | None, *, slope: float = 1.0) -> Tensor:
+def from_images(images: Tensor, weight: Tensor, bias: Tensor | None, *, slope: float = 1.0) -> Tensor:
     """Convolve images with a kernel of one pixel, add the bias, and apply a leaky ReLU of this slope.
 
     Args:
-        few: [N, F, H, W], F at most MOST_FEW.
+        images: [N, F, H, W], F at most MOST_IMAGE_CHANNELS.
         weight: [C, F], in any memory order.
         bias: [C].
         slope: 1 changes nothing.
@@ -809,29 +809,29 @@ def spread(few: Tensor, weight: Tensor, bias: Tensor | None, *, slope: float = 1
     Returns:
         [N, C, H, W].
     """
-    few, channels = _dense(few), weight.shape[0]
-    n, _, height, width = few.shape
-    out = _empty(few, channels)
+    images, channels = _dense(images), weight.shape[0]
+    n, _, height, width = images.shape
+    out = _empty(images, channels)
     pixels, block = n * height * width, _pixel_block(channels)
     if not pixels:
         return out
     launch = triton.cdiv(pixels, block["BP"]), triton.cdiv(channels, block["BC"])
-    with _on(few):
-        _spread_kernel[launch](
-            few, _by_image_channel(weight), _or(bias, few), out, pixels, channels, FEW=few.shape[1],
+    with _on(images):
+        _from_images_kernel[launch](
+            images, _by_image_channel(weight), _or(bias, images), out, pixels, channels, CHANNELS=images.shape[1],
             BIAS=bias is not None, SLOPE=slope, **block,
         )  # fmt: skip
     return out
 
 
-def gather(
+def to_images(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, y: Tensor | None = None, slope: float = SLOPE
 ) -> Tensor:
     """Convolve features with a kernel of one pixel to images, and add the bias.
 
     Args:
         x: [N, C, H, W]; with y it is multiplied by the slope of the leaky ReLU with result y first.
-        weight: [C, F], F at most MOST_FEW, in any memory order.
+        weight: [C, F], F at most MOST_IMAGE_CHANNELS, in any memory order.
         bias: [F].
         y: [N, C, H, W].
         slope: that of the leaky ReLU.
@@ -840,27 +840,28 @@ def gather(
         [N, F, H, W].
     """
     x, y = _dense(x), None if y is None else _dense(y)
-    (n, channels, height, width), few = x.shape, weight.shape[1]
-    out = _empty(x, few)
+    (n, channels, height, width), images = x.shape, weight.shape[1]
+    out = _empty(x, images)
     pixels, block = n * height * width, _pixel_block(channels)
     if not pixels:
         return out
     with _on(x):
-        _gather_kernel[triton.cdiv(pixels, block["BP"]),](
-            x, _or(y, x), _by_image_channel(weight), _or(bias, x), out, pixels, channels, FEW=few,
-            MASK=y is not None, BIAS=bias is not None, SLOPE=slope, GROUPS=triton.cdiv(channels, block["BC"]), **block,
+        _to_images_kernel[triton.cdiv(pixels, block["BP"]),](
+            x, _or(y, x), _by_image_channel(weight), _or(bias, x), out, pixels, channels, CHANNELS=images,
+            MASK=y is not None, BIAS=bias is not None, SLOPE=slope, GROUPS=triton.cdiv(channels, block["BC"]),
+            MOST=MOST_IMAGE_CHANNELS, **block,
         )  # fmt: skip
     return out
 
 
-def few_sums(
-    x: Tensor, few: Tensor, *, y: Tensor | None = None, total: bool, slope: float = SLOPE
+def image_sums(
+    x: Tensor, images: Tensor, *, y: Tensor | None = None, total: bool, slope: float = SLOPE
 ) -> tuple[Tensor, Tensor | None]:
     """Sum the products of features and images over images and pixels, in two stages: for each program, then all of them.
 
     Args:
         x: [N, C, H, W]; with y it is multiplied by the slope of the leaky ReLU with result y first.
-        few: [N, F, H, W], F at most MOST_FEW.
+        images: [N, F, H, W], F at most MOST_IMAGE_CHANNELS.
         y: [N, C, H, W].
         total: whether to sum the features, too.
         slope: that of the leaky ReLU.
@@ -868,17 +869,17 @@ def few_sums(
     Returns:
         The sums [C, F], and those of the features [C], in single precision.
     """
-    x, few, y = _dense(x), _dense(few), None if y is None else _dense(y)
+    x, images, y = _dense(x), _dense(images), None if y is None else _dense(y)
     channels, pixels, block = x.shape[1], x.numel() // max(x.shape[1], 1), _pixel_block(x.shape[1])
     tiles, groups = triton.cdiv(pixels, block["BP"]), triton.cdiv(channels, block["BC"])
     # As many tiles for each program as leave enough programs.
     each = min(triton.next_power_of_2(max(tiles * groups // LEAST_PROGRAMS, 1)), MOST_TILES)
     programs = triton.cdiv(tiles, each)
-    part = x.new_empty(programs, few.shape[1] + 1, channels, dtype=torch.float32)
+    part = x.new_empty(programs, images.shape[1] + 1, channels, dtype=torch.float32)
     if programs:
         with _on(x):
-            _few_sums_kernel[programs, groups](
-                x, _or(y, x), few, part, pixels, channels, FEW=few.shape[1], MASK=y is not None, TOTAL=total,
+            _image_sums_kernel[programs, groups](
+                x, _or(y, x), images, part, pixels, channels, CHANNELS=images.shape[1], MASK=y is not None, TOTAL=total,
                 SLOPE=slope, TILES=each, **block,
             )  # fmt: skip
     sums = part.sum(0)

@@ -83,21 +83,21 @@ class Conv(nn.Module):
         bias: bool = True,
         activate: bool = False,
         blurs: bool = False,
-        fills_up: bool = False,
+        pads_channels: bool = False,
     ) -> None:
         """Make the layer; with `activate` a leaky ReLU follows the bias, and with `blurs` as well a blur follows that.
 
-        With `fills_up` a GPU convolves a multiple of ALIGNMENT channels, some of them zeros: for an odd number of input
+        With `pads_channels` a GPU convolves a multiple of ALIGNMENT channels, some of them zeros: for an odd number of input
         channels, and small features, whose copy costs little.
         """
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel).to(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
         self.scale = gain / math.sqrt(kernel * kernel * num_in)
-        self.size, self.activate, self.blurs, self.fills_up = kernel, activate, blurs, fills_up
+        self.size, self.activate, self.blurs, self.pads_channels = kernel, activate, blurs, pads_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = -x.shape[1] % ALIGNMENT if self.fills_up and kernels_for(x) is not None else 0
+        missing = -x.shape[1] % ALIGNMENT if self.pads_channels and kernels_for(x) is not None else 0
         weight = prepare(self, lambda dtype: add_channels(self.kernel(dtype), missing), x)
         x = add_channels(x, missing)
         if self.activate and self.blurs and self.bias is not None and kernels_for(x) is not None:
@@ -161,6 +161,7 @@ def up_kernel(weight: Tensor, *, scale: float = 1.0, fused: bool, dtype: torch.d
     Args:
         weight: [O, I, 3, 3].
         scale: multiplies the weight.
+        dtype: of the result; None: that of the weight.
         fused: True if the weight belongs to a transposed convolution (StyleGAN's layers from 128x128 on). This is the
             adjoint of a correlation, so its kernel is rotated by 180 degrees. False if the weight belongs to a plain
             convolution.
@@ -179,6 +180,7 @@ def down_kernel(weight: Tensor, *, scale: float = 1.0, dtype: torch.dtype | None
     Args:
         weight: [O, I, 3, 3].
         scale: multiplies the weight.
+        dtype: of the result; None: that of the weight.
 
     Returns:
         [O, I, 4, 4].

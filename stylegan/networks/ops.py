@@ -161,7 +161,7 @@ def act_gradient(g: Tensor, y: Tensor, slope: float = SLOPE) -> Tensor:
 
 
 class _Mask(torch.autograd.Function):
-    """`act_gradient` on a device for which there are kernels: one pass, where torch's formulas take six."""
+    """`act_gradient` on a device for which there are kernels: one pass forward and one back."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, y: Tensor, slope: float) -> Tensor:

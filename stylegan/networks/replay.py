@@ -128,13 +128,13 @@ def capture(function: Callable[[], T], **options: Any) -> tuple[torch.cuda.CUDAG
             result = function()
     except BaseException:
         torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream behind
-        _clean_up(stream.device_index, pool)
+        _clean_up((options.get("stream") or stream).device_index, pool)
         raise
     return graph, result
 
 
 def _clean_up(device: int, pool: tuple[int, int]) -> None:
-    """Undo what a failed recording leaves behind in torch (2.11 at least), which ends only recordings that work.
+    """Undo what a failed recording leaves behind in torch, as seen in 2.11, which ends only recordings that work.
 
     Its memory would never be free again, and no other recording could begin. The default random generator of the GPU would
     refuse to draw for the rest of the process (pytorch#171263).

@@ -270,7 +270,7 @@ class Run:
         return found.verdict
 
     def judged_version(self) -> str | None:
-        """Return the version on which this gate's verdict is, None without one; asks no registry, raises as `last_verdict`."""
+        """Return the version on which this gate's verdict is, None without one; raises as `last_verdict`."""
         verdict = self.last_verdict()
         return verdict.challenger if verdict else None
 

@@ -451,7 +451,10 @@ class Pipeline:
             with decoration(f"evaluate: the figures {', '.join(sorted(missing))}"):
                 redraw_figures(run, checkpoint.uri, missing)
 
-        verdict = run.last_verdict() if found else None  # a page that was lost tells it again
+        verdict: Verdict | None = None
+        if found:  # a page that was lost tells it again
+            with decoration("evaluate: the verdict on the page"):
+                verdict = run.last_verdict()
         story, key = (self._story(run, report, verdict), story_key(verdict)) if verdict else (None, "")
         page = self._write_page(run, report, story, key=key, anew=new_page)
         self.tracked(shards).log_report(

@@ -212,7 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("NAME", "KEY=VALUE"),
         help="a run; may be repeated; default: run",
     )
-    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, all variants together")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="after which no variant trains on, evaluations included"
+    )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: only to see that it works")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that shard")
     options = parser.parse_args(arguments)
@@ -220,8 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_device(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
 
-    deadline = time.monotonic() + 60 * options.minutes
     runs = make_runs(options)
+    deadline = time.monotonic() + 60 * options.minutes
     for trained in runs:
         checkpoint = train(trained, options.device, deadline)
         if checkpoint is not None:

@@ -82,3 +82,12 @@ def test_a_page_that_is_gone_is_made_again_and_nothing_else(finished):
     assert "taken from storage" in shown
     assert shown.splitlines()[-1] == f"report      {page}"
     assert (page.stat().st_mtime_ns, report.stat().st_mtime_ns) == (written, before)
+
+    # A damaged verdict costs the page its verdict, and nothing else.
+    verdict = Path(place.root, "runs", summary["run_id"], "verdict.json")
+    kept = verdict.read_bytes()
+    verdict.write_text("{")
+    page.unlink()
+    place.run("evaluate", str(place.config))
+    assert page.exists()
+    verdict.write_bytes(kept)

@@ -70,13 +70,16 @@ def launch_all(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
     kernels.mask_blur(x, x, weight)
     kernels.blur(x)
     kernels.channel_sums(x)
+    for count in (1, 4):  # colours of grey and of other images
+        kernels.image_sums(x, x[:, :count], y=x, total=True)
+        kernels.to_images(x, torch.empty((channels, count), device="meta"), y=x)
     images, of_images = x[:, :3], torch.empty((channels, 3), device="meta")
-    kernels.spread(images, of_images, weight, slope=0.2)
-    kernels.spread(images, of_images, None)
-    kernels.gather(x, of_images, torch.empty(3, device="meta"))
-    kernels.gather(x, of_images, y=x)
-    kernels.few_sums(x, images, total=False)
-    kernels.few_sums(x, images, y=x, total=True)
+    kernels.from_images(images, of_images, weight, slope=0.2)
+    kernels.from_images(images, of_images, None)
+    kernels.to_images(x, of_images, torch.empty(3, device="meta"))
+    kernels.to_images(x, of_images, y=x)
+    kernels.image_sums(x, images, total=False)
+    kernels.image_sums(x, images, y=x, total=True)
     for adjoint, rotated in ((False, False), (True, True)):
         side = 4 if adjoint else 3
         kernel = torch.empty((512, 512, side, side), dtype=dtype if adjoint else torch.float32, device="meta")

@@ -169,8 +169,8 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 def test_sums_of_images_and_features_are_repeatable_and_may_be_empty() -> None:
     """Check bits of two runs, parts of a tensor, and a batch without images."""
     x, few = torch.randn(2, 70, 9, 5, device=DEVICE), torch.randn(2, 4, 9, 5, device=DEVICE)[:, 1:]
-    sums, total = kernels.few_sums(x, few, y=x, total=True)
-    again, again_total = kernels.few_sums(x, few, y=x, total=True)
+    sums, total = kernels.image_sums(x, few, y=x, total=True)
+    again, again_total = kernels.image_sums(x, few, y=x, total=True)
     assert torch.equal(sums, again)
     assert total is not None
     assert again_total is not None
@@ -180,10 +180,10 @@ def test_sums_of_images_and_features_are_repeatable_and_may_be_empty() -> None:
         sums.double(), torch.einsum("nchw,nfhw->cf", masked_x, few.double()), atol=1e-4, rtol=1e-4
     )
     torch.testing.assert_close(total.double(), masked_x.sum((0, 2, 3)), atol=1e-4, rtol=1e-4)
-    assert kernels.few_sums(x[:0], few[:0], total=True)[0].tolist() == [[0.0] * 3] * 70
+    assert kernels.image_sums(x[:0], few[:0], total=True)[0].tolist() == [[0.0] * 3] * 70
     weight = torch.randn(70, 3, device=DEVICE)
-    assert kernels.spread(few[:0], weight, None).shape == (0, 70, 9, 5)
-    assert kernels.gather(x[:0], weight).shape == (0, 3, 9, 5)
+    assert kernels.from_images(few[:0], weight, None).shape == (0, 70, 9, 5)
+    assert kernels.to_images(x[:0], weight).shape == (0, 3, 9, 5)
 
 
 NORMALISERS = {
@@ -357,15 +357,15 @@ def test_networks_take_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return start
 
     names = ("blur", "act_blur", "blur_mask", "mask_blur", "epilogue", "epilogue_backward", "channel_sums")
-    for name in (*names, "spread", "gather", "few_sums"):
+    for name in (*names, "from_images", "to_images", "image_sums"):
         monkeypatch.setattr(kernels, name, watched(name, getattr(kernels, name)))
     model = ModelConfig(latent_size=4, mapping_layers=1, mapping_fmaps=4, fmap_base=32, fmap_max=8)
     G, D = (kind(model, resolution=8, channels=1).to(DEVICE) for kind in (Generator, Discriminator))
     score = D(G(torch.randn(2, 4, device=DEVICE))).sum()
-    assert sorted(started) == ["act_blur"] * 3 + ["epilogue"] * 4 + ["gather", "spread"]
+    assert sorted(started) == ["act_blur"] * 3 + ["epilogue"] * 4 + ["from_images", "to_images"]
     started.clear()
     score.backward()
-    of_images = ["few_sums"] * 2 + ["gather", "spread"]
+    of_images = ["from_images"] + ["image_sums"] * 2 + ["to_images"]
     assert sorted(started) == ["blur_mask"] * 3 + ["channel_sums"] + ["epilogue_backward"] * 4 + of_images
 
 
@@ -399,6 +399,17 @@ def test_scaled_weight_is_rounded_once(dtype: torch.dtype) -> None:
     (second,) = torch.autograd.grad(gradient.square().sum(), g)
     torch.testing.assert_close(second, (2 * 0.09 * g.float()).to(dtype))
     assert torch.equal(scale_weight(weight.detach(), 0.3, dtype), used)
+
+
+def test_wider_types_and_backward_passes_without_kernels_work() -> None:
+    """Check what kernels do not know, and a setting that changes between the two passes."""
+    weight = torch.randn(2, 3, 3, 3, device=DEVICE, requires_grad=True)
+    assert torch.equal(scale_weight(weight, 0.3, torch.float64), (weight * 0.3).double())
+    assert four_tap(weight, dtype=torch.float64).dtype == torch.float64
+    used = (scale_weight(weight, 0.3, torch.bfloat16).sum() + four_tap(weight, dtype=torch.bfloat16).sum()).float()
+    with ops.kernels_enabled(False):
+        (gradient,) = torch.autograd.grad(used, weight)
+    torch.testing.assert_close(gradient, torch.full_like(weight, 4.3), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("rotated", [False, True])

@@ -18,7 +18,7 @@ from stylegan.training.graphs import WARM_UPS, StepRunner
 from stylegan.training.schedule import stages
 from stylegan.training.state import start_stage
 
-BATCH, STEPS = 2, 2 * WARM_UPS + 2
+BATCH, STEPS = 2, WARM_UPS + 2
 
 
 def train(recorder):
@@ -28,7 +28,7 @@ def train(recorder):
             "name": "t",
             "data": {"source": "digits", "resolution": 8},
             "model": {"latent_size": 4, "mapping_layers": 1, "mapping_fmaps": 4, "fmap_base": 16, "fmap_max": 4},
-            "training": {"start_resolution": 8, "batch": BATCH, "precision": "bf16", "penalty_interval": 2},
+            "training": {"start_resolution": 8, "batch": BATCH, "precision": "bf16"},
             "evaluation": {"metrics": ["fid"]},
         }
     )
@@ -43,7 +43,7 @@ def train(recorder):
 
 
 def test_replays_equal_the_steps(monkeypatch):
-    """To the last bit, with other images, latents, noise and weights in each step, with and without a penalty."""
+    """To the last bit, with other images, latents, noise and weights in each step."""
     assert ops.load_kernels(torch.device("cpu")) is kernels
     for name in [name for name in vars(kernels) if name.endswith("_kernel")]:
         monkeypatch.setattr(kernels, name, Launches(getattr(kernels, name)))
