@@ -165,11 +165,8 @@ def _image_kernels(x: Tensor, weight: Tensor, geometry: Geometry) -> ModuleType 
     if kernels is None or weight.shape[2:] != (1, 1) or geometry[:3] != (1, 0, False):
         return None
     outputs, inputs = weight.shape[:2]
-    return (
-        kernels
-        if inputs <= kernels.MOST_IMAGE_CHANNELS or (outputs <= kernels.MOST_IMAGE_CHANNELS and not geometry.activate)
-        else None
-    )
+    narrow = inputs if geometry.activate else min(outputs, inputs)
+    return kernels if narrow <= kernels.MOST_IMAGE_CHANNELS else None
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -222,7 +219,8 @@ def _gradients_images(
         if needs_x:
             grad_x = kernels.to_images(g, flat, y=y, slope=slope)
         if needs_weight or needs_bias:
-            grad_weight, grad_bias = kernels.image_sums(g, x, y=y, slope=slope, total=needs_bias)
+            sums, grad_bias = kernels.image_sums(g, x, y=y, slope=slope, total=needs_bias)
+            grad_weight = sums if needs_weight else None
     else:
         if needs_x:
             grad_x = kernels.from_images(g, flat.t(), None)
@@ -231,7 +229,7 @@ def _gradients_images(
         if needs_bias:
             grad_bias = bias_gradient(g)
     if grad_weight is not None:
-        grad_weight = grad_weight.to(weight.dtype)[:, :, None, None] if needs_weight else None
+        grad_weight = grad_weight.to(weight.dtype)[:, :, None, None]
     return grad_x, grad_weight, grad_bias
 
 

@@ -455,8 +455,7 @@ class Pipeline:
         if found:  # a page that was lost tells it again
             with decoration("evaluate: the verdict on the page"):
                 verdict = run.last_verdict()
-        story, key = (self._story(run, report, verdict), story_key(verdict)) if verdict else (None, "")
-        page = self._write_page(run, report, story, key=key, anew=new_page)
+        page = self._write_page(run, report, verdict, self._story(run, report, verdict), anew=new_page)
         self.tracked(shards).log_report(
             report,
             nimg=checkpoint.nimg,
@@ -467,9 +466,9 @@ class Pipeline:
         return self._done("evaluate", report, found)
 
     def _write_page(
-        self, run: Run, report: Report, story: Callable[[], Story] | None = None, *, key: str = "", anew: bool = False
+        self, run: Run, report: Report, verdict: Verdict | None, story: Callable[[], Story], *, anew: bool = False
     ) -> str:
-        """Write the page of a run unless it is there and tells the story of `key`; return its URI."""
+        """Write the page of a run unless it is there and tells the verdict, if there is one; return its URI."""
         return write_page(
             report,
             run.uri,
@@ -477,8 +476,8 @@ class Pipeline:
             published=self.published(run.shards, report),
             facts={"Run": run.run_id, "Images": self.config.data.source},
             data=read_card(run.shards.uri),
-            told=lambda: parts_of(run, story() if story else tell(run, report)),
-            key=key,
+            told=lambda: parts_of(run, story()),
+            key=story_key(verdict) if verdict else "",
             anew=anew,
         )
 
@@ -489,17 +488,19 @@ class Pipeline:
         """
         tracked, key, story = self.tracked(run.shards), story_key(verdict), self._story(run, report, verdict)
         with decoration("the page and the note of the run"):
-            page = self._write_page(run, report, story, key=key)
+            page = self._write_page(run, report, verdict, story)
             if not tracked.tells(key):
                 self._log_hours(run)
                 note = note_of(story(), report, tracked.mlflow_run_id)
                 tracked.log_story(key, note, last_tags(story(), report, hardware_of(run)), page)
 
-    def _story(self, run: Run, report: Report, verdict: Verdict) -> Callable[[], Story]:
-        """Return what tells the story of a run that was judged, and looks everything up at its first call."""
+    def _story(self, run: Run, report: Report, verdict: Verdict | None) -> Callable[[], Story]:
+        """Return what tells the story of a run, and looks everything up at its first call."""
 
         @cache
         def story() -> Story:
+            if verdict is None:
+                return tell(run, report)
             tracked = self.tracked(run.shards)
             return tell(
                 run,

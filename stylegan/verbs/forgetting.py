@@ -49,14 +49,21 @@ def forgetting_picture(charts: Mapping[str, CurveChart]) -> Image.Image:
 
 def compared_picture(runs: Sequence[ComparedRun]) -> Image.Image | None:
     """Draw the forgetting curves of runs, a chart for each layer; None if none of them was probed."""
-    read = [(run.label, read_layers(run.rows)) for run in runs]
-    layers = sorted({layer for _, curves in read for layer in curves}, key=_number)
+    return pictured_together({run.label: run.rows for run in runs})
+
+
+def pictured_together(rows: Mapping[str, Sequence[Row]]) -> Image.Image | None:
+    """Draw the forgetting curves in the points of several runs, by their names; None if there are none."""
+    read = {name: read_layers(points) for name, points in rows.items()}
+    layers = sorted({layer for curves in read.values() for layer in curves}, key=_number)
     if not layers:
         return None
-    limits = limits_of(curve for _, curves in read for curve in curves.values())
+    limits = limits_of(curve for curves in read.values() for curve in curves.values())
     return forgetting_picture(
         {
-            layer: curve_chart({label: curves.get(layer, []) for label, curves in read}, x_name="kimg", limits=limits)
+            layer: curve_chart(
+                {name: curves.get(layer, []) for name, curves in read.items()}, x_name="kimg", limits=limits
+            )
             for layer in layers
         }
     )

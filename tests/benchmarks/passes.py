@@ -61,7 +61,7 @@ PRODUCTS = {"convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbm
 
 @dataclass(frozen=True)
 class Operation:
-    """What one operation, or one launch of a kernel of `kernels`, makes the GPU do.
+    """Describes what one operation, or one launch of a kernel of `kernels`, makes the GPU do.
 
     Attributes:
         part: of the step, such as "G".
@@ -81,7 +81,7 @@ class Operation:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a kernel of `kernels`."""
+        """Return whether it is a kernel of `kernels`."""
         return self.name.endswith("_kernel")
 
     def seconds(self, precision: str) -> float:

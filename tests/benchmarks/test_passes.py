@@ -1,4 +1,4 @@
-"""What a step makes a GPU do, counted on a CPU: nothing but convolutions and our kernels passes over feature maps."""
+"""Tests of the counts of what a step makes a GPU do: nothing but convolutions and our kernels passes over feature maps."""
 
 import os
 

@@ -45,7 +45,7 @@ from stylegan.training.samples import sample_grids
 from stylegan.training.schedule import Stage
 from stylegan.training.state import Checkpoint
 from stylegan.training.stop import StageStopped
-from stylegan.verbs.forgetting import PICTURE, forgetting_picture, limits_of, read_layers
+from stylegan.verbs.forgetting import PICTURE, pictured_together
 
 CURVES = {
     "quick/fid": "quick FID",
@@ -57,7 +57,7 @@ CURVES = {
 
 @dataclass
 class Trained:
-    """What came of a run.
+    """Collects what came of a run.
 
     Attributes:
         name: of the variant.
@@ -77,7 +77,7 @@ class Trained:
 
     @property
     def all_rows(self) -> list[Row]:
-        """The points of all stages."""
+        """Return the points of all stages."""
         return [row for rows in self.rows.values() for row in rows]
 
 
@@ -185,17 +185,9 @@ def draw(runs: Sequence[Trained], out: Path) -> None:
     }
     if charts:
         draw_charts("Curves", charts).save(out / "curves.png")
-    layers = {run.name: read_layers(run.all_rows) for run in runs}
-    names = sorted({layer for curves in layers.values() for layer in curves})
-    if names:
-        limits = limits_of(curve for curves in layers.values() for curve in curves.values())
-        pictures = {
-            layer: curve_chart(
-                {run: curves.get(layer, []) for run, curves in layers.items()}, x_name="kimg", limits=limits
-            )
-            for layer in names
-        }
-        forgetting_picture(pictures).save(out / PICTURE)
+    forgetting = pictured_together({run.name: run.all_rows for run in runs})
+    if forgetting:
+        forgetting.save(out / PICTURE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Steps of the kernels are recorded and replayed: what the kernels' launches read is fixed memory, and nothing of the host."""
+"""Recorded steps with the kernels, which read the same memory each time and nothing of the host, equal the steps."""
 
 import os
 
